@@ -1,0 +1,210 @@
+"""One typed tree for every run, filled from a YAML file and then from dotted overrides.
+
+    config = load_config("demo/demo.yaml", ["training.steps=20", "placement.kind=full"])
+
+    Config
+    ├── run          folder of the run: events, state, adapters, report
+    ├── base         which speech-LLM, its precision, its audio window
+    ├── data         where the shards are, how much of them one adapter step takes
+    ├── steering     sites and rule, for every adapter that does not say otherwise
+    ├── adapters     a list: one entry, one adapter, one row of the bank
+    ├── training     steps, learning rate, checkpoints
+    ├── placement    how many consecutive ranks share one copy of the base
+    └── evaluation   split, windows, decoding
+
+An unknown key or a wrong type is a `UserError` that names the place and the nearest right key.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from salsa_dist.errors import UserError
+
+Rule = Literal["salsa", "add"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+
+
+class BaseConfig(_Section):
+    name: str = Field(description="folder with a Hugging Face checkpoint, or a name on a hub")
+    revision: str | None = Field(None, description="hub branch, tag or commit")
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    window_s: float | None = Field(
+        None, gt=0, description="audio window in seconds; null: the base's own"
+    )
+
+
+class DataConfig(_Section):
+    shards: Path = Field(description="folder with tar shards and their index.json")
+    clips_per_step: int = Field(8, ge=1, description="clips of one adapter step, over all ranks")
+    readers: int = Field(
+        4, ge=1, description="virtual readers an adapter; its batches depend on this, not on ranks"
+    )
+    workers: int = Field(0, ge=0, description="processes a rank that read ahead; 0: none")
+
+
+class SteeringConfig(_Section):
+    sites: str = Field("encoder", description="encoder, llm, encoder:0-3, encoder:last-half+llm …")
+    rule: Rule = Field("salsa", description="salsa keeps the activation's norm; add does not")
+
+
+class AdapterConfig(_Section):
+    """One adapter. What is left out is taken from `steering`, `training` and `data`."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    language: str
+    sites: str | None = None
+    rule: Rule | None = None
+    lr: float | None = Field(None, gt=0)
+    steps: int | None = Field(None, ge=1)
+    seed: int | None = None
+
+
+class TrainingConfig(_Section):
+    steps: int = Field(160, ge=1, description="steps of each adapter")
+    lr: float = Field(1e-2, gt=0)
+    warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps with a rising rate")
+    decay: Literal["cosine", "none"] = "cosine"
+    clip_norm: float | None = Field(1.0, gt=0, description="of one adapter's gradient; null: off")
+    seed: int = 0
+    micro_batch: int = Field(16, ge=1, description="clips of one forward pass on one rank")
+    save_every_s: float = Field(60, ge=0, description="seconds between two checkpoints")
+    keep: int = Field(2, ge=1, description="checkpoints kept")
+    max_skipped: int = Field(
+        10, ge=0, description="steps in a row with a NaN gradient before the run stops"
+    )
+
+
+class PlacementConfig(_Section):
+    kind: Literal["replicate", "node", "full"] | int = Field(
+        "replicate",
+        description="ranks that share one copy: replicate (1), node, full (all), or a number",
+    )
+    ds_config: Path | None = Field(
+        None, description="DeepSpeed config; null: the one in ds_configs/ for this placement"
+    )
+
+
+class EvaluationConfig(_Section):
+    split: str = "test"
+    windows_s: list[float | None] = Field(
+        [None], min_length=1, description="audio windows in seconds; null: the base's own"
+    )
+    batch: int = Field(16, ge=1, description="clips of one generate() call")
+    max_new_tokens: int = Field(96, ge=1)
+    zero_shot: bool = Field(True, description="decode the clips without an adapter too")
+
+
+class Config(_Section):
+    run: Path = Field(description="folder of this run")
+    base: BaseConfig
+    data: DataConfig
+    steering: SteeringConfig = SteeringConfig()  # type: ignore[call-arg]
+    adapters: list[AdapterConfig] = Field(min_length=1)
+    training: TrainingConfig = TrainingConfig()  # type: ignore[call-arg]
+    placement: PlacementConfig = PlacementConfig()  # type: ignore[call-arg]
+    evaluation: EvaluationConfig = EvaluationConfig()  # type: ignore[call-arg]
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Config:
+        names = [a.name for a in self.adapters]
+        if twice := sorted({n for n in names if names.count(n) > 1}):
+            raise ValueError(f"two adapters are called {', '.join(twice)}: names must differ")
+        return self
+
+    def digest(self) -> str:
+        """Hash of all that decides the trained vectors; where they are kept and run does not count."""
+        tree = self.model_dump(
+            mode="json",
+            include={"base", "data", "steering", "adapters", "training"},
+            exclude={
+                "data": {"workers", "shards"},
+                "training": {"save_every_s", "keep", "micro_batch"},
+            },
+        )
+        return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read `path` (YAML), apply `overrides` (`section.key=value`, values as YAML), check it all.
+
+    List entries are addressed by number: `adapters.0.lr=0.02`.
+    """
+    path = Path(path)
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise UserError(f"config {path} can't be read ({e.strerror}): name a YAML file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        where = " ".join(str(e).split())
+        raise UserError(f"config {path} is not valid YAML: {where}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"config {path} holds no settings: it must be a tree with run, base, data …")
+    for override in overrides:
+        _override(tree, override)
+    return parse_config(tree, str(path))
+
+
+def parse_config(tree: dict[str, Any], where: str) -> Config:
+    """Check a settings tree; `where` names its source in the error."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as e:
+        raise UserError(f"{where}: " + "; ".join(_explain(err) for err in e.errors())) from None
+
+
+def _override(tree: dict[str, Any], text: str) -> None:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UserError(f"override {text!r} is not of the form section.key=value")
+    *parents, last = key.split(".")
+    node: Any = tree
+    try:
+        for part in parents:
+            if isinstance(node, list):
+                node = node[int(part)]
+            else:
+                if node.get(part) is None:
+                    node[part] = {}
+                node = node[part]
+        node[int(last) if isinstance(node, list) else last] = yaml.safe_load(value)
+    except (ValueError, IndexError, AttributeError, TypeError):
+        raise UserError(f"override {text!r}: the config has no place {key!r}") from None
+    except yaml.YAMLError:
+        raise UserError(f"override {text!r}: {value!r} is not a YAML value") from None
+
+
+def _explain(error: Any) -> str:
+    """One pydantic error in our words."""
+    loc = [str(part) for part in error["loc"]]
+    dotted = ".".join(loc)
+    if error["type"] == "extra_forbidden":
+        known = _keys_at(loc[:-1])
+        near = difflib.get_close_matches(loc[-1], known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else "known are " + ", ".join(known)
+        return f"unknown key {dotted!r}; {hint}"
+    if error["type"] == "missing":
+        return f"{dotted!r} is missing"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{dotted}: {message} (got {error['input']!r})" if dotted else message
+
+
+def _keys_at(loc: Sequence[str]) -> list[str]:
+    model: Any = Config
+    for part in loc:
+        if part.isdigit():
+            continue
+        annotation = model.model_fields[part].annotation
+        model = AdapterConfig if part == "adapters" else annotation
+    return list(model.model_fields)
