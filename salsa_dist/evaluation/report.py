@@ -1,0 +1,375 @@
+"""What one run learned, cost and gained: `RUN/report.json` for programs, `RUN/report.html` to read.
+
+    RUN/… ──read_run──> RunFiles ──build_report──> dict ──> report.json
+                                                    └─ report.html (template) + plots ──> report.html
+
+    report
+    ├── schema, base, adapters, environment, definitions, notes
+    ├── training     steps, seconds, clips_per_second, starts, loss {adapter: [[step, loss], …]}
+    ├── placement    as measured; null if the run did not say
+    ├── evaluation   cost of decoding; null if not known
+    ├── results      one row for each language, split, method, adapter and window
+    ├── gains        one for each adapter, language, split, method and metric
+    ├── examples     utterances before and after, see `_examples`
+    └── norms        {adapter: {site: length of its vector}}
+
+All rates and gains are fractions. A run that was not evaluated has empty results, gains, examples.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from salsa_dist.config import Config
+from salsa_dist.errors import UserError
+from salsa_dist.evaluation import metrics, normalise, plots
+from salsa_dist.evaluation.run_files import Hypothesis, RunFiles, read_run
+
+SCHEMA = "salsa-dist/report/1"
+ZERO_SHOT = "zero-shot"
+EXAMPLES = 3
+"""Examples of each kind, for one adapter."""
+
+
+class _Row:
+    """All utterances that one method decoded in one language, split and window."""
+
+    def __init__(self, hypotheses: Sequence[Hypothesis]) -> None:
+        first = hypotheses[0]
+        self.language, self.split, self.method = first.language, first.split, first.method
+        self.adapter, self.window_s = first.adapter, first.window_s
+        self.texts = {h.key: h for h in hypotheses}
+        self.scored = [
+            metrics.score(h.reference, h.hypothesis, h.language, finished=h.finished, key=h.key)
+            for h in hypotheses
+        ]
+        self.summary = metrics.summarise(self.scored)
+
+    def rate(self, metric: metrics.Metric) -> float | None:
+        return self.summary.wer if metric == "wer" else self.summary.cer
+
+
+def build_report(run: Path) -> dict[str, Any]:
+    """The tree of `report.json`; `UserError` if a file of the run is missing or damaged."""
+    return _build(read_run(Path(run)))
+
+
+def write_report(run: Path) -> Path:
+    """Write `report.json` and `report.html` into `run`; gives the path of the page."""
+    run = Path(run)
+    files = read_run(run)
+    report = _build(files)
+    page = run / "report.html"
+    try:
+        (run / "report.json").write_text(
+            json.dumps(report, ensure_ascii=False, indent=1, allow_nan=False) + "\n",
+            encoding="utf-8",
+        )
+        page.write_text(render(report, files.config_text), encoding="utf-8")
+    except OSError as e:
+        raise UserError(f"the report can't be written to {run} ({e.strerror})") from None
+    return page
+
+
+def render(report: Mapping[str, Any], config_text: str) -> str:
+    """The page of a report: one file that needs no other."""
+    environment = Environment(
+        loader=PackageLoader("salsa_dist.evaluation", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "percent": _percent, "size": _size, "duration": _duration, "number": "{:,}".format,
+    }  # fmt: skip
+    return environment.get_template("report.html").render(
+        report=report,
+        config_text=config_text,
+        best=_best(report["results"]),
+        figures={name: Markup(svg) for name, svg in _figures(report).items()},
+        align=metrics.align,
+        unit=normalise.unit,
+    )
+
+
+def _build(files: RunFiles) -> dict[str, Any]:
+    groups: dict[tuple[Any, ...], list[Hypothesis]] = defaultdict(list)
+    for h in files.hypotheses:
+        groups[h.language, h.split, h.method, h.adapter, h.window_s].append(h)
+    rows = [_Row(group) for group in groups.values()]
+    rows.sort(key=lambda row: _row_order(row, files.config))
+    gains, pairs, notes = _gains(rows, files.config)
+    if not rows:
+        notes.append("not evaluated yet: `salsa-dist evaluate CONFIG` adds error rates and gains")
+    elif truncated := sum(row.summary.truncated for row in rows):
+        notes.append(
+            f"{truncated} hypotheses were cut off at the token limit while still shorter than "
+            "their reference: a larger evaluation.max_new_tokens may lower the error rates"
+        )
+    return {
+        "schema": SCHEMA,
+        "base": files.start.base.model_dump(),
+        "adapters": [
+            {
+                "name": a.name,
+                "language": a.language,
+                "rule": a.rule,
+                "sites": a.sites,
+                "trained_parameters": sum(v.size for v in a.vectors.values()),
+                "file": a.file,
+                "file_bytes": a.file_bytes,
+            }
+            for a in files.adapters
+        ],
+        "results": [_result(row) for row in rows],
+        "gains": gains,
+        "examples": [e for before, after in pairs for e in _examples(before, after)],
+        "placement": files.placement.model_dump() if files.placement else None,
+        "training": _training(files),
+        "evaluation": files.evaluation.model_dump() if files.evaluation else None,
+        "norms": {
+            a.name: {
+                site: float(np.linalg.norm(a.vectors[site].astype(np.float64)))
+                for site in sorted(a.vectors, key=plots.site_order)
+            }
+            for a in files.adapters
+        },
+        "environment": files.start.environment,
+        "definitions": {
+            "normaliser": normalise.NORMALISER,
+            "interval": f"{metrics.BOOTSTRAP} bootstrap over utterances",
+            "confidence": metrics.CONFIDENCE,
+            "resamples": metrics.RESAMPLES,
+            "seed": metrics.SEED,
+        },
+        "notes": notes,
+    }
+
+
+def _training(files: RunFiles) -> dict[str, Any]:
+    seconds = sum(step.seconds for step in files.steps)
+    loss: dict[str, list[list[float | None]]] = {a.name: [] for a in files.adapters}
+    for step in files.steps:
+        for name, of in step.adapters.items():
+            # A step without a finite loss was skipped; JSON has no NaN.
+            finite = of.loss is not None and math.isfinite(of.loss)
+            loss.setdefault(name, []).append([step.step, of.loss if finite else None])
+    return {
+        "steps": len(files.steps),
+        "seconds": seconds,
+        "clips_per_second": sum(step.clips for step in files.steps) / seconds if seconds else None,
+        "starts": files.starts,
+        "loss": loss,
+    }
+
+
+def _result(row: _Row) -> dict[str, Any]:
+    return {
+        "adapter": row.adapter,
+        "language": row.language,
+        "method": row.method,
+        "window_s": row.window_s,
+        "split": row.split,
+        "unit": normalise.unit(row.language),
+        **asdict(row.summary),
+    }
+
+
+def _row_order(row: _Row, config: Config) -> tuple[Any, ...]:
+    """Zero-shot above what is compared with it; adapters as in the config."""
+    names = [None, *(adapter.name for adapter in config.adapters)]
+    place = names.index(row.adapter) if row.adapter in names else len(names)
+    steered = row.method != ZERO_SHOT
+    return (row.language, row.split, steered, place, row.adapter or "", row.method, row.window_s)
+
+
+def _gains(
+    rows: Sequence[_Row], config: Config
+) -> tuple[list[dict[str, Any]], list[tuple[_Row, _Row]], list[str]]:
+    """Gains, the (baseline, steered) rows behind those over words, and why some are not there.
+
+    The baseline is the better zero-shot row over all windows, chosen on the very utterances that it
+    is compared on. That favours the baseline, so the gain errs to the low side.
+    """
+    gains: list[dict[str, Any]] = []
+    pairs: list[tuple[_Row, _Row]] = []
+    notes: list[str] = []
+    groups: dict[tuple[str, str, str, str], list[_Row]] = defaultdict(list)
+    for row in rows:
+        if row.adapter is not None and row.method != ZERO_SHOT:
+            groups[row.adapter, row.language, row.split, row.method].append(row)
+    for (adapter, language, split, method), steered_rows in groups.items():
+        zero_shot = [
+            row for row in rows if (row.method, row.language, row.split) == (ZERO_SHOT, language, split)
+        ]
+        steered = _at_trained_window(steered_rows, config)
+        what = f"{adapter} ({language}, {split}, {method})"
+        if not zero_shot:
+            notes.append(f"no gain for {what}: it has no zero-shot row to be compared with")
+            continue
+        if steered is None:
+            windows = ", ".join(f"{row.window_s:g} s" for row in steered_rows)
+            notes.append(
+                f"no gain for {what}: decoded at {windows}, none of which is known to be the "
+                "window it was trained at; set base.window_s or add it to evaluation.windows_s"
+            )
+            continue
+        for metric in ("wer", "cer"):
+            known = [(rate, row) for row in zero_shot if (rate := row.rate(metric)) is not None]
+            if not known:
+                continue
+            baseline = min(known, key=lambda pair: pair[0])[1]
+            try:
+                gain = metrics.relative_gain(baseline.scored, steered.scored, metric)
+            except UserError as e:
+                raise UserError(f"{what}: {e}") from None
+            gains.append(
+                {
+                    "adapter": adapter,
+                    "language": language,
+                    "split": split,
+                    "method": method,
+                    "metric": metric,
+                    "window_s": steered.window_s,
+                    "baseline_window_s": baseline.window_s,
+                    **asdict(gain),
+                    **_changes(baseline, steered, metric),
+                }
+            )
+            if metric == "wer":
+                pairs.append((baseline, steered))
+    return gains, pairs, notes
+
+
+def _at_trained_window(rows: Sequence[_Row], config: Config) -> _Row | None:
+    """The row at the window that training used; None if that can't be told.
+
+    With `base.window_s: null` training used the base's own window. Its length is not in the config,
+    but it is what remains of the decoded windows without those that the config gives in seconds.
+    """
+    if config.base.window_s is not None:
+        own = [row for row in rows if math.isclose(row.window_s, config.base.window_s)]
+    elif len(rows) == 1:
+        own = list(rows)
+    else:
+        given = [w for w in config.evaluation.windows_s if w is not None]
+        own = [row for row in rows if not any(math.isclose(row.window_s, w) for w in given)]
+    return own[0] if len(own) == 1 else None
+
+
+def _changes(before: _Row, after: _Row, metric: metrics.Metric) -> dict[str, int]:
+    """How many utterances have fewer errors, as many, or more."""
+    steered = {u.key: u.edits(metric).errors for u in after.scored}
+    falls = [u.edits(metric).errors - steered[u.key] for u in before.scored if not u.empty_reference]
+    return {
+        "improved": sum(fall > 0 for fall in falls),
+        "unchanged": sum(fall == 0 for fall in falls),
+        "worse": sum(fall < 0 for fall in falls),
+    }
+
+
+def _examples(before: _Row, after: _Row) -> list[dict[str, Any]]:
+    """Utterances where errors fell most, rose most, and some nearest to the median change.
+
+    By number of errors, which is what moves the corpus rate; ties go to the smaller key, so the
+    same run always shows the same examples.
+    """
+    steered = {u.key: u for u in after.scored}
+    spoken = [u for u in before.scored if not u.empty_reference]
+    change = {u.key: u.words.errors - steered[u.key].words.errors for u in spoken}
+    if not change:
+        return []
+    middle = median(change.values())
+    fell = sorted((k for k in change if change[k] > 0), key=lambda k: (-change[k], k))[:EXAMPLES]
+    rose = sorted((k for k in change if change[k] < 0), key=lambda k: (change[k], k))[:EXAMPLES]
+    rest = change.keys() - {*fell, *rose}
+    typical = sorted(rest, key=lambda k: (abs(change[k] - middle), k))[:EXAMPLES]
+    errors = {u.key: u.words for u in spoken}
+    return [
+        {
+            "adapter": after.adapter,
+            "language": after.language,
+            "split": after.split,
+            "method": after.method,
+            "key": key,
+            "kind": kind,
+            "ref_words": errors[key].length,
+            "zero_shot_errors": errors[key].errors,
+            "steered_errors": steered[key].words.errors,
+            "reference": before.texts[key].reference,
+            "zero_shot": before.texts[key].hypothesis,
+            "steered": after.texts[key].hypothesis,
+        }
+        for kind, keys in (("improved", fell), ("typical", typical), ("worse", rose))
+        for key in keys
+    ]
+
+
+def _best(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[tuple[str, str], float]]:
+    """Lowest rate of each language and split, by metric."""
+    best: dict[str, dict[tuple[str, str], float]] = {"wer": {}, "cer": {}}
+    for metric, lowest in best.items():
+        for row in results:
+            if row[metric] is not None:
+                place = row["language"], row["split"]
+                lowest[place] = min(row[metric], lowest.get(place, math.inf))
+    return best
+
+
+def _figures(report: Mapping[str, Any]) -> dict[str, str]:
+    figures: dict[str, str] = {}
+    steered = {(row["language"], row["adapter"]) for row in report["results"] if row["adapter"]}
+    rivals = len(steered) > len({language for language, _ in steered})
+    splits = {row["split"] for row in report["results"]}
+    if any(report["training"]["loss"].values()):
+        figures["loss"] = plots.loss_curves(report["training"]["loss"])
+    if any(report["norms"].values()):
+        figures["norms"] = plots.site_norms(report["norms"])
+    for metric in ("wer", "cer"):
+        rows: dict[str, list[plots.Point]] = defaultdict(list)
+        for row in report["results"]:
+            # Over characters alone, the rate over words says the same thing twice.
+            if row[metric] is not None and (metric == "cer" or row["unit"] != "character"):
+                place = row["language"] + (f" ({row['split']})" if len(splits) > 1 else "")
+                if rivals and row["adapter"]:
+                    place += f": {row['adapter']}"
+                label = f"{row['method']}, {row['window_s']:g} s"
+                rows[place].append(
+                    plots.Point(label, row[metric], row[f"{metric}_low"], row[f"{metric}_high"])
+                )
+        if rows:
+            figures[metric] = plots.error_rates(metric.upper(), list(rows.items()))
+    return figures
+
+
+def _percent(fraction: float | None) -> str:
+    return "–" if fraction is None else f"{100 * fraction:.1f}"
+
+
+def _size(count: float) -> str:
+    """Bytes in decimal units, as disks and networks are sold: 1 MB is 1,000,000 bytes."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.3g} TB"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"

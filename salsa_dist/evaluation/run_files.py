@@ -1,0 +1,252 @@
+"""Reading what a run left in its folder, for the report. Nothing is trusted: every line is checked.
+
+    RUN/
+    ├── config.yaml                    -> RunFiles.config, .config_text
+    ├── events.jsonl                   -> .start, .starts, .placement, .steps (the last of each step)
+    ├── adapters/NAME.safetensors      -> .adapters, in the config's order
+    └── evaluation/*.jsonl             -> .hypotheses (the last line of each key of a row)
+        └── summary.json               -> .evaluation, if it is there
+
+A run that was not evaluated has no hypotheses; whatever else is missing or damaged is a `UserError`
+with the file and the command that makes it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError, safe_open
+
+from salsa_dist.config import Config, load_config
+from salsa_dist.errors import UserError
+
+
+class _Line(BaseModel):
+    """One line of a file. Fields that we do not read may be there."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class Event(_Line):
+    schema_: Literal["salsa-dist/events/1"]
+    event: str
+
+
+class Base(_Line):
+    name: str
+    revision: str | None
+    parameters: int
+
+
+class Start(_Line):
+    base: Base
+    environment: dict[str, str | int | float | bool | None]
+
+
+class Placement(_Line):
+    """Measured; each number is that of the rank with the most."""
+
+    kind: str | int
+    world_size: int
+    group_size: int
+    base_bytes: int
+    resident_bytes_between_steps: int
+    peak_bytes: int
+    gathered_bytes_per_step: int
+    reduced_bytes_per_step: int
+    threshold_bytes: int | None = None
+    """Small weights that stay whole on every rank."""
+
+
+class AdapterStep(_Line):
+    loss: float | None
+
+
+class Step(_Line):
+    step: int
+    seconds: float
+    clips: int
+    adapters: dict[str, AdapterStep]
+
+
+class Hypothesis(_Line):
+    schema_: Literal["salsa-dist/hypotheses/1"]
+    key: str
+    language: str
+    split: str
+    method: str
+    adapter: str | None
+    window_s: float
+    reference: str
+    hypothesis: str
+    finished: bool
+
+
+class EvaluationSummary(_Line):
+    seconds: float | None = None
+    clips_per_second: float | None = None
+    max_new_tokens: int | None = None
+    batch: int | None = None
+
+
+@dataclass(frozen=True)
+class AdapterFile:
+    name: str
+    language: str
+    rule: str
+    sites: str
+    file: str
+    """Relative to the run's folder."""
+    file_bytes: int
+    vectors: dict[str, NDArray[np.float32]]
+    """By site, each `(hidden,)`."""
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    config: Config
+    config_text: str
+    start: Start
+    starts: int
+    """How often training was started: one, and one for each resume."""
+    placement: Placement | None
+    steps: list[Step]
+    adapters: list[AdapterFile]
+    hypotheses: list[Hypothesis]
+    evaluation: EvaluationSummary | None
+
+
+_L = TypeVar("_L", bound=_Line)
+
+
+def read_run(run: Path) -> RunFiles:
+    """Read all files of `run`; `UserError` for the first that is missing or damaged."""
+    config_file = run / "config.yaml"
+    if not config_file.is_file():
+        raise UserError(
+            f"{config_file} is missing, so {run} is no run: make one with `salsa-dist train CONFIG`"
+        )
+    config = load_config(config_file)
+    train, evaluate = (f"salsa-dist {verb} {config_file}" for verb in ("train", "evaluate"))
+
+    start, starts, placement, steps = _read_events(run / "events.jsonl", train)
+    # Every rank of a resumed evaluation may write an utterance again: the last line is the newest.
+    newest: dict[tuple[Any, ...], Hypothesis] = {}
+    for file in sorted((run / "evaluation").glob("*.jsonl")):
+        for h in (_parse(Hypothesis, *line, evaluate) for line in _lines(file, evaluate)):
+            newest[h.language, h.split, h.method, h.adapter, h.window_s, h.key] = h
+    summary = run / "evaluation" / "summary.json"
+    return RunFiles(
+        config=config,
+        config_text=config_file.read_text(encoding="utf-8"),
+        start=start,
+        starts=starts,
+        placement=placement,
+        steps=[steps[number] for number in sorted(steps)],
+        adapters=[_read_adapter(run, adapter.name, train) for adapter in config.adapters],
+        hypotheses=list(newest.values()),
+        evaluation=(
+            _parse(
+                EvaluationSummary,
+                _json(_text(summary, evaluate), str(summary), evaluate),
+                str(summary),
+                evaluate,
+            )
+            if summary.exists()
+            else None
+        ),
+    )
+
+
+def _read_events(file: Path, command: str) -> tuple[Start, int, Placement | None, dict[int, Step]]:
+    start: Start | None = None
+    starts = 0
+    placement: Placement | None = None
+    steps: dict[int, Step] = {}
+    for tree, where in _lines(file, command):
+        event = _parse(Event, tree, where, command).event
+        if event == "start":
+            start, starts = _parse(Start, tree, where, command), starts + 1
+        elif event == "placement":
+            placement = _parse(Placement, tree, where, command)
+        elif event == "step":
+            step = _parse(Step, tree, where, command)
+            steps[step.step] = step
+    if start is None:
+        raise _damaged(str(file), "it holds no start event", command)
+    return start, starts, placement, steps
+
+
+def _read_adapter(run: Path, name: str, command: str) -> AdapterFile:
+    file = run / "adapters" / f"{name}.safetensors"
+    if not file.is_file():
+        raise UserError(f"{file} is missing: the run has not ended; go on with `{command}`")
+    try:
+        with safe_open(file, framework="numpy") as opened:
+            metadata = opened.metadata() or {}
+            vectors = {site: opened.get_tensor(site) for site in opened.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, TypeError, ValueError) as e:
+        raise _damaged(str(file), str(e), command) from None
+    if metadata.get("schema") != "salsa-dist/adapter/1":
+        raise _damaged(str(file), f"its schema is {metadata.get('schema')!r}", command)
+    if missing := sorted({"language", "rule", "sites"} - metadata.keys()):
+        raise _damaged(str(file), f"its metadata has no {', '.join(missing)}", command)
+    if bad := [site for site, v in vectors.items() if v.ndim != 1 or not np.isfinite(v).all()]:
+        raise _damaged(str(file), f"{bad[0]} is not one finite vector", command)
+    return AdapterFile(
+        name=name,
+        language=metadata["language"],
+        rule=metadata["rule"],
+        sites=metadata["sites"],
+        file=str(file.relative_to(run)),
+        file_bytes=file.stat().st_size,
+        vectors=vectors,
+    )
+
+
+def _lines(file: Path, command: str) -> Iterator[tuple[Any, str]]:
+    """Each line as a tree, with its place for errors."""
+    # By "\n" alone: a text may hold other characters that str.splitlines() takes for line ends.
+    for number, line in enumerate(_text(file, command).split("\n"), 1):
+        if line.strip():
+            where = f"{file}, line {number}"
+            yield _json(line, where, command), where
+
+
+def _text(file: Path, command: str) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{file} is missing: make it with `{command}`") from None
+    except (OSError, UnicodeDecodeError) as e:
+        raise _damaged(str(file), str(e), command) from None
+
+
+def _json(text: str, where: str, command: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as e:
+        raise _damaged(where, f"no JSON: {e}", command) from None
+
+
+def _parse(model: type[_L], tree: Any, where: str, command: str) -> _L:
+    if isinstance(tree, dict) and "schema" in tree:
+        # pydantic keeps the name `schema` for itself.
+        tree = {**tree, "schema_": tree["schema"]}
+    try:
+        return model.model_validate(tree)
+    except ValidationError as e:
+        first = e.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]).replace("schema_", "schema")
+        raise _damaged(where, f"{place}: {first['msg']}".removeprefix(": "), command) from None
+
+
+def _damaged(where: str, what: str, command: str) -> UserError:
+    return UserError(f"{where} is damaged ({' '.join(what.split())}): make it again with `{command}`")

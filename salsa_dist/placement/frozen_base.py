@@ -1,0 +1,157 @@
+"""The frozen base as the training loop sees it, wherever its weights are.
+
+    base = FrozenBase(speech_llm, bank, ranks, config.placement)
+    losses = base.token_losses(batch)     (labels,) fp32
+    losses.sum().backward()               reaches bank.vectors and nothing else
+    base.after_backward()
+
+Placement is one number, how many consecutive ranks share one copy: 1 keeps the whole base on each
+rank, more cuts it with ZeRO-3 (`zero.py`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from salsa_dist.config import PlacementConfig
+from salsa_dist.data.clip import Clip, silent_clip
+from salsa_dist.placement.ranks import Ranks, group_size
+from salsa_dist.placement.zero import StepTraffic, ZeroShards, ds_settings
+from salsa_dist.speech_llms.batch import AdapterBatch, Transcript
+from salsa_dist.speech_llms.load import SpeechLLM
+from salsa_dist.steering.bank import Bank
+from salsa_dist.steering.sites import site_modules
+
+
+class FrozenBase:
+    """A placed base with a bank of steering vectors on it.
+
+    Args:
+        speech_llm: the base, whole on this rank; sharded placements empty it.
+        bank: the vectors, on the rank's device.
+        ranks: this process.
+        placement: how many ranks share one copy.
+    """
+
+    def __init__(
+        self, speech_llm: SpeechLLM, bank: Bank, ranks: Ranks, placement: PlacementConfig
+    ) -> None:
+        self.model: Any = speech_llm.model
+        self.family = speech_llm.family
+        self.bank = bank
+        self.ranks = ranks
+        self.kind = placement.kind
+        self.size = group_size(placement.kind, ranks)
+        self.dtype = next(self.model.parameters()).dtype
+        self.base_bytes = sum(
+            t.numel() * t.element_size() for t in [*self.model.parameters(), *self.model.buffers()]
+        )
+        self._zero: ZeroShards | None = None
+        if self.size > 1:
+            settings = ds_settings(placement.ds_config, placement.kind, self.dtype)
+            self._zero = ZeroShards(self.model, self.size, settings)
+        self._hooks = ExitStack()
+        self._hooks.enter_context(bank.attached(site_modules(self.model)))
+
+    def token_losses(self, batch: AdapterBatch) -> Tensor:
+        """Cross-entropy of each label of `batch`, (labels,) fp32, with each sample's own adapter on."""
+        batch = batch.to(self.ranks.device, self.dtype)
+        with self.bank.rows(batch.rows), _narrowed_head(self.model, batch.label_positions):
+            logits = self.model(**batch.inputs, use_cache=False).logits
+        return cross_entropy(logits.squeeze(0).float(), batch.labels, reduction="none")
+
+    def generate(self, clips: Sequence[Clip], max_new_tokens: int) -> list[Transcript]:
+        """Transcribe `clips`, each with its own adapter on. All ranks call this equally often; a
+        rank that has no clips left passes none."""
+        # Under ZeRO-3 every rank must step along, so an empty batch is one silent clip.
+        language = next(iter(self.family.language_ids)).strip("<|>")
+        batch = list(clips) or ([silent_clip(language)] if self.size > 1 else [])
+        if not batch:
+            return []
+        rows = torch.tensor([clip.row for clip in batch], device=self.ranks.device)
+        with torch.inference_mode(), self.bank.rows({"encoder": rows, "llm": rows}):
+            transcripts = self.family.generate(self.model, batch, max_new_tokens, synced=self.size > 1)
+        return transcripts[: len(clips)]
+
+    def after_backward(self) -> None:
+        """Release what backward left gathered."""
+        if self._zero is not None:
+            self._zero.release()
+
+    @contextmanager
+    def watched(self) -> Iterator[StepTraffic]:
+        """Measure the passes inside the block; see `StepTraffic`."""
+        if self._zero is None:
+            yield StepTraffic(peak_bytes=self.base_bytes)
+        else:
+            with self._zero.watched() as traffic:
+                yield traffic
+
+    def measure(self, traffic: StepTraffic, reduced_bytes: int) -> dict[str, Any]:
+        """The placement as measured, over all ranks: each number is of the rank with the most."""
+        own = torch.tensor(
+            [self.resident_bytes(), traffic.peak_bytes, traffic.gathered_bytes, reduced_bytes],
+            dtype=torch.int64,
+            device=self.ranks.device,
+        )
+        dist.all_reduce(own, op=dist.ReduceOp.MAX)
+        names = (
+            "resident_bytes_between_steps",
+            "peak_bytes",
+            "gathered_bytes_per_step",
+            "reduced_bytes_per_step",
+        )
+        return {
+            "kind": str(self.kind),
+            "world_size": self.ranks.world_size,
+            "group_size": self.size,
+            "base_bytes": self.base_bytes,
+            "threshold_bytes": self._zero.threshold_bytes if self._zero else 0,
+            **dict(zip(names, own.tolist(), strict=True)),
+        }
+
+    def resident_bytes(self) -> int:
+        """Bytes of the base on this rank now."""
+        return self.base_bytes if self._zero is None else self._zero.resident_bytes()
+
+    def weights_hash(self) -> str:
+        """SHA-256 of what this rank holds of the base: its whole weights, or its parts of them."""
+        digest = hashlib.sha256()
+        for p in self.model.parameters():
+            held = getattr(p, "ds_tensor", p.data) if self._zero else p.data
+            digest.update(held.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def close(self) -> None:
+        """Take the bank off the base."""
+        self._hooks.close()
+
+
+@contextmanager
+def _narrowed_head(model: nn.Module, positions: Tensor) -> Iterator[None]:
+    """Make the head of `model` see only the positions that are labels.
+
+    Logits over a large vocabulary are the largest activation of a step; prompts and padding need
+    none. It works through the model's own forward, whatever that does after its head.
+
+    Args:
+        positions: (batch, tokens) bool.
+    """
+
+    def keep_labels(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (args[0][positions].unsqueeze(0), *args[1:])
+
+    head: nn.Module = model.get_output_embeddings()  # type: ignore[operator]
+    hook = head.register_forward_pre_hook(keep_labels)
+    try:
+        yield
+    finally:
+        hook.remove()

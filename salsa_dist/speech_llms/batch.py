@@ -1,0 +1,49 @@
+"""What a family hands to a base: a batch whose every element knows its adapter.
+
+inputs           keyword arguments of the model's forward: (batch, …) tensors
+label_positions  (batch, tokens) bool: the positions whose next token is a label
+labels           (labels,) int64, in the order of those positions
+label_rows       (labels,) int64, the adapter's row of each label
+rows             component -> (n,) int64, the adapter's row of each element of that component's
+                 layers' outputs (samples for most; chunks or packed tokens for some encoders)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class AdapterBatch:
+    keys: list[str]
+    inputs: dict[str, Tensor]
+    label_positions: Tensor
+    labels: Tensor
+    label_rows: Tensor
+    rows: dict[str, Tensor]
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> AdapterBatch:
+        """On `device`, with the floating-point inputs in the base's `dtype`."""
+
+        def move(t: Tensor) -> Tensor:
+            return t.to(device, dtype if t.is_floating_point() else None, non_blocking=True)
+
+        return replace(
+            self,
+            inputs={k: move(v) for k, v in self.inputs.items()},
+            label_positions=move(self.label_positions),
+            labels=move(self.labels),
+            label_rows=move(self.label_rows),
+            rows={k: move(v) for k, v in self.rows.items()},
+        )
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """What a base made of one clip; `finished` is false where the token limit cut it off."""
+
+    text: str
+    finished: bool

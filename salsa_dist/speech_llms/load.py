@@ -1,0 +1,134 @@
+"""Loading a speech-LLM by folder or hub name, frozen and ready to be steered.
+
+base = load_speech_llm("openai/whisper-base")
+base.model     the transformers model: eval, no gradients
+base.family    how its prompts, labels and transcripts are made
+base.revision  what pins its weights: the hub's commit, or a hash of the folder
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from salsa_dist.errors import UserError
+from salsa_dist.speech_llms import whisper
+
+FAMILIES = dict.fromkeys(whisper.MODEL_TYPES, whisper.Whisper)
+
+
+@dataclass
+class SpeechLLM:
+    """A frozen base, whole, on one device.
+
+    Attributes:
+        model: the transformers model.
+        family: makes its batches and reads its output; holds no weights.
+        name: the folder or hub name that it was loaded by.
+        revision: hub commit, or `local-` and a hash of the folder's config and weights.
+        parameters: how many numbers it has.
+    """
+
+    model: Any
+    family: whisper.Whisper
+    name: str
+    revision: str
+    parameters: int
+
+    @property
+    def window_s(self) -> float:
+        return self.family.window_s
+
+
+def load_speech_llm(
+    name: str | Path,
+    *,
+    revision: str | None = None,
+    dtype: str = "float32",
+    window_s: float | None = None,
+    device: str | torch.device = "cpu",
+) -> SpeechLLM:
+    """Load a base through transformers' public classes, without remote code.
+
+    Args:
+        name: a folder with a Hugging Face checkpoint, or a hub name.
+        revision: hub branch, tag or commit.
+        dtype: precision of the weights.
+        window_s: audio window in seconds; None: the base's own.
+        device: where the weights go.
+
+    Raises:
+        UserError: no such base, a base of an unknown family, or one that wants remote code.
+    """
+    from transformers import AutoConfig, AutoModelForSpeechSeq2Seq, AutoProcessor
+
+    name = str(name)
+    try:
+        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError) as e:
+        raise _no_base(name, e) from None
+    family_class = FAMILIES.get(config.model_type)
+    if family_class is None:
+        raise UserError(
+            f"base {name} is a {config.model_type!r} model; known families are {', '.join(FAMILIES)}"
+        )
+    try:
+        processor = AutoProcessor.from_pretrained(name, revision=revision, trust_remote_code=False)
+        model = AutoModelForSpeechSeq2Seq.from_pretrained(
+            name, revision=revision, dtype=getattr(torch, dtype), trust_remote_code=False
+        )
+    except (OSError, ValueError) as e:
+        raise _no_base(name, e) from None
+    languages = getattr(model.generation_config, "lang_to_id", None)
+    if not languages:
+        raise UserError(f"base {name}: its generation_config.json lists no languages (lang_to_id)")
+    family = family_class(config, processor, languages, window_s)
+    # eval: no dropout, no layerdrop, no BatchNorm updates in a frozen base.
+    model.eval().requires_grad_(False)
+    family.fit(model)
+    return SpeechLLM(
+        model=model.to(device),
+        family=family,
+        name=name,
+        revision=base_revision(name, config),
+        parameters=sum(p.numel() for p in model.parameters()),
+    )
+
+
+def base_revision(name: str, config: Any) -> str:
+    """What pins a base's weights.
+
+    For a hub name its commit. For a folder, `local-` and 16 hex digits of a SHA-256 over config.json
+    and, for each weight file, its name, size, first 64 KiB (the safetensors header) and 64 KiB at each
+    of 16 places: a base of hundreds of gigabytes is told apart in milliseconds, though an edit
+    between these places is not seen.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        return str(getattr(config, "_commit_hash", None) or "unknown")
+    digest = hashlib.sha256()
+    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    settings.pop("transformers_version", None)
+    digest.update(json.dumps(settings, sort_keys=True).encode())
+    for path in sorted(folder.glob("*.safetensors")):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}".encode())
+        with open(path, "rb") as file:
+            for place in range(17):
+                file.seek(place * max(0, size - 65_536) // 16, os.SEEK_SET)
+                digest.update(file.read(65_536))
+    return "local-" + digest.hexdigest()[:16]
+
+
+def _no_base(name: str, error: Exception) -> UserError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return UserError(
+        f"base {name} can't be loaded: {reason} Name a folder with a Hugging Face checkpoint "
+        "(config.json, *.safetensors, processor files) or a hub name."
+    )

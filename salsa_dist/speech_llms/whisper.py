@@ -1,0 +1,167 @@
+"""Whisper: an encoder over log-mel frames and a decoder with cross-attention.
+
+    decoder input   <|startoftranscript|> <|bg|> <|transcribe|> <|notimestamps|>  текст …
+    label                                                        текст …          <|endoftext|>
+
+The encoder is built for 30 s whatever the clip's length. A shorter window keeps the first positions
+of its embedding and pads the features to that window; it costs less and changes the base, so scores
+are shown beside those at the base's own window.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from salsa_dist.data.clip import SAMPLE_RATE, Clip
+from salsa_dist.errors import UserError
+from salsa_dist.speech_llms.batch import AdapterBatch, Transcript
+
+MODEL_TYPES = ("whisper",)
+
+# Scripts written without spaces: Whisper's transcripts of these do not begin with one.
+_NO_SPACES = {"zh", "yue", "ja", "th", "lo", "my", "km", "bo"}
+
+
+class Whisper:
+    """Batches for Whisper, and its transcripts. Holds no weights, so data workers can have a copy.
+
+    Args:
+        config: the model's config.
+        processor: feature extractor and tokenizer.
+        language_ids: token id of each language token, such as `{"<|bg|>": 50292}`.
+        window_s: audio window in seconds; None: the model's own.
+    """
+
+    def __init__(
+        self, config: Any, processor: Any, language_ids: dict[str, int], window_s: float | None
+    ) -> None:
+        self.features = copy.deepcopy(processor.feature_extractor)
+        self.tokenizer = processor.tokenizer
+        self.language_ids = language_ids
+        self.eos: int = config.eos_token_id
+        self.start: int = config.decoder_start_token_id
+        self.max_tokens: int = config.max_target_positions
+        hop = self.features.hop_length
+        own = 2 * config.max_source_positions * hop / SAMPLE_RATE
+        self.window_s = own if window_s is None else window_s
+        if self.window_s > own:
+            raise UserError(f"base.window_s is {window_s}, this base's window is {own:g} s at most")
+        frames = 2 * round(self.window_s * SAMPLE_RATE / hop / 2)
+        self.positions = frames // 2
+        self.window_s = frames * hop / SAMPLE_RATE
+        self.features.n_samples = frames * hop
+        self.features.nb_max_frames = frames
+        self.features.chunk_length = self.window_s
+
+    def fit(self, model: nn.Module) -> None:
+        """Shorten `model`'s encoder to the window, in place, before its weights are placed."""
+        encoder: Any = model.get_encoder()  # type: ignore[operator]
+        old = encoder.embed_positions
+        if self.positions == old.num_embeddings:
+            return
+        new = nn.Embedding(self.positions, old.embedding_dim, dtype=old.weight.dtype)
+        new.weight.data.copy_(old.weight.data[: self.positions])
+        new.requires_grad_(False)
+        encoder.embed_positions = new
+        encoder.max_source_positions = self.positions
+        encoder.config.max_source_positions = self.positions
+        model.config.max_source_positions = self.positions  # type: ignore[union-attr]
+
+    def prompt(self, language: str) -> list[int]:
+        """Token ids up to where the transcript starts."""
+        token = f"<|{language}|>"
+        if token not in self.language_ids:
+            known = ", ".join(sorted(t.strip("<|>") for t in self.language_ids))
+            raise UserError(f"this base has no token for language {language!r}; it knows {known}")
+        ids = self.tokenizer.convert_tokens_to_ids(["<|transcribe|>", "<|notimestamps|>"])
+        return [self.start, self.language_ids[token], *ids]
+
+    def training_batch(self, clips: Sequence[Clip]) -> AdapterBatch:
+        """Audio, prompt and transcript of `clips`, padded on the right; a clip without text has no labels."""
+        rows = torch.tensor([clip.row for clip in clips])
+        sequences, labels = [], []
+        for clip in clips:
+            prompt = self.prompt(clip.language)
+            text = self.text_ids(clip)
+            sequences.append(prompt + text[:-1])
+            labels.append(text)
+        longest = max(map(len, sequences))
+        if longest > self.max_tokens:
+            worst = max(clips, key=lambda c: len(c.text))
+            raise UserError(
+                f"clip {worst.key}: its transcript takes {longest} tokens, the base has {self.max_tokens}"
+            )
+        ids = torch.full((len(clips), longest), self.eos)
+        positions = torch.zeros(len(clips), longest, dtype=torch.bool)
+        for i, (sequence, label) in enumerate(zip(sequences, labels, strict=True)):
+            ids[i, : len(sequence)] = torch.tensor(sequence)
+            positions[i, len(sequence) - len(label) : len(sequence)] = bool(label)
+        lengths = torch.tensor([len(label) for label in labels])
+        return AdapterBatch(
+            keys=[clip.key for clip in clips],
+            inputs={"input_features": self._features(clips), "decoder_input_ids": ids},
+            label_positions=positions,
+            labels=torch.tensor([i for label in labels for i in label], dtype=torch.long),
+            label_rows=rows.repeat_interleave(lengths),
+            rows={"encoder": rows, "llm": rows},
+        )
+
+    def text_ids(self, clip: Clip) -> list[int]:
+        """The transcript's token ids with the end-of-text; empty for a clip without a transcript."""
+        text = clip.text.strip()
+        if not text:
+            return []
+        space = "" if clip.language in _NO_SPACES else " "
+        return [*self.tokenizer(space + text, add_special_tokens=False).input_ids, self.eos]
+
+    def generate(
+        self, model: Any, clips: Sequence[Clip], max_new_tokens: int, synced: bool = False
+    ) -> list[Transcript]:
+        """Transcribe `clips` greedily.
+
+        Args:
+            model: the Whisper model.
+            clips: one batch.
+            max_new_tokens: limit of a transcript, in tokens.
+            synced: keep stepping until all ranks are done, as sharded weights need.
+        """
+        for clip in clips:
+            self.prompt(clip.language)  # refuses an unknown language
+        weight = next(model.parameters())
+        features = self._features(clips).to(weight.device, weight.dtype)
+        ids: Tensor = model.generate(
+            features,
+            language=[clip.language for clip in clips],
+            task="transcribe",
+            return_timestamps=False,
+            do_sample=False,
+            num_beams=1,
+            max_new_tokens=max_new_tokens,
+            synced_gpus=synced,
+        )
+        texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        # Transcripts that ended by themselves are padded, those that the limit cut are not.
+        lengths = (ids != self.eos).sum(1) - ids.eq(self.start).sum(1) * len(
+            self.prompt(clips[0].language)
+        )
+        return [
+            Transcript(text.strip(), int(n) < max_new_tokens)
+            for text, n in zip(texts, lengths, strict=True)
+        ]
+
+    def _features(self, clips: Sequence[Clip]) -> Tensor:
+        """(batch, mel bins, frames) float32."""
+        for clip in clips:
+            if clip.seconds > self.window_s + 1e-6:
+                raise UserError(
+                    f"clip {clip.key} lasts {clip.seconds:.1f} s, the audio window is {self.window_s:g} s: "
+                    "cut it, or set a longer base.window_s"
+                )
+        return self.features(
+            [clip.audio for clip in clips], sampling_rate=SAMPLE_RATE, return_tensors="pt"
+        ).input_features

@@ -1,0 +1,141 @@
+"""A bank: all adapters of one run, kept side by side and added in one pass.
+
+    vectors[site]   (adapters, hidden) fp32, one row an adapter
+    rows[component] (n,) int64, the row of each element of that component's batch; -1: no steering
+
+A forward hook on each steered layer adds `vectors[site][row]` to its output. The vectors live here,
+outside the base's module tree, so the base's `state_dict` and its ZeRO partitions never see them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import embedding
+
+from salsa_dist.steering.rules import RULES
+
+
+@dataclass(frozen=True)
+class AdapterSpec:
+    """What one adapter of a bank steers, and how."""
+
+    name: str
+    sites: tuple[str, ...]
+    rule: str
+
+
+class Bank:
+    """Steering vectors of several adapters over one base.
+
+    Args:
+        specs: one entry an adapter, in row order.
+        widths: hidden size of each site that any adapter steers.
+        device: where the vectors live.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[AdapterSpec],
+        widths: Mapping[str, int],
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.specs = list(specs)
+        self.sites = [s for s in widths if any(s in spec.sites for spec in specs)]
+        self.vectors: dict[str, Tensor] = {
+            site: torch.zeros(len(specs), widths[site], device=device, requires_grad=True)
+            for site in self.sites
+        }
+        # An adapter that does not steer a site keeps a zero vector there, which is the identity.
+        self.steers: dict[str, Tensor] = {
+            site: torch.tensor([site in spec.sites for spec in specs], device=device)
+            for site in self.sites
+        }
+        self._keeps_norm = torch.tensor([spec.rule == "salsa" for spec in specs], device=device)
+        self._rows: Mapping[str, Tensor] | int | None = None
+
+    def set_row(self, row: int, vectors: Mapping[str, Tensor]) -> None:
+        """Copy one adapter's vectors, (hidden,) a site, into the bank."""
+        with torch.no_grad():
+            for site, vector in vectors.items():
+                self.vectors[site][row].copy_(vector)
+
+    def trained_numbers(self, row: int) -> int:
+        """How many numbers adapter `row` learns."""
+        return sum(self.vectors[site].shape[1] for site in self.specs[row].sites)
+
+    @contextmanager
+    def rows(self, rows: Mapping[str, Tensor] | int) -> Iterator[None]:
+        """Say whose vector each element of the coming forward passes gets.
+
+        Args:
+            rows: for each component, (n,) int64 with the adapter's row for each element of the first
+                dimension of its layers' outputs; -1 leaves that element unsteered. A single number
+                is that row for every element.
+        """
+        if self._rows is not None:
+            raise RuntimeError("the bank is already in use: one batch at a time")
+        self._rows = rows
+        try:
+            yield
+        finally:
+            self._rows = None
+
+    @contextmanager
+    def attached(self, modules: Mapping[str, nn.Module]) -> Iterator[None]:
+        """Steer `modules` (by site name) until the block ends."""
+        hooks = [modules[site].register_forward_hook(self._hook(site)) for site in self.sites]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _hook(self, site: str) -> Any:
+        component = site.partition(".")[0]
+
+        def steer(module: nn.Module, args: Any, output: Any) -> Any:
+            if self._rows is None:
+                return output
+            hidden = output[0] if isinstance(output, tuple) else output
+            if isinstance(self._rows, int):
+                rows = torch.full(hidden.shape[:1], self._rows, device=hidden.device)
+            else:
+                rows = self._rows[component]
+            steered = self.steer(site, hidden, rows)
+            return (steered, *output[1:]) if isinstance(output, tuple) else steered
+
+        return steer
+
+    def steer(self, site: str, hidden: Tensor, rows: Tensor) -> Tensor:
+        """The steered output of one layer.
+
+        Args:
+            site: its name.
+            hidden: (n, ..., hidden), the layer's output.
+            rows: (n,) int64.
+        """
+        vectors = self.vectors[site]
+        if hidden.shape[0] != rows.shape[0] or hidden.shape[-1] != vectors.shape[1]:
+            raise RuntimeError(
+                f"{site}: an output of shape {tuple(hidden.shape)} does not fit {rows.shape[0]} rows "
+                f"of width {vectors.shape[1]}"
+            )
+        plain = rows < 0
+        index = rows.clamp_min(0)
+        # A lookup, not a one-hot product: a NaN in one adapter must not reach another's samples.
+        vector = embedding(index, vectors).masked_fill(plain.unsqueeze(1), 0.0)
+        shape = (rows.shape[0], *([1] * (hidden.ndim - 2)), vectors.shape[1])
+        vector = vector.view(shape)
+        keeps_norm = self._keeps_norm[index]
+        if keeps_norm.all():
+            return RULES["salsa"](hidden, vector)
+        if not keeps_norm.any():
+            return RULES["add"](hidden, vector)
+        keeps_norm = keeps_norm.view(rows.shape[0], *([1] * (hidden.ndim - 1)))
+        return torch.where(keeps_norm, RULES["salsa"](hidden, vector), RULES["add"](hidden, vector))

@@ -1,0 +1,142 @@
+"""Sites: the places of a model where a vector can be added, and how to name some of them in words.
+
+    find_layers(model)  ->  {"encoder": ModuleList of 6, "llm": ModuleList of 6}
+    select("encoder:last-half+llm:0", {"encoder": 6, "llm": 6})
+                        ->  ["encoder.3", "encoder.4", "encoder.5", "llm.0"]
+
+A site `encoder.3` is the output of the fourth layer of the audio encoder. Layers are found by
+structure, with no table of module paths: lists of layers that hold attention or another mixer, the
+LLM's being the one under `get_decoder()`, the encoder's the one under `get_encoder("audio")`, or else
+the one whose path says so.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from torch import nn
+
+from salsa_dist.errors import UserError
+
+COMPONENTS = ("encoder", "llm")
+
+_MIXER = re.compile(r"attn|attention|mixer|mamba|recurrent", re.IGNORECASE)
+_AUDIO = re.compile(r"encoder|audio|speech|conformer", re.IGNORECASE)
+_NOT_AUDIO = re.compile(r"qformer|projector|adaptor|adapter|decoder|vision|visual", re.IGNORECASE)
+_NEVER = re.compile(r"vision|visual|image|talker|code2wav|token2wav", re.IGNORECASE)
+
+
+def find_layers(model: nn.Module) -> dict[str, nn.ModuleList]:
+    """The layer lists of `model` that can be steered, by component (`encoder`, `llm`).
+
+    Raises:
+        UserError: when the model has no such list, so it is no speech-LLM of a known shape.
+    """
+    lists = {
+        path: module
+        for path, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and _is_layer_list(module) and not _NEVER.search(path)
+    }
+    # A list inside a layer of another list belongs to that layer.
+    outer = {
+        path: module
+        for path, module in lists.items()
+        if not any(path.startswith(other + ".") for other in lists)
+    }
+    found: dict[str, nn.ModuleList] = {}
+    decoder = _part(model, "get_decoder")
+    for module in outer.values():
+        if decoder is not None and any(child is module for child in decoder.children()):
+            found["llm"] = module
+    encoder = _part(model, "get_encoder", modality="audio")
+    for path, module in outer.items():
+        if module is found.get("llm"):
+            continue
+        inside = (
+            encoder is not None and encoder is not model and any(m is module for m in encoder.modules())
+        )
+        named = _AUDIO.search(path) and not _NOT_AUDIO.search(path)
+        if (inside or named) and "encoder" not in found:
+            found["encoder"] = module
+    if not found:
+        raise UserError(
+            f"no layers to steer were found in {type(model).__name__}: "
+            "it must be a speech-LLM with an audio encoder or a decoder"
+        )
+    return {component: found[component] for component in COMPONENTS if component in found}
+
+
+def site_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Every site of `model` with the module whose output is steered there."""
+    return {
+        f"{component}.{i}": layer
+        for component, layers in find_layers(model).items()
+        for i, layer in enumerate(layers)
+    }
+
+
+def select(words: str, layers: Mapping[str, int]) -> list[str]:
+    """Site names for a choice in words, in the model's order.
+
+    Args:
+        words: parts joined by `+`, each `component` or `component:range`, where range is `last-half`,
+            `first-third` and the like, or a comma list of numbers and `a-b`, `a..b`, `-8..`; negative
+            numbers count from the end.
+        layers: how many layers each component has.
+
+    Raises:
+        UserError: an unknown component or a number out of range; names what is valid.
+    """
+    chosen: dict[str, set[int]] = {component: set() for component in layers}
+    for part in words.replace(" ", "").split("+"):
+        component, _, wanted = part.partition(":")
+        if component not in layers:
+            raise UserError(
+                f"sites {words!r}: no component {component!r}; this base has "
+                + ", ".join(f"{c} (0-{n - 1})" for c, n in layers.items())
+            )
+        chosen[component] |= set(_numbers(wanted, layers[component], words, component))
+    return [f"{c}.{i}" for c, n in layers.items() for i in range(n) if i in chosen[c]]
+
+
+def _numbers(wanted: str, count: int, words: str, component: str) -> list[int]:
+    valid = f"{component} has layers 0-{count - 1}"
+    if not wanted:
+        return list(range(count))
+    if share := re.fullmatch(r"(first|middle|last)-(half|third|quarter)", wanted):
+        n = max(1, round(count / {"half": 2, "third": 3, "quarter": 4}[share[2]]))
+        start = {"first": 0, "middle": (count - n) // 2, "last": count - n}[share[1]]
+        return list(range(start, start + n))
+    numbers: list[int] = []
+    for piece in wanted.split(","):
+        match = re.fullmatch(r"(-?\d+)(?:(\.\.|-)(-?\d+)?)?", piece)
+        if match is None or (match[2] == "-" and match[3] is None):
+            raise UserError(
+                f"sites {words!r}: {piece!r} is not a layer, a range such as 2-5 or -4.., or a "
+                f"share such as last-half; {valid}"
+            )
+        first = int(match[1])
+        last = first if match[2] is None else (count - 1 if match[3] is None else int(match[3]))
+        first, last = (n + count if n < 0 else n for n in (first, last))
+        if not 0 <= first <= last < count:
+            raise UserError(f"sites {words!r}: {piece!r} is out of range; {valid}")
+        numbers += range(first, last + 1)
+    return numbers
+
+
+def _is_layer_list(module: nn.ModuleList) -> bool:
+    children = list(module)
+    return len(children) >= 2 and all(
+        any(_MIXER.search(name) or _MIXER.search(type(m).__name__) for name, m in c.named_modules())
+        for c in children
+    )
+
+
+def _part(model: nn.Module, getter: str, **kwargs: str) -> nn.Module | None:
+    """`model.get_encoder(...)` and the like; None where the model has no such part."""
+    try:
+        part = getattr(model, getter)(**kwargs)
+    except (AttributeError, TypeError, ValueError, NotImplementedError):
+        return None
+    return part if isinstance(part, nn.Module) else None

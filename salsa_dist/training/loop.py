@@ -1,0 +1,375 @@
+"""Training a bank over a frozen base: the one loop, for every placement and number of ranks.
+
+    RUN/
+    ├── config.yaml                     the whole config of the run
+    ├── events.jsonl                    what happened
+    ├── state/step-….safetensors        to go on from
+    └── adapters/NAME.safetensors       one file an adapter, at the end
+
+Each step: this rank's share of every adapter's batch goes through the base, the sums of gradients,
+losses and label counts are reduced once, and each adapter is stepped as if it were alone.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import yaml
+
+import salsa_dist
+from salsa_dist.config import AdapterConfig, Config
+from salsa_dist.data.index import ShardIndex
+from salsa_dist.data.plan import AdapterPlan
+from salsa_dist.errors import UserError
+from salsa_dist.placement.frozen_base import FrozenBase
+from salsa_dist.placement.ranks import Ranks, join
+from salsa_dist.speech_llms.load import SpeechLLM, load_speech_llm
+from salsa_dist.steering.bank import AdapterSpec, Bank
+from salsa_dist.steering.sites import find_layers, select
+from salsa_dist.steering.vectors import SteeringVectors
+from salsa_dist.training import state as states
+from salsa_dist.training.batches import Job, StepBatches, loader
+from salsa_dist.training.events import Events
+from salsa_dist.training.optimizer import PackedAdam, Reduced, Schedule, reduce_step
+
+# The placement is measured on this step after a start: DeepSpeed records the order of modules in the
+# first, and prefetches by it from the second on.
+_MEASURED_STEP = 2
+
+
+@dataclass(frozen=True)
+class Trained:
+    """How a call of `train` ended: at which step, and whether that was the last."""
+
+    step: int
+    finished: bool
+    adapters: list[Path]
+
+
+def train(config: Config) -> Trained:
+    """Train every adapter of `config`, or go on where its run folder stopped.
+
+    On SIGTERM or SIGINT, all ranks stop after the same step and the state is saved.
+    """
+    with join() as ranks, ExitStack() as stack:
+        run = _open_run(config, ranks)
+        events = Events(run, ranks.is_first)
+        stack.callback(events.close)
+        say = _Console(ranks.is_first)
+
+        index = ShardIndex.load(config.data.shards)
+        say(f"loading base {config.base.name}")
+        speech_llm = load_speech_llm(
+            config.base.name,
+            revision=config.base.revision,
+            dtype=config.base.dtype,
+            window_s=config.base.window_s,
+            device=ranks.device,
+        )
+        bank = make_bank(config, speech_llm, ranks.device)
+        optimizer = PackedAdam(bank, _schedules(config), config.training.clip_norm)
+        batches = _batches(config, index, speech_llm, ranks)
+        identity = states.RunIdentity(
+            adapters=[a.name for a in config.adapters],
+            revision=speech_llm.revision,
+            shards=index.hash,
+            config=config.digest(),
+        )
+        found = states.newest(run / "state", identity)
+        first = found.step if found else 0
+        if found:
+            states.restore(optimizer, found)
+            say(f"going on at step {first} of {len(batches)}")
+        events.write(
+            "start",
+            world_size=ranks.world_size,
+            resumed_step=first,
+            base={
+                "name": speech_llm.name,
+                "revision": speech_llm.revision,
+                "parameters": speech_llm.parameters,
+            },
+            environment=environment(),
+        )
+        for adapter, job in zip(config.adapters, batches.jobs, strict=True):
+            events.write("data", adapter=adapter.name, clips=job.plan.clips, left_out=job.plan.left_out)
+        base = FrozenBase(speech_llm, bank, ranks, config.placement)
+        stack.callback(base.close)
+        loop = _Loop(config, ranks, base, optimizer, batches, identity, events, say)
+        step = loop.run(first) if first < len(batches) else first
+        finished = step == len(batches)
+        adapters: list[Path] = []
+        if finished:
+            if ranks.is_first:
+                adapters = save_adapters(run / "adapters", bank, config, speech_llm)
+            events.write("end", step=step)
+            say(f"trained: {len(config.adapters)} adapters in {run / 'adapters'}")
+        else:
+            say(f"stopped at step {step} of {len(batches)}; the same command goes on from there")
+        dist.barrier()
+        return Trained(step, finished, adapters)
+
+
+def make_bank(config: Config, speech_llm: SpeechLLM, device: torch.device) -> Bank:
+    """The bank of a config's adapters, all vectors zero."""
+    layers = find_layers(speech_llm.model)
+    counts = {component: len(stack) for component, stack in layers.items()}
+    specs = [
+        AdapterSpec(
+            a.name,
+            tuple(select(a.sites or config.steering.sites, counts)),
+            a.rule or config.steering.rule,
+        )
+        for a in config.adapters
+    ]
+    width = speech_llm.model.config.hidden_size
+    widths = {f"{component}.{i}": width for component, n in counts.items() for i in range(n)}
+    return Bank(specs, widths, device)
+
+
+def save_adapters(folder: Path, bank: Bank, config: Config, speech_llm: SpeechLLM) -> list[Path]:
+    """Write each adapter of the bank into its own file."""
+    paths = []
+    for row, (spec, adapter) in enumerate(zip(bank.specs, config.adapters, strict=True)):
+        vectors = SteeringVectors(
+            {site: bank.vectors[site][row] for site in spec.sites},
+            spec.rule,
+            name=spec.name,
+            base=speech_llm.name,
+            revision=speech_llm.revision,
+            language=adapter.language,
+        )
+        paths.append(vectors.save(folder / f"{spec.name}.safetensors"))
+    return paths
+
+
+def environment() -> dict[str, str]:
+    """Versions of what decides a result."""
+    names = ("torch", "deepspeed", "transformers", "accelerate", "webdataset", "jiwer", "submitit")
+    return {
+        "salsa-dist": version("salsa-dist"),
+        "python": platform.python_version(),
+        **{name: version(name) for name in names},
+        "torchaudio": salsa_dist.torchaudio_guard.status(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+    }
+
+
+class _Loop:
+    """The steps of one run, from where it is to its end or to a signal."""
+
+    def __init__(
+        self,
+        config: Config,
+        ranks: Ranks,
+        base: FrozenBase,
+        optimizer: PackedAdam,
+        batches: StepBatches,
+        identity: states.RunIdentity,
+        events: Events,
+        say: _Console,
+    ) -> None:
+        self.config = config
+        self.ranks = ranks
+        self.base = base
+        self.bank = base.bank
+        self.optimizer = optimizer
+        self.batches = batches
+        self.identity = identity
+        self.events = events
+        self.say = say
+        self.skipped_in_a_row = 0
+
+    def run(self, first: int) -> int:
+        """Do the steps from `first` on; returns the step to go on with."""
+        measured = min(first + _MEASURED_STEP, len(self.batches) - 1)
+        saved = said = time.monotonic()
+        step = first
+        with _stop_signals() as signals:
+            started = time.monotonic()
+            for step, batches in enumerate(
+                loader(self.batches, first, self.config.data.workers), first
+            ):
+                active = self.batches.active(step)
+                with ExitStack() as stack:
+                    traffic = stack.enter_context(self.base.watched()) if step == measured else None
+                    reduced = self._gradients(batches, active, bool(signals))
+                if traffic is not None:
+                    self._report_placement(self.base.measure(traffic, reduced.bytes))
+                norms, rates = self.optimizer.step(reduced.gradients, active)
+                now = time.monotonic()
+                clips = sum(self.batches.jobs[row].plan.clips_per_step for row in active)
+                self._record(step, now - started, clips, active, reduced, norms, rates)
+                self._count_skipped(step, active, norms)
+                last = reduced.stop or step + 1 == len(self.batches)
+                if last or now - said >= 5:
+                    self._progress(step, now - started, clips, active, reduced)
+                    said = now
+                if last or now - saved >= self.config.training.save_every_s:
+                    self._save(step + 1)
+                    saved = now
+                if reduced.stop:
+                    break
+                started = time.monotonic()
+        return step + 1
+
+    def _gradients(self, batches: list[Any], active: list[int], stop: bool) -> Reduced:
+        """Sums over this step's labels, of this rank and then of all."""
+        losses = torch.zeros(len(self.bank.specs), device=self.ranks.device)
+        labels = torch.zeros_like(losses)
+        for vector in self.bank.vectors.values():
+            vector.grad = None
+        for batch in batches:
+            token_losses = self.base.token_losses(batch)
+            token_losses.sum().backward()
+            self.base.after_backward()
+            rows = batch.label_rows.to(losses.device)
+            losses.index_add_(0, rows, token_losses.detach())
+            labels.index_add_(0, rows, torch.ones_like(token_losses))
+        return reduce_step(self.bank, active, losses, labels, stop)
+
+    def _record(
+        self,
+        step: int,
+        seconds: float,
+        clips: int,
+        active: list[int],
+        reduced: Reduced,
+        norms: torch.Tensor,
+        rates: torch.Tensor,
+    ) -> None:
+        adapters = {
+            self.bank.specs[row].name: {
+                "loss": _number(reduced.losses[row]),
+                "labels": int(reduced.labels[row]),
+                "lr": float(rates[row]),
+                "grad_norm": _number(norms[row]),
+            }
+            for row in active
+        }
+        self.events.write("step", step=step, seconds=round(seconds, 4), clips=clips, adapters=adapters)
+
+    def _count_skipped(self, step: int, active: list[int], norms: torch.Tensor) -> None:
+        broken = [self.bank.specs[r].name for r in active if not math.isfinite(norms[r].item())]
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if broken else 0
+        if not broken:
+            return
+        self.events.write("skipped", step=step, adapters=broken, keys=self.batches.keys(step))
+        if self.skipped_in_a_row > self.config.training.max_skipped:
+            raise UserError(
+                f"adapter {broken[0]}: no finite gradient in {self.skipped_in_a_row} steps in a row, up to "
+                f"step {step} (clips {', '.join(self.batches.keys(step)[:4])} …): lower training.lr"
+            )
+
+    def _report_placement(self, measured: dict[str, Any]) -> None:
+        self.events.write("placement", **measured)
+        share = measured["resident_bytes_between_steps"] / measured["base_bytes"]
+        self.say(
+            f"placement {measured['kind']} as measured: {measured['world_size']} ranks, "
+            f"{measured['group_size']} share a copy; a rank holds "
+            f"{measured['resident_bytes_between_steps'] / 1e6:.1f} MB of the base's "
+            f"{measured['base_bytes'] / 1e6:.1f} between steps ({share:.0%}), "
+            f"{measured['peak_bytes'] / 1e6:.1f} at the peak; a step gathers "
+            f"{measured['gathered_bytes_per_step'] / 1e6:.1f} MB and reduces "
+            f"{measured['reduced_bytes_per_step'] / 1e3:.1f} kB"
+        )
+
+    def _progress(
+        self, step: int, seconds: float, clips: int, active: list[int], reduced: Reduced
+    ) -> None:
+        left = (len(self.batches) - step - 1) * seconds
+        losses = "  ".join(f"{self.bank.specs[r].name} {reduced.losses[r]:.3f}" for r in active[:8])
+        self.say(
+            f"step {step + 1}/{len(self.batches)}  loss {losses}  {clips / seconds:.1f} clips/s  "
+            f"{left // 60:.0f}:{left % 60:02.0f} left"
+        )
+
+    def _save(self, step: int) -> None:
+        # Every rank holds the same vectors and moments: the first writes them, nobody waits.
+        if self.ranks.is_first:
+            training = self.config.training
+            captured = states.capture(self.optimizer, step)
+            folder = self.config.run / "state"
+            size = states.save(folder, captured, self.identity, training.keep)
+            self.events.write("checkpoint", step=step, bytes=size)
+
+
+class _Console:
+    """One line at a time on the first rank, flushed, so that a log file can be followed."""
+
+    def __init__(self, enabled: bool) -> None:
+        self.enabled = enabled
+
+    def __call__(self, line: str) -> None:
+        if self.enabled:
+            print(line, flush=True)
+
+
+def _open_run(config: Config, ranks: Ranks) -> Path:
+    """Make the run's folder and write its config there."""
+    if ranks.is_first:
+        try:
+            config.run.mkdir(parents=True, exist_ok=True)
+            text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+            (config.run / "config.yaml").write_text(text, encoding="utf-8")
+        except OSError as e:
+            raise UserError(f"run folder {config.run} can't be written: {e.strerror}") from None
+    return config.run
+
+
+def _schedules(config: Config) -> list[Schedule]:
+    t = config.training
+    return [Schedule(a.lr or t.lr, a.steps or t.steps, t.warmup, t.decay) for a in config.adapters]
+
+
+def _batches(config: Config, index: ShardIndex, speech_llm: SpeechLLM, ranks: Ranks) -> StepBatches:
+    def job(adapter: AdapterConfig) -> Job:
+        speech_llm.family.prompt(adapter.language)  # refuses a language that the base does not know
+        plan = AdapterPlan(
+            index.select("train", adapter.language),
+            config.data.clips_per_step,
+            config.data.readers,
+            config.training.seed if adapter.seed is None else adapter.seed,
+            speech_llm.window_s,
+        )
+        return Job(plan, adapter.steps or config.training.steps, adapter.language)
+
+    return StepBatches(
+        [job(adapter) for adapter in config.adapters],
+        config.data.shards,
+        speech_llm.family,
+        ranks.rank,
+        ranks.world_size,
+        config.training.micro_batch,
+    )
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """A list that SIGTERM and SIGINT append to, instead of ending the process."""
+    received: list[int] = []
+    handled = (signal.SIGTERM, signal.SIGINT)
+    before = {s: signal.signal(s, lambda number, _: received.append(number)) for s in handled}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _number(value: torch.Tensor) -> float | None:
+    """As JSON has it: no NaN."""
+    number = float(value)
+    return number if math.isfinite(number) else None

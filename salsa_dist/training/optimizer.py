@@ -1,0 +1,155 @@
+"""Adam over a bank: every adapter as if it were alone.
+
+One reduction a step carries, for the adapters active in it, the sums of their gradients and losses
+over all ranks and their label counts. Each adapter's gradient is then divided by its own count,
+clipped over its own sites, and stepped with its own rate, schedule and step count. What is not
+active does not move.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from salsa_dist.steering.bank import Bank
+
+_BETAS = (0.9, 0.999)
+_EPS = 1e-8
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Learning rate of one adapter over its own steps: linear warm-up, then cosine to zero, or flat."""
+
+    lr: float
+    steps: int
+    warmup: float
+    decay: str
+
+    def __call__(self, step: int) -> float:
+        """Rate of step `step`, the first being 0."""
+        rising = self.warmup * self.steps
+        if step < rising:
+            return self.lr * (step + 1) / (rising + 1)
+        if self.decay == "none":
+            return self.lr
+        done = (step - rising) / max(1.0, self.steps - rising)
+        return self.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """One step's sums over all ranks.
+
+    Attributes:
+        gradients: site -> (adapters, hidden), mean over the adapter's labels; zero where not active.
+        labels: (adapters,) label counts.
+        losses: (adapters,) mean cross-entropy a label.
+        stop: whether any rank asked to stop after this step.
+        bytes: size of the buffer that travelled.
+    """
+
+    gradients: dict[str, Tensor]
+    labels: Tensor
+    losses: Tensor
+    stop: bool
+    bytes: int
+
+
+def reduce_step(
+    bank: Bank, active: Sequence[int], loss_sums: Tensor, label_counts: Tensor, stop: bool
+) -> Reduced:
+    """Sum gradients, losses and counts of the `active` adapters over all ranks, in one all-reduce.
+
+    Args:
+        bank: its vectors' `.grad` hold this rank's sums over labels.
+        active: rows that take part in this step, the same on all ranks.
+        loss_sums, label_counts: (adapters,) fp32, of this rank.
+        stop: this rank asks to stop.
+    """
+    rows = torch.tensor(active, device=loss_sums.device)
+    steering = {site: rows[bank.steers[site][rows]] for site in bank.sites}
+    parts = [_grad(bank.vectors[site])[steering[site]].flatten() for site in bank.sites]
+    flag = loss_sums.new_tensor([float(stop)])
+    buffer = torch.cat([*parts, loss_sums[rows], label_counts[rows], flag])
+    dist.all_reduce(buffer)
+
+    *summed, losses, labels, flag = buffer.split([*map(len, parts), len(rows), len(rows), 1])
+    all_labels = torch.zeros_like(label_counts).index_copy(0, rows, labels)
+    all_losses = torch.full_like(loss_sums, math.nan).index_copy(0, rows, losses / labels)
+    gradients = {}
+    for site, part in zip(bank.sites, summed, strict=True):
+        gradient = torch.zeros_like(bank.vectors[site])
+        index = steering[site]
+        gradient[index] = part.view(len(index), -1) / all_labels[index].clamp_min(1).unsqueeze(1)
+        gradients[site] = gradient
+    return Reduced(
+        gradients, all_labels, all_losses, bool(flag.item() > 0), buffer.numel() * buffer.element_size()
+    )
+
+
+class PackedAdam:
+    """Adam (Kingma and Ba, arXiv 1412.6980) with a step count of its own for each adapter.
+
+    Args:
+        bank: the vectors that it moves.
+        schedules: one an adapter.
+        clip_norm: largest gradient norm of one adapter, over its sites; None: not clipped.
+    """
+
+    def __init__(self, bank: Bank, schedules: Sequence[Schedule], clip_norm: float | None) -> None:
+        self.bank = bank
+        self.schedules = list(schedules)
+        self.clip_norm = clip_norm
+        self.first = {s: torch.zeros_like(v, requires_grad=False) for s, v in bank.vectors.items()}
+        self.second = {s: torch.zeros_like(v, requires_grad=False) for s, v in bank.vectors.items()}
+        self.steps = torch.zeros(len(schedules), dtype=torch.int64)
+
+    @torch.no_grad()
+    def step(self, gradients: Mapping[str, Tensor], active: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Move the vectors of the `active` rows.
+
+        An adapter whose gradient is not finite, or that has no label in this step, is left as it is.
+
+        Args:
+            gradients: site -> (adapters, hidden), from `reduce_step`.
+
+        Returns:
+            (adapters,) gradient norms before clipping, and (adapters,) rates; 0 where nothing moved.
+        """
+        # Norms are taken row by row, so an adapter's number does not depend on its neighbours.
+        squares = torch.stack([g.double().square().sum(1) for g in gradients.values()]).sum(0)
+        norms = squares.sqrt()
+        rates = torch.zeros(len(self.schedules), dtype=torch.float64)
+        moving = [row for row in active if math.isfinite(norms[row].item()) and norms[row] > 0]
+        for row in moving:
+            rates[row] = self.schedules[row](int(self.steps[row]))
+            self.steps[row] += 1
+        if not moving:
+            return norms, rates
+        rows = torch.tensor(moving, device=norms.device)
+        scale = torch.ones_like(norms)
+        if self.clip_norm is not None:
+            scale = (self.clip_norm / norms.clamp_min(1e-30)).clamp_max(1.0)
+        counts = self.steps[moving].double()
+        rate = (rates[moving] / (1 - _BETAS[0] ** counts)).to(norms.device, torch.float32)
+        correction = (1 - _BETAS[1] ** counts).sqrt().to(norms.device, torch.float32)
+        for site, gradient in gradients.items():
+            g = gradient[rows] * scale[rows].float().unsqueeze(1)
+            first = self.first[site][rows].lerp(g, 1 - _BETAS[0])
+            second = self.second[site][rows].lerp(g * g, 1 - _BETAS[1])
+            self.first[site][rows] = first
+            self.second[site][rows] = second
+            change = first / (second.sqrt() / correction.unsqueeze(1) + _EPS) * rate.unsqueeze(1)
+            # Only where the adapter steers: elsewhere its vector stays the identity.
+            self.bank.vectors[site][rows] -= change * self.bank.steers[site][rows].unsqueeze(1)
+        return norms, rates
+
+
+def _grad(vector: Tensor) -> Tensor:
+    return torch.zeros_like(vector) if vector.grad is None else vector.grad

@@ -1,0 +1,169 @@
+"""A run's state on disk: a few kilobytes that fit any number of ranks.
+
+    RUN/state/step-00000120.safetensors
+    ├── vectors/encoder.0, first/encoder.0, second/encoder.0, …    (adapters, hidden) fp32
+    ├── steps                                                      (adapters,) int64, Adam's
+    └── metadata "state": JSON, and "digest": SHA-256 of the tensors
+            schema, step, adapters, revision, shards, config
+
+All of it is replicated on every rank, so the first rank alone writes it, and any number of ranks can
+go on from it. A file appears whole or not at all; one that is torn all the same is passed over.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from salsa_dist.errors import UserError
+from salsa_dist.training.optimizer import PackedAdam
+
+SCHEMA = "salsa-dist/state/1"
+
+
+@dataclass(frozen=True)
+class RunIdentity:
+    """What a state belongs to. A run goes on only from a state whose every field is its own.
+
+    Attributes:
+        adapters: names, in row order.
+        revision: of the frozen base.
+        shards: hash of the shard list.
+        config: digest of the settings that decide the vectors.
+    """
+
+    adapters: list[str]
+    revision: str
+    shards: str
+    config: str
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """The step to go on with, and every replicated tensor."""
+
+    step: int
+    tensors: dict[str, Tensor]
+
+
+def capture(optimizer: PackedAdam, step: int) -> TrainState:
+    """A copy of the bank and the optimizer, before step `step`."""
+    tensors = {"steps": optimizer.steps.clone()}
+    for kind, values in _kinds(optimizer).items():
+        for site, value in values.items():
+            tensors[f"{kind}/{site}"] = value.detach().cpu().clone()
+    return TrainState(step, tensors)
+
+
+def restore(optimizer: PackedAdam, state: TrainState) -> None:
+    """Put a state back into the bank and the optimizer."""
+    optimizer.steps.copy_(state.tensors["steps"])
+    with torch.no_grad():
+        for kind, values in _kinds(optimizer).items():
+            for site, value in values.items():
+                value.copy_(state.tensors[f"{kind}/{site}"])
+
+
+def save(folder: Path, state: TrainState, identity: RunIdentity, keep: int) -> int:
+    """Write a state, drop all but the newest `keep`; returns its bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"step-{state.step:08d}.safetensors"
+    temporary = path.with_suffix(".part")
+    metadata = {
+        "state": json.dumps({"schema": SCHEMA, "step": state.step, **asdict(identity)}),
+        "digest": _digest(state.tensors),
+    }
+    try:
+        save_file(state.tensors, temporary, metadata=metadata)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(folder)
+    except (OSError, SafetensorError) as e:
+        temporary.unlink(missing_ok=True)
+        raise UserError(
+            f"checkpoint {path} can't be written: {e}; the one before it is whole"
+        ) from None
+    for old in sorted(folder.glob("step-*.safetensors"))[:-keep]:
+        old.unlink(missing_ok=True)
+    return path.stat().st_size
+
+
+def newest(folder: Path, identity: RunIdentity) -> TrainState | None:
+    """The newest whole state in `folder`, None where there is none.
+
+    Raises:
+        UserError: it is of another schema, or belongs to another run.
+    """
+    for path in sorted(folder.glob("step-*.safetensors"), reverse=True):
+        found = _read(path)
+        if found is None:
+            continue
+        fields, state = found
+        if fields.get("schema") != SCHEMA:
+            raise UserError(
+                f"state {path} is of schema {fields.get('schema')!r}, this version reads {SCHEMA}: "
+                "go on with the version that wrote it, or name another run folder"
+            )
+        for name, mine in asdict(identity).items():
+            if fields.get(name) != mine:
+                raise UserError(
+                    f"state {path} was made with other {_WHAT[name]}: name another run folder, or remove "
+                    f"{folder} to start anew"
+                )
+        return state
+    return None
+
+
+_WHAT: Mapping[str, str] = {
+    "adapters": "adapters",
+    "revision": "weights of the base",
+    "shards": "shards",
+    "config": "settings (base, data, steering, adapters or training)",
+}
+
+
+def _read(path: Path) -> tuple[dict[str, object], TrainState] | None:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            fields = json.loads(metadata.get("state", "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError):
+        return None
+    if fields.get("schema") == SCHEMA and metadata.get("digest") != _digest(tensors):
+        return None
+    return fields, TrainState(int(fields.get("step", 0)), tensors)
+
+
+def _kinds(optimizer: PackedAdam) -> dict[str, dict[str, Tensor]]:
+    return {
+        "vectors": optimizer.bank.vectors,
+        "first": optimizer.first,
+        "second": optimizer.second,
+    }
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,205 @@
+"""Shards: samples come back, WebDataset reads them too, and damage is named."""
+
+import contextlib
+import dataclasses
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from salsa_dist.data.index import Entry, ShardIndex
+from salsa_dist.data.shards import BadSample, Sample, ShardWriter, read_range, read_sample
+from salsa_dist.errors import UserError
+
+
+def make_samples(count: int, language: str = "bg") -> list[Sample]:
+    rng = np.random.default_rng(0)
+    return [
+        Sample(
+            key=f"{language}/clip-{i}",
+            audio=rng.uniform(-1, 1, 1000 + 37 * i).astype(np.float32),
+            text=f"дума {i}",
+            language=language,
+            speaker=None if i % 2 else "мария",
+            licence="GPL-2",
+            source="here",
+        )
+        for i in range(count)
+    ]
+
+
+def write(out: Path, count: int = 5, per_shard: int = 2) -> ShardIndex:
+    with ShardWriter(out, "corpus", seed=0) as writer:
+        writer.write("train", "bg", make_samples(count), per_shard)
+        return writer.finish({"source": "made up"})
+
+
+def test_samples_come_back(tmp_path: Path) -> None:
+    write(tmp_path / "out")
+    index = ShardIndex.load(tmp_path / "out")
+    assert [s.samples for s in index.shards] == [2, 2, 1]
+    originals = {s.key: s for s in make_samples(5)}
+    for shard in index.shards:
+        path = index.folder / shard.path
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == shard.sha256
+        assert path.stat().st_size == shard.bytes
+        for entry in shard.entries:
+            audio, facts = read_sample(read_range(path, entry), path, entry.key)
+            sample = originals.pop(entry.key)
+            np.testing.assert_allclose(audio, sample.audio, atol=2**-15)
+            assert entry.seconds == facts["seconds"] == len(sample.audio) / 16_000
+            assert (facts["text"], facts["speaker"]) == (sample.text, sample.speaker)
+            assert set(facts) == {"text", "language", "speaker", "seconds", "licence", "source"}
+    assert not originals
+
+
+def test_the_same_samples_give_the_same_bytes(tmp_path: Path) -> None:
+    assert write(tmp_path / "a").hash == write(tmp_path / "b").hash
+    assert (tmp_path / "a/index.json").read_bytes() == (tmp_path / "b/index.json").read_bytes()
+
+
+def test_webdataset_reads_them(tmp_path: Path) -> None:
+    import webdataset
+
+    index = write(tmp_path / "out")
+    urls = [str(index.folder / shard.path) for shard in index.shards]
+    found = list(webdataset.WebDataset(urls, shardshuffle=False))
+    assert [s["__key__"] for s in found] == [e.key for shard in index.shards for e in shard.entries]
+    audio, rate = soundfile.read(io.BytesIO(found[3]["flac"]))
+    assert (len(audio), rate) == (1000 + 37 * 3, 16_000)
+    assert json.loads(found[3]["json"])["text"] == "дума 3"
+
+
+def test_a_failed_build_leaves_nothing(tmp_path: Path) -> None:
+    def breaks() -> Iterator[Sample]:
+        yield from make_samples(3, "el")
+        raise KeyboardInterrupt
+
+    def build() -> None:
+        with ShardWriter(tmp_path / "out", "corpus", 0) as writer:
+            writer.write("dev", "bg", make_samples(1), 2)
+            assert not (tmp_path / "out").exists()
+            writer.write("train", "el", breaks(), 2)
+
+    with pytest.raises(KeyboardInterrupt):
+        build()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_in_use_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match="not an empty folder"):
+        ShardWriter(tmp_path, "corpus", 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"text": " \n"}, "no text"),
+        ({"key": "a.b"}, "can't be a key"),  # WebDataset would cut it at the dot
+        ({"key": "../a"}, "can't be a key"),
+        ({"key": "/a"}, "can't be a key"),
+        ({"key": "bg/clip-1"}, "two samples"),
+        ({"language": "el"}, "among those in bg"),
+        ({"audio": np.zeros((2, 5), np.float32)}, "shape"),
+        ({"audio": np.zeros(0, np.float32)}, "shape"),
+        ({"audio": np.full(9, np.nan, np.float32)}, "NaN"),
+    ],
+)
+def test_a_recipe_is_told_what_it_did_wrong(
+    tmp_path: Path, change: dict[str, object], says: str
+) -> None:
+    good = make_samples(3)
+    bad = dataclasses.replace(good[2], **change)  # type: ignore[arg-type]
+    with ShardWriter(tmp_path / "out", "corpus", 0) as writer, pytest.raises(UserError, match=says):
+        writer.write("train", "bg", [*good[:2], bad], 10)
+
+
+def test_no_samples_at_all(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path / "out", "corpus", 0) as writer:
+        writer.write("train", "bg", [], 10)
+        with pytest.raises(UserError, match="no sample"):
+            writer.finish({})
+
+
+def flac(samples: int = 800, rate: int = 16_000, channels: int = 1) -> bytes:
+    out = io.BytesIO()
+    soundfile.write(out, np.zeros((samples, channels), np.float32), rate, format="FLAC")
+    return out.getvalue()
+
+
+TEXT = json.dumps({"text": "дума"}).encode()
+
+
+def pack(*files: tuple[str, bytes], kind: bytes = tarfile.REGTYPE) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        for name, content in files:
+            info = tarfile.TarInfo(name)
+            info.size, info.type = len(content), kind
+            tar.addfile(info, io.BytesIO(content))
+    return out.getvalue()
+
+
+def test_a_good_sample_made_by_hand() -> None:
+    audio, facts = read_sample(pack(("k.flac", flac()), ("k.json", TEXT)), "s.tar", "k")
+    assert (len(audio), facts["text"]) == (800, "дума")
+
+
+@pytest.mark.parametrize(
+    ("raw", "says"),
+    [
+        (b"", "tar"),
+        (b"\0" * 1024, "lacks"),
+        (b"rubbish" * 300, "tar"),
+        (pack(("k.flac", flac())), "lacks"),
+        (pack(("k.flac", flac()), ("k.json", TEXT), ("k.pkl", b"x")), "k.pkl"),
+        (pack(("k.flac", flac()), ("k.json", TEXT), ("l.json", TEXT)), "l.json"),
+        (pack(("l.flac", flac()), ("l.json", TEXT)), "l.flac"),
+        (pack(("k.flac", b""), ("k.json", TEXT), kind=tarfile.SYMTYPE), "no plain"),
+        (pack(("k.flac", b"rubbish"), ("k.json", TEXT)), "unreadable audio"),
+        (pack(("k.flac", flac()[:-20]), ("k.json", TEXT)), "unreadable audio"),
+        (pack(("k.flac", flac(rate=8_000)), ("k.json", TEXT)), "not mono FLAC"),
+        (pack(("k.flac", flac(channels=2)), ("k.json", TEXT)), "not mono FLAC"),
+        (pack(("k.flac", flac(16_000 * 601)), ("k.json", TEXT)), "more than 600 s"),
+        (pack(("k.flac", flac()), ("k.json", b"{")), "damaged JSON"),
+        (pack(("k.flac", flac()), ("k.json", b"[" * 100_000)), "damaged JSON"),
+        (pack(("k.flac", flac()), ("k.json", b'{"text": " "}')), "empty transcript"),
+        (pack(("k.flac", flac()), ("k.json", b'{"text": 3}')), "no text"),
+    ],
+)
+def test_bad_samples_are_named(raw: bytes, says: str) -> None:
+    with pytest.raises(BadSample) as caught:
+        read_sample(raw, "bg/s.tar", "k")
+    assert says in str(caught.value)
+    assert str(caught.value).startswith("bg/s.tar: sample k ")
+
+
+def test_a_range_outside_the_tar(tmp_path: Path) -> None:
+    path = tmp_path / "s.tar"
+    path.write_bytes(b"x" * 100)
+    assert read_range(path, Entry("k", 1, 10, 90)) == b"x" * 90
+    for entry in (Entry("k", 1, 10, 91), Entry("k", 1, 0, 1 << 40)):
+        with pytest.raises(BadSample, match="sample k"):
+            read_range(path, entry)
+    with pytest.raises(BadSample, match="can't be read"):
+        read_range(tmp_path / "gone.tar", Entry("k", 1, 0, 10))
+
+
+def test_no_damage_goes_by_another_name(tmp_path: Path) -> None:
+    """Any flipped byte gives a sample or a BadSample, never another error."""
+    index = write(tmp_path / "out", count=1)
+    path = index.folder / index.shards[0].path
+    raw = read_range(path, index.shards[0].entries[0])
+    rng = np.random.default_rng(1)
+    for _ in range(300):
+        broken = bytearray(raw)
+        broken[rng.integers(len(raw))] = rng.integers(256)
+        with contextlib.suppress(BadSample):
+            read_sample(bytes(broken), path, "bg/clip-0")

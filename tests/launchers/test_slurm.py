@@ -1,0 +1,513 @@
+"""The launchers start the ranks they say, with the environment they need, and tell how it ended.
+
+The launched function is a stand-in (`STAND_IN`), so nothing here trains: each test looks at the
+processes, the exit status and what was printed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+LAUNCHERS = ROOT / "launchers"
+DEMO = ROOT / "demo" / "demo.yaml"
+DRIVER = "import sys, slurm; sys.exit(slurm.main(target='stand_in:' + sys.argv.pop(1)))"
+
+STAND_IN = """
+import json, os, signal, sys, time
+from pathlib import Path
+from salsa_dist.errors import UserError
+
+HERE = Path(__file__).parent
+RANK = lambda: os.environ["RANK"]
+NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
+         "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "FROM_SETUP")
+
+def note(what):
+    (HERE / f"{what}.{RANK()}").write_text(str(os.getpid()))
+
+def show(*arguments):
+    seen = {name: os.environ.get(name) for name in NAMES}
+    (HERE / f"show.{RANK()}").write_text(json.dumps({**seen, "arguments": arguments}))
+
+def reduce(*arguments):
+    import torch, torch.distributed as dist
+    dist.init_process_group("gloo")
+    one = torch.ones(1)
+    dist.all_reduce(one)
+    print(f"sum {one.item():.0f} on rank {RANK()}", flush=True)
+    dist.destroy_process_group()
+    show(*arguments)
+
+def user_error(*arguments):
+    raise UserError("shards/ has no index.json: run the recipe first")
+
+def crash(*arguments):
+    note("started")
+    if RANK() == "1":
+        while not (HERE / "started.0").exists():
+            time.sleep(0.05)
+        raise RuntimeError("rank one broke")
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as if stuck in a collective
+    time.sleep(300)
+
+def killed(*arguments):
+    if RANK() == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(300)
+
+def save_on_sigterm(*arguments):
+    stop = []
+    signal.signal(signal.SIGTERM, lambda *_: stop.append(1))
+    note("started")
+    while not stop:
+        time.sleep(0.05)
+    time.sleep(1)
+    note("saved")
+
+def never_stops(*arguments):
+    signal.signal(signal.SIGUSR2, lambda *_: note("warned"))
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    note("started")
+    while True:
+        time.sleep(0.05)
+
+def requeued(*arguments):
+    if (HERE / f"first.{RANK()}").exists():
+        return show(*arguments)
+    note("first")
+    if RANK() == "0":
+        while not (HERE / "first.1").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGUSR2)
+    time.sleep(300)
+
+if __name__ == "__main__":
+    reduce(*sys.argv[1:])
+"""
+
+CONFIG = """
+run: {run}
+base: {{name: tiny}}
+data: {{shards: shards}}
+adapters: [{{name: welsh, language: cy}}]
+"""
+
+
+@dataclass
+class Result:
+    status: int
+    out: str
+    err: str
+
+
+class Desk:
+    """A folder with a config and the stand-in, and ways to launch from it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.config = folder / "run.yaml"
+        self.config.write_text(CONFIG.format(run=folder / "run"))
+        (folder / "stand_in.py").write_text(STAND_IN)
+        hidden = ("RANK", "WORLD_SIZE", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
+        self.environment = {k: v for k, v in os.environ.items() if k not in hidden}
+        self.environment["PYTHONPATH"] = f"{LAUNCHERS}{os.pathsep}{folder}"
+
+    def start(self, *command: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            command,
+            env=self.environment,
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def finish(self, process: subprocess.Popen[str], timeout_s: float = 60) -> Result:
+        try:
+            out, err = process.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            process.terminate()  # it ends its ranks; killed, it would leave them
+            try:
+                process.communicate(timeout=45)
+            finally:
+                process.kill()
+            raise
+        return Result(process.returncode, out, err)
+
+    def launch_stand_in(self, function: str, *options: str) -> subprocess.Popen[str]:
+        args = (function, "--config", str(self.config), *options)
+        return self.start(sys.executable, "-c", DRIVER, *args)
+
+    def local(self, function: str, *options: str) -> Result:
+        tasks = ("--cluster", "local", "--tasks-per-node", "2")
+        return self.finish(self.launch_stand_in(function, *tasks, *options))
+
+    def slurm_py(self, *options: str) -> Result:
+        return self.finish(self.start(sys.executable, str(LAUNCHERS / "slurm.py"), *options))
+
+    def seen(self, rank: int) -> dict[str, object]:
+        found: dict[str, object] = json.loads((self.folder / f"show.{rank}").read_text())
+        return found
+
+    def wait_for(self, name: str) -> Path:
+        path, until = self.folder / name, time.monotonic() + 30
+        while not (path.exists() and path.read_text()):
+            assert time.monotonic() < until, f"{name} never came"
+            time.sleep(0.05)
+        return path
+
+    def alive(self, name: str) -> bool:
+        try:
+            os.kill(int((self.folder / name).read_text()), 0)
+        except ProcessLookupError:
+            return False
+        return True
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Desk:
+    return Desk(tmp_path)
+
+
+def sbatch_lines(script: str) -> dict[str, str]:
+    lines = re.findall(r"^#SBATCH --([a-z-]+)(?:=(.*))?$", script, re.MULTILINE)
+    assert len(dict(lines)) == len(lines), "an option stands twice"
+    return dict(lines)
+
+
+# --- what would be submitted
+
+
+def test_four_nodes_and_nothing_else(desk: Desk) -> None:
+    result = desk.slurm_py("--config", str(desk.config), "--nodes", "4", "--dry-run")
+    assert (result.status, result.err) == (0, "")
+    asked = sbatch_lines(result.out)
+    assert asked.pop("output").startswith(f"{desk.folder}/run/logs/%j/")
+    assert asked.pop("error").startswith(f"{desk.folder}/run/logs/%j/")
+    assert asked == {
+        "job-name": "salsa-train-run",
+        "nodes": "4",
+        "ntasks-per-node": "1",
+        "open-mode": "append",
+        "requeue": "",
+        "signal": "USR2@120",
+        "time": "60",
+    }
+    assert "srun" in result.out
+    assert not (desk.folder / "run").exists(), "a dry run writes nothing"
+
+
+def test_the_script_holds_what_was_asked_for(desk: Desk) -> None:
+    options = "--gpus-per-node 8 --cpus-per-task 4 --mem 64GB --time 5 --partition gpu --account a1"
+    options += " --qos high --constraint h100 --exclude n1 --nodelist n[2-5]"
+    options += " --sbatch mail-type=END --sbatch exclusive --sbatch signal=USR2@300"
+    extra = ("--setup", "module load cuda", "--setup", "export A='b c'")
+    result = desk.slurm_py(
+        "evaluate", "--config", str(desk.config), *options.split(), *extra, "--dry-run"
+    )
+    assert (result.status, result.err) == (0, "")
+    asked = sbatch_lines(result.out)
+    expected = {
+        "job-name": "salsa-evaluate-run",
+        "nodes": "1",
+        "ntasks-per-node": "8",  # one rank a GPU
+        "gpus-per-node": "8",
+        "cpus-per-task": "4",
+        "mem": "64GB",
+        "time": "5",
+        "partition": "gpu",
+        "account": "a1",
+        "qos": "high",
+        "constraint": "h100",
+        "exclude": "n1",
+        "nodelist": "'n[2-5]'",
+        "mail-type": "END",
+        "exclusive": "",
+        "signal": "USR2@300",
+    }
+    assert {key: asked.get(key) for key in expected} == expected
+    before_srun, srun = result.out.split("srun ")
+    assert "module load cuda\nexport A='b c'\n" in before_srun
+    assert "--cpus-per-task=4" in srun, "srun does not inherit it from sbatch"
+    assert "--kill-on-bad-exit=1" in srun
+
+
+def test_a_short_limit_is_not_signalled_before_python_is_up(desk: Desk) -> None:
+    result = desk.slurm_py("--config", str(desk.config), "--time", "2", "--dry-run")
+    assert sbatch_lines(result.out)["signal"] == "USR2@24"
+
+
+@pytest.mark.skipif(not DEMO.exists(), reason="the demo's config is not in this checkout")
+def test_nodes_alone_train_the_demo(desk: Desk) -> None:
+    result = desk.slurm_py("--nodes", "4", "--dry-run")
+    assert (result.status, result.err) == (0, "")
+    assert sbatch_lines(result.out)["nodes"] == "4"
+
+
+# --- mistakes
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--node", "4"), "--nodes"),
+        (("--nodes", "0"), "--nodes"),
+        (("training.stepz=3",), "did you mean 'steps'"),
+        (("training.steps=many",), "training.steps"),
+        (("trian",), "use train or evaluate"),
+        (("--config", "nowhere.yaml"), "nowhere.yaml"),
+        (("--cluster", "local", "--nodes", "2"), "--tasks-per-node"),
+        (("--cluster", "local", "--partition", "gpu"), "--partition"),
+        (("--cluster", "debug", "--tasks-per-node", "2"), "--cluster local"),
+        (("--cluster", "local", "--dry-run"), "--dry-run"),
+        (("--sbatch", "ntasks-per-node=3", "--dry-run"), "--tasks-per-node"),
+        (("--sbatch", "=3", "--dry-run"), "key=value"),
+        ((), "no sbatch on the PATH"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(desk: Desk, options: tuple[str, ...], says: str) -> None:
+    desk.environment["PATH"] = str(desk.folder)
+    result = desk.slurm_py("--config", str(desk.config), *options)
+    assert result.status == 2
+    assert result.out == ""
+    assert result.err.startswith("error: ")
+    assert result.err.count("\n") == 1
+    assert says in result.err
+    assert not (desk.folder / "run").exists(), "nothing was started"
+
+
+# --- on this machine
+
+
+def test_local_ranks_meet(desk: Desk) -> None:
+    desk.environment["MASTER_PORT"] = "1"  # of whatever the launcher was started in
+    result = desk.local("reduce", "--cpus-per-task", "3", "evaluate", "training.steps=7")
+    assert (result.status, result.err) == (0, "")
+    assert "sum 2 on rank 0\n" in result.out, "rank 0's output is followed"
+    assert "rank 1" not in result.out
+    ranks = [desk.seen(0), desk.seen(1)]
+    for rank, seen in enumerate(ranks):
+        assert seen["arguments"] == ["evaluate", str(desk.config), ["training.steps=7"]]
+        assert (seen["RANK"], seen["LOCAL_RANK"]) == (str(rank), str(rank))
+        assert (seen["WORLD_SIZE"], seen["LOCAL_WORLD_SIZE"]) == ("2", "2")
+        assert seen["MASTER_ADDR"] == "127.0.0.1"
+        assert seen["OMP_NUM_THREADS"] == "3"
+        assert seen["CUDA_VISIBLE_DEVICES"] is None, "no GPU is hidden unless asked"
+    assert ranks[0]["MASTER_PORT"] == ranks[1]["MASTER_PORT"] != "1"
+    (log,) = (desk.folder / "run" / "logs").glob("*/*_1_log.out")
+    assert log.read_text() == "sum 2 on rank 1\n"
+
+
+def test_setup_and_gpus_reach_local_ranks(desk: Desk) -> None:
+    desk.environment["CUDA_VISIBLE_DEVICES"] = "4,5,6"
+    setup = ("--setup", "export FROM_SETUP='a b'", "--setup", "false")
+    result = desk.local("show", "--gpus-per-node", "2", *setup)
+    assert result.status == 0
+    cores = len(os.sched_getaffinity(0))
+    for rank in (0, 1):
+        seen = desk.seen(rank)
+        assert seen["FROM_SETUP"] == "a b"
+        assert seen["CUDA_VISIBLE_DEVICES"] == "4,5"
+        assert seen["OMP_NUM_THREADS"] == str(max(1, cores // 2))
+
+
+def test_a_user_error_in_the_ranks_is_one_line_and_status_2(desk: Desk) -> None:
+    result = desk.local("user_error")
+    assert result.status == 2
+    assert result.err == "error: shards/ has no index.json: run the recipe first\n"
+    assert "Traceback" not in result.out
+
+
+def test_a_crash_ends_the_other_ranks(desk: Desk) -> None:
+    start = time.monotonic()
+    result = desk.local("crash")
+    assert time.monotonic() - start < 30
+    assert result.status == 1
+    assert result.err.startswith("rank 1 failed:\nTraceback")
+    assert "in crash\n" in result.err
+    assert "RuntimeError: rank one broke\n" in result.err
+    assert "submitit" not in result.err, "only the frames of the failing code"
+    log = re.search(r"^log of rank 1: (.*)$", result.err, re.MULTILINE)
+    assert log is not None
+    assert "RuntimeError: rank one broke" in Path(log[1]).read_text()
+    assert not desk.alive("started.0")
+
+
+def test_a_killed_rank_is_named(desk: Desk) -> None:
+    result = desk.local("killed")
+    assert result.status == 1
+    assert result.err.startswith("rank 1 was ended by SIGKILL\n")
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_stopping_the_launcher_lets_the_ranks_save(desk: Desk, signum: signal.Signals) -> None:
+    launcher = desk.launch_stand_in("save_on_sigterm", "--cluster", "local", "--tasks-per-node", "2")
+    for rank in (0, 1):
+        desk.wait_for(f"started.{rank}")
+    launcher.send_signal(signum)
+    result = desk.finish(launcher)
+    assert result.status == 128 + signum
+    assert (desk.folder / "saved.0").exists()
+    assert (desk.folder / "saved.1").exists()
+    assert not desk.alive("started.0")
+    assert not desk.alive("started.1")
+
+
+def test_a_job_that_was_signalled_starts_again(desk: Desk) -> None:
+    result = desk.local("requeued")
+    assert result.status == 0, result.err
+    assert "started again" in result.out
+    assert [desk.seen(rank)["RANK"] for rank in (0, 1)] == ["0", "1"]
+    assert not desk.alive("first.1"), "the rank of the first attempt is gone"
+
+
+def test_the_time_limit_warns_and_then_ends(desk: Desk) -> None:
+    code = """
+import sys, slurm
+from pathlib import Path
+from job import Job
+from local_cluster import LocalPlan, run_local
+job = Job("train", "run.yaml", target="stand_in:never_stops", local_port=1)
+plan = LocalPlan(tasks=1, limit_min=4 / 60, signal_delay_s=1)
+try:
+    run_local(job, Path("logs/%j").absolute(), plan)
+except slurm.UserError as error:
+    sys.exit(str(error))
+"""
+    result = desk.finish(desk.start(sys.executable, "-c", code))
+    assert "--time" in result.err
+    assert result.err.count("\n") == 1
+    assert (desk.folder / "warned.0").exists()
+    assert not desk.alive("started.0")
+
+
+def test_debug_runs_in_the_launcher(desk: Desk) -> None:
+    result = desk.finish(desk.launch_stand_in("reduce", "--cluster", "debug"))
+    assert result.status == 0, result.err
+    assert "sum 1 on rank 0\n" in result.out
+    assert desk.seen(0)["WORLD_SIZE"] == "1"
+
+
+# --- on Slurm, played by two scripts
+
+SBATCH = """#!/bin/sh
+echo "Submitted batch job 4242"
+"""
+
+SRUN = """#!{python}
+import os, subprocess, sys
+args = sys.argv[1:]
+logs = {{}}
+while args[0].startswith("--"):
+    flag = args.pop(0)
+    if flag in ("--output", "--error"):
+        logs[flag] = args.pop(0)
+tasks = []
+for rank in range(4):
+    env = {{**os.environ, "SLURM_JOB_ID": "4242", "SLURM_NTASKS": "4", "SLURM_JOB_NUM_NODES": "2",
+           "SLURM_JOB_NODELIST": "alpha[1-2]", "SLURM_NODEID": str(rank // 2),
+           "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank % 2)}}
+    name = lambda flag: logs[flag].replace("%j", "4242").replace("%t", str(rank))
+    with open(name("--output"), "a") as out, open(name("--error"), "a") as err:
+        command = [a.replace("%j", "4242") for a in args]
+        tasks.append(subprocess.Popen(command, env=env, stdout=out, stderr=err))
+sys.exit(max(task.wait() for task in tasks))
+"""
+
+
+def submit(desk: Desk, function: str) -> tuple[Result, Path]:
+    for name, text in (("sbatch", SBATCH), ("srun", SRUN.format(python=sys.executable))):
+        (desk.folder / name).write_text(text)
+        (desk.folder / name).chmod(0o755)
+    desk.environment["PATH"] = f"{desk.folder}{os.pathsep}{desk.environment['PATH']}"
+    options = ("--nodes", "2", "--tasks-per-node", "2", "training.steps=7")
+    result = desk.finish(desk.launch_stand_in(function, *options))
+    return result, desk.folder / "run" / "logs" / "4242"
+
+
+def test_a_slurm_job_is_submitted_and_its_ranks_know_each_other(desk: Desk) -> None:
+    result, logs = submit(desk, "show")
+    assert (result.status, result.err) == (0, "")
+    assert "submitted job 4242" in result.out
+    assert f"tail -F {logs}/4242_0_log.out" in result.out
+    assert not (desk.folder / "show.0").exists(), "submitting does not run"
+    job = desk.finish(desk.start("bash", str(logs / "4242_submission.sh")))
+    assert job.status == 0, (logs / "4242_0_log.err").read_text()
+    ranks = [desk.seen(rank) for rank in range(4)]
+    assert [seen["RANK"] for seen in ranks] == ["0", "1", "2", "3"]
+    assert [seen["LOCAL_RANK"] for seen in ranks] == ["0", "1", "0", "1"]
+    assert {seen["WORLD_SIZE"] for seen in ranks} == {"4"}
+    assert {seen["LOCAL_WORLD_SIZE"] for seen in ranks} == {"2"}
+    assert {seen["MASTER_ADDR"] for seen in ranks} == {"alpha1"}
+    assert len({seen["MASTER_PORT"] for seen in ranks}) == 1
+    assert ranks[3]["arguments"] == ["train", str(desk.config), ["training.steps=7"]]
+
+
+def test_a_user_error_on_slurm_fails_the_job_with_one_line(desk: Desk) -> None:
+    _, logs = submit(desk, "user_error")
+    job = desk.finish(desk.start("bash", str(logs / "4242_submission.sh")))
+    assert job.status == 2
+    said = (logs / "4242_3_log.err").read_text()
+    assert said == "error: shards/ has no index.json: run the recipe first\n"
+
+
+# --- other launchers start the same module
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("torch.distributed.run", "--nproc_per_node", "2"),
+        (
+            *("accelerate.commands.launch", "--config_file"),
+            str(LAUNCHERS / "accelerate" / "cpu-2.yaml"),
+        ),
+        (
+            *("accelerate.commands.launch", "--num_processes", "2", "--config_file"),
+            str(LAUNCHERS / "accelerate" / "multi-gpu.yaml"),
+        ),
+    ],
+    ids=["torchrun", "accelerate-cpu-2", "accelerate-multi-gpu"],
+)
+def test_other_launchers_start_two_ranks(desk: Desk, command: tuple[str, ...]) -> None:
+    run = desk.start(sys.executable, "-m", *command, "-m", "stand_in", "train", "demo.yaml")
+    result = desk.finish(run)
+    assert result.status == 0, result.err
+    for rank in (0, 1):
+        seen = desk.seen(rank)
+        assert (seen["RANK"], seen["LOCAL_RANK"]) == (str(rank), str(rank))
+        assert (seen["WORLD_SIZE"], seen["LOCAL_WORLD_SIZE"]) == ("2", "2")
+        assert seen["arguments"] == ["train", "demo.yaml"]
+        assert f"sum 2 on rank {rank}" in result.out
+
+
+def test_two_nodes_of_accelerate_make_one_world(desk: Desk) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    config = str(LAUNCHERS / "accelerate" / "multi-node.yaml")
+    nodes = []
+    for node in (0, 1):
+        options = f"--machine_rank {node} --main_process_ip 127.0.0.1 --main_process_port {port}"
+        command = ("accelerate.commands.launch", "--config_file", config, *options.split())
+        nodes.append(
+            desk.start(
+                sys.executable, "-m", *command, "--num_processes", "2", "-m", "stand_in", "train"
+            )
+        )
+    results = [desk.finish(node) for node in nodes]
+    assert [result.status for result in results] == [0, 0], results
+    assert [desk.seen(rank)["LOCAL_RANK"] for rank in (0, 1)] == ["0", "0"]
+    assert [desk.seen(rank)["WORLD_SIZE"] for rank in (0, 1)] == ["2", "2"]
