@@ -16,11 +16,13 @@ Whatever a site needs (partition, account, modules) comes in by options; `--sbat
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import socket
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -179,7 +181,8 @@ def _to_slurm(job: Job, folder: Path, resources: Resources, config: Config, dry_
         print(executor.script())
         return 0
     try:
-        submitted = executor.submit(job)
+        with redirect_stderr(io.StringIO()):  # submitit prints what it raises
+            submitted = executor.submit(job)
     except (FailedJobError, FailedSubmissionError) as error:
         raise UserError(f"sbatch refused the job: {' '.join(str(error).split())}") from None
     paths = submitted.task(0).paths

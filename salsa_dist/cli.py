@@ -73,6 +73,7 @@ def transcribe(
     from salsa_dist.speech_llms.load import load_speech_llm
     from salsa_dist.steering.vectors import SteeringVectors
 
+    _quiet_transformers()
     vectors = SteeringVectors.load(adapter) if adapter else None
     speech_llm = load_speech_llm(base, window_s=window_s)
     for file, text in zip(files, decode(speech_llm, files, language, vectors), strict=True):
@@ -96,6 +97,7 @@ def inspect(
         return
     from salsa_dist.speech_llms.load import load_speech_llm
 
+    _quiet_transformers()
     speech_llm = load_speech_llm(base)
     print(f"{speech_llm.name}: {speech_llm.parameters / 1e6:.1f} M parameters, ", end="")
     print(f"{speech_llm.window_s:g} s window, revision {speech_llm.revision}")
@@ -125,6 +127,7 @@ def run_command(command: str, config_path: str, overrides: list[str]) -> None:
     from salsa_dist.config import load_config
 
     config = load_config(config_path, overrides)
+    _quiet_transformers()
     if command == "train":
         from salsa_dist.training.loop import train as train_run
 
@@ -133,6 +136,14 @@ def run_command(command: str, config_path: str, overrides: list[str]) -> None:
         from salsa_dist.evaluation.decode import evaluate as evaluate_run
 
         evaluate_run(config)
+
+
+def _quiet_transformers() -> None:
+    """Keep its notes on generation arguments, and a progress bar a rank, out of the logs."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
 
 
 def main() -> None:

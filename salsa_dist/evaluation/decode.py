@@ -20,6 +20,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from salsa_dist import jsonl
 from salsa_dist.config import Config
 from salsa_dist.data.audio import read_audio
 from salsa_dist.data.clip import SAMPLE_RATE, Clip
@@ -70,7 +71,9 @@ def transcribe(
         return [
             transcript.text
             for i in range(0, len(clips), batch)
-            for transcript in base.family.generate(base.model, clips[i : i + batch], max_new_tokens)
+            for transcript in base.family.generate(
+                base.model, base.family.prompt_batch(clips[i : i + batch]), max_new_tokens
+            )
         ]
 
     if vectors is None:
@@ -119,7 +122,12 @@ def _decode_window(
 ) -> int:
     """Transcribe what is still missing at one window; returns how many clips, over all ranks."""
     window = base.family.window_s
-    done = {(t["key"], t["adapter"]) for t in read_transcripts(folder) if t["window_s"] == window}
+    done = {
+        (line["key"], line["adapter"])
+        for path in sorted(folder.glob("*.jsonl"))
+        for line in jsonl.read(path, SCHEMA)
+        if line["window_s"] == window
+    }
     # Nobody may write before everybody has read what is there.
     dist.barrier()
     names = [a.name for a in adapters]
@@ -136,7 +144,7 @@ def _decode_window(
     # All ranks make the same number of calls: under ZeRO-3 each is a collective.
     calls = -(-len(batches) // ranks.world_size)
     said = time.monotonic()
-    with open(folder / f"window{window:g}-rank{ranks.rank}.jsonl", "a", encoding="utf-8") as out:
+    with jsonl.append(folder / f"window{window:g}-rank{ranks.rank}.jsonl") as out:
         for call in range(calls):
             batch = mine[call] if call < len(mine) else []
             clips = [_read(config.data.shards, item) for item in batch]
@@ -198,22 +206,6 @@ def _line(
     }
 
 
-def read_transcripts(folder: Path) -> Iterator[dict[str, Any]]:
-    """Every transcript in an evaluation folder. A last line cut off by a crash is left out."""
-    for path in sorted(folder.glob("*.jsonl")):
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        for number, line in enumerate(lines, 1):
-            try:
-                transcript = json.loads(line)
-            except ValueError:
-                if number == len(lines):
-                    continue
-                raise UserError(f"{path}, line {number}: not a JSON object") from None
-            if transcript.get("schema") != SCHEMA:
-                raise UserError(f"{path}, line {number}: schema is not {SCHEMA}")
-            yield transcript
-
-
 def _adapter(config: Config, name: str) -> SteeringVectors:
     path = config.run / "adapters" / f"{name}.safetensors"
     if not path.is_file():
@@ -251,15 +243,6 @@ def _make_folder(
             old.unlink()
         folder.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(settings, indent=2), encoding="utf-8")
-    for part in folder.glob("*.jsonl"):
-        _drop_torn_line(part)
-
-
-def _drop_torn_line(path: Path) -> None:
-    """Cut off what a killed run left of its last line, so that the next one starts on its own."""
-    raw = path.read_bytes()
-    if raw and not raw.endswith(b"\n"):
-        path.write_bytes(raw[: raw.rfind(b"\n") + 1])
 
 
 def _summarise(folder: Path, config: Config, seconds: float, clips: int) -> None:

@@ -72,12 +72,11 @@ class FrozenBase:
         """Transcribe `clips`, each with its own adapter on. All ranks call this equally often; a
         rank that has no clips left passes none."""
         # Under ZeRO-3 every rank must step along, so an empty batch is one silent clip.
-        language = next(iter(self.family.language_ids)).strip("<|>")
-        batch = list(clips) or ([silent_clip(language)] if self.size > 1 else [])
-        if not batch:
+        taking_part = list(clips) or [silent_clip(self.family.languages[0])] * (self.size > 1)
+        if not taking_part:
             return []
-        rows = torch.tensor([clip.row for clip in batch], device=self.ranks.device)
-        with torch.inference_mode(), self.bank.rows({"encoder": rows, "llm": rows}):
+        batch = self.family.prompt_batch(taking_part).to(self.ranks.device, self.dtype)
+        with torch.inference_mode(), self.bank.rows(batch.rows):
             transcripts = self.family.generate(self.model, batch, max_new_tokens, synced=self.size > 1)
         return transcripts[: len(clips)]
 

@@ -11,6 +11,7 @@ rows             component -> (n,) int64, the adapter's row of each element of t
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,17 +28,36 @@ class AdapterBatch:
 
     def to(self, device: torch.device, dtype: torch.dtype) -> AdapterBatch:
         """On `device`, with the floating-point inputs in the base's `dtype`."""
-
-        def move(t: Tensor) -> Tensor:
-            return t.to(device, dtype if t.is_floating_point() else None, non_blocking=True)
-
         return replace(
             self,
-            inputs={k: move(v) for k, v in self.inputs.items()},
-            label_positions=move(self.label_positions),
-            labels=move(self.labels),
-            label_rows=move(self.label_rows),
-            rows={k: move(v) for k, v in self.rows.items()},
+            inputs={k: _move(v, device, dtype) for k, v in self.inputs.items()},
+            label_positions=self.label_positions.to(device),
+            labels=self.labels.to(device),
+            label_rows=self.label_rows.to(device),
+            rows={k: v.to(device) for k, v in self.rows.items()},
+        )
+
+
+@dataclass(frozen=True)
+class PromptBatch:
+    """Audio and prompts to be continued by the base.
+
+    Attributes:
+        inputs: tensors for `generate`, (batch, …).
+        options: its other arguments, such as languages.
+        rows: as in `AdapterBatch`.
+    """
+
+    inputs: dict[str, Tensor]
+    options: dict[str, Any]
+    rows: dict[str, Tensor]
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> PromptBatch:
+        """On `device`, with the floating-point inputs in the base's `dtype`."""
+        return replace(
+            self,
+            inputs={k: _move(v, device, dtype) for k, v in self.inputs.items()},
+            rows={k: v.to(device) for k, v in self.rows.items()},
         )
 
 
@@ -47,3 +67,7 @@ class Transcript:
 
     text: str
     finished: bool
+
+
+def _move(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    return tensor.to(device, dtype if tensor.is_floating_point() else None)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from salsa_dist.data.clip import SAMPLE_RATE, Clip
 from salsa_dist.errors import UserError
-from salsa_dist.speech_llms.batch import AdapterBatch, Transcript
+from salsa_dist.speech_llms.batch import AdapterBatch, PromptBatch, Transcript
 
 MODEL_TYPES = ("whisper",)
 
@@ -43,6 +43,7 @@ class Whisper:
         self.features = copy.deepcopy(processor.feature_extractor)
         self.tokenizer = processor.tokenizer
         self.language_ids = language_ids
+        self.languages = sorted(token.strip("<|>") for token in language_ids)
         self.eos: int = config.eos_token_id
         self.start: int = config.decoder_start_token_id
         self.max_tokens: int = config.max_target_positions
@@ -76,13 +77,13 @@ class Whisper:
         """Token ids up to where the transcript starts."""
         token = f"<|{language}|>"
         if token not in self.language_ids:
-            known = ", ".join(sorted(t.strip("<|>") for t in self.language_ids))
+            known = ", ".join(self.languages)
             raise UserError(f"this base has no token for language {language!r}; it knows {known}")
         ids = self.tokenizer.convert_tokens_to_ids(["<|transcribe|>", "<|notimestamps|>"])
         return [self.start, self.language_ids[token], *ids]
 
     def training_batch(self, clips: Sequence[Clip]) -> AdapterBatch:
-        """Audio, prompt and transcript of `clips`, padded on the right; a clip without text has no labels."""
+        """Audio, prompt and transcript of `clips`; a clip without text has no labels."""
         rows = torch.tensor([clip.row for clip in clips])
         sequences, labels = [], []
         for clip in clips:
@@ -94,7 +95,8 @@ class Whisper:
         if longest > self.max_tokens:
             worst = max(clips, key=lambda c: len(c.text))
             raise UserError(
-                f"clip {worst.key}: its transcript takes {longest} tokens, the base has {self.max_tokens}"
+                f"clip {worst.key}: prompt and transcript take {longest} tokens, the base has "
+                f"{self.max_tokens}"
             )
         ids = torch.full((len(clips), longest), self.eos)
         positions = torch.zeros(len(clips), longest, dtype=torch.bool)
@@ -119,48 +121,52 @@ class Whisper:
         space = "" if clip.language in _NO_SPACES else " "
         return [*self.tokenizer(space + text, add_special_tokens=False).input_ids, self.eos]
 
+    def prompt_batch(self, clips: Sequence[Clip]) -> PromptBatch:
+        """Audio of `clips`; Whisper writes the prompt itself, from the languages."""
+        for clip in clips:
+            self.prompt(clip.language)  # refuses an unknown language
+        rows = torch.tensor([clip.row for clip in clips])
+        return PromptBatch(
+            inputs={"input_features": self._features(clips)},
+            options={"language": [clip.language for clip in clips], "task": "transcribe"},
+            rows={"encoder": rows, "llm": rows},
+        )
+
     def generate(
-        self, model: Any, clips: Sequence[Clip], max_new_tokens: int, synced: bool = False
+        self, model: Any, batch: PromptBatch, max_new_tokens: int, synced: bool = False
     ) -> list[Transcript]:
-        """Transcribe `clips` greedily.
+        """Transcribe a batch greedily.
 
         Args:
             model: the Whisper model.
-            clips: one batch.
+            batch: from `prompt_batch`.
             max_new_tokens: limit of a transcript, in tokens.
             synced: keep stepping until all ranks are done, as sharded weights need.
         """
-        for clip in clips:
-            self.prompt(clip.language)  # refuses an unknown language
         weight = next(model.parameters())
-        features = self._features(clips).to(weight.device, weight.dtype)
+        batch = batch.to(weight.device, weight.dtype)
         ids: Tensor = model.generate(
-            features,
-            language=[clip.language for clip in clips],
-            task="transcribe",
+            **batch.inputs,
+            **batch.options,
             return_timestamps=False,
             do_sample=False,
             num_beams=1,
             max_new_tokens=max_new_tokens,
             synced_gpus=synced,
         )
+        # What ended by itself holds an end token, or is padded with it, or is short.
+        ended = ids.shape[1] < max_new_tokens
+        finished = [ended or bool((row == self.eos).any()) for row in ids]
         texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        # Transcripts that ended by themselves are padded, those that the limit cut are not.
-        lengths = (ids != self.eos).sum(1) - ids.eq(self.start).sum(1) * len(
-            self.prompt(clips[0].language)
-        )
-        return [
-            Transcript(text.strip(), int(n) < max_new_tokens)
-            for text, n in zip(texts, lengths, strict=True)
-        ]
+        return [Transcript(t.strip(), f) for t, f in zip(texts, finished, strict=True)]
 
     def _features(self, clips: Sequence[Clip]) -> Tensor:
         """(batch, mel bins, frames) float32."""
         for clip in clips:
             if clip.seconds > self.window_s + 1e-6:
                 raise UserError(
-                    f"clip {clip.key} lasts {clip.seconds:.1f} s, the audio window is {self.window_s:g} s: "
-                    "cut it, or set a longer base.window_s"
+                    f"clip {clip.key} lasts {clip.seconds:.1f} s, the audio window is "
+                    f"{self.window_s:g} s: cut it, or set a longer base.window_s"
                 )
         return self.features(
             [clip.audio for clip in clips], sampling_rate=SAMPLE_RATE, return_tensors="pt"

@@ -392,7 +392,7 @@ def _generation_config(
         extra["task_to_id"] = {t: token(f"<|{t}|>") for t in ("transcribe", "translate")}
     if isinstance(settings, dict) and settings.get("alignment_heads"):
         extra["alignment_heads"] = settings["alignment_heads"]
-    generation = GenerationConfig(
+    return GenerationConfig(
         bos_token_id=end,
         eos_token_id=end,
         pad_token_id=end,
@@ -407,10 +407,6 @@ def _generation_config(
         return_timestamps=False,
         **extra,
     )
-    # Else `from_pretrained` takes it for a guess and makes a new one from config.json, without
-    # lang_to_id.
-    generation._from_model_config = False
-    return generation
 
 
 def _find(sources: Sequence[Path]) -> _Source:

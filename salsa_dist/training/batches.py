@@ -54,8 +54,8 @@ class StepBatches(Dataset[list[AdapterBatch]]):
         readers = min(job.plan.readers for job in jobs)
         if world_size > readers:
             raise UserError(
-                f"too few shards for the ranks: {world_size} ranks share {readers} readers; set data.readers "
-                f"to {world_size} or more, and build at least as many shards a language"
+                f"too few shards for the ranks: {world_size} ranks share {readers} readers; set "
+                f"data.readers to {world_size} or more, and build at least as many shards a language"
             )
         self.jobs = list(jobs)
         self.folder = folder

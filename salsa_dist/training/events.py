@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from salsa_dist.errors import UserError
+from salsa_dist import jsonl
 
 SCHEMA = "salsa-dist/events/1"
 NAME = "events.jsonl"
@@ -24,7 +23,7 @@ class Events:
     """Writes events of a run; on ranks other than the first it writes nothing."""
 
     def __init__(self, run: Path, enabled: bool) -> None:
-        self._file = open(run / NAME, "a", encoding="utf-8") if enabled else None  # noqa: SIM115
+        self._file = jsonl.append(run / NAME) if enabled else None
 
     def write(self, event: str, **fields: Any) -> None:
         if self._file is not None:
@@ -35,22 +34,3 @@ class Events:
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
-
-
-def read_events(run: Path) -> Iterator[dict[str, Any]]:
-    """The events of a run, oldest first. A last line cut off by a crash is left out."""
-    path = run / NAME
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        raise UserError(f"{path} is missing: train first (salsa-dist train CONFIG)") from None
-    for number, line in enumerate(lines, 1):
-        try:
-            event = json.loads(line)
-        except ValueError:
-            if number == len(lines):
-                return
-            raise UserError(f"{path}, line {number}: not a JSON object") from None
-        if event.get("schema") != SCHEMA:
-            raise UserError(f"{path}, line {number}: schema {event.get('schema')!r}, not {SCHEMA}")
-        yield event

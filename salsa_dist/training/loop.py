@@ -16,8 +16,7 @@ import math
 import platform
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -60,7 +59,7 @@ class Trained:
 def train(config: Config) -> Trained:
     """Train every adapter of `config`, or go on where its run folder stopped.
 
-    On SIGTERM or SIGINT, all ranks stop after the same step and the state is saved.
+    On SIGTERM, SIGINT or SIGUSR2 all ranks stop after the same step and the state is saved.
     """
     with join() as ranks, ExitStack() as stack:
         run = _open_run(config, ranks)
@@ -106,7 +105,8 @@ def train(config: Config) -> Trained:
             events.write("data", adapter=adapter.name, clips=job.plan.clips, left_out=job.plan.left_out)
         base = FrozenBase(speech_llm, bank, ranks, config.placement)
         stack.callback(base.close)
-        loop = _Loop(config, ranks, base, optimizer, batches, identity, events, say)
+        signals = stack.enter_context(_StopSignals())
+        loop = _Loop(config, ranks, base, optimizer, batches, identity, events, say, signals)
         step = loop.run(first) if first < len(batches) else first
         finished = step == len(batches)
         adapters: list[Path] = []
@@ -118,6 +118,7 @@ def train(config: Config) -> Trained:
         else:
             say(f"stopped at step {step} of {len(batches)}; the same command goes on from there")
         dist.barrier()
+        signals.hand_over()
         return Trained(step, finished, adapters)
 
 
@@ -180,6 +181,7 @@ class _Loop:
         identity: states.RunIdentity,
         events: Events,
         say: _Console,
+        signals: _StopSignals,
     ) -> None:
         self.config = config
         self.ranks = ranks
@@ -190,6 +192,7 @@ class _Loop:
         self.identity = identity
         self.events = events
         self.say = say
+        self.signals = signals
         self.skipped_in_a_row = 0
 
     def run(self, first: int) -> int:
@@ -197,32 +200,29 @@ class _Loop:
         measured = min(first + _MEASURED_STEP, len(self.batches) - 1)
         saved = said = time.monotonic()
         step = first
-        with _stop_signals() as signals:
+        started = time.monotonic()
+        for step, batches in enumerate(loader(self.batches, first, self.config.data.workers), first):
+            active = self.batches.active(step)
+            with ExitStack() as stack:
+                traffic = stack.enter_context(self.base.watched()) if step == measured else None
+                reduced = self._gradients(batches, active, bool(self.signals.received))
+            if traffic is not None:
+                self._report_placement(self.base.measure(traffic, reduced.bytes))
+            norms, rates = self.optimizer.step(reduced.gradients, active)
+            now = time.monotonic()
+            clips = sum(self.batches.jobs[row].plan.clips_per_step for row in active)
+            self._record(step, now - started, clips, active, reduced, norms, rates)
+            self._count_skipped(step, active, norms)
+            last = reduced.stop or step + 1 == len(self.batches)
+            if last or now - said >= 5:
+                self._progress(step, now - started, clips, active, reduced)
+                said = now
+            if last or now - saved >= self.config.training.save_every_s:
+                self._save(step + 1)
+                saved = now
+            if reduced.stop:
+                break
             started = time.monotonic()
-            for step, batches in enumerate(
-                loader(self.batches, first, self.config.data.workers), first
-            ):
-                active = self.batches.active(step)
-                with ExitStack() as stack:
-                    traffic = stack.enter_context(self.base.watched()) if step == measured else None
-                    reduced = self._gradients(batches, active, bool(signals))
-                if traffic is not None:
-                    self._report_placement(self.base.measure(traffic, reduced.bytes))
-                norms, rates = self.optimizer.step(reduced.gradients, active)
-                now = time.monotonic()
-                clips = sum(self.batches.jobs[row].plan.clips_per_step for row in active)
-                self._record(step, now - started, clips, active, reduced, norms, rates)
-                self._count_skipped(step, active, norms)
-                last = reduced.stop or step + 1 == len(self.batches)
-                if last or now - said >= 5:
-                    self._progress(step, now - started, clips, active, reduced)
-                    said = now
-                if last or now - saved >= self.config.training.save_every_s:
-                    self._save(step + 1)
-                    saved = now
-                if reduced.stop:
-                    break
-                started = time.monotonic()
         return step + 1
 
     def _gradients(self, batches: list[Any], active: list[int], stop: bool) -> Reduced:
@@ -269,8 +269,9 @@ class _Loop:
         self.events.write("skipped", step=step, adapters=broken, keys=self.batches.keys(step))
         if self.skipped_in_a_row > self.config.training.max_skipped:
             raise UserError(
-                f"adapter {broken[0]}: no finite gradient in {self.skipped_in_a_row} steps in a row, up to "
-                f"step {step} (clips {', '.join(self.batches.keys(step)[:4])} …): lower training.lr"
+                f"adapter {broken[0]}: no finite gradient in {self.skipped_in_a_row} steps in a row, "
+                f"up to step {step} (clips {', '.join(self.batches.keys(step)[:4])} …): lower its "
+                "learning rate, or look at these clips"
             )
 
     def _report_placement(self, measured: dict[str, Any]) -> None:
@@ -356,17 +357,31 @@ def _batches(config: Config, index: ShardIndex, speech_llm: SpeechLLM, ranks: Ra
     )
 
 
-@contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """A list that SIGTERM and SIGINT append to, instead of ending the process."""
-    received: list[int] = []
-    handled = (signal.SIGTERM, signal.SIGINT)
-    before = {s: signal.signal(s, lambda number, _: received.append(number)) for s in handled}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
+class _StopSignals:
+    """Inside its block, signals to stop are noted, instead of ending the process at once.
+
+    SIGUSR2 is how a cluster announces a time limit. A launcher may have a handler for it that asks
+    for the job to be run again: it is called by `hand_over`, once the state is saved.
+    """
+
+    def __init__(self) -> None:
+        self.received: list[int] = []
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> _StopSignals:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
+            self._before[number] = signal.signal(number, lambda n, _: self.received.append(n))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def hand_over(self) -> None:
+        """Let the handler that was there before do its part."""
+        handler = self._before[signal.SIGUSR2]
+        if signal.SIGUSR2 in self.received and callable(handler):
+            handler(signal.SIGUSR2, None)
 
 
 def _number(value: torch.Tensor) -> float | None:

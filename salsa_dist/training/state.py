@@ -117,8 +117,8 @@ def newest(folder: Path, identity: RunIdentity) -> TrainState | None:
         for name, mine in asdict(identity).items():
             if fields.get(name) != mine:
                 raise UserError(
-                    f"state {path} was made with other {_WHAT[name]}: name another run folder, or remove "
-                    f"{folder} to start anew"
+                    f"state {path} was made with other {_WHAT[name]}: name another run folder, or "
+                    f"remove {folder} to start anew"
                 )
         return state
     return None

@@ -89,6 +89,15 @@ def test_the_interval_of_a_known_case() -> None:
     assert s == summarise(scored([("a", "b")] * 100 + [("a", "a")] * 300))  # a fixed seed
 
 
+def test_the_interval_is_of_the_corpus_rate_too() -> None:
+    # Short utterances wrong, long ones right: 1/10 of the words, though half of the utterances.
+    s = summarise(scored([("a", "b"), ("a b c d e f g h i", "a b c d e f g h i")] * 50))
+    assert s.wer == 0.1
+    assert s.wer_low is not None
+    assert s.wer_high is not None
+    assert 0.05 < s.wer_low < 0.1 < s.wer_high < 0.2
+
+
 def test_relative_gain_by_hand() -> None:
     # 4 reference words; 4 errors before, 1 after: (1 - 1/4) / 1 = 3/4.
     before = scored([("a b", "x y"), ("c d", "x y")])

@@ -47,6 +47,7 @@ def test_a_wrong_vowel_sign_is_an_error() -> None:
 
 def test_marks_without_a_letter_and_invisible_characters_go() -> None:
     assert normalise("ok ❤️ 1️⃣ \u200bfine\u200e") == "ok 1 fine"
+    assert normalise("\u0301a !\u0301 b") == "a b"
     # Persian with and without its joiner, Arabic with and without vowel points.
     assert normalise("می\u200cروم", "fa") == normalise("میروم", "fa")
     assert normalise("السَّلَامُ", "ar") == "السلام"

@@ -21,8 +21,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCHERS = ROOT / "launchers"
+ACCELERATE = f"{LAUNCHERS}/accelerate/"
 DEMO = ROOT / "demo" / "demo.yaml"
-DRIVER = "import sys, slurm; sys.exit(slurm.main(target='stand_in:' + sys.argv.pop(1)))"
+# The path is set in the launcher alone: its tasks must do without the launchers' folder.
+PATH = f"import sys; sys.path.insert(0, {str(LAUNCHERS)!r})\n"
+DRIVER = PATH + "import slurm; sys.exit(slurm.main(target='stand_in:' + sys.argv.pop(1)))"
 
 STAND_IN = """
 import json, os, signal, sys, time
@@ -94,7 +97,7 @@ def requeued(*arguments):
     time.sleep(300)
 
 if __name__ == "__main__":
-    reduce(*sys.argv[1:])
+    globals()[sys.argv[1]](*sys.argv[2:])
 """
 
 CONFIG = """
@@ -122,7 +125,7 @@ class Desk:
         (folder / "stand_in.py").write_text(STAND_IN)
         hidden = ("RANK", "WORLD_SIZE", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
         self.environment = {k: v for k, v in os.environ.items() if k not in hidden}
-        self.environment["PYTHONPATH"] = f"{LAUNCHERS}{os.pathsep}{folder}"
+        self.environment["PYTHONPATH"] = str(folder)
 
     def start(self, *command: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -132,12 +135,13 @@ class Desk:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            start_new_session=True,  # so that a test can play the terminal's Ctrl-C
         )
 
     def finish(self, process: subprocess.Popen[str], timeout_s: float = 60) -> Result:
         try:
             out, err = process.communicate(timeout=timeout_s)
-        except subprocess.TimeoutExpired:
+        except BaseException:  # the test's own time limit too
             process.terminate()  # it ends its ranks; killed, it would leave them
             try:
                 process.communicate(timeout=45)
@@ -356,7 +360,7 @@ def test_stopping_the_launcher_lets_the_ranks_save(desk: Desk, signum: signal.Si
     launcher = desk.launch_stand_in("save_on_sigterm", "--cluster", "local", "--tasks-per-node", "2")
     for rank in (0, 1):
         desk.wait_for(f"started.{rank}")
-    launcher.send_signal(signum)
+    os.killpg(launcher.pid, signum)
     result = desk.finish(launcher)
     assert result.status == 128 + signum
     assert (desk.folder / "saved.0").exists()
@@ -366,7 +370,8 @@ def test_stopping_the_launcher_lets_the_ranks_save(desk: Desk, signum: signal.Si
 
 
 def test_a_job_that_was_signalled_starts_again(desk: Desk) -> None:
-    result = desk.local("requeued")
+    # Near its limit: submitit starts only a job with a checkpoint() again.
+    result = desk.local("requeued", "--time", "5")
     assert result.status == 0, result.err
     assert "started again" in result.out
     assert [desk.seen(rank)["RANK"] for rank in (0, 1)] == ["0", "1"]
@@ -375,7 +380,7 @@ def test_a_job_that_was_signalled_starts_again(desk: Desk) -> None:
 
 def test_the_time_limit_warns_and_then_ends(desk: Desk) -> None:
     code = """
-import sys, slurm
+import slurm
 from pathlib import Path
 from job import Job
 from local_cluster import LocalPlan, run_local
@@ -386,7 +391,7 @@ try:
 except slurm.UserError as error:
     sys.exit(str(error))
 """
-    result = desk.finish(desk.start(sys.executable, "-c", code))
+    result = desk.finish(desk.start(sys.executable, "-c", PATH + code))
     assert "--time" in result.err
     assert result.err.count("\n") == 1
     assert (desk.folder / "warned.0").exists()
@@ -403,6 +408,7 @@ def test_debug_runs_in_the_launcher(desk: Desk) -> None:
 # --- on Slurm, played by two scripts
 
 SBATCH = """#!/bin/sh
+test -z "$SLURM_NTASKS$MASTER_PORT" || exit 1  # of a job that this one was launched from
 echo "Submitted batch job 4242"
 """
 
@@ -432,6 +438,7 @@ def submit(desk: Desk, function: str) -> tuple[Result, Path]:
         (desk.folder / name).write_text(text)
         (desk.folder / name).chmod(0o755)
     desk.environment["PATH"] = f"{desk.folder}{os.pathsep}{desk.environment['PATH']}"
+    desk.environment |= {"SLURM_NTASKS": "9", "MASTER_PORT": "1"}
     options = ("--nodes", "2", "--tasks-per-node", "2", "training.steps=7")
     result = desk.finish(desk.launch_stand_in(function, *options))
     return result, desk.folder / "run" / "logs" / "4242"
@@ -455,6 +462,15 @@ def test_a_slurm_job_is_submitted_and_its_ranks_know_each_other(desk: Desk) -> N
     assert ranks[3]["arguments"] == ["train", str(desk.config), ["training.steps=7"]]
 
 
+def test_what_sbatch_refuses_is_one_line_and_status_2(desk: Desk) -> None:
+    (desk.folder / "sbatch").write_text("#!/bin/sh\necho 'invalid partition' >&2; exit 1\n")
+    (desk.folder / "sbatch").chmod(0o755)
+    desk.environment["PATH"] = f"{desk.folder}{os.pathsep}{desk.environment['PATH']}"
+    result = desk.slurm_py("--config", str(desk.config), "--partition", "nowhere")
+    assert (result.status, result.out) == (2, "")
+    assert result.err == "error: sbatch refused the job: invalid partition\n"
+
+
 def test_a_user_error_on_slurm_fails_the_job_with_one_line(desk: Desk) -> None:
     _, logs = submit(desk, "user_error")
     job = desk.finish(desk.start("bash", str(logs / "4242_submission.sh")))
@@ -467,47 +483,45 @@ def test_a_user_error_on_slurm_fails_the_job_with_one_line(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize(
-    "command",
+    ("function", "command"),
     [
-        ("torch.distributed.run", "--nproc_per_node", "2"),
+        ("reduce", ("torch.distributed.run", "--nproc_per_node", "2")),
+        ("reduce", ("accelerate.commands.launch", "--config_file", ACCELERATE + "cpu-2.yaml")),
         (
-            *("accelerate.commands.launch", "--config_file"),
-            str(LAUNCHERS / "accelerate" / "cpu-2.yaml"),
-        ),
-        (
-            *("accelerate.commands.launch", "--num_processes", "2", "--config_file"),
-            str(LAUNCHERS / "accelerate" / "multi-gpu.yaml"),
+            "show",
+            (
+                *("accelerate.commands.launch", "--config_file", ACCELERATE + "multi-gpu.yaml"),
+                *("--num_processes", "2"),
+            ),
         ),
     ],
     ids=["torchrun", "accelerate-cpu-2", "accelerate-multi-gpu"],
 )
-def test_other_launchers_start_two_ranks(desk: Desk, command: tuple[str, ...]) -> None:
-    run = desk.start(sys.executable, "-m", *command, "-m", "stand_in", "train", "demo.yaml")
+def test_other_launchers_start_two_ranks(desk: Desk, function: str, command: tuple[str, ...]) -> None:
+    run = desk.start(sys.executable, "-m", *command, "-m", "stand_in", function, "demo.yaml")
     result = desk.finish(run)
     assert result.status == 0, result.err
     for rank in (0, 1):
         seen = desk.seen(rank)
         assert (seen["RANK"], seen["LOCAL_RANK"]) == (str(rank), str(rank))
         assert (seen["WORLD_SIZE"], seen["LOCAL_WORLD_SIZE"]) == ("2", "2")
-        assert seen["arguments"] == ["train", "demo.yaml"]
-        assert f"sum 2 on rank {rank}" in result.out
+        assert seen["arguments"] == ["demo.yaml"]
+        assert function == "show" or f"sum 2 on rank {rank}" in result.out
 
 
 def test_two_nodes_of_accelerate_make_one_world(desk: Desk) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    config = str(LAUNCHERS / "accelerate" / "multi-node.yaml")
     nodes = []
     for node in (0, 1):
-        options = f"--machine_rank {node} --main_process_ip 127.0.0.1 --main_process_port {port}"
-        command = ("accelerate.commands.launch", "--config_file", config, *options.split())
-        nodes.append(
-            desk.start(
-                sys.executable, "-m", *command, "--num_processes", "2", "-m", "stand_in", "train"
-            )
-        )
+        options = f"--config_file {ACCELERATE}multi-node.yaml --num_processes 2"
+        options += f" --machine_rank {node} --main_process_ip 127.0.0.1 --main_process_port {port}"
+        command = ("-m", "accelerate.commands.launch", *options.split(), "-m", "stand_in", "show")
+        nodes.append(desk.start(sys.executable, *command))
     results = [desk.finish(node) for node in nodes]
     assert [result.status for result in results] == [0, 0], results
-    assert [desk.seen(rank)["LOCAL_RANK"] for rank in (0, 1)] == ["0", "0"]
-    assert [desk.seen(rank)["WORLD_SIZE"] for rank in (0, 1)] == ["2", "2"]
+    for rank in (0, 1):
+        seen = desk.seen(rank)
+        assert (seen["LOCAL_RANK"], seen["WORLD_SIZE"]) == ("0", "2")
+        assert (seen["MASTER_ADDR"], seen["MASTER_PORT"]) == ("127.0.0.1", str(port))

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -153,6 +153,15 @@ def write_source(folder: Path, binary: bytes) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """Threads that wait for one another on a busy machine make a tiny model slow."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def tiny() -> WhisperForConditionalGeneration:
     return tiny_whisper(torch.float16)
@@ -201,10 +210,11 @@ def test_it_transcribes_by_language_and_never_emits_unnamed_ids(converted: Path)
 
 def test_the_tokenizer_is_whispers(converted: Path) -> None:
     tokenizer = AutoProcessor.from_pretrained(converted).tokenizer
-    tokenizer.set_prefix_tokens(language="bg", task="transcribe")
+    # English, since transformers counts languages from there, and this vocabulary has only two.
+    tokenizer.set_prefix_tokens(language="en", task="transcribe")
     ids = tokenizer("Да!").input_ids
     assert ids[:4] == [
-        IDS[n] for n in ("<|startoftranscript|>", "<|bg|>", "<|transcribe|>", "<|notimestamps|>")
+        IDS[n] for n in ("<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>")
     ]
     assert ids[-1] == IDS["<|endoftext|>"]
     assert tokenizer.decode(ids, skip_special_tokens=True) == "Да!"

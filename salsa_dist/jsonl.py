@@ -1,0 +1,34 @@
+"""Files of one JSON object a line, which a killed process may leave with half a line at the end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from salsa_dist.errors import UserError
+
+
+def append(path: Path) -> IO[str]:
+    """Open `path` to add lines; half a line that a killed process left is cut off first."""
+    if path.is_file():
+        raw = path.read_bytes()
+        if raw and not raw.endswith(b"\n"):
+            with open(path, "r+b") as file:
+                file.truncate(raw.rfind(b"\n") + 1)
+    return open(path, "a", encoding="utf-8")
+
+
+def read(path: Path, schema: str) -> Iterator[dict[str, Any]]:
+    """The objects of `path`, whole lines only, each of `schema`."""
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), 1):
+        if not line.endswith("\n"):
+            return
+        try:
+            value = json.loads(line)
+        except ValueError:
+            raise UserError(f"{path}, line {number}: not a JSON object") from None
+        if not isinstance(value, dict) or value.get("schema") != schema:
+            raise UserError(f"{path}, line {number}: not of schema {schema}")
+        yield value
