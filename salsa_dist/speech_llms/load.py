@@ -92,6 +92,7 @@ def load_speech_llm(
     # eval: no dropout, no layerdrop, no BatchNorm updates in a frozen base.
     model.eval().requires_grad_(False)
     family.fit(model)
+    model.generation_config.max_length = None  # each call says how many tokens it wants
     return SpeechLLM(
         model=model.to(device),
         family=family,
