@@ -68,7 +68,7 @@ def load_speech_llm(
     """
     from transformers import AutoConfig, AutoModelForSpeechSeq2Seq, AutoProcessor
 
-    name = str(name)
+    name = os.path.expanduser(name)
     try:
         config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as e:
