@@ -27,9 +27,9 @@ ADAPTERS: list[dict[str, Any]] = [
 
 def run(folder: Path, base: Path, shards: Path, adapters: list[dict[str, Any]]) -> dict[str, Any]:
     folder.mkdir()
-    config = load_config(
-        make_config(folder, base, shards, adapters=adapters, training={"steps": STEPS, "lr": 0.01})
-    )
+    # Clipped in most steps, so that clipping over the whole bank would show.
+    training = {"steps": STEPS, "lr": 0.01, "clip_norm": 0.3}
+    config = load_config(make_config(folder, base, shards, adapters=adapters, training=training))
     done = train(config)
     assert done.finished
     return {path.stem: SteeringVectors.load(path).vectors for path in done.adapters}
