@@ -46,6 +46,10 @@ def test_the_global_batch_does_not_depend_on_ranks(
         shared = [batches(llm, tiny_shards, rank, world, 2)[step] for rank in range(world)]
         assert sorted(c for parts in shared for c in contents(parts)) == alone
         assert len(alone) == (10 if step < 2 else 5)  # el has two steps
+        # A rank has the draws of its own readers, and no other's.
+        readers = [{int(k.split("-")[1]) // 6 % 4 for k, _ in contents(p)} for p in shared]
+        assert all(r % world == rank for rank, own in enumerate(readers) for r in own)
+        assert all(readers) or len(alone) < world
         # Every rank makes the same number of passes, be it with a silent clip.
         assert len({len(parts) for parts in shared}) == 1
 
