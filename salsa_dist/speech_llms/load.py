@@ -19,12 +19,23 @@ from typing import Any
 import torch
 
 from salsa_dist.errors import UserError
-from salsa_dist.speech_llms import qwen2_audio, whisper
+from salsa_dist.speech_llms import (
+    granite_speech,
+    qwen2_5_omni,
+    qwen2_audio,
+    qwen3_asr,
+    voxtral,
+    whisper,
+)
 from salsa_dist.speech_llms.family import Checkpoint, Family, FamilyOptions
 
 FAMILIES: dict[str, type[Family]] = {
     **dict.fromkeys(whisper.MODEL_TYPES, whisper.Whisper),
     **dict.fromkeys(qwen2_audio.MODEL_TYPES, qwen2_audio.Qwen2Audio),
+    **dict.fromkeys(qwen3_asr.MODEL_TYPES, qwen3_asr.Qwen3ASR),
+    **dict.fromkeys(voxtral.MODEL_TYPES, voxtral.Voxtral),
+    **dict.fromkeys(granite_speech.MODEL_TYPES, granite_speech.GraniteSpeech),
+    **dict.fromkeys(qwen2_5_omni.MODEL_TYPES, qwen2_5_omni.Qwen25Omni),
 }
 
 
