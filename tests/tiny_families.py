@@ -76,8 +76,10 @@ def make_voxtral(folder: Path) -> Path:
     import transformers as t
 
     folder.mkdir(parents=True, exist_ok=True)
-    names = {1: "<s>", 2: "</s>", 3: "[INST]", 4: "[/INST]", 11: "<pad>", 24: "[AUDIO]"}
-    names |= {0: "<unk>", 25: "[BEGIN_AUDIO]", 34: "[TRANSCRIBE]"}
+    from mistral_common.tokens.tokenizers.tekken import Tekkenizer
+
+    names = {token["rank"]: str(token["token_str"]) for token in Tekkenizer.DEPRECATED_SPECIAL_TOKENS}
+    names |= {24: "[AUDIO]", 25: "[BEGIN_AUDIO]", 34: "[TRANSCRIBE]"}
     reserved = 40
     tekken = {
         "vocab": [

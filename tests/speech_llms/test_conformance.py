@@ -51,7 +51,7 @@ def base(family: str, folders: dict[str, Path]) -> SpeechLLM:
 
 @pytest.mark.parametrize("rule", ["salsa", "add"])
 def test_zero_vectors_change_no_logit(base: SpeechLLM, rule: str) -> None:
-    batch = base.family.training_batch(clips())
+    batch = base.family.training_batch(clips(base))
     bank = random_bank(base, [rule] * 3, size=0.0)
     with torch.no_grad():
         plain = base.model(**batch.inputs, use_cache=False).logits
@@ -68,8 +68,8 @@ def test_zero_vectors_change_no_logit(base: SpeechLLM, rule: str) -> None:
 def test_gradients_are_finite_differences(base: SpeechLLM) -> None:
     bank = random_bank(base, RULES)
     with placed(base, bank) as frozen:
-        batch = base.family.training_batch(clips())
-        _, found = gradients(frozen, clips())
+        batch = base.family.training_batch(clips(base))
+        _, found = gradients(frozen, clips(base))
         generator = torch.Generator().manual_seed(2)
         for site, vectors in bank.vectors.items():
             # Along the gradient, so that the difference stands out of fp32's noise, and a bit aside.
@@ -90,7 +90,7 @@ def test_gradients_are_finite_differences(base: SpeechLLM) -> None:
 def test_a_row_touches_only_its_own_vector(base: SpeechLLM) -> None:
     bank = random_bank(base, RULES)
     with placed(base, bank) as frozen:
-        batch = base.family.training_batch(clips())
+        batch = base.family.training_batch(clips(base))
         before = frozen.token_losses(batch).detach()
         for row in range(3):
             own = batch.label_rows == row
@@ -114,9 +114,9 @@ def test_a_row_touches_only_its_own_vector(base: SpeechLLM) -> None:
 def test_packing_changes_nothing(base: SpeechLLM) -> None:
     bank = random_bank(base, RULES)
     with placed(base, bank) as frozen:
-        losses, packed = gradients(frozen, clips())
+        losses, packed = gradients(frozen, clips(base))
         alone_losses, alone = [], {site: torch.zeros_like(g) for site, g in packed.items()}
-        for clip in clips():
+        for clip in clips(base):
             loss, gradient = gradients(frozen, [clip])
             alone_losses.append(loss)
             for site in alone:
@@ -130,13 +130,13 @@ def test_packing_changes_nothing(base: SpeechLLM) -> None:
 def test_cached_generation_equals_uncached(base: SpeechLLM) -> None:
     bank = random_bank(base, RULES)
     with placed(base, bank), torch.inference_mode():
-        batch = base.family.prompt_batch(clips())
+        batch = base.family.prompt_batch(clips(base))
         uncached = replace(batch, options={**batch.options, "use_cache": False})
         with bank.rows(batch.rows):
             one = base.family.generate(base.model, batch, 8)
             other = base.family.generate(base.model, uncached, 8)
         alone = []
-        for clip in clips():
+        for clip in clips(base):
             single = base.family.prompt_batch([clip])
             with bank.rows(single.rows):
                 alone += base.family.generate(base.model, single, 8)
@@ -148,7 +148,7 @@ def test_cached_generation_equals_uncached(base: SpeechLLM) -> None:
 def test_generation_goes_on_where_training_starts(base: SpeechLLM) -> None:
     """The first token of a transcript is what training's logits say at the first label."""
     bank = random_bank(base, RULES)
-    batch = base.family.training_batch(clips())
+    batch = base.family.training_batch(clips(base))
     first = batch.label_positions.int().argmax(1)
     with placed(base, bank), torch.inference_mode():
         with bank.rows(batch.rows):
@@ -156,17 +156,17 @@ def test_generation_goes_on_where_training_starts(base: SpeechLLM) -> None:
         likely = logits[torch.arange(len(first)), first]
         never = getattr(base.model.generation_config, "begin_suppress_tokens", None) or []
         likely[:, never] = -torch.inf
-        prompts = base.family.prompt_batch(clips())
+        prompts = base.family.prompt_batch(clips(base))
         with bank.rows(prompts.rows):
             texts = [t.text for t in base.family.generate(base.model, prompts, 1)]
     assert texts == [base.family.transcript([i]) for i in likely.argmax(1).tolist()]
 
 
 def test_the_prompt_is_a_masked_prefix(base: SpeechLLM) -> None:
-    batch = base.family.training_batch(clips())
-    prompts = base.family.prompt_batch(clips()).inputs
+    batch = base.family.training_batch(clips(base))
+    prompts = base.family.prompt_batch(clips(base)).inputs
     ids = batch.inputs.get("input_ids", batch.inputs.get("decoder_input_ids"))
-    for i, clip in enumerate(clips()):
+    for i, clip in enumerate(clips(base)):
         if "input_ids" in prompts:
             prompt = prompts["input_ids"][i][prompts["attention_mask"][i].bool()].tolist()
         else:
@@ -182,16 +182,19 @@ def test_the_prompt_is_a_masked_prefix(base: SpeechLLM) -> None:
 
 
 def test_decoded_labels_are_the_reference(base: SpeechLLM) -> None:
-    batch = base.family.training_batch(clips())
+    batch = base.family.training_batch(clips(base))
     counts = batch.label_positions.sum(1).tolist()
     found = [base.family.transcript(part.tolist()) for part in batch.labels.split(counts)]
-    assert found == [clip.text for clip in clips()]
-    assert batch.label_rows.tolist() == [c.row for c, n in zip(clips(), counts, strict=True) for _ in range(n)]
+    assert found == [clip.text for clip in clips(base)]
+    stop = base.model.generation_config.eos_token_id
+    for part in batch.labels.split(counts):
+        assert part[-1] in (stop if isinstance(stop, list) else [stop]), "the end of a transcript is learned"
+    assert batch.label_rows.tolist() == [c.row for c, n in zip(clips(base), counts, strict=True) for _ in range(n)]
 
 
 def test_an_adapter_survives_its_file(base: SpeechLLM, tmp_path: Path) -> None:
     bank = random_bank(base, RULES)
-    batch = base.family.training_batch([replace(c, row=1) for c in clips()])
+    batch = base.family.training_batch([replace(c, row=1) for c in clips(base)])
     vectors = {site: v[1] for site, v in bank.vectors.items()}
     made = SteeringVectors(vectors, RULES[1], base=base.name, revision=base.revision)
     loaded = SteeringVectors.load(made.save(tmp_path / "adapter.safetensors"))
@@ -214,8 +217,8 @@ def test_the_base_is_untouched(base: SpeechLLM) -> None:
     before = state()
     bank = random_bank(base, RULES)
     with placed(base, bank) as frozen:
-        gradients(frozen, clips())
-        frozen.generate(clips(), 3)
+        gradients(frozen, clips(base))
+        frozen.generate(clips(base), 3)
         assert state() == before
     assert state() == before
     assert all(p.grad is None and not p.requires_grad for p in base.model.parameters())
@@ -224,7 +227,7 @@ def test_the_base_is_untouched(base: SpeechLLM) -> None:
 
 def test_the_narrowed_head_gives_the_full_logits(base: SpeechLLM) -> None:
     bank = random_bank(base, RULES)
-    batch = base.family.training_batch(clips())
+    batch = base.family.training_batch(clips(base))
     with placed(base, bank) as frozen, torch.no_grad():
         narrowed = frozen.token_losses(batch)
         with bank.rows(batch.rows):
@@ -252,13 +255,13 @@ def test_odd_audio(base: SpeechLLM) -> None:
 
 def test_a_clip_without_text_has_no_labels(base: SpeechLLM) -> None:
     bank = random_bank(base, RULES)
-    silent = replace(clips()[0], text=" ", row=-1)
+    silent = replace(clips(base)[0], text=" ", row=-1)
     with placed(base, bank) as frozen:
         losses, found = gradients(frozen, [silent])
         assert len(losses) == 0
         assert not any(g.any() for g in found.values())
-        wanted, _ = gradients(frozen, clips())
-        packed, _ = gradients(frozen, [*clips(), silent])
+        wanted, _ = gradients(frozen, clips(base))
+        packed, _ = gradients(frozen, [*clips(base), silent])
         assert apart(packed, wanted) < 1e-5
 
 
@@ -271,7 +274,7 @@ def test_a_clip_longer_than_the_window_is_refused(base: SpeechLLM) -> None:
 
 @pytest.mark.parametrize("language", ["tw", "zh-en", "pt-BR", "yue"])
 def test_any_language_has_a_prompt(base: SpeechLLM, language: str) -> None:
-    clip = replace(clips()[0], language=language)
+    clip = replace(clips(base)[0], language=language)
     batch = base.family.training_batch([clip])
     assert base.family.transcript(batch.labels.tolist()) == clip.text
     with pytest.raises(UserError, match="no language code"):
@@ -280,7 +283,7 @@ def test_any_language_has_a_prompt(base: SpeechLLM, language: str) -> None:
 
 def test_data_workers_can_have_a_copy(base: SpeechLLM) -> None:
     copied = pickle.loads(pickle.dumps(base.family))
-    one, other = base.family.training_batch(clips()), copied.training_batch(clips())
+    one, other = base.family.training_batch(clips(base)), copied.training_batch(clips(base))
     assert torch.equal(one.labels, other.labels)
     for name, tensor in one.inputs.items():
         assert torch.equal(tensor, other.inputs[name])
@@ -320,8 +323,8 @@ def test_two_zero3_ranks_give_the_gradients_of_one_process(
     assert found["resident"] == 0, "weights stayed gathered: nothing was partitioned"
     bank = random_bank(base, RULES)
     with placed(base, bank) as frozen:
-        losses, wanted = gradients(frozen, clips())
-        texts = [t.text for t in frozen.generate(clips(), 4)]
+        losses, wanted = gradients(frozen, clips(base))
+        texts = [t.text for t in frozen.generate(clips(base), 4)]
     assert found["loss"] == pytest.approx(float(losses.sum()), rel=1e-5)
     assert found["texts"] == texts
     for site, gradient in wanted.items():

@@ -28,7 +28,7 @@ def main(out: Path) -> None:
             base = load_speech_llm(folder)
             bank = random_bank(base, ["salsa", "add", "salsa"])
             frozen = FrozenBase(base, bank, ranks, placement)
-            mine = clips()[:3] if ranks.rank == 0 else clips()[3:]
+            mine = clips(base)[:3] if ranks.rank == 0 else clips(base)[3:]
             # Twice: DeepSpeed records the order of modules in the first pass, prefetches by it later.
             for _ in range(2):
                 losses, found = gradients(frozen, mine)
