@@ -71,7 +71,8 @@ def gradients(frozen: FrozenBase, batch: Sequence[Clip]) -> tuple[Tensor, dict[s
     frozen.after_backward()
     zero = torch.zeros
     return losses.detach(), {
-        site: zero(v.shape) if v.grad is None else v.grad.clone() for site, v in frozen.bank.vectors.items()
+        site: zero(v.shape) if v.grad is None else v.grad.clone()
+        for site, v in frozen.bank.vectors.items()
     }
 
 

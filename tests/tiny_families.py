@@ -1,7 +1,7 @@
 """Complete tiny checkpoints of each family, made here: config, weights, tokenizer, processor.
 
-Weights are random, widths differ between encoder and LLM on purpose, windows are short. `FAMILIES` names
-the function that writes each.
+Weights are random, widths differ between encoder and LLM on purpose, windows are short. `FAMILIES`
+names the function that writes each.
 """
 
 from __future__ import annotations
@@ -171,7 +171,15 @@ def make_qwen2_5_omni(folder: Path) -> Path:
     """Qwen2.5-Omni's thinker, its vision tower as small as it can be."""
     import transformers as t
 
-    special = [*CHATML, "<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>", "<|vision_bos|>", "<|IMAGE|>", "<|VIDEO|>"]
+    special = [
+        *CHATML,
+        "<|AUDIO|>",
+        "<|audio_bos|>",
+        "<|audio_eos|>",
+        "<|vision_bos|>",
+        "<|IMAGE|>",
+        "<|VIDEO|>",
+    ]
     tokenizer = _byte_tokenizer(special)
     ids = {s: tokenizer.convert_tokens_to_ids(s) for s in special}
     text = _qwen_like("qwen2_5_omni_text", len(tokenizer))

@@ -57,8 +57,12 @@ class ChatFamily(ABC):
         end: the token that ends an answer, as text.
     """
 
+    MODEL_TYPES: ClassVar[tuple[str, ...]]
     MODEL_CLASS: ClassVar[str | None] = None
-    load_processor = staticmethod(auto_processor)
+
+    @staticmethod
+    def load_processor(name: str, revision: str | None) -> Any:
+        return auto_processor(name, revision)
 
     def __init__(
         self,
@@ -80,10 +84,6 @@ class ChatFamily(ABC):
         stop = [] if stop is None else [stop] if isinstance(stop, int) else list(stop)
         self.stop = sorted({self.end_id, *stop})
 
-    @classmethod
-    @abstractmethod
-    def from_checkpoint(cls, checkpoint: Checkpoint, options: FamilyOptions) -> ChatFamily: ...
-
     @abstractmethod
     def prompt_text(self, language: str) -> str:
         """The prompt with one placeholder, up to where the transcript starts."""
@@ -97,7 +97,8 @@ class ChatFamily(ABC):
         return self.prompt_text(language) + transcript + self.end
 
     def fit(self, model: Any) -> None:
-        """Nothing to change: most encoders take any length."""
+        """Most encoders take any length: nothing to change."""
+        return
 
     def announced(self, language: str) -> str:
         """The language as the prompt shall name it."""
@@ -255,7 +256,14 @@ def _side_by_side(heard: Sequence[Heard]) -> dict[str, Tensor]:
         tensors = [h.features[name] for h in heard]
         shape = [max(sizes) for sizes in zip(*(t.shape[1:] for t in tensors), strict=True)]
         padded = [
-            pad(t, [n for most, own in zip(shape[::-1], t.shape[:0:-1], strict=True) for n in (0, most - own)])
+            pad(
+                t,
+                [
+                    n
+                    for most, own in zip(shape[::-1], t.shape[:0:-1], strict=True)
+                    for n in (0, most - own)
+                ],
+            )
             for t in tensors
         ]
         batch[name] = torch.cat(padded)

@@ -63,20 +63,21 @@ class Family(Protocol):
     Attributes:
         window_s: longest clip in seconds.
         languages: codes that the base knows by name, sorted; never empty.
+        MODEL_TYPES: `model_type` of the configs that it is for.
         MODEL_CLASS: transformers class of the model; None: the one its own tables name.
     """
 
+    MODEL_TYPES: ClassVar[tuple[str, ...]]
     MODEL_CLASS: ClassVar[str | None]
     window_s: float
     languages: list[str]
 
+    def __init__(self, checkpoint: Checkpoint, options: FamilyOptions) -> None:
+        """The family of a loaded checkpoint; a `UserError` where it lacks what is needed."""
+
     @staticmethod
     def load_processor(name: str, revision: str | None) -> Any:
-        """Tokenizer and feature extractor of a checkpoint; `auto_processor` for most."""
-
-    @classmethod
-    def from_checkpoint(cls, checkpoint: Checkpoint, options: FamilyOptions) -> Family:
-        """The family of a loaded checkpoint; a `UserError` where it lacks what is needed."""
+        """Tokenizer and feature extractor, by folder or hub name; `auto_processor` for most."""
 
     def fit(self, model: Any) -> None:
         """Change `model` to the window, in place, before its weights are placed."""

@@ -11,7 +11,7 @@ padded to the window, whatever it is packed with; the prompt has placeholders fo
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +19,6 @@ from numpy.typing import NDArray
 from salsa_dist.data.clip import SAMPLE_RATE
 from salsa_dist.speech_llms.chat import ChatFamily, Heard, heard_by
 from salsa_dist.speech_llms.family import Checkpoint, FamilyOptions
-
-MODEL_TYPES = ("granite_speech",)
 
 # As the model cards ask: ibm-granite/granite-speech-3.3-2b and -8b on the Hugging Face hub.
 _REQUEST = "can you transcribe the speech into a written format?"
@@ -37,15 +35,13 @@ class GraniteSpeech(ChatFamily):
     checkpoints whose chat template would write today's date instead: prompts must not change overnight.
     """
 
+    MODEL_TYPES: ClassVar[tuple[str, ...]] = ("granite_speech",)
+
     def __init__(self, checkpoint: Checkpoint, options: FamilyOptions) -> None:
         self.processor = checkpoint.processor
         window_s = _WINDOW_S if options.window_s is None else options.window_s
         end = checkpoint.processor.tokenizer.eos_token
         super().__init__(checkpoint, options, window_s, self.processor.audio_token, end)
-
-    @classmethod
-    def from_checkpoint(cls, checkpoint: Checkpoint, options: FamilyOptions) -> GraniteSpeech:
-        return cls(checkpoint, options)
 
     def prompt_text(self, language: str) -> str:
         return self._chat(language, None)

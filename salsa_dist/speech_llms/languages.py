@@ -1,4 +1,4 @@
-"""Language codes, as shards and command lines have them: `bg`, `pt-BR`, and `zh-en` for mixed speech."""
+"""Language codes, as shards and command lines have them: `bg`, `pt-BR`, `zh-en` for mixed speech."""
 
 from __future__ import annotations
 

@@ -29,14 +29,15 @@ from salsa_dist.speech_llms import (
 )
 from salsa_dist.speech_llms.family import Checkpoint, Family, FamilyOptions
 
-FAMILIES: dict[str, type[Family]] = {
-    **dict.fromkeys(whisper.MODEL_TYPES, whisper.Whisper),
-    **dict.fromkeys(qwen2_audio.MODEL_TYPES, qwen2_audio.Qwen2Audio),
-    **dict.fromkeys(qwen3_asr.MODEL_TYPES, qwen3_asr.Qwen3ASR),
-    **dict.fromkeys(voxtral.MODEL_TYPES, voxtral.Voxtral),
-    **dict.fromkeys(granite_speech.MODEL_TYPES, granite_speech.GraniteSpeech),
-    **dict.fromkeys(qwen2_5_omni.MODEL_TYPES, qwen2_5_omni.Qwen25Omni),
-}
+_FAMILIES: tuple[type[Family], ...] = (
+    whisper.Whisper,
+    qwen2_audio.Qwen2Audio,
+    qwen3_asr.Qwen3ASR,
+    voxtral.Voxtral,
+    granite_speech.GraniteSpeech,
+    qwen2_5_omni.Qwen25Omni,
+)
+FAMILIES = {model_type: family for family in _FAMILIES for model_type in family.MODEL_TYPES}
 
 
 @dataclass
@@ -107,7 +108,7 @@ def load_speech_llm(
     except (OSError, ValueError) as e:
         raise _no_base(name, e) from None
     checkpoint = Checkpoint(name, model.config, processor, model.generation_config)
-    family = family_class.from_checkpoint(checkpoint, options)
+    family = family_class(checkpoint, options)
     # eval: no dropout, no layerdrop, no BatchNorm updates in a frozen base.
     model.eval().requires_grad_(False)
     family.fit(model)

@@ -1,7 +1,7 @@
 """Qwen2.5-Omni's thinker: an encoder over two-second chunks, packed, and Qwen; no talker, no vision.
 
     <|im_start|>system You are a speech recognition model.<|im_end|>
-    <|im_start|>user <|audio_bos|><|AUDIO|>…<|audio_eos|>Transcribe the Greek audio into text …<|im_end|>
+    <|im_start|>user <|audio_bos|><|AUDIO|>…<|audio_eos|>Transcribe the Greek audio …<|im_end|>
     <|im_start|>assistant καλημέρα <|im_end|>
 
 Element of an encoder layer's output: one packed position. All clips' positions lie in one row,
@@ -21,9 +21,8 @@ from salsa_dist.speech_llms.chat import ChatFamily, Heard
 from salsa_dist.speech_llms.family import Checkpoint, FamilyOptions
 from salsa_dist.speech_llms.window import longest
 
-MODEL_TYPES = ("qwen2_5_omni", "qwen2_5_omni_thinker")
-
-# As the authors ask for transcripts: QwenLM/Qwen2.5-Omni, cookbooks/universal_audio_understanding.ipynb.
+# As the authors ask for transcripts: QwenLM/Qwen2.5-Omni,
+# cookbooks/universal_audio_understanding.ipynb.
 _SYSTEM = "You are a speech recognition model."
 _REQUEST = "Transcribe the {language} audio into text without any punctuation marks."
 _NAMELESS = "Transcribe the audio into text without any punctuation marks."
@@ -42,7 +41,7 @@ def _load_parts(name: str, revision: str | None) -> _Parts:
 
     return _Parts(
         AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False),
-        WhisperFeatureExtractor.from_pretrained(name, revision=revision),
+        WhisperFeatureExtractor.from_pretrained(name, revision=revision or "main"),
     )
 
 
@@ -50,17 +49,17 @@ class Qwen25Omni(ChatFamily):
     """A language is named in English, mixed speech by all its parts; one without a known name is left
     out of the request."""
 
+    MODEL_TYPES: ClassVar[tuple[str, ...]] = ("qwen2_5_omni", "qwen2_5_omni_thinker")
     MODEL_CLASS: ClassVar[str | None] = "Qwen2_5OmniThinkerForConditionalGeneration"
-    load_processor = staticmethod(_load_parts)
+
+    @staticmethod
+    def load_processor(name: str, revision: str | None) -> Any:
+        return _load_parts(name, revision)
 
     def __init__(self, checkpoint: Checkpoint, options: FamilyOptions) -> None:
         self.features = checkpoint.processor.feature_extractor
         window_s = longest(self.features.n_samples / SAMPLE_RATE, options.window_s)
         super().__init__(checkpoint, options, window_s, "<|AUDIO|>", "<|im_end|>")
-
-    @classmethod
-    def from_checkpoint(cls, checkpoint: Checkpoint, options: FamilyOptions) -> Qwen25Omni:
-        return cls(checkpoint, options)
 
     def prompt_text(self, language: str) -> str:
         request = self.instruction(language, _REQUEST, _NAMELESS)

@@ -1,6 +1,6 @@
 """Qwen2-Audio: Whisper's encoder over a fixed window, a linear projector, and Qwen.
 
-    base       <|audio_bos|> <|AUDIO|>… <|audio_eos|> Detect the language and recognize the speech: <|bg|>
+    base       <|audio_bos|><|AUDIO|>…<|audio_eos|>Detect the language and recognize the speech: <|bg|>
     Instruct   the same request as a turn of the user's
 
 Element of an encoder layer's output: one clip.
@@ -9,7 +9,7 @@ Element of an encoder layer's output: one clip.
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +19,6 @@ from salsa_dist.speech_llms import languages
 from salsa_dist.speech_llms.chat import ChatFamily, Heard, heard_by
 from salsa_dist.speech_llms.family import Checkpoint, FamilyOptions
 from salsa_dist.speech_llms.window import fixed, shorten
-
-MODEL_TYPES = ("qwen2_audio",)
 
 # As the authors evaluate ASR: QwenLM/Qwen2-Audio, eval_audio/evaluate_asr.py and EVALUATION.md.
 _REQUEST = "Detect the language and recognize the speech: <|{code}|>"
@@ -32,6 +30,8 @@ class Qwen2Audio(ChatFamily):
 
     A language is named by its code, mixed speech by its first part; any code will do.
     """
+
+    MODEL_TYPES: ClassVar[tuple[str, ...]] = ("qwen2_audio",)
 
     def __init__(self, checkpoint: Checkpoint, options: FamilyOptions) -> None:
         self.processor = copy.copy(checkpoint.processor)
@@ -51,10 +51,6 @@ class Qwen2Audio(ChatFamily):
             self.end_id = self.tokenizer.convert_tokens_to_ids(self.end)
             self.stop = sorted({self.end_id, *([stop] if isinstance(stop, int) else stop or [])})
 
-    @classmethod
-    def from_checkpoint(cls, checkpoint: Checkpoint, options: FamilyOptions) -> Qwen2Audio:
-        return cls(checkpoint, options)
-
     def fit(self, model: Any) -> None:
         shorten(model.model.audio_tower, self.positions)
 
@@ -70,7 +66,9 @@ class Qwen2Audio(ChatFamily):
         return f"{p.audio_bos_token}{p.audio_token}{p.audio_eos_token}{self.request(language)}"
 
     def full_text(self, language: str, transcript: str) -> str:
-        return self._chat(language, transcript) if self.chats else super().full_text(language, transcript)
+        return (
+            self._chat(language, transcript) if self.chats else super().full_text(language, transcript)
+        )
 
     def hear(self, audio: NDArray[np.float32]) -> Heard:
         return heard_by(self.processor, audio)

@@ -8,7 +8,7 @@ silence.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +19,6 @@ from salsa_dist.speech_llms import languages
 from salsa_dist.speech_llms.chat import ChatFamily, Heard
 from salsa_dist.speech_llms.family import Checkpoint, FamilyOptions
 from salsa_dist.speech_llms.window import longest
-
-MODEL_TYPES = ("voxtral",)
 
 # "up to 30 minutes for transcription": model card of mistralai/Voxtral-Mini-3B-2507.
 _LONGEST_S = 1800.0
@@ -40,11 +38,15 @@ def _load_processor(name: str, revision: str | None) -> Any:
 
 class Voxtral(ChatFamily):
     """The prompt is the transcription request of Mistral's tokenizer. It names a language by its
-    two-letter code; mixed speech is named by its first part, and a language that has no such code is left
-    for the base to tell. It takes no instruction.
+    two-letter code; mixed speech is named by its first part, and a language that has no such code is
+    left for the base to tell. It takes no instruction.
     """
 
-    load_processor = staticmethod(_load_processor)
+    MODEL_TYPES: ClassVar[tuple[str, ...]] = ("voxtral",)
+
+    @staticmethod
+    def load_processor(name: str, revision: str | None) -> Any:
+        return _load_processor(name, revision)
 
     def __init__(self, checkpoint: Checkpoint, options: FamilyOptions) -> None:
         if options.prompt is not None:
@@ -62,10 +64,6 @@ class Voxtral(ChatFamily):
             self.processor.audio_token,
             self.processor.tokenizer.eos_token,
         )
-
-    @classmethod
-    def from_checkpoint(cls, checkpoint: Checkpoint, options: FamilyOptions) -> Voxtral:
-        return cls(checkpoint, options)
 
     def prompt_text(self, language: str) -> str:
         return str(self.tokenizer.decode(self.prompt_ids(language, 1)))

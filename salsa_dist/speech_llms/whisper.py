@@ -23,8 +23,6 @@ from salsa_dist.speech_llms.batch import AdapterBatch, PromptBatch, Transcript
 from salsa_dist.speech_llms.family import Checkpoint, FamilyOptions, auto_processor
 from salsa_dist.speech_llms.window import audio_of, fixed, shorten
 
-MODEL_TYPES = ("whisper",)
-
 # Scripts written without spaces: Whisper's transcripts of these do not begin with one.
 _NO_SPACES = {"zh", "yue", "ja", "th", "lo", "my", "km", "bo"}
 
@@ -33,13 +31,17 @@ class Whisper:
     """Batches for Whisper, and its transcripts.
 
     The prompt names a language by its token. Where Whisper has none: mixed speech (`zh-en`) gets the
-    token of its first part that has one, and so does a regional code (`pt-BR`); any other language, such
-    as Twi, gets `<|en|>`, the token that was trained most. The vector is trained under that token, so
-    that it need not fit, only stay the same. `language_as` names another, such as `{"tw": "yo"}`.
+    token of its first part that has one, and so does a regional code (`pt-BR`); any other language,
+    such as Twi, gets `<|en|>`, the token that was trained most. The vector is trained under that
+    token, so it need not fit, only stay the same. `language_as` names another, such as `{"tw": "yo"}`.
     """
 
+    MODEL_TYPES: ClassVar[tuple[str, ...]] = ("whisper",)
     MODEL_CLASS: ClassVar[str | None] = None
-    load_processor = staticmethod(auto_processor)
+
+    @staticmethod
+    def load_processor(name: str, revision: str | None) -> Any:
+        return auto_processor(name, revision)
 
     def __init__(self, checkpoint: Checkpoint, options: FamilyOptions) -> None:
         config, processor = checkpoint.config, checkpoint.processor
@@ -61,10 +63,6 @@ class Whisper:
             processor.feature_extractor, config.max_source_positions, options.window_s
         )
         self.window_s: float = self.features.n_samples / SAMPLE_RATE
-
-    @classmethod
-    def from_checkpoint(cls, checkpoint: Checkpoint, options: FamilyOptions) -> Whisper:
-        return cls(checkpoint, options)
 
     def fit(self, model: Any) -> None:
         """Shorten `model`'s encoder to the window, in place, before its weights are placed."""
@@ -163,7 +161,9 @@ class Whisper:
         # What ended by itself holds an end token, or is padded with it, or is short.
         ended = ids.shape[1] < max_new_tokens
         finished = [ended or bool((row == self.eos).any()) for row in ids]
-        return [Transcript(self.transcript(row), f) for row, f in zip(ids.tolist(), finished, strict=True)]
+        return [
+            Transcript(self.transcript(row), f) for row, f in zip(ids.tolist(), finished, strict=True)
+        ]
 
     def transcript(self, ids: Sequence[int]) -> str:
         """The text that token ids stand for."""

@@ -188,8 +188,12 @@ def test_decoded_labels_are_the_reference(base: SpeechLLM) -> None:
     assert found == [clip.text for clip in clips(base)]
     stop = base.model.generation_config.eos_token_id
     for part in batch.labels.split(counts):
-        assert part[-1] in (stop if isinstance(stop, list) else [stop]), "the end of a transcript is learned"
-    assert batch.label_rows.tolist() == [c.row for c, n in zip(clips(base), counts, strict=True) for _ in range(n)]
+        assert part[-1] in (stop if isinstance(stop, list) else [stop]), (
+            "the end of a transcript is learned"
+        )
+    assert batch.label_rows.tolist() == [
+        c.row for c, n in zip(clips(base), counts, strict=True) for _ in range(n)
+    ]
 
 
 def test_an_adapter_survives_its_file(base: SpeechLLM, tmp_path: Path) -> None:

@@ -9,11 +9,11 @@ import json
 import sys
 from pathlib import Path
 
-import salsa_dist  # noqa: F401 -- before transformers
 import torch
 import torch.distributed as dist
 from conformance import clips, gradients, random_bank
 
+import salsa_dist  # noqa: F401 -- before transformers
 from salsa_dist.config import PlacementConfig
 from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.placement.ranks import join
