@@ -130,6 +130,12 @@ class ChatFamily(ABC):
         text = clip.text.strip()
         if not text:
             return []
+        own = self.tokenizer.encode(text, add_special_tokens=False)
+        if not {self.audio_id, *self.stop, *self.tokenizer.all_special_ids}.isdisjoint(own):
+            raise UserError(
+                f"clip {clip.key}: its transcript {text[:40]!r} holds a control token of this base: "
+                "take it out of the shards"
+            )
         full = self.full_ids(clip.language, text, tokens)
         if full[: len(prompt)] != list(prompt):
             raise UserError(
@@ -138,14 +144,7 @@ class ChatFamily(ABC):
             )
         answer = full[len(prompt) :]
         end = self._end(answer)
-        answer = [*answer, self.end_id] if end is None else answer[: end + 1]
-        control = {self.audio_id, *self.tokenizer.all_special_ids}.intersection(answer[:-1])
-        if control or answer[-1] not in self.stop:
-            raise UserError(
-                f"clip {clip.key}: its transcript {text[:40]!r} holds a control token of this base: "
-                "take it out of the shards"
-            )
-        return answer
+        return [*answer, self.end_id] if end is None else answer[: end + 1]
 
     def training_batch(self, clips: Sequence[Clip]) -> AdapterBatch:
         heard = [self.hear(audio_of(clip, self.window_s)) for clip in clips]
