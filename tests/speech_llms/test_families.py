@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conformance import noise, placed, random_bank
+from safetensors.torch import load_file, save_file
 from tiny_families import FAMILIES
 from transformers import GenerationConfig
 
@@ -237,3 +240,22 @@ def test_language_codes() -> None:
     for wrong in ("", "b", "Bulgarian", "bg el", "../bg"):
         with pytest.raises(UserError, match="no language code"):
             languages.parts(wrong)
+
+
+def test_the_thinker_of_a_whole_omni_checkpoint(load: Load, tmp_path: Path) -> None:
+    """As on the hub: the thinker's weights and config lie beside the talker's."""
+    thinker = load("qwen2_5_omni")
+    folder = shutil.copytree(thinker.name, tmp_path / "whole")
+    weights = {
+        f"thinker.{name}": tensor for name, tensor in load_file(folder / "model.safetensors").items()
+    }
+    weights["talker.weight"] = torch.zeros(3)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    whole = {"model_type": "qwen2_5_omni", "thinker_config": config}
+    (folder / "config.json").write_text(json.dumps(whole))
+    found = load_speech_llm(folder)
+    wanted = thinker.model.state_dict()
+    assert found.model.state_dict().keys() == wanted.keys()
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in found.model.state_dict().items())
+    assert prompt(found, "el") == prompt(thinker, "el")
