@@ -105,7 +105,7 @@ def evaluate(config: Config) -> Path:
             )
             bank = _bank(adapters, speech_llm, ranks)
             base = FrozenBase(speech_llm, bank, ranks, config.evaluation.placement)
-            decoded += _decode_window(config, folder, index, base, adapters, ranks)
+            decoded += _decode_window(config, folder, index, base, ranks)
             base.close()
         if ranks.is_first:
             _summarise(folder, config, time.monotonic() - started, decoded)
@@ -117,7 +117,6 @@ def _decode_window(
     folder: Path,
     index: ShardIndex,
     base: FrozenBase,
-    adapters: Sequence[SteeringVectors],
     ranks: Ranks,
 ) -> int:
     """Transcribe what is still missing at one window; returns how many clips, over all ranks."""
@@ -130,7 +129,7 @@ def _decode_window(
     }
     # Nobody may write before everybody has read what is there.
     dist.barrier()
-    names = [a.name for a in adapters]
+    names = [a.name for a in config.adapters]
     items = [
         item
         for item in _items(config, index, window)
@@ -235,7 +234,7 @@ def _make_folder(
         "shards": index.hash,
         "split": config.evaluation.split,
         "max_new_tokens": config.evaluation.max_new_tokens,
-        "adapters": {a.name: a.digest() for a in adapters},
+        "adapters": {c.name: a.digest() for c, a in zip(config.adapters, adapters, strict=True)},
     }
     path = folder / "settings.json"
     if not path.is_file() or json.loads(path.read_text(encoding="utf-8")) != settings:

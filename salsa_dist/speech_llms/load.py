@@ -89,7 +89,7 @@ def load_speech_llm(
     """
     from transformers import AutoConfig
 
-    name = str(name)
+    name = os.path.expanduser(name)
     options = FamilyOptions(window_s, prompt, language_as or {})
     try:
         config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
@@ -112,6 +112,7 @@ def load_speech_llm(
     # eval: no dropout, no layerdrop, no BatchNorm updates in a frozen base.
     model.eval().requires_grad_(False)
     family.fit(model)
+    model.generation_config.max_length = None  # each call says how many tokens it wants
     return SpeechLLM(
         model=model.to(device),
         family=family,

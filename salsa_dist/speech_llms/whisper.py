@@ -144,11 +144,13 @@ class Whisper:
         Args:
             model: the Whisper model.
             batch: from `prompt_batch`.
-            max_new_tokens: limit of a transcript, in tokens.
+            max_new_tokens: limit of a transcript, in tokens; the base's own limit if that is lower.
             synced: keep stepping until all ranks are done, as sharded weights need.
         """
         weight = next(model.parameters())
         batch = batch.to(weight.device, weight.dtype)
+        prompt = len(self.prompt(self.languages[0]))
+        max_new_tokens = min(max_new_tokens, self.max_tokens - prompt)
         ids: Tensor = model.generate(
             **batch.inputs,
             **batch.options,
