@@ -125,7 +125,9 @@ def test_language_that_the_shards_lack_or_nobody_has(
     refused: Refused, trained: Path, tmp_path: Path
 ) -> None:
     run_folder = f"run={tmp_path / 'run'}"
-    assert "no 'train' shards in 'fr'" in refused("train", trained, "adapters.0.language=fr", run_folder)
+    assert "no 'train' shards in 'fr'" in refused(
+        "train", trained, "adapters.0.language=fr", run_folder
+    )
     line = refused("train", trained, "adapters.0.language=Bulgarian", run_folder)
     assert "'Bulgarian' is no language code" in line
 

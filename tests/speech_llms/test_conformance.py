@@ -293,6 +293,26 @@ def test_data_workers_can_have_a_copy(base: SpeechLLM) -> None:
         assert torch.equal(tensor, other.inputs[name])
 
 
+def test_half_precision(family: str, folders: dict[str, Path]) -> None:
+    base = load_speech_llm(folders[family], dtype="bfloat16")
+    batch = base.family.training_batch(clips(base)).to(torch.device("cpu"), torch.bfloat16)
+    bank = random_bank(base, ["salsa", "add", "salsa"], size=0.0)
+    with placed(base, bank) as frozen:
+        with torch.no_grad():
+            plain = base.model(**batch.inputs, use_cache=False).logits
+            with bank.rows(batch.rows):
+                steered = base.model(**batch.inputs, use_cache=False).logits
+        assert plain.dtype == torch.bfloat16
+        assert torch.equal(plain, steered)
+        losses, found = gradients(frozen, clips(base))
+        assert losses.dtype == torch.float32
+        for site, gradient in found.items():
+            assert gradient.dtype == torch.float32
+            assert gradient.isfinite().all(), site
+            assert gradient.norm() > 0, site
+        assert len(frozen.generate(clips(base), 2)) == 4
+
+
 @pytest.fixture(scope="session")
 def two_ranks(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every family on two ZeRO-3 ranks, in one launch; the folder with what they report."""
@@ -328,8 +348,10 @@ def test_two_zero3_ranks_give_the_gradients_of_one_process(
     bank = random_bank(base, RULES)
     with placed(base, bank) as frozen:
         losses, wanted = gradients(frozen, clips(base))
+        _, first_only = gradients(frozen, clips(base)[:3])
         texts = [t.text for t in frozen.generate(clips(base), 4)]
     assert found["loss"] == pytest.approx(float(losses.sum()), rel=1e-5)
     assert found["texts"] == texts
     for site, gradient in wanted.items():
         assert apart(found["gradients"][site], gradient) < 1e-5, site
+        assert apart(found["first_only"][site], first_only[site]) < 1e-5, site

@@ -69,6 +69,21 @@ def test_prompts(load: Load) -> None:
     )
 
 
+def test_granites_prompt_does_not_change_overnight(load: Load) -> None:
+    base: Any = load("granite_speech")
+    own = base.family.tokenizer.chat_template
+    dated = own.replace(
+        "{% for m",
+        "{% if messages[0].role != 'system' %}{{ strftime_now('%B %d') }}{% endif %}{% for m",
+        1,
+    )
+    family = copy.deepcopy(base.family)
+    family.tokenizer.chat_template = family.processor.chat_template = dated
+    assert "strftime" in dated
+    text = family.prompt_text("bg")
+    assert text.startswith("<|start_of_role|>system<|end_of_role|>Knowledge Cutoff Date: April 2024.")
+
+
 def test_voxtrals_prompt(load: Load) -> None:
     base = load("voxtral")
     assert prompt(base, "el-GR") == "<s>[INST][BEGIN_AUDIO][AUDIO][/INST]lang:el[TRANSCRIBE]"

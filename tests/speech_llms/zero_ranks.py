@@ -15,6 +15,7 @@ from conformance import clips, gradients, random_bank
 
 import salsa_dist  # noqa: F401 -- before transformers
 from salsa_dist.config import PlacementConfig
+from salsa_dist.data.clip import silent_clip
 from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.placement.ranks import join
 from salsa_dist.speech_llms.load import load_speech_llm
@@ -32,18 +33,21 @@ def main(out: Path) -> None:
             # Twice: DeepSpeed records the order of modules in the first pass, prefetches by it later.
             for _ in range(2):
                 losses, found = gradients(frozen, mine)
+            # A rank with no clip left trains on silence without labels.
+            _, first_only = gradients(frozen, mine if ranks.rank == 0 else [silent_clip("bg")])
             resident = torch.tensor(sum(p.data.numel() for p in base.model.parameters()))
             texts: list[list[str]] = [[], []]
             dist.all_gather_object(texts, [t.text for t in frozen.generate(mine, 4)])
             # A rank with no clip left steps along.
             frozen.generate(mine if ranks.rank == 0 else [], 2)
             loss = losses.sum()
-            for tensor in (loss, resident, *found.values()):
+            for tensor in (loss, resident, *found.values(), *first_only.values()):
                 dist.all_reduce(tensor)
             report = {
                 "loss": float(loss),
                 "resident": int(resident),
                 "gradients": found,
+                "first_only": first_only,
                 "texts": texts[0] + texts[1],
             }
             if ranks.is_first:
