@@ -4,8 +4,8 @@
     training  <|user|> <audio> <audio> … transcribe this <|assistant|> лека нощ <|end|>
     label                                                лека нощ      <|end|>
 
-The prompt is checked to be a token prefix of the training text, and carries no labels. Batches are
-padded right for training and left for generation. Each clip is tokenized and heard by itself and only
+The prompt is the start of the training text, token by token, and carries no labels. Batches are padded
+right for training and left for generation. Each clip is tokenized and heard by itself and only
 then put beside others, so that a clip's tensors do not depend on what it is packed with.
 """
 
@@ -119,13 +119,25 @@ class ChatFamily(ABC):
 
     def prompt_ids(self, language: str, tokens: int) -> list[int]:
         """Token ids of the prompt with `tokens` placeholders."""
-        return self._tokenize(self.prompt_text(language), tokens)
+        # Only the first is the audio's: an instruction must not add any.
+        text = self.prompt_text(language).replace(self.audio_token, self.audio_token * tokens, 1)
+        return list(self.tokenizer(text, add_special_tokens=False).input_ids)
 
-    def full_ids(self, language: str, transcript: str, tokens: int) -> list[int]:
-        """Token ids of prompt, transcript and whatever follows."""
-        return self._tokenize(self.full_text(language, transcript), tokens)
+    def rest_ids(self, language: str, transcript: str) -> list[int]:
+        """Token ids of what follows the prompt in the training text.
 
-    def answer_ids(self, clip: Clip, prompt: Sequence[int], tokens: int) -> list[int]:
+        Tokenized by itself: generation starts from the prompt's own tokens, so the first label must not
+        merge with the last of them, as `ASSISTANT:` and `hello` may where no control token parts them.
+        """
+        prompt, full = self.prompt_text(language), self.full_text(language, transcript)
+        if not full.startswith(prompt):
+            raise UserError(
+                f"this base's chat template writes the prompt {prompt[-40:]!r} otherwise once an "
+                "answer follows it: such a template can't be trained with"
+            )
+        return list(self.tokenizer(full[len(prompt) :], add_special_tokens=False).input_ids)
+
+    def answer_ids(self, clip: Clip) -> list[int]:
         """The transcript's token ids with what ends it; empty for a clip without a transcript."""
         text = clip.text.strip()
         if not text:
@@ -136,23 +148,14 @@ class ChatFamily(ABC):
                 f"clip {clip.key}: its transcript {text[:40]!r} holds a control token of this base: "
                 "take it out of the shards"
             )
-        full = self.full_ids(clip.language, text, tokens)
-        if full[: len(prompt)] != list(prompt):
-            raise UserError(
-                f"clip {clip.key}: the prompt's tokens are not the start of the training text's; the "
-                f"transcript {text[:20]!r} must not merge with the prompt, change base.prompt"
-            )
-        answer = full[len(prompt) :]
+        answer = self.rest_ids(clip.language, text)
         end = self._end(answer)
         return [*answer, self.end_id] if end is None else answer[: end + 1]
 
     def training_batch(self, clips: Sequence[Clip]) -> AdapterBatch:
         heard = [self.hear(audio_of(clip, self.window_s)) for clip in clips]
         prompts = [self.prompt_ids(c.language, h.tokens) for c, h in zip(clips, heard, strict=True)]
-        answers = [
-            self.answer_ids(clip, prompt, h.tokens)
-            for clip, prompt, h in zip(clips, prompts, heard, strict=True)
-        ]
+        answers = [self.answer_ids(clip) for clip in clips]
         # The last label is predicted, never read.
         sequences = [p + a[:-1] for p, a in zip(prompts, answers, strict=True)]
         ids, mask = _padded(sequences, self._pad_id, left=False)
@@ -209,11 +212,6 @@ class ChatFamily(ABC):
     def _pad_id(self) -> int:
         own = self.tokenizer.pad_token_id
         return self.end_id if own is None else int(own)
-
-    def _tokenize(self, text: str, tokens: int) -> list[int]:
-        # Only the first is the audio's: a transcript must not add any.
-        text = text.replace(self.audio_token, self.audio_token * tokens, 1)
-        return list(self.tokenizer(text, add_special_tokens=False).input_ids)
 
 
 def heard_by(processor: Any, audio: NDArray[np.float32], *beside: NDArray[np.float32]) -> Heard:

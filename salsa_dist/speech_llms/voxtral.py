@@ -75,9 +75,8 @@ class Voxtral(ChatFamily):
         after = len(request) - request[::-1].index(self.audio_id)
         return request[:first] + [self.audio_id] * tokens + request[after:]
 
-    def full_ids(self, language: str, transcript: str, tokens: int) -> list[int]:
-        answer = self.tokenizer.encode(transcript, add_special_tokens=False)
-        return [*self.prompt_ids(language, tokens), *answer, self.end_id]
+    def rest_ids(self, language: str, transcript: str) -> list[int]:
+        return [*self.tokenizer.encode(transcript, add_special_tokens=False), self.end_id]
 
     def hear(self, audio: NDArray[np.float32]) -> Heard:
         made = self.features(

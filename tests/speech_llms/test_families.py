@@ -16,7 +16,9 @@ import torch
 from conformance import noise, placed, random_bank
 from safetensors.torch import load_file, save_file
 from tiny_families import FAMILIES
-from transformers import GenerationConfig
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from salsa_dist.data.clip import SAMPLE_RATE
 from salsa_dist.errors import UserError
@@ -199,12 +201,24 @@ def test_a_control_token_in_a_transcript_is_refused(load: Load, family: str) -> 
             base.family.training_batch([noise(1, f"a {token} b", "bg", 0)])
 
 
-def test_a_prompt_that_merges_with_the_transcript_is_refused(load: Load) -> None:
-    base: Any = load("qwen3_asr")
+def test_a_template_that_rewrites_the_prompt_is_refused(load: Load) -> None:
+    base: Any = load("granite_speech")
     family = copy.copy(base.family)
-    family.full_text = lambda language, text: family.prompt_text(language)[:-1] + text
-    with pytest.raises(UserError, match="clip bg/0/1: the prompt's tokens are not the start"):
+    family.full_text = lambda language, text: "As before: " + family.prompt_text(language) + text
+    with pytest.raises(UserError, match="can't be trained with"):
         family.training_batch([noise(1, "kon", "bg", 0)])
+
+
+def test_the_first_label_does_not_merge_with_the_prompt(load: Load) -> None:
+    base: Any = load("granite_speech")
+    family = copy.copy(base.family)
+    tokenizer = Tokenizer(BPE({"<|audio|>": 0, "S": 1, ":": 2, "k": 3, ":k": 4, "!": 5}, [(":", "k")]))
+    family.tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="!")
+    family.prompt_text = lambda language: "S:"
+    family.full_text = lambda language, text: "S:" + text
+    assert family.tokenizer("S:k").input_ids == [1, 4]
+    assert family.prompt_ids("bg", 1) == [1, 2]
+    assert family.rest_ids("bg", "k") == [3]
 
 
 def test_packages_that_are_missing_are_named(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
