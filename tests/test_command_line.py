@@ -121,12 +121,15 @@ def test_no_shards(refused: Refused, trained: Path, tmp_path: Path) -> None:
     assert "index.json" in line
 
 
-def test_language_that_the_shards_or_the_base_lack(
+def test_language_that_the_shards_lack_or_nobody_has(
     refused: Refused, trained: Path, tmp_path: Path
 ) -> None:
     run_folder = f"run={tmp_path / 'run'}"
-    assert "fr" in refused("train", trained, "adapters.0.language=fr", run_folder)
-    assert "it knows bg, el, en" in refused("train", trained, "adapters.0.language=fr", run_folder)
+    assert "no 'train' shards in 'fr'" in refused(
+        "train", trained, "adapters.0.language=fr", run_folder
+    )
+    line = refused("train", trained, "adapters.0.language=Bulgarian", run_folder)
+    assert "'Bulgarian' is no language code" in line
 
 
 def test_sites_that_the_base_lacks(refused: Refused, trained: Path, tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ from salsa_dist.speech_llms.load import SpeechLLM, load_speech_llm
 from salsa_dist.steering.bank import AdapterSpec, Bank
 from salsa_dist.steering.sites import find_layers, select
 from salsa_dist.steering.vectors import SteeringVectors
+from salsa_dist.steering.widths import site_widths
 from salsa_dist.training import state as states
 from salsa_dist.training.batches import Job, StepBatches, loader
 from salsa_dist.training.events import Events
@@ -134,9 +135,7 @@ def make_bank(config: Config, speech_llm: SpeechLLM, device: torch.device) -> Ba
         )
         for a in config.adapters
     ]
-    width = speech_llm.model.config.hidden_size
-    widths = {f"{component}.{i}": width for component, n in counts.items() for i in range(n)}
-    return Bank(specs, widths, device)
+    return Bank(specs, site_widths(layers), device)
 
 
 def save_adapters(folder: Path, bank: Bank, config: Config, speech_llm: SpeechLLM) -> list[Path]:
