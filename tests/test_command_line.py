@@ -112,7 +112,8 @@ def test_whole_path_by_commands(run: Run, trained: Path, tiny_base: Path, clip: 
 
 
 def test_no_such_base(refused: Refused, trained: Path) -> None:
-    assert "nowhere" in refused("train", trained, "base.name=/nowhere", "run=unused")
+    assert "nowhere" in refused("train", trained, "base.name=/nowhere", "run=runs/unused")
+    assert not Path("runs/unused").exists()
     assert "can't be loaded" in refused("inspect", "/nowhere")
 
 

@@ -13,6 +13,7 @@ losses and label counts are reduced once, and each adapter is stepped as if it w
 from __future__ import annotations
 
 import math
+import os
 import platform
 import signal
 import time
@@ -63,11 +64,8 @@ def train(config: Config) -> Trained:
     On SIGTERM, SIGINT or SIGUSR2 all ranks stop after the same step and the state is saved.
     """
     with join() as ranks, ExitStack() as stack:
-        run = _open_run(config, ranks)
-        events = Events(run, ranks.is_first)
-        stack.callback(events.close)
+        _refuse_unwritable(config.run)
         say = _Console(ranks.is_first)
-
         index = ShardIndex.load(config.data.shards)
         say(f"loading base {config.base.name}")
         speech_llm = load_speech_llm(
@@ -86,7 +84,11 @@ def train(config: Config) -> Trained:
             shards=index.hash,
             config=config.digest(),
         )
-        found = states.newest(run / "state", identity)
+        found = states.newest(config.run / "state", identity)
+        # Only now, when nothing that the user gave is refused, is anything written.
+        run = _open_run(config, ranks)
+        events = Events(run, ranks.is_first)
+        stack.callback(events.close)
         first = found.step if found else 0
         if found:
             states.restore(optimizer, found)
@@ -315,6 +317,13 @@ class _Console:
     def __call__(self, line: str) -> None:
         if self.enabled:
             print(line, flush=True)
+
+
+def _refuse_unwritable(run: Path) -> None:
+    """Before minutes of loading: the run's folder, or the nearest one above it, can be written."""
+    there = next(p for p in [run, *run.absolute().parents] if p.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"run folder {run} can't be written: {there} is no folder to write to")
 
 
 def _open_run(config: Config, ranks: Ranks) -> Path:
