@@ -68,13 +68,7 @@ def train(config: Config) -> Trained:
         say = _Console(ranks.is_first)
         index = ShardIndex.load(config.data.shards)
         say(f"loading base {config.base.name}")
-        speech_llm = load_speech_llm(
-            config.base.name,
-            revision=config.base.revision,
-            dtype=config.base.dtype,
-            window_s=config.base.window_s,
-            device=ranks.device,
-        )
+        speech_llm = load_speech_llm(**config.base.model_dump(), device=ranks.device)
         bank = make_bank(config, speech_llm, ranks.device)
         optimizer = PackedAdam(bank, _schedules(config), config.training.clip_norm)
         batches = _batches(config, index, speech_llm, ranks)

@@ -8,7 +8,7 @@ import pytest
 from tiny import make_config
 
 from salsa_dist import evaluate, load_config, load_speech_llm, train, transcribe
-from salsa_dist.config import Config
+from salsa_dist.config import Config, DecodingConfig
 from salsa_dist.data.clip import silent_clip
 
 
@@ -63,6 +63,19 @@ def test_transcripts_of_other_adapters_are_thrown_away(config: Config) -> None:
     assert first.keys() == second.keys()
     assert all(first[k] == second[k] for k in first if k[3] is None)
     assert json.loads((config.run / "evaluation/summary.json").read_text())["clips"] == len(second)
+
+
+def test_decoding_settings_reach_the_base(config: Config) -> None:
+    evaluate(config)
+    greedy = {identity(line): line["hypothesis"] for line in lines(config.run)}
+    evaluation = config.evaluation.model_copy(
+        update={"decoding": DecodingConfig(no_repeat_ngram_size=1)}
+    )
+    evaluate(config.model_copy(update={"evaluation": evaluation}))
+    unlike = {identity(line): line["hypothesis"] for line in lines(config.run)}
+    assert any(len(set(text)) < len(text) for text in greedy.values())  # a random base repeats itself
+    assert unlike.keys() == greedy.keys()
+    assert unlike != greedy
 
 
 def test_a_transcript_tells_whether_it_ended(tiny_base: Path) -> None:
