@@ -1,9 +1,9 @@
 """Batches of noise that any speech-LLM takes, made from its config and its forward signature alone.
 
     inputs = noise_inputs(model)
-    inputs.alone      one short sample                       its audio: 96 frames
-    inputs.together   the same sample beside a longer one               96 and 160 frames
-    inputs.spanning   the longer one given as two windows               96, and 96 + 96; None where
+    inputs.alone      one short sample                       its audio: 80 frames
+    inputs.together   the same sample beside a longer one               80 and 160 frames
+    inputs.spanning   the longer one given as two windows               80, and 80 + 80; None where
                                                                         the model can't take that
 
 No processor is needed, so a model without a family file can be probed. What a signature can't tell
@@ -21,29 +21,50 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 
 from salsa_dist.errors import UserError
 from salsa_dist.steering.probe import ProbeInputs
 
-SHORT, LONG = 96, 160  # frames of 10 ms
+SHORT, LONG = 80, 160  # frames of 10 ms
 _SAMPLES_PER_FRAME = 160
 
 _FEATURES = ("input_features", "audio_input_features", "input_values", "audio_values")
 _MASKS = ("input_features_mask", "feature_attention_mask", "audio_attention_mask")
-_MEL_BINS = ("num_mel_bins", "input_feat_size", "feature_projection_input_dim", "input_dim", "input_size")
+_MEL_BINS = (
+    "num_mel_bins",
+    "input_feat_size",
+    "feature_projection_input_dim",
+    "input_dim",
+    "input_size",
+)
 _AUDIO_TOKEN = ("audio_token_id", "audio_token_index")
 # What transformers says when the prompt holds another number of audio tokens than the encoder made.
-_EXPECTED = re.compile(r"tokens: (\d+),? features:? (\d+)")
+_EXPECTED = (
+    re.compile(r"tokens: \d+, features: (\d+)"),
+    re.compile(r"mask \[1, \d+\] at index 1 does not match .* tensor \[1, (\d+),"),
+)
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """How features are given. `mel_bins` 0 stands for raw samples, (batch, samples)."""
+    """How features are given.
+
+    Attributes:
+        mel_bins: 0 stands for raw samples, (batch, samples).
+        mel_first: (batch, mel bins, frames), not (batch, frames, mel bins); for raw samples,
+            (batch, 1, samples).
+        multiple: every row is padded to a multiple of so many frames.
+        full: the padding counts as audio: every row fills its window.
+        token_mask: the feature mask is over the audio tokens that the encoder makes, not over frames.
+    """
 
     mel_bins: int
     mel_first: bool
-    window: int  # frames that every row is padded to; 0: the longest row's own
+    multiple: int = 1
+    full: bool = False
+    token_mask: bool = False
 
 
 class _Unfit(Exception):
@@ -74,46 +95,53 @@ class _Maker:
     def probe_inputs(self) -> ProbeInputs:
         if not self.features:
             return ProbeInputs(self._codes([SHORT]), self._codes([SHORT, LONG]))
-        complaint: Exception | None = None
+        complaints: list[str] = []
         for layout in self._layouts():
             try:
                 counts = {n: self._count(n, layout) for n in (SHORT, LONG)}
                 alone = self._batch([[SHORT]], layout, counts)
                 together = self._batch([[SHORT], [LONG]], layout, counts)
-                self._try(alone)
                 self._try(together)
             except _Unfit as e:
-                complaint = e
+                complaints.append(str(e))
                 continue
             spanning = self._batch([[SHORT], [SHORT, SHORT]], layout, counts)
             try:
-                if not self._has_window():
+                # A layer mixes rows in silence where a decoder attends to them, so only ask where
+                # rows are spread over the prompt.
+                if "input_ids" not in self.parameters or not (layout.full or splits_audio(self.config)):
                     raise _Unfit
                 self._try(spanning)
             except _Unfit:
                 return ProbeInputs(alone, together)
-            return ProbeInputs(alone, together, spanning, "chunk" if layout.window else "window")
+            return ProbeInputs(alone, together, spanning, "chunk" if layout.full else "window")
         raise UserError(
             f"no audio input that {type(self.model).__name__} takes was found "
-            f"({' '.join(str(complaint).split())[:200]}): it needs a family file"
+            f"({' '.join(complaints[0].split())[:200]}): it needs a family file"
         )
 
     def _layouts(self) -> Iterator[_Layout]:
         """Layouts to try, the most usual first."""
         if "values" in self.features:
-            yield _Layout(0, False, 0)
+            yield _Layout(0, False)
+            yield _Layout(0, True)
             return
-        bins = [_value for c in _configs(self.config) for k in _MEL_BINS if (_value := _own(c, k))]
-        stacked = [b * _own(c, "num_stacked_frames") for c in _configs(self.config) for b in bins]
-        for window in (0, *({2 * p for p in [_first(self.config, ("max_source_positions",))] if p})):
-            for mel_bins in dict.fromkeys([*(b for b in stacked if b), *bins, 80, 128]):
+        configs = _configs(self.config)
+        bins = [n for c in configs for k in _MEL_BINS if (n := _own(c, k))]
+        stacked = [b * n for c in configs if (n := _own(c, "num_stacked_frames")) for b in bins]
+        multiples = [2 * _first(self.config, (k,)) for k in ("n_window", "max_source_positions")]
+        masked = any(name in self.parameters for name in (*_MASKS, "decoder_input_ids"))
+        for multiple in (1, *(m for m in multiples if m)):
+            for mel_bins in dict.fromkeys([*stacked, *bins, 80, 128]):
                 for mel_first in (True, False):
-                    yield _Layout(mel_bins, mel_first, window)
+                    full = multiple > 1 and not masked
+                    yield _Layout(mel_bins, mel_first, multiple, full)
+                    if "input_features_mask" in self.parameters:
+                        yield _Layout(mel_bins, mel_first, multiple, full, token_mask=True)
 
     def _count(self, frames: int, layout: _Layout) -> int:
         """Audio tokens that the prompt of one row with `frames` frames must hold."""
         if "input_ids" not in self.parameters:
-            self._try(self._batch([[frames]], layout, {frames: 0}))
             return 0
         if per_token := _first(self.config, ("audio_length_per_tok",)):
             return -(-frames // per_token)
@@ -127,10 +155,10 @@ class _Maker:
                 self._try(self._batch([[frames]], layout, {frames: count}))
                 return count
             except _Unfit as e:
-                found = _EXPECTED.search(str(e))
+                found = _EXPECTED[layout.token_mask].search(str(e))
                 if found is None:
                     raise
-                count = int(found[2])
+                count = int(found[1])
         raise _Unfit(f"the prompt of {frames} frames can't be matched with {count} audio tokens")
 
     def _batch(
@@ -138,20 +166,25 @@ class _Maker:
     ) -> dict[str, Any]:
         """Model inputs for `samples`, each the frames of its windows."""
         rows = [frames for windows in samples for frames in windows]
-        longest = layout.window or max(rows)
+        row_tokens = torch.tensor([counts[frames] for frames in rows])
+        longest = -(-max(rows) // layout.multiple) * layout.multiple
+        if layout.full:
+            rows = [longest] * len(rows)
         unit = 1 if layout.mel_bins else _SAMPLES_PER_FRAME
         features = [
             _pad(self._noise(i, frames, layout), longest * unit) for i, frames in enumerate(rows)
         ]
         stacked = torch.stack(features)
         if layout.mel_first:
-            stacked = stacked.transpose(1, 2).contiguous()
+            stacked = stacked.transpose(1, 2).contiguous() if layout.mel_bins else stacked.unsqueeze(1)
         lengths = torch.tensor(rows)
         mask = (torch.arange(longest * unit) < unit * lengths[:, None]).long()
         inputs: dict[str, Any] = {self.features: stacked.to(self.device, self.dtype)}
+        token_mask = torch.arange(int(row_tokens.max())) < row_tokens[:, None]
         for name in _MASKS:
             if name in self.parameters:
-                inputs[name] = mask.bool() if name == "input_features_mask" else mask
+                frame_mask = mask.bool() if name == "input_features_mask" else mask
+                inputs[name] = token_mask if layout.token_mask else frame_mask
         tokens = [sum(counts[frames] for frames in windows) for windows in samples]
         if "audio_embed_sizes" in self.parameters:
             inputs["audio_embed_sizes"] = torch.tensor(tokens)
@@ -186,10 +219,12 @@ class _Maker:
         return {"input_ids": torch.stack([_pad(r, longest) for r in rows]), "attention_mask": mask}
 
     def _codes(self, frames: Sequence[int]) -> dict[str, Any]:
-        """Inputs of a model that hears discrete codes beside each text token: (batch, tokens, 1 + codes)."""
+        """For a model that hears discrete codes beside each text token: (batch, tokens, 1 + codes)."""
         codebooks = _first(self.config, ("num_codebooks",))
         if not codebooks:
-            raise UserError(f"{type(self.model).__name__} takes no audio features: it needs a family file")
+            raise UserError(
+                f"{type(self.model).__name__} takes no audio features: it needs a family file"
+            )
         size = _first(self.config, ("codebook_vocab_size",)) - 1
         longest = max(frames) // 8
         ids = torch.zeros(len(frames), longest, codebooks + 1, dtype=torch.long)
@@ -220,12 +255,6 @@ class _Maker:
         except (RuntimeError, ValueError, TypeError, IndexError, AssertionError, KeyError) as e:
             raise _Unfit(str(e)) from e
 
-    def _has_window(self) -> bool:
-        """Whether the encoder hears a limited stretch, so that longer audio comes in several rows."""
-        limit = _first(self.config, ("max_source_positions", "audio_chunk_size"))
-        audio = getattr(self.config, "audio_config", None)
-        return bool(limit or _own(audio, "max_position_embeddings")) and not self._takes_no_text()
-
     def _takes_no_text(self) -> bool:
         """A model that streams: each text token is read beside one stretch of audio."""
         return bool(_first(self.config, ("audio_length_per_tok",)))
@@ -237,6 +266,17 @@ class _Maker:
         for ratio in getattr(codec, "downsampling_ratios", ()):
             hop *= ratio
         return hop if codec is not None else 0
+
+
+def splits_audio(config: Any) -> bool:
+    """Whether the model's own processor gives long audio as several windows."""
+    if _own(config, "audio_chunk_size"):
+        return True
+    name = type(config).__name__.removesuffix("Config") + "Processor"
+    try:
+        return "max_audio_len" in inspect.signature(getattr(transformers, name).__init__).parameters
+    except (AttributeError, ImportError):  # no such class, or one that needs another library
+        return False
 
 
 _IS_TOKEN = re.compile(r"token_(id|index)$")

@@ -105,7 +105,9 @@ def probe(sites: Mapping[str, nn.Module], model: nn.Module, inputs: ProbeInputs)
             continue
         gradient = together.vectors[site].grad
         reached = gradient is not None and bool(gradient.any()) and bool(gradient.isfinite().all())
-        rows, dimension = _rows(alone.outputs.get(site), output, spanning.outputs.get(site), inputs.window)
+        rows, dimension = _rows(
+            alone.outputs.get(site), output, spanning.outputs.get(site), inputs.window
+        )
         difference = _padding_difference(alone.outputs.get(site), output, dimension)
         rounding = _ROUNDING[output.element_size()]
         reports.append(

@@ -23,7 +23,9 @@ COMPONENTS = ("encoder", "llm")
 
 _MIXER = re.compile(r"attn|attention|mixer|mamba|recurrent", re.IGNORECASE)
 _AUDIO = re.compile(r"encoder|audio|speech|conformer", re.IGNORECASE)
-_NOT_AUDIO = re.compile(r"qformer|projector|adaptor|adapter|decoder|vision|visual|codec|tokenizer", re.IGNORECASE)
+_NOT_AUDIO = re.compile(
+    r"qformer|projector|adaptor|adapter|decoder|vision|visual|codec|tokenizer", re.IGNORECASE
+)
 _NEVER = re.compile(r"vision|visual|image|talker|code2wav|token2wav", re.IGNORECASE)
 
 
@@ -53,10 +55,13 @@ def find_layers(model: nn.Module, layers: Mapping[str, str] | None = None) -> di
     }
     decoder = _part(model, "get_decoder")
     if decoder is not None and "llm" not in found:
-        own = [m for m in outer.values() if any(child is m for child in decoder.children())]
-        found |= {"llm": module for module in own[:1]}
-    if "encoder" not in found and (encoder := _audio_layers(model, outer, found.get("llm"))) is not None:
-        found["encoder"] = encoder
+        for module in outer.values():
+            if "llm" not in found and any(child is module for child in decoder.children()):
+                found["llm"] = module
+    if "encoder" not in found:
+        encoder = _audio_layers(model, outer, found.get("llm"))
+        if encoder is not None:
+            found["encoder"] = encoder
     if not found:
         raise UserError(
             f"no layers to steer were found in {type(model).__name__}: "
@@ -66,12 +71,26 @@ def find_layers(model: nn.Module, layers: Mapping[str, str] | None = None) -> di
 
 
 def site_modules(model: nn.Module, layers: Mapping[str, str] | None = None) -> dict[str, nn.Module]:
-    """Every site of `model` with the module whose output is steered there; `layers` as in `find_layers`."""
+    """Every site of `model` with the module whose output is steered there.
+
+    `layers` is as in `find_layers`.
+    """
     return {
         f"{component}.{i}": layer
         for component, found in find_layers(model, layers).items()
         for i, layer in enumerate(found)
     }
+
+
+def layer_width(layer: nn.Module) -> int | None:
+    """The width of a layer's output as its norms tell it, without running it; None where they don't."""
+    # The outermost norm works on the residual stream; those inside attention may be of a head's width.
+    norms = sorted(
+        (path.count("."), p.shape[0])
+        for path, p in layer.named_parameters()
+        if p.ndim == 1 and re.search(r"norm[a-z0-9_]*\.weight$", path)
+    )
+    return norms[0][1] if norms else None
 
 
 def select(words: str, layers: Mapping[str, int]) -> list[str]:
@@ -129,9 +148,7 @@ def _audio_layers(
     """The audio encoder's list among `lists` (by path): under `get_encoder`, or else by its name."""
     encoder = _part(model, "get_encoder", modality="audio")
     inside = set() if encoder is None or encoder is model else set(encoder.modules())
-    others = {
-        path: m for path, m in lists.items() if m is not llm and not _NOT_AUDIO.search(path)
-    }
+    others = {path: m for path, m in lists.items() if m is not llm and not _NOT_AUDIO.search(path)}
     under = [m for m in others.values() if m in inside]
     named = [m for path, m in others.items() if _AUDIO.search(path)]
     # The deepest: an adapter or a prenet beside the encoder's own layers is shorter.

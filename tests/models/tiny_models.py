@@ -24,14 +24,22 @@ SMALL: dict[str, Any] = {
     # width
     **dict.fromkeys(("hidden_size", "d_model", "hidden_dim", "encoder_hidden_size", "output_dim"), 32),
     **dict.fromkeys(("intermediate_size", "ffn_dim", "encoder_ffn_dim", "decoder_ffn_dim"), 48),
-    **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size", "downsample_hidden_size"), 16),
+    **dict.fromkeys(
+        ("moe_intermediate_size", "shared_expert_intermediate_size", "downsample_hidden_size"), 16
+    ),
     # depth
-    **dict.fromkeys(("num_hidden_layers", "encoder_layers", "decoder_layers", "num_layers", "num_blocks"), 3),
-    **dict.fromkeys(("speech_encoder_layers", "encoder_num_hidden_layers", "decoder_num_hidden_layers"), 3),
+    **dict.fromkeys(
+        ("num_hidden_layers", "encoder_layers", "decoder_layers", "num_layers", "num_blocks"), 3
+    ),
+    **dict.fromkeys(
+        ("speech_encoder_layers", "encoder_num_hidden_layers", "decoder_num_hidden_layers"), 3
+    ),
     "conf_num_hidden_layers": 3,
     "depth": 1,
     # heads
-    **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "num_heads", "encoder_attention_heads"), 2),
+    **dict.fromkeys(
+        ("num_attention_heads", "num_key_value_heads", "num_heads", "encoder_attention_heads"), 2
+    ),
     **dict.fromkeys(("decoder_attention_heads", "speech_encoder_attention_heads"), 2),
     **dict.fromkeys(("encoder_num_attention_heads", "decoder_num_attention_heads"), 2),
     **dict.fromkeys(("encoder_num_key_value_heads", "decoder_num_key_value_heads"), 2),
@@ -120,16 +128,25 @@ def shrink(tree: Any) -> Any:
 TOWER, LM = "model.audio_tower.layers", "model.language_model.layers"
 SEQ2SEQ = ("model.encoder.layers", "model.decoder.layers")
 
+VISION = {"vision_start_token_id": 11}
+MERGED = {"audio_config.intermediate_size": 128}  # four frames side by side
+
 MODELS = {
     "Whisper": TinyModel("WhisperForConditionalGeneration", *SEQ2SEQ),
     "Qwen2-Audio": TinyModel("Qwen2AudioForConditionalGeneration", TOWER, LM),
-    "Voxtral": TinyModel("VoxtralForConditionalGeneration", TOWER, LM, "chunk"),
+    "Voxtral": TinyModel("VoxtralForConditionalGeneration", TOWER, LM, "chunk", MERGED),
     "AudioFlamingo3": TinyModel("AudioFlamingo3ForConditionalGeneration", TOWER, LM, "window"),
     "MusicFlamingo": TinyModel("MusicFlamingoForConditionalGeneration", TOWER, LM, "window"),
-    "GLM-ASR": TinyModel("GlmAsrForConditionalGeneration", TOWER, LM, "window"),
+    "GLM-ASR": TinyModel("GlmAsrForConditionalGeneration", TOWER, LM, "window", MERGED),
     "Qwen3-ASR": TinyModel("Qwen3ASRForConditionalGeneration", TOWER, LM, "token"),
-    "Qwen2.5-Omni": TinyModel("Qwen2_5OmniThinkerForConditionalGeneration", TOWER, LM, "token"),
-    "Qwen3-Omni": TinyModel("Qwen3OmniMoeThinkerForConditionalGeneration", TOWER, LM, "token"),
+    "Qwen2.5-Omni": TinyModel(
+        "Qwen2_5OmniThinkerForConditionalGeneration",
+        TOWER,
+        LM,
+        "token",
+        VISION | {"text_config.rope_parameters.mrope_section": [2, 3, 3]},
+    ),
+    "Qwen3-Omni": TinyModel("Qwen3OmniMoeThinkerForConditionalGeneration", TOWER, LM, "token", VISION),
     "Voxtral-Realtime": TinyModel("VoxtralRealtimeForConditionalGeneration", TOWER, LM),
     "Moss-Transcribe": TinyModel("MossTranscribeDiarizeForConditionalGeneration", TOWER, LM, "window"),
     "FunASR-Nano": TinyModel(
@@ -150,7 +167,11 @@ MODELS = {
         changes={"text_config.activation_sparsity_pattern": None, "text_config.num_kv_shared_layers": 0}
         | {"text_config.intermediate_size": 48, "text_config.hidden_size_per_layer_input": 8}
         | {"text_config.vocab_size_per_layer_input": 320, "text_config.laurel_rank": 4}
-        | {"text_config.vocab_size": 448, "vision_config.vocab_offset": 320, "vision_config.vocab_size": 64}
+        | {
+            "text_config.vocab_size": 448,
+            "vision_config.vocab_offset": 320,
+            "vision_config.vocab_size": 64,
+        }
         | {"audio_config.vocab_offset": 384, "audio_config.vocab_size": 64, "audio_token_id": 400}
         | {"audio_config.sscp_conv_channel_size": [8, 4], "audio_config.input_feat_size": 16}
         | {"audio_soft_tokens_per_image": 16},
