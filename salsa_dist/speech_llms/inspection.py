@@ -214,15 +214,8 @@ def _cells(report: SiteReport, probed: bool) -> list[str]:
     padding = "?" if report.padding_invariant is None else _yes(report.padding_invariant)
     if report.padding_difference is not None:
         padding += f" ({report.padding_difference:.1g})"
-    return (
-        report.component,
-        report.site,
-        width,
-        _yes(report.fires),
-        _yes(report.gradient),
-        rows,
-        padding,
-    )
+    fires, gradient = _yes(report.fires), _yes(report.gradient)
+    return [report.component, report.site, width, fires, gradient, rows, padding]
 
 
 def _yes(value: bool | None) -> str:

@@ -101,6 +101,8 @@ class _Maker:
                 counts = {n: self._count(n, layout) for n in (SHORT, LONG)}
                 alone = self._batch([[SHORT]], layout, counts)
                 together = self._batch([[SHORT], [LONG]], layout, counts)
+                if "input_ids" not in self.parameters:  # else tried when its tokens were counted
+                    self._try(alone)
                 self._try(together)
             except _Unfit as e:
                 complaints.append(str(e))

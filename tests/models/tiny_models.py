@@ -71,6 +71,7 @@ class TinyModel:
         changes: config fields, by dotted path, that `SMALL` does not get right.
         encoder, llm: paths of the layer lists; None where there is none to steer.
         rows: what one row of an encoder layer's output is.
+        minds_padding: components whose activations padding changes.
     """
 
     architecture: str
@@ -78,6 +79,7 @@ class TinyModel:
     llm: str
     rows: str = "sample"
     changes: Mapping[str, Any] = field(default_factory=dict)
+    minds_padding: tuple[str, ...] = ()
 
     def config(self) -> Any:
         config_class = getattr(transformers, self.architecture).config_class
@@ -93,12 +95,15 @@ class TinyModel:
         config.architectures = [self.architecture]
         return config
 
-    def build(self) -> nn.Module:
-        """A model with weights large enough that a change anywhere is seen in the logits."""
+    def build(self, fill: bool = True) -> nn.Module:
+        """A model with weights large enough that a change anywhere is seen in the logits.
+
+        `fill` false leaves the weights as transformers makes them.
+        """
         torch.manual_seed(0)
         with without_timm():
             model = getattr(transformers, self.architecture)(self.config())
-        for name, parameter in model.named_parameters():
+        for name, parameter in model.named_parameters() if fill else ():
             if parameter.ndim > 1 and "embed_positions" not in name:
                 nn.init.normal_(parameter, std=0.15)
             elif name.endswith("bias"):
@@ -129,6 +134,7 @@ TOWER, LM = "model.audio_tower.layers", "model.language_model.layers"
 SEQ2SEQ = ("model.encoder.layers", "model.decoder.layers")
 
 VISION = {"vision_start_token_id": 11}
+BOTH = ("encoder", "llm")
 MERGED = {"audio_config.intermediate_size": 128}  # four frames side by side
 
 MODELS = {
@@ -137,7 +143,7 @@ MODELS = {
     "Voxtral": TinyModel("VoxtralForConditionalGeneration", TOWER, LM, "chunk", MERGED),
     "AudioFlamingo3": TinyModel("AudioFlamingo3ForConditionalGeneration", TOWER, LM, "window"),
     "MusicFlamingo": TinyModel("MusicFlamingoForConditionalGeneration", TOWER, LM, "window"),
-    "GLM-ASR": TinyModel("GlmAsrForConditionalGeneration", TOWER, LM, "window", MERGED),
+    "GLM-ASR": TinyModel("GlmAsrForConditionalGeneration", TOWER, LM, "window", MERGED, BOTH),
     "Qwen3-ASR": TinyModel("Qwen3ASRForConditionalGeneration", TOWER, LM, "token"),
     "Qwen2.5-Omni": TinyModel(
         "Qwen2_5OmniThinkerForConditionalGeneration",
@@ -150,15 +156,22 @@ MODELS = {
     "Voxtral-Realtime": TinyModel("VoxtralRealtimeForConditionalGeneration", TOWER, LM),
     "Moss-Transcribe": TinyModel("MossTranscribeDiarizeForConditionalGeneration", TOWER, LM, "window"),
     "FunASR-Nano": TinyModel(
-        "FunAsrNanoForConditionalGeneration", TOWER, LM, changes={"adaptor_config.intermediate_size": 8}
+        "FunAsrNanoForConditionalGeneration",
+        TOWER,
+        LM,
+        changes={"adaptor_config.intermediate_size": 8},
+        minds_padding=("llm",),
     ),
-    "Granite-Speech": TinyModel("GraniteSpeechForConditionalGeneration", SEQ2SEQ[0], LM),
+    "Granite-Speech": TinyModel(
+        "GraniteSpeechForConditionalGeneration", SEQ2SEQ[0], LM, minds_padding=BOTH
+    ),
     "Phi4-Multimodal": TinyModel(
         "Phi4MultimodalForCausalLM",
         "model.embed_tokens_extend.audio_embed.encoder.encoders",
         "model.layers",
         changes={"audio_config.nemo_conv_channels": 16, "audio_config.ext_pw_out_channel": 32}
         | {"audio_config.depthwise_separable_out_channel": 32, "audio_config.bias_max_distance": 20},
+        minds_padding=BOTH,
     ),
     "Gemma3n": TinyModel(
         "Gemma3nForConditionalGeneration",
@@ -175,12 +188,16 @@ MODELS = {
         | {"audio_config.vocab_offset": 384, "audio_config.vocab_size": 64, "audio_token_id": 400}
         | {"audio_config.sscp_conv_channel_size": [8, 4], "audio_config.input_feat_size": 16}
         | {"audio_soft_tokens_per_image": 16},
+        minds_padding=("encoder",),
     ),
     "Canary": TinyModel("CanaryForConditionalGeneration", *SEQ2SEQ),
     "CohereASR": TinyModel("CohereAsrForConditionalGeneration", *SEQ2SEQ),
-    "Moonshine": TinyModel("MoonshineForConditionalGeneration", *SEQ2SEQ),
+    "Moonshine": TinyModel("MoonshineForConditionalGeneration", *SEQ2SEQ, minds_padding=BOTH),
     "SeamlessM4Tv2": TinyModel(
-        "SeamlessM4Tv2ForSpeechToText", "speech_encoder.encoder.layers", "text_decoder.layers"
+        "SeamlessM4Tv2ForSpeechToText",
+        "speech_encoder.encoder.layers",
+        "text_decoder.layers",
+        minds_padding=("llm",),
     ),
     "VibeVoice-ASR": TinyModel(
         "VibeVoiceAsrForConditionalGeneration",
