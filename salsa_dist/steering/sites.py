@@ -107,20 +107,21 @@ def select(words: str, layers: Mapping[str, int]) -> list[str]:
     """
     chosen: dict[str, set[int]] = {component: set() for component in layers}
     for part in words.replace(" ", "").split("+"):
-        component, _, wanted = part.partition(":")
+        component, colon, wanted = part.partition(":")
         if component not in layers:
             raise UserError(
                 f"sites {words!r}: no component {component!r}; this base has "
                 + ", ".join(f"{c} (0-{n - 1})" for c, n in layers.items())
             )
-        chosen[component] |= set(_numbers(wanted, layers[component], words, component))
+        if colon:
+            chosen[component] |= set(_numbers(wanted, layers[component], words, component))
+        else:
+            chosen[component] |= set(range(layers[component]))
     return [f"{c}.{i}" for c, n in layers.items() for i in range(n) if i in chosen[c]]
 
 
 def _numbers(wanted: str, count: int, words: str, component: str) -> list[int]:
     valid = f"{component} has layers 0-{count - 1}"
-    if not wanted:
-        return list(range(count))
     if share := re.fullmatch(r"(first|middle|last)-(half|third|quarter)", wanted):
         n = max(1, round(count / {"half": 2, "third": 3, "quarter": 4}[share[2]]))
         start = {"first": 0, "middle": (count - n) // 2, "last": count - n}[share[1]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import MODELS
 from torch import nn
@@ -49,15 +49,10 @@ def test_parts_are_joined_in_the_models_order() -> None:
 
 @pytest.mark.parametrize(
     "words",
-    ["encoder:32", "encoder:-33", "encoder:16-32", "encoder:5-3", "encoder:0,99", "encoder:last-fifth"]
-    + [
-        "encoder:",
-        "encoder:3-",
-        "encoder:x",
-        "encoder:1.5",
-        "encoder:0,,1",
-        "encoder:..3",
-        "encoder:0:1",
+    [
+        *("encoder:32", "encoder:-33", "encoder:16-32", "encoder:5-3", "encoder:0,99"),
+        *("encoder:", "encoder:3-", "encoder:x", "encoder:1.5", "encoder:0,,1", "encoder:..3"),
+        *("encoder:0:1", "encoder:last-fifth", "encoder:half", "encoder:0;1"),
     ],
 )
 def test_wrong_layers_are_refused_with_the_valid_range(words: str) -> None:
@@ -75,6 +70,7 @@ def test_unknown_components_are_refused_with_those_there_are(words: str) -> None
 counts = st.integers(1, 80)
 
 
+@settings(deadline=None)
 @given(counts, st.data())
 def test_every_way_to_write_a_range_means_the_same(count: int, data: st.DataObject) -> None:
     first = data.draw(st.integers(0, count - 1))
@@ -88,6 +84,7 @@ def test_every_way_to_write_a_range_means_the_same(count: int, data: st.DataObje
     assert select(f"encoder:{first}..", layers) == [f"encoder.{i}" for i in range(first, count)]
 
 
+@settings(deadline=None)
 @given(
     counts, st.sampled_from(["first", "middle", "last"]), st.sampled_from(["half", "third", "quarter"])
 )
@@ -100,14 +97,18 @@ def test_a_share_is_a_stretch_of_about_that_size(count: int, where: str, share: 
     assert where != "last" or chosen[-1] == count - 1
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="encoderlm:+-.,0123456789 hastfi", max_size=24))
 def test_any_words_give_known_sites_or_one_clear_line(words: str) -> None:
     layers = {"encoder": 6, "llm": 4}
     try:
         chosen = select(words, layers)
     except UserError as e:
-        assert "\n" not in str(e)
-        assert re.search(r"0-5|0-3", str(e))
+        message = str(e)
+    else:
+        message = ""
+    if message:
+        assert re.fullmatch(r".*(0-5|0-3).*", message)  # one line
         return
     known = [f"{c}.{i}" for c, n in layers.items() for i in range(n)]
     assert chosen
