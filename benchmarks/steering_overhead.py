@@ -52,9 +52,7 @@ def main() -> None:
         )
         features = features.to(options.device)
         for rule in ("add", "salsa"):
-            bank = Bank(
-                [AdapterSpec("a", tuple(sites), rule)], dict.fromkeys(sites, 512), options.device
-            )
+            bank = Bank([AdapterSpec("a", tuple(sites), rule)], widths, options.device)
             with torch.no_grad():
                 for vector in bank.vectors.values():
                     vector.normal_(std=0.1)

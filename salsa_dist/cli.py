@@ -144,9 +144,11 @@ def run_command(command: str, config_path: str, overrides: list[str]) -> None:
 
 
 def _quiet_transformers() -> None:
-    """Keep its notes on generation arguments, and a progress bar a rank, out of the logs."""
+    """Keep its notes on generation arguments, a progress bar a rank and retries out of the logs."""
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
+    hub_logging.set_verbosity_error()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 

@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from torch import nn
 
 from salsa_dist.errors import UserError
@@ -28,7 +30,11 @@ from salsa_dist.steering.probe import SiteReport, probe
 from salsa_dist.steering.sites import layer_width, site_modules
 
 # What transformers raises for files that are missing, damaged, or of another version.
-_UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError)
+_UNREADABLE = (
+    *(OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError),
+    *(SafetensorError, StrictDataclassError),
+)
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken", "tekken.json")
 
 
 @dataclass
@@ -94,7 +100,7 @@ def inspect_base(
         raise UserError(
             f"base {name} is a {model_class.__name__}, which hears no audio: name a speech-LLM"
         )
-    has_weights = not Path(name).is_dir() or any(Path(name).glob("*.safetensors*"))
+    has_weights = _has_weights(Path(name))
     if has_weights:
         _check_processor(name, revision)
     model = (
@@ -124,6 +130,15 @@ def read_config(name: str, revision: str | None = None) -> Any:
     """The config of a base, of a class that transformers has."""
     from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
+    folder = Path(name)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise UserError(
+            f"base {name} holds no config.json: name the folder of a Hugging Face checkpoint"
+        )
+    if not folder.is_dir() and (folder.is_absolute() or name.startswith(".") or name.count("/") > 1):
+        raise UserError(
+            f"no base at {name}: name a folder with a Hugging Face checkpoint, or a hub name"
+        )
     try:
         tree, _ = PreTrainedConfig.get_config_dict(name, revision=revision)
         model_type = tree.get("model_type")
@@ -165,6 +180,19 @@ def hears_audio(model_class: Any) -> bool:
     return "audio" in modalities or model_class.main_input_name in ("input_features", "input_values")
 
 
+def _has_weights(folder: Path) -> bool:
+    if not folder.is_dir():  # a hub name: its weights can be had
+        return True
+    if any(folder.glob("*.safetensors*")):
+        return True
+    if pickled := [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]:
+        raise UserError(
+            f"base {folder} has its weights in {pickled[0].name}, a pickle, which can run code when "
+            "it is opened: convert them to safetensors"
+        )
+    return False
+
+
 def _check_processor(name: str, revision: str | None) -> None:
     from transformers import AutoProcessor
 
@@ -173,6 +201,10 @@ def _check_processor(name: str, revision: str | None) -> None:
         reason = "its files make no feature extractor"
     except (*_UNREADABLE, ImportError) as e:
         processor, reason = None, _one_line(e)
+    # Without its files transformers makes some tokenizers with an empty vocabulary, and says nothing.
+    if hasattr(processor, "tokenizer") and Path(name).is_dir():
+        if not any(path for kind in _TOKENIZER_FILES for path in Path(name).glob(kind)):
+            processor, reason = None, "no tokenizer.json or other vocabulary"
     parts = (
         processor,
         getattr(processor, "feature_extractor", None),
