@@ -103,9 +103,7 @@ def inspect_base(
     has_weights = _has_weights(Path(name))
     if has_weights:
         _check_processor(name, revision)
-    model = (
-        _load(name, revision, config, model_class) if has_weights else _empty(config, model_class, name)
-    )
+    model = _load(name, revision, model_class) if has_weights else _empty(config, model_class, name)
     model.eval().requires_grad_(False)
     sites = site_modules(model, layers)
     if has_weights:
@@ -143,7 +141,11 @@ def read_config(name: str, revision: str | None = None) -> Any:
         tree, _ = PreTrainedConfig.get_config_dict(name, revision=revision)
         model_type = tree.get("model_type")
         if model_type in CONFIG_MAPPING:
-            return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+            config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+            thinker = getattr(config, "thinker_config", None)
+            if thinker is not None:  # of a model that also talks, the part that listens and writes
+                thinker._commit_hash = config._commit_hash
+            return config if thinker is None else thinker
     except _UNREADABLE as e:
         raise UserError(f"base {name} can't be read: {_one_line(e)}") from None
     if tree.get("auto_map"):
@@ -202,9 +204,9 @@ def _check_processor(name: str, revision: str | None) -> None:
     except (*_UNREADABLE, ImportError) as e:
         processor, reason = None, _one_line(e)
     # Without its files transformers makes some tokenizers with an empty vocabulary, and says nothing.
-    if hasattr(processor, "tokenizer") and Path(name).is_dir():
-        if not any(path for kind in _TOKENIZER_FILES for path in Path(name).glob(kind)):
-            processor, reason = None, "no tokenizer.json or other vocabulary"
+    vocabulary = any(path for kind in _TOKENIZER_FILES for path in Path(name).glob(kind))
+    if hasattr(processor, "tokenizer") and Path(name).is_dir() and not vocabulary:
+        processor, reason = None, "no tokenizer.json or other vocabulary"
     parts = (
         processor,
         getattr(processor, "feature_extractor", None),
@@ -217,10 +219,10 @@ def _check_processor(name: str, revision: str | None) -> None:
         )
 
 
-def _load(name: str, revision: str | None, config: Any, model_class: Any) -> Any:
+def _load(name: str, revision: str | None, model_class: Any) -> Any:
     try:
         return model_class.from_pretrained(
-            name, revision=revision, config=config, dtype=torch.float32, use_safetensors=True
+            name, revision=revision, dtype=torch.float32, use_safetensors=True
         )
     except (*_UNREADABLE, ImportError) as e:
         raise UserError(f"base {name} can't be loaded: {_one_line(e)}") from None

@@ -55,9 +55,11 @@ def find_layers(model: nn.Module, layers: Mapping[str, str] | None = None) -> di
     }
     decoder = _part(model, "get_decoder")
     if decoder is not None and "llm" not in found:
-        for module in outer.values():
-            if "llm" not in found and any(child is module for child in decoder.children()):
-                found["llm"] = module
+        own = [m for m in outer.values() if any(child is m for child in decoder.children())]
+        if not own and decoder is not model:  # a decoder in a wrapper of its own
+            own = [m for m in outer.values() if any(child is m for child in decoder.modules())]
+        if own:
+            found["llm"] = own[0]
     if "encoder" not in found:
         encoder = _audio_layers(model, outer, found.get("llm"))
         if encoder is not None:

@@ -107,6 +107,18 @@ def test_a_full_sized_base_is_inspected_from_its_config(
     assert sites["llm.0"] > 2000
 
 
+def test_of_a_model_that_also_talks_the_thinker_is_inspected(
+    inspect: Callable[..., Any], tmp_path: Path
+) -> None:
+    thinker = MODELS["Qwen2.5-Omni"].config().to_dict()
+    tree = {"model_type": "qwen2_5_omni", "thinker_config": thinker}
+    (tmp_path / "config.json").write_text(json.dumps(tree))
+    status, out, _ = inspect(tmp_path, "--json")
+    assert status == 0
+    assert json.loads(out)["architecture"] == "Qwen2_5OmniThinkerForConditionalGeneration"
+    assert len(json.loads(out)["sites"]) == 6
+
+
 def test_a_list_named_by_hand_is_used(inspect: Callable[..., Any], tmp_path: Path) -> None:
     folder = write_config(tmp_path, "Qwen2-Audio")
     named = "encoder=model.language_model.layers"

@@ -199,6 +199,22 @@ MODELS = {
         "text_decoder.layers",
         minds_padding=("llm",),
     ),
+    "Granite-Speech-Plus": TinyModel(
+        "GraniteSpeechPlusForConditionalGeneration", SEQ2SEQ[0], LM, minds_padding=BOTH
+    ),
+    "SeamlessM4T": TinyModel(
+        "SeamlessM4TForSpeechToText",
+        "speech_encoder.encoder.layers",
+        "text_decoder.layers",
+        minds_padding=("llm",),
+    ),
+    "Speech2Text": TinyModel("Speech2TextForConditionalGeneration", *SEQ2SEQ, minds_padding=BOTH),
+    "SpeechT5": TinyModel(
+        "SpeechT5ForSpeechToText",
+        "speecht5.encoder.wrapped_encoder.layers",
+        "speecht5.decoder.wrapped_decoder.layers",
+        minds_padding=BOTH,
+    ),
     "VibeVoice-ASR": TinyModel(
         "VibeVoiceAsrForConditionalGeneration",
         None,
