@@ -144,7 +144,7 @@ def read_config(name: str, revision: str | None = None) -> Any:
             config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
             thinker = getattr(config, "thinker_config", None)
             if thinker is not None:  # of a model that also talks, the part that listens and writes
-                thinker._commit_hash = config._commit_hash
+                thinker._commit_hash = getattr(config, "_commit_hash", None)
             return config if thinker is None else thinker
     except _UNREADABLE as e:
         raise UserError(f"base {name} can't be read: {_one_line(e)}") from None
