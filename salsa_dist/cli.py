@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated, Optional
@@ -83,9 +84,17 @@ def transcribe(
 @app.command()
 def inspect(
     base: Annotated[str, typer.Argument(help="folder or hub name of a base, or an adapter file")],
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    layers: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="path of a layer list that is not found: encoder=model.audio_tower.layers"),
+    ] = None,
 ) -> None:
-    """Show a base's sites, or what an adapter file holds."""
-    from salsa_dist.steering.sites import find_layers
+    """Show a base's sites, each probed with one forward and backward; or what an adapter file holds.
+
+    A folder with config.json and no weights is shown without a probe.
+    """
+    from salsa_dist.speech_llms.inspection import inspect_base
     from salsa_dist.steering.vectors import SteeringVectors
 
     if base.endswith(".safetensors"):
@@ -95,14 +104,10 @@ def inspect(
         for site, vector in vectors.vectors.items():
             print(f"{site}  width {len(vector)}  norm {vector.norm():.3f}")
         return
-    from salsa_dist.speech_llms.load import load_speech_llm
-
     _quiet_transformers()
-    speech_llm = load_speech_llm(base)
-    print(f"{speech_llm.name}: {speech_llm.parameters / 1e6:.1f} M parameters, ", end="")
-    print(f"{speech_llm.window_s:g} s window, revision {speech_llm.revision}")
-    for component, layers in find_layers(speech_llm.model).items():
-        print(f"{component}: {len(layers)} sites, {component}.0 to {component}.{len(layers) - 1}")
+    named = dict(part.partition("=")[::2] for part in layers or [])
+    inspection = inspect_base(base, named)
+    print(json.dumps(inspection.tree(), indent=1) if as_json else inspection.table())
 
 
 @shards_app.command()
@@ -139,9 +144,11 @@ def run_command(command: str, config_path: str, overrides: list[str]) -> None:
 
 
 def _quiet_transformers() -> None:
-    """Keep its notes on generation arguments, and a progress bar a rank, out of the logs."""
+    """Keep its notes on generation arguments, a progress bar a rank and retries out of the logs."""
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
+    hub_logging.set_verbosity_error()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 

@@ -23,20 +23,29 @@ COMPONENTS = ("encoder", "llm")
 
 _MIXER = re.compile(r"attn|attention|mixer|mamba|recurrent", re.IGNORECASE)
 _AUDIO = re.compile(r"encoder|audio|speech|conformer", re.IGNORECASE)
-_NOT_AUDIO = re.compile(r"qformer|projector|adaptor|adapter|decoder|vision|visual", re.IGNORECASE)
+_NOT_AUDIO = re.compile(
+    r"qformer|projector|adaptor|adapter|decoder|vision|visual|codec|tokenizer", re.IGNORECASE
+)
 _NEVER = re.compile(r"vision|visual|image|talker|code2wav|token2wav", re.IGNORECASE)
 
 
-def find_layers(model: nn.Module) -> dict[str, nn.ModuleList]:
+def find_layers(model: nn.Module, layers: Mapping[str, str] | None = None) -> dict[str, nn.ModuleList]:
     """The layer lists of `model` that can be steered, by component (`encoder`, `llm`).
 
+    Args:
+        model: any transformers model.
+        layers: for a model whose lists are not found, or not the right ones: component to the path
+            of its list, such as `{"encoder": "model.audio_tower.layers"}`.
+
     Raises:
-        UserError: when the model has no such list, so it is no speech-LLM of a known shape.
+        UserError: the model has no such list, so it is no speech-LLM of a known shape; or `layers`
+            names a part that is no list of layers.
     """
+    found = {component: _named(model, component, path) for component, path in (layers or {}).items()}
     lists = {
         path: module
         for path, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and _is_layer_list(module) and not _NEVER.search(path)
+        if isinstance(module, nn.ModuleList) and not _NEVER.search(path) and _is_layer_list(module)
     }
     # A list inside a layer of another list belongs to that layer.
     outer = {
@@ -44,21 +53,17 @@ def find_layers(model: nn.Module) -> dict[str, nn.ModuleList]:
         for path, module in lists.items()
         if not any(path.startswith(other + ".") for other in lists)
     }
-    found: dict[str, nn.ModuleList] = {}
     decoder = _part(model, "get_decoder")
-    for module in outer.values():
-        if decoder is not None and any(child is module for child in decoder.children()):
-            found["llm"] = module
-    encoder = _part(model, "get_encoder", modality="audio")
-    for path, module in outer.items():
-        if module is found.get("llm"):
-            continue
-        inside = (
-            encoder is not None and encoder is not model and any(m is module for m in encoder.modules())
-        )
-        named = _AUDIO.search(path) and not _NOT_AUDIO.search(path)
-        if (inside or named) and "encoder" not in found:
-            found["encoder"] = module
+    if decoder is not None and "llm" not in found:
+        own = [m for m in outer.values() if any(child is m for child in decoder.children())]
+        if not own and decoder is not model:  # a decoder in a wrapper of its own
+            own = [m for m in outer.values() if any(child is m for child in decoder.modules())]
+        if own:
+            found["llm"] = own[0]
+    if "encoder" not in found:
+        encoder = _audio_layers(model, outer, found.get("llm"))
+        if encoder is not None:
+            found["encoder"] = encoder
     if not found:
         raise UserError(
             f"no layers to steer were found in {type(model).__name__}: "
@@ -67,13 +72,27 @@ def find_layers(model: nn.Module) -> dict[str, nn.ModuleList]:
     return {component: found[component] for component in COMPONENTS if component in found}
 
 
-def site_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Every site of `model` with the module whose output is steered there."""
+def site_modules(model: nn.Module, layers: Mapping[str, str] | None = None) -> dict[str, nn.Module]:
+    """Every site of `model` with the module whose output is steered there.
+
+    `layers` is as in `find_layers`.
+    """
     return {
         f"{component}.{i}": layer
-        for component, layers in find_layers(model).items()
-        for i, layer in enumerate(layers)
+        for component, found in find_layers(model, layers).items()
+        for i, layer in enumerate(found)
     }
+
+
+def layer_width(layer: nn.Module) -> int | None:
+    """The width of a layer's output as its norms tell it, without running it; None where they don't."""
+    # The outermost norm works on the residual stream; those inside attention may be of a head's width.
+    norms = sorted(
+        (path.count("."), p.shape[0])
+        for path, p in layer.named_parameters()
+        if p.ndim == 1 and re.search(r"norm[a-z0-9_]*\.weight$", path)
+    )
+    return norms[0][1] if norms else None
 
 
 def select(words: str, layers: Mapping[str, int]) -> list[str]:
@@ -90,20 +109,21 @@ def select(words: str, layers: Mapping[str, int]) -> list[str]:
     """
     chosen: dict[str, set[int]] = {component: set() for component in layers}
     for part in words.replace(" ", "").split("+"):
-        component, _, wanted = part.partition(":")
+        component, colon, wanted = part.partition(":")
         if component not in layers:
             raise UserError(
                 f"sites {words!r}: no component {component!r}; this base has "
                 + ", ".join(f"{c} (0-{n - 1})" for c, n in layers.items())
             )
-        chosen[component] |= set(_numbers(wanted, layers[component], words, component))
+        if colon:
+            chosen[component] |= set(_numbers(wanted, layers[component], words, component))
+        else:
+            chosen[component] |= set(range(layers[component]))
     return [f"{c}.{i}" for c, n in layers.items() for i in range(n) if i in chosen[c]]
 
 
 def _numbers(wanted: str, count: int, words: str, component: str) -> list[int]:
     valid = f"{component} has layers 0-{count - 1}"
-    if not wanted:
-        return list(range(count))
     if share := re.fullmatch(r"(first|middle|last)-(half|third|quarter)", wanted):
         n = max(1, round(count / {"half": 2, "third": 3, "quarter": 4}[share[2]]))
         start = {"first": 0, "middle": (count - n) // 2, "last": count - n}[share[1]]
@@ -123,6 +143,36 @@ def _numbers(wanted: str, count: int, words: str, component: str) -> list[int]:
             raise UserError(f"sites {words!r}: {piece!r} is out of range; {valid}")
         numbers += range(first, last + 1)
     return numbers
+
+
+def _audio_layers(
+    model: nn.Module, lists: Mapping[str, nn.ModuleList], llm: nn.ModuleList | None
+) -> nn.ModuleList | None:
+    """The audio encoder's list among `lists` (by path): under `get_encoder`, or else by its name."""
+    encoder = _part(model, "get_encoder", modality="audio")
+    inside = set() if encoder is None or encoder is model else set(encoder.modules())
+    others = {path: m for path, m in lists.items() if m is not llm and not _NOT_AUDIO.search(path)}
+    under = [m for m in others.values() if m in inside]
+    named = [m for path, m in others.items() if _AUDIO.search(path)]
+    # The deepest: an adapter or a prenet beside the encoder's own layers is shorter.
+    return max(under or named, key=len, default=None)
+
+
+def _named(model: nn.Module, component: str, path: str) -> nn.ModuleList:
+    """The list that a user names for `component`."""
+    if component not in COMPONENTS:
+        raise UserError(f"layers: no component {component!r}; known are {', '.join(COMPONENTS)}")
+    try:
+        module = model.get_submodule(path)
+    except AttributeError:
+        module = None
+    if not isinstance(module, nn.ModuleList) or not len(module):
+        lists = [p for p, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) > 1]
+        raise UserError(
+            f"layers.{component}: {path!r} is no list of layers of {type(model).__name__}; "
+            f"it has {', '.join(lists) or 'none'}"
+        )
+    return module
 
 
 def _is_layer_list(module: nn.ModuleList) -> bool:

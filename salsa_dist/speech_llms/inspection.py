@@ -1,0 +1,261 @@
+"""What can be steered in a base: its sites, each proved by a probe.
+
+    inspection = inspect_base("openai/whisper-base")
+    inspection.sites      reports of the sites that can be steered
+    inspection.dropped    reports of the others, each with its reason
+    inspection.table()    for people
+    inspection.tree()     for JSON
+
+Any model that transformers itself has can be inspected, with a family file or without. A folder that
+holds config.json and no weights is inspected on the meta device: its layers and widths are shown, and
+nothing is probed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from torch import nn
+
+from salsa_dist.errors import UserError
+from salsa_dist.speech_llms.load import base_revision
+from salsa_dist.speech_llms.noise_inputs import noise_inputs
+from salsa_dist.steering.probe import SiteReport, probe
+from salsa_dist.steering.sites import layer_width, site_modules
+
+# What transformers raises for files that are missing, damaged, or of another version.
+_UNREADABLE = (
+    *(OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError),
+    *(SafetensorError, StrictDataclassError),
+)
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken", "tekken.json")
+
+
+@dataclass
+class Inspection:
+    """The sites of one base.
+
+    Attributes:
+        base: folder or hub name.
+        architecture: its transformers class.
+        revision: what pins its weights.
+        parameters: how many numbers it has.
+        probed: false where it was built from its config alone.
+    """
+
+    base: str
+    architecture: str
+    revision: str
+    parameters: int
+    probed: bool
+    sites: list[SiteReport] = field(default_factory=list)
+    dropped: list[SiteReport] = field(default_factory=list)
+
+    def tree(self) -> dict[str, Any]:
+        """As JSON: `sites` and `dropped` are lists of flat objects."""
+        return asdict(self)
+
+    def table(self) -> str:
+        """As text, one line a site."""
+        lines = [
+            f"{self.base}: {self.architecture}, {self.parameters / 1e6:.1f} M parameters, "
+            f"revision {self.revision}"
+        ]
+        if not self.probed:
+            lines.append("not probed: no weights here, built from config.json alone")
+        rows = [["component", "site", "width", "fires", "gradient", "rows", "padding-invariant"]]
+        rows += [_cells(report, self.probed) for report in self.sites]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        lines += [
+            "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows
+        ]
+        lines += [f"dropped {report.site}: {report.reason}" for report in self.dropped]
+        return "\n".join(lines)
+
+
+def inspect_base(
+    name: str | Path, layers: Mapping[str, str] | None = None, revision: str | None = None
+) -> Inspection:
+    """Find the sites of a base, and probe them if its weights are at hand.
+
+    Args:
+        name: folder with a Hugging Face checkpoint or only its config.json, or a hub name.
+        layers: paths of the layer lists of an odd model; see `find_layers`.
+        revision: hub branch, tag or commit.
+
+    Raises:
+        UserError: no such base; one that transformers does not know, that wants code of its own, that
+            hears no audio, or that lacks its processor files.
+    """
+    name = str(name)
+    config = read_config(name, revision)
+    model_class = class_of(config, name)
+    if not hears_audio(model_class):
+        raise UserError(
+            f"base {name} is a {model_class.__name__}, which hears no audio: name a speech-LLM"
+        )
+    has_weights = _has_weights(Path(name))
+    if has_weights:
+        _check_processor(name, revision)
+    model = _load(name, revision, model_class) if has_weights else _empty(config, model_class, name)
+    model.eval().requires_grad_(False)
+    sites = site_modules(model, layers)
+    if has_weights:
+        reports = probe(sites, model, noise_inputs(model))
+    else:
+        reports = [
+            SiteReport(site, site.partition(".")[0], width=layer_width(module))
+            for site, module in sites.items()
+        ]
+    return Inspection(
+        base=name,
+        architecture=model_class.__name__,
+        revision=base_revision(name, config),
+        parameters=sum(p.numel() for p in model.parameters()),
+        probed=has_weights,
+        sites=[r for r in reports if not r.reason],
+        dropped=[r for r in reports if r.reason],
+    )
+
+
+def read_config(name: str, revision: str | None = None) -> Any:
+    """The config of a base, of a class that transformers has."""
+    from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+
+    folder = Path(name)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise UserError(
+            f"base {name} holds no config.json: name the folder of a Hugging Face checkpoint"
+        )
+    if not folder.is_dir() and (folder.is_absolute() or name.startswith(".") or name.count("/") > 1):
+        raise UserError(
+            f"no base at {name}: name a folder with a Hugging Face checkpoint, or a hub name"
+        )
+    try:
+        tree, _ = PreTrainedConfig.get_config_dict(name, revision=revision)
+        model_type = tree.get("model_type")
+        if model_type in CONFIG_MAPPING:
+            config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+            thinker = getattr(config, "thinker_config", None)
+            if thinker is not None:  # of a model that also talks, the part that listens and writes
+                thinker._commit_hash = getattr(config, "_commit_hash", None)
+            return config if thinker is None else thinker
+    except _UNREADABLE as e:
+        raise UserError(f"base {name} can't be read: {_one_line(e)}") from None
+    if tree.get("auto_map"):
+        raise UserError(
+            f"base {name} wants to run Python code of its own ({model_type or 'no model_type'}), "
+            "which is not done here: name a model that transformers itself has"
+        )
+    raise UserError(
+        f"base {name}: transformers does not know the model type {model_type!r}; "
+        "name a speech-LLM of the installed version, or install a newer one"
+    )
+
+
+def class_of(config: Any, name: str) -> Any:
+    """The transformers class that a base is loaded with."""
+    import transformers
+    from transformers import AutoModelForMultimodalLM, AutoModelForSpeechSeq2Seq
+
+    for auto in (AutoModelForSpeechSeq2Seq, AutoModelForMultimodalLM):
+        if type(config) in auto._model_mapping:
+            return auto._model_mapping[type(config)]
+    architecture = (config.architectures or [""])[0]
+    if architecture and (found := getattr(transformers, architecture, None)) is not None:
+        return found
+    raise UserError(
+        f"base {name} is a {config.model_type!r} model and names no architecture that transformers has "
+        f"({architecture or 'none'}): name a speech-LLM"
+    )
+
+
+def hears_audio(model_class: Any) -> bool:
+    """Whether a model of this class takes audio, as transformers itself says."""
+    modalities = getattr(model_class, "input_modalities", ())
+    return "audio" in modalities or model_class.main_input_name in ("input_features", "input_values")
+
+
+def _has_weights(folder: Path) -> bool:
+    if not folder.is_dir():  # a hub name: its weights can be had
+        return True
+    if any(folder.glob("*.safetensors*")):
+        return True
+    if pickled := [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]:
+        raise UserError(
+            f"base {folder} has its weights in {pickled[0].name}, a pickle, which can run code when "
+            "it is opened: convert them to safetensors"
+        )
+    return False
+
+
+def _check_processor(name: str, revision: str | None) -> None:
+    from transformers import AutoProcessor
+
+    try:
+        processor = AutoProcessor.from_pretrained(name, revision=revision, trust_remote_code=False)
+        reason = "its files make no feature extractor"
+    except (*_UNREADABLE, ImportError) as e:
+        processor, reason = None, _one_line(e)
+    # Without its files transformers makes some tokenizers with an empty vocabulary, and says nothing.
+    vocabulary = any(path for kind in _TOKENIZER_FILES for path in Path(name).glob(kind))
+    if hasattr(processor, "tokenizer") and Path(name).is_dir() and not vocabulary:
+        processor, reason = None, "no tokenizer.json or other vocabulary"
+    parts = (
+        processor,
+        getattr(processor, "feature_extractor", None),
+        getattr(processor, "audio_processor", None),
+    )
+    if not any(hasattr(part, "sampling_rate") for part in parts):
+        raise UserError(
+            f"base {name} lacks its processor ({reason}): put preprocessor_config.json, the "
+            "tokenizer's files and, where it has one, processor_config.json beside its weights"
+        )
+
+
+def _load(name: str, revision: str | None, model_class: Any) -> Any:
+    try:
+        return model_class.from_pretrained(
+            name, revision=revision, dtype=torch.float32, use_safetensors=True
+        )
+    except (*_UNREADABLE, ImportError) as e:
+        raise UserError(f"base {name} can't be loaded: {_one_line(e)}") from None
+
+
+def _empty(config: Any, model_class: Any, name: str) -> nn.Module:
+    """The model without weights."""
+    try:
+        with torch.device("meta"):
+            model: nn.Module = model_class._from_config(config)
+    except (*_UNREADABLE, ImportError) as e:
+        raise UserError(f"base {name}: no model can be built from its config: {_one_line(e)}") from None
+    return model
+
+
+def _cells(report: SiteReport, probed: bool) -> list[str]:
+    width = "?" if report.width is None else str(report.width)
+    if not probed:
+        return [report.component, report.site, width, *["not probed"] * 4]
+    rows = report.rows or "?"
+    if report.dimension:
+        rows += f" (dimension {report.dimension})"
+    padding = "?" if report.padding_invariant is None else _yes(report.padding_invariant)
+    if report.padding_difference is not None:
+        padding += f" ({report.padding_difference:.1g})"
+    fires, gradient = _yes(report.fires), _yes(report.gradient)
+    return [report.component, report.site, width, fires, gradient, rows, padding]
+
+
+def _yes(value: bool | None) -> str:
+    return "yes" if value else "no"
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 240 else text[:240] + " …"
