@@ -3,7 +3,7 @@
 from salsa_dist import SteeringVectors, load_speech_llm, transcribe
 
 base = load_speech_llm("openai/whisper-base")
-vectors = SteeringVectors.load("bg.safetensors")
+vectors = SteeringVectors.load("runs/demo/adapters/bg")
 print(transcribe(base, ["clip.ogg"], language="bg", vectors=vectors))
 """
 

@@ -62,8 +62,12 @@ def transcribe(
     language: Annotated[str, typer.Option(help="language code, such as bg")],
     adapter: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(help="adapter to steer with (.safetensors)"),
+        typer.Option(help="adapter to steer with: its folder, or its .safetensors file"),
     ] = None,
+    scale: Annotated[float, typer.Option(help="how much of the adapter; 0: none")] = 1.0,
+    force: Annotated[
+        bool, typer.Option("--force", help="take an adapter that was made for another base")
+    ] = False,
     window_s: Annotated[
         Optional[float],  # noqa: UP045
         typer.Option("--window", help="audio window in seconds; default: the base's own"),
@@ -75,9 +79,12 @@ def transcribe(
     from salsa_dist.steering.vectors import SteeringVectors
 
     _quiet_transformers()
-    vectors = SteeringVectors.load(adapter) if adapter else None
+    if adapter is None and (force or scale != 1):
+        raise UserError("--scale and --force are about an adapter: name one with --adapter")
+    vectors = SteeringVectors.load(adapter).scaled(scale) if adapter else None
     speech_llm = load_speech_llm(base, window_s=window_s)
-    for file, text in zip(files, decode(speech_llm, files, language, vectors), strict=True):
+    texts = decode(speech_llm, files, language, vectors, force=force)
+    for file, text in zip(files, texts, strict=True):
         print(f"{file}\t{text}")
 
 

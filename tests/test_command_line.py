@@ -102,12 +102,12 @@ def test_whole_path_by_commands(run: Run, trained: Path, tiny_base: Path, clip: 
     assert str(run_folder / "report.html") in run("report", run_folder).out
     report = json.loads((run_folder / "report.json").read_text())
     assert {row["method"] for row in report["results"]} == {"zero-shot", "salsa"}
-    adapter = run_folder / "adapters" / "bg.safetensors"
+    adapter = run_folder / "adapters" / "bg"
     plain = run("transcribe", tiny_base, clip, "--language", "bg").out
     steered = run("transcribe", tiny_base, clip, "--language", "bg", "--adapter", adapter).out
     assert plain.startswith(f"{clip}\t")
     assert steered != plain
-    assert "rule salsa" in run("inspect", adapter).out
+    assert "rule salsa" in run("inspect", adapter / "adapter.safetensors").out
     assert "encoder: 3 sites, encoder.0 to encoder.2" in run("inspect", tiny_base).out
 
 
@@ -164,7 +164,7 @@ def test_clip_that_is_empty_unreadable_too_long_or_not_there(
 
 def test_adapter_of_another_base(refused: Refused, trained: Path, clip: Path, tmp_path: Path) -> None:
     other = make_base(tmp_path / "other", seed=1)
-    adapter = trained.parent / "run" / "adapters" / "bg.safetensors"
+    adapter = trained.parent / "run" / "adapters" / "bg"
     line = refused("transcribe", other, clip, "--language", "bg", "--adapter", adapter)
     assert load_speech_llm(other).revision in line
     assert SteeringVectors.load(adapter).revision in line
@@ -174,7 +174,7 @@ def test_adapter_of_another_base(refused: Refused, trained: Path, clip: Path, tm
 def test_damaged_adapter(
     refused: Refused, trained: Path, tiny_base: Path, clip: Path, tmp_path: Path, damage: str
 ) -> None:
-    whole = trained.parent / "run" / "adapters" / "bg.safetensors"
+    whole = trained.parent / "run" / "adapters" / "bg" / "adapter.safetensors"
     bad = tmp_path / "bad.safetensors"
     tensors = load_file(whole)
     metadata = {"schema": "salsa-dist/adapter/1", "rule": "salsa", "sites": " ".join(tensors)}
@@ -193,6 +193,68 @@ def test_damaged_adapter(
     assert "bad.safetensors" in refused(
         "transcribe", tiny_base, clip, "--language", "bg", "--adapter", bad
     )
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--scale", "nan"], "can't be scaled by nan"),
+        (["--scale", "1e39"], "can't be scaled"),
+        (["changed"], "adapter.json and adapter.safetensors disagree"),
+        (["linked"], "link out of its folder"),
+        (["nowhere"], "no adapter at"),
+        (["empty"], "it has no adapter.safetensors"),
+    ],
+)
+def test_adapter_that_is_refused_leaves_nothing(
+    refused: Refused,
+    trained: Path,
+    tiny_base: Path,
+    clip: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    said: str,
+) -> None:
+    folder = tmp_path / "bg"
+    shutil.copytree(trained.parent / "run" / "adapters" / "bg", folder)
+    file = folder / "adapter.safetensors"
+    if options == ["changed"]:
+        file.write_bytes((trained.parent / "run/adapters/el/adapter.safetensors").read_bytes())
+    elif options == ["linked"]:
+        shutil.move(file, tmp_path / "elsewhere")
+        file.symlink_to(tmp_path / "elsewhere")
+    elif options == ["nowhere"]:
+        shutil.rmtree(folder)
+    elif options == ["empty"]:
+        file.unlink()
+    more = options if options[0].startswith("--") else []
+    monkeypatch.chdir(tmp_path)
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
+    line = refused("transcribe", tiny_base, clip, "--language", "bg", "--adapter", folder, *more)
+    assert said in line
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
+
+
+def test_scale_and_force(
+    run: Run, refused: Refused, trained: Path, tiny_base: Path, clip: Path, tmp_path: Path
+) -> None:
+    adapter = trained.parent / "run" / "adapters" / "bg"
+    command = ["transcribe", tiny_base, clip, "--language", "bg"]
+    plain = run(*command).out
+    whole = run(*command, "--adapter", adapter).out
+    assert plain != whole
+    assert run(*command, "--adapter", adapter, "--scale", "0").out == plain
+    assert run(*command, "--adapter", adapter, "--scale", "1").out == whole
+    assert run(*command, "--adapter", adapter / "adapter.safetensors").out == whole
+    assert "name one with --adapter" in refused(*command, "--scale", "0.5")
+    assert "name one with --adapter" in refused(*command, "--force")
+    other = make_base(tmp_path / "other", seed=1)
+    command[1] = other
+    assert "revision" in refused(*command, "--adapter", adapter)
+    forced = run(*command, "--adapter", adapter, "--force")
+    assert forced.status == 0
+    assert forced.out != run(*command).out
 
 
 def test_run_folder_that_can_not_be_written(refused: Refused, trained: Path, tmp_path: Path) -> None:

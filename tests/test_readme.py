@@ -26,7 +26,7 @@ def test_five_lines(
     assert len([line for line in code.splitlines() if line]) <= 5
     for theirs, ours in (
         ("~/.cache/salsa-dist/whisper-base", tiny_base),
-        ("runs/demo/adapters/bg.safetensors", adapter),
+        ("runs/demo/adapters/bg", adapter),
         ("clip.ogg", clip),
         ("window_s=5", "window_s=1.5"),
     ):

@@ -31,8 +31,9 @@ from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.placement.ranks import Ranks, join
 from salsa_dist.speech_llms.batch import Transcript
 from salsa_dist.speech_llms.load import SpeechLLM, load_speech_llm
-from salsa_dist.steering.bank import AdapterSpec, Bank
-from salsa_dist.steering.vectors import SteeringVectors
+from salsa_dist.steering.bank import Bank
+from salsa_dist.steering.sites import site_modules
+from salsa_dist.steering.vectors import SteeringVectors, bank_of
 
 SCHEMA = "salsa-dist/hypotheses/1"
 
@@ -50,36 +51,52 @@ class _Item:
 def transcribe(
     base: SpeechLLM,
     files: Sequence[str | Path],
-    language: str,
-    vectors: SteeringVectors | None = None,
+    language: str | Sequence[str],
+    vectors: SteeringVectors | Sequence[SteeringVectors | None] | None = None,
     batch: int = 8,
     max_new_tokens: int = 128,
+    *,
+    force: bool = False,
 ) -> list[str]:
-    """Transcripts of audio files, in their order.
+    """Transcripts of audio files, in their order; files of one pass may have adapters of their own.
 
     Args:
         base: from `load_speech_llm`.
         files: wav, flac, ogg or mp3 at any rate, each no longer than the base's window.
-        language: their language's code.
-        vectors: an adapter to steer with; None: the base as it is, or as it is already steered.
+        language: their language's code, or one a file.
+        vectors: an adapter to steer with, or one a file; None: the base as it is, or as it is already
+            steered.
         batch: clips of one pass.
         max_new_tokens: limit of a transcript.
+        force: take adapters of another base too, as long as their sites and widths are there.
     """
-    clips = [Clip(str(f), read_audio(f, SAMPLE_RATE), "", language) for f in files]
-
-    def run() -> list[str]:
-        return [
-            transcript.text
-            for i in range(0, len(clips), batch)
-            for transcript in base.family.generate(
-                base.model, base.family.prompt_batch(clips[i : i + batch]), max_new_tokens
-            )
-        ]
-
-    if vectors is None:
-        return run()
-    with vectors.attach(base):
-        return run()
+    languages = [language] * len(files) if isinstance(language, str) else list(language)
+    chosen: list[SteeringVectors | None]
+    if vectors is None or isinstance(vectors, SteeringVectors):
+        chosen = [vectors] * len(files)
+    else:
+        chosen = list(vectors)
+    for what, given in (("languages", languages), ("adapters", chosen)):
+        if len(given) != len(files):
+            raise UserError(f"{len(given)} {what} for {len(files)} files: give one, or one a file")
+    adapters = list({id(v): v for v in chosen if v is not None}.values())
+    for adapter in adapters:
+        adapter.check(base, force)
+    row = {id(v): i for i, v in enumerate(adapters)}
+    clips = [
+        Clip(str(f), read_audio(f, SAMPLE_RATE), "", of, row.get(id(v), -1))
+        for f, of, v in zip(files, languages, chosen, strict=True)
+    ]
+    weight = next(base.model.parameters())
+    bank = bank_of(adapters, weight.device)
+    texts: list[str] = []
+    with bank.attached(site_modules(base.model)):
+        for i in range(0, len(clips), batch):
+            prompts = base.family.prompt_batch(clips[i : i + batch]).to(weight.device, weight.dtype)
+            with bank.rows(prompts.rows):
+                transcripts = base.family.generate(base.model, prompts, max_new_tokens)
+            texts += [transcript.text for transcript in transcripts]
+    return texts
 
 
 def evaluate(config: Config) -> Path:
@@ -202,8 +219,8 @@ def _line(
 
 
 def _adapter(config: Config, name: str) -> SteeringVectors:
-    path = config.run / "adapters" / f"{name}.safetensors"
-    if not path.is_file():
+    path = config.run / "adapters" / name
+    if not path.is_dir():
         raise UserError(f"no adapter at {path}: train it first (salsa-dist train CONFIG)")
     return SteeringVectors.load(path)
 
@@ -212,12 +229,7 @@ def _bank(adapters: Sequence[SteeringVectors], base: SpeechLLM, ranks: Ranks) ->
     """The run's trained adapters as a bank."""
     for adapter in adapters:
         adapter.check(base)
-    specs = [AdapterSpec(a.name, tuple(a.vectors), a.rule) for a in adapters]
-    widths = {site: v.shape[0] for a in adapters for site, v in a.vectors.items()}
-    bank = Bank(specs, widths, ranks.device)
-    for row, adapter in enumerate(adapters):
-        bank.set_row(row, adapter.vectors)
-    return bank
+    return bank_of(adapters, ranks.device)
 
 
 def _make_folder(

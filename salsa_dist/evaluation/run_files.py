@@ -3,7 +3,8 @@
     RUN/
     ├── config.yaml                    -> RunFiles.config, .config_text
     ├── events.jsonl                   -> .start, .starts, .placement, .steps (the last of each step)
-    ├── adapters/NAME.safetensors      -> .adapters, in the config's order
+    ├── adapters/NAME/adapter.safetensors
+    │                                  -> .adapters, in the config's order
     └── evaluation/*.jsonl             -> .hypotheses (the last line of each key of a row)
         └── summary.json               -> .evaluation, if it is there
 
@@ -185,7 +186,7 @@ def _read_events(file: Path, command: str) -> tuple[Start, int, Placement | None
 
 
 def _read_adapter(run: Path, name: str, command: str) -> AdapterFile:
-    file = run / "adapters" / f"{name}.safetensors"
+    file = run / "adapters" / name / "adapter.safetensors"
     if not file.is_file():
         raise UserError(f"{file} is missing: the run has not ended; go on with `{command}`")
     try:

@@ -1,44 +1,47 @@
-"""One adapter by itself: kept in one safetensors file, put on a model, taken off again.
+"""One adapter by itself: kept in a folder, put on a model, scaled, averaged with others.
 
-adapter.safetensors
-├── encoder.0, encoder.1, …      (hidden,) fp32, the vector of each site
-└── metadata                     schema, name, base, revision, rule, sites, language
+    SteeringVectors ── vectors[site]    (hidden,) fp32
+                    ── rule             how they change an activation
+                    ── base …           what it was made for; another base is refused
+                    ── data, training   where they come from, for `adapter.json`
+
+`adapter_folder.py` says what lies on disk.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from salsa_dist.errors import UserError
+from salsa_dist.steering import adapter_file, adapter_folder
+from salsa_dist.steering.adapter_folder import DataFacts, TrainingFacts
 from salsa_dist.steering.bank import AdapterSpec, Bank
-from salsa_dist.steering.rules import RULES
-from salsa_dist.steering.sites import site_modules
-
-SCHEMA = "salsa-dist/adapter/1"
+from salsa_dist.steering.sites import find_layers, site_modules
+from salsa_dist.steering.widths import site_widths
 
 
 class SteeringVectors:
     """One adapter: a vector for each of its sites, and what it was made for.
 
-        vectors = SteeringVectors.load("bg.safetensors")
-        with vectors.attach(base):
+        vectors = SteeringVectors.load("runs/demo/adapters/bg")
+        with vectors.attach(base, scale=0.5):
             ...
 
     Args:
         vectors: site name to vector, (hidden,) fp32.
         rule: `salsa` or `add`.
-        name, base, revision, language: where it comes from; `base` and `revision` are checked when it
-            is put on a model that knows its own.
+        name, language: what it is called, and for which language it is.
+        base, revision, architecture, model_type: what it was made for, as far as known; all but the
+            name are checked when it is put on a model.
+        data, training: where it comes from; None: not known.
     """
 
     def __init__(
@@ -47,102 +50,174 @@ class SteeringVectors:
         rule: str,
         *,
         name: str = "adapter",
+        language: str = "",
         base: str = "",
         revision: str = "",
-        language: str = "",
+        architecture: str = "",
+        model_type: str = "",
+        data: DataFacts | None = None,
+        training: TrainingFacts | None = None,
     ) -> None:
         self.vectors = {site: v.detach().float().cpu().clone() for site, v in vectors.items()}
         self.rule = rule
         self.name = name
+        self.language = language
         self.base = base
         self.revision = revision
-        self.language = language
+        self.architecture = architecture
+        self.model_type = model_type
+        self.data = data
+        self.training = training
 
-    def save(self, path: str | Path) -> Path:
-        """Write one safetensors file; it appears whole or not at all."""
-        path = Path(path)
-        metadata = {
-            "schema": SCHEMA,
+    def save(self, folder: str | Path) -> Path:
+        """Write the adapter's folder; it appears whole or not at all, in place of an older one."""
+        facts = {
             "name": self.name,
-            "base": self.base,
-            "revision": self.revision,
-            "rule": self.rule,
-            "sites": " ".join(self.vectors),
             "language": self.language,
+            "base": {
+                "name": adapter_folder.known_as(self.base),
+                "revision": self.revision,
+                "architecture": self.architecture,
+                "model_type": self.model_type,
+            },
+            "rule": self.rule,
+            "data": self.data,
+            "training": self.training,
         }
-        temporary = path.with_name(path.name + ".part")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(self.vectors, temporary, metadata=metadata)
-            os.replace(temporary, path)
-        except OSError as e:
-            temporary.unlink(missing_ok=True)
-            raise UserError(f"adapter {path} can't be written: {e.strerror}") from None
-        return path
+        return adapter_folder.write(Path(folder), self.vectors, facts)
 
     @classmethod
     def load(cls, path: str | Path) -> SteeringVectors:
-        """Read an adapter; one that is damaged, or of another schema, is a `UserError`."""
+        """Read an adapter; one that is damaged, changed or of another schema is a `UserError`.
+
+        Args:
+            path: its folder, or the `.safetensors` file alone, which does not say what it was trained
+                on, nor the architecture of its base.
+        """
         path = Path(path)
+        if path.is_dir():
+            vectors, facts = adapter_folder.read(path)
+            return cls(
+                vectors,
+                facts.rule,
+                name=facts.name,
+                language=facts.language,
+                base=facts.base.name,
+                revision=facts.base.revision,
+                architecture=facts.base.architecture,
+                model_type=facts.base.model_type,
+                data=facts.data,
+                training=facts.training,
+            )
         if not path.is_file():
-            raise UserError(f"no adapter at {path}: name the .safetensors file of a trained adapter")
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                vectors = {site: file.get_tensor(site) for site in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as e:
-            raise UserError(f"adapter {path} is damaged ({e}): copy or train it again") from None
-        if metadata.get("schema") != SCHEMA:
-            found = metadata.get("schema", "no schema")
-            raise UserError(f"adapter {path} is of {found}, this version reads {SCHEMA}")
-        if metadata.get("rule") not in RULES:
-            raise UserError(f"adapter {path} has an unknown rule {metadata.get('rule')!r}")
-        for site, vector in vectors.items():
-            if vector.ndim != 1 or not torch.isfinite(vector).all():
-                raise UserError(f"adapter {path}: the vector of {site} is not a row of numbers")
-        widths = {(site.partition(".")[0], len(vector)) for site, vector in vectors.items()}
-        if len(widths) > len({component for component, _ in widths}):
-            raise UserError(f"adapter {path}: its vectors differ in width, {sorted(widths)}")
-        # The file lists tensors by name; the metadata keeps the model's order.
-        order = metadata.get("sites", "").split()
-        if sorted(order) != sorted(vectors):
-            raise UserError(f"adapter {path}: its list of sites does not match its vectors")
-        fields = {k: metadata.get(k, "") for k in ("name", "base", "revision", "language")}
-        return cls({site: vectors[site] for site in order}, metadata["rule"], **fields)
+            raise UserError(f"no adapter at {path}: name the folder of a trained adapter")
+        vectors, metadata = adapter_file.unpack(adapter_file.read(path), path)
+        name, language, base, revision = (
+            metadata.get(k, "") for k in ("name", "language", "base", "revision")
+        )
+        return cls(
+            vectors, metadata["rule"], name=name, language=language, base=base, revision=revision
+        )
+
+    def scaled(self, scale: float) -> SteeringVectors:
+        """This adapter with every vector times `scale`: 0 steers nothing, 1 is the adapter itself."""
+        if not math.isfinite(scale):
+            raise UserError(f"adapter {self.name!r} can't be scaled by {scale}: give a finite number")
+        if scale == 1:
+            return self
+        vectors = {site: v * scale for site, v in self.vectors.items()}
+        if what := adapter_file.wrong(vectors):
+            raise UserError(f"adapter {self.name!r} can't be scaled by {scale:g}: {what}")
+        return self._derived(vectors, f"{self.name}-x{scale:g}", self.language, self.data)
+
+    @classmethod
+    def average(
+        cls, adapters: Sequence[SteeringVectors], weights: Sequence[float] | None = None
+    ) -> SteeringVectors:
+        """The mean of adapters with one rule, the same sites and the same base.
+
+        Args:
+            adapters: at least one.
+            weights: one for each, none negative, not all zero; None: all alike. Only
+                their ratios count.
+        """
+        if not adapters:
+            raise UserError("an average needs at least one adapter")
+        weights = [1.0] * len(adapters) if weights is None else list(weights)
+        if len(weights) != len(adapters):
+            raise UserError(f"{len(weights)} weights were given for {len(adapters)} adapters")
+        if not all(math.isfinite(w) and w >= 0 for w in weights) or not 0 < sum(weights) < math.inf:
+            raise UserError(f"the weights {weights} of an average must be positive numbers")
+        first = adapters[0]
+        for other in adapters[1:]:
+            for what, one, two in first._differences(other):
+                raise UserError(
+                    f"adapters {first.name!r} and {other.name!r} can't be averaged: they differ in "
+                    f"their {what} ({one} and {two})"
+                )
+        total = sum(weights)
+        # In fp64, so that the mean of equal vectors is that vector to the bit.
+        vectors = {
+            site: sum(
+                (a.vectors[site].double() * w for a, w in zip(adapters, weights, strict=True)),
+                torch.zeros(len(vector), dtype=torch.float64),
+            )
+            / total
+            for site, vector in first.vectors.items()
+        }
+        languages = {a.language for a in adapters}
+        sources = {a.data for a in adapters}
+        return first._derived(
+            vectors,
+            "+".join(a.name for a in adapters),
+            first.language if len(languages) == 1 else "",
+            first.data if len(sources) == 1 else None,
+        )
 
     @contextmanager
-    def attach(self, model: Any) -> Iterator[None]:
+    def attach(self, model: Any, scale: float = 1.0, force: bool = False) -> Iterator[None]:
         """Steer `model` with this adapter, for every sample, until the block ends.
 
         Args:
             model: what `load_speech_llm` returns, or a transformers model.
+            scale: how much of the adapter; see `scaled`.
+            force: put it on another base too, as long as its sites and widths are there.
 
         Raises:
             UserError: the adapter was made for another base, or steers sites that the model lacks.
         """
-        sites = self.check(model)
-        module: nn.Module = model if isinstance(model, nn.Module) else model.model
-        spec = AdapterSpec(self.name, tuple(self.vectors), self.rule)
-        widths = {site: v.shape[0] for site, v in self.vectors.items()}
-        bank = Bank([spec], widths, next(module.parameters()).device)
-        bank.set_row(0, self.vectors)
+        sites = self.check(model, force)
+        bank = bank_of([self.scaled(scale)], next(_module(model).parameters()).device)
         with bank.attached(sites), bank.rows(0):
             yield
 
-    def check(self, model: Any) -> dict[str, nn.Module]:
+    def check(self, model: Any, force: bool = False) -> dict[str, nn.Module]:
         """The sites of `model`, if this adapter can be put on it; else a `UserError`."""
-        revision = getattr(model, "revision", "")
-        if self.revision and revision and revision != self.revision:
+        module = _module(model)
+        here = describe(model)
+        differ = [
+            f"{what} {mine} where this base has {theirs}"
+            for what in ("architecture", "model_type", "revision")
+            if (mine := getattr(self, what)) and (theirs := here[what]) and mine != theirs
+        ]
+        if differ and not force:
             raise UserError(
-                f"adapter {self.name!r} was made for base {self.base} at revision {self.revision}, "
-                f"not for {model.name} at {revision}: use the base that it was trained on"
+                f"adapter {self.name!r} was made for another base, {self.base or 'not named'}: "
+                f"{', '.join(differ)}; use its own base, or force it if you know that it fits"
             )
-        sites = site_modules(model if isinstance(model, nn.Module) else model.model)
+        sites = site_modules(module)
         if missing := [site for site in self.vectors if site not in sites]:
             raise UserError(
                 f"adapter {self.name!r} steers {missing[0]}, which this base does not have; "
                 f"its sites are {next(iter(sites))} to {list(sites)[-1]}"
             )
+        widths = site_widths(find_layers(module))
+        for site, vector in self.vectors.items():
+            if widths[site] != len(vector):
+                raise UserError(
+                    f"adapter {self.name!r} has width {len(vector)} at {site} where this base has "
+                    f"{widths[site]}: use the base that it was trained on"
+                )
         return sites
 
     def digest(self) -> str:
@@ -152,5 +227,64 @@ class SteeringVectors:
             digest.update(site.encode() + vector.contiguous().numpy().tobytes())
         return digest.hexdigest()
 
+    def _derived(
+        self, vectors: Mapping[str, Tensor], name: str, language: str, data: DataFacts | None
+    ) -> SteeringVectors:
+        """Other vectors for the same base, of no training run of their own."""
+        return SteeringVectors(
+            vectors,
+            self.rule,
+            name=name,
+            language=language,
+            base=self.base,
+            revision=self.revision,
+            architecture=self.architecture,
+            model_type=self.model_type,
+            data=data,
+        )
+
+    def _differences(self, other: SteeringVectors) -> Iterator[tuple[str, object, object]]:
+        """What keeps two adapters from being mixed: its name, and both values."""
+        known_by = "revision" if self.revision and other.revision else "base"
+        for what in ("rule", known_by, "architecture", "model_type"):
+            one, two = getattr(self, what), getattr(other, what)
+            if one != two:
+                yield what, one, two
+        if self.vectors.keys() != other.vectors.keys():
+            yield "sites", " ".join(self.vectors), " ".join(other.vectors)
+            return
+        for site, vector in self.vectors.items():
+            if vector.shape != other.vectors[site].shape:
+                yield f"width at {site}", len(vector), len(other.vectors[site])
+
     def __repr__(self) -> str:
         return f"SteeringVectors({self.name!r}, {self.rule}, {list(self.vectors)})"
+
+
+def bank_of(adapters: Sequence[SteeringVectors], device: torch.device | str) -> Bank:
+    """A bank with these adapters as its rows; none makes one that steers nothing."""
+    specs = [AdapterSpec(a.name, tuple(a.vectors), a.rule) for a in adapters]
+    widths = {site: len(v) for a in adapters for site, v in a.vectors.items()}
+    bank = Bank(specs, widths, device)
+    for row, adapter in enumerate(adapters):
+        bank.set_row(row, adapter.vectors)
+    return bank
+
+
+def describe(model: Any) -> dict[str, str]:
+    """What an adapter remembers of its base, as `SteeringVectors` takes it; "" for what is not known.
+
+    Args:
+        model: what `load_speech_llm` returns, or a transformers model.
+    """
+    module = _module(model)
+    return {
+        "base": "" if module is model else adapter_folder.known_as(model.name),
+        "revision": "" if module is model else model.revision,
+        "architecture": type(module).__name__,
+        "model_type": getattr(getattr(module, "config", None), "model_type", None) or "",
+    }
+
+
+def _module(model: Any) -> nn.Module:
+    return model if isinstance(model, nn.Module) else model.model

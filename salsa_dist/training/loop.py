@@ -4,7 +4,7 @@
     ├── config.yaml                     the whole config of the run
     ├── events.jsonl                    what happened
     ├── state/step-….safetensors        to go on from
-    └── adapters/NAME.safetensors       one file an adapter, at the end
+    └── adapters/NAME/                  one folder an adapter, at the end
 
 Each step: this rank's share of every adapter's batch goes through the base, the sums of gradients,
 losses and label counts are reduced once, and each adapter is stepped as if it were alone.
@@ -35,9 +35,10 @@ from salsa_dist.errors import UserError
 from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.placement.ranks import Ranks, join
 from salsa_dist.speech_llms.load import SpeechLLM, load_speech_llm
+from salsa_dist.steering.adapter_folder import DataFacts, TrainingFacts, known_as
 from salsa_dist.steering.bank import AdapterSpec, Bank
 from salsa_dist.steering.sites import find_layers, select
-from salsa_dist.steering.vectors import SteeringVectors
+from salsa_dist.steering.vectors import SteeringVectors, describe
 from salsa_dist.steering.widths import site_widths
 from salsa_dist.training import state as states
 from salsa_dist.training.batches import Job, StepBatches, loader
@@ -109,7 +110,7 @@ def train(config: Config) -> Trained:
         adapters: list[Path] = []
         if finished:
             if ranks.is_first:
-                adapters = save_adapters(run / "adapters", bank, config, speech_llm)
+                adapters = save_adapters(run / "adapters", bank, config, speech_llm, index)
             events.write("end", step=step)
             say(f"trained: {len(config.adapters)} adapters in {run / 'adapters'}")
         else:
@@ -134,19 +135,35 @@ def make_bank(config: Config, speech_llm: SpeechLLM, device: torch.device) -> Ba
     return Bank(specs, site_widths(layers), device)
 
 
-def save_adapters(folder: Path, bank: Bank, config: Config, speech_llm: SpeechLLM) -> list[Path]:
-    """Write each adapter of the bank into its own file."""
+def save_adapters(
+    folder: Path, bank: Bank, config: Config, speech_llm: SpeechLLM, index: ShardIndex
+) -> list[Path]:
+    """Write each adapter of the bank into a folder of its own, with what it was made of."""
+    licence = index.recipe.get("licence")
+    data = DataFacts(
+        name=known_as(index.name),
+        shards=index.hash,
+        licence=licence if isinstance(licence, str) else None,
+    )
+    training = config.training
     paths = []
     for row, (spec, adapter) in enumerate(zip(bank.specs, config.adapters, strict=True)):
         vectors = SteeringVectors(
             {site: bank.vectors[site][row] for site in spec.sites},
             spec.rule,
             name=spec.name,
-            base=speech_llm.name,
-            revision=speech_llm.revision,
             language=adapter.language,
+            **describe(speech_llm),
+            data=data,
+            training=TrainingFacts(
+                steps=adapter.steps or training.steps,
+                lr=adapter.lr or training.lr,
+                seed=training.seed if adapter.seed is None else adapter.seed,
+                window_s=speech_llm.window_s,
+                salsa_dist=version("salsa-dist"),
+            ),
         )
-        paths.append(vectors.save(folder / f"{spec.name}.safetensors"))
+        paths.append(vectors.save(folder / spec.name))
     return paths
 
 

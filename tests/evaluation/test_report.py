@@ -99,7 +99,7 @@ def write_config(run: Path, **sections: Any) -> None:
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     run = tmp_path / "run"
-    (run / "adapters").mkdir(parents=True)
+    (run / "adapters" / "twi-a").mkdir(parents=True)
     write_config(run)
     write_events(run)
     write_hypotheses(run, hypotheses())
@@ -109,7 +109,7 @@ def run(tmp_path: Path) -> Path:
             "encoder.2": np.array([0, 0, 0, 2], np.float32),
             "llm.0": np.zeros(6, np.float32),
         },
-        run / "adapters" / "twi-a.safetensors",
+        run / "adapters" / "twi-a" / "adapter.safetensors",
         metadata={
             "schema": "salsa-dist/adapter/1", "name": "twi-a", "base": "org/base",
             "revision": "abc", "rule": "salsa", "sites": "encoder+llm", "language": "twi",
@@ -178,7 +178,7 @@ def test_training_placement_and_adapters(run: Path) -> None:
     assert report["environment"]["torch"] == "2.9.1"
     (adapter,) = report["adapters"]
     file = run / adapter["file"]
-    assert file == run / "adapters" / "twi-a.safetensors"
+    assert file == run / "adapters" / "twi-a" / "adapter.safetensors"
     assert adapter["file_bytes"] == file.stat().st_size
     assert adapter["trained_parameters"] == 14
     assert (adapter["language"], adapter["rule"]) == ("twi", "salsa")
@@ -254,7 +254,7 @@ def test_a_run_with_zero_shot_alone_has_a_report(run: Path) -> None:
     assert "zero-shot" in write_report(run).read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "events.jsonl", "adapters/twi-a.safetensors"])
+@pytest.mark.parametrize("name", ["config.yaml", "events.jsonl", "adapters/twi-a/adapter.safetensors"])
 def test_a_missing_file_is_named_with_its_command(run: Path, name: str) -> None:
     (run / name).unlink()
     with pytest.raises(UserError, match=r"salsa-dist train") as caught:
@@ -267,7 +267,7 @@ def test_a_missing_file_is_named_with_its_command(run: Path, name: str) -> None:
     ("name", "command"),
     [
         ("events.jsonl", "train"),
-        ("adapters/twi-a.safetensors", "train"),
+        ("adapters/twi-a/adapter.safetensors", "train"),
         ("evaluation/rank0.jsonl", "evaluate"),
         ("evaluation/summary.json", "evaluate"),
     ],

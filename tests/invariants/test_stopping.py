@@ -25,8 +25,8 @@ def settings(save_every_s: float = 0) -> dict[str, Any]:
 
 def vectors(run: Path) -> dict[str, torch.Tensor]:
     return {
-        f"{path.stem} {site}": vector
-        for path in sorted((run / "adapters").glob("*.safetensors"))
+        f"{path.name} {site}": vector
+        for path in sorted((run / "adapters").iterdir())
         for site, vector in SteeringVectors.load(path).vectors.items()
     }
 

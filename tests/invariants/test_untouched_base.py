@@ -79,7 +79,10 @@ def test_saved_files_hold_vectors_and_no_weights(
 ) -> None:
     done = train(load_config(make_config(tmp_path, tiny_base, tiny_shards)))
     bank_bytes = 2 * 6 * 32 * 4  # adapters, sites, width, fp32
-    for path in done.adapters:
+    for folder in done.adapters:
+        names = {p.name for p in folder.iterdir()}
+        assert names == {"adapter.safetensors", "adapter.json", "README.md"}
+        path = folder / "adapter.safetensors"
         with safe_open(path, framework="pt") as file:
             assert {tuple(file.get_tensor(k).shape) for k in file.keys()} == {(32,)}  # noqa: SIM118
             metadata = file.metadata()

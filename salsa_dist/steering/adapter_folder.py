@@ -1,0 +1,282 @@
+"""An adapter's folder: its vectors, the facts about them, and a page that a person reads.
+
+    NAME/
+    ├── adapter.safetensors    the vectors, see `adapter_file.py`
+    ├── adapter.json           `AdapterFacts`
+    └── README.md              a model card, made from the same facts
+
+The folder appears whole or not at all. `adapter.json` holds no path: what it describes lies beside it,
+and its sha256 is that of the vectors' file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from torch import Tensor
+
+from salsa_dist.errors import UserError
+from salsa_dist.steering import adapter_file
+from salsa_dist.steering.model_card import model_card
+
+SCHEMA: Literal["salsa-dist/adapter/1"] = "salsa-dist/adapter/1"
+VECTORS = "adapter.safetensors"
+FACTS = "adapter.json"
+CARD = "README.md"
+
+_MAX_FACTS = 1 << 20  # bytes
+
+
+def _no_path(text: str) -> str:
+    parts = text.split("/")
+    if len(parts) > 2 or not all(parts[:-1]) or ".." in parts or text[:1] == "~" or "\\" in text:
+        raise ValueError(f"{text!r} is a path, and an adapter's facts hold none")
+    if not text.isprintable():
+        raise ValueError(f"{text!r} holds control characters")
+    return text
+
+
+_Name = Annotated[str, AfterValidator(_no_path)]
+
+
+class _Facts(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class BaseFacts(_Facts):
+    """The base that an adapter was made for; an empty string is what is not known.
+
+    Attributes:
+        name: hub name, or the name of its folder.
+        revision: hub commit, or a hash of the folder.
+        architecture: transformers class of the model.
+        model_type: of its config.
+    """
+
+    name: _Name = ""
+    revision: _Name = ""
+    architecture: _Name = ""
+    model_type: _Name = ""
+
+
+class DataFacts(_Facts):
+    """The shards that an adapter was trained on.
+
+    Attributes:
+        name: of the corpus.
+        shards: hash of the list of shards.
+        licence: as its recipe states it; None: not stated.
+    """
+
+    name: _Name
+    shards: _Name
+    licence: str | None = None
+
+
+class TrainingFacts(_Facts):
+    """How an adapter was trained.
+
+    Attributes:
+        steps: of the optimizer.
+        lr: the highest learning rate.
+        seed: of its draws from the shards.
+        window_s: audio window of the base, in seconds.
+        salsa_dist: version that trained it.
+    """
+
+    steps: int
+    lr: FiniteFloat
+    seed: int
+    window_s: FiniteFloat
+    salsa_dist: _Name
+
+
+class AdapterFacts(_Facts):
+    """`adapter.json`."""
+
+    schema_: Literal["salsa-dist/adapter/1"] = Field(SCHEMA, alias="schema")
+    name: Annotated[_Name, Field(min_length=1)]
+    language: _Name
+    base: BaseFacts
+    rule: str
+    sites: list[_Name]
+    trained_numbers: int
+    sha256: str
+    data: DataFacts | None = None
+    training: TrainingFacts | None = None
+
+
+def known_as(base: str) -> str:
+    """How a base is called in a file that travels: its hub name, or its folder's own name."""
+    path = Path(base).expanduser()
+    if base and (base.count("/") > 1 or base[:1] in ("/", "~", ".") or path.is_dir()):
+        base = path.resolve().name
+    return "".join(c if c.isprintable() and c != "\\" else "_" for c in base)
+
+
+def write(folder: Path, vectors: dict[str, Tensor], facts: dict[str, Any]) -> Path:
+    """Write an adapter's folder; one that is there already is replaced, if it is an adapter's.
+
+    Args:
+        folder: where it will be.
+        vectors: site name to vector, (hidden,) fp32.
+        facts: the fields of `AdapterFacts` that do not follow from `vectors`.
+    """
+    if what := adapter_file.wrong(vectors):
+        raise UserError(f"adapter {folder} can't be saved: {what}")
+    _check_place(folder)
+    raw = adapter_file.pack(
+        vectors,
+        {
+            "name": facts["name"],
+            "base": facts["base"]["name"],
+            "revision": facts["base"]["revision"],
+            "rule": facts["rule"],
+            "language": facts["language"],
+        },
+    )
+    try:
+        full = AdapterFacts(
+            **facts,
+            sites=list(vectors),
+            trained_numbers=sum(v.numel() for v in vectors.values()),
+            sha256=hashlib.sha256(raw).hexdigest(),
+        )
+    except ValidationError as e:
+        raise UserError(f"adapter {folder} can't be saved: {_first(e)}") from None
+    tree = full.model_dump(mode="json", by_alias=True)
+    files = {
+        VECTORS: raw,
+        FACTS: (json.dumps(tree, indent=2, ensure_ascii=False) + "\n").encode(),
+        CARD: model_card(tree).encode(),
+    }
+    try:
+        _put(folder, files)
+    except OSError as e:
+        raise UserError(f"adapter {folder} can't be written: {e.strerror}") from None
+    return folder
+
+
+def read(folder: Path) -> tuple[dict[str, Tensor], AdapterFacts]:
+    """The vectors and facts of an adapter's folder.
+
+    Raises:
+        UserError: a file is missing, damaged or leads out of the folder; or the files disagree.
+    """
+    for name in (VECTORS, FACTS):
+        file = folder / name
+        if not file.resolve().is_relative_to(folder.resolve()):
+            raise UserError(f"adapter {file} is a link out of its folder: put the file itself there")
+        if not file.is_file():
+            raise UserError(
+                f"no adapter at {folder}: it has no {name}; name a trained adapter's folder"
+            )
+    facts = _read_facts(folder / FACTS)
+    raw = adapter_file.read(folder / VECTORS)
+    sha256 = hashlib.sha256(raw).hexdigest()
+    vectors, metadata = adapter_file.unpack(raw, folder / VECTORS)
+    found = {
+        "schema": (facts.schema_, metadata["schema"]),
+        "rule": (facts.rule, metadata["rule"]),
+        "sites": (facts.sites, list(vectors)),
+        "base": (facts.base.name, metadata.get("base", "")),
+        "revision": (facts.base.revision, metadata.get("revision", "")),
+        "language": (facts.language, metadata.get("language", "")),
+        "name": (facts.name, metadata.get("name", "")),
+        "number of trained numbers": (
+            facts.trained_numbers,
+            sum(v.numel() for v in vectors.values()),
+        ),
+        "sha256": (facts.sha256, sha256),
+    }
+    for what, (said, is_) in found.items():
+        if said != is_:
+            raise UserError(
+                f"adapter {folder}: {FACTS} and {VECTORS} disagree on the {what} "
+                f"({_short(said)} and {_short(is_)}): one was changed, copy or train it again"
+            )
+    return vectors, facts
+
+
+def _read_facts(file: Path) -> AdapterFacts:
+    try:
+        if file.stat().st_size > _MAX_FACTS:
+            raise UserError(f"{file} has more than {_MAX_FACTS:,} bytes: it is no adapter's")
+        tree = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise UserError(f"{file} can't be read: {e.strerror}") from None
+    except (ValueError, RecursionError):
+        raise UserError(f"{file} is damaged (no JSON): copy or train the adapter again") from None
+    schema = tree.get("schema") if isinstance(tree, dict) else None
+    if schema != SCHEMA:
+        raise UserError(
+            f"{file} is of {_short(schema) if schema else 'no schema'}, this version reads {SCHEMA}"
+        )
+    try:
+        return AdapterFacts.model_validate(tree)
+    except ValidationError as e:
+        raise UserError(f"{file} is damaged ({_first(e)}): copy or train the adapter again") from None
+
+
+def _check_place(folder: Path) -> None:
+    """Refuse to replace what is no adapter."""
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise UserError(f"adapter {folder} can't be written: a file or link of that name is in the way")
+    try:
+        others = {p.name for p in folder.iterdir()} - {VECTORS, FACTS, CARD}
+    except FileNotFoundError:
+        return
+    except OSError as e:
+        raise UserError(f"adapter {folder} can't be written: {e.strerror}") from None
+    if others:
+        raise UserError(
+            f"adapter {folder} can't be written: the folder holds {min(others)}, which is no part of "
+            "an adapter; name another or move it away"
+        )
+
+
+def _put(folder: Path, files: dict[str, bytes]) -> None:
+    """Write `files` into a folder beside, and let it take the place of `folder`.
+
+    A folder that is not empty can't be replaced in one step. Killed between the two, there is the old
+    one under `.NAME.old` and the new one under `.NAME.part`, both whole.
+    """
+    part, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("part", "old"))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        part.mkdir()
+        for name, content in files.items():
+            with open(part / name, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            os.rename(folder, old)
+        try:
+            os.rename(part, folder)
+        except OSError:
+            if old.exists():
+                os.rename(old, folder)
+            raise
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "…"
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    return " ".join(f"{place}: {first['msg']}".removeprefix(": ").split())
