@@ -53,6 +53,12 @@ class BaseConfig(_Section):
     window_s: float | None = Field(
         None, gt=0, description="audio window in seconds; null: the base's own"
     )
+    prompt: str | None = Field(
+        None, description="instruction instead of the authors' own; {language} becomes its name"
+    )
+    language_as: dict[str, str] = Field(
+        {}, description="languages announced to the base as another, such as {tw: yo}"
+    )
 
 
 class DataConfig(_Section):
@@ -106,6 +112,13 @@ class PlacementConfig(_Section):
     )
 
 
+class DecodingConfig(_Section):
+    """Greedy decoding, as generate() of transformers understands these words."""
+
+    repetition_penalty: float = Field(1.0, gt=0)
+    no_repeat_ngram_size: int = Field(0, ge=0, description="0: off")
+
+
 class EvaluationConfig(_Section):
     split: str = "test"
     windows_s: list[float | None] = Field(
@@ -113,6 +126,7 @@ class EvaluationConfig(_Section):
     )
     batch: int = Field(16, ge=1, description="clips of one generate() call")
     max_new_tokens: int = Field(96, ge=1)
+    decoding: DecodingConfig = DecodingConfig()
     zero_shot: bool = Field(True, description="decode the clips without an adapter too")
     placement: PlacementConfig = PlacementConfig()
 

@@ -117,12 +117,12 @@ def make_shards(folder: Path, train: int = 24, held_out: int = 6, per_shard: int
     return folder
 
 
-def make_config(folder: Path, base: Path, shards: Path, **sections: object) -> Path:
+def make_config(folder: Path, base_folder: Path, shards_folder: Path, **sections: object) -> Path:
     """Write a small run's config; `sections` replace those below."""
     tree = {
         "run": str(folder / "run"),
-        "base": {"name": str(base)},
-        "data": {"shards": str(shards), "clips_per_step": 5, "readers": 4},
+        "base": {"name": str(base_folder)},
+        "data": {"shards": str(shards_folder), "clips_per_step": 5, "readers": 4},
         "steering": {"sites": "encoder+llm", "rule": "salsa"},
         "adapters": [{"name": "bg", "language": "bg"}, {"name": "el", "language": "el", "rule": "add"}],
         "training": {"steps": 6, "lr": 0.02, "save_every_s": 0},

@@ -77,9 +77,7 @@ class AdapterPlan:
                     f"{language}: every clip of {dealt[0][0].path} is longer than the audio window "
                     f"of {max_seconds:g} s; set a longer base.window_s"
                 )
-        # A shard's order is made once and serves its whole stay; a few are kept per reader.
-        self._shard_order = lru_cache(maxsize=4 * readers)(self._order_samples)
-        self._epoch_order = lru_cache(maxsize=2 * readers)(self._order_shards)
+        self._sizes = [tuple(len(entries) for _, entries in dealt) for dealt in self._dealt]
 
     def step(self, t: int) -> list[Draw]:
         """The draws of step `t`, `clips_per_step` of them."""
@@ -87,20 +85,26 @@ class AdapterPlan:
 
     def _draw(self, n: int) -> Draw:
         reader, place = n % self.readers, n // self.readers
-        epoch, place = divmod(place, sum(len(entries) for _, entries in self._dealt[reader]))
-        shards, ends = self._epoch_order(reader, epoch)
+        sizes = self._sizes[reader]
+        epoch, place = divmod(place, sum(sizes))
+        shards, ends = _shard_order(self.seed, reader, epoch, sizes)
         i = int(np.searchsorted(ends, place, side="right"))
         shard, entries = self._dealt[reader][shards[i]]
         within = place - (int(ends[i - 1]) if i else 0)
-        order = self._shard_order(reader, epoch, int(shards[i]))
+        order = _sample_order(self.seed, reader, epoch, int(shards[i]), len(entries))
         return Draw(reader, shard, entries[order[within]])
 
-    def _order_shards(self, reader: int, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """A reader's shards in the order of an epoch, and where each ends in it."""
-        dealt = self._dealt[reader]
-        order = np.random.default_rng([self.seed, reader, epoch]).permutation(len(dealt))
-        return order, np.cumsum([len(dealt[i][1]) for i in order])
 
-    def _order_samples(self, reader: int, epoch: int, shard: int) -> NDArray[np.int64]:
-        count = len(self._dealt[reader][shard][1])
-        return np.random.default_rng([self.seed, reader, epoch, shard]).permutation(count)
+# An order is made once and serves a reader's whole stay in an epoch, or in a shard.
+@lru_cache(maxsize=256)
+def _shard_order(
+    seed: int, reader: int, epoch: int, sizes: tuple[int, ...]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """A reader's shards in the order of an epoch, and where each ends in it."""
+    order = np.random.default_rng([seed, reader, epoch]).permutation(len(sizes))
+    return order, np.cumsum([sizes[i] for i in order])
+
+
+@lru_cache(maxsize=256)
+def _sample_order(seed: int, reader: int, epoch: int, shard: int, count: int) -> NDArray[np.int64]:
+    return np.random.default_rng([seed, reader, epoch, shard]).permutation(count)

@@ -96,16 +96,11 @@ def evaluate(config: Config) -> Path:
         dist.barrier()
         started, decoded = time.monotonic(), 0
         for window in config.evaluation.windows_s:
-            speech_llm = load_speech_llm(
-                config.base.name,
-                revision=config.base.revision,
-                dtype=config.base.dtype,
-                window_s=window,
-                device=ranks.device,
-            )
+            settings = {**config.base.model_dump(), "window_s": window}
+            speech_llm = load_speech_llm(**settings, device=ranks.device)
             bank = _bank(adapters, speech_llm, ranks)
             base = FrozenBase(speech_llm, bank, ranks, config.evaluation.placement)
-            decoded += _decode_window(config, folder, index, base, adapters, ranks)
+            decoded += _decode_window(config, folder, index, base, ranks)
             base.close()
         if ranks.is_first:
             _summarise(folder, config, time.monotonic() - started, decoded)
@@ -117,7 +112,6 @@ def _decode_window(
     folder: Path,
     index: ShardIndex,
     base: FrozenBase,
-    adapters: Sequence[SteeringVectors],
     ranks: Ranks,
 ) -> int:
     """Transcribe what is still missing at one window; returns how many clips, over all ranks."""
@@ -130,7 +124,7 @@ def _decode_window(
     }
     # Nobody may write before everybody has read what is there.
     dist.barrier()
-    names = [a.name for a in adapters]
+    names = [a.name for a in config.adapters]
     items = [
         item
         for item in _items(config, index, window)
@@ -139,6 +133,7 @@ def _decode_window(
     # Long clips first: those of a batch end together, and the last batches are short.
     items.sort(key=lambda item: (-item.entry.seconds, item.entry.key, item.row))
     size = config.evaluation.batch
+    decoding = config.evaluation.decoding.model_dump()
     batches = [items[i : i + size] for i in range(0, len(items), size)]
     mine = batches[ranks.rank :: ranks.world_size]
     # All ranks make the same number of calls: under ZeRO-3 each is a collective.
@@ -148,7 +143,7 @@ def _decode_window(
         for call in range(calls):
             batch = mine[call] if call < len(mine) else []
             clips = [_read(config.data.shards, item) for item in batch]
-            transcripts = base.generate(clips, config.evaluation.max_new_tokens)
+            transcripts = base.generate(clips, config.evaluation.max_new_tokens, decoding)
             for item, clip, transcript in zip(batch, clips, transcripts, strict=True):
                 line = _line(config, item, clip, transcript, names, window)
                 out.write(json.dumps(line, ensure_ascii=False) + "\n")
@@ -235,7 +230,8 @@ def _make_folder(
         "shards": index.hash,
         "split": config.evaluation.split,
         "max_new_tokens": config.evaluation.max_new_tokens,
-        "adapters": {a.name: a.digest() for a in adapters},
+        "decoding": config.evaluation.decoding.model_dump(),
+        "adapters": {c.name: a.digest() for c, a in zip(config.adapters, adapters, strict=True)},
     }
     path = folder / "settings.json"
     if not path.is_file() or json.loads(path.read_text(encoding="utf-8")) != settings:

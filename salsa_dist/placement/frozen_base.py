@@ -12,8 +12,9 @@ rank, more cuts it with ZeRO-3 (`zero.py`).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -68,7 +69,9 @@ class FrozenBase:
             logits = self.model(**batch.inputs, use_cache=False).logits
         return cross_entropy(logits.squeeze(0).float(), batch.labels, reduction="none")
 
-    def generate(self, clips: Sequence[Clip], max_new_tokens: int) -> list[Transcript]:
+    def generate(
+        self, clips: Sequence[Clip], max_new_tokens: int, decoding: Mapping[str, Any] | None = None
+    ) -> list[Transcript]:
         """Transcribe `clips`, each with its own adapter on. All ranks call this equally often; a
         rank that has no clips left passes none."""
         # Under ZeRO-3 every rank must step along, so an empty batch is one silent clip.
@@ -76,6 +79,7 @@ class FrozenBase:
         if not taking_part:
             return []
         batch = self.family.prompt_batch(taking_part).to(self.ranks.device, self.dtype)
+        batch = replace(batch, options={**batch.options, **(decoding or {})})
         with torch.inference_mode(), self.bank.rows(batch.rows):
             transcripts = self.family.generate(self.model, batch, max_new_tokens, synced=self.size > 1)
         return transcripts[: len(clips)]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,25 @@ from typing import Any
 import torch
 
 from salsa_dist.errors import UserError
-from salsa_dist.speech_llms import whisper
+from salsa_dist.speech_llms import (
+    granite_speech,
+    qwen2_5_omni,
+    qwen2_audio,
+    qwen3_asr,
+    voxtral,
+    whisper,
+)
+from salsa_dist.speech_llms.family import Checkpoint, Family, FamilyOptions
 
-FAMILIES = dict.fromkeys(whisper.MODEL_TYPES, whisper.Whisper)
+_FAMILIES: tuple[type[Family], ...] = (
+    whisper.Whisper,
+    qwen2_audio.Qwen2Audio,
+    qwen3_asr.Qwen3ASR,
+    voxtral.Voxtral,
+    granite_speech.GraniteSpeech,
+    qwen2_5_omni.Qwen25Omni,
+)
+FAMILIES = {model_type: family for family in _FAMILIES for model_type in family.MODEL_TYPES}
 
 
 @dataclass
@@ -36,7 +53,7 @@ class SpeechLLM:
     """
 
     model: Any
-    family: whisper.Whisper
+    family: Family
     name: str
     revision: str
     parameters: int
@@ -52,6 +69,8 @@ def load_speech_llm(
     revision: str | None = None,
     dtype: str = "float32",
     window_s: float | None = None,
+    prompt: str | None = None,
+    language_as: Mapping[str, str] | None = None,
     device: str | torch.device = "cpu",
 ) -> SpeechLLM:
     """Load a base through transformers' public classes, without remote code.
@@ -61,14 +80,17 @@ def load_speech_llm(
         revision: hub branch, tag or commit.
         dtype: precision of the weights.
         window_s: audio window in seconds; None: the base's own.
+        prompt: an instruction in place of the authors' own; `{language}` stands for the name.
+        language_as: languages to announce to the base as another.
         device: where the weights go.
 
     Raises:
         UserError: no such base, a base of an unknown family, or one that wants remote code.
     """
-    from transformers import AutoConfig, AutoModelForSpeechSeq2Seq, AutoProcessor
+    from transformers import AutoConfig
 
-    name = str(name)
+    name = os.path.expanduser(name)
+    options = FamilyOptions(window_s, prompt, language_as or {})
     try:
         config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as e:
@@ -79,19 +101,18 @@ def load_speech_llm(
             f"base {name} is a {config.model_type!r} model; known families are {', '.join(FAMILIES)}"
         )
     try:
-        processor = AutoProcessor.from_pretrained(name, revision=revision, trust_remote_code=False)
-        model = AutoModelForSpeechSeq2Seq.from_pretrained(
+        processor = family_class.load_processor(name, revision)
+        model: Any = model_class(config, family_class.MODEL_CLASS).from_pretrained(
             name, revision=revision, dtype=getattr(torch, dtype), trust_remote_code=False
         )
     except (OSError, ValueError) as e:
         raise _no_base(name, e) from None
-    languages = getattr(model.generation_config, "lang_to_id", None)
-    if not languages:
-        raise UserError(f"base {name}: its generation_config.json lists no languages (lang_to_id)")
-    family = family_class(config, processor, languages, window_s)
+    checkpoint = Checkpoint(name, model.config, processor, model.generation_config)
+    family = family_class(checkpoint, options)
     # eval: no dropout, no layerdrop, no BatchNorm updates in a frozen base.
     model.eval().requires_grad_(False)
     family.fit(model)
+    model.generation_config.max_length = None  # each call says how many tokens it wants
     return SpeechLLM(
         model=model.to(device),
         family=family,
@@ -99,6 +120,24 @@ def load_speech_llm(
         revision=base_revision(name, config),
         parameters=sum(p.numel() for p in model.parameters()),
     )
+
+
+def model_class(config: Any, named: str | None) -> Any:
+    """The transformers class that reads speech and writes text.
+
+    Args:
+        config: of the checkpoint.
+        named: its name, where the family knows better than transformers' own tables.
+    """
+    import transformers
+    from transformers import AutoModelForMultimodalLM, AutoModelForSpeechSeq2Seq
+
+    if named is not None:
+        return getattr(transformers, named)
+    for auto in (AutoModelForSpeechSeq2Seq, AutoModelForMultimodalLM):
+        if type(config) in auto._model_mapping:
+            return auto
+    return getattr(transformers, config.architectures[0])
 
 
 def base_revision(name: str, config: Any) -> str:

@@ -10,77 +10,83 @@ are shown beside those at the base's own window.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from salsa_dist.data.clip import SAMPLE_RATE, Clip
 from salsa_dist.errors import UserError
+from salsa_dist.speech_llms import languages
 from salsa_dist.speech_llms.batch import AdapterBatch, PromptBatch, Transcript
-
-MODEL_TYPES = ("whisper",)
+from salsa_dist.speech_llms.family import Checkpoint, FamilyOptions, auto_processor
+from salsa_dist.speech_llms.window import audio_of, fixed, shorten
 
 # Scripts written without spaces: Whisper's transcripts of these do not begin with one.
 _NO_SPACES = {"zh", "yue", "ja", "th", "lo", "my", "km", "bo"}
 
 
 class Whisper:
-    """Batches for Whisper, and its transcripts. Holds no weights, so data workers can have a copy.
+    """Batches for Whisper, and its transcripts.
 
-    Args:
-        config: the model's config.
-        processor: feature extractor and tokenizer.
-        language_ids: token id of each language token, such as `{"<|bg|>": 50292}`.
-        window_s: audio window in seconds; None: the model's own.
+    The prompt names a language by its token. Where Whisper has none: mixed speech (`zh-en`) gets the
+    token of its first part that has one, and so does a regional code (`pt-BR`); any other language,
+    such as Twi, gets `<|en|>`, the token that was trained most. The vector is trained under that
+    token, so it need not fit, only stay the same. `language_as` names another, such as `{"tw": "yo"}`.
     """
 
-    def __init__(
-        self, config: Any, processor: Any, language_ids: dict[str, int], window_s: float | None
-    ) -> None:
-        self.features = copy.deepcopy(processor.feature_extractor)
+    MODEL_TYPES: ClassVar[tuple[str, ...]] = ("whisper",)
+    MODEL_CLASS: ClassVar[str | None] = None
+
+    @staticmethod
+    def load_processor(name: str, revision: str | None) -> Any:
+        return auto_processor(name, revision)
+
+    def __init__(self, checkpoint: Checkpoint, options: FamilyOptions) -> None:
+        config, processor = checkpoint.config, checkpoint.processor
+        ids = getattr(checkpoint.generation, "lang_to_id", None)
+        if not ids:
+            raise UserError(
+                f"base {checkpoint.name}: its generation_config.json lists no languages (lang_to_id)"
+            )
+        if options.prompt is not None:
+            raise UserError("base.prompt: Whisper takes no instruction, leave it out")
+        self.language_ids: dict[str, int] = {token.strip("<|>"): i for token, i in ids.items()}
+        self.language_as = options.language_as
+        self.languages = sorted(self.language_ids)
         self.tokenizer = processor.tokenizer
-        self.language_ids = language_ids
-        self.languages = sorted(token.strip("<|>") for token in language_ids)
         self.eos: int = config.eos_token_id
         self.start: int = config.decoder_start_token_id
         self.max_tokens: int = config.max_target_positions
-        hop = self.features.hop_length
-        own = 2 * config.max_source_positions * hop / SAMPLE_RATE
-        self.window_s = own if window_s is None else window_s
-        if self.window_s > own:
-            raise UserError(f"base.window_s is {window_s}, this base's window is {own:g} s at most")
-        frames = 2 * round(self.window_s * SAMPLE_RATE / hop / 2)
-        self.positions = frames // 2
-        self.window_s = frames * hop / SAMPLE_RATE
-        self.features.n_samples = frames * hop
-        self.features.nb_max_frames = frames
-        self.features.chunk_length = self.window_s
+        self.features, self.positions = fixed(
+            processor.feature_extractor, config.max_source_positions, options.window_s
+        )
+        self.window_s: float = self.features.n_samples / SAMPLE_RATE
 
-    def fit(self, model: nn.Module) -> None:
+    def fit(self, model: Any) -> None:
         """Shorten `model`'s encoder to the window, in place, before its weights are placed."""
-        encoder: Any = model.get_encoder()  # type: ignore[operator]
-        old = encoder.embed_positions
-        if self.positions == old.num_embeddings:
-            return
-        new = nn.Embedding(self.positions, old.embedding_dim, dtype=old.weight.dtype)
-        new.weight.data.copy_(old.weight.data[: self.positions])
-        new.requires_grad_(False)
-        encoder.embed_positions = new
-        encoder.max_source_positions = self.positions
-        encoder.config.max_source_positions = self.positions
-        model.config.max_source_positions = self.positions  # type: ignore[union-attr]
+        shorten(model.get_encoder(), self.positions)
+        model.config.max_source_positions = self.positions
+
+    def announced(self, language: str) -> str:
+        """The language whose token the prompt has."""
+        asked = self.language_as.get(language)
+        if asked is not None and asked not in self.language_ids:
+            known = ", ".join(self.languages)
+            raise UserError(f"base.language_as: no token for language {asked!r}; known are {known}")
+        known_part = asked or languages.first_known(language, self.language_ids)
+        if known_part is None and "en" not in self.language_ids:
+            raise UserError(
+                f"this base has no token for language {language!r}: set base.language_as to one of "
+                + ", ".join(self.languages)
+            )
+        return known_part or "en"
 
     def prompt(self, language: str) -> list[int]:
         """Token ids up to where the transcript starts."""
-        token = f"<|{language}|>"
-        if token not in self.language_ids:
-            known = ", ".join(self.languages)
-            raise UserError(f"this base has no token for language {language!r}; it knows {known}")
         ids = self.tokenizer.convert_tokens_to_ids(["<|transcribe|>", "<|notimestamps|>"])
-        return [self.start, self.language_ids[token], *ids]
+        return [self.start, self.language_ids[self.announced(language)], *ids]
 
     def training_batch(self, clips: Sequence[Clip]) -> AdapterBatch:
         """Audio, prompt and transcript of `clips`; a clip without text has no labels."""
@@ -118,17 +124,15 @@ class Whisper:
         text = clip.text.strip()
         if not text:
             return []
-        space = "" if clip.language in _NO_SPACES else " "
+        space = "" if self.announced(clip.language) in _NO_SPACES else " "
         return [*self.tokenizer(space + text, add_special_tokens=False).input_ids, self.eos]
 
     def prompt_batch(self, clips: Sequence[Clip]) -> PromptBatch:
         """Audio of `clips`; Whisper writes the prompt itself, from the languages."""
-        for clip in clips:
-            self.prompt(clip.language)  # refuses an unknown language
         rows = torch.tensor([clip.row for clip in clips])
         return PromptBatch(
             inputs={"input_features": self._features(clips)},
-            options={"language": [clip.language for clip in clips], "task": "transcribe"},
+            options={"language": [self.announced(c.language) for c in clips], "task": "transcribe"},
             rows={"encoder": rows, "llm": rows},
         )
 
@@ -140,11 +144,13 @@ class Whisper:
         Args:
             model: the Whisper model.
             batch: from `prompt_batch`.
-            max_new_tokens: limit of a transcript, in tokens.
+            max_new_tokens: limit of a transcript, in tokens; the base's own limit if that is lower.
             synced: keep stepping until all ranks are done, as sharded weights need.
         """
         weight = next(model.parameters())
         batch = batch.to(weight.device, weight.dtype)
+        prompt = len(self.prompt(self.languages[0]))
+        max_new_tokens = min(max_new_tokens, self.max_tokens - prompt)
         ids: Tensor = model.generate(
             **batch.inputs,
             **batch.options,
@@ -157,17 +163,18 @@ class Whisper:
         # What ended by itself holds an end token, or is padded with it, or is short.
         ended = ids.shape[1] < max_new_tokens
         finished = [ended or bool((row == self.eos).any()) for row in ids]
-        texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        return [Transcript(t.strip(), f) for t, f in zip(texts, finished, strict=True)]
+        return [
+            Transcript(self.transcript(row), f) for row, f in zip(ids.tolist(), finished, strict=True)
+        ]
+
+    def transcript(self, ids: Sequence[int]) -> str:
+        """The text that token ids stand for."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 
     def _features(self, clips: Sequence[Clip]) -> Tensor:
         """(batch, mel bins, frames) float32."""
-        for clip in clips:
-            if clip.seconds > self.window_s + 1e-6:
-                raise UserError(
-                    f"clip {clip.key} lasts {clip.seconds:.1f} s, the audio window is "
-                    f"{self.window_s:g} s: cut it, or set a longer base.window_s"
-                )
         return self.features(
-            [clip.audio for clip in clips], sampling_rate=SAMPLE_RATE, return_tensors="pt"
+            [audio_of(clip, self.window_s) for clip in clips],
+            sampling_rate=SAMPLE_RATE,
+            return_tensors="pt",
         ).input_features

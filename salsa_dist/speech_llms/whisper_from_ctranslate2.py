@@ -392,7 +392,7 @@ def _generation_config(
         extra["task_to_id"] = {t: token(f"<|{t}|>") for t in ("transcribe", "translate")}
     if isinstance(settings, dict) and settings.get("alignment_heads"):
         extra["alignment_heads"] = settings["alignment_heads"]
-    return GenerationConfig(
+    generation = GenerationConfig(
         bos_token_id=end,
         eos_token_id=end,
         pad_token_id=end,
@@ -407,6 +407,10 @@ def _generation_config(
         return_timestamps=False,
         **extra,
     )
+    # Said outright in the file: a config marked as derived from config.json may be derived again
+    # from there, and lang_to_id would be lost.
+    generation._from_model_config = False
+    return generation
 
 
 def _find(sources: Sequence[Path]) -> _Source:

@@ -100,6 +100,9 @@ class SteeringVectors:
         for site, vector in vectors.items():
             if vector.ndim != 1 or not torch.isfinite(vector).all():
                 raise UserError(f"adapter {path}: the vector of {site} is not a row of numbers")
+        widths = {(site.partition(".")[0], len(vector)) for site, vector in vectors.items()}
+        if len(widths) > len({component for component, _ in widths}):
+            raise UserError(f"adapter {path}: its vectors differ in width, {sorted(widths)}")
         # The file lists tensors by name; the metadata keeps the model's order.
         order = metadata.get("sites", "").split()
         if sorted(order) != sorted(vectors):

@@ -19,7 +19,7 @@ from salsa_dist.data.plan import AdapterPlan, Draw
 from salsa_dist.data.shards import read_range, read_sample
 from salsa_dist.errors import UserError
 from salsa_dist.speech_llms.batch import AdapterBatch
-from salsa_dist.speech_llms.whisper import Whisper
+from salsa_dist.speech_llms.family import Family
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class StepBatches(Dataset[list[AdapterBatch]]):
         self,
         jobs: Sequence[Job],
         folder: Path,
-        family: Whisper,
+        family: Family,
         rank: int,
         world_size: int,
         micro_batch: int,

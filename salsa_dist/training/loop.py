@@ -13,6 +13,7 @@ losses and label counts are reduced once, and each adapter is stepped as if it w
 from __future__ import annotations
 
 import math
+import os
 import platform
 import signal
 import time
@@ -37,6 +38,7 @@ from salsa_dist.speech_llms.load import SpeechLLM, load_speech_llm
 from salsa_dist.steering.bank import AdapterSpec, Bank
 from salsa_dist.steering.sites import find_layers, select
 from salsa_dist.steering.vectors import SteeringVectors
+from salsa_dist.steering.widths import site_widths
 from salsa_dist.training import state as states
 from salsa_dist.training.batches import Job, StepBatches, loader
 from salsa_dist.training.events import Events
@@ -62,20 +64,11 @@ def train(config: Config) -> Trained:
     On SIGTERM, SIGINT or SIGUSR2 all ranks stop after the same step and the state is saved.
     """
     with join() as ranks, ExitStack() as stack:
-        run = _open_run(config, ranks)
-        events = Events(run, ranks.is_first)
-        stack.callback(events.close)
+        _refuse_unwritable(config.run)
         say = _Console(ranks.is_first)
-
         index = ShardIndex.load(config.data.shards)
         say(f"loading base {config.base.name}")
-        speech_llm = load_speech_llm(
-            config.base.name,
-            revision=config.base.revision,
-            dtype=config.base.dtype,
-            window_s=config.base.window_s,
-            device=ranks.device,
-        )
+        speech_llm = load_speech_llm(**config.base.model_dump(), device=ranks.device)
         bank = make_bank(config, speech_llm, ranks.device)
         optimizer = PackedAdam(bank, _schedules(config), config.training.clip_norm)
         batches = _batches(config, index, speech_llm, ranks)
@@ -85,7 +78,11 @@ def train(config: Config) -> Trained:
             shards=index.hash,
             config=config.digest(),
         )
-        found = states.newest(run / "state", identity)
+        found = states.newest(config.run / "state", identity)
+        # Only now, when nothing that the user gave is refused, is anything written.
+        run = _open_run(config, ranks)
+        events = Events(run, ranks.is_first)
+        stack.callback(events.close)
         first = found.step if found else 0
         if found:
             states.restore(optimizer, found)
@@ -134,9 +131,7 @@ def make_bank(config: Config, speech_llm: SpeechLLM, device: torch.device) -> Ba
         )
         for a in config.adapters
     ]
-    width = speech_llm.model.config.hidden_size
-    widths = {f"{component}.{i}": width for component, n in counts.items() for i in range(n)}
-    return Bank(specs, widths, device)
+    return Bank(specs, site_widths(layers), device)
 
 
 def save_adapters(folder: Path, bank: Bank, config: Config, speech_llm: SpeechLLM) -> list[Path]:
@@ -316,6 +311,13 @@ class _Console:
     def __call__(self, line: str) -> None:
         if self.enabled:
             print(line, flush=True)
+
+
+def _refuse_unwritable(run: Path) -> None:
+    """Before minutes of loading: the run's folder, or the nearest one above it, can be written."""
+    there = next(p for p in [run, *run.absolute().parents] if p.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"run folder {run} can't be written: {there} is no folder to write to")
 
 
 def _open_run(config: Config, ranks: Ranks) -> Path:

@@ -205,6 +205,8 @@ def test_it_transcribes_by_language_and_never_emits_unnamed_ids(converted: Path)
     assert free.max() >= NAMED, "the model does not want to emit timestamps: the test is vacuous"
     assert model.generation_config.suppress_tokens == [1, 2, *range(NAMED, NAMED + 4)]
     assert model.generation_config.begin_suppress_tokens == [3, IDS["<|endoftext|>"]]
+    saved = json.loads((converted / "generation_config.json").read_text())
+    assert saved["_from_model_config"] is False
     assert model.generation_config.lang_to_id == {"<|en|>": IDS["<|en|>"], "<|bg|>": IDS["<|bg|>"]}
 
 

@@ -1,0 +1,267 @@
+"""What chat families share: an LLM that reads audio as placeholder tokens inside a prompt.
+
+    prompt    <|user|> <audio> <audio> … transcribe this <|assistant|>
+    training  <|user|> <audio> <audio> … transcribe this <|assistant|> лека нощ <|end|>
+    label                                                лека нощ      <|end|>
+
+The prompt is the start of the training text, token by token, and carries no labels. Batches are padded
+right for training and left for generation. Each clip is tokenized and heard by itself and only
+then put beside others, so that a clip's tensors do not depend on what it is packed with.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import pad
+
+from salsa_dist.data.clip import SAMPLE_RATE, Clip
+from salsa_dist.errors import UserError
+from salsa_dist.speech_llms import languages
+from salsa_dist.speech_llms.batch import AdapterBatch, PromptBatch, Transcript
+from salsa_dist.speech_llms.family import Checkpoint, FamilyOptions, auto_processor
+from salsa_dist.speech_llms.window import audio_of
+
+
+@dataclass(frozen=True)
+class Heard:
+    """One clip's audio as the base takes it.
+
+    Attributes:
+        features: the model's audio arguments, (1, …) each, or (chunks, …) for a clip in chunks.
+        tokens: how many placeholders stand for it in the prompt.
+        elements: how much of the first dimension of the encoder layers' outputs is this clip's: 1, its
+            chunks, or its packed tokens.
+    """
+
+    features: dict[str, Tensor]
+    tokens: int
+    elements: int = 1
+
+
+class ChatFamily(ABC):
+    """Batches and transcripts of a chat family; the rest says what differs.
+
+    Args:
+        checkpoint: config, processor and generation config.
+        options: what the user changed.
+        window_s: longest clip in seconds.
+        audio_token: the placeholder, as text.
+        end: the token that ends an answer, as text.
+    """
+
+    MODEL_TYPES: ClassVar[tuple[str, ...]]
+    MODEL_CLASS: ClassVar[str | None] = None
+
+    @staticmethod
+    def load_processor(name: str, revision: str | None) -> Any:
+        return auto_processor(name, revision)
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        options: FamilyOptions,
+        window_s: float,
+        audio_token: str,
+        end: str,
+    ) -> None:
+        self.tokenizer = getattr(checkpoint.processor, "tokenizer", checkpoint.processor)
+        self.options = options
+        self.window_s = window_s
+        self.languages = languages.named()
+        self.audio_token = audio_token
+        self.audio_id: int = checkpoint.config.audio_token_id
+        self.end = end
+        self.end_id: int = self.tokenizer.convert_tokens_to_ids(end)
+        stop = checkpoint.generation.eos_token_id
+        stop = [] if stop is None else [stop] if isinstance(stop, int) else list(stop)
+        self.stop = sorted({self.end_id, *stop})
+
+    @abstractmethod
+    def prompt_text(self, language: str) -> str:
+        """The prompt with one placeholder, up to where the transcript starts."""
+
+    @abstractmethod
+    def hear(self, audio: NDArray[np.float32]) -> Heard:
+        """Features of (samples,) float32 at 16,000 Hz, as they would be of this clip alone."""
+
+    def full_text(self, language: str, transcript: str) -> str:
+        """Prompt, transcript and what ends it."""
+        return self.prompt_text(language) + transcript + self.end
+
+    def fit(self, model: Any) -> None:
+        """Most encoders take any length: nothing to change."""
+        return
+
+    def announced(self, language: str) -> str:
+        """The language as the prompt shall name it."""
+        return self.options.language_as.get(language, language)
+
+    def instruction(self, language: str, own: str, nameless: str) -> str:
+        """The user's instruction or else the authors' `own`, with the language's English name in it.
+
+        Where the language has no name here, a braced instruction makes no sense: `nameless` is used.
+        """
+        name = languages.english_name(self.announced(language))
+        if self.options.prompt is not None:
+            return self.options.prompt.replace("{language}", name or language)
+        return nameless if name is None else own.replace("{language}", name)
+
+    def prompt(self, language: str) -> list[int]:
+        return self.prompt_ids(language, 1)
+
+    def prompt_ids(self, language: str, tokens: int) -> list[int]:
+        """Token ids of the prompt with `tokens` placeholders."""
+        # Only the first is the audio's: an instruction must not add any.
+        text = self.prompt_text(language).replace(self.audio_token, self.audio_token * tokens, 1)
+        return list(self.tokenizer(text, add_special_tokens=False).input_ids)
+
+    def rest_ids(self, language: str, transcript: str) -> list[int]:
+        """Token ids of what follows the prompt in the training text.
+
+        Tokenized by itself: generation starts from the prompt's own tokens, so the first label must not
+        merge with the last of them, as `ASSISTANT:` and `hello` may where no control token parts them.
+        """
+        prompt, full = self.prompt_text(language), self.full_text(language, transcript)
+        if not full.startswith(prompt):
+            raise UserError(
+                f"this base's chat template writes the prompt {prompt[-40:]!r} otherwise once an "
+                "answer follows it: such a template can't be trained with"
+            )
+        return list(self.tokenizer(full[len(prompt) :], add_special_tokens=False).input_ids)
+
+    def answer_ids(self, clip: Clip) -> list[int]:
+        """The transcript's token ids with what ends it; empty for a clip without a transcript."""
+        text = clip.text.strip()
+        if not text:
+            return []
+        own = self.tokenizer.encode(text, add_special_tokens=False)
+        if not {self.audio_id, *self.stop, *self.tokenizer.all_special_ids}.isdisjoint(own):
+            raise UserError(
+                f"clip {clip.key}: its transcript {text[:40]!r} holds a control token of this base: "
+                "take it out of the shards"
+            )
+        answer = self.rest_ids(clip.language, text)
+        end = self._end(answer)
+        return [*answer, self.end_id] if end is None else answer[: end + 1]
+
+    def training_batch(self, clips: Sequence[Clip]) -> AdapterBatch:
+        heard = [self.hear(audio_of(clip, self.window_s)) for clip in clips]
+        prompts = [self.prompt_ids(c.language, h.tokens) for c, h in zip(clips, heard, strict=True)]
+        answers = [self.answer_ids(clip) for clip in clips]
+        # The last label is predicted, never read.
+        sequences = [p + a[:-1] for p, a in zip(prompts, answers, strict=True)]
+        ids, mask = _padded(sequences, self._pad_id, left=False)
+        positions = torch.zeros_like(mask, dtype=torch.bool)
+        for i, (sequence, answer) in enumerate(zip(sequences, answers, strict=True)):
+            positions[i, len(sequence) - len(answer) : len(sequence)] = bool(answer)
+        rows = torch.tensor([clip.row for clip in clips])
+        return AdapterBatch(
+            keys=[clip.key for clip in clips],
+            inputs={"input_ids": ids, "attention_mask": mask, **_side_by_side(heard)},
+            label_positions=positions,
+            labels=torch.tensor([i for answer in answers for i in answer], dtype=torch.long),
+            label_rows=rows.repeat_interleave(torch.tensor([len(answer) for answer in answers])),
+            rows=_rows(rows, heard),
+        )
+
+    def prompt_batch(self, clips: Sequence[Clip]) -> PromptBatch:
+        heard = [self.hear(audio_of(clip, self.window_s)) for clip in clips]
+        prompts = [self.prompt_ids(c.language, h.tokens) for c, h in zip(clips, heard, strict=True)]
+        ids, mask = _padded(prompts, self._pad_id, left=True)
+        return PromptBatch(
+            inputs={"input_ids": ids, "attention_mask": mask, **_side_by_side(heard)},
+            options={},
+            rows=_rows(torch.tensor([clip.row for clip in clips]), heard),
+        )
+
+    def generate(
+        self, model: Any, batch: PromptBatch, max_new_tokens: int, synced: bool = False
+    ) -> list[Transcript]:
+        weight = next(model.parameters())
+        batch = batch.to(weight.device, weight.dtype)
+        ids: Tensor = model.generate(
+            **batch.inputs,
+            **batch.options,
+            do_sample=False,
+            num_beams=1,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=self.stop,
+            pad_token_id=self._pad_id,
+            synced_gpus=synced,
+        )
+        new = ids[:, batch.inputs["input_ids"].shape[1] :].tolist()
+        return [Transcript(self.transcript(row), self._end(row) is not None) for row in new]
+
+    def transcript(self, ids: Sequence[int]) -> str:
+        kept = list(ids)[: self._end(ids)]
+        return str(self.tokenizer.decode(kept, skip_special_tokens=True)).strip()
+
+    def _end(self, ids: Sequence[int]) -> int | None:
+        """Where the first token that ends an answer is."""
+        return next((i for i, token in enumerate(ids) if token in self.stop), None)
+
+    @property
+    def _pad_id(self) -> int:
+        own = self.tokenizer.pad_token_id
+        return self.end_id if own is None else int(own)
+
+
+def heard_by(processor: Any, audio: NDArray[np.float32], *beside: NDArray[np.float32]) -> Heard:
+    """What a transformers processor makes of `audio`, when batched with the clips `beside` it."""
+    clips = [audio, *beside]
+    made = processor(
+        text=[processor.audio_token] * len(clips),
+        audio=clips,
+        return_tensors="pt",
+        audio_kwargs={"sampling_rate": SAMPLE_RATE},
+    )
+    ids = made.pop("input_ids")[0]
+    made.pop("attention_mask")
+    token = processor.tokenizer.convert_tokens_to_ids(processor.audio_token)
+    return Heard({name: tensor[:1] for name, tensor in made.items()}, int((ids == token).sum()))
+
+
+def _rows(rows: Tensor, heard: Sequence[Heard]) -> dict[str, Tensor]:
+    elements = torch.tensor([h.elements for h in heard])
+    return {"encoder": rows.repeat_interleave(elements), "llm": rows}
+
+
+def _padded(sequences: Sequence[Sequence[int]], pad_id: int, left: bool) -> tuple[Tensor, Tensor]:
+    """(batch, tokens) ids, and a mask that is 0 where they are padding."""
+    longest = max(map(len, sequences))
+    ids = torch.full((len(sequences), longest), pad_id)
+    mask = torch.zeros_like(ids)
+    for i, sequence in enumerate(sequences):
+        place = slice(longest - len(sequence), None) if left else slice(None, len(sequence))
+        ids[i, place] = torch.tensor(sequence)
+        mask[i, place] = 1
+    return ids, mask
+
+
+def _side_by_side(heard: Sequence[Heard]) -> dict[str, Tensor]:
+    """Each feature of all clips, zeros behind the shorter ones."""
+    batch = {}
+    for name in heard[0].features:
+        tensors = [h.features[name] for h in heard]
+        shape = [max(sizes) for sizes in zip(*(t.shape[1:] for t in tensors), strict=True)]
+        padded = [
+            pad(
+                t,
+                [
+                    n
+                    for most, own in zip(shape[::-1], t.shape[:0:-1], strict=True)
+                    for n in (0, most - own)
+                ],
+            )
+            for t in tensors
+        ]
+        batch[name] = torch.cat(padded)
+    return batch

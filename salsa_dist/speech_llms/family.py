@@ -1,0 +1,111 @@
+"""What a family of speech-LLMs must offer, and what a user may tell any of them.
+
+    clips ── training_batch ──> AdapterBatch ──> the model's forward
+    clips ── prompt_batch ────> PromptBatch ──> generate ──> transcripts
+
+A family knows prompts, labels, row maps and the audio window of one kind of base. It holds no weights:
+data workers get a pickled copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+from salsa_dist.data.clip import Clip
+from salsa_dist.speech_llms.batch import AdapterBatch, PromptBatch, Transcript
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a family is made from: everything of a checkpoint but its weights.
+
+    Attributes:
+        name: folder or hub name, for errors.
+        config: the model's config.
+        processor: what the family's `load_processor` returned.
+        generation: the model's generation config.
+    """
+
+    name: str
+    config: Any
+    processor: Any
+    generation: Any
+
+
+@dataclass(frozen=True)
+class FamilyOptions:
+    """What a user may change of a base's prompts and window.
+
+    Attributes:
+        window_s: longest audio in seconds; None: the base's own.
+        prompt: the instruction that stands in for the authors' own, `{language}` in it being the
+            language's English name; only for bases that take one.
+        language_as: languages to be announced to the base as another, such as `{"tw": "yo"}`.
+    """
+
+    window_s: float | None = None
+    prompt: str | None = None
+    language_as: Mapping[str, str] = field(default_factory=dict)
+
+
+def auto_processor(name: str, revision: str | None) -> Any:
+    """A checkpoint's processor, through transformers' public class, without remote code."""
+    from transformers import AutoProcessor
+
+    return AutoProcessor.from_pretrained(name, revision=revision, trust_remote_code=False)
+
+
+class Family(Protocol):
+    """Batches for one kind of base, and its transcripts.
+
+    Attributes:
+        window_s: longest clip in seconds.
+        languages: codes that the base knows by name, sorted; never empty.
+        MODEL_TYPES: `model_type` of the configs that it is for.
+        MODEL_CLASS: transformers class of the model; None: the one its own tables name.
+    """
+
+    MODEL_TYPES: ClassVar[tuple[str, ...]]
+    MODEL_CLASS: ClassVar[str | None]
+    window_s: float
+    languages: list[str]
+
+    def __init__(self, checkpoint: Checkpoint, options: FamilyOptions) -> None:
+        """The family of a loaded checkpoint; a `UserError` where it lacks what is needed."""
+
+    @staticmethod
+    def load_processor(name: str, revision: str | None) -> Any:
+        """Tokenizer and feature extractor, by folder or hub name; `auto_processor` for most."""
+
+    def fit(self, model: Any) -> None:
+        """Change `model` to the window, in place, before its weights are placed."""
+
+    def prompt(self, language: str) -> list[int]:
+        """Token ids up to where the transcript starts, with one placeholder for the audio if the
+        prompt holds it; a `UserError` for what is no language code."""
+
+    def training_batch(self, clips: Sequence[Clip]) -> AdapterBatch:
+        """Audio, prompt and transcript of `clips`; a clip without text has no labels.
+
+        A clip's part of the batch depends on that clip alone, whatever it is packed with.
+        """
+
+    def prompt_batch(self, clips: Sequence[Clip]) -> PromptBatch:
+        """Audio and prompts of `clips`, to be continued by `generate`."""
+
+    def generate(
+        self, model: Any, batch: PromptBatch, max_new_tokens: int, synced: bool = False
+    ) -> list[Transcript]:
+        """Transcribe a batch greedily.
+
+        Args:
+            model: a base of this family.
+            batch: from `prompt_batch`.
+            max_new_tokens: limit of a transcript, in tokens.
+            synced: keep stepping until all ranks are done, as sharded weights need.
+        """
+
+    def transcript(self, ids: Sequence[int]) -> str:
+        """The text that generated or label token ids stand for."""

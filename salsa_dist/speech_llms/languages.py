@@ -1,0 +1,44 @@
+"""Language codes, as shards and command lines have them: `bg`, `pt-BR`, `zh-en` for mixed speech."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Container
+
+from salsa_dist.errors import UserError
+
+_CODE = re.compile(r"[A-Za-z]{2,4}(?:[-_][A-Za-z0-9]{2,4})*")
+
+
+def parts(language: str) -> list[str]:
+    """The codes of a language: one, or those of its mixed or regional parts.
+
+    Raises:
+        UserError: `language` is no code.
+    """
+    if not _CODE.fullmatch(language):
+        raise UserError(
+            f"{language!r} is no language code: write it as bg, pt-BR, or zh-en for mixed speech"
+        )
+    return [part.lower() for part in re.split("[-_]", language)]
+
+
+def first_known(language: str, known: Container[str]) -> str | None:
+    """The first part of `language` that is in `known`; None if no part is."""
+    return next((part for part in parts(language) if part in known), None)
+
+
+def english_name(language: str) -> str | None:
+    """`Bulgarian`, or `Chinese and English` for mixed speech; None if no part's name is known."""
+    # Every language that Whisper was trained on, which is the longest list at hand.
+    from transformers.models.whisper.tokenization_whisper import LANGUAGES
+
+    names = [LANGUAGES[part].title() for part in parts(language) if part in LANGUAGES]
+    return " and ".join(dict.fromkeys(names)) or None
+
+
+def named() -> list[str]:
+    """Codes that `english_name` knows, sorted."""
+    from transformers.models.whisper.tokenization_whisper import LANGUAGES
+
+    return sorted(LANGUAGES)

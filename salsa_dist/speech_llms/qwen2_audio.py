@@ -1,0 +1,84 @@
+"""Qwen2-Audio: Whisper's encoder over a fixed window, a linear projector, and Qwen.
+
+    base       <|audio_bos|><|AUDIO|>…<|audio_eos|>Detect the language and recognize the speech: <|bg|>
+    Instruct   the same request as a turn of the user's
+
+Element of an encoder layer's output: one clip.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from salsa_dist.data.clip import SAMPLE_RATE
+from salsa_dist.speech_llms import languages
+from salsa_dist.speech_llms.chat import ChatFamily, Heard, heard_by
+from salsa_dist.speech_llms.family import Checkpoint, FamilyOptions
+from salsa_dist.speech_llms.window import fixed, shorten
+
+# As the authors evaluate ASR: QwenLM/Qwen2-Audio, eval_audio/evaluate_asr.py and EVALUATION.md.
+_REQUEST = "Detect the language and recognize the speech: <|{code}|>"
+
+
+class Qwen2Audio(ChatFamily):
+    """The pretrained base reads the bare request, the Instruct one a chat turn; which of them a
+    checkpoint is, its generation config says: only the latter stops at the end of a turn.
+
+    A language is named by its code, mixed speech by its first part; any code will do.
+    """
+
+    MODEL_TYPES: ClassVar[tuple[str, ...]] = ("qwen2_audio",)
+
+    def __init__(self, checkpoint: Checkpoint, options: FamilyOptions) -> None:
+        self.processor = copy.copy(checkpoint.processor)
+        # The encoder's pooling halves the positions, which halve the frames.
+        self.processor.feature_extractor, self.positions = fixed(
+            checkpoint.processor.feature_extractor,
+            checkpoint.config.audio_config.max_source_positions,
+            options.window_s,
+            step=4,
+        )
+        window_s = self.processor.feature_extractor.n_samples / SAMPLE_RATE
+        super().__init__(checkpoint, options, window_s, self.processor.audio_token, "<|im_end|>")
+        stop = checkpoint.generation.eos_token_id
+        self.chats = self.end_id in (stop if isinstance(stop, list) else [stop])
+        if not self.chats:
+            self.end = "<|endoftext|>"
+            self.end_id = self.tokenizer.convert_tokens_to_ids(self.end)
+            self.stop = sorted({self.end_id, *([stop] if isinstance(stop, int) else stop or [])})
+
+    def fit(self, model: Any) -> None:
+        shorten(model.model.audio_tower, self.positions)
+
+    def request(self, language: str) -> str:
+        code = languages.parts(self.announced(language))[0]
+        own = _REQUEST.replace("{code}", code)
+        return self.instruction(language, own, own)
+
+    def prompt_text(self, language: str) -> str:
+        if self.chats:
+            return self._chat(language, None)
+        p = self.processor
+        return f"{p.audio_bos_token}{p.audio_token}{p.audio_eos_token}{self.request(language)}"
+
+    def full_text(self, language: str, transcript: str) -> str:
+        return (
+            self._chat(language, transcript) if self.chats else super().full_text(language, transcript)
+        )
+
+    def hear(self, audio: NDArray[np.float32]) -> Heard:
+        return heard_by(self.processor, audio)
+
+    def _chat(self, language: str, answer: str | None) -> str:
+        content = [{"type": "audio", "audio_url": ""}, {"type": "text", "text": self.request(language)}]
+        turns: list[dict[str, Any]] = [{"role": "user", "content": content}]
+        if answer is not None:
+            turns.append({"role": "assistant", "content": answer})
+        text = self.processor.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=answer is None
+        )
+        return str(text)

@@ -1,0 +1,57 @@
+"""Qwen3-ASR: a convolutional encoder over one-second chunks, packed, a projector, and Qwen3.
+
+    <|im_start|>user <|audio_pad|>…<|im_end|>
+    <|im_start|>assistant language Greek<asr_text> καλημέρα <|im_end|>
+
+Element of an encoder layer's output: one packed token. All clips' tokens lie in one row,
+(tokens, hidden) without a batch dimension, as many a clip as it has placeholders.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from salsa_dist.speech_llms import languages
+from salsa_dist.speech_llms.chat import ChatFamily, Heard, heard_by
+from salsa_dist.speech_llms.family import Checkpoint, FamilyOptions
+from salsa_dist.speech_llms.window import longest
+
+# The longest audio that the authors' own package gives the model at once: QwenLM/Qwen3-ASR,
+# qwen_asr/inference/utils.py.
+_LONGEST_S = 1200.0
+
+
+class Qwen3ASR(ChatFamily):
+    """The prompt ends in `language NAME<asr_text>`, as the authors force a language, so that only the
+    transcript follows. Mixed speech gets the name of its first known part. A language without a name
+    there gets `language None`, their form for fine-tuning without language information
+    (QwenLM/Qwen3-ASR, finetuning/README.md). An instruction of the user's goes where the authors put
+    context: into the system turn.
+    """
+
+    MODEL_TYPES: ClassVar[tuple[str, ...]] = ("qwen3_asr",)
+
+    def __init__(self, checkpoint: Checkpoint, options: FamilyOptions) -> None:
+        from transformers.models.qwen3_asr.processing_qwen3_asr import LANGUAGE_CODE_TO_NAME
+
+        self.processor = checkpoint.processor
+        window_s = longest(_LONGEST_S, options.window_s)
+        super().__init__(checkpoint, options, window_s, self.processor.audio_token, "<|im_end|>")
+        self.names: dict[str, str] = LANGUAGE_CODE_TO_NAME
+        self.languages = sorted(self.names)
+
+    def prompt_text(self, language: str) -> str:
+        code = languages.first_known(self.announced(language), self.names)
+        request: Any = self.processor.apply_transcription_request(
+            audio=[np.zeros(1, np.float32)], prompt=self.options.prompt, tokenize=False
+        )
+        # Chosen here and not by the request's `language`, which refuses what it has no name for.
+        return f"{request[0]}language {self.names[code] if code else None}<asr_text>"
+
+    def hear(self, audio: NDArray[np.float32]) -> Heard:
+        heard = heard_by(self.processor, audio)
+        return replace(heard, elements=heard.tokens)

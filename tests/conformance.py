@@ -1,0 +1,81 @@
+"""What the conformance tests share, in this process and in the ranks that torchrun starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from salsa_dist.config import PlacementConfig
+from salsa_dist.data.clip import SAMPLE_RATE, Clip
+from salsa_dist.placement.frozen_base import FrozenBase
+from salsa_dist.placement.ranks import Ranks
+from salsa_dist.speech_llms.load import SpeechLLM
+from salsa_dist.steering.bank import AdapterSpec, Bank
+from salsa_dist.steering.sites import find_layers
+from salsa_dist.steering.widths import site_widths
+
+ALONE = Ranks(0, 1, 0, 1, torch.device("cpu"))
+
+
+def noise(seconds: float, text: str, language: str, row: int) -> Clip:
+    """A clip of noise with a transcript."""
+    rng = np.random.default_rng(round(1000 * seconds))
+    audio = 0.1 * rng.standard_normal(round(SAMPLE_RATE * seconds))
+    return Clip(f"{language}/{row}/{seconds}", audio.astype(np.float32), text, language, row)
+
+
+def clips(base: SpeechLLM) -> list[Clip]:
+    """Three adapters' clips, of different lengths, languages and label counts.
+
+    One takes several chunks or attention windows where the base's window lets it.
+    """
+    return [
+        noise(0.52, "лека нощ", "bg", 0),
+        noise(4.37 if base.window_s > 5 else 1.97, "one two three", "el", 1),
+        noise(1.13, "kon ptica", "bg", 2),
+        noise(0.71, "vuk", "en", 1),
+    ]
+
+
+def random_bank(base: SpeechLLM, rules: Sequence[str], size: float = 0.3) -> Bank:
+    """One adapter a rule at every site, its vectors random."""
+    widths = site_widths(find_layers(base.model))
+    bank = Bank([AdapterSpec(f"a{i}", tuple(widths), r) for i, r in enumerate(rules)], widths)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for vectors in bank.vectors.values():
+            vectors.copy_(size * torch.randn(vectors.shape, generator=generator))
+    return bank
+
+
+@contextmanager
+def placed(base: SpeechLLM, bank: Bank) -> Iterator[FrozenBase]:
+    """`base` with `bank` on it, whole in this process."""
+    frozen = FrozenBase(base, bank, ALONE, PlacementConfig())
+    try:
+        yield frozen
+    finally:
+        frozen.close()
+
+
+def gradients(frozen: FrozenBase, batch: Sequence[Clip]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Losses, (labels,), of `batch` and the gradient of their sum, (adapters, hidden) a site."""
+    for vectors in frozen.bank.vectors.values():
+        vectors.grad = None
+    losses = frozen.token_losses(frozen.family.training_batch(batch))
+    losses.sum().backward()
+    frozen.after_backward()
+    zero = torch.zeros
+    return losses.detach(), {
+        site: zero(v.shape) if v.grad is None else v.grad.clone()
+        for site, v in frozen.bank.vectors.items()
+    }
+
+
+def apart(found: Tensor, wanted: Tensor) -> float:
+    """Relative L2 distance."""
+    return float((found - wanted).norm() / wanted.norm().clamp_min(1e-30))

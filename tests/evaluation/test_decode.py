@@ -1,0 +1,119 @@
+"""Evaluation: every clip once for each method, whatever the ranks and stops."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import make_config
+
+from salsa_dist import evaluate, load_config, load_speech_llm, train, transcribe
+from salsa_dist.config import Config, DecodingConfig
+from salsa_dist.data.clip import silent_clip
+
+
+@pytest.fixture
+def config(tmp_path: Path, tiny_base: Path, tiny_shards: Path) -> Config:
+    config = load_config(make_config(tmp_path, tiny_base, tiny_shards))
+    train(config)
+    return config
+
+
+def lines(run: Path) -> list[dict[str, Any]]:
+    files = sorted((run / "evaluation").glob("*.jsonl"))
+    return [json.loads(line) for f in files for line in f.read_text().splitlines()]
+
+
+def identity(line: dict[str, Any]) -> tuple[Any, ...]:
+    return line["window_s"], line["language"], line["key"], line["adapter"]
+
+
+def test_each_clip_once_a_method_and_window(config: Config) -> None:
+    config = config.model_copy(
+        update={"evaluation": config.evaluation.model_copy(update={"windows_s": [None, 1.9]})}
+    )
+    evaluate(config)
+    found = sorted(map(identity, lines(config.run)), key=str)
+    assert len(found) == len(set(found)) == 2 * 2 * 6 * 2  # windows, languages, clips, methods
+    assert {line["method"] for line in lines(config.run)} == {"zero-shot", "salsa"}
+
+
+def test_stopped_evaluation_goes_on_with_what_is_missing(config: Config) -> None:
+    evaluate(config)
+    whole = {identity(line): line for line in lines(config.run)}
+    (file,) = (config.run / "evaluation").glob("*.jsonl")
+    raw = file.read_text()
+    file.write_text(raw[: len(raw) // 2])  # ends inside a line
+    kept = raw[: len(raw) // 2].count("\n")
+    before = json.loads((config.run / "evaluation/summary.json").read_text())["clips"]
+    evaluate(config)
+    assert {identity(line): line for line in lines(config.run)} == whole
+    assert len(lines(config.run)) == len(whole)
+    after = json.loads((config.run / "evaluation/summary.json").read_text())["clips"]
+    assert after - before == len(whole) - kept
+
+
+def test_transcripts_of_other_adapters_are_thrown_away(config: Config) -> None:
+    evaluate(config)
+    first = {identity(line): line["hypothesis"] for line in lines(config.run)}
+    retrained = config.run / "adapters" / "bg.safetensors"
+    retrained.write_bytes((config.run / "adapters" / "el.safetensors").read_bytes())
+    evaluate(config)
+    second = {identity(line): line["hypothesis"] for line in lines(config.run)}
+    assert first.keys() == second.keys()
+    assert all(first[k] == second[k] for k in first if k[3] is None)
+    assert json.loads((config.run / "evaluation/summary.json").read_text())["clips"] == len(second)
+
+
+def test_decoding_settings_reach_the_base(config: Config) -> None:
+    evaluate(config)
+    greedy = {identity(line): line["hypothesis"] for line in lines(config.run)}
+    evaluation = config.evaluation.model_copy(
+        update={"decoding": DecodingConfig(no_repeat_ngram_size=1)}
+    )
+    evaluate(config.model_copy(update={"evaluation": evaluation}))
+    unlike = {identity(line): line["hypothesis"] for line in lines(config.run)}
+    assert any(len(set(text)) < len(text) for text in greedy.values())  # a random base repeats itself
+    assert unlike.keys() == greedy.keys()
+    assert unlike != greedy
+
+
+def test_a_transcript_tells_whether_it_ended(tiny_base: Path) -> None:
+    llm = load_speech_llm(tiny_base)
+    batch = llm.family.prompt_batch([silent_clip("bg")])
+    cut = llm.family.generate(llm.model, batch, 3)[0]
+    assert not cut.finished  # a random base babbles on
+    # A base whose head can say nothing but the end token after its first word.
+    head = llm.model.get_output_embeddings()
+
+    def only_end(module: Any, args: Any, logits: Any) -> Any:
+        logits[..., llm.family.eos] = 1e4
+        return logits
+
+    handle = head.register_forward_hook(only_end)
+    ended = llm.family.generate(llm.model, batch, 3)[0]
+    handle.remove()
+    assert ended.finished
+    assert len(ended.text) < len(cut.text) + 2
+
+
+def test_transcribe_with_and_without_vectors(config: Config, tmp_path: Path) -> None:
+    import numpy as np
+    import soundfile
+
+    from salsa_dist import SteeringVectors
+
+    rng = np.random.default_rng(1)
+    files = []
+    for i, (rate, channels) in enumerate([(16_000, 1), (44_100, 2), (8_000, 1)]):
+        audio = 0.1 * rng.standard_normal((rate, channels))
+        soundfile.write(tmp_path / f"{i}.wav", audio, rate)
+        files.append(tmp_path / f"{i}.wav")
+    llm = load_speech_llm(config.base.name)
+    vectors = SteeringVectors.load(config.run / "adapters" / "bg.safetensors")
+    plain = transcribe(llm, files, "bg", max_new_tokens=6)
+    assert transcribe(llm, files, "bg", vectors, max_new_tokens=6) != plain
+    with vectors.attach(llm):
+        steered = transcribe(llm, files, "bg", max_new_tokens=6)
+    assert steered == transcribe(llm, files, "bg", vectors, max_new_tokens=6)
+    assert transcribe(llm, files, "bg", max_new_tokens=6, batch=1) == plain

@@ -1,0 +1,172 @@
+"""Invariant 3: a run stopped anywhere and resumed ends with the vectors of one that never stopped."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import make_config
+
+from salsa_dist import SteeringVectors, UserError, load_config, train
+
+STEPS = 30
+
+
+def settings(save_every_s: float = 0) -> dict[str, Any]:
+    return {"steps": STEPS, "lr": 0.02, "save_every_s": save_every_s, "keep": 3}
+
+
+def vectors(run: Path) -> dict[str, torch.Tensor]:
+    return {
+        f"{path.stem} {site}": vector
+        for path in sorted((run / "adapters").glob("*.safetensors"))
+        for site, vector in SteeringVectors.load(path).vectors.items()
+    }
+
+
+def start(config: Path, ranks: int, *overrides: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m"]
+    if ranks > 1:
+        command += ["torch.distributed.run", "--nproc_per_node", str(ranks), "--rdzv_backend", "c10d"]
+        command += ["--rdzv_endpoint", "127.0.0.1:0", "-m"]
+    command += ["salsa_dist", "train", str(config), *overrides]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+def wait_for_step(run: Path, step: int) -> None:
+    """Until the events show `step`."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        events = run / "events.jsonl"
+        if events.is_file():
+            text = events.read_text().splitlines(keepends=True)
+            lines = [json.loads(x) for x in text if x.endswith("\n")]
+            if any(x["event"] == "step" and x["step"] >= step for x in lines):
+                return
+        time.sleep(0.005)
+    raise AssertionError(f"step {step} never came")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(
+    tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, tiny_shards: Path
+) -> dict[str, torch.Tensor]:
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    train(load_config(make_config(folder, tiny_base, tiny_shards, training=settings(60))))
+    return vectors(folder / "run")
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGUSR2])
+def test_stopped_and_resumed_is_bit_equal(
+    uninterrupted: dict[str, torch.Tensor],
+    how: signal.Signals,
+    tmp_path: Path,
+    tiny_base: Path,
+    tiny_shards: Path,
+) -> None:
+    # After SIGKILL it goes on from the checkpoint of whatever step; the others save as they stop.
+    save_every_s = 0 if how == signal.SIGKILL else 60
+    config = make_config(tmp_path, tiny_base, tiny_shards, training=settings(save_every_s))
+    process = start(config, 1)
+    wait_for_step(tmp_path / "run", 4)
+    os.kill(process.pid, how)
+    process.communicate(timeout=60)
+    assert not (tmp_path / "run" / "adapters").exists()
+    done = train(load_config(config))
+    assert done.finished
+    starts = [
+        e["resumed_step"]
+        for e in map(json.loads, (tmp_path / "run/events.jsonl").read_text().splitlines())
+        if e["event"] == "start"
+    ]
+    assert len(starts) == 2
+    assert 0 < starts[1] < STEPS
+    found = vectors(tmp_path / "run")
+    assert found.keys() == uninterrupted.keys()
+    assert all(torch.equal(found[name], wanted) for name, wanted in uninterrupted.items())
+
+
+def test_other_number_of_ranks_goes_on(
+    uninterrupted: dict[str, torch.Tensor], tmp_path: Path, tiny_base: Path, tiny_shards: Path
+) -> None:
+    """Started on two sharded ranks, stopped, ended on one."""
+    config = make_config(tmp_path, tiny_base, tiny_shards, training=settings())
+    process = start(config, 2, "placement.kind=full")
+    wait_for_step(tmp_path / "run", 4)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert train(load_config(config)).finished
+    found = vectors(tmp_path / "run")
+    for name, wanted in uninterrupted.items():
+        assert (found[name] - wanted).norm() / wanted.norm() < 1e-5, name
+
+
+def half_done(folder: Path, base: Path, shards: Path) -> Path:
+    """A run that has checkpoints, its last steps taken away."""
+    config = make_config(folder, base, shards, training=settings())
+    train(load_config(config))
+    return config
+
+
+def test_torn_checkpoint_is_passed_over(
+    uninterrupted: dict[str, torch.Tensor], tmp_path: Path, tiny_base: Path, tiny_shards: Path
+) -> None:
+    config = half_done(tmp_path, tiny_base, tiny_shards)
+    newest = sorted((tmp_path / "run/state").glob("step-*"))
+    assert len(newest) == 3
+    raw = newest[-1].read_bytes()
+    newest[-1].write_bytes(raw[: len(raw) // 2])
+    flipped = bytearray(newest[-2].read_bytes())
+    flipped[-5] ^= 1  # one bit of one number
+    newest[-2].write_bytes(flipped)
+    train(load_config(config))
+    found = vectors(tmp_path / "run")
+    assert all(torch.equal(found[name], wanted) for name, wanted in uninterrupted.items())
+    events = [json.loads(x) for x in (tmp_path / "run/events.jsonl").read_text().splitlines()]
+    assert [e["resumed_step"] for e in events if e["event"] == "start"] == [0, STEPS - 2]
+
+
+def test_state_of_an_unknown_schema_is_refused(
+    tmp_path: Path, tiny_base: Path, tiny_shards: Path
+) -> None:
+    config = half_done(tmp_path, tiny_base, tiny_shards)
+    newest = sorted((tmp_path / "run/state").glob("step-*"))[-1]
+    save_file(load_file(newest), newest, {"state": json.dumps({"schema": "salsa-dist/state/99"})})
+    with pytest.raises(UserError, match="salsa-dist/state/99"):
+        train(load_config(config))
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("training.lr=0.5", "settings"),
+        ("data.clips_per_step=3", "settings"),
+        ("adapters.0.name=other", "adapters"),
+    ],
+)
+def test_state_of_another_run_is_refused(
+    override: str, named: str, tmp_path: Path, tiny_base: Path, tiny_shards: Path
+) -> None:
+    config = half_done(tmp_path, tiny_base, tiny_shards)
+    before = sorted(p.name for p in (tmp_path / "run/state").iterdir())
+    with pytest.raises(UserError, match=named):
+        train(load_config(config, [override]))
+    assert sorted(p.name for p in (tmp_path / "run/state").iterdir()) == before
+
+
+def test_state_of_other_shards_is_refused(tmp_path: Path, tiny_base: Path, tiny_shards: Path) -> None:
+    from tiny import make_shards
+
+    config = half_done(tmp_path, tiny_base, tiny_shards)
+    other = make_shards(tmp_path / "other", train=25)
+    with pytest.raises(UserError, match="other shards"):
+        train(load_config(config, [f"data.shards={other}"]))

@@ -1,0 +1,357 @@
+"""What every family must do, on a complete tiny checkpoint of it: a new one adds a line to FAMILIES.
+
+The checkpoints and their makers are in tests/tiny_families.py.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+import pickle
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conformance import apart, clips, gradients, noise, placed, random_bank
+from tiny_families import FAMILIES
+from torch.nn.functional import cross_entropy
+
+from salsa_dist.data.clip import SAMPLE_RATE, Clip
+from salsa_dist.errors import UserError
+from salsa_dist.speech_llms.load import SpeechLLM, load_speech_llm
+from salsa_dist.steering.vectors import SteeringVectors
+
+HERE = Path(__file__).parent
+RULES = ["salsa", "add", "salsa"]
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Where the tiny checkpoints are, by family."""
+    root = tmp_path_factory.mktemp("families")
+    return {name: make(root / name) for name, make in FAMILIES.items()}
+
+
+@pytest.fixture(scope="module", params=list(FAMILIES))
+def family(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def base(family: str, folders: dict[str, Path]) -> SpeechLLM:
+    torch.set_num_threads(1)
+    return load_speech_llm(folders[family])
+
+
+@pytest.mark.parametrize("rule", ["salsa", "add"])
+def test_zero_vectors_change_no_logit(base: SpeechLLM, rule: str) -> None:
+    batch = base.family.training_batch(clips(base))
+    bank = random_bank(base, [rule] * 3, size=0.0)
+    with torch.no_grad():
+        plain = base.model(**batch.inputs, use_cache=False).logits
+        with placed(base, bank), bank.rows(batch.rows):
+            steered = base.model(**batch.inputs, use_cache=False).logits
+        with torch.no_grad():
+            bank.vectors[bank.sites[0]].add_(0.1)
+        with placed(base, bank), bank.rows(batch.rows):
+            moved = base.model(**batch.inputs, use_cache=False).logits
+    assert torch.equal(plain, steered)
+    assert not torch.equal(plain, moved)
+
+
+def test_gradients_are_finite_differences(base: SpeechLLM) -> None:
+    bank = random_bank(base, RULES)
+    with placed(base, bank) as frozen:
+        batch = base.family.training_batch(clips(base))
+        _, found = gradients(frozen, clips(base))
+        generator = torch.Generator().manual_seed(2)
+        for site, vectors in bank.vectors.items():
+            # Along the gradient, so that the difference stands out of fp32's noise, and a bit aside.
+            aside = torch.randn(vectors.shape, generator=generator)
+            direction = found[site] / found[site].norm() + 0.5 * aside / aside.norm()
+            sums = []
+            for step in (2e-2, -2e-2):
+                with torch.no_grad():
+                    vectors += step * direction
+                    sums.append(frozen.token_losses(batch).double().sum())
+                    vectors -= step * direction
+            difference = float(sums[0] - sums[1]) / 4e-2
+            slope = float((found[site] * direction).sum())
+            assert slope > 1e-3, site
+            assert difference == pytest.approx(slope, rel=2e-2), site
+
+
+def test_a_row_touches_only_its_own_vector(base: SpeechLLM) -> None:
+    bank = random_bank(base, RULES)
+    with placed(base, bank) as frozen:
+        batch = base.family.training_batch(clips(base))
+        before = frozen.token_losses(batch).detach()
+        for row in range(3):
+            own = batch.label_rows == row
+            for vectors in bank.vectors.values():
+                vectors.grad = None
+            frozen.token_losses(batch)[own].sum().backward()
+            for site, vectors in bank.vectors.items():
+                assert vectors.grad is not None
+                others = vectors.grad[[i for i in range(3) if i != row]]
+                assert not others.any(), (site, row)
+                assert vectors.grad[row].norm() > 1e-4, (site, row)
+                with torch.no_grad():
+                    kept = vectors[row].clone()
+                    vectors[row] += 0.1
+                    after = frozen.token_losses(batch)
+                    vectors[row] = kept
+                assert torch.equal(after[~own], before[~own]), (site, row)
+                assert not torch.equal(after[own], before[own]), (site, row)
+
+
+def test_packing_changes_nothing(base: SpeechLLM) -> None:
+    bank = random_bank(base, RULES)
+    with placed(base, bank) as frozen:
+        losses, packed = gradients(frozen, clips(base))
+        alone_losses, alone = [], {site: torch.zeros_like(g) for site, g in packed.items()}
+        for clip in clips(base):
+            loss, gradient = gradients(frozen, [clip])
+            alone_losses.append(loss)
+            for site in alone:
+                alone[site] += gradient[site]
+        assert apart(losses, torch.cat(alone_losses)) < 1e-5
+        for site, gradient in packed.items():
+            for row in range(3):
+                assert apart(gradient[row], alone[site][row]) < 1e-5, (site, row)
+
+
+def test_cached_generation_equals_uncached(base: SpeechLLM) -> None:
+    bank = random_bank(base, RULES)
+    with placed(base, bank), torch.inference_mode():
+        batch = base.family.prompt_batch(clips(base))
+        uncached = replace(batch, options={**batch.options, "use_cache": False})
+        with bank.rows(batch.rows):
+            one = base.family.generate(base.model, batch, 8)
+            other = base.family.generate(base.model, uncached, 8)
+        alone = []
+        for clip in clips(base):
+            single = base.family.prompt_batch([clip])
+            with bank.rows(single.rows):
+                alone += base.family.generate(base.model, single, 8)
+    assert one == other
+    assert one == alone
+    assert len({t.text for t in one}) > 1
+
+
+def test_generation_goes_on_where_training_starts(base: SpeechLLM) -> None:
+    """The first token of a transcript is what training's logits say at the first label."""
+    bank = random_bank(base, RULES)
+    batch = base.family.training_batch(clips(base))
+    first = batch.label_positions.int().argmax(1)
+    with placed(base, bank), torch.inference_mode():
+        with bank.rows(batch.rows):
+            logits = base.model(**batch.inputs, use_cache=False).logits
+        likely = logits[torch.arange(len(first)), first]
+        never = getattr(base.model.generation_config, "begin_suppress_tokens", None) or []
+        likely[:, never] = -torch.inf
+        prompts = base.family.prompt_batch(clips(base))
+        with bank.rows(prompts.rows):
+            texts = [t.text for t in base.family.generate(base.model, prompts, 1)]
+    assert texts == [base.family.transcript([i]) for i in likely.argmax(1).tolist()]
+
+
+def test_the_prompt_is_a_masked_prefix(base: SpeechLLM) -> None:
+    batch = base.family.training_batch(clips(base))
+    prompts = base.family.prompt_batch(clips(base)).inputs
+    ids = batch.inputs.get("input_ids", batch.inputs.get("decoder_input_ids"))
+    for i, clip in enumerate(clips(base)):
+        if "input_ids" in prompts:
+            prompt = prompts["input_ids"][i][prompts["attention_mask"][i].bool()].tolist()
+        else:
+            prompt = base.family.prompt(clip.language)
+        assert ids[i, : len(prompt)].tolist() == prompt
+        labelled = batch.label_positions[i].nonzero().flatten().tolist()
+        # The first label is predicted from the prompt's last token; the rest follow without a gap.
+        assert labelled[0] == len(prompt) - 1
+        assert labelled == list(range(labelled[0], labelled[0] + len(labelled)))
+        text = ids[i, len(prompt) : labelled[-1] + 1].tolist()
+        starts = int(batch.label_positions[:i].sum())
+        assert batch.labels[starts : starts + len(text)].tolist() == text
+
+
+def test_decoded_labels_are_the_reference(base: SpeechLLM) -> None:
+    batch = base.family.training_batch(clips(base))
+    counts = batch.label_positions.sum(1).tolist()
+    found = [base.family.transcript(part.tolist()) for part in batch.labels.split(counts)]
+    assert found == [clip.text for clip in clips(base)]
+    stop = base.model.generation_config.eos_token_id
+    for part in batch.labels.split(counts):
+        assert part[-1] in (stop if isinstance(stop, list) else [stop]), (
+            "the end of a transcript is learned"
+        )
+    assert batch.label_rows.tolist() == [
+        c.row for c, n in zip(clips(base), counts, strict=True) for _ in range(n)
+    ]
+
+
+def test_an_adapter_survives_its_file(base: SpeechLLM, tmp_path: Path) -> None:
+    bank = random_bank(base, RULES)
+    batch = base.family.training_batch([replace(c, row=1) for c in clips(base)])
+    vectors = {site: v[1] for site, v in bank.vectors.items()}
+    made = SteeringVectors(vectors, RULES[1], base=base.name, revision=base.revision)
+    loaded = SteeringVectors.load(made.save(tmp_path / "adapter.safetensors"))
+    with torch.no_grad():
+        with placed(base, bank), bank.rows(batch.rows):
+            wanted = base.model(**batch.inputs, use_cache=False).logits
+        with loaded.attach(base):
+            found = base.model(**batch.inputs, use_cache=False).logits
+    assert torch.equal(found, wanted)
+
+
+def test_the_base_is_untouched(base: SpeechLLM) -> None:
+    def state() -> tuple[list[str], str]:
+        tensors = base.model.state_dict()
+        digest = hashlib.sha256()
+        for tensor in tensors.values():
+            digest.update(tensor.contiguous().numpy().tobytes())
+        return list(tensors), digest.hexdigest()
+
+    before = state()
+    bank = random_bank(base, RULES)
+    with placed(base, bank) as frozen:
+        gradients(frozen, clips(base))
+        frozen.generate(clips(base), 3)
+        assert state() == before
+    assert state() == before
+    assert all(p.grad is None and not p.requires_grad for p in base.model.parameters())
+    assert not any(module.training for module in base.model.modules())
+
+
+def test_the_narrowed_head_gives_the_full_logits(base: SpeechLLM) -> None:
+    bank = random_bank(base, RULES)
+    batch = base.family.training_batch(clips(base))
+    with placed(base, bank) as frozen, torch.no_grad():
+        narrowed = frozen.token_losses(batch)
+        with bank.rows(batch.rows):
+            logits = base.model(**batch.inputs, use_cache=False).logits
+    full = cross_entropy(logits[batch.label_positions], batch.labels, reduction="none")
+    assert len(full) == len(batch.labels) > 0
+    assert apart(narrowed, full) < 1e-6
+
+
+def test_odd_audio(base: SpeechLLM) -> None:
+    """Nothing, a few milliseconds, silence: each alone and together, trained and transcribed."""
+    odd = [
+        Clip("empty", np.zeros(0, np.float32), "a", "bg", 0),
+        Clip("click", np.ones(80, np.float32), "b", "bg", 1),
+        Clip("silence", np.zeros(SAMPLE_RATE, np.float32), "c", "bg", 2),
+    ]
+    bank = random_bank(base, RULES)
+    with placed(base, bank) as frozen:
+        for batch in ([odd[0]], [odd[1]], [odd[2]], odd):
+            losses, found = gradients(frozen, batch)
+            assert torch.isfinite(losses).all()
+            assert all(torch.isfinite(g).all() for g in found.values())
+            assert len(frozen.generate(batch, 2)) == len(batch)
+
+
+def test_a_clip_without_text_has_no_labels(base: SpeechLLM) -> None:
+    bank = random_bank(base, RULES)
+    silent = replace(clips(base)[0], text=" ", row=-1)
+    with placed(base, bank) as frozen:
+        losses, found = gradients(frozen, [silent])
+        assert len(losses) == 0
+        assert not any(g.any() for g in found.values())
+        wanted, _ = gradients(frozen, clips(base))
+        packed, _ = gradients(frozen, [*clips(base), silent])
+        assert apart(packed, wanted) < 1e-5
+
+
+def test_a_clip_longer_than_the_window_is_refused(base: SpeechLLM) -> None:
+    short = copy.copy(base.family)
+    short.window_s = min(1.0, base.family.window_s)
+    with pytest.raises(UserError, match=r"clip bg/0/1.5 lasts 1.5 s, the audio window is 1 s"):
+        short.training_batch([noise(1.5, "a", "bg", 0)])
+
+
+@pytest.mark.parametrize("language", ["tw", "zh-en", "pt-BR", "yue"])
+def test_any_language_has_a_prompt(base: SpeechLLM, language: str) -> None:
+    clip = replace(clips(base)[0], language=language)
+    batch = base.family.training_batch([clip])
+    assert base.family.transcript(batch.labels.tolist()) == clip.text
+    with pytest.raises(UserError, match="no language code"):
+        base.family.prompt("Bulgarian, I think")
+
+
+def test_data_workers_can_have_a_copy(base: SpeechLLM) -> None:
+    copied = pickle.loads(pickle.dumps(base.family))
+    one, other = base.family.training_batch(clips(base)), copied.training_batch(clips(base))
+    assert torch.equal(one.labels, other.labels)
+    for name, tensor in one.inputs.items():
+        assert torch.equal(tensor, other.inputs[name])
+
+
+def test_half_precision(family: str, folders: dict[str, Path]) -> None:
+    base = load_speech_llm(folders[family], dtype="bfloat16")
+    batch = base.family.training_batch(clips(base)).to(torch.device("cpu"), torch.bfloat16)
+    bank = random_bank(base, ["salsa", "add", "salsa"], size=0.0)
+    with placed(base, bank) as frozen:
+        with torch.no_grad():
+            plain = base.model(**batch.inputs, use_cache=False).logits
+            with bank.rows(batch.rows):
+                steered = base.model(**batch.inputs, use_cache=False).logits
+        assert plain.dtype == torch.bfloat16
+        assert torch.equal(plain, steered)
+        losses, found = gradients(frozen, clips(base))
+        assert losses.dtype == torch.float32
+        for site, gradient in found.items():
+            assert gradient.dtype == torch.float32
+            assert gradient.isfinite().all(), site
+            assert gradient.norm() > 0, site
+        assert len(frozen.generate(clips(base), 2)) == 4
+
+
+@pytest.fixture(scope="session")
+def two_ranks(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every family on two ZeRO-3 ranks, in one launch; the folder with what they report."""
+    out = tmp_path_factory.mktemp("zero")
+    (out / "folders.json").write_text(json.dumps({k: str(v) for k, v in folders.items()}))
+    settings = {
+        "zero_optimization": {
+            "stage": 3,
+            "stage3_param_persistence_threshold": 0,
+            "stage3_model_persistence_threshold": 0,
+            "stage3_max_reuse_distance": 0,
+        }
+    }
+    (out / "ds.json").write_text(json.dumps(settings))
+    path = os.pathsep.join([str(HERE.parent), str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run(
+        [*launch, str(HERE / "zero_ranks.py"), str(out)],
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    return out
+
+
+def test_two_zero3_ranks_give_the_gradients_of_one_process(
+    family: str, base: SpeechLLM, two_ranks: Path
+) -> None:
+    found = torch.load(two_ranks / f"{family}.pt", weights_only=True)
+    assert found["resident"] == 0, "weights stayed gathered: nothing was partitioned"
+    bank = random_bank(base, RULES)
+    with placed(base, bank) as frozen:
+        losses, wanted = gradients(frozen, clips(base))
+        _, first_only = gradients(frozen, clips(base)[:3])
+        texts = [t.text for t in frozen.generate(clips(base), 4)]
+    assert found["loss"] == pytest.approx(float(losses.sum()), rel=1e-5)
+    assert found["texts"] == texts
+    for site, gradient in wanted.items():
+        assert apart(found["gradients"][site], gradient) < 1e-5, site
+        assert apart(found["first_only"][site], first_only[site]) < 1e-5, site

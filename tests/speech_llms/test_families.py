@@ -1,0 +1,290 @@
+"""What each family says to its base, against what its authors or transformers' own processor would."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conformance import noise, placed, random_bank
+from safetensors.torch import load_file, save_file
+from tiny_families import FAMILIES
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from transformers import GenerationConfig, PreTrainedTokenizerFast
+
+from salsa_dist.data.clip import SAMPLE_RATE
+from salsa_dist.errors import UserError
+from salsa_dist.speech_llms import granite_speech, languages
+from salsa_dist.speech_llms.family import Checkpoint, FamilyOptions
+from salsa_dist.speech_llms.load import SpeechLLM, load_speech_llm
+from salsa_dist.steering.sites import find_layers
+from salsa_dist.steering.widths import output_width, site_widths
+
+Load = Callable[..., SpeechLLM]
+
+
+@pytest.fixture(scope="module")
+def load(tmp_path_factory: pytest.TempPathFactory) -> Load:
+    made: dict[str, Path] = {}
+
+    def load(family: str, **options: Any) -> SpeechLLM:
+        if family not in FAMILIES:
+            pytest.skip("needs mistral-common")
+        if family not in made:
+            made[family] = FAMILIES[family](tmp_path_factory.mktemp("families") / family)
+        return load_speech_llm(made[family], **options)
+
+    return load
+
+
+def prompt(base: SpeechLLM, language: str) -> str:
+    return str(base.family.tokenizer.decode(base.family.prompt(language)))  # type: ignore[attr-defined]
+
+
+def test_prompts(load: Load) -> None:
+    qwen2 = load("qwen2_audio")
+    assert prompt(qwen2, "el") == (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
+        "Audio 1: <|audio_bos|><|AUDIO|><|audio_eos|>\n"
+        "Detect the language and recognize the speech: <|el|><|im_end|>\n<|im_start|>assistant\n"
+    )
+    qwen3 = load("qwen3_asr")
+    assert prompt(qwen3, "el").endswith("<|im_start|>assistant\nlanguage Greek<asr_text>")
+    assert prompt(qwen3, "tw").endswith("language None<asr_text>")
+    assert prompt(qwen3, "tw-en").endswith("language English<asr_text>")
+    omni = load("qwen2_5_omni")
+    assert "<|audio_eos|>Transcribe the Greek audio into text without" in prompt(omni, "el")
+    assert "Transcribe the Chinese and English audio" in prompt(omni, "zh-en")
+    assert "<|audio_eos|>Transcribe the audio into text without" in prompt(omni, "tw")
+    granite = load("granite_speech")
+    assert prompt(granite, "bg") == (
+        "<|start_of_role|>user<|end_of_role|><|audio|>can you transcribe the speech into a written "
+        "format?<|end_of_text|>\n<|start_of_role|>assistant<|end_of_role|>"
+    )
+
+
+def test_granites_prompt_does_not_change_overnight(load: Load) -> None:
+    base: Any = load("granite_speech")
+    own = base.family.tokenizer.chat_template
+    dated = own.replace(
+        "{% for m",
+        "{% if messages[0].role != 'system' %}{{ strftime_now('%B %d') }}{% endif %}{% for m",
+        1,
+    )
+    family = copy.deepcopy(base.family)
+    family.tokenizer.chat_template = family.processor.chat_template = dated
+    assert "strftime" in dated
+    text = family.prompt_text("bg")
+    assert text.startswith("<|start_of_role|>system<|end_of_role|>Knowledge Cutoff Date: April 2024.")
+
+
+def test_voxtrals_prompt(load: Load) -> None:
+    base = load("voxtral")
+    assert prompt(base, "el-GR") == "<s>[INST][BEGIN_AUDIO][AUDIO][/INST]lang:el[TRANSCRIBE]"
+    assert prompt(base, "yue") == "<s>[INST][BEGIN_AUDIO][AUDIO][/INST][TRANSCRIBE]"
+
+
+def test_the_pretrained_qwen2_audio_reads_the_bare_request(load: Load, tmp_path: Path) -> None:
+    folder = FAMILIES["qwen2_audio"](tmp_path / "base")
+    generation = GenerationConfig.from_pretrained(folder)
+    generation.eos_token_id = generation.eos_token_id[0]
+    generation.save_pretrained(folder)
+    base = load_speech_llm(folder)
+    assert prompt(base, "el") == (
+        "<|audio_bos|><|AUDIO|><|audio_eos|>Detect the language and recognize the speech: <|el|>"
+    )
+    batch = base.family.training_batch([noise(1, "kon", "el", 0)])
+    assert base.family.tokenizer.decode(batch.labels.tolist()) == "kon<|endoftext|>"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("family", ["qwen2_audio", "qwen2_5_omni", "granite_speech"])
+def test_an_instruction_of_the_users(load: Load, family: str) -> None:
+    base = load(family, prompt="Write down this {language}.")
+    assert "Write down this Bulgarian." in prompt(base, "bg")
+    assert "Write down this tw." in prompt(base, "tw")
+
+
+def test_whispers_language_tokens(load: Load) -> None:
+    base = load("whisper")
+    assert "<|el|>" in prompt(base, "el")
+    assert "<|bg|>" in prompt(base, "bg-BG")
+    assert "<|el|>" in prompt(base, "sq-el")
+    assert "<|en|>" in prompt(base, "tw")
+    told = load("whisper", language_as={"tw": "bg"})
+    assert "<|bg|>" in prompt(told, "tw")
+    with pytest.raises(UserError, match="no token for language 'yo'"):
+        load("whisper", language_as={"tw": "yo"}).family.prompt("tw")
+    with pytest.raises(UserError, match="takes no instruction"):
+        load("whisper", prompt="Write this down.")
+
+
+def test_voxtral_hears_what_its_processor_makes(load: Load) -> None:
+    base = load("voxtral")
+    clip = noise(3.1, "", "el", 0)
+    # A WAV has 16 bits: take a clip that they hold.
+    clip = replace(clip, audio=np.round(clip.audio * 32768).astype(np.float32) / 32768)
+    processor: Any = base.family.processor  # type: ignore[attr-defined]
+    wanted = processor.apply_transcription_request(
+        audio=[clip.audio],
+        model_id="",
+        language="el",
+        sampling_rate=SAMPLE_RATE,
+        format="WAV",
+        audio_kwargs={"pad_to_multiple_of": 2 * SAMPLE_RATE, "max_source_positions": 200},
+    )
+    found = base.family.prompt_batch([clip])
+    assert found.inputs["input_ids"].tolist() == wanted["input_ids"].tolist()
+    assert found.rows["encoder"].tolist() == [0, 0]
+    assert torch.allclose(found.inputs["input_features"], wanted["input_features"], atol=1e-4)
+
+
+def test_qwen3_asr_asks_as_its_processor_does(load: Load) -> None:
+    base = load("qwen3_asr")
+    clip = noise(2.3, "", "el", 0)
+    processor: Any = base.family.processor  # type: ignore[attr-defined]
+    wanted = processor.apply_transcription_request(audio=[clip.audio], language="el")
+    found = base.family.prompt_batch([clip]).inputs
+    for name in ("input_ids", "input_features", "input_features_mask"):
+        assert torch.equal(found[name], wanted[name]), name
+
+
+def test_omni_hears_what_padding_to_300_s_gives(load: Load) -> None:
+    base = load("qwen2_5_omni")
+    extractor: Any = base.family.features  # type: ignore[attr-defined]
+    for seconds in (0.5, 1.0, 1.2345):
+        clip = noise(seconds, "", "el", 0)
+        wanted = extractor(
+            clip.audio, sampling_rate=SAMPLE_RATE, return_attention_mask=True, return_tensors="pt"
+        )
+        found = base.family.prompt_batch([clip]).inputs
+        frames = int(wanted["attention_mask"].sum())
+        assert found["feature_attention_mask"].sum() == frames
+        assert torch.allclose(
+            found["input_features"], wanted["input_features"][..., :frames], atol=1e-5
+        )
+
+
+def test_granite_minds_padding(load: Load) -> None:
+    """Why its clips are padded to the window: with another window the same clip is another."""
+    clip = noise(0.7, "kon", "bg", 0)
+    losses = []
+    for window in (1.0, 2.0):
+        base = load("granite_speech", window_s=window)
+        with placed(base, random_bank(base, ["salsa"])) as frozen, torch.no_grad():
+            losses.append(frozen.token_losses(base.family.training_batch([clip])))
+    assert not torch.allclose(*losses, rtol=1e-4)
+
+
+def test_a_shorter_window_of_qwen2_audio(load: Load) -> None:
+    base = load("qwen2_audio", window_s=0.99)
+    assert base.window_s == 1.0
+    batch = base.family.training_batch([noise(0.9, "kon", "bg", 0)])
+    assert batch.inputs["input_features"].shape[-1] == 100
+    assert base.model(**batch.inputs).logits.isfinite().all()
+    with pytest.raises(UserError, match="this base's window is 2 s at most"):
+        load("qwen2_audio", window_s=3)
+
+
+@pytest.mark.parametrize("family", ["qwen2_audio", "qwen3_asr", "granite_speech", "qwen2_5_omni"])
+def test_a_control_token_in_a_transcript_is_refused(load: Load, family: str) -> None:
+    base: Any = load(family)
+    for token in (base.family.audio_token, base.family.end):
+        with pytest.raises(UserError, match=r"clip bg/0/1: .* holds a control token"):
+            base.family.training_batch([noise(1, f"a {token} b", "bg", 0)])
+
+
+def test_a_template_that_rewrites_the_prompt_is_refused(load: Load) -> None:
+    base: Any = load("granite_speech")
+    family = copy.copy(base.family)
+    family.full_text = lambda language, text: "As before: " + family.prompt_text(language) + text
+    with pytest.raises(UserError, match="can't be trained with"):
+        family.training_batch([noise(1, "kon", "bg", 0)])
+
+
+def test_the_first_label_does_not_merge_with_the_prompt(load: Load) -> None:
+    base: Any = load("granite_speech")
+    family = copy.copy(base.family)
+    tokenizer = Tokenizer(BPE({"<|audio|>": 0, "S": 1, ":": 2, "k": 3, ":k": 4, "!": 5}, [(":", "k")]))
+    family.tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="!")
+    family.prompt_text = lambda language: "S:"
+    family.full_text = lambda language, text: "S:" + text
+    assert family.tokenizer("S:k").input_ids == [1, 4]
+    assert family.prompt_ids("bg", 1) == [1, 2]
+    assert family.rest_ids("bg", "k") == [3]
+
+
+def test_packages_that_are_missing_are_named(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = load("granite_speech")
+    family: Any = base.family
+    monkeypatch.setattr(granite_speech, "find_spec", lambda name: None)
+    config = copy.deepcopy(base.model.config)
+    config.has_lora_adapter = True
+    checkpoint = Checkpoint("x", config, family.processor, base.model.generation_config)
+    with pytest.raises(UserError, match=r"pip install 'salsa-dist\[granite\]'"):
+        granite_speech.GraniteSpeech(checkpoint, FamilyOptions())
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_widths_come_from_the_layers(load: Load, family: str) -> None:
+    base = load(family)
+    layers = find_layers(base.model)
+    seen: dict[str, int] = {}
+
+    def watch(site: str) -> Callable[..., None]:
+        def hook(module: object, args: object, output: Any) -> None:
+            seen[site] = (output[0] if isinstance(output, tuple) else output).shape[-1]
+
+        return hook
+
+    for component, stack in layers.items():
+        for i, layer in enumerate(stack):
+            layer.register_forward_hook(watch(f"{component}.{i}"))
+    base.model(**base.family.training_batch([noise(1, "kon", "bg", 0)]).inputs)
+    assert site_widths(layers) == seen
+
+
+def test_the_width_of_a_layer_whose_weights_are_elsewhere() -> None:
+    layer = torch.nn.Module()
+    layer.norm = torch.nn.LayerNorm(7)
+    for parameter in layer.parameters():
+        parameter.ds_shape = torch.Size([7])  # type: ignore[attr-defined]
+        parameter.data = torch.empty(0)
+    assert output_width(layer) == 7
+    with pytest.raises(UserError, match="the width of Linear can't be told"):
+        output_width(torch.nn.Linear(2, 2))
+
+
+def test_language_codes() -> None:
+    assert languages.parts("pt-BR") == ["pt", "br"]
+    assert languages.english_name("zh-en") == "Chinese and English"
+    assert languages.english_name("tw") is None
+    for wrong in ("", "b", "Bulgarian", "bg el", "../bg"):
+        with pytest.raises(UserError, match="no language code"):
+            languages.parts(wrong)
+
+
+def test_the_thinker_of_a_whole_omni_checkpoint(load: Load, tmp_path: Path) -> None:
+    """As on the hub: the thinker's weights and config lie beside the talker's."""
+    thinker = load("qwen2_5_omni")
+    folder = shutil.copytree(thinker.name, tmp_path / "whole")
+    weights = {
+        f"thinker.{name}": tensor for name, tensor in load_file(folder / "model.safetensors").items()
+    }
+    weights["talker.weight"] = torch.zeros(3)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    whole = {"model_type": "qwen2_5_omni", "thinker_config": config}
+    (folder / "config.json").write_text(json.dumps(whole))
+    found = load_speech_llm(folder)
+    wanted = thinker.model.state_dict()
+    assert found.model.state_dict().keys() == wanted.keys()
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in found.model.state_dict().items())
+    assert prompt(found, "el") == prompt(thinker, "el")

@@ -1,0 +1,218 @@
+"""The command line: help that helps, and one line with status 2 for every mistake of a user."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from safetensors.torch import load_file, save_file
+from tiny import make_base, make_config
+
+from salsa_dist import SteeringVectors, load_config, load_speech_llm, train
+from salsa_dist.cli import main
+
+
+@dataclass
+class Done:
+    status: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Done]
+Refused = Callable[..., str]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """The command line in this process: a start of its own costs seconds a command."""
+
+    def call(*arguments: object) -> Done:
+        monkeypatch.setattr(sys, "argv", ["salsa-dist", *map(str, arguments)])
+        capfd.readouterr()
+        status = 0
+        try:
+            main()
+        except SystemExit as end:
+            status = int(end.code or 0)
+        return Done(status, *capfd.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def refused(run: Run) -> Callable[..., str]:
+    """The one line of a refusal."""
+
+    def call(*arguments: object) -> str:
+        done = run(*arguments)
+        assert done.status == 2, done
+        lines = done.err.strip().splitlines()
+        assert len(lines) == 1, done.err
+        assert lines[0].startswith("salsa-dist: ")
+        return lines[0]
+
+    return call
+
+
+def test_a_process_of_its_own_says_one_line_too(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "salsa_dist", "train", str(tmp_path / "no.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert "no.yaml can't be read" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, tiny_shards: Path) -> Path:
+    """Config of a finished run."""
+    path = make_config(tmp_path_factory.mktemp("trained"), tiny_base, tiny_shards)
+    assert train(load_config(path)).finished
+    return path
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("clip") / "clip.wav"
+    noise = np.random.default_rng(0).standard_normal(24_000) * 0.1
+    soundfile.write(path, noise, 16_000)
+    return path
+
+
+@pytest.mark.parametrize(
+    "command",
+    [[], ["train"], ["evaluate"], ["transcribe"], ["report"], ["inspect"], ["shards", "build"]],
+)
+def test_help(run: Run, command: list[str]) -> None:
+    done = run(*command, "--help")
+    assert done.status == 0
+    assert "Usage:" in done.out
+
+
+def test_whole_path_by_commands(run: Run, trained: Path, tiny_base: Path, clip: Path) -> None:
+    run_folder = trained.parent / "run"
+    assert run("evaluate", trained).status == 0
+    assert str(run_folder / "report.html") in run("report", run_folder).out
+    report = json.loads((run_folder / "report.json").read_text())
+    assert {row["method"] for row in report["results"]} == {"zero-shot", "salsa"}
+    adapter = run_folder / "adapters" / "bg.safetensors"
+    plain = run("transcribe", tiny_base, clip, "--language", "bg").out
+    steered = run("transcribe", tiny_base, clip, "--language", "bg", "--adapter", adapter).out
+    assert plain.startswith(f"{clip}\t")
+    assert steered != plain
+    assert "rule salsa" in run("inspect", adapter).out
+    assert "encoder: 3 sites, encoder.0 to encoder.2" in run("inspect", tiny_base).out
+
+
+def test_no_such_base(refused: Refused, trained: Path) -> None:
+    assert "nowhere" in refused("train", trained, "base.name=/nowhere", "run=runs/unused")
+    assert not Path("runs/unused").exists()
+    assert "can't be loaded" in refused("inspect", "/nowhere")
+
+
+def test_no_shards(refused: Refused, trained: Path, tmp_path: Path) -> None:
+    line = refused("train", trained, f"data.shards={tmp_path}", f"run={tmp_path / 'run'}")
+    assert "index.json" in line
+
+
+def test_language_that_the_shards_lack_or_nobody_has(
+    refused: Refused, trained: Path, tmp_path: Path
+) -> None:
+    run_folder = f"run={tmp_path / 'run'}"
+    assert "no 'train' shards in 'fr'" in refused(
+        "train", trained, "adapters.0.language=fr", run_folder
+    )
+    line = refused("train", trained, "adapters.0.language=Bulgarian", run_folder)
+    assert "'Bulgarian' is no language code" in line
+
+
+def test_sites_that_the_base_lacks(refused: Refused, trained: Path, tmp_path: Path) -> None:
+    line = refused("train", trained, "steering.sites=encoder:2-7", f"run={tmp_path / 'run'}")
+    assert "encoder has layers 0-2" in line
+
+
+def test_too_few_shards_for_the_readers(refused: Refused, trained: Path, tmp_path: Path) -> None:
+    line = refused("train", trained, "data.readers=9", f"run={tmp_path / 'run'}")
+    assert "too few shards: bg has 4 for 9 readers" in line
+
+
+def test_config_typo(refused: Refused, trained: Path) -> None:
+    assert "did you mean 'steps'" in refused("train", trained, "training.stepz=3")
+
+
+def test_clip_that_is_empty_unreadable_too_long_or_not_there(
+    refused: Refused, tiny_base: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "text.wav").write_text("no audio")
+    soundfile.write(tmp_path / "empty.wav", np.zeros(0), 16_000)
+    soundfile.write(tmp_path / "long.wav", np.zeros(16_000 * 3), 16_000)
+    for name, said in (
+        ("text.wav", "text.wav"),
+        ("empty.wav", "empty.wav"),
+        ("long.wav", "3.0 s"),
+        ("none.wav", "none.wav"),
+    ):
+        assert said in refused("transcribe", tiny_base, tmp_path / name, "--language", "bg")
+
+
+def test_adapter_of_another_base(refused: Refused, trained: Path, clip: Path, tmp_path: Path) -> None:
+    other = make_base(tmp_path / "other", seed=1)
+    adapter = trained.parent / "run" / "adapters" / "bg.safetensors"
+    line = refused("transcribe", other, clip, "--language", "bg", "--adapter", adapter)
+    assert load_speech_llm(other).revision in line
+    assert SteeringVectors.load(adapter).revision in line
+
+
+@pytest.mark.parametrize("damage", ["cut", "nan", "schema", "shape", "pickle"])
+def test_damaged_adapter(
+    refused: Refused, trained: Path, tiny_base: Path, clip: Path, tmp_path: Path, damage: str
+) -> None:
+    whole = trained.parent / "run" / "adapters" / "bg.safetensors"
+    bad = tmp_path / "bad.safetensors"
+    tensors = load_file(whole)
+    metadata = {"schema": "salsa-dist/adapter/1", "rule": "salsa", "sites": " ".join(tensors)}
+    if damage == "cut":
+        bad.write_bytes(whole.read_bytes()[:-100])
+    elif damage == "pickle":
+        bad.write_bytes(b"\x80\x04\x95")
+    else:
+        if damage == "nan":
+            tensors["encoder.0"][3] = float("nan")
+        elif damage == "shape":
+            tensors["encoder.0"] = tensors["encoder.0"][:7]
+        else:
+            metadata["schema"] = "salsa-dist/adapter/99"
+        save_file(tensors, bad, metadata)
+    assert "bad.safetensors" in refused(
+        "transcribe", tiny_base, clip, "--language", "bg", "--adapter", bad
+    )
+
+
+def test_run_folder_that_can_not_be_written(refused: Refused, trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    assert "can't be written" in refused("train", trained, f"run={tmp_path / 'file' / 'run'}")
+
+
+def test_evaluate_before_train(refused: Refused, trained: Path, tmp_path: Path) -> None:
+    assert "train it first" in refused("evaluate", trained, f"run={tmp_path / 'run'}")
+
+
+def test_clip_damaged_in_its_shard(
+    refused: Refused, trained: Path, tiny_shards: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "shards"
+    shutil.copytree(tiny_shards, copy)
+    for tar in (copy / "bg").glob("train-*.tar"):
+        raw = bytearray(tar.read_bytes())
+        raw[512:2048] = bytes(1536)
+        tar.write_bytes(raw)
+    line = refused("train", trained, f"data.shards={copy}", f"run={tmp_path / 'run'}")
+    assert "train-" in line
+    assert "bg/train-" in line

@@ -1,0 +1,68 @@
+"""Config: typed, overridable, and every mistake named with its nearest right key."""
+
+from pathlib import Path
+
+import pytest
+from tiny import make_config
+
+from salsa_dist.config import load_config
+from salsa_dist.errors import UserError
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return make_config(tmp_path, Path("base"), Path("shards"))
+
+
+def test_overrides_reach_every_depth(path: Path) -> None:
+    config = load_config(
+        path, ["training.steps=7", "adapters.1.lr=0.5", "evaluation.windows_s=[30, null]"]
+    )
+    assert config.training.steps == 7
+    assert config.adapters[1].lr == 0.5
+    assert config.evaluation.windows_s == [30, None]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.stesp=3", "unknown key 'training.stesp'; did you mean 'steps'"),
+        ("trainig.steps=3", "unknown key 'trainig'; did you mean 'training'"),
+        ("adapters.0.lang=bg", "unknown key 'adapters.0.lang'; did you mean 'language'"),
+        ("evaluation.placement.knd=full", "did you mean 'kind'"),
+        ("training.steps=many", "training.steps: .*integer.*'many'"),
+        ("training.steps=0", "training.steps: .*greater than or equal to 1"),
+        ("steering.rule=turn", "steering.rule: .*'salsa' or 'add'"),
+        ("adapters.9.lr=1", "no place 'adapters.9.lr'"),
+        ("adapters.0.name=el", "two adapters are called el"),
+        ("adapters.0.name=../el", "adapters.0.name"),
+        ("training.steps", "not of the form"),
+        ("training.steps=[", "not a YAML value"),
+    ],
+)
+def test_mistakes_are_named(path: Path, override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        load_config(path, [override])
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_file_and_broken_yaml(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nowhere\.yaml can't be read"):
+        load_config(tmp_path / "nowhere.yaml")
+    (tmp_path / "broken.yaml").write_text("a: [1,")
+    with pytest.raises(UserError, match="not valid YAML"):
+        load_config(tmp_path / "broken.yaml")
+    (tmp_path / "empty.yaml").write_text("")
+    with pytest.raises(UserError, match="holds no settings"):
+        load_config(tmp_path / "empty.yaml")
+    (tmp_path / "short.yaml").write_text("run: here\n")
+    with pytest.raises(UserError, match="'base' is missing; 'data' is missing; 'adapters' is missing"):
+        load_config(tmp_path / "short.yaml")
+
+
+def test_digest_minds_what_decides_the_vectors_and_nothing_else(path: Path) -> None:
+    own = load_config(path).digest()
+    for same in ("run=elsewhere", "placement.kind=full", "data.workers=3", "base.name=moved"):
+        assert load_config(path, [same]).digest() == own
+    for other in ("training.lr=1", "steering.rule=add", "data.readers=2", "base.window_s=1"):
+        assert load_config(path, [other]).digest() != own

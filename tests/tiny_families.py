@@ -1,0 +1,282 @@
+"""Complete tiny checkpoints of each family, made here: config, weights, tokenizer, processor.
+
+Weights are random, widths differ between encoder and LLM on purpose, windows are short. `FAMILIES`
+names the function that writes each; Voxtral's is missing where mistral-common is.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from tiny import make_base
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+END, TURN = "<|endoftext|>", "<|im_end|>"
+CHATML = (END, "<|im_start|>", TURN)
+
+
+def make_qwen2_audio(folder: Path) -> Path:
+    """Qwen2-Audio-Instruct with a 2 s window."""
+    import transformers as t
+
+    special = [*CHATML, "<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>"]
+    tokenizer = _byte_tokenizer(special)
+    ids = {s: tokenizer.convert_tokens_to_ids(s) for s in special}
+    config = t.Qwen2AudioConfig(
+        audio_config=_whisper_like(d_model=24),
+        text_config=_qwen_like("qwen2", len(tokenizer)),
+        audio_token_index=ids["<|AUDIO|>"],
+    )
+    model = _random(t.Qwen2AudioForConditionalGeneration, config)
+    extractor = t.WhisperFeatureExtractor(feature_size=16, chunk_length=2)
+    return _save(folder, model, t.Qwen2AudioProcessor(extractor, tokenizer), ids)
+
+
+def make_qwen3_asr(folder: Path) -> Path:
+    """Qwen3-ASR; its one-second chunks and 800-frame attention windows are as they are."""
+    import transformers as t
+
+    special = [*CHATML, "<|audio_pad|>", "<|audio_start|>", "<|audio_end|>", "<asr_text>"]
+    tokenizer = _byte_tokenizer(
+        special,
+        audio_token="<|audio_pad|>",
+        audio_bos_token="<|audio_start|>",
+        audio_eos_token="<|audio_end|>",
+    )
+    ids = {s: tokenizer.convert_tokens_to_ids(s) for s in special}
+    audio = {k: v for k, v in _whisper_like(24).items() if k != "max_source_positions"}
+    config = t.Qwen3ASRConfig(
+        audio_config={**audio, "output_dim": 32, "downsample_hidden_size": 4, "n_window_infer": 200},
+        text_config=_qwen_like("qwen3", len(tokenizer)),
+        audio_token_id=ids["<|audio_pad|>"],
+        pad_token_id=ids["<|endoftext|>"],
+        eos_token_id=[ids["<|endoftext|>"], ids["<|im_end|>"]],
+    )
+    model = _random(t.Qwen3ASRForConditionalGeneration, config)
+    template = (
+        "<|im_start|>system\n{% if messages[0].role == 'system' %}{{ messages[0].content[0].text }}"
+        "{% endif %}<|im_end|>\n"
+        "{% for m in messages %}{% if m.role != 'system' %}<|im_start|>{{ m.role }}\n"
+        "{% for c in m.content %}{% if c.type == 'audio' %}<|audio_start|><|audio_pad|><|audio_end|>"
+        "{% else %}{{ c.text }}{% endif %}{% endfor %}<|im_end|>\n{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    extractor = t.Qwen3ASRFeatureExtractor(feature_size=16)
+    processor = t.Qwen3ASRProcessor(extractor, tokenizer, chat_template=template)
+    return _save(folder, model, processor, ids)
+
+
+def make_voxtral(folder: Path) -> Path:
+    """Voxtral with 2 s chunks and Mistral's own tokenizer file."""
+    import transformers as t
+
+    folder.mkdir(parents=True, exist_ok=True)
+    from mistral_common.tokens.tokenizers.tekken import Tekkenizer
+
+    names = {token["rank"]: str(token["token_str"]) for token in Tekkenizer.DEPRECATED_SPECIAL_TOKENS}
+    names |= {24: "[AUDIO]", 25: "[BEGIN_AUDIO]", 34: "[TRANSCRIBE]"}
+    reserved = 40
+    tekken = {
+        "vocab": [
+            {"rank": i, "token_bytes": base64.b64encode(bytes([i])).decode(), "token_str": None}
+            for i in range(256)
+        ],
+        "special_tokens": [
+            {"rank": i, "token_str": names.get(i, f"<SPECIAL_{i}>"), "is_control": True}
+            for i in range(reserved)
+        ],
+        "config": {
+            "pattern": r"[\s\S]",
+            "num_vocab_tokens": 256,
+            "default_vocab_size": 256 + reserved,
+            "default_num_special_tokens": reserved,
+            "version": "v7",
+        },
+        "audio": {
+            "sampling_rate": 16_000,
+            "frame_rate": 12.5,
+            "audio_encoding_config": {"num_mel_bins": 16, "hop_length": 160, "window_size": 400},
+            "chunk_length_s": 2.0,
+        },
+    }
+    (folder / "tekken.json").write_text(json.dumps(tekken))
+    tokenizer = t.MistralCommonBackend.from_pretrained(folder)
+    audio = {
+        "hidden_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 96,
+        "num_mel_bins": 16,
+        "max_source_positions": 100,
+    }
+    config = t.VoxtralConfig(
+        audio_config=audio, text_config=_qwen_like("llama", 256 + reserved), audio_token_id=24
+    )
+    model = _random(t.VoxtralForConditionalGeneration, config)
+    extractor = t.WhisperFeatureExtractor(feature_size=16, chunk_length=2)
+    return _save(folder, model, t.VoxtralProcessor(extractor, tokenizer), {END: 11, TURN: 2})
+
+
+def make_granite_speech(folder: Path) -> Path:
+    """Granite-Speech without the LoRA that the real ones carry."""
+    import transformers as t
+
+    special = ["<|end_of_text|>", "<|start_of_role|>", "<|end_of_role|>", "<|audio|>"]
+    tokenizer = _byte_tokenizer(special)
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|start_of_role|>{{ m.role }}<|end_of_role|>{{ m.content }}"
+        "<|end_of_text|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|start_of_role|>assistant<|end_of_role|>{% endif %}"
+    )
+    config = t.GraniteSpeechConfig(
+        encoder_config={
+            "input_dim": 160,
+            "num_layers": 2,
+            "hidden_dim": 24,
+            "num_heads": 2,
+            "output_dim": 6,
+            "context_size": 20,
+            "max_pos_emb": 32,
+            "conv_kernel_size": 7,
+            "feedforward_mult": 2,
+        },
+        projector_config={
+            "model_type": "blip_2_qformer",
+            "hidden_size": 24,
+            "encoder_hidden_size": 24,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "intermediate_size": 32,
+        },
+        text_config={k: v for k, v in _qwen_like("granite", len(tokenizer)).items() if k != "head_dim"},
+        audio_token_index=tokenizer.convert_tokens_to_ids("<|audio|>"),
+        has_lora_adapter=False,
+        tie_word_embeddings=False,
+    )
+    model = _random(t.GraniteSpeechForConditionalGeneration, config)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm1d):
+            torch.nn.init.normal_(module.running_mean, std=0.1)
+    end = tokenizer.convert_tokens_to_ids("<|end_of_text|>")
+    processor = t.GraniteSpeechProcessor(t.GraniteSpeechFeatureExtractor(), tokenizer)
+    return _save(folder, model, processor, {END: end, TURN: end})
+
+
+def make_qwen2_5_omni(folder: Path) -> Path:
+    """Qwen2.5-Omni's thinker, its vision tower as small as it can be."""
+    import transformers as t
+
+    special = [
+        *CHATML,
+        "<|AUDIO|>",
+        "<|audio_bos|>",
+        "<|audio_eos|>",
+        "<|vision_bos|>",
+        "<|IMAGE|>",
+        "<|VIDEO|>",
+    ]
+    tokenizer = _byte_tokenizer(special)
+    ids = {s: tokenizer.convert_tokens_to_ids(s) for s in special}
+    text = _qwen_like("qwen2_5_omni_text", len(tokenizer))
+    text["rope_parameters"] = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e6}
+    config = t.Qwen2_5OmniThinkerConfig(
+        audio_config={**_whisper_like(24), "output_dim": 32, "n_window": 25},
+        vision_config={
+            "depth": 1,
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_heads": 2,
+            "out_hidden_size": 32,
+            "fullatt_block_indexes": [0],
+        },
+        text_config=text,
+        audio_token_index=ids["<|AUDIO|>"],
+        image_token_index=ids["<|IMAGE|>"],
+        video_token_index=ids["<|VIDEO|>"],
+        audio_start_token_id=ids["<|audio_bos|>"],
+        audio_end_token_id=ids["<|audio_eos|>"],
+        vision_start_token_id=ids["<|vision_bos|>"],
+    )
+    model = _random(t.Qwen2_5OmniThinkerForConditionalGeneration, config)
+    t.WhisperFeatureExtractor(feature_size=16, chunk_length=300).save_pretrained(folder)
+    return _save(folder, model, tokenizer, ids)
+
+
+def _byte_tokenizer(special: list[str], **names: str) -> Any:
+    """Every byte a token, and the special ones behind them."""
+    from transformers import PreTrainedTokenizerFast
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    raw = Tokenizer(models.BPE({c: i for i, c in enumerate(letters)}, []))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    raw.add_special_tokens([AddedToken(s, special=True, normalized=False) for s in special])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=raw,
+        pad_token=special[0],
+        eos_token=names.pop("eos_token", special[0]),
+        clean_up_tokenization_spaces=False,
+        extra_special_tokens=names,
+    )
+
+
+def _whisper_like(d_model: int) -> dict[str, Any]:
+    """An audio config over 2 s windows of 16 mel bins."""
+    return {
+        "d_model": d_model,
+        "encoder_layers": 2,
+        "encoder_attention_heads": 2,
+        "encoder_ffn_dim": 4 * d_model,
+        "num_mel_bins": 16,
+        "max_source_positions": 100,
+    }
+
+
+def _qwen_like(model_type: str, vocabulary: int) -> dict[str, Any]:
+    return {
+        "model_type": model_type,
+        "vocab_size": vocabulary,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+        "max_position_embeddings": 512,
+    }
+
+
+def _random(model_class: Any, config: Any) -> Any:
+    """Weights large enough that audio, prompt and vectors all move the logits."""
+    torch.manual_seed(0)
+    model = model_class(config).eval()
+    for name, parameter in model.named_parameters():
+        if parameter.ndim > 1 and "position" not in name:
+            torch.nn.init.normal_(parameter, std=0.15)
+        elif name.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=0.05)
+    return model
+
+
+def _save(folder: Path, model: Any, processor: Any, ids: dict[str, int]) -> Path:
+    model.generation_config.pad_token_id = ids[END]
+    model.generation_config.eos_token_id = [ids[END], ids[TURN]]
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+FAMILIES: dict[str, Callable[[Path], Path]] = {
+    "whisper": make_base,
+    "qwen2_audio": make_qwen2_audio,
+    "qwen3_asr": make_qwen3_asr,
+    "granite_speech": make_granite_speech,
+    "qwen2_5_omni": make_qwen2_5_omni,
+    **({"voxtral": make_voxtral} if find_spec("mistral_common") else {}),
+}

@@ -1,0 +1,87 @@
+"""Every rank's share of a step, and what all shares make together."""
+
+from pathlib import Path
+
+import pytest
+
+from salsa_dist.data.index import ShardIndex
+from salsa_dist.data.plan import AdapterPlan
+from salsa_dist.errors import UserError
+from salsa_dist.speech_llms.batch import AdapterBatch
+from salsa_dist.speech_llms.load import SpeechLLM, load_speech_llm
+from salsa_dist.training.batches import Job, StepBatches, loader
+
+
+@pytest.fixture(scope="module")
+def llm(tiny_base: Path) -> SpeechLLM:
+    return load_speech_llm(tiny_base)
+
+
+def batches(
+    llm: SpeechLLM, folder: Path, rank: int, world: int, micro_batch: int = 16, readers: int = 4
+) -> StepBatches:
+    index = ShardIndex.load(folder)
+    jobs = [
+        Job(AdapterPlan(index.select("train", lang), 5, readers, 0, 2.0), steps, lang)
+        for lang, steps in (("bg", 4), ("el", 2))
+    ]
+    return StepBatches(jobs, folder, llm.family, rank, world, micro_batch)
+
+
+def contents(parts: list[AdapterBatch]) -> list[tuple[str, int]]:
+    return sorted(
+        (key, int(row))
+        for b in parts
+        for key, row in zip(b.keys, b.rows["encoder"], strict=True)
+        if key
+    )
+
+
+@pytest.mark.parametrize("world", [2, 3, 4])
+def test_the_global_batch_does_not_depend_on_ranks(
+    llm: SpeechLLM, tiny_shards: Path, world: int
+) -> None:
+    for step in range(4):
+        alone = contents(batches(llm, tiny_shards, 0, 1)[step])
+        shared = [batches(llm, tiny_shards, rank, world, 2)[step] for rank in range(world)]
+        assert sorted(c for parts in shared for c in contents(parts)) == alone
+        assert len(alone) == (10 if step < 2 else 5)  # el has two steps
+        # A rank has the draws of its own readers, and no other's.
+        readers = [{int(k.split("-")[1]) // 6 % 4 for k, _ in contents(p)} for p in shared]
+        assert all(r % world == rank for rank, own in enumerate(readers) for r in own)
+        assert all(readers) or len(alone) < world
+        # Every rank makes the same number of passes, be it with a silent clip.
+        assert len({len(parts) for parts in shared}) == 1
+
+
+def test_workers_give_the_same_batches_in_order(llm: SpeechLLM, tiny_shards: Path) -> None:
+    mine = batches(llm, tiny_shards, 1, 2)
+    assert [contents(b) for b in loader(mine, 1, 2)] == [contents(mine[t]) for t in range(1, 4)]
+
+
+def test_a_silent_clip_has_no_labels(llm: SpeechLLM, tiny_shards: Path) -> None:
+    parts = [p for s in range(4) for p in batches(llm, tiny_shards, 3, 4, 1)[s]]
+    silent = [p for p in parts if p.keys == [""]]
+    assert silent
+    assert all(len(p.labels) == 0 and int(p.rows["encoder"][0]) == -1 for p in silent)
+
+
+def test_more_ranks_than_readers_is_refused(llm: SpeechLLM, tiny_shards: Path) -> None:
+    with pytest.raises(UserError, match="too few shards for the ranks: 5 ranks share 4 readers"):
+        batches(llm, tiny_shards, 0, 5)
+
+
+def test_labels_are_the_transcripts(llm: SpeechLLM, tiny_shards: Path) -> None:
+    (batch,) = batches(llm, tiny_shards, 0, 1)[0]
+    decoded = llm.family.tokenizer.decode(batch.labels, skip_special_tokens=False)
+    texts = [t.strip() for t in decoded.split("<|endoftext|>") if t]
+    assert len(texts) == 10
+    assert all(
+        set(t.split()) <= {"vuk", "lisa", "mechka", "zaek", "riba", "kon", "ptica", "kotka"}
+        for t in texts
+    )
+    assert batch.label_positions.sum() == len(batch.labels) == len(batch.label_rows)
+    # The position before each label holds the token before it.
+    ids = batch.inputs["decoder_input_ids"][batch.label_positions]
+    prompt_end = llm.family.prompt("bg")[-1]
+    assert (ids == prompt_end).sum() == 10
