@@ -27,7 +27,8 @@ import torch
 
 from salsa_dist.speech_llms.load import load_speech_llm
 from salsa_dist.steering.bank import AdapterSpec, Bank
-from salsa_dist.steering.sites import layer_width, site_modules
+from salsa_dist.steering.sites import site_modules
+from salsa_dist.steering.widths import output_width
 
 DEFAULT_BASE = Path("~/.cache/salsa-dist/whisper-base").expanduser()
 
@@ -44,7 +45,7 @@ def main() -> None:
     base = load_speech_llm(options.base, device=options.device)
     encoder = base.model.get_encoder()
     sites = {s: m for s, m in site_modules(base.model).items() if s.startswith("encoder.")}
-    widths = {s: layer_width(m) or 0 for s, m in sites.items()}
+    widths = {s: output_width(m) for s, m in sites.items()}
     rows = []
     for batch in map(int, options.batches.split(",")):
         features = torch.randn(

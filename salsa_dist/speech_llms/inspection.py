@@ -24,10 +24,12 @@ from safetensors import SafetensorError
 from torch import nn
 
 from salsa_dist.errors import UserError
-from salsa_dist.speech_llms.load import base_revision
+from salsa_dist.speech_llms.family import auto_processor
+from salsa_dist.speech_llms.load import FAMILIES, base_revision
 from salsa_dist.speech_llms.noise_inputs import noise_inputs
 from salsa_dist.steering.probe import SiteReport, probe
-from salsa_dist.steering.sites import layer_width, site_modules
+from salsa_dist.steering.sites import site_modules
+from salsa_dist.steering.widths import output_width
 
 # What transformers raises for files that are missing, damaged, or of another version.
 _UNREADABLE = (
@@ -67,6 +69,9 @@ class Inspection:
             f"{self.base}: {self.architecture}, {self.parameters / 1e6:.1f} M parameters, "
             f"revision {self.revision}"
         ]
+        for component in dict.fromkeys(report.component for report in self.sites):
+            own = [report.site for report in self.sites if report.component == component]
+            lines.append(f"{component}: {len(own)} sites, {own[0]} to {own[-1]}")
         if not self.probed:
             lines.append("not probed: no weights here, built from config.json alone")
         rows = [["component", "site", "width", "fires", "gradient", "rows", "padding-invariant"]]
@@ -102,7 +107,7 @@ def inspect_base(
         )
     has_weights = _has_weights(Path(name))
     if has_weights:
-        _check_processor(name, revision)
+        _check_processor(name, revision, config.model_type)
     model = _load(name, revision, model_class) if has_weights else _empty(config, model_class, name)
     model.eval().requires_grad_(False)
     sites = site_modules(model, layers)
@@ -110,7 +115,7 @@ def inspect_base(
         reports = probe(sites, model, noise_inputs(model))
     else:
         reports = [
-            SiteReport(site, site.partition(".")[0], width=layer_width(module))
+            SiteReport(site, site.partition(".")[0], width=output_width(module))
             for site, module in sites.items()
         ]
     return Inspection(
@@ -135,7 +140,7 @@ def read_config(name: str, revision: str | None = None) -> Any:
         )
     if not folder.is_dir() and (folder.is_absolute() or name.startswith(".") or name.count("/") > 1):
         raise UserError(
-            f"no base at {name}: name a folder with a Hugging Face checkpoint, or a hub name"
+            f"base {name} can't be loaded: no such folder; name one with a Hugging Face checkpoint"
         )
     try:
         tree, _ = PreTrainedConfig.get_config_dict(name, revision=revision)
@@ -147,7 +152,7 @@ def read_config(name: str, revision: str | None = None) -> Any:
                 thinker._commit_hash = getattr(config, "_commit_hash", None)
             return config if thinker is None else thinker
     except _UNREADABLE as e:
-        raise UserError(f"base {name} can't be read: {_one_line(e)}") from None
+        raise UserError(f"base {name} can't be loaded: {_one_line(e)}") from None
     if tree.get("auto_map"):
         raise UserError(
             f"base {name} wants to run Python code of its own ({model_type or 'no model_type'}), "
@@ -195,13 +200,13 @@ def _has_weights(folder: Path) -> bool:
     return False
 
 
-def _check_processor(name: str, revision: str | None) -> None:
-    from transformers import AutoProcessor
-
+def _check_processor(name: str, revision: str | None, model_type: str) -> None:
+    family = FAMILIES.get(model_type)
+    load = auto_processor if family is None else family.load_processor
     try:
-        processor = AutoProcessor.from_pretrained(name, revision=revision, trust_remote_code=False)
+        processor = load(name, revision)
         reason = "its files make no feature extractor"
-    except (*_UNREADABLE, ImportError) as e:
+    except (*_UNREADABLE, ImportError, UserError) as e:
         processor, reason = None, _one_line(e)
     # Without its files transformers makes some tokenizers with an empty vocabulary, and says nothing.
     vocabulary = any(path for kind in _TOKENIZER_FILES for path in Path(name).glob(kind))

@@ -84,17 +84,6 @@ def site_modules(model: nn.Module, layers: Mapping[str, str] | None = None) -> d
     }
 
 
-def layer_width(layer: nn.Module) -> int | None:
-    """The width of a layer's output as its norms tell it, without running it; None where they don't."""
-    # The outermost norm works on the residual stream; those inside attention may be of a head's width.
-    norms = sorted(
-        (path.count("."), p.shape[0])
-        for path, p in layer.named_parameters()
-        if p.ndim == 1 and re.search(r"norm[a-z0-9_]*\.weight$", path)
-    )
-    return norms[0][1] if norms else None
-
-
 def select(words: str, layers: Mapping[str, int]) -> list[str]:
     """Site names for a choice in words, in the model's order.
 

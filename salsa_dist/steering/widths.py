@@ -33,7 +33,8 @@ def output_width(layer: nn.Module) -> int:
     """Size of the last dimension of a transformer or conformer layer's output.
 
     A residual layer normalises what it passes on. Norms deeper inside may be of a head or of an inner
-    width, and BatchNorm is of a convolution's, so the outermost LayerNorm or RMSNorm is the one.
+    width, and BatchNorm is of a convolution's, so the outermost LayerNorm or RMSNorm is the one; of
+    several the last, since an encoder's first layer may take an input of another width.
     """
     found: list[tuple[int, int]] = []
     for name, module in layer.named_modules():
@@ -49,4 +50,4 @@ def output_width(layer: nn.Module) -> int:
             f"the width of {type(layer).__name__} can't be told: it has no LayerNorm or RMSNorm with a "
             "weight; this base's layers are of a shape that is not known yet"
         )
-    return min(found, key=lambda entry: entry[0])[1]
+    return min(reversed(found), key=lambda entry: entry[0])[1]

@@ -11,11 +11,18 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_families import FAMILIES
 from tiny_models import MODELS
 
 from salsa_dist import cli
 
 torch.set_num_threads(1)
+
+ROWS = {
+    **dict.fromkeys(("whisper", "qwen2_audio", "granite_speech"), "sample"),
+    **dict.fromkeys(("qwen3_asr", "qwen2_5_omni"), "token"),
+    "voxtral": "chunk",
+}
 
 
 @pytest.fixture
@@ -44,13 +51,28 @@ def write_config(folder: Path, name: str, **changes: Any) -> Path:
 def test_a_table_says_of_each_site_what_it_is(inspect: Callable[..., Any], tiny_base: Path) -> None:
     status, out, _ = inspect(tiny_base)
     assert status == 0
-    head, titles, *lines = out.splitlines()
+    head, encoder, llm, titles, *lines = out.splitlines()
+    assert encoder == "encoder: 3 sites, encoder.0 to encoder.2"
+    assert llm == "llm: 3 sites, llm.0 to llm.2"
     assert "WhisperForConditionalGeneration" in head
     columns = ["component", "site", "width", "fires", "gradient", "rows", "padding-invariant"]
     assert titles.split() == columns
     assert len(lines) == 6
     assert lines[0].split()[:7] == ["encoder", "encoder.0", "32", "yes", "yes", "sample", "yes"]
     assert [line.split()[1] for line in lines[3:]] == ["llm.0", "llm.1", "llm.2"]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_complete_checkpoint_of_each_family_is_inspected(
+    inspect: Callable[..., Any], tmp_path: Path, name: str
+) -> None:
+    status, out, err = inspect(FAMILIES[name](tmp_path / "base"), "--json")
+    assert (status, err) == (0, "")
+    tree = json.loads(out)
+    assert tree["probed"] is True
+    assert tree["dropped"] == []
+    rows = {s["component"]: s["rows"] for s in tree["sites"]}
+    assert rows == {"encoder": ROWS[name], "llm": "sample"}
 
 
 def test_json_holds_the_same(inspect: Callable[..., Any], tiny_base: Path) -> None:
@@ -89,7 +111,7 @@ def test_without_weights_nothing_is_said_to_be_probed(
     status, out, _ = inspect(write_config(tmp_path, "Voxtral"))
     assert status == 0
     assert "no weights" in out
-    lines = [line for line in out.splitlines() if line.startswith(("encoder", "llm"))]
+    lines = [line for line in out.splitlines() if line.startswith(("encoder ", "llm "))]
     assert len(lines) == 6
     assert all(line.count("not probed") == 4 for line in lines)
 
@@ -142,13 +164,13 @@ def refused(result: tuple[int, str, str], *parts: str) -> None:
 
 
 def test_no_such_folder(inspect: Callable[..., Any], tmp_path: Path) -> None:
-    refused(inspect(tmp_path / "nothing"), "no base at", "nothing")
+    refused(inspect(tmp_path / "nothing"), "can't be loaded", "no such folder")
     refused(inspect(tmp_path), "holds no config.json")
 
 
 def test_a_damaged_config(inspect: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{not json")
-    refused(inspect(tmp_path), "can't be read")
+    refused(inspect(tmp_path), "can't be loaded")
     (tmp_path / "config.json").write_text('{"model_type": "whisper", "d_model": "wide"}')
     refused(inspect(tmp_path))
 

@@ -20,8 +20,9 @@ from salsa_dist.speech_llms.inspection import hears_audio
 from salsa_dist.speech_llms.noise_inputs import noise_inputs
 from salsa_dist.steering.bank import AdapterSpec, Bank
 from salsa_dist.steering.probe import ProbeInputs, SiteReport, probe
-from salsa_dist.steering.sites import find_layers, layer_width, site_modules
+from salsa_dist.steering.sites import find_layers, site_modules
 from salsa_dist.steering.vectors import SteeringVectors
+from salsa_dist.steering.widths import output_width
 
 torch.set_num_threads(1)
 every_model = pytest.mark.parametrize("name", MODELS)
@@ -159,7 +160,7 @@ def test_the_keys_of_the_base_never_change(name: str) -> None:
 @every_model
 def test_widths_are_known_without_weights(name: str) -> None:
     with torch.device("meta"):
-        widths = {s: layer_width(m) for s, m in site_modules(MODELS[name].build(fill=False)).items()}
+        widths = {s: output_width(m) for s, m in site_modules(MODELS[name].build(fill=False)).items()}
     assert widths == {r.site: r.width for r in case(name).reports}
 
 
