@@ -157,13 +157,10 @@ class SteeringVectors:
                 )
         total = sum(weights)
         # In fp64, so that the mean of equal vectors is that vector to the bit.
+        shares = torch.tensor(weights, dtype=torch.float64) / total
         vectors = {
-            site: sum(
-                (a.vectors[site].double() * w for a, w in zip(adapters, weights, strict=True)),
-                torch.zeros(len(vector), dtype=torch.float64),
-            )
-            / total
-            for site, vector in first.vectors.items()
+            site: shares @ torch.stack([a.vectors[site].double() for a in adapters])
+            for site in first.vectors
         }
         languages = {a.language for a in adapters}
         sources = {a.data for a in adapters}

@@ -545,12 +545,16 @@ def test_transcribing_with_an_adapter_for_each_file(
         for language in ("bg", "el", "en")
     }
     passes = []
-    generate = type(llm.family).generate
-    monkeypatch.setattr(
-        type(llm.family), "generate", lambda *a, **k: passes.append(a) or generate(*a, **k)
-    )
+    family = type(llm.family)
+    prompt_batch = family.prompt_batch
+
+    def watched(self: Any, clips: Any) -> Any:
+        passes.append([clip.language for clip in clips])
+        return prompt_batch(self, clips)
+
+    monkeypatch.setattr(family, "prompt_batch", watched)
     mixed = transcribe(llm, sounds, languages, vectors, max_new_tokens=8)
-    assert len(passes) == 1
+    assert passes == [languages]
     assert mixed == [
         alone[id(v), language][i]
         for i, (v, language) in enumerate(zip(vectors, languages, strict=True))
