@@ -90,21 +90,21 @@ def transcribe(
 
 @app.command()
 def inspect(
-    base: Annotated[str, typer.Argument(help="folder or hub name of a base, or an adapter file")],
+    base: Annotated[str, typer.Argument(help="folder or hub name of a base, or an adapter")],
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
     layers: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Option(help="path of a layer list that is not found: encoder=model.audio_tower.layers"),
     ] = None,
 ) -> None:
-    """Show a base's sites, each probed with one forward and backward; or what an adapter file holds.
+    """Show a base's sites, each probed with one forward and backward; or what an adapter holds.
 
     A folder with config.json and no weights is shown without a probe.
     """
     from salsa_dist.speech_llms.inspection import inspect_base
     from salsa_dist.steering.vectors import SteeringVectors
 
-    if base.endswith(".safetensors"):
+    if base.endswith(".safetensors") or Path(base, "adapter.json").is_file():
         vectors = SteeringVectors.load(base)
         print(f"adapter {vectors.name}: language {vectors.language}, rule {vectors.rule}")
         print(f"made for {vectors.base} at revision {vectors.revision}")

@@ -56,6 +56,9 @@ class BaseConfig(_Section):
     prompt: str | None = Field(
         None, description="instruction instead of the authors' own; {language} becomes its name"
     )
+    layers: dict[str, str] = Field(
+        {}, description="layer lists of an odd base, such as {encoder: model.audio_tower.layers}"
+    )
     language_as: dict[str, str] = Field(
         {}, description="languages announced to the base as another, such as {tw: yo}"
     )

@@ -111,6 +111,32 @@ def test_whole_path_by_commands(run: Run, trained: Path, tiny_base: Path, clip: 
     assert "encoder: 3 sites, encoder.0 to encoder.2" in run("inspect", tiny_base).out
 
 
+def test_inspect_reads_an_adapter_folder(run: Run, trained: Path) -> None:
+    folder = trained.parent / "run" / "adapters" / "bg"
+    assert run("inspect", folder).out == run("inspect", folder / "adapter.safetensors").out
+
+
+def test_damaged_base(refused: Refused, trained: Path, tiny_base: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny_base, base)
+    (base / "model.safetensors").write_bytes(b"\x80\x04\x95 no safetensors")
+    line = refused("train", trained, f"base.name={base}", f"run={tmp_path / 'run'}")
+    assert "can't be loaded" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_layer_lists_by_name(refused: Refused, run: Run, trained: Path, tmp_path: Path) -> None:
+    """An odd base's layers are named in the config, for training, evaluation and adapters alike."""
+    run_folder = f"run={tmp_path / 'run'}"
+    line = refused("train", trained, "base.layers={encoder: model.encoder.conv1}", run_folder)
+    assert "model.encoder.conv1" in line
+    # The lists swapped: `llm` sites are then the encoder's layers.
+    swapped = "base.layers={encoder: model.decoder.layers, llm: model.encoder.layers}"
+    few = ["steering.sites=llm", "training.steps=1", swapped, run_folder]
+    assert run("train", trained, *few).status == 0
+    assert run("evaluate", trained, *few).status == 0
+
+
 def test_no_such_base(refused: Refused, trained: Path) -> None:
     assert "nowhere" in refused("train", trained, "base.name=/nowhere", "run=runs/unused")
     assert not Path("runs/unused").exists()

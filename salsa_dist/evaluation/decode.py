@@ -90,7 +90,7 @@ def transcribe(
     weight = next(base.model.parameters())
     bank = bank_of(adapters, weight.device)
     texts: list[str] = []
-    with bank.attached(site_modules(base.model)):
+    with bank.attached(site_modules(base.model, base.layers)):
         for i in range(0, len(clips), batch):
             prompts = base.family.prompt_batch(clips[i : i + batch]).to(weight.device, weight.dtype)
             with bank.rows(prompts.rows):

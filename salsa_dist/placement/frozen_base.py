@@ -60,7 +60,7 @@ class FrozenBase:
             settings = ds_settings(placement.ds_config, placement.kind, self.dtype)
             self._zero = ZeroShards(self.model, self.size, settings)
         self._hooks = ExitStack()
-        self._hooks.enter_context(bank.attached(site_modules(self.model)))
+        self._hooks.enter_context(bank.attached(site_modules(self.model, speech_llm.layers)))
 
     def token_losses(self, batch: AdapterBatch) -> Tensor:
         """Cross-entropy of each label of `batch`, (labels,) fp32, with each sample's own adapter on."""

@@ -19,23 +19,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from torch import nn
 
 from salsa_dist.errors import UserError
 from salsa_dist.speech_llms.family import auto_processor
-from salsa_dist.speech_llms.load import FAMILIES, base_revision
+from salsa_dist.speech_llms.load import FAMILIES, UNREADABLE, base_revision
 from salsa_dist.speech_llms.noise_inputs import noise_inputs
 from salsa_dist.steering.probe import SiteReport, probe
 from salsa_dist.steering.sites import site_modules
 from salsa_dist.steering.widths import output_width
 
-# What transformers raises for files that are missing, damaged, or of another version.
-_UNREADABLE = (
-    *(OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError),
-    *(SafetensorError, StrictDataclassError),
-)
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken", "tekken.json")
 
 
@@ -151,7 +144,7 @@ def read_config(name: str, revision: str | None = None) -> Any:
             if thinker is not None:  # of a model that also talks, the part that listens and writes
                 thinker._commit_hash = getattr(config, "_commit_hash", None)
             return config if thinker is None else thinker
-    except _UNREADABLE as e:
+    except UNREADABLE as e:
         raise UserError(f"base {name} can't be loaded: {_one_line(e)}") from None
     if tree.get("auto_map"):
         raise UserError(
@@ -206,7 +199,7 @@ def _check_processor(name: str, revision: str | None, model_type: str) -> None:
     try:
         processor = load(name, revision)
         reason = "its files make no feature extractor"
-    except (*_UNREADABLE, ImportError, UserError) as e:
+    except (*UNREADABLE, ImportError, UserError) as e:
         processor, reason = None, _one_line(e)
     # Without its files transformers makes some tokenizers with an empty vocabulary, and says nothing.
     vocabulary = any(path for kind in _TOKENIZER_FILES for path in Path(name).glob(kind))
@@ -229,7 +222,7 @@ def _load(name: str, revision: str | None, model_class: Any) -> Any:
         return model_class.from_pretrained(
             name, revision=revision, dtype=torch.float32, use_safetensors=True
         )
-    except (*_UNREADABLE, ImportError) as e:
+    except (*UNREADABLE, ImportError) as e:
         raise UserError(f"base {name} can't be loaded: {_one_line(e)}") from None
 
 
@@ -238,7 +231,7 @@ def _empty(config: Any, model_class: Any, name: str) -> nn.Module:
     try:
         with torch.device("meta"):
             model: nn.Module = model_class._from_config(config)
-    except (*_UNREADABLE, ImportError) as e:
+    except (*UNREADABLE, ImportError) as e:
         raise UserError(f"base {name}: no model can be built from its config: {_one_line(e)}") from None
     return model
 

@@ -12,11 +12,13 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 
 from salsa_dist.errors import UserError
 from salsa_dist.speech_llms import (
@@ -29,6 +31,11 @@ from salsa_dist.speech_llms import (
 )
 from salsa_dist.speech_llms.family import Checkpoint, Family, FamilyOptions
 
+# What transformers raises for files that are missing, damaged, or of another version.
+UNREADABLE = (
+    *(OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError),
+    *(SafetensorError, StrictDataclassError),
+)
 _FAMILIES: tuple[type[Family], ...] = (
     whisper.Whisper,
     qwen2_audio.Qwen2Audio,
@@ -50,6 +57,7 @@ class SpeechLLM:
         name: the folder or hub name that it was loaded by.
         revision: hub commit, or `local-` and a hash of the folder's config and weights.
         parameters: how many numbers it has.
+        layers: paths of layer lists that are not found by structure; see `find_layers`.
     """
 
     model: Any
@@ -57,6 +65,7 @@ class SpeechLLM:
     name: str
     revision: str
     parameters: int
+    layers: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def window_s(self) -> float:
@@ -71,6 +80,7 @@ def load_speech_llm(
     window_s: float | None = None,
     prompt: str | None = None,
     language_as: Mapping[str, str] | None = None,
+    layers: Mapping[str, str] | None = None,
     device: str | torch.device = "cpu",
 ) -> SpeechLLM:
     """Load a base through transformers' public classes, without remote code.
@@ -82,6 +92,7 @@ def load_speech_llm(
         window_s: audio window in seconds; None: the base's own.
         prompt: an instruction in place of the authors' own; `{language}` stands for the name.
         language_as: languages to announce to the base as another.
+        layers: paths of layer lists that are not found by structure.
         device: where the weights go.
 
     Raises:
@@ -93,7 +104,7 @@ def load_speech_llm(
     options = FamilyOptions(window_s, prompt, language_as or {})
     try:
         config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError) as e:
+    except UNREADABLE as e:
         raise _no_base(name, e) from None
     family_class = FAMILIES.get(config.model_type)
     if family_class is None:
@@ -105,7 +116,7 @@ def load_speech_llm(
         model: Any = model_class(config, family_class.MODEL_CLASS).from_pretrained(
             name, revision=revision, dtype=getattr(torch, dtype), trust_remote_code=False
         )
-    except (OSError, ValueError) as e:
+    except UNREADABLE as e:
         raise _no_base(name, e) from None
     checkpoint = Checkpoint(name, model.config, processor, model.generation_config)
     family = family_class(checkpoint, options)
@@ -119,6 +130,7 @@ def load_speech_llm(
         name=name,
         revision=base_revision(name, config),
         parameters=sum(p.numel() for p in model.parameters()),
+        layers=layers or {},
     )
 
 

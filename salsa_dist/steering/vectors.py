@@ -202,13 +202,15 @@ class SteeringVectors:
                 f"adapter {self.name!r} was made for another base, {self.base or 'not named'}: "
                 f"{', '.join(differ)}; use its own base, or force it if you know that it fits"
             )
-        sites = site_modules(module)
+        # What `load_speech_llm` returns knows the layer lists of an odd base.
+        layers = {} if module is model else model.layers
+        sites = site_modules(module, layers)
         if missing := [site for site in self.vectors if site not in sites]:
             raise UserError(
                 f"adapter {self.name!r} steers {missing[0]}, which this base does not have; "
                 f"its sites are {next(iter(sites))} to {list(sites)[-1]}"
             )
-        widths = site_widths(find_layers(module))
+        widths = site_widths(find_layers(module, layers))
         for site, vector in self.vectors.items():
             if widths[site] != len(vector):
                 raise UserError(

@@ -122,7 +122,7 @@ def train(config: Config) -> Trained:
 
 def make_bank(config: Config, speech_llm: SpeechLLM, device: torch.device) -> Bank:
     """The bank of a config's adapters, all vectors zero."""
-    layers = find_layers(speech_llm.model)
+    layers = find_layers(speech_llm.model, speech_llm.layers)
     counts = {component: len(stack) for component, stack in layers.items()}
     specs = [
         AdapterSpec(
