@@ -98,6 +98,9 @@ class TrainingConfig(_Section):
     clip_norm: float | None = Field(1.0, gt=0, description="of one adapter's gradient; null: off")
     seed: int = 0
     micro_batch: int = Field(16, ge=1, description="clips of one forward pass on one rank")
+    activation_checkpointing: bool = Field(
+        False, description="make activations again in backward: less memory, more time"
+    )
     save_every_s: float = Field(60, ge=0, description="seconds between two checkpoints")
     keep: int = Field(2, ge=1, description="checkpoints kept")
     max_skipped: int = Field(
@@ -159,7 +162,7 @@ class Config(_Section):
             exclude={
                 "base": {"name", "revision"},
                 "data": {"workers", "shards"},
-                "training": {"save_every_s", "keep", "micro_batch"},
+                "training": {"save_every_s", "keep", "micro_batch", "activation_checkpointing"},
             },
         )
         return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()

@@ -53,9 +53,9 @@ def random_bank(base: SpeechLLM, rules: Sequence[str], size: float = 0.3) -> Ban
 
 
 @contextmanager
-def placed(base: SpeechLLM, bank: Bank) -> Iterator[FrozenBase]:
+def placed(base: SpeechLLM, bank: Bank, activation_checkpointing: bool = False) -> Iterator[FrozenBase]:
     """`base` with `bank` on it, whole in this process."""
-    frozen = FrozenBase(base, bank, ALONE, PlacementConfig())
+    frozen = FrozenBase(base, bank, ALONE, PlacementConfig(), activation_checkpointing)
     try:
         yield frozen
     finally:

@@ -25,6 +25,7 @@ from torch.nn.functional import cross_entropy
 from salsa_dist.config import PlacementConfig
 from salsa_dist.data.clip import Clip, silent_clip
 from salsa_dist.placement.ranks import Ranks, group_size
+from salsa_dist.placement.recompute import recompute_in_backward
 from salsa_dist.placement.zero import StepTraffic, ZeroShards, ds_settings
 from salsa_dist.speech_llms.batch import AdapterBatch, Transcript
 from salsa_dist.speech_llms.load import SpeechLLM
@@ -40,10 +41,16 @@ class FrozenBase:
         bank: the vectors, on the rank's device.
         ranks: this process.
         placement: how many ranks share one copy.
+        activation_checkpointing: make the layers' inner activations again in backward.
     """
 
     def __init__(
-        self, speech_llm: SpeechLLM, bank: Bank, ranks: Ranks, placement: PlacementConfig
+        self,
+        speech_llm: SpeechLLM,
+        bank: Bank,
+        ranks: Ranks,
+        placement: PlacementConfig,
+        activation_checkpointing: bool = False,
     ) -> None:
         self.model: Any = speech_llm.model
         self.family = speech_llm.family
@@ -59,8 +66,11 @@ class FrozenBase:
         if self.size > 1:
             settings = ds_settings(placement.ds_config, placement.kind, self.dtype)
             self._zero = ZeroShards(self.model, self.size, settings)
+        sites = site_modules(self.model, speech_llm.layers)
         self._hooks = ExitStack()
-        self._hooks.enter_context(bank.attached(site_modules(self.model, speech_llm.layers)))
+        self._hooks.enter_context(bank.attached(sites))
+        if activation_checkpointing:
+            self._hooks.callback(recompute_in_backward(sites.values()))
 
     def token_losses(self, batch: AdapterBatch) -> Tensor:
         """Cross-entropy of each label of `batch`, (labels,) fp32, with each sample's own adapter on."""

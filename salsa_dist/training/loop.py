@@ -101,7 +101,9 @@ def train(config: Config) -> Trained:
         )
         for adapter, job in zip(config.adapters, batches.jobs, strict=True):
             events.write("data", adapter=adapter.name, clips=job.plan.clips, left_out=job.plan.left_out)
-        base = FrozenBase(speech_llm, bank, ranks, config.placement)
+        base = FrozenBase(
+            speech_llm, bank, ranks, config.placement, config.training.activation_checkpointing
+        )
         stack.callback(base.close)
         signals = stack.enter_context(_StopSignals())
         loop = _Loop(config, ranks, base, optimizer, batches, identity, events, say, signals)

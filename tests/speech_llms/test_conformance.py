@@ -127,6 +127,29 @@ def test_packing_changes_nothing(base: SpeechLLM) -> None:
                 assert apart(gradient[row], alone[site][row]) < 1e-5, (site, row)
 
 
+def test_activation_checkpointing_changes_nothing_but_memory(base: SpeechLLM) -> None:
+    bank = random_bank(base, ["salsa", "add", "salsa"])
+    kept: list[int] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[-1] += tensor.numel() * tensor.element_size()
+        return tensor
+
+    results = []
+    for checkpointing in (False, True):
+        kept.append(0)
+        with (
+            placed(base, bank, checkpointing) as frozen,
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        ):
+            results.append(gradients(frozen, clips(base)))
+    (losses, plain), (again_losses, again) = results
+    assert torch.equal(losses, again_losses)
+    assert all(torch.equal(plain[site], again[site]) for site in plain)
+    assert kept[1] < kept[0]
+    assert not any("forward" in vars(m) for m in base.model.modules())  # taken off again
+
+
 def test_cached_generation_equals_uncached(base: SpeechLLM) -> None:
     bank = random_bank(base, RULES)
     with placed(base, bank), torch.inference_mode():
@@ -355,3 +378,4 @@ def test_two_zero3_ranks_give_the_gradients_of_one_process(
     for site, gradient in wanted.items():
         assert apart(found["gradients"][site], gradient) < 1e-5, site
         assert apart(found["first_only"][site], first_only[site]) < 1e-5, site
+        assert apart(found["checkpointed"][site], gradient) < 1e-5, site

@@ -18,7 +18,9 @@ from salsa_dist.config import PlacementConfig
 from salsa_dist.data.clip import silent_clip
 from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.placement.ranks import join
+from salsa_dist.placement.recompute import recompute_in_backward
 from salsa_dist.speech_llms.load import load_speech_llm
+from salsa_dist.steering.sites import site_modules
 
 
 def main(out: Path) -> None:
@@ -33,6 +35,9 @@ def main(out: Path) -> None:
             # Twice: DeepSpeed records the order of modules in the first pass, prefetches by it later.
             for _ in range(2):
                 losses, found = gradients(frozen, mine)
+            undo = recompute_in_backward(site_modules(base.model).values())
+            _, checkpointed = gradients(frozen, mine)
+            undo()
             # A rank with no clip left trains on silence without labels.
             _, first_only = gradients(frozen, mine if ranks.rank == 0 else [silent_clip("bg")])
             resident = torch.tensor(sum(p.data.numel() for p in base.model.parameters()))
@@ -41,13 +46,20 @@ def main(out: Path) -> None:
             # A rank with no clip left steps along.
             frozen.generate(mine if ranks.rank == 0 else [], 2)
             loss = losses.sum()
-            for tensor in (loss, resident, *found.values(), *first_only.values()):
+            for tensor in (
+                loss,
+                resident,
+                *found.values(),
+                *first_only.values(),
+                *checkpointed.values(),
+            ):
                 dist.all_reduce(tensor)
             report = {
                 "loss": float(loss),
                 "resident": int(resident),
                 "gradients": found,
                 "first_only": first_only,
+                "checkpointed": checkpointed,
                 "texts": texts[0] + texts[1],
             }
             if ranks.is_first:

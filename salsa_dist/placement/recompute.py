@@ -1,0 +1,43 @@
+"""Activation checkpointing: a layer's inner activations are made again in backward instead of kept.
+
+    layer(x)  =  hooks before ─► forward ─► hooks after (steering)
+                                 └─ only this is made again
+
+Only what is between the hooks is repeated, so steering happens once and nothing about it has to be
+remembered until backward. It works on whatever layers were found, and needs no train(): that would
+switch on dropout and let BatchNorm learn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+
+def recompute_in_backward(layers: Iterable[nn.Module]) -> Callable[[], None]:
+    """Checkpoint the activations of `layers`; returns what undoes it."""
+    wrapped = list(layers)
+    for layer in wrapped:
+        layer.forward = _checkpointed(layer.forward)
+
+    def undo() -> None:
+        for layer in wrapped:
+            del layer.forward  # the class's own is seen again
+
+    return undo
+
+
+def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(forward)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(*args, **kwargs)
+        # The base draws no random numbers: it is in eval mode.
+        return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+    return run
