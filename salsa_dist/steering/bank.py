@@ -56,6 +56,7 @@ class Bank:
             site: torch.tensor([site in spec.sites for spec in specs], device=device)
             for site in self.sites
         }
+        self._rules = sorted({spec.rule for spec in specs})
         self._keeps_norm = torch.tensor([spec.rule == "salsa" for spec in specs], device=device)
         self._rows: Mapping[str, Tensor] | int | None = None
 
@@ -132,10 +133,8 @@ class Bank:
         vector = embedding(index, vectors).masked_fill(plain.unsqueeze(1), 0.0)
         shape = (rows.shape[0], *([1] * (hidden.ndim - 2)), vectors.shape[1])
         vector = vector.view(shape)
-        keeps_norm = self._keeps_norm[index]
-        if keeps_norm.all():
-            return RULES["salsa"](hidden, vector)
-        if not keeps_norm.any():
-            return RULES["add"](hidden, vector)
-        keeps_norm = keeps_norm.view(rows.shape[0], *([1] * (hidden.ndim - 1)))
+        if len(self._rules) == 1:
+            return RULES[self._rules[0]](hidden, vector)
+        # Both for all, then the right one of each: asking which rows are here would make a GPU wait.
+        keeps_norm = self._keeps_norm[index].view(rows.shape[0], *([1] * (hidden.ndim - 1)))
         return torch.where(keeps_norm, RULES["salsa"](hidden, vector), RULES["add"](hidden, vector))
