@@ -1,4 +1,4 @@
-"""GLM-ASR: an encoder over 30 s windows, much like Whisper's, a projector that joins 4 positions, Llama.
+"""GLM-ASR: an encoder of Whisper's kind over 30 s windows, a projector of 4 positions each, and Llama.
 
     <|user|> <|begin_of_audio|><|pad|>…<|end_of_audio|>
     <|user|> Please transcribe this audio into text <|assistant|> καλημέρα <|user|>
@@ -26,9 +26,9 @@ from salsa_dist.speech_llms.window import longest
 
 
 class GlmAsr(ChatFamily):
-    """The prompt is the processor's transcription request, `apply_transcription_request` in transformers'
-    models/glmasr/processing_glmasr.py: the same as the authors' own (zai-org/GLM-ASR, inference.py). It
-    names no language.
+    """The prompt is `apply_transcription_request` of transformers' models/glmasr/processing_glmasr.py. It
+    names no language. Up to one window it is the authors' own (zai-org/GLM-ASR, inference.py); of a
+    longer clip they put each window between marks of its own, transformers all of them between one pair.
 
     The template writes nothing behind an answer. The published weights end one with `<|user|>`, the
     start of the next turn, and not with the tokenizer's end of text: vllm-project/vllm,
