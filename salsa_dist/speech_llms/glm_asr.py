@@ -26,9 +26,9 @@ from salsa_dist.speech_llms.window import longest
 
 
 class GlmAsr(ChatFamily):
-    """The prompt is `apply_transcription_request` of transformers' models/glmasr/processing_glmasr.py. It
+    """The prompt is `apply_transcription_request` of transformers' processing_glmasr.py. It
     names no language. Up to one window it is the authors' own (zai-org/GLM-ASR, inference.py); of a
-    longer clip they put each window between marks of its own, transformers all of them between one pair.
+    longer clip they put each window between marks of its own, transformers all between one pair.
 
     The template writes nothing behind an answer. The published weights end one with `<|user|>`, the
     start of the next turn, and not with the tokenizer's end of text: vllm-project/vllm,
