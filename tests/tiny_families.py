@@ -208,6 +208,39 @@ def make_qwen2_5_omni(folder: Path) -> Path:
     return _save(folder, model, tokenizer, ids)
 
 
+def make_glm_asr(folder: Path) -> Path:
+    """GLM-ASR with 2 s windows."""
+    import transformers as t
+
+    roles = ["<|user|>", "<|assistant|>", "<|observation|>"]
+    special = [END, *roles, "<|pad|>", "<|begin_of_audio|>", "<|end_of_audio|>"]
+    tokenizer = _byte_tokenizer(special)
+    ids = {s: tokenizer.convert_tokens_to_ids(s) for s in special}
+    stop = [ids[END], ids["<|user|>"], ids["<|observation|>"]]
+    config = t.GlmAsrConfig(
+        audio_config={
+            "hidden_size": 24,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 96,  # four positions side by side
+            "num_mel_bins": 16,
+            "max_position_embeddings": 100,
+        },
+        text_config={**_qwen_like("llama", len(tokenizer)), "eos_token_id": stop},
+        audio_token_id=ids["<|pad|>"],
+    )
+    model = _random(t.GlmAsrForConditionalGeneration, config)
+    template = (
+        "{% for m in messages %}<|{{ m.role }}|>\n{% for c in m.content %}{% if c.type == 'audio' %}"
+        "<|begin_of_audio|><|pad|><|end_of_audio|><|user|>\n"
+        "{% else %}{{ c.text }}{% endif %}{% endfor %}{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>\n{{ '' }}{% endif %}"
+    )
+    extractor = t.WhisperFeatureExtractor(feature_size=16, chunk_length=2)
+    processor = t.GlmAsrProcessor(extractor, tokenizer, chat_template=template, max_audio_len=21)
+    return _save(folder, model, processor, {END: ids[END], TURN: ids["<|user|>"]})
+
+
 def _byte_tokenizer(special: list[str], **names: str) -> Any:
     """Every byte a token, and the special ones behind them."""
     from transformers import PreTrainedTokenizerFast
@@ -278,5 +311,6 @@ FAMILIES: dict[str, Callable[[Path], Path]] = {
     "qwen3_asr": make_qwen3_asr,
     "granite_speech": make_granite_speech,
     "qwen2_5_omni": make_qwen2_5_omni,
+    "glm_asr": make_glm_asr,
     **({"voxtral": make_voxtral} if find_spec("mistral_common") else {}),
 }

@@ -215,7 +215,10 @@ class ChatFamily(ABC):
 
 
 def heard_by(processor: Any, audio: NDArray[np.float32], *beside: NDArray[np.float32]) -> Heard:
-    """What a transformers processor makes of `audio`, when batched with the clips `beside` it."""
+    """What a transformers processor makes of `audio`, when batched with the clips `beside` it.
+
+    Features may have several rows for `audio`, such as its windows, and must have one for each beside.
+    """
     clips = [audio, *beside]
     made = processor(
         text=[processor.audio_token] * len(clips),
@@ -226,7 +229,8 @@ def heard_by(processor: Any, audio: NDArray[np.float32], *beside: NDArray[np.flo
     ids = made.pop("input_ids")[0]
     made.pop("attention_mask")
     token = processor.tokenizer.convert_tokens_to_ids(processor.audio_token)
-    return Heard({name: tensor[:1] for name, tensor in made.items()}, int((ids == token).sum()))
+    features = {name: tensor[: len(tensor) - len(beside)] for name, tensor in made.items()}
+    return Heard(features, int((ids == token).sum()))
 
 
 def _rows(rows: Tensor, heard: Sequence[Heard]) -> dict[str, Tensor]:

@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 
 from salsa_dist.errors import UserError
 from salsa_dist.speech_llms import (
+    glm_asr,
     granite_speech,
     qwen2_5_omni,
     qwen2_audio,
@@ -43,6 +44,7 @@ _FAMILIES: tuple[type[Family], ...] = (
     voxtral.Voxtral,
     granite_speech.GraniteSpeech,
     qwen2_5_omni.Qwen25Omni,
+    glm_asr.GlmAsr,
 )
 FAMILIES = {model_type: family for family in _FAMILIES for model_type in family.MODEL_TYPES}
 

@@ -22,6 +22,7 @@ ROWS = {
     **dict.fromkeys(("whisper", "qwen2_audio", "granite_speech"), "sample"),
     **dict.fromkeys(("qwen3_asr", "qwen2_5_omni"), "token"),
     "voxtral": "chunk",
+    "glm_asr": "window",
 }
 
 

@@ -105,7 +105,7 @@ def test_the_pretrained_qwen2_audio_reads_the_bare_request(load: Load, tmp_path:
     assert base.family.tokenizer.decode(batch.labels.tolist()) == "kon<|endoftext|>"  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("family", ["qwen2_audio", "qwen2_5_omni", "granite_speech"])
+@pytest.mark.parametrize("family", ["qwen2_audio", "qwen2_5_omni", "granite_speech", "glm_asr"])
 def test_an_instruction_of_the_users(load: Load, family: str) -> None:
     base = load(family, prompt="Write down this {language}.")
     assert "Write down this Bulgarian." in prompt(base, "bg")
@@ -156,6 +156,26 @@ def test_qwen3_asr_asks_as_its_processor_does(load: Load) -> None:
         assert torch.equal(found[name], wanted[name]), name
 
 
+def test_glm_asr_asks_as_its_processor_does(load: Load) -> None:
+    base = load("glm_asr")
+    assert prompt(base, "el") == (
+        "<|user|>\n<|begin_of_audio|><|pad|><|end_of_audio|><|user|>\n"
+        "Please transcribe this audio into text<|assistant|>\n"
+    )
+    processor: Any = base.family.processor  # type: ignore[attr-defined]
+    for seconds, windows in ((0.7, 1), (2.0, 1), (4.37, 3)):
+        clip = noise(seconds, "", "el", 0)
+        wanted = processor.apply_transcription_request(audio=[clip.audio])
+        batch = base.family.prompt_batch([clip])
+        assert batch.rows["encoder"].tolist() == [0] * windows
+        assert batch.inputs["input_features"].shape == (windows, 16, 200)
+        for name in wanted:
+            assert torch.equal(batch.inputs[name], wanted[name]), name
+    assert base.window_s == 20  # its processor takes 21 s, in whole windows of 2
+    with pytest.raises(UserError, match="this base's window is 20 s at most"):
+        load("glm_asr", window_s=21)
+
+
 def test_omni_hears_what_padding_to_300_s_gives(load: Load) -> None:
     base = load("qwen2_5_omni")
     extractor: Any = base.family.features  # type: ignore[attr-defined]
@@ -193,7 +213,9 @@ def test_a_shorter_window_of_qwen2_audio(load: Load) -> None:
         load("qwen2_audio", window_s=3)
 
 
-@pytest.mark.parametrize("family", ["qwen2_audio", "qwen3_asr", "granite_speech", "qwen2_5_omni"])
+@pytest.mark.parametrize(
+    "family", ["qwen2_audio", "qwen3_asr", "granite_speech", "qwen2_5_omni", "glm_asr"]
+)
 def test_a_control_token_in_a_transcript_is_refused(load: Load, family: str) -> None:
     base: Any = load(family)
     for token in (base.family.audio_token, base.family.end):
