@@ -93,7 +93,7 @@ def train(config: Config) -> Trained:
             world_size=ranks.world_size,
             resumed_step=first,
             base={
-                "name": speech_llm.name,
+                "name": known_as(speech_llm.name),
                 "revision": speech_llm.revision,
                 "parameters": speech_llm.parameters,
             },
