@@ -160,7 +160,10 @@ def launch(
         local_port=None if cluster is Cluster.slurm else _free_port(),
     )
     folder = (checked.run / "logs" / "%j").absolute()
+    # What the site or the user sets for every sbatch, and where Slurm's configuration is, stays.
+    own = {k: v for k, v in os.environ.items() if k == "SLURM_CONF" or k.startswith("SBATCH_")}
     with clean_env():  # else a launch from inside a Slurm job would inherit that job's shape
+        os.environ.update(own)
         if cluster is Cluster.slurm:
             return _to_slurm(job, folder, resources, checked, dry_run)
         if cluster is Cluster.local:

@@ -409,6 +409,7 @@ def test_debug_runs_in_the_launcher(desk: Desk) -> None:
 
 SBATCH = """#!/bin/sh
 test -z "$SLURM_NTASKS$MASTER_PORT" || exit 1  # of a job that this one was launched from
+test "$SLURM_CONF $SBATCH_ACCOUNT" = "/etc/its.conf mine" || exit 1  # the site's and the user's own
 echo "Submitted batch job 4242"
 """
 
@@ -439,6 +440,7 @@ def submit(desk: Desk, function: str) -> tuple[Result, Path]:
         (desk.folder / name).chmod(0o755)
     desk.environment["PATH"] = f"{desk.folder}{os.pathsep}{desk.environment['PATH']}"
     desk.environment |= {"SLURM_NTASKS": "9", "MASTER_PORT": "1"}
+    desk.environment |= {"SLURM_CONF": "/etc/its.conf", "SBATCH_ACCOUNT": "mine"}
     options = ("--nodes", "2", "--tasks-per-node", "2", "training.steps=7")
     result = desk.finish(desk.launch_stand_in(function, *options))
     return result, desk.folder / "run" / "logs" / "4242"
