@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -150,6 +151,8 @@ def _import_deepspeed() -> Any:
     import deepspeed
 
     deepspeed.utils.logger.setLevel(logging.WARNING)
+    # DeepSpeed calls torch's collectives by names that torch is about to retire: not for our users.
+    warnings.filterwarnings("ignore", "`torch.distributed.*deprecated", FutureWarning)
     if not torch.cuda.is_available():
         # Else DeepSpeed compiles a shared-memory collective for minutes at its first start; gloo
         # is all that is needed here.
