@@ -22,6 +22,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -90,6 +91,19 @@ class AdapterConfig(_Section):
     seed: int | None = None
 
 
+@dataclass(frozen=True)
+class AdapterSettings:
+    """One adapter with nothing left out."""
+
+    name: str
+    language: str
+    sites: str
+    rule: str
+    lr: float
+    steps: int
+    seed: int
+
+
 class TrainingConfig(_Section):
     steps: int = Field(160, ge=1, description="steps of each adapter")
     lr: float = Field(1e-2, gt=0)
@@ -153,6 +167,22 @@ class Config(_Section):
         if twice := sorted({n for n in names if names.count(n) > 1}):
             raise ValueError(f"two adapters are called {', '.join(twice)}: names must differ")
         return self
+
+    def adapter_settings(self) -> list[AdapterSettings]:
+        """The adapters in row order, each with all that it did not say itself filled in."""
+        t = self.training
+        return [
+            AdapterSettings(
+                name=a.name,
+                language=a.language,
+                sites=a.sites or self.steering.sites,
+                rule=a.rule or self.steering.rule,
+                lr=a.lr or t.lr,
+                steps=a.steps or t.steps,
+                seed=t.seed if a.seed is None else a.seed,
+            )
+            for a in self.adapters
+        ]
 
     def digest(self) -> str:
         """Hash of the settings that decide the trained vectors; where things lie does not count."""

@@ -28,7 +28,7 @@ import torch.distributed as dist
 import yaml
 
 import salsa_dist
-from salsa_dist.config import AdapterConfig, Config
+from salsa_dist.config import AdapterSettings, Config
 from salsa_dist.data.index import ShardIndex
 from salsa_dist.data.plan import AdapterPlan
 from salsa_dist.errors import UserError
@@ -127,12 +127,7 @@ def make_bank(config: Config, speech_llm: SpeechLLM, device: torch.device) -> Ba
     layers = find_layers(speech_llm.model, speech_llm.layers)
     counts = {component: len(stack) for component, stack in layers.items()}
     specs = [
-        AdapterSpec(
-            a.name,
-            tuple(select(a.sites or config.steering.sites, counts)),
-            a.rule or config.steering.rule,
-        )
-        for a in config.adapters
+        AdapterSpec(a.name, tuple(select(a.sites, counts)), a.rule) for a in config.adapter_settings()
     ]
     return Bank(specs, site_widths(layers), device)
 
@@ -147,9 +142,8 @@ def save_adapters(
         shards=index.hash,
         licence=licence if isinstance(licence, str) else None,
     )
-    training = config.training
     paths = []
-    for row, (spec, adapter) in enumerate(zip(bank.specs, config.adapters, strict=True)):
+    for row, (spec, adapter) in enumerate(zip(bank.specs, config.adapter_settings(), strict=True)):
         vectors = SteeringVectors(
             {site: bank.vectors[site][row] for site in spec.sites},
             spec.rule,
@@ -158,9 +152,9 @@ def save_adapters(
             **describe(speech_llm),
             data=data,
             training=TrainingFacts(
-                steps=adapter.steps or training.steps,
-                lr=adapter.lr or training.lr,
-                seed=training.seed if adapter.seed is None else adapter.seed,
+                steps=adapter.steps,
+                lr=adapter.lr,
+                seed=adapter.seed,
                 window_s=speech_llm.window_s,
                 salsa_dist=version("salsa-dist"),
             ),
@@ -353,23 +347,23 @@ def _open_run(config: Config, ranks: Ranks) -> Path:
 
 def _schedules(config: Config) -> list[Schedule]:
     t = config.training
-    return [Schedule(a.lr or t.lr, a.steps or t.steps, t.warmup, t.decay) for a in config.adapters]
+    return [Schedule(a.lr, a.steps, t.warmup, t.decay) for a in config.adapter_settings()]
 
 
 def _batches(config: Config, index: ShardIndex, speech_llm: SpeechLLM, ranks: Ranks) -> StepBatches:
-    def job(adapter: AdapterConfig) -> Job:
+    def job(adapter: AdapterSettings) -> Job:
         speech_llm.family.prompt(adapter.language)  # refuses a language that the base does not know
         plan = AdapterPlan(
             index.select("train", adapter.language),
             config.data.clips_per_step,
             config.data.readers,
-            config.training.seed if adapter.seed is None else adapter.seed,
+            adapter.seed,
             speech_llm.window_s,
         )
-        return Job(plan, adapter.steps or config.training.steps, adapter.language)
+        return Job(plan, adapter.steps, adapter.language)
 
     return StepBatches(
-        [job(adapter) for adapter in config.adapters],
+        [job(adapter) for adapter in config.adapter_settings()],
         config.data.shards,
         speech_llm.family,
         ranks.rank,
