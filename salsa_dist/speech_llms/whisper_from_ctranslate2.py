@@ -27,7 +27,6 @@ import re
 import shutil
 import struct
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +44,7 @@ from transformers import (
 )
 
 from salsa_dist.errors import UserError
+from salsa_dist.new_folder import made_beside
 
 _VERSION, _SPEC, _REVISION = 6, "WhisperSpec", 3
 _TYPES = {
@@ -90,9 +90,7 @@ def convert(sources: Sequence[Path], dest: Path) -> Path:
     variables = read_variables(b"".join(path.read_bytes() for path in source.weights), where)
     settings = _read_json(source.config)
     config, weights = to_hugging_face(variables, where)
-    dest.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{dest.name}-", dir=dest.parent))
-    try:
+    with made_beside(dest) as folder:
         tokenizer = _write_processor(source, config, folder)
         generation = _generation_config(tokenizer, config, settings, source)
         for key in _TOKENS:
@@ -101,11 +99,6 @@ def convert(sources: Sequence[Path], dest: Path) -> Path:
         generation.save_pretrained(folder)
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
         (folder / "model.safetensors").chmod(0o644)  # safetensors makes it private to its writer
-        folder.chmod(0o755)
-        folder.rename(dest)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
     return dest
 
 
