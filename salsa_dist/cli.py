@@ -1,4 +1,7 @@
-"""`salsa-dist`: train | evaluate | report | transcribe | shards build | inspect."""
+"""`salsa-dist`: train | evaluate | report | transcribe | shards build | inspect.
+
+What has commands of its own, such as `shards`, is a file in `commands/`.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from typing import Annotated, Optional
 
 import typer
 
+from salsa_dist.commands import shards
 from salsa_dist.errors import UserError
 
 app = typer.Typer(
@@ -18,8 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-shards_app = typer.Typer(help="Make tar shards of a corpus.", no_args_is_help=True)
-app.add_typer(shards_app, name="shards")
+app.add_typer(shards.app, name="shards")
 
 ConfigArgument = Annotated[Path, typer.Argument(help="YAML file with the run's settings")]
 Overrides = Annotated[
@@ -115,23 +118,6 @@ def inspect(
     named = dict(part.partition("=")[::2] for part in layers or [])
     inspection = inspect_base(base, named)
     print(json.dumps(inspection.tree(), indent=1) if as_json else inspection.table())
-
-
-@shards_app.command()
-def build(
-    recipe: Annotated[str, typer.Argument(help="name of a recipe in shards/, such as tuxpaint")],
-    source: Annotated[Path, typer.Argument(help="folder of the corpus")],
-    out: Annotated[Path, typer.Argument(help="folder for the shards")],
-    languages: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="language codes joined by commas; default: all"),
-    ] = None,
-    seed: Annotated[int, typer.Option(help="of the split and the order")] = 0,
-) -> None:
-    """Turn a corpus into tar shards with an index.json."""
-    from salsa_dist.data.build import build as build_shards
-
-    build_shards(recipe, source, out, languages.split(",") if languages else None, seed)
 
 
 def run_command(command: str, config_path: str, overrides: list[str]) -> None:

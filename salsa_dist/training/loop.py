@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 import os
 import platform
-import signal
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -35,15 +34,17 @@ from salsa_dist.errors import UserError
 from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.placement.ranks import Ranks, join
 from salsa_dist.speech_llms.load import SpeechLLM, load_speech_llm
-from salsa_dist.steering.adapter_folder import DataFacts, TrainingFacts, known_as
+from salsa_dist.steering.adapter_folder import known_as
 from salsa_dist.steering.bank import AdapterSpec, Bank
 from salsa_dist.steering.sites import find_layers, select
-from salsa_dist.steering.vectors import SteeringVectors, describe
 from salsa_dist.steering.widths import site_widths
 from salsa_dist.training import state as states
 from salsa_dist.training.batches import Job, StepBatches, loader
+from salsa_dist.training.console import Console
 from salsa_dist.training.events import Events
 from salsa_dist.training.optimizer import PackedAdam, Reduced, Schedule, reduce_step
+from salsa_dist.training.saved_adapters import save_adapters
+from salsa_dist.training.stop_signals import StopSignals
 
 # The placement is measured on this step after a start: DeepSpeed records the order of modules in the
 # first, and prefetches by it from the second on.
@@ -66,7 +67,7 @@ def train(config: Config) -> Trained:
     """
     with join() as ranks, ExitStack() as stack:
         _refuse_unwritable(config.run)
-        say = _Console(ranks.is_first)
+        say = Console(ranks.is_first)
         index = ShardIndex.load(config.data.shards)
         say(f"loading base {config.base.name}")
         speech_llm = load_speech_llm(**config.base.model_dump(), device=ranks.device)
@@ -105,7 +106,7 @@ def train(config: Config) -> Trained:
             speech_llm, bank, ranks, config.placement, config.training.activation_checkpointing
         )
         stack.callback(base.close)
-        signals = stack.enter_context(_StopSignals())
+        signals = stack.enter_context(StopSignals())
         loop = _Loop(config, ranks, base, optimizer, batches, identity, events, say, signals)
         step = loop.run(first) if first < len(batches) else first
         finished = step == len(batches)
@@ -130,37 +131,6 @@ def make_bank(config: Config, speech_llm: SpeechLLM, device: torch.device) -> Ba
         AdapterSpec(a.name, tuple(select(a.sites, counts)), a.rule) for a in config.adapter_settings()
     ]
     return Bank(specs, site_widths(layers), device)
-
-
-def save_adapters(
-    folder: Path, bank: Bank, config: Config, speech_llm: SpeechLLM, index: ShardIndex
-) -> list[Path]:
-    """Write each adapter of the bank into a folder of its own, with what it was made of."""
-    licence = index.recipe.get("licence")
-    data = DataFacts(
-        name=known_as(index.name),
-        shards=index.hash,
-        licence=licence if isinstance(licence, str) else None,
-    )
-    paths = []
-    for row, (spec, adapter) in enumerate(zip(bank.specs, config.adapter_settings(), strict=True)):
-        vectors = SteeringVectors(
-            {site: bank.vectors[site][row] for site in spec.sites},
-            spec.rule,
-            name=spec.name,
-            language=adapter.language,
-            **describe(speech_llm),
-            data=data,
-            training=TrainingFacts(
-                steps=adapter.steps,
-                lr=adapter.lr,
-                seed=adapter.seed,
-                window_s=speech_llm.window_s,
-                salsa_dist=version("salsa-dist"),
-            ),
-        )
-        paths.append(vectors.save(folder / spec.name))
-    return paths
 
 
 def environment() -> dict[str, str]:
@@ -188,8 +158,8 @@ class _Loop:
         batches: StepBatches,
         identity: states.RunIdentity,
         events: Events,
-        say: _Console,
-        signals: _StopSignals,
+        say: Console,
+        signals: StopSignals,
     ) -> None:
         self.config = config
         self.ranks = ranks
@@ -315,17 +285,6 @@ class _Loop:
             self.events.write("checkpoint", step=step, bytes=size)
 
 
-class _Console:
-    """One line at a time on the first rank, flushed, so that a log file can be followed."""
-
-    def __init__(self, enabled: bool) -> None:
-        self.enabled = enabled
-
-    def __call__(self, line: str) -> None:
-        if self.enabled:
-            print(line, flush=True)
-
-
 def _refuse_unwritable(run: Path) -> None:
     """Before minutes of loading: the run's folder, or the nearest one above it, can be written."""
     there = next(p for p in [run, *run.absolute().parents] if p.exists())
@@ -370,33 +329,6 @@ def _batches(config: Config, index: ShardIndex, speech_llm: SpeechLLM, ranks: Ra
         ranks.world_size,
         config.training.micro_batch,
     )
-
-
-class _StopSignals:
-    """Inside its block, signals to stop are noted, instead of ending the process at once.
-
-    SIGUSR2 is how a cluster announces a time limit. A launcher may have a handler for it that asks
-    for the job to be run again: it is called by `hand_over`, once the state is saved.
-    """
-
-    def __init__(self) -> None:
-        self.received: list[int] = []
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> _StopSignals:
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
-            self._before[number] = signal.signal(number, lambda n, _: self.received.append(n))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def hand_over(self) -> None:
-        """Let the handler that was there before do its part."""
-        handler = self._before[signal.SIGUSR2]
-        if signal.SIGUSR2 in self.received and callable(handler):
-            handler(signal.SIGUSR2, None)
 
 
 def _number(value: torch.Tensor) -> float | None:

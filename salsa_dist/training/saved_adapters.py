@@ -1,0 +1,44 @@
+"""The adapters of a finished run: each in a folder of its own, with what it was made of."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+
+from salsa_dist.config import Config
+from salsa_dist.data.index import ShardIndex
+from salsa_dist.speech_llms.load import SpeechLLM
+from salsa_dist.steering.adapter_folder import DataFacts, TrainingFacts, known_as
+from salsa_dist.steering.bank import Bank
+from salsa_dist.steering.vectors import SteeringVectors, describe
+
+
+def save_adapters(
+    folder: Path, bank: Bank, config: Config, speech_llm: SpeechLLM, index: ShardIndex
+) -> list[Path]:
+    """Write each adapter of the bank into a folder of its own, with what it was made of."""
+    licence = index.recipe.get("licence")
+    data = DataFacts(
+        name=known_as(index.name),
+        shards=index.hash,
+        licence=licence if isinstance(licence, str) else None,
+    )
+    paths = []
+    for row, (spec, adapter) in enumerate(zip(bank.specs, config.adapter_settings(), strict=True)):
+        vectors = SteeringVectors(
+            {site: bank.vectors[site][row] for site in spec.sites},
+            spec.rule,
+            name=spec.name,
+            language=adapter.language,
+            **describe(speech_llm),
+            data=data,
+            training=TrainingFacts(
+                steps=adapter.steps,
+                lr=adapter.lr,
+                seed=adapter.seed,
+                window_s=speech_llm.window_s,
+                salsa_dist=version("salsa-dist"),
+            ),
+        )
+        paths.append(vectors.save(folder / spec.name))
+    return paths
