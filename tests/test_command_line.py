@@ -173,16 +173,14 @@ def test_config_typo(refused: Refused, trained: Path) -> None:
     assert "did you mean 'steps'" in refused("train", trained, "training.stepz=3")
 
 
-def test_clip_that_is_empty_unreadable_too_long_or_not_there(
+def test_clip_that_is_empty_unreadable_or_not_there(
     refused: Refused, tiny_base: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "text.wav").write_text("no audio")
     soundfile.write(tmp_path / "empty.wav", np.zeros(0), 16_000)
-    soundfile.write(tmp_path / "long.wav", np.zeros(16_000 * 3), 16_000)
     for name, said in (
         ("text.wav", "text.wav"),
         ("empty.wav", "empty.wav"),
-        ("long.wav", "3.0 s"),
         ("none.wav", "none.wav"),
     ):
         assert said in refused("transcribe", tiny_base, tmp_path / name, "--language", "bg")

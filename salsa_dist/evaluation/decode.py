@@ -15,6 +15,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from salsa_dist.data.shards import read_range, read_sample
 from salsa_dist.errors import UserError
 from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.placement.ranks import Ranks, join
+from salsa_dist.speech_llms import long_audio
 from salsa_dist.speech_llms.batch import Transcript
 from salsa_dist.speech_llms.load import SpeechLLM, load_speech_llm
 from salsa_dist.steering.bank import Bank
@@ -62,12 +64,13 @@ def transcribe(
 
     Args:
         base: from `load_speech_llm`.
-        files: wav, flac, ogg or mp3 at any rate, each no longer than the base's window.
+        files: wav, flac, ogg or mp3 at any rate; one longer than the base's window is cut into pieces
+            where it is quiet.
         language: their language's code, or one a file.
         vectors: an adapter to steer with, or one a file; None: the base as it is, or as it is already
             steered.
-        batch: clips of one pass.
-        max_new_tokens: limit of a transcript.
+        batch: clips, or pieces of long ones, of one pass.
+        max_new_tokens: limit of a transcript, or of a piece's.
         force: take adapters of another base too, as long as their sites and widths are there.
     """
     languages = [language] * len(files) if isinstance(language, str) else list(language)
@@ -89,14 +92,19 @@ def transcribe(
     ]
     weight = next(base.model.parameters())
     bank = bank_of(adapters, weight.device)
-    texts: list[str] = []
+    cut = [long_audio.pieces(clip, base.window_s) for clip in clips]
+    parts = [piece for pieces in cut for piece in pieces]
+    transcripts: list[Transcript] = []
     with bank.attached(site_modules(base.model, base.layers)):
-        for i in range(0, len(clips), batch):
-            prompts = base.family.prompt_batch(clips[i : i + batch]).to(weight.device, weight.dtype)
+        for i in range(0, len(parts), batch):
+            prompts = base.family.prompt_batch(parts[i : i + batch]).to(weight.device, weight.dtype)
             with bank.rows(prompts.rows):
-                transcripts = base.family.generate(base.model, prompts, max_new_tokens)
-            texts += [transcript.text for transcript in transcripts]
-    return texts
+                transcripts += base.family.generate(base.model, prompts, max_new_tokens)
+    of_piece = iter(transcripts)
+    return [
+        long_audio.joined(list(islice(of_piece, len(pieces))), clip.language).text
+        for clip, pieces in zip(clips, cut, strict=True)
+    ]
 
 
 def evaluate(config: Config) -> Path:
@@ -144,18 +152,17 @@ def _decode_window(
     names = [a.name for a in config.adapters]
     items = [
         item
-        for item in _items(config, index, window)
+        for item in _items(config, index)
         if (item.entry.key, names[item.row] if item.row >= 0 else None) not in done
     ]
     # Long clips first: those of a batch end together, and the last batches are short.
     items.sort(key=lambda item: (-item.entry.seconds, item.entry.key, item.row))
-    size = config.evaluation.batch
     decoding = config.evaluation.decoding.model_dump()
-    batches = [items[i : i + size] for i in range(0, len(items), size)]
+    batches = _batched(items, config.evaluation.batch, window)
     mine = batches[ranks.rank :: ranks.world_size]
     # All ranks make the same number of calls: under ZeRO-3 each is a collective.
     calls = -(-len(batches) // ranks.world_size)
-    said = time.monotonic()
+    said, begun = time.monotonic(), 0
     with jsonl.append(folder / f"window{window:g}-rank{ranks.rank}.jsonl") as out:
         for call in range(calls):
             batch = mine[call] if call < len(mine) else []
@@ -165,23 +172,32 @@ def _decode_window(
                 line = _line(config, item, clip, transcript, names, window)
                 out.write(json.dumps(line, ensure_ascii=False) + "\n")
             out.flush()
+            begun += sum(map(len, batches[call * ranks.world_size : (call + 1) * ranks.world_size]))
             if ranks.is_first and (time.monotonic() - said >= 5 or call + 1 == calls):
                 said = time.monotonic()
-                count = min(len(items), (call + 1) * size * ranks.world_size)
-                print(f"transcribed {count}/{len(items)} at the {window:g} s window", flush=True)
+                print(f"transcribed {begun}/{len(items)} at the {window:g} s window", flush=True)
     return len(items)
 
 
-def _items(config: Config, index: ShardIndex, window: float) -> Iterator[_Item]:
+def _batched(items: Sequence[_Item], size: int, window: float) -> list[list[_Item]]:
+    """`items` in order, as many a batch as make `size` clips or pieces of clips; always one."""
+    batches: list[list[_Item]] = []
+    room = 0
+    for item in items:
+        pieces = long_audio.most_pieces(item.entry.seconds, window)
+        if not batches or pieces > room:
+            batches.append([])
+            room = size
+        batches[-1].append(item)
+        room -= pieces
+    return batches
+
+
+def _items(config: Config, index: ShardIndex) -> Iterator[_Item]:
     languages = dict.fromkeys(a.language for a in config.adapters)
     for language in languages:
         for shard in index.select(config.evaluation.split, language):
             for entry in shard.entries:
-                if entry.seconds > window:
-                    raise UserError(
-                        f"clip {entry.key} of {shard.path} lasts {entry.seconds:.1f} s, longer than "
-                        f"the {window:g} s window: take it out of evaluation.windows_s"
-                    )
                 if config.evaluation.zero_shot:
                     yield _Item(shard, entry, language, -1)
                 for row, adapter in enumerate(config.adapters):

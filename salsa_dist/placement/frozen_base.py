@@ -15,6 +15,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from salsa_dist.data.clip import Clip, silent_clip
 from salsa_dist.placement.ranks import Ranks, group_size
 from salsa_dist.placement.recompute import recompute_in_backward
 from salsa_dist.placement.zero import StepTraffic, ZeroShards, ds_settings
+from salsa_dist.speech_llms import long_audio
 from salsa_dist.speech_llms.batch import AdapterBatch, Transcript
 from salsa_dist.speech_llms.load import SpeechLLM
 from salsa_dist.steering.bank import Bank
@@ -83,16 +85,22 @@ class FrozenBase:
         self, clips: Sequence[Clip], max_new_tokens: int, decoding: Mapping[str, Any] | None = None
     ) -> list[Transcript]:
         """Transcribe `clips`, each with its own adapter on. All ranks call this equally often; a
-        rank that has no clips left passes none."""
+        rank that has no clips left passes none. Clips longer than the window are cut and joined."""
         # Under ZeRO-3 every rank must step along, so an empty batch is one silent clip.
         taking_part = list(clips) or [silent_clip(self.family.languages[0])] * (self.size > 1)
         if not taking_part:
             return []
-        batch = self.family.prompt_batch(taking_part).to(self.ranks.device, self.dtype)
+        cut = [long_audio.pieces(clip, self.family.window_s) for clip in taking_part]
+        parts = [piece for pieces in cut for piece in pieces]
+        batch = self.family.prompt_batch(parts).to(self.ranks.device, self.dtype)
         batch = replace(batch, options={**batch.options, **(decoding or {})})
         with torch.inference_mode(), self.bank.rows(batch.rows):
             transcripts = self.family.generate(self.model, batch, max_new_tokens, synced=self.size > 1)
-        return transcripts[: len(clips)]
+        of_piece = iter(transcripts)
+        return [
+            long_audio.joined(list(islice(of_piece, len(pieces))), clip.language)
+            for clip, pieces in zip(clips, cut, strict=False)
+        ]
 
     def after_backward(self) -> None:
         """Release what backward left gathered."""

@@ -7,6 +7,8 @@ from collections.abc import Container
 
 from salsa_dist.errors import UserError
 
+# Scripts written without spaces between words.
+_NO_SPACES = {"zh", "yue", "ja", "th", "lo", "my", "km", "bo"}
 _CODE = re.compile(r"[A-Za-z]{2,4}(?:[-_][A-Za-z0-9]{2,4})*")
 
 
@@ -26,6 +28,11 @@ def parts(language: str) -> list[str]:
 def first_known(language: str, known: Container[str]) -> str | None:
     """The first part of `language` that is in `known`; None if no part is."""
     return next((part for part in parts(language) if part in known), None)
+
+
+def has_no_spaces(language: str) -> bool:
+    """Whether words are written without spaces; mixed speech goes by its first part."""
+    return parts(language)[0] in _NO_SPACES
 
 
 def english_name(language: str) -> str | None:

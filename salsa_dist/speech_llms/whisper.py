@@ -23,9 +23,6 @@ from salsa_dist.speech_llms.batch import AdapterBatch, PromptBatch, Transcript
 from salsa_dist.speech_llms.family import Checkpoint, FamilyOptions, auto_processor
 from salsa_dist.speech_llms.window import audio_of, fixed, shorten
 
-# Scripts written without spaces: Whisper's transcripts of these do not begin with one.
-_NO_SPACES = {"zh", "yue", "ja", "th", "lo", "my", "km", "bo"}
-
 
 class Whisper:
     """Batches for Whisper, and its transcripts.
@@ -56,6 +53,7 @@ class Whisper:
         self.language_as = options.language_as
         self.languages = sorted(self.language_ids)
         self.tokenizer = processor.tokenizer
+        self._control = {*self.tokenizer.all_special_ids, *self.tokenizer.get_added_vocab().values()}
         self.eos: int = config.eos_token_id
         self.start: int = config.decoder_start_token_id
         self.max_tokens: int = config.max_target_positions
@@ -124,8 +122,15 @@ class Whisper:
         text = clip.text.strip()
         if not text:
             return []
-        space = "" if self.announced(clip.language) in _NO_SPACES else " "
-        return [*self.tokenizer(space + text, add_special_tokens=False).input_ids, self.eos]
+        # Whisper's transcripts begin with a space where words are written with one.
+        space = "" if languages.has_no_spaces(self.announced(clip.language)) else " "
+        own: list[int] = self.tokenizer(space + text, add_special_tokens=False).input_ids
+        if not self._control.isdisjoint(own):
+            raise UserError(
+                f"clip {clip.key}: its transcript {text[:40]!r} holds a control token of this base: "
+                "take it out of the shards"
+            )
+        return [*own, self.eos]
 
     def prompt_batch(self, clips: Sequence[Clip]) -> PromptBatch:
         """Audio of `clips`; Whisper writes the prompt itself, from the languages."""

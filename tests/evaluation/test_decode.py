@@ -39,6 +39,16 @@ def test_each_clip_once_a_method_and_window(config: Config) -> None:
     assert {line["method"] for line in lines(config.run)} == {"zero-shot", "salsa"}
 
 
+def test_clips_longer_than_the_window_are_heard_in_pieces(config: Config) -> None:
+    evaluation = config.evaluation.model_copy(update={"windows_s": [0.5], "batch": 3})
+    evaluate(config.model_copy(update={"evaluation": evaluation}))
+    found = sorted(map(identity, lines(config.run)), key=str)
+    assert len(found) == len(set(found)) == 2 * 6 * 2
+    longest = max(lines(config.run), key=lambda line: line["seconds"])
+    assert longest["seconds"] > 1
+    assert len(longest["hypothesis"].split()) >= 2  # one piece's words and another's
+
+
 def test_stopped_evaluation_goes_on_with_what_is_missing(config: Config) -> None:
     evaluate(config)
     whole = {identity(line): line for line in lines(config.run)}
