@@ -13,6 +13,7 @@ from typing import Annotated, Optional
 import typer
 
 from salsa_dist.commands import shards
+from salsa_dist.config import Config
 from salsa_dist.errors import UserError
 
 app = typer.Typer(
@@ -127,13 +128,29 @@ def run_command(command: str, config_path: str, overrides: list[str]) -> None:
     config = load_config(config_path, overrides)
     _quiet_transformers()
     if command == "train":
-        from salsa_dist.training.loop import train as train_run
-
-        train_run(config)
+        _train(config)
     else:
         from salsa_dist.evaluation.decode import evaluate as evaluate_run
 
         evaluate_run(config)
+
+
+def _train(config: Config) -> None:
+    """Whatever the config's method needs before it can be evaluated."""
+    if config.method.kind == "salsa":
+        from salsa_dist.training.loop import train as train_run
+
+        train_run(config)
+    elif config.method.kind == "mean-difference":
+        from salsa_dist.baselines.mean_difference import make_vectors
+
+        make_vectors(config)
+    elif config.method.kind == "in-context":
+        raise UserError("method in-context trains nothing: `salsa-dist evaluate` is all it needs")
+    else:
+        from salsa_dist.baselines.tuned import tune
+
+        tune(config)
 
 
 def _quiet_transformers() -> None:

@@ -6,6 +6,7 @@
     ├── run          folder of the run: events, state, adapters, report
     ├── base         which speech-LLM, its precision, its audio window
     ├── data         where the shards are, how much of them one adapter step takes
+    ├── method       salsa, or what it is compared with: lora, bias, mean-difference, in-context
     ├── steering     sites and rule, for every adapter that does not say otherwise
     ├── adapters     a list: one entry, one adapter, one row of the bank
     ├── training     steps, learning rate, checkpoints
@@ -104,6 +105,60 @@ class AdapterSettings:
     seed: int
 
 
+class SalsaMethod(_Section):
+    """Steering vectors, trained: what this project is for."""
+
+    kind: Literal["salsa"] = "salsa"
+
+
+class LoraMethod(_Section):
+    """Low-rank updates of linear weights in the layers of the sites, by PEFT."""
+
+    kind: Literal["lora"]
+    rank: int = Field(8, ge=1)
+    alpha: int = Field(16, ge=1)
+    targets: list[str] = Field(
+        ["q_proj", "v_proj"], min_length=1, description="names of linear modules inside a layer"
+    )
+
+
+class BiasMethod(_Section):
+    """Every bias in the layers of the sites."""
+
+    kind: Literal["bias"]
+
+
+class MeanDifferenceMethod(_Section):
+    """Vectors that are not trained: mean activations of another language's speech less one's own."""
+
+    kind: Literal["mean-difference"]
+    contrast: str = Field(description="language that the base knows well, in the same shards")
+    scale: float = Field(1.0, description="how much of the difference; chosen on dev")
+    clips: int = Field(100, ge=1, description="training clips of each language")
+
+
+class InContextMethod(_Section):
+    """Solved examples before each utterance; nothing is trained."""
+
+    kind: Literal["in-context"]
+    examples: int = Field(4, ge=1, description="fewer where they do not fit the window")
+    choose: Literal["random", "audio", "text"] = Field(
+        "random",
+        description="at random; or nearest by the base's own encoder, or by the letters of its draft",
+    )
+    pool: int = Field(200, ge=1, description="training clips to choose from")
+
+
+Method = SalsaMethod | LoraMethod | BiasMethod | MeanDifferenceMethod | InContextMethod
+_METHODS: dict[str, type[_Section]] = {
+    "salsa": SalsaMethod,
+    "lora": LoraMethod,
+    "bias": BiasMethod,
+    "mean-difference": MeanDifferenceMethod,
+    "in-context": InContextMethod,
+}
+
+
 class TrainingConfig(_Section):
     steps: int = Field(160, ge=1, description="steps of each adapter")
     lr: float = Field(1e-2, gt=0)
@@ -155,6 +210,7 @@ class Config(_Section):
     run: Folder = Field(description="folder of this run")
     base: BaseConfig
     data: DataConfig
+    method: Annotated[Method, Field(discriminator="kind")] = SalsaMethod()
     steering: SteeringConfig = SteeringConfig()
     adapters: list[AdapterConfig] = Field(min_length=1)
     training: TrainingConfig = TrainingConfig()
@@ -188,7 +244,7 @@ class Config(_Section):
         """Hash of the settings that decide the trained vectors; where things lie does not count."""
         tree = self.model_dump(
             mode="json",
-            include={"base", "data", "steering", "adapters", "training"},
+            include={"base", "data", "method", "steering", "adapters", "training"},
             exclude={
                 "base": {"name", "revision"},
                 "data": {"workers", "shards"},
@@ -265,8 +321,9 @@ def _explain(error: Any) -> str:
 def _keys_at(loc: Sequence[str]) -> list[str]:
     model: Any = Config
     for part in loc:
-        if part.isdigit():
-            continue
-        annotation = model.model_fields[part].annotation
-        model = AdapterConfig if part == "adapters" else annotation
+        if part in _METHODS:
+            model = _METHODS[part]
+        elif not part.isdigit() and part != "method":
+            annotation = model.model_fields[part].annotation
+            model = AdapterConfig if part == "adapters" else annotation
     return list(model.model_fields)

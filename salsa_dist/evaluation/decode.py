@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -22,7 +23,11 @@ from typing import Any
 import torch.distributed as dist
 
 from salsa_dist import jsonl
-from salsa_dist.config import Config
+from salsa_dist.baselines import tuned_file
+from salsa_dist.baselines.in_context import InContext
+from salsa_dist.baselines.mean_difference import first_clips
+from salsa_dist.baselines.tuned import installed
+from salsa_dist.config import BiasMethod, Config, InContextMethod, LoraMethod
 from salsa_dist.data.audio import read_audio
 from salsa_dist.data.clip import SAMPLE_RATE, Clip
 from salsa_dist.data.index import Entry, Shard, ShardIndex
@@ -36,6 +41,7 @@ from salsa_dist.speech_llms.load import SpeechLLM, load_speech_llm
 from salsa_dist.steering.bank import Bank
 from salsa_dist.steering.sites import site_modules
 from salsa_dist.steering.vectors import SteeringVectors, bank_of
+from salsa_dist.training.loop import open_run
 
 SCHEMA = "salsa-dist/hypotheses/1"
 
@@ -110,36 +116,92 @@ def transcribe(
 def evaluate(config: Config) -> Path:
     """Transcribe the evaluation split with the run's adapters and without, at each window.
 
+    A run of another method is decoded with what that method trained, or with its examples.
+
     Returns the folder with the transcripts; `build_report` scores them.
     """
     folder = config.run / "evaluation"
     with join() as ranks:
         index = ShardIndex.load(config.data.shards)
-        adapters = [_adapter(config, a.name) for a in config.adapters]
+        if config.method.kind == "in-context":
+            open_run(config, ranks)  # nothing was trained, so nothing has made it yet
+        digests = {a.name: _digest(config, a.name) for a in config.adapters}
         if ranks.is_first:
-            _make_folder(folder, config, index, adapters)
+            _make_folder(folder, config, index, digests)
         dist.barrier()
         started, decoded = time.monotonic(), 0
         for window in config.evaluation.windows_s:
-            settings = {**config.base.model_dump(), "window_s": window}
-            speech_llm = load_speech_llm(**settings, device=ranks.device)
-            bank = _bank(adapters, speech_llm, ranks)
-            base = FrozenBase(speech_llm, bank, ranks, config.evaluation.placement)
-            decoded += _decode_window(config, folder, index, base, ranks)
-            base.close()
+            for rows in _passes(config):
+                with _ready(config, window, rows, index, ranks) as (base, generate):
+                    decoded += _decode(config, folder, index, rows, base, generate, ranks)
         if ranks.is_first:
             _summarise(folder, config, time.monotonic() - started, decoded)
     return folder
 
 
-def _decode_window(
+def _passes(config: Config) -> list[list[int]]:
+    """The rows that are decoded with one load of the base; -1 is the base as it is.
+
+    Vectors share a load. What trains the base's own weights, or puts examples before a clip, does not.
+    """
+    zero_shot = [-1] if config.evaluation.zero_shot else []
+    adapters = list(range(len(config.adapters)))
+    if config.method.kind in ("salsa", "mean-difference"):
+        return [zero_shot + adapters]
+    return [rows for rows in [zero_shot, *([row] for row in adapters)] if rows]
+
+
+_Generate = Callable[[Sequence[Clip]], list[Transcript]]
+
+
+@contextmanager
+def _ready(
+    config: Config, window: float | None, rows: Sequence[int], index: ShardIndex, ranks: Ranks
+) -> Iterator[tuple[FrozenBase, _Generate]]:
+    """The base with what a pass adds to it, and what transcribes its clips."""
+    settings = {**config.base.model_dump(), "window_s": window}
+    speech_llm = load_speech_llm(**settings, device=ranks.device)
+    method, placement = config.method, config.evaluation.placement
+    bank = Bank([], {}, ranks.device)
+    examples: InContext | None = None
+    if rows != [-1]:
+        if method.kind not in ("salsa", "mean-difference") and placement.kind != "replicate":
+            raise UserError(f"method {method.kind}: set evaluation.placement.kind to replicate")
+        adapter = config.adapter_settings()[rows[-1]]
+        if isinstance(method, LoraMethod | BiasMethod):
+            weights = installed(config, speech_llm, adapter)
+            tuned_file.restore(config.run / "adapters" / adapter.name, weights, speech_llm.revision)
+        elif isinstance(method, InContextMethod):
+            pool = first_clips(
+                config.data.shards, index, adapter.language, method.pool, speech_llm.window_s
+            )
+            examples = InContext(method, speech_llm, pool, adapter.seed)
+        else:
+            bank = _bank(config, speech_llm, ranks)
+    base = FrozenBase(speech_llm, bank, ranks, placement)
+    limit, decoding = config.evaluation.max_new_tokens, config.evaluation.decoding.model_dump()
+
+    def generate(clips: Sequence[Clip]) -> list[Transcript]:
+        if examples is not None:
+            return [examples.transcribe(clip, limit, decoding) for clip in clips]
+        return base.generate(clips, limit, decoding)
+
+    try:
+        yield base, generate
+    finally:
+        base.close()
+
+
+def _decode(
     config: Config,
     folder: Path,
     index: ShardIndex,
+    rows: Sequence[int],
     base: FrozenBase,
+    generate: _Generate,
     ranks: Ranks,
 ) -> int:
-    """Transcribe what is still missing at one window; returns how many clips, over all ranks."""
+    """Transcribe what is still missing of `rows`; returns how many clips, over all ranks."""
     window = base.family.window_s
     done = {
         (line["key"], line["adapter"])
@@ -152,12 +214,11 @@ def _decode_window(
     names = [a.name for a in config.adapters]
     items = [
         item
-        for item in _items(config, index)
+        for item in _items(config, index, rows)
         if (item.entry.key, names[item.row] if item.row >= 0 else None) not in done
     ]
     # Long clips first: those of a batch end together, and the last batches are short.
     items.sort(key=lambda item: (-item.entry.seconds, item.entry.key, item.row))
-    decoding = config.evaluation.decoding.model_dump()
     batches = _batched(items, config.evaluation.batch, window)
     mine = batches[ranks.rank :: ranks.world_size]
     # All ranks make the same number of calls: under ZeRO-3 each is a collective.
@@ -166,8 +227,8 @@ def _decode_window(
     with jsonl.append(folder / f"window{window:g}-rank{ranks.rank}.jsonl") as out:
         for call in range(calls):
             batch = mine[call] if call < len(mine) else []
-            clips = [_read(config.data.shards, item) for item in batch]
-            transcripts = base.generate(clips, config.evaluation.max_new_tokens, decoding)
+            clips = [_read(config, item) for item in batch]
+            transcripts = generate(clips)
             for item, clip, transcript in zip(batch, clips, transcripts, strict=True):
                 line = _line(config, item, clip, transcript, names, window)
                 out.write(json.dumps(line, ensure_ascii=False) + "\n")
@@ -193,20 +254,17 @@ def _batched(items: Sequence[_Item], size: int, window: float) -> list[list[_Ite
     return batches
 
 
-def _items(config: Config, index: ShardIndex) -> Iterator[_Item]:
+def _items(config: Config, index: ShardIndex, rows: Sequence[int]) -> Iterator[_Item]:
     languages = dict.fromkeys(a.language for a in config.adapters)
     for language in languages:
+        own = [r for r in rows if r < 0 or config.adapters[r].language == language]
         for shard in index.select(config.evaluation.split, language):
             for entry in shard.entries:
-                if config.evaluation.zero_shot:
-                    yield _Item(shard, entry, language, -1)
-                for row, adapter in enumerate(config.adapters):
-                    if adapter.language == language:
-                        yield _Item(shard, entry, language, row)
+                yield from (_Item(shard, entry, language, row) for row in own)
 
 
-def _read(folder: Path, item: _Item) -> Clip:
-    path = folder / item.shard.path
+def _read(config: Config, item: _Item) -> Clip:
+    path = config.data.shards / item.shard.path
     audio, facts = read_sample(read_range(path, item.entry), path, item.entry.key)
     return Clip(item.entry.key, audio, str(facts["text"]), item.language, item.row)
 
@@ -224,7 +282,7 @@ def _line(
         "key": clip.key,
         "language": clip.language,
         "split": config.evaluation.split,
-        "method": "salsa" if item.row >= 0 else "zero-shot",
+        "method": config.method.kind if item.row >= 0 else "zero-shot",
         "adapter": names[item.row] if item.row >= 0 else None,
         "window_s": window,
         "seconds": round(clip.seconds, 3),
@@ -241,16 +299,25 @@ def _adapter(config: Config, name: str) -> SteeringVectors:
     return SteeringVectors.load(path)
 
 
-def _bank(adapters: Sequence[SteeringVectors], base: SpeechLLM, ranks: Ranks) -> Bank:
-    """The run's trained adapters as a bank."""
+def _bank(config: Config, base: SpeechLLM, ranks: Ranks) -> Bank:
+    """The run's adapters as a bank."""
+    adapters = [_adapter(config, a.name) for a in config.adapters]
     for adapter in adapters:
         adapter.check(base)
     return bank_of(adapters, ranks.device)
 
 
-def _make_folder(
-    folder: Path, config: Config, index: ShardIndex, adapters: Sequence[SteeringVectors]
-) -> None:
+def _digest(config: Config, name: str) -> str:
+    """What an adapter's transcripts depend on, beside the base and the clips."""
+    method = config.method
+    if isinstance(method, LoraMethod | BiasMethod):
+        return tuned_file.digest(config.run / "adapters" / name)
+    if isinstance(method, InContextMethod):
+        return method.model_dump_json()
+    return _adapter(config, name).digest()
+
+
+def _make_folder(folder: Path, config: Config, index: ShardIndex, digests: Mapping[str, str]) -> None:
     """Keep earlier transcripts only if all that they depend on is the same."""
     settings = {
         "schema": SCHEMA,
@@ -259,7 +326,7 @@ def _make_folder(
         "split": config.evaluation.split,
         "max_new_tokens": config.evaluation.max_new_tokens,
         "decoding": config.evaluation.decoding.model_dump(),
-        "adapters": {c.name: a.digest() for c, a in zip(config.adapters, adapters, strict=True)},
+        "adapters": dict(digests),
     }
     path = folder / "settings.json"
     if not path.is_file() or json.loads(path.read_text(encoding="utf-8")) != settings:

@@ -165,7 +165,7 @@ class ChatFamily(ABC):
         rows = torch.tensor([clip.row for clip in clips])
         return AdapterBatch(
             keys=[clip.key for clip in clips],
-            inputs={"input_ids": ids, "attention_mask": mask, **_side_by_side(heard)},
+            inputs={"input_ids": ids, "attention_mask": mask, **side_by_side(heard)},
             label_positions=positions,
             labels=torch.tensor([i for answer in answers for i in answer], dtype=torch.long),
             label_rows=rows.repeat_interleave(torch.tensor([len(answer) for answer in answers])),
@@ -177,7 +177,7 @@ class ChatFamily(ABC):
         prompts = [self.prompt_ids(c.language, h.tokens) for c, h in zip(clips, heard, strict=True)]
         ids, mask = _padded(prompts, self._pad_id, left=True)
         return PromptBatch(
-            inputs={"input_ids": ids, "attention_mask": mask, **_side_by_side(heard)},
+            inputs={"input_ids": ids, "attention_mask": mask, **side_by_side(heard)},
             options={},
             rows=_rows(torch.tensor([clip.row for clip in clips]), heard),
         )
@@ -250,7 +250,7 @@ def _padded(sequences: Sequence[Sequence[int]], pad_id: int, left: bool) -> tupl
     return ids, mask
 
 
-def _side_by_side(heard: Sequence[Heard]) -> dict[str, Tensor]:
+def side_by_side(heard: Sequence[Heard]) -> dict[str, Tensor]:
     """Each feature of all clips, zeros behind the shorter ones."""
     batch = {}
     for name in heard[0].features:

@@ -9,16 +9,20 @@ Element of an encoder layer's output: one clip.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from salsa_dist.data.clip import SAMPLE_RATE
+from salsa_dist.data.clip import SAMPLE_RATE, Clip
+from salsa_dist.errors import UserError
 from salsa_dist.speech_llms import languages
-from salsa_dist.speech_llms.chat import ChatFamily, Heard, heard_by
+from salsa_dist.speech_llms.batch import PromptBatch
+from salsa_dist.speech_llms.chat import ChatFamily, Heard, heard_by, side_by_side
 from salsa_dist.speech_llms.family import Checkpoint, FamilyOptions
-from salsa_dist.speech_llms.window import fixed, shorten
+from salsa_dist.speech_llms.window import audio_of, fixed, shorten
 
 # As the authors evaluate ASR: QwenLM/Qwen2-Audio, eval_audio/evaluate_asr.py and EVALUATION.md.
 _REQUEST = "Detect the language and recognize the speech: <|{code}|>"
@@ -73,12 +77,45 @@ class Qwen2Audio(ChatFamily):
     def hear(self, audio: NDArray[np.float32]) -> Heard:
         return heard_by(self.processor, audio)
 
+    def in_context_batch(self, clip: Clip, examples: Sequence[Clip]) -> PromptBatch:
+        """`clip` behind solved examples: turns of a chat, or requests with their answers in a row."""
+        clips = [*examples, clip]
+        answers = [example.text.strip() for example in examples]
+        if self.chats:
+            text = self._turns(clip.language, [*answers, None])
+        else:
+            bare = self.prompt_text(clip.language)
+            text = "".join(f"{bare}{answer}{self.end}" for answer in answers) + bare
+        heard = [self.hear(audio_of(c, self.window_s)) for c in clips]
+        between = text.split(self.audio_token)
+        if len(between) != len(clips) + 1:
+            raise UserError(f"clip {clip.key}: an example's transcript holds {self.audio_token}")
+        ids = self.tokenizer(
+            between[0]
+            + "".join(
+                self.audio_token * h.tokens + rest for h, rest in zip(heard, between[1:], strict=True)
+            ),
+            add_special_tokens=False,
+            return_tensors="pt",
+        ).input_ids
+        return PromptBatch(
+            inputs={"input_ids": ids, "attention_mask": torch.ones_like(ids), **side_by_side(heard)},
+            options={},
+            rows={"encoder": torch.full((len(clips),), clip.row), "llm": torch.tensor([clip.row])},
+        )
+
     def _chat(self, language: str, answer: str | None) -> str:
+        return self._turns(language, [answer])
+
+    def _turns(self, language: str, answers: Sequence[str | None]) -> str:
+        """A chat with a request for each answer; the last may be open."""
         content = [{"type": "audio", "audio_url": ""}, {"type": "text", "text": self.request(language)}]
-        turns: list[dict[str, Any]] = [{"role": "user", "content": content}]
-        if answer is not None:
-            turns.append({"role": "assistant", "content": answer})
+        turns: list[dict[str, Any]] = []
+        for answer in answers:
+            turns.append({"role": "user", "content": content})
+            if answer is not None:
+                turns.append({"role": "assistant", "content": answer})
         text = self.processor.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=answer is None
+            turns, tokenize=False, add_generation_prompt=answers[-1] is None
         )
         return str(text)

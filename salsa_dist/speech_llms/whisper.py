@@ -11,8 +11,10 @@ are shown beside those at the base's own window.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -141,6 +143,15 @@ class Whisper:
             rows={"encoder": rows, "llm": rows},
         )
 
+    def in_context_batch(self, clip: Clip, examples: Sequence[Clip]) -> PromptBatch:
+        """`clip` behind solved examples: their audio before its own, their texts before its text."""
+        audio = np.concatenate([c.audio for c in (*examples, clip)])
+        begun = [i for example in examples for i in self.text_ids(example)[:-1]]
+        whole = replace(clip, audio=audio)
+        batch = self.prompt_batch([whole])
+        ids = torch.tensor([self.prompt(clip.language) + begun])
+        return replace(batch, inputs={**batch.inputs, "decoder_input_ids": ids})
+
     def generate(
         self, model: Any, batch: PromptBatch, max_new_tokens: int, synced: bool = False
     ) -> list[Transcript]:
@@ -154,7 +165,8 @@ class Whisper:
         """
         weight = next(model.parameters())
         batch = batch.to(weight.device, weight.dtype)
-        prompt = len(self.prompt(self.languages[0]))
+        begun = batch.inputs.get("decoder_input_ids")
+        prompt = len(self.prompt(self.languages[0])) if begun is None else begun.shape[1]
         max_new_tokens = min(max_new_tokens, self.max_tokens - prompt)
         ids: Tensor = model.generate(
             **batch.inputs,

@@ -73,7 +73,7 @@ def train(config: Config) -> Trained:
         speech_llm = load_speech_llm(**config.base.model_dump(), device=ranks.device)
         bank = make_bank(config, speech_llm, ranks.device)
         optimizer = PackedAdam(bank, _schedules(config), config.training.clip_norm)
-        batches = _batches(config, index, speech_llm, ranks)
+        batches = make_batches(config, index, speech_llm, ranks)
         identity = states.RunIdentity(
             adapters=[a.name for a in config.adapters],
             revision=speech_llm.revision,
@@ -82,7 +82,7 @@ def train(config: Config) -> Trained:
         )
         found = states.newest(config.run / "state", identity)
         # Only now, when nothing that the user gave is refused, is anything written.
-        run = _open_run(config, ranks)
+        run = open_run(config, ranks)
         events = Events(run, ranks.is_first)
         stack.callback(events.close)
         first = found.step if found else 0
@@ -292,7 +292,7 @@ def _refuse_unwritable(run: Path) -> None:
         raise UserError(f"run folder {run} can't be written: {there} is no folder to write to")
 
 
-def _open_run(config: Config, ranks: Ranks) -> Path:
+def open_run(config: Config, ranks: Ranks) -> Path:
     """Make the run's folder and write its config there."""
     if ranks.is_first:
         try:
@@ -309,7 +309,9 @@ def _schedules(config: Config) -> list[Schedule]:
     return [Schedule(a.lr, a.steps, t.warmup, t.decay) for a in config.adapter_settings()]
 
 
-def _batches(config: Config, index: ShardIndex, speech_llm: SpeechLLM, ranks: Ranks) -> StepBatches:
+def make_batches(config: Config, index: ShardIndex, speech_llm: SpeechLLM, ranks: Ranks) -> StepBatches:
+    """Every step's clips of this rank, for all adapters of a config."""
+
     def job(adapter: AdapterSettings) -> Job:
         speech_llm.family.prompt(adapter.language)  # refuses a language that the base does not know
         plan = AdapterPlan(

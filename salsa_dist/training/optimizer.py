@@ -18,8 +18,8 @@ from torch import Tensor
 
 from salsa_dist.steering.bank import Bank
 
-_BETAS = (0.9, 0.999)
-_EPS = 1e-8
+BETAS = (0.9, 0.999)
+EPS = 1e-8
 
 
 @dataclass(frozen=True)
@@ -137,15 +137,15 @@ class PackedAdam:
         if self.clip_norm is not None:
             scale = (self.clip_norm / norms.clamp_min(1e-30)).clamp_max(1.0)
         counts = self.steps[moving].double()
-        rate = (rates[moving] / (1 - _BETAS[0] ** counts)).to(norms.device, torch.float32)
-        correction = (1 - _BETAS[1] ** counts).sqrt().to(norms.device, torch.float32)
+        rate = (rates[moving] / (1 - BETAS[0] ** counts)).to(norms.device, torch.float32)
+        correction = (1 - BETAS[1] ** counts).sqrt().to(norms.device, torch.float32)
         for site, gradient in gradients.items():
             g = gradient[rows] * scale[rows].float().unsqueeze(1)
-            first = self.first[site][rows].lerp(g, 1 - _BETAS[0])
-            second = self.second[site][rows].lerp(g * g, 1 - _BETAS[1])
+            first = self.first[site][rows].lerp(g, 1 - BETAS[0])
+            second = self.second[site][rows].lerp(g * g, 1 - BETAS[1])
             self.first[site][rows] = first
             self.second[site][rows] = second
-            change = first / (second.sqrt() / correction.unsqueeze(1) + _EPS) * rate.unsqueeze(1)
+            change = first / (second.sqrt() / correction.unsqueeze(1) + EPS) * rate.unsqueeze(1)
             # Only where the adapter steers: elsewhere its vector stays the identity.
             self.bank.vectors[site][rows] -= change * self.bank.steers[site][rows].unsqueeze(1)
         return norms, rates

@@ -1,0 +1,1 @@
+"""What steering is compared with: LoRA, trained biases, mean differences, examples in the prompt."""

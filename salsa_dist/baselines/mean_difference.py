@@ -1,0 +1,105 @@
+"""Steering without training: the mean activation of well understood speech less that of one's own.
+
+    v = scale * (mean activation over the contrast language - mean over the adapter's language)
+
+It is the contrastive way that SALSA turns from; for accents: arXiv 2603.05813. The means are over all
+positions of the first training clips of each language, at each of the adapter's sites, with the
+reference as the LLM's text. The result is an adapter like any other, of rule `add`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from salsa_dist.config import Config, MeanDifferenceMethod
+from salsa_dist.data.clip import Clip
+from salsa_dist.data.index import ShardIndex
+from salsa_dist.data.shards import read_range, read_sample
+from salsa_dist.placement.ranks import join
+from salsa_dist.speech_llms.load import SpeechLLM, load_speech_llm
+from salsa_dist.steering.bank import AdapterSpec, Bank
+from salsa_dist.steering.sites import find_layers, select, site_modules
+from salsa_dist.steering.widths import site_widths
+from salsa_dist.training.loop import open_run
+from salsa_dist.training.saved_adapters import save_adapters
+
+
+def make_vectors(config: Config) -> list[Path]:
+    """Compute and save the vectors of every adapter of a config whose method is `mean-difference`."""
+    method = config.method
+    if not isinstance(method, MeanDifferenceMethod):
+        raise ValueError(f"method {method.kind} takes no mean differences")
+    with join() as ranks:
+        index = ShardIndex.load(config.data.shards)
+        speech_llm = load_speech_llm(**config.base.model_dump(), device=ranks.device)
+        layers = find_layers(speech_llm.model, speech_llm.layers)
+        counts = {component: len(stack) for component, stack in layers.items()}
+        specs = [
+            AdapterSpec(a.name, tuple(select(a.sites, counts)), "add")
+            for a in config.adapter_settings()
+        ]
+        bank = Bank(specs, site_widths(layers), ranks.device)
+        languages = dict.fromkeys([method.contrast, *(a.language for a in config.adapters)])
+        means = {
+            language: mean_activations(
+                speech_llm,
+                bank.sites,
+                first_clips(config.data.shards, index, language, method.clips, speech_llm.window_s),
+            )
+            for language in languages
+        }
+        for row, (spec, adapter) in enumerate(zip(specs, config.adapters, strict=True)):
+            own = means[adapter.language]
+            vectors = {s: method.scale * (means[method.contrast][s] - own[s]) for s in spec.sites}
+            bank.set_row(row, vectors)
+        run = open_run(config, ranks)
+        return save_adapters(run / "adapters", bank, config, speech_llm, index)
+
+
+def first_clips(
+    folder: Path, index: ShardIndex, language: str, count: int, window_s: float
+) -> list[Clip]:
+    """The first training clips of a language that fit the window, in the order of the shards."""
+    clips: list[Clip] = []
+    for shard in index.select("train", language):
+        for entry in shard.entries:
+            if len(clips) == count:
+                return clips
+            if entry.seconds <= window_s:
+                path = folder / shard.path
+                audio, facts = read_sample(read_range(path, entry), path, entry.key)
+                clips.append(Clip(entry.key, audio, str(facts["text"]), language))
+    return clips
+
+
+@torch.inference_mode()
+def mean_activations(
+    speech_llm: SpeechLLM, sites: Sequence[str], clips: Sequence[Clip]
+) -> dict[str, Tensor]:
+    """Mean output of each site's layer over all positions of `clips`, (hidden,) fp64."""
+    sums: dict[str, Tensor] = {}
+    counts = dict.fromkeys(sites, 0)
+
+    def hook(site: str) -> Any:
+        def add(_: Any, __: Any, output: Any) -> None:
+            hidden = (output[0] if isinstance(output, tuple) else output).flatten(0, -2).double()
+            sums[site] = sums.get(site, 0) + hidden.sum(0)
+            counts[site] += len(hidden)
+
+        return add
+
+    modules = site_modules(speech_llm.model, speech_llm.layers)
+    weight = next(speech_llm.model.parameters())
+    with ExitStack() as stack:
+        for site in sites:
+            stack.callback(modules[site].register_forward_hook(hook(site)).remove)
+        for clip in clips:  # one at a time, so that no position is padding between clips
+            made = speech_llm.family.training_batch([clip])
+            speech_llm.model(**made.to(weight.device, weight.dtype).inputs, use_cache=False)
+    return {site: sums[site] / counts[site] for site in sites}
