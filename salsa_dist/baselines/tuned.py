@@ -32,7 +32,7 @@ from salsa_dist.steering.sites import find_layers, select, site_modules
 from salsa_dist.training.batches import StepBatches, loader
 from salsa_dist.training.console import Console
 from salsa_dist.training.events import Events
-from salsa_dist.training.loop import environment, make_batches, open_run
+from salsa_dist.training.loop import make_batches, open_run, write_start
 from salsa_dist.training.optimizer import BETAS, EPS, Schedule
 
 
@@ -60,17 +60,7 @@ def tune(config: Config) -> list[Path]:
             if events is None:
                 # Only now, when nothing that the user gave is refused, is anything written.
                 events = Events(open_run(config, ranks), ranks.is_first)
-                events.write(
-                    "start",
-                    world_size=ranks.world_size,
-                    resumed_step=0,
-                    base={
-                        "name": known_as(speech_llm.name),
-                        "revision": speech_llm.revision,
-                        "parameters": speech_llm.parameters,
-                    },
-                    environment=environment(),
-                )
+                write_start(events, ranks, speech_llm, 0)
             _train(own, settings, speech_llm, weights, batches, ranks, events, say)
             if ranks.is_first:
                 tuned_file.save(folder, weights, _facts(config, settings, speech_llm, weights, index))

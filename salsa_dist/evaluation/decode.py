@@ -41,7 +41,8 @@ from salsa_dist.speech_llms.load import SpeechLLM, load_speech_llm
 from salsa_dist.steering.bank import Bank
 from salsa_dist.steering.sites import site_modules
 from salsa_dist.steering.vectors import SteeringVectors, bank_of
-from salsa_dist.training.loop import open_run
+from salsa_dist.training import events
+from salsa_dist.training.loop import open_run, write_start
 
 SCHEMA = "salsa-dist/hypotheses/1"
 
@@ -123,8 +124,6 @@ def evaluate(config: Config) -> Path:
     folder = config.run / "evaluation"
     with join() as ranks:
         index = ShardIndex.load(config.data.shards)
-        if config.method.kind == "in-context":
-            open_run(config, ranks)  # nothing was trained, so nothing has made it yet
         digests = {a.name: _digest(config, a.name) for a in config.adapters}
         if ranks.is_first:
             _make_folder(folder, config, index, digests)
@@ -178,6 +177,11 @@ def _ready(
             examples = InContext(method, speech_llm, pool, adapter.seed)
         else:
             bank = _bank(config, speech_llm, ranks)
+    if isinstance(method, InContextMethod) and not (config.run / events.NAME).exists():
+        # Nothing was trained, so nothing has begun the run yet.
+        begun = events.Events(open_run(config, ranks), ranks.is_first)
+        write_start(begun, ranks, speech_llm, 0)
+        begun.close()
     base = FrozenBase(speech_llm, bank, ranks, placement)
     limit, decoding = config.evaluation.max_new_tokens, config.evaluation.decoding.model_dump()
 

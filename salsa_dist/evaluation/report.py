@@ -127,7 +127,7 @@ def _build(files: RunFiles) -> dict[str, Any]:
                 "language": a.language,
                 "rule": a.rule,
                 "sites": a.sites,
-                "trained_parameters": sum(v.size for v in a.vectors.values()),
+                "trained_parameters": a.trained_numbers,
                 "file": a.file,
                 "file_bytes": a.file_bytes,
             }
@@ -145,6 +145,7 @@ def _build(files: RunFiles) -> dict[str, Any]:
                 for site in sorted(a.vectors, key=plots.site_order)
             }
             for a in files.adapters
+            if a.vectors
         },
         "environment": files.start.environment,
         "definitions": {

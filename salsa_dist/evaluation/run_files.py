@@ -3,7 +3,7 @@
     RUN/
     ├── config.yaml                    -> RunFiles.config, .config_text
     ├── events.jsonl                   -> .start, .starts, .placement, .steps (the last of each step)
-    ├── adapters/NAME/adapter.safetensors
+    ├── adapters/NAME/adapter.safetensors, or another method's tuned.safetensors
     │                                  -> .adapters, in the config's order
     └── evaluation/*.jsonl             -> .hypotheses (the last line of each key of a row)
         └── summary.json               -> .evaluation, if it is there
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
 
+from salsa_dist.baselines import tuned_file
 from salsa_dist.config import Config, load_config
 from salsa_dist.errors import UserError
 
@@ -106,8 +107,9 @@ class AdapterFile:
     file: str
     """Relative to the run's folder."""
     file_bytes: int
+    trained_numbers: int
     vectors: dict[str, NDArray[np.float32]]
-    """By site, each `(hidden,)`."""
+    """By site, each `(hidden,)`; none where another method was trained."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,7 @@ def read_run(run: Path) -> RunFiles:
         starts=starts,
         placement=placement,
         steps=[steps[number] for number in sorted(steps)],
-        adapters=[_read_adapter(run, adapter.name, train) for adapter in config.adapters],
+        adapters=_adapters(run, config, train),
         hypotheses=list(newest.values()),
         evaluation=(
             _parse(
@@ -179,10 +181,44 @@ def _read_events(file: Path, command: str) -> tuple[Start, int, Placement | None
             placement = _parse(Placement, tree, where, command)
         elif event == "step":
             step = _parse(Step, tree, where, command)
+            # Adapters that were trained one after another have a step of the same number each.
+            before = steps.get(step.step)
+            if before is not None and not before.adapters.keys() & step.adapters.keys():
+                step = step.model_copy(
+                    update={
+                        "adapters": {**before.adapters, **step.adapters},
+                        "seconds": before.seconds + step.seconds,
+                        "clips": before.clips + step.clips,
+                    }
+                )
             steps[step.step] = step
     if start is None:
         raise _damaged(str(file), "it holds no start event", command)
     return start, starts, placement, steps
+
+
+def _adapters(run: Path, config: Config, command: str) -> list[AdapterFile]:
+    if config.method.kind == "in-context":
+        return []
+    if config.method.kind in ("lora", "bias"):
+        return [_read_tuned(run, adapter.name) for adapter in config.adapters]
+    return [_read_adapter(run, adapter.name, command) for adapter in config.adapters]
+
+
+def _read_tuned(run: Path, name: str) -> AdapterFile:
+    folder = run / "adapters" / name
+    facts = tuned_file.facts(folder)
+    file = folder / tuned_file.NAME
+    return AdapterFile(
+        name=name,
+        language=facts["language"],
+        rule=facts["method"]["kind"],
+        sites=facts["sites"],
+        file=str(file.relative_to(run)),
+        file_bytes=file.stat().st_size,
+        trained_numbers=facts["trained_numbers"],
+        vectors={},
+    )
 
 
 def _read_adapter(run: Path, name: str, command: str) -> AdapterFile:
@@ -208,6 +244,7 @@ def _read_adapter(run: Path, name: str, command: str) -> AdapterFile:
         sites=metadata["sites"],
         file=str(file.relative_to(run)),
         file_bytes=file.stat().st_size,
+        trained_numbers=sum(v.size for v in vectors.values()),
         vectors=vectors,
     )
 

@@ -89,17 +89,7 @@ def train(config: Config) -> Trained:
         if found:
             states.restore(optimizer, found)
             say(f"going on at step {first} of {len(batches)}")
-        events.write(
-            "start",
-            world_size=ranks.world_size,
-            resumed_step=first,
-            base={
-                "name": known_as(speech_llm.name),
-                "revision": speech_llm.revision,
-                "parameters": speech_llm.parameters,
-            },
-            environment=environment(),
-        )
+        write_start(events, ranks, speech_llm, first)
         for adapter, job in zip(config.adapters, batches.jobs, strict=True):
             events.write("data", adapter=adapter.name, clips=job.plan.clips, left_out=job.plan.left_out)
         base = FrozenBase(
@@ -131,6 +121,21 @@ def make_bank(config: Config, speech_llm: SpeechLLM, device: torch.device) -> Ba
         AdapterSpec(a.name, tuple(select(a.sites, counts)), a.rule) for a in config.adapter_settings()
     ]
     return Bank(specs, site_widths(layers), device)
+
+
+def write_start(events: Events, ranks: Ranks, speech_llm: SpeechLLM, first: int) -> None:
+    """The event that every run begins with, and each resume of it at step `first`."""
+    events.write(
+        "start",
+        world_size=ranks.world_size,
+        resumed_step=first,
+        base={
+            "name": known_as(speech_llm.name),
+            "revision": speech_llm.revision,
+            "parameters": speech_llm.parameters,
+        },
+        environment=environment(),
+    )
 
 
 def environment() -> dict[str, str]:

@@ -19,6 +19,7 @@ from salsa_dist.config import BiasMethod, InContextMethod, LoraMethod
 from salsa_dist.data.clip import SAMPLE_RATE, Clip
 from salsa_dist.data.index import ShardIndex
 from salsa_dist.errors import UserError
+from salsa_dist.evaluation.report import build_report, write_report
 from salsa_dist.steering.sites import site_modules
 from salsa_dist.steering.vectors import SteeringVectors
 
@@ -96,6 +97,10 @@ def test_trained_by_commands_and_decoded_beside_zero_shot(
     assert len(tuned) == len(plain) == 12
     assert {x["adapter"] for x in tuned} == {"bg", "el"}
     assert any(plain[x["key"]] != x["hypothesis"] for x in tuned)
+    report = build_report(config.run)
+    assert [a["trained_parameters"] > 0 for a in report["adapters"]] == [True, True]
+    assert {len(curve) for curve in report["training"]["loss"].values()} == {12}
+    assert write_report(config.run).is_file()
     # The base as it is does not depend on what is trained beside it.
     run_command("train", str(config_file), ["training.steps=1", f"run={config.run}-salsa"])
     run_command("evaluate", str(config_file), ["training.steps=1", f"run={config.run}-salsa"])
@@ -228,6 +233,9 @@ def test_in_context_by_command(config_file: Path) -> None:
     run_command("evaluate", str(config_file), overrides)
     methods = [x["method"] for x in lines(run)]
     assert methods.count("in-context") == methods.count("zero-shot") == 12
+    report = build_report(run)
+    assert {row["method"] for row in report["results"]} == {"zero-shot", "in-context"}
+    assert write_report(run).is_file()
     with pytest.raises(UserError, match="trains nothing"):
         run_command("train", str(config_file), overrides)
 
