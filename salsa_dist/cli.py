@@ -52,11 +52,25 @@ def evaluate(config: ConfigArgument, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def report(run: Annotated[Path, typer.Argument(help="folder of a run, such as runs/demo")]) -> None:
-    """Score a run's transcripts and write RUN/report.json and RUN/report.html."""
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="folders of runs, such as runs/demo")],
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="folder for the comparison of several runs; default: comparison"),
+    ] = None,
+) -> None:
+    """Score a run's transcripts and write RUN/report.json and RUN/report.html.
+
+    Of several RUNS, a comparison: languages by methods with intervals and tests, as HTML, JSON, CSV
+    and LaTeX.
+    """
+    from salsa_dist.evaluation.comparison_page import write_comparison
     from salsa_dist.evaluation.report import write_report
 
-    print(write_report(run))
+    if len(runs) == 1 and out is None:
+        print(write_report(runs[0]))
+    else:
+        print(write_comparison(runs, out or Path("comparison")))
 
 
 @app.command()

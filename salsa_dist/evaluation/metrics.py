@@ -204,8 +204,8 @@ def relative_gain(
     rates = float(b.sum()) / length, float(s.sum()) / length
     if b.sum() == 0:
         return Gain(*rates, None, None, None)  # nothing to gain on
-    low, high = _bootstrap(b, s, _fall)
-    return Gain(*rates, float(_fall(b, s)), low, high)
+    low, high = bootstrap(b, s, fall)
+    return Gain(*rates, float(fall(b, s)), low, high)
 
 
 def align(reference: str, hypothesis: str, language: str) -> list[Piece]:
@@ -259,18 +259,20 @@ def _rate(edits: Sequence[Edits]) -> tuple[float | None, float | None, float | N
     length = np.array([e.length for e in edits], dtype=np.float64)
     if not edits:
         return None, None, None
-    return (float(errors.sum() / length.sum()), *_bootstrap(errors, length, _ratio))
+    return (float(errors.sum() / length.sum()), *bootstrap(errors, length, ratio))
 
 
-def _ratio(
+def ratio(
     errors: NDArray[np.float64], length: NDArray[np.float64], axis: int = -1
 ) -> NDArray[np.float64]:
+    """Corpus rate of (…, utterances) errors and lengths."""
     return np.asarray(errors.sum(axis=axis) / length.sum(axis=axis))
 
 
-def _fall(
+def fall(
     before: NDArray[np.float64], after: NDArray[np.float64], axis: int = -1
 ) -> NDArray[np.float64]:
+    """Relative fall from one to the other, of (…, utterances) errors."""
     b, s = before.sum(axis=axis), after.sum(axis=axis)
     # A draw may hold no error of the baseline: no change if the other has none either, else a fall
     # without bound.
@@ -278,10 +280,11 @@ def _fall(
         return np.asarray(np.where((b == 0) & (s == 0), 0.0, (b - s) / b))
 
 
-def _bootstrap(x: NDArray[np.float64], y: NDArray[np.float64], statistic: Any) -> Interval:
+def bootstrap(x: NDArray[np.float64], y: NDArray[np.float64], statistic: Any) -> Interval:
+    """Interval of a statistic of two (utterances,) arrays, the same utterances drawn from both."""
     if len(x) < 2:
         return None, None
-    # A draw without bound (see `_fall`) upsets only the standard error, which nobody reads.
+    # A draw without bound (see `fall`) upsets only the standard error, which nobody reads.
     with np.errstate(invalid="ignore"):
         interval = stats.bootstrap(
             (x, y),

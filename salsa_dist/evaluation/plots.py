@@ -3,6 +3,8 @@
     loss_curves    {adapter: [(step, loss), …]}       one line an adapter, faint, and its running mean
     site_norms     {adapter: {site: norm}}            one line an adapter, broken between modules
     error_rates    [(language, [Point, …]), …]        dots with intervals, one row a language
+    gain_by_numbers  {method: [(numbers, gain), …]}     dots, numbers on a log scale
+    layer_curve      {language: [(layer, gain), …]}     one line a language
 
 Colours are CSS variables (`--ink`, `--series-0` …) and text stays text, so that the page decides on
 light or dark and on the font, and scripts that matplotlib's font lacks still show.
@@ -21,6 +23,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from scipy.ndimage import uniform_filter1d
 
 SERIES = 6
@@ -134,6 +137,37 @@ def error_rates(metric: str, rows: Sequence[tuple[str, Sequence[Point]]]) -> str
         axes.set_xlabel(f"{metric} in %, lower is better")
 
     return _svg(metric.lower(), 1.3 + 0.2 * len(labels) / 2 + 0.42 * max(2, len(rows)), draw)
+
+
+def gain_by_numbers(points: Mapping[str, Sequence[tuple[float, float]]]) -> str:
+    """Relative gain against trained numbers, one colour and marker a method."""
+
+    def draw(axes: Axes) -> None:
+        for i, (name, own) in enumerate(points.items()):
+            axes.plot([n for n, _ in own], [100 * gain for _, gain in own], linestyle="", markersize=6,
+                      marker=_MARKERS[i % len(_MARKERS)], color=_COLOURS[i % SERIES],
+                      label=_literal(name))  # fmt: skip
+        axes.set_xscale("log")
+        axes.set_xlabel("trained numbers")
+        axes.set_ylabel("gain in CER, %")
+
+    return _svg("numbers", 3.0, draw)
+
+
+def layer_curve(curves: Mapping[str, Sequence[tuple[int, float]]]) -> str:
+    """Relative gain against the one encoder layer that is steered, one line a language."""
+
+    def draw(axes: Axes) -> None:
+        for i, (language, own) in enumerate(curves.items()):
+            ordered = sorted(own)
+            axes.plot([layer for layer, _ in ordered], [100 * gain for _, gain in ordered],
+                      marker=_MARKERS[i % len(_MARKERS)], color=_COLOURS[i % SERIES],
+                      label=_literal(language))  # fmt: skip
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlabel("encoder layer steered alone")
+        axes.set_ylabel("gain in CER, %")
+
+    return _svg("layers", 3.0, draw)
 
 
 def _or(value: float | None, other: float) -> float:

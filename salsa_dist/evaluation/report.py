@@ -28,12 +28,12 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from salsa_dist.config import Config
 from salsa_dist.errors import UserError
 from salsa_dist.evaluation import metrics, normalise, plots
+from salsa_dist.evaluation.pages import page_environment
 from salsa_dist.evaluation.run_files import Hypothesis, RunFiles, read_run
 
 SCHEMA = "salsa-dist/report/1"
@@ -84,23 +84,17 @@ def write_report(run: Path) -> Path:
 
 def render(report: Mapping[str, Any], config_text: str) -> str:
     """The page of a report: one file that needs no other."""
-    environment = Environment(
-        loader=PackageLoader("salsa_dist.evaluation", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "percent": _percent, "size": _size, "duration": _duration, "number": "{:,}".format,
-    }  # fmt: skip
-    return environment.get_template("report.html").render(
-        report=report,
-        config_text=config_text,
-        best=_best(report["results"]),
-        figures={name: Markup(svg) for name, svg in _figures(report).items()},
-        align=metrics.align,
-        unit=normalise.unit,
+    return (
+        page_environment()
+        .get_template("report.html")
+        .render(
+            report=report,
+            config_text=config_text,
+            best=_best(report["results"]),
+            figures={name: Markup(svg) for name, svg in _figures(report).items()},
+            align=metrics.align,
+            unit=normalise.unit,
+        )
     )
 
 
@@ -353,24 +347,3 @@ def _figures(report: Mapping[str, Any]) -> dict[str, str]:
         if rows:
             figures[metric] = plots.error_rates(metric.upper(), list(rows.items()))
     return figures
-
-
-def _percent(fraction: float | None) -> str:
-    return "–" if fraction is None else f"{100 * fraction:.1f}"
-
-
-def _size(count: float) -> str:
-    """Bytes in decimal units, as disks and networks are sold: 1 MB is 1,000,000 bytes."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:,.3g} TB"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"

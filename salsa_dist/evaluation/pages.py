@@ -1,0 +1,43 @@
+"""What all HTML pages share: their templates, and how numbers are written in them."""
+
+from __future__ import annotations
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+
+def page_environment() -> Environment:
+    """Templates of this folder, with everything in them escaped."""
+    environment = Environment(
+        loader=PackageLoader("salsa_dist.evaluation", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "percent": percent, "size": size, "duration": duration, "number": "{:,}".format,
+    }  # fmt: skip
+    return environment
+
+
+def percent(fraction: float | None) -> str:
+    """One decimal, without the sign; a dash for what is not known."""
+    return "–" if fraction is None else f"{100 * fraction:.1f}"
+
+
+def size(count: float) -> str:
+    """Bytes in decimal units, as disks and networks are sold: 1 MB is 1,000,000 bytes."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.3g} TB"
+
+
+def duration(seconds: float) -> str:
+    """Hours and minutes, or minutes and seconds."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
