@@ -110,11 +110,13 @@ def _best(cells: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], float]:
 
 
 def _figures(comparison: Mapping[str, Any]) -> dict[str, str]:
+    alone = {(row["language"], row["method"]) for row in comparison["layers"]}
     rows: dict[str, list[plots.Point]] = defaultdict(list)
     gains: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for cell in comparison["cells"]:
         cer = cell["cer"]
-        if cer["rate"] is not None:
+        # Layers steered alone have a figure of their own.
+        if cer["rate"] is not None and (cell["language"], cell["method"]) not in alone:
             label = cell["method"] + (
                 f", {cell['window_s']:g} s" if cell["method"] == ZERO_SHOT else ""
             )

@@ -23,7 +23,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 from scipy.ndimage import uniform_filter1d
 
 SERIES = 6
@@ -34,6 +34,7 @@ _INK = "#010203"
 _COLOURS = [f"#0a0b{10 + i:02x}" for i in range(SERIES)]
 _INKED = ["text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"]
 _MARKERS = "osD^vP"
+_LONG_LABEL = 22  # letters; two columns of longer ones would be cut off
 _WIDTH = 4.1  # inches: shown at about this size on a phone too, so that its text stays legible
 
 
@@ -136,7 +137,9 @@ def error_rates(metric: str, rows: Sequence[tuple[str, Sequence[Point]]]) -> str
         axes.set_xlim(left=0)
         axes.set_xlabel(f"{metric} in %, lower is better")
 
-    return _svg(metric.lower(), 1.3 + 0.2 * len(labels) / 2 + 0.42 * max(2, len(rows)), draw)
+    legend = 0.2 * len(labels) / (1 if max(map(len, labels), default=0) > _LONG_LABEL else 2)
+    height = max(0.42 * max(2, len(rows)), 0.1 * len(labels) * len(rows))
+    return _svg(metric.lower(), 1.3 + legend + height, draw)
 
 
 def gain_by_numbers(points: Mapping[str, Sequence[tuple[float, float]]]) -> str:
@@ -148,6 +151,7 @@ def gain_by_numbers(points: Mapping[str, Sequence[tuple[float, float]]]) -> str:
                       marker=_MARKERS[i % len(_MARKERS)], color=_COLOURS[i % SERIES],
                       label=_literal(name))  # fmt: skip
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         axes.set_xlabel("trained numbers")
         axes.set_ylabel("gain in CER, %")
 
@@ -196,9 +200,10 @@ def _svg(name: str, height: float, draw: Callable[[Axes], None]) -> str:
         figure.patch.set_visible(False)
         axes.grid(color=_INK, alpha=0.15)
         draw(axes)
-        if axes.get_legend_handles_labels()[0]:
+        if labels := axes.get_legend_handles_labels()[1]:
             # Above the axes, where it covers no line.
-            figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=9)
+            columns = 1 if max(map(len, labels)) > _LONG_LABEL else 2
+            figure.legend(loc="outside upper left", ncols=columns, frameon=False, fontsize=9)
         buffer = io.StringIO()
         no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(buffer, format="svg", metadata=no_metadata)
