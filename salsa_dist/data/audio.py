@@ -20,23 +20,66 @@ from salsa_dist import torchaudio_guard
 from salsa_dist.errors import UserError
 
 Audio = npt.NDArray[np.float32]
+OVERSHOOT_S = 0.1
 
 
-def decode(source: str | Path | bytes, name: str | None = None) -> tuple[Audio, int]:
-    """`source` as mono: `(samples,)` float32, and its rate in Hz. `name` is what errors call it."""
+def decode(
+    source: str | Path | bytes,
+    name: str | None = None,
+    start: float = 0.0,
+    end: float | None = None,
+    channel: int | None = None,
+    max_seconds: float | None = None,
+) -> tuple[Audio, int]:
+    """`source` as mono: `(samples,)` float32, and its rate in Hz.
+
+    Args:
+        source: path, or the bytes of a file.
+        name: what errors call it.
+        start, end: seconds; the part that is read. None: to the end.
+        channel: the one that is taken, from 0; None: the mean of all.
+        max_seconds: a longer part is refused unread, whatever a header claims.
+
+    Raises:
+        UserError: unreadable, empty, not finite, too long, or without that part or channel.
+    """
     name = name or ("audio in memory" if isinstance(source, bytes) else str(source))
-    file = io.BytesIO(source) if isinstance(source, bytes) else str(source)
+    opened = io.BytesIO(source) if isinstance(source, bytes) else str(source)
     try:
-        channels, rate = soundfile.read(file, dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, OSError, TypeError, ValueError) as e:
+        with soundfile.SoundFile(opened) as file:
+            rate = int(file.samplerate)
+            first, last = _part(name, file.frames, rate, start, end)
+            if max_seconds is not None and last - first > max_seconds * rate:
+                raise UserError(f"{name} is longer than {max_seconds:g} s: cut or drop it")
+            if channel is not None and not 0 <= channel < file.channels:
+                raise UserError(f"{name} has {file.channels} channels, no channel {channel}")
+            if first:
+                file.seek(first)
+            channels = file.read(last - first, dtype="float32", always_2d=True)
+            cut_off = file.format == "FLAC" and len(channels) < last - first
+    except (soundfile.SoundFileError, OSError, TypeError, ValueError, MemoryError) as e:
         reason = " ".join(str(e).split())
         raise UserError(f"{name} can't be read as audio ({reason}): mend or drop it") from None
-    audio = channels.mean(axis=1, dtype=np.float32)
-    if not len(audio):
+    if not len(channels):
         raise UserError(f"{name} holds no audio: drop it")
-    if not np.isfinite(audio).all():
+    if cut_off:
+        raise UserError(f"{name} is cut off: {len(channels)} of {last - first} samples; drop it")
+    mono = channels.mean(axis=1, dtype=np.float32) if channel is None else channels[:, channel]
+    if not np.isfinite(mono).all():
         raise UserError(f"{name} holds NaN or infinite samples: mend or drop it")
-    return audio, int(rate)
+    return np.ascontiguousarray(mono), rate
+
+
+def _part(name: str, frames: int, rate: int, start: float, end: float | None) -> tuple[int, int]:
+    """First frame and the one behind the last; annotations may overshoot the end by a little."""
+    first = round(start * rate)
+    last = frames if end is None else round(end * rate)
+    if frames and (not 0 <= first < last or last > frames + OVERSHOOT_S * rate):
+        until = "its end" if end is None else f"{end:g} s"
+        raise UserError(
+            f"{name} has {frames / rate:g} s, no part from {start:g} s to {until}: mend or drop it"
+        )
+    return first, min(last, frames)
 
 
 def resample(audio: Audio, from_hz: int, to_hz: int) -> Audio:

@@ -1,47 +1,44 @@
-"""Tar shards: writing them from samples, and reading one sample out of its byte range.
+"""Tar shards: reading one sample out of its byte range.
 
-A shard is a plain WebDataset tar; a sample is two files that lie side by side in it:
+A shard is a plain WebDataset tar; a sample is a few files that lie side by side in it. `writer.py`
+writes the first kind; others' tars of speech have the second, and are read as well:
 
-    KEY.flac    mono, 16 bit, 16,000 Hz
-    KEY.json    {"text", "language", "speaker" (null: unknown), "seconds", "licence", "source"}
+    KEY.flac    mono, 16 bit                     KEY.wav     or flac, mp3, ogg, opus; any rate
+    KEY.json    {"text", "language", …}          KEY.txt     or KEY.json with a text
 
-    Sample ──ShardWriter──► LANGUAGE/SPLIT-000000.tar … + index.json
     Entry(offset, length) ──read_range──► bytes ──read_sample──► (samples,) float32, {text, …}
 
-The same samples in the same order give the same bytes: times, owners and modes in the tar are fixed.
+What else a foreign tar holds is skipped unread; what can run code when decoded (pickles and their
+like) is refused.
 """
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import re
-import shutil
 import tarfile
-import tempfile
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-import numpy as np
 import soundfile
 
-from salsa_dist.data.audio import Audio
-from salsa_dist.data.index import Entry, Shard, ShardIndex
+from salsa_dist.data.audio import Audio, decode, resample
+from salsa_dist.data.index import Entry
+from salsa_dist.data.utterance import MAX_SECONDS
 from salsa_dist.errors import UserError
 
-SAMPLE_RATE = 16_000  # Hz
-MAX_SECONDS = 600.0  # of one sample; a few bytes of FLAC can claim hours of silence
-MAX_BYTES = 64 << 20  # of one sample in the tar
+SAMPLE_RATE = 16_000  # Hz, of what is read
+RATES = (4_000, 384_000)  # Hz, lowest and highest of what lies in a shard
+MAX_BYTES = 256 << 20  # of one sample in the tar: 600 s of 48 kHz stereo fit
+AUDIO_KINDS = ("flac", "wav", "mp3", "ogg", "opus")
+KINDS = (*AUDIO_KINDS, "json", "txt")
+DANGEROUS_KINDS = ("pkl", "pickle", "pyd", "pth", "pt", "npy", "npz", "joblib")
+TEXT_FIELDS = ("text", "transcript", "transcription", "sentence")
 
-_NAME = re.compile(r"[A-Za-z0-9_-]+")
-# WebDataset cuts a file's name at its first dot, so a key has none; short enough for one tar header.
-_KEY = re.compile(r"(?:[A-Za-z0-9_-]+/)*[A-Za-z0-9_-]{1,90}")
-_MAX_KEY = 200
+# WebDataset's own rule: the key ends at the first dot of the file's name.
+_MEMBER = re.compile(r"(?P<key>(?:.*/)?[^./][^./]*)\.(?P<kind>[^/]*)", re.DOTALL)
 
 
 class BadSample(UserError):
@@ -50,131 +47,6 @@ class BadSample(UserError):
     def __init__(self, shard: str | Path, key: str | None, what: str) -> None:
         super().__init__(f"{shard}: sample {key or 'without a key'} {what}")
         self.shard, self.key = str(shard), key
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One clip with its text; `audio` is `(samples,)` float32 in [-1, 1] at 16,000 Hz."""
-
-    key: str
-    audio: Audio
-    text: str
-    language: str
-    speaker: str | None
-    licence: str
-    source: str
-
-
-class ShardWriter:
-    """Builds a folder of shards that appears only when it is complete.
-
-    with ShardWriter(out, "my-corpus", seed=0) as writer:
-        writer.write("train", "bg", samples, samples_per_shard=1000)
-        index = writer.finish({"source": "…"})
-
-    Everything is written into a folder beside `out`, which `finish` renames; a build that is killed
-    leaves at most that hidden folder, and one that raises not even this.
-    """
-
-    def __init__(self, out: Path, name: str, seed: int) -> None:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise UserError(f"{out} exists and is not an empty folder: name another or remove it")
-        self.out, self.name, self.seed = out, name, seed
-        self._shards: list[Shard] = []
-        self._keys: set[str] = set()
-        out.parent.mkdir(parents=True, exist_ok=True)
-        self._folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-
-    def __enter__(self) -> ShardWriter:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)  # after finish there is none
-
-    def write(
-        self, split: str, language: str, samples: Iterable[Sample], samples_per_shard: int
-    ) -> None:
-        """Write all `samples` of one split and language, `samples_per_shard` to a tar."""
-        for name in (split, language):
-            if not _NAME.fullmatch(name):
-                raise UserError(f"{name!r} can't name a split or language: use letters, digits, _ -")
-        if any((s.split, s.language) == (split, language) for s in self._shards):
-            raise UserError(f"{split} in {language} was written already: write all of it in one go")
-        left = iter(samples)
-        number = 0
-        while chunk := next(left, None):
-            path = f"{language}/{split}-{number:06d}.tar"
-            rest = islice(left, samples_per_shard - 1)
-            self._shards.append(self._write_tar(path, split, language, _chain(chunk, rest)))
-            number += 1
-
-    def finish(self, recipe: dict[str, Any]) -> ShardIndex:
-        """Write the index, with the facts in `recipe`, and put the folder where it belongs."""
-        if not self._shards:
-            raise UserError(f"no sample for {self.out}: look at the source and the languages asked")
-        shards = tuple(sorted(self._shards, key=lambda shard: shard.path))
-        index = ShardIndex(self.out, self.name, SAMPLE_RATE, self.seed, recipe, shards)
-        index.save(self._folder)
-        self._folder.chmod(0o755)
-        self._folder.rename(self.out)
-        return index
-
-    def _write_tar(self, path: str, split: str, language: str, samples: Iterable[Sample]) -> Shard:
-        from webdataset import TarWriter  # slow to import, and readers of shards need it never
-
-        file = self._folder / path
-        file.parent.mkdir(exist_ok=True)
-        entries = []
-        with (
-            file.open("wb") as stream,
-            TarWriter(stream, user="", group="", mode=0o444, mtime=0, encoder=False) as tar,
-        ):
-            for sample in samples:
-                self._check(sample, language)
-                seconds = len(sample.audio) / SAMPLE_RATE
-                start = tar.tarstream.offset
-                tar.write(
-                    {
-                        "__key__": sample.key,
-                        "flac": _flac(sample.audio),
-                        "json": _json(sample, seconds),
-                    }
-                )
-                entries.append(Entry(sample.key, seconds, start, tar.tarstream.offset - start))
-        return Shard(
-            path=path,
-            split=split,
-            language=language,
-            samples=len(entries),
-            seconds=round(sum(entry.seconds for entry in entries), 3),
-            bytes=file.stat().st_size,
-            sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
-            entries=tuple(entries),
-        )
-
-    def _check(self, sample: Sample, language: str) -> None:
-        key, audio = sample.key, sample.audio
-        if not _KEY.fullmatch(key) or len(key) > _MAX_KEY:
-            raise UserError(f"{key!r} can't be a key: use letters, digits, _ - and / between them")
-        if key in self._keys:
-            raise UserError(f"two samples have the key {key}: keys must differ")
-        self._keys.add(key)
-        if sample.language != language:
-            raise UserError(f"sample {key} is in {sample.language}, among those in {language}")
-        if not sample.text.strip():
-            raise UserError(f"sample {key} has no text: drop it in the recipe")
-        if audio.ndim != 1 or not 0 < len(audio) <= MAX_SECONDS * SAMPLE_RATE:
-            raise UserError(
-                f"sample {key} has audio of shape {audio.shape}: it must be (samples,) of at most "
-                f"{MAX_SECONDS:.0f} s"
-            )
-        if not np.isfinite(audio).all():
-            raise UserError(f"sample {key} has NaN or infinite audio: drop it in the recipe")
 
 
 def read_range(path: str | Path, entry: Entry) -> bytes:
@@ -205,71 +77,63 @@ def read_sample(
     try:
         with tarfile.open(fileobj=io.BytesIO(raw), mode="r:") as tar:
             for member in tar:
-                stem, _, kind = member.name.rpartition(".")
-                if kind not in ("flac", "json") or not member.isreg() or member.issparse():
-                    raise BadSample(shard, key, f"holds {member.name!r}, no plain flac or json")
+                stem, kind = key_and_kind(member.name)
+                if kind in DANGEROUS_KINDS or not member.isreg() or member.issparse():
+                    raise BadSample(shard, key, f"holds {member.name!r}, no plain audio or text")
                 if kind in files or (key is not None and stem != key):
                     raise BadSample(shard, key, f"holds {member.name!r} too: the index is wrong")
                 key = stem
+                if kind not in KINDS:
+                    continue
                 content = tar.extractfile(member)
                 files[kind] = content.read(MAX_BYTES) if content else b""
                 if len(files[kind]) != member.size:
                     raise BadSample(shard, key, f"is cut off in its {kind}")
     except (tarfile.TarError, ValueError, EOFError) as e:
         raise BadSample(shard, key, f"is no piece of a tar ({e})") from None
-    if files.keys() != {"flac", "json"}:
-        raise BadSample(shard, key, "lacks its flac or its json")
-    return _audio(files["flac"], shard, key), _facts(files["json"], shard, key)
+    audio, rate = open_audio(files, shard, key)
+    return resample(audio, rate, SAMPLE_RATE), read_facts(files, shard, key)
 
 
-def _audio(flac: bytes, shard: str | Path, key: str | None) -> Audio:
+def key_and_kind(name: str) -> tuple[str, str]:
+    """What WebDataset makes of a file's name: `bg/a.seg.FLAC` is sample `bg/a`, kind `seg.flac`."""
+    match = _MEMBER.fullmatch(name)
+    return (match["key"], match["kind"].lower()) if match else (name, "")
+
+
+def open_audio(files: Mapping[str, bytes], shard: str | Path, key: str | None) -> tuple[Audio, int]:
+    """`(samples,)` float32 and its rate in Hz, of a sample's files by kind. Raises: BadSample."""
+    kind = next((kind for kind in AUDIO_KINDS if kind in files), None)
+    if kind is None:
+        raise BadSample(shard, key, f"lacks audio: it has none of {', '.join(AUDIO_KINDS)}")
     try:
-        with soundfile.SoundFile(io.BytesIO(flac)) as file:
-            if (file.format, file.channels, file.samplerate) != ("FLAC", 1, SAMPLE_RATE):
-                raise BadSample(shard, key, f"is not mono FLAC at {SAMPLE_RATE} Hz")
-            limit = int(MAX_SECONDS * SAMPLE_RATE)
-            # Never more than the limit, whatever the header claims.
-            audio: Audio = file.read(min(file.frames, limit + 1), dtype="float32")
-            claimed = file.frames
-    except (soundfile.SoundFileError, OSError, ValueError) as e:
+        with soundfile.SoundFile(io.BytesIO(files[kind])) as file:
+            rate, claimed = file.samplerate, file.frames / file.samplerate
+    except (soundfile.SoundFileError, OSError, ValueError, ZeroDivisionError) as e:
         raise BadSample(shard, key, f"has unreadable audio ({' '.join(str(e).split())})") from None
-    if claimed > limit:
+    if not RATES[0] <= rate <= RATES[1]:
+        raise BadSample(shard, key, f"has a rate of {rate} Hz, not one from {RATES[0]} to {RATES[1]}")
+    # Never more than the limit, whatever the header claims.
+    if claimed > MAX_SECONDS:
         raise BadSample(shard, key, f"claims more than {MAX_SECONDS:.0f} s of audio")
-    if not len(audio) or len(audio) != claimed:
-        raise BadSample(shard, key, f"has unreadable audio ({len(audio)} of {claimed} samples)")
-    return audio
-
-
-def _facts(text: bytes, shard: str | Path, key: str | None) -> dict[str, Any]:
     try:
-        facts = json.loads(text)
-    except (ValueError, RecursionError) as e:
-        raise BadSample(shard, key, f"has damaged JSON ({e})") from None
-    if not isinstance(facts, dict) or not isinstance(facts.get("text"), str):
-        raise BadSample(shard, key, "has no text in its JSON")
-    if not facts["text"].strip():
+        return decode(files[kind], "it")
+    except UserError as e:
+        raise BadSample(shard, key, f"has unreadable audio ({e})") from None
+
+
+def read_facts(files: Mapping[str, bytes], shard: str | Path, key: str | None) -> dict[str, Any]:
+    """The facts of a sample, by its files; its transcript is "text". Raises: BadSample."""
+    try:
+        facts = json.loads(files.get("json", b"{}"))
+        if "txt" in files:
+            facts["text"] = files["txt"].decode("utf-8").strip()
+    except (ValueError, TypeError, RecursionError) as e:
+        raise BadSample(shard, key, f"has damaged JSON or text ({e})") from None
+    text = next((facts[f] for f in TEXT_FIELDS if f in facts), None) if type(facts) is dict else None
+    if not isinstance(text, str):
+        raise BadSample(shard, key, "has no text in its JSON, and no .txt")
+    if not text.strip():
         raise BadSample(shard, key, "has an empty transcript")
+    facts["text"] = text
     return facts
-
-
-def _flac(audio: Audio) -> bytes:
-    out = io.BytesIO()
-    soundfile.write(out, np.clip(audio, -1, 1), SAMPLE_RATE, format="FLAC", subtype="PCM_16")
-    return out.getvalue()
-
-
-def _json(sample: Sample, seconds: float) -> bytes:
-    facts = {
-        "text": sample.text,
-        "language": sample.language,
-        "speaker": sample.speaker,
-        "seconds": seconds,
-        "licence": sample.licence,
-        "source": sample.source,
-    }
-    return json.dumps(facts, ensure_ascii=False).encode()
-
-
-def _chain(first: Sample, rest: Iterable[Sample]) -> Iterator[Sample]:
-    yield first
-    yield from rest

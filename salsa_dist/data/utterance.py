@@ -1,0 +1,137 @@
+"""What a recipe reads out of a corpus, before any audio is decoded.
+
+    recipe.read(source, ask) ──► Corpus ── licence, source, text_rules, dropped, facts
+                                   └── utterances: Utterance ── key, audio (file), start, end (s), text,
+                                                                language, speaker, split, extra
+
+A recipe says what there is; `build` decides the rest: splits where the corpus has none, order, shards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+MAX_SECONDS = 600.0  # of one sample; a few bytes of FLAC can claim hours of silence
+SPLITS = ("train", "dev", "test")
+
+_UNSAFE = re.compile(r"[^A-Za-z0-9_/-]+")
+_SPLIT_WORDS = {
+    "train": ("train", "training", "tr"),
+    "dev": ("dev", "valid", "validation", "val"),
+    "test": ("test", "eval", "evaluation"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Utterance:
+    """One piece of speech with its transcript.
+
+    Attributes:
+        key: name within its corpus, unique in its language; `key()` makes one of any text.
+        audio: the file; where the recipe has `audio_of`, whatever that reads.
+        text: the transcript as the corpus has it.
+        language: code of the language.
+        speaker: None where it is not known.
+        split: the corpus's own train, dev or test; None where it has none.
+        start, end: seconds in the file; None for its start or end.
+        channel: the one that is spoken on, from 0; None for the mean of all.
+        row: place in a file that holds many recordings; None for other files.
+        extra: further facts, kept in the sample's JSON.
+    """
+
+    key: str
+    audio: Path
+    text: str
+    language: str
+    speaker: str | None = None
+    split: str | None = None
+    start: float | None = None
+    end: float | None = None
+    channel: int | None = None
+    row: int | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """All of a corpus that was asked for.
+
+    Attributes:
+        utterances: in any order, unless `ordered`.
+        text_rules: what the recipe did to texts, beyond the rules of `text.py`.
+        dropped: for each language, how many utterances the recipe left out, and why.
+        facts: whatever else belongs into the dataset card.
+        ordered: keep the order given, it was shuffled by the recipe; else `build` shuffles.
+    """
+
+    utterances: Sequence[Utterance]
+    licence: str
+    source: str
+    text_rules: tuple[str, ...] = ()
+    dropped: Mapping[str, Counter[str]] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    ordered: bool = False
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What the user asks of a build; all of it decides the bytes, and lies in the index.
+
+    Attributes:
+        languages: those wanted; None for all.
+        seed: of splits and order.
+        language: that of a corpus that does not name its own.
+        columns: the corpus's name for one of our fields: {"text": "sentence_clean"}.
+        licence: replaces the recipe's.
+        rate: Hz of the FLAC in the shards; None keeps recordings as they came.
+        samples_per_shard: at most so many.
+        min_seconds, max_seconds: what is shorter or longer is dropped.
+        dev_share, test_share: of the utterances, where the corpus has no splits.
+    """
+
+    languages: tuple[str, ...] | None = None
+    seed: int = 0
+    language: str | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+    licence: str | None = None
+    rate: int | None = 16_000
+    samples_per_shard: int = 1000
+    min_seconds: float = 0.1
+    max_seconds: float = MAX_SECONDS
+    dev_share: float = 0.05
+    test_share: float = 0.05
+
+    def facts(self) -> dict[str, Any]:
+        """As JSON, without languages and seed, which the index has elsewhere."""
+        facts = {**asdict(self), "columns": dict(self.columns)}
+        return {k: v for k, v in facts.items() if k not in ("languages", "seed")}
+
+    def wants(self, language: str) -> bool:
+        return self.languages is None or language in self.languages
+
+
+def key(name: str) -> str:
+    """`name` as a key: letters, digits, `_`, `-` and `/`.
+
+    A name that had to be changed ends with a hash of what it was, so that two names stay two keys.
+    """
+    safe = "/".join(part for part in _UNSAFE.sub("_", name).split("/") if part)
+    parts = [part[-80:] for part in safe[-160:].split("/") if part]
+    safe = "/".join(parts)
+    if safe == name:
+        return name
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    return f"{safe}-{digest}" if safe else digest
+
+
+def split_in(name: str) -> str | None:
+    """The split that a file's or folder's name speaks of: `valid_manifest` is dev, `data` none."""
+    words = re.split(r"[^a-z]+", name.lower())
+    found = {split for split, known in _SPLIT_WORDS.items() if any(w in known for w in words)}
+    return found.pop() if len(found) == 1 else None
