@@ -22,6 +22,7 @@ from fetch import cache_folder, fetch_base, fetch_speech
 
 from salsa_dist.config import Config, load_config
 from salsa_dist.data.build import build
+from salsa_dist.data.utterance import Ask
 from salsa_dist.errors import UserError
 from salsa_dist.evaluation.report import write_report
 from salsa_dist.speech_llms.whisper_from_ctranslate2 import convert
@@ -29,7 +30,7 @@ from salsa_dist.speech_llms.whisper_from_ctranslate2 import convert
 HERE = Path(__file__).resolve().parent
 CONFIG = HERE / "demo.yaml"
 LAUNCHER = HERE.parent / "launchers" / "slurm.py"
-LANGUAGES = ["bg", "el"]
+LANGUAGES = ("bg", "el")
 
 
 def main(overrides: Sequence[str]) -> int:
@@ -57,7 +58,7 @@ def prepare(cache: Path) -> tuple[Path, Path]:
         convert([source], base)
     _say("2/5  the speech: Tux Paint's spoken stamps, as tar shards")
     shards = cache / "shards" / ("tuxpaint-" + "-".join(LANGUAGES))
-    build("tuxpaint", fetch_speech(cache), shards, LANGUAGES, seed=0)
+    build("tuxpaint", fetch_speech(cache), shards, Ask(languages=LANGUAGES))
     return base, shards
 
 

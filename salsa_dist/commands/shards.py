@@ -1,27 +1,197 @@
-"""`salsa-dist shards build`."""
+"""`salsa-dist shards`: build | lint | stats | index | reshard."""
 
 from __future__ import annotations
 
+import json
+import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 
-app = typer.Typer(help="Make tar shards of a corpus.", no_args_is_help=True)
+from salsa_dist.errors import UserError
+
+app = typer.Typer(help="Make, check and rearrange tar shards of speech.", no_args_is_help=True)
+
+Folder = Annotated[Path, typer.Argument(help="folder of shards")]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
+Language = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(help="language code of what names none itself"),
+]
+Workers = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option(help="processes; default: one a core that this one may use"),
+]
 
 
 @app.command()
 def build(
-    recipe: Annotated[str, typer.Argument(help="name of a recipe in shards/, such as tuxpaint")],
-    source: Annotated[Path, typer.Argument(help="folder of the corpus")],
+    recipe: Annotated[str, typer.Argument(help="a recipe in shards/, such as jsonl, or a .py file")],
+    source: Annotated[Path, typer.Argument(help="the corpus's folder, or a manifest")],
     out: Annotated[Path, typer.Argument(help="folder for the shards")],
     languages: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(help="language codes joined by commas; default: all"),
     ] = None,
-    seed: Annotated[int, typer.Option(help="of the split and the order")] = 0,
+    language: Language = None,
+    column: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="what the corpus calls a field: text=sentence_clean; may be repeated"),
+    ] = None,
+    licence: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="of the corpus, where the recipe does not know it"),
+    ] = None,
+    rate: Annotated[int, typer.Option(help="Hz of the FLAC in the shards")] = 16_000,
+    as_is: Annotated[
+        bool, typer.Option("--as-is", help="keep recordings as they came; their parts keep the rate")
+    ] = False,
+    samples_per_shard: Annotated[int, typer.Option(help="at most")] = 1000,
+    min_seconds: Annotated[float, typer.Option(help="what is shorter is dropped")] = 0.1,
+    max_seconds: Annotated[float, typer.Option(help="what is longer is dropped")] = 600.0,
+    dev_share: Annotated[float, typer.Option(help="where the corpus has no splits")] = 0.05,
+    test_share: Annotated[float, typer.Option(help="where the corpus has no splits")] = 0.05,
+    seed: Annotated[int, typer.Option(help="of the splits and the order")] = 0,
+    workers: Workers = None,
 ) -> None:
-    """Turn a corpus into tar shards with an index.json."""
-    from salsa_dist.data.build import build as build_shards
+    """Turn a corpus into tar shards with an index and a card.
 
-    build_shards(recipe, source, out, languages.split(",") if languages else None, seed)
+    Stopped or killed, it goes on when it is started again. The shards are the same bytes whatever the
+    number of processes.
+    """
+    from salsa_dist.data.build import build as build_shards
+    from salsa_dist.data.utterance import Ask
+
+    columns = dict(part.partition("=")[::2] for part in column or [])
+    if not all(columns.values()):
+        raise UserError(f"--column {' '.join(column or [])}: say FIELD=NAME, such as text=sentence")
+    ask = Ask(
+        languages=tuple(languages.split(",")) if languages else None,
+        seed=seed,
+        language=language,
+        columns=columns,
+        licence=licence,
+        rate=None if as_is else rate,
+        samples_per_shard=samples_per_shard,
+        min_seconds=min_seconds,
+        max_seconds=max_seconds,
+        dev_share=dev_share,
+        test_share=test_share,
+    )
+    build_shards(recipe, source, out, ask, _cores(workers))
+
+
+@app.command()
+def lint(
+    folder: Folder,
+    min_seconds: Annotated[float, typer.Option(help="shortest sample that is right")] = 0.1,
+    max_seconds: Annotated[float, typer.Option(help="longest sample that is right")] = 600.0,
+    rate: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Hz that all samples have; default: what the index says"),
+    ] = None,
+    show: Annotated[int, typer.Option(help="problems to print of each kind")] = 100,
+    as_json: AsJson = False,
+    workers: Workers = None,
+) -> None:
+    """Name each damaged shard and sample, and what two splits share.
+
+    Exit status: 0 if all is well, 1 if there are problems, 2 if it could not be checked.
+    """
+    from collections import Counter
+
+    from salsa_dist.data.lint import Bounds
+    from salsa_dist.data.lint import lint as lint_shards
+
+    bounds = Bounds(min_seconds, max_seconds, rate)
+    problems, samples = lint_shards(folder, bounds, _cores(workers))
+    if as_json:
+        print(json.dumps({"samples": samples, "problems": [asdict(p) for p in problems]}))
+    else:
+        shown: Counter[str] = Counter()
+        for problem in problems:
+            shown[problem.kind] += 1
+            if shown[problem.kind] <= show:
+                print(problem)
+        for kind, count in shown.items():
+            if count > show:
+                print(f"… and {count - show} more of the kind {kind}")
+        said = ", ".join(f"{n} {kind}" for kind, n in shown.items()) or "no problem"
+        print(f"{folder}: {samples} samples, {said}")
+    if problems:
+        raise typer.Exit(1)
+
+
+@app.command()
+def stats(folder: Folder, as_json: AsJson = False) -> None:
+    """How much of what there is, by the index."""
+    from rich.console import Console
+
+    from salsa_dist.data import stats as of_shards
+    from salsa_dist.data.index import ShardIndex
+
+    index = ShardIndex.load(folder)
+    if as_json:
+        print(json.dumps({"name": index.name, "hash": index.hash, "rows": of_shards.rows(index)}))
+    else:
+        Console().print(of_shards.table(index))
+
+
+@app.command()
+def index(
+    folder: Annotated[Path, typer.Argument(help="folder of WebDataset tars without an index.json")],
+    language: Language = None,
+    split: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="of all tars; default: as their paths say, else train"),
+    ] = None,
+) -> None:
+    """Write an index.json for tars that others made, so that they can be trained on.
+
+    A sample is audio (flac, wav, mp3, ogg, opus) and its text in .txt or .json.
+    """
+    from salsa_dist.data.foreign import index_tars
+
+    made, left_out = index_tars(folder, language, split)
+    _report(left_out)
+    print(f"{made.folder / 'index.json'}: {sum(s.samples for s in made.shards)} samples")
+
+
+@app.command()
+def reshard(
+    folder: Annotated[Path, typer.Argument(help="folder of shards, or of tars without an index")],
+    out: Annotated[Path, typer.Argument(help="folder for the new shards")],
+    samples_per_shard: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="at most"),
+    ] = None,
+    shard_size: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="in megabytes, about"),
+    ] = None,
+    language: Language = None,
+    split: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="of tars without an index; default: as their paths say, else train"),
+    ] = None,
+) -> None:
+    """Copy samples into shards of another size, one language and split a shard."""
+    from salsa_dist.data.foreign import reshard as reshard_tars
+
+    size = round(shard_size * 1e6) if shard_size else None
+    made, left_out = reshard_tars(folder, out, samples_per_shard, size, language, split)
+    _report(left_out)
+    print(f"{out}: {sum(s.samples for s in made.shards)} samples in {len(made.shards)} shards")
+
+
+def _report(left_out: list[str]) -> None:
+    for why in left_out[:20]:
+        print(f"left out: {why}")
+    if len(left_out) > 20:
+        print(f"… and {len(left_out) - 20} more")
+
+
+def _cores(workers: int | None) -> int:
+    return len(os.sched_getaffinity(0)) if workers is None else workers

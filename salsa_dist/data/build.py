@@ -1,78 +1,312 @@
-"""Runs a recipe: `build("tuxpaint", source, out, ["bg", "el"], seed=0)`.
+"""Runs a recipe: `build("tuxpaint", source, out, Ask(languages=("bg", "el")), workers=4)`.
 
-A recipe is one Python file in the repository's `shards/` folder, or any `.py` file named by its path.
-It has one function that this module calls, and returns what it wrote:
+    recipe.read(source, …) ─► Corpus ─► splits, order ─► Task, Task, … ─► make, in any process
+                                                                               │
+    out/  index.json, README.md (the card), dropped.tsv, LANGUAGE/SPLIT-NUMBER.tar
 
-    def build(source: Path, out: Path, languages: Sequence[str] | None, seed: int) -> ShardIndex
-
-and its index's `recipe` facts name the `languages`, so that a finished folder is known again.
+Shards are made in a hidden folder beside `out`, which becomes `out` when all are there. A build that
+was killed goes on from the shards that it had finished. What a shard holds is decided before any audio
+is read, so the bytes don't depend on the number of processes.
 """
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Sequence
+import fcntl
+import math
+import multiprocessing
+import os
+import shutil
+import signal
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from salsa_dist.data import card, splits
+from salsa_dist.data.audio import resampler
 from salsa_dist.data.index import FILE, ShardIndex
+from salsa_dist.data.packing import Made, Task, kept, make
+from salsa_dist.data.recipes import load_recipe, name_of
+from salsa_dist.data.stats import table
+from salsa_dist.data.text import RULES, clean
+from salsa_dist.data.utterance import MAX_SECONDS, Ask, Corpus, Utterance
+from salsa_dist.data.writer import check_name, is_key
 from salsa_dist.errors import UserError
 
-RECIPES = Path(__file__).resolve().parents[2] / "shards"
+# Each rank reads shards of its own, so there are several, however few clips a split has.
+MIN_SHARDS = {"train": 8, "dev": 1, "test": 2}
 
 
 def build(
-    recipe: str,
-    source: str | Path,
-    out: str | Path,
-    languages: Sequence[str] | None = None,
-    seed: int = 0,
+    recipe: str, source: str | Path, out: str | Path, ask: Ask | None = None, workers: int = 1
 ) -> ShardIndex:
-    """The shards that `recipe` makes of `source`, built into `out` or found there."""
-    module = load_recipe(recipe)
+    """The shards that `recipe` makes of `source`, built into `out` or found there.
+
+    Raises:
+        UserError: no such recipe, a source that it can't read, or an `out` that holds other things.
+    """
+    ask = ask or Ask()
+    module, name = load_recipe(recipe), name_of(recipe)
     source, out = Path(source), Path(out)
-    if not source.is_dir():
-        raise UserError(f"{source} is no folder: name the folder with the corpus")
+    _check(ask, workers)
+    if not source.exists():
+        raise UserError(f"{source} is not there: name the corpus's folder or manifest")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        return _already_built(module.__name__, out, languages, seed)
-    index = module.build(source, out, languages, seed)
-    if not isinstance(index, ShardIndex):
-        raise UserError(f"recipe {recipe!r}: its build() must return the ShardIndex that it wrote")
+        return _already_built(name, out, ask)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with _work_folder(out) as folder:
+        scratch = out.parent / f".{out.name}.unpacked"
+        corpus = module.read(source, ask, scratch)
+        if not isinstance(corpus, Corpus):
+            raise UserError(f"recipe {recipe!r}: its read() must return a Corpus")
+        dropped = {language: Counter(counts) for language, counts in corpus.dropped.items()}
+        tasks, how = plan(recipe, source, corpus, ask, dropped)
+        made = _make_all(tasks, folder, workers)
+        index = _finish(name, out, folder, corpus, ask, tasks, made, how, dropped)
+        shutil.rmtree(scratch, ignore_errors=True)
+    Console().print(table(index))
+    for language, counts in sorted(index.recipe["dropped"].items()):
+        said = ", ".join(f"{n} {why}" for why, n in counts.items()) or "nothing"
+        Console().print(f"dropped in {language}: {said}", soft_wrap=True)
     return index
 
 
-def load_recipe(recipe: str) -> ModuleType:
-    """The module of a recipe in `shards/`, or of a path to a `.py` file."""
-    known = {path.stem: path for path in sorted(RECIPES.glob("*.py"))}
-    path = Path(recipe) if recipe.endswith(".py") else known.get(recipe)
-    if path is None or not path.is_file():
+def plan(
+    recipe: str, source: Path, corpus: Corpus, ask: Ask, dropped: dict[str, Counter[str]]
+) -> tuple[list[Task], dict[str, str]]:
+    """The shards to make, and how each language was split; texts that are empty go to `dropped`."""
+    by_language: dict[str, list[Utterance]] = {}
+    there: Counter[str] = Counter()
+    seen: set[str] = set()
+    for utterance in corpus.utterances:
+        language = utterance.language
+        there[language] += 1
+        if not ask.wants(language):
+            continue
+        key = f"{language}/{utterance.key}"
+        if not is_key(key):
+            raise UserError(f"recipe {recipe!r}: {key!r} can't be a key: make it with utterance.key")
+        if key in seen:
+            raise UserError(f"{source}: two utterances in {language} are called {utterance.key}")
+        seen.add(key)
+        if clean(utterance.text):
+            by_language.setdefault(language, []).append(replace(utterance, key=key))
+        else:
+            dropped.setdefault(language, Counter())["no text"] += 1
+    missing = [language for language in ask.languages or () if language not in there]
+    if missing or not by_language:
+        known = ", ".join(f"{language} ({n})" for language, n in sorted(there.items()))
         raise UserError(
-            f"no recipe {recipe!r}: known are {', '.join(known) or 'none'}; or name a .py file"
+            f"{source} has no utterances in {', '.join(missing) or 'any language'}; it has "
+            f"{known or 'none at all'}: look at the source and the languages asked"
         )
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise UserError(f"recipe {path} can't be imported: it must be a Python file")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not callable(getattr(module, "build", None)):
-        raise UserError(f"recipe {path} has no function build(source, out, languages, seed)")
-    return module
+    tasks, how = [], {}
+    for language, utterances in sorted(by_language.items()):
+        check_name(language)
+        dropped.setdefault(language, Counter())
+        parts, how[language] = splits.deal(utterances, ask)
+        for split, part in sorted(parts.items()):
+            if not corpus.ordered:
+                part = splits.shuffled(part, ask.seed)
+            shards = max(math.ceil(len(part) / ask.samples_per_shard), MIN_SHARDS[split])
+            size = math.ceil(len(part) / shards)
+            for number, first in enumerate(range(0, len(part), size)):
+                path = f"{language}/{split}-{number:06d}.tar"
+                chunk = tuple(part[first : first + size])
+                licence = ask.licence or corpus.licence
+                task = Task(recipe, path, split, language, chunk, ask, licence, corpus.source)
+                tasks.append(task)
+    return tasks, how
 
 
-def _already_built(recipe: str, out: Path, languages: Sequence[str] | None, seed: int) -> ShardIndex:
+def _check(ask: Ask, workers: int) -> None:
+    wrong = []
+    if workers < 1 or ask.samples_per_shard < 1:
+        wrong.append("workers and samples a shard are 1 or more")
+    if ask.rate is not None and not 4_000 <= ask.rate <= 384_000:
+        wrong.append(f"a rate of {ask.rate} Hz is not from 4000 to 384000")
+    if not 0 < ask.min_seconds < ask.max_seconds <= MAX_SECONDS:
+        wrong.append(f"seconds go from more than 0 to {MAX_SECONDS:g}, the shortest first")
+    if not (ask.dev_share >= 0 and ask.test_share >= 0 and ask.dev_share + ask.test_share < 1):
+        wrong.append("the shares of dev and test are 0 or more, and leave something to train on")
+    if wrong:
+        raise UserError("; ".join(wrong))
+
+
+@contextmanager
+def _work_folder(out: Path) -> Iterator[Path]:
+    """The folder that becomes `out`; kept when a build is stopped, so that the next one goes on."""
+    folder = out.parent / f".{out.name}.building"
+    folder.mkdir(exist_ok=True)
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"{out} is being built by another process: wait for it") from None
+        yield folder
+    finally:
+        os.close(lock)
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _make_all(tasks: Sequence[Task], folder: Path, workers: int) -> dict[str, Made]:
+    """What became of each task, by its path."""
+    _remove_others(tasks, folder)
+    columns = (TextColumn("shards"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    made: dict[str, Made] = {}
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        bar = progress.add_task("shards", total=len(tasks))
+        left = []
+        for task in tasks:
+            if found := kept(task, folder):
+                made[task.path] = found
+                progress.advance(bar)
+            else:
+                left.append(task)
+        if made:
+            progress.console.print(f"going on: {len(made)} of {len(tasks)} shards are there")
+        for path, done in _made(left, folder, workers):
+            made[path] = done
+            progress.advance(bar)
+    return made
+
+
+def _made(tasks: Sequence[Task], folder: Path, workers: int) -> Iterator[tuple[str, Made]]:
+    workers = min(workers, len(tasks))
+    if workers <= 1:
+        for only in tasks:
+            yield only.path, make(only, folder)
+        return
+    # spawn: a fork of a process in which torch has threads may hang.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_worker) as pool:
+        left = iter(tasks)
+        running: dict[Future[Made], str] = {}
+        try:
+            while True:
+                # A few tasks ahead, not all: each carries its utterances.
+                while len(running) < 2 * workers and (task := next(left, None)):
+                    running[pool.submit(make, task, folder)] = task.path
+                if not running:
+                    return
+                done = next(as_completed(running))
+                yield running.pop(done), done.result()
+        except BrokenProcessPool:
+            raise UserError(
+                f"a process that made shards in {folder} was killed (out of memory?): run the "
+                "build again, with fewer --workers; it goes on"
+            ) from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _worker() -> None:
+    """A build's Ctrl-C is handled by its first process, and no other outlives that one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def leave_with_parent() -> None:
+        if parent:
+            parent.join()
+        os._exit(1)
+
+    threading.Thread(target=leave_with_parent, daemon=True).start()
+
+
+def _remove_others(tasks: Sequence[Task], folder: Path) -> None:
+    """What another corpus, or a process killed while it wrote, left in the folder."""
+    ours = {folder / task.path for task in tasks}
+    ours |= {path.with_name(path.name + ".json") for path in ours}
+    for path in folder.rglob("*"):
+        if not path.is_dir() and path not in ours:
+            path.unlink()
+
+
+def _finish(
+    name: str,
+    out: Path,
+    folder: Path,
+    corpus: Corpus,
+    ask: Ask,
+    tasks: Sequence[Task],
+    made: dict[str, Made],
+    how: dict[str, str],
+    dropped: dict[str, Counter[str]],
+) -> ShardIndex:
+    shards = tuple(sorted((m.shard for m in made.values() if m.shard), key=lambda s: s.path))
+    gone = {key: why for path in sorted(made) for key, why in made[path].dropped}
+    speakers: dict[str, dict[str, set[str | None]]] = {}
+    for task in tasks:
+        named = speakers.setdefault(task.language, {}).setdefault(task.split, set())
+        named |= {u.speaker for u in task.utterances if u.key not in gone}
+        for utterance in task.utterances:
+            if utterance.key in gone:
+                dropped[task.language][gone[utterance.key].split(":")[0]] += 1
+    if not shards:
+        example = next(iter(gone.items()), ("", "nothing was found"))
+        raise UserError(
+            f"no sample for {out}: all {len(gone)} utterances were dropped, such as {example[0]} "
+            f"({example[1]})"
+        )
+    facts: dict[str, Any] = {
+        "source": corpus.source,
+        "licence": ask.licence or corpus.licence,
+        "languages": sorted(how),
+        "text": [*RULES, *corpus.text_rules],
+        "splits": dict(sorted(how.items())),
+        "speakers": {
+            language: {split: len(names - {None}) for split, names in sorted(parts.items())}
+            for language, parts in sorted(speakers.items())
+        },
+        "audio": "as it came" if ask.rate is None else f"mono FLAC, 16 bit, {ask.rate} Hz",
+        "resampler": resampler(),
+        "asked": ask.facts(),
+        "dropped": {lang: dict(sorted(counts.items())) for lang, counts in sorted(dropped.items())},
+        **corpus.facts,
+    }
+    index = ShardIndex(out, name, ask.rate or 0, ask.seed, facts, shards)
+    for note in folder.rglob("*.tar.json"):
+        note.unlink()
+    if gone:
+        lines = [f"{key}\t{' '.join(why.split())}\n" for key, why in gone.items()]
+        (folder / "dropped.tsv").write_text("".join(lines), encoding="utf-8")
+    (folder / "README.md").write_text(card.write(index), encoding="utf-8")
+    index.save(folder)
+    folder.rename(out)
+    return index
+
+
+def _already_built(name: str, out: Path, ask: Ask) -> ShardIndex:
     if not (out / FILE).exists():
         raise UserError(f"{out} is not empty and holds no shards: name another folder")
     index = ShardIndex.load(out)
     there = (index.name, index.seed)
-    if there != (recipe, seed):
+    if there != (name, ask.seed):
         raise UserError(
-            f"{out} holds {there[0]} built with seed {there[1]}, not {recipe} with seed {seed}: "
+            f"{out} holds {there[0]} built with seed {there[1]}, not {name} with seed {ask.seed}: "
             "name another folder"
         )
     built = index.recipe.get("languages")
-    if languages is not None and sorted(languages) != built:
+    if ask.languages is not None and sorted(ask.languages) != built:
         raise UserError(
-            f"{out} holds the languages {built}, not {sorted(languages)}: name another folder"
+            f"{out} holds the languages {built}, not {sorted(ask.languages)}: name another folder"
+        )
+    asked = index.recipe.get("asked", Ask().facts())
+    other = [k for k, v in ask.facts().items() if asked.get(k) != v]
+    if other:
+        raise UserError(
+            f"{out} was built with another {', '.join(other)} "
+            f"({', '.join(str(asked.get(k)) for k in other)}): name another folder"
         )
     for shard in index.shards:
         path = out / shard.path

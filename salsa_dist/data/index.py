@@ -193,7 +193,7 @@ def _shard(raw: _RawShard, path: Path) -> Shard:
 
 
 def _check(index: ShardIndex, path: Path, recorded: str) -> None:
-    if index.sample_rate <= 0 or not index.shards:
+    if index.sample_rate < 0 or not index.shards:
         raise _damaged(path, "it has no shards or no sample rate")
     seen: set[str] = set()
     for shard in index.shards:

@@ -11,15 +11,15 @@ import unicodedata
 
 RULES = (
     "Unicode NFC (canonical composition)",
-    "control characters and runs of white space become one space, none at the ends",
+    "control characters and line breaks become spaces; no white space at the ends",
 )
 
 
 def clean(text: str) -> str:
     """`text` by `RULES`; empty where nothing is said."""
     composed = unicodedata.normalize("NFC", text)
-    spaced = (" " if unicodedata.category(c) in ("Cc", "Zs", "Zl", "Zp") else c for c in composed)
-    return " ".join("".join(spaced).split())
+    lined = (" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in composed)
+    return "".join(lined).strip()
 
 
 def same(text: str) -> str:

@@ -1,0 +1,220 @@
+"""An index for WebDataset tars that others made, and shards of another size from any tars.
+
+    index_tars(folder)          tars without index.json ──► index.json, nothing else is written
+    reshard(folder, out, …)     tars, with an index or without ──► new shards, the same bytes a file
+
+Both read each tar forward once, and stop at the first that is damaged; `shards lint` names all of it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from salsa_dist.data.archive import DamagedTar
+from salsa_dist.data.index import FILE, Entry, Shard, ShardIndex
+from salsa_dist.data.shards import (
+    AUDIO_KINDS,
+    BadSample,
+    open_audio,
+    read_facts,
+)
+from salsa_dist.data.tar_samples import Found, found, tars
+from salsa_dist.data.utterance import key, split_in
+from salsa_dist.data.writer import Packed, check_name, is_key, put, sha256_of, write_tar
+from salsa_dist.errors import UserError
+from salsa_dist.new_folder import made_beside
+
+ELSEWHERE = {"source": "tars made elsewhere", "licence": "not stated"}
+LANGUAGE_FIELDS = ("language", "lang", "locale")
+
+
+@dataclass(frozen=True)
+class Usable:
+    """A sample that can be trained on, and what is needed to know of it."""
+
+    sample: Found
+    facts: dict[str, Any]
+    language: str
+    seconds: float
+    rate: int
+
+
+def index_tars(
+    folder: Path, language: str | None = None, split: str | None = None
+) -> tuple[ShardIndex, list[str]]:
+    """Write `folder/index.json`; returns it, and why samples were left out of it.
+
+    Args:
+        language: of samples whose JSON names none.
+        split: of all tars; None: as their paths say (dev-000.tar, valid/…), else train.
+
+    Raises:
+        UserError: there is an index, a tar is damaged or holds two languages, or keys are not unique.
+    """
+    if (folder / FILE).exists():
+        raise UserError(f"{folder / FILE} is there: remove it to build another")
+    paths = _tars(folder)
+    left_out: list[str] = []
+    shards, rates = [], set()
+    for path in paths:
+        usable = list(_usable(folder, path, language, left_out))
+        languages = sorted({one.language for one in usable})
+        if len(languages) > 1:
+            raise UserError(
+                f"{folder / path} holds {', '.join(languages)}, and an indexed shard has one language: "
+                "take them apart with 'salsa-dist shards reshard'"
+            )
+        if not usable:
+            continue
+        rates |= {one.rate for one in usable}
+        entries = tuple(
+            Entry(one.sample.key, one.seconds, one.sample.offset, one.sample.length) for one in usable
+        )
+        file = folder / path
+        shards.append(
+            Shard(
+                path,
+                split or split_in(path) or "train",
+                languages[0],
+                len(entries),
+                round(sum(entry.seconds for entry in entries), 3),
+                file.stat().st_size,
+                sha256_of(file),
+                entries,
+            )
+        )
+    if not shards:
+        raise UserError(
+            f"{folder}: no sample can be used, such as {left_out[0] if left_out else 'none'}"
+        )
+    twice = [k for k, n in Counter(e.key for s in shards for e in s.entries).items() if n > 1]
+    if twice:
+        raise UserError(
+            f"{folder}: {len(twice)} keys are in two samples, such as {twice[0]}: 'salsa-dist shards "
+            "reshard' gives them others"
+        )
+    rate = rates.pop() if len(rates) == 1 else 0
+    facts: dict[str, Any] = {**ELSEWHERE, "left_out": len(left_out)}
+    index = ShardIndex(folder, folder.resolve().name, rate, 0, facts, tuple(shards))
+    part = folder / f".{FILE}.{os.getpid()}"
+    part.mkdir()
+    try:
+        index.save(part)
+        put(part / FILE, folder / FILE)
+    finally:
+        (part / FILE).unlink(missing_ok=True)
+        part.rmdir()
+    return index, left_out
+
+
+def reshard(
+    folder: Path,
+    out: Path,
+    samples_per_shard: int | None = None,
+    shard_bytes: int | None = None,
+    language: str | None = None,
+    split: str | None = None,
+) -> tuple[ShardIndex, list[str]]:
+    """Copy all samples of `folder` to new shards in `out`; returns their index, and what was left out.
+
+    A shard ends after `samples_per_shard` samples or `shard_bytes` bytes, whichever comes first. One
+    tar at a time is read; what is held in memory is one shard a language and split.
+
+    Raises:
+        UserError: as `index_tars`; or `out` is there already.
+    """
+    if out.exists():
+        raise UserError(f"{out} is there: name another folder")
+    if not (samples_per_shard or shard_bytes) or min(samples_per_shard or 1, shard_bytes or 1) < 1:
+        raise UserError("say how large a shard is: --samples-per-shard or --shard-size, 1 or more")
+    paths = _tars(folder)
+    old = ShardIndex.load(folder) if (folder / FILE).exists() else None
+    splits = {shard.path: shard.split for shard in old.shards} if old else {}
+    left_out: list[str] = []
+    waiting: dict[tuple[str, str], list[Packed]] = {}
+    sizes: Counter[tuple[str, str]] = Counter()
+    numbers: Counter[tuple[str, str]] = Counter()
+    seen: set[str] = set()
+    rates: set[int] = set()
+    shards: list[Shard] = []
+    with made_beside(out) as new:
+
+        def write(place: tuple[str, str]) -> None:
+            path = f"{place[0]}/{place[1]}-{numbers[place]:06d}.tar"
+            shards.append(write_tar(new, path, place[1], place[0], waiting.pop(place)))
+            numbers[place] += 1
+            sizes[place] = 0
+
+        for path in paths:
+            for one in _usable(folder, path, language, left_out):
+                place = (one.language, splits.get(path) or split or split_in(path) or "train")
+                packed = _repacked(one, path, seen)
+                rates.add(one.rate)
+                size = len(packed.audio) + 2048
+                if shard_bytes and waiting.get(place) and sizes[place] + size > shard_bytes:
+                    write(place)
+                waiting.setdefault(place, []).append(packed)
+                sizes[place] += size
+                if len(waiting[place]) == samples_per_shard:
+                    write(place)
+        for place in sorted(waiting):
+            write(place)
+        if not shards:
+            raise UserError(f"{folder}: no sample can be used, such as {(left_out or ['none'])[0]}")
+        facts: dict[str, Any] = dict(old.recipe if old else ELSEWHERE)
+        facts["resharded"] = {"left_out": len(left_out), "from": old.hash if old else None}
+        name = old.name if old else folder.resolve().name
+        rate = rates.pop() if len(rates) == 1 else 0
+        ordered = tuple(sorted(shards, key=lambda shard: shard.path))
+        index = ShardIndex(out, name, rate, old.seed if old else 0, facts, ordered)
+        index.save(new)
+    return index, left_out
+
+
+def _tars(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder: name a folder of tars")
+    if not (paths := tars(folder)):
+        raise UserError(f"{folder} holds no .tar: name a folder of tars")
+    return paths
+
+
+def _usable(folder: Path, path: str, language: str | None, left_out: list[str]) -> Iterator[Usable]:
+    """The samples of one tar; why others can't be used is told in `left_out`."""
+    try:
+        for sample in found(folder / path):
+            try:
+                if sample.notes:
+                    raise BadSample(path, sample.key, sample.notes[0])
+                audio, rate = open_audio(sample.files, path, sample.key)
+                facts = read_facts(sample.files, path, sample.key)
+                named = next((facts[name] for name in LANGUAGE_FIELDS if facts.get(name)), language)
+                if not named:
+                    raise UserError(f"{folder / path}: {sample.key} names no language: give --language")
+                check_name(str(named))
+                yield Usable(sample, facts, str(named), len(audio) / rate, rate)
+            except BadSample as e:
+                left_out.append(str(e))
+    except DamagedTar as e:
+        raise UserError(f"{folder / path} {e}: fetch it again, or leave it out") from None
+    except OSError as e:
+        raise UserError(f"{folder / path} can't be read ({e.strerror})") from None
+
+
+def _repacked(one: Usable, path: str, seen: set[str]) -> Packed:
+    """The sample under a key that is safe and its own; audio and JSON are as they were."""
+    name = one.sample.key
+    named = name if is_key(name) else key(name)
+    if named in seen:
+        named = key(f"{path.removesuffix('.tar')}/{name}")
+    if named in seen:
+        raise UserError(f"{path}: sample {name} is there twice")
+    seen.add(named)
+    kind = next(kind for kind in AUDIO_KINDS if kind in one.sample.files)
+    facts = {**one.facts, "language": one.language}
+    return Packed(named, kind, one.sample.files[kind], facts, one.seconds)

@@ -1,0 +1,199 @@
+"""`shards lint`: every shard and sample that is damaged, and what two splits share.
+
+    folder ─► each tar, in its own process: sha256, tar, names, audio, rate, length, text, index
+           ─► all together: speakers and texts of a language that are in two splits
+           ─► Problem ── shard, sample (None: the whole shard), kind, what
+
+Without an index the tars are checked alone; splits are then told from their paths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+from salsa_dist.data.archive import DamagedTar
+from salsa_dist.data.index import FILE, Shard, ShardIndex
+from salsa_dist.data.shards import BadSample, open_audio, read_facts
+from salsa_dist.data.tar_samples import Found, found, tars
+from salsa_dist.data.text import same
+from salsa_dist.data.utterance import MAX_SECONDS, split_in
+from salsa_dist.data.writer import sha256_of
+from salsa_dist.errors import UserError
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong; `kind` is shard, tar, index, name, audio, length, rate, text or split."""
+
+    shard: str
+    sample: str | None
+    kind: str
+    what: str
+
+    def __str__(self) -> str:
+        return ": ".join(part for part in (self.shard, self.sample, self.what) if part)
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What a sample's audio may be: seconds, and Hz where one rate is asked for."""
+
+    min_seconds: float = 0.1
+    max_seconds: float = MAX_SECONDS
+    rate: int | None = None
+
+
+@dataclass
+class Checked:
+    """What was found in one tar; speakers and texts are (language, name): the first sample's key."""
+
+    shard: str
+    split: str
+    samples: int = 0
+    problems: list[Problem] = field(default_factory=list)
+    speakers: dict[tuple[str, str], str] = field(default_factory=dict)
+    texts: dict[tuple[str, str], str] = field(default_factory=dict)
+
+
+def lint(folder: Path, bounds: Bounds, workers: int = 1) -> tuple[list[Problem], int]:
+    """All problems of a folder of shards, and how many samples were looked at.
+
+    Raises:
+        UserError: there is no folder, or nothing in it to check, or an index that can't be read.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder: name a folder of shards")
+    shards: dict[str, Shard | None] = dict.fromkeys(tars(folder))
+    problems = []
+    if (folder / FILE).exists():
+        index = ShardIndex.load(folder)
+        if bounds.rate is None:
+            bounds = replace(bounds, rate=index.sample_rate or None)
+        known = {shard.path: shard for shard in index.shards}
+        problems += [
+            Problem(path, None, "index", f"is not in {FILE}") for path in shards if path not in known
+        ]
+        shards = dict(sorted({**shards, **known}.items()))
+    if not shards:
+        raise UserError(f"{folder} holds no .tar: name a folder of shards")
+    checked = _each(partial(check, folder, bounds), list(shards.items()), workers)
+    for one in checked:
+        problems += one.problems
+    problems += shared(checked)
+    return problems, sum(one.samples for one in checked)
+
+
+def check(folder: Path, bounds: Bounds, item: tuple[str, Shard | None]) -> Checked:
+    """One tar against its place in the index, where it has one."""
+    path, shard = item
+    result = Checked(path, shard.split if shard else split_in(path) or "train")
+    file = folder / path
+
+    def problem(sample: str | None, kind: str, what: str) -> None:
+        result.problems.append(Problem(path, sample, kind, what))
+
+    try:
+        size = file.stat().st_size
+        if shard and size != shard.bytes:
+            problem(None, "shard", f"has {size} bytes, the index says {shard.bytes}")
+        elif shard and sha256_of(file) != shard.sha256:
+            problem(None, "shard", "has another sha256 than the index says: it was changed or damaged")
+    except OSError as e:
+        problem(None, "shard", f"can't be read ({e.strerror})")
+        return result
+    left = {entry.key: entry for entry in shard.entries} if shard else {}
+    seen: set[str] = set()
+    try:
+        for sample in found(file):
+            result.samples += 1
+            if sample.key in seen:
+                problem(sample.key, "name", "is there twice")
+            seen.add(sample.key)
+            seconds = _check_sample(sample, path, bounds, problem, result)
+            if shard is None:
+                continue
+            entry = left.pop(sample.key, None)
+            if entry is None:
+                problem(sample.key, "index", "is not in the index")
+            elif (entry.offset, entry.length) != (sample.offset, sample.length):
+                problem(sample.key, "index", "lies elsewhere than the index says")
+            elif seconds is not None and abs(entry.seconds - seconds) > 0.01:
+                problem(sample.key, "index", f"has {seconds:.3f} s, the index says {entry.seconds}")
+    except DamagedTar as e:
+        problem(None, "tar", str(e))
+    except OSError as e:
+        problem(None, "shard", f"can't be read ({e.strerror})")
+    for missing in left:
+        problem(missing, "index", "is in the index, not in the tar")
+    return result
+
+
+def shared(checked: Iterable[Checked]) -> list[Problem]:
+    """Speakers and texts of a language that are in more than one split."""
+    problems = []
+    for field_name, what in (("speakers", "speaker"), ("texts", "text")):
+        where: dict[tuple[str, str], dict[str, tuple[str, str]]] = {}
+        for one in checked:
+            for named, key in getattr(one, field_name).items():
+                where.setdefault(named, {}).setdefault(one.split, (one.shard, key))
+        for (language, name), splits in sorted(where.items()):
+            if len(splits) > 1:
+                shard, key = next(iter(splits.values()))
+                places = ", ".join(f"{split} ({key})" for split, (_, key) in sorted(splits.items()))
+                said = f"{what} {name[:60]!r} in {language} is in {places}"
+                problems.append(Problem(shard, key, "split", said))
+    return problems
+
+
+def _check_sample(
+    sample: Found,
+    path: str,
+    bounds: Bounds,
+    problem: Callable[[str | None, str, str], None],
+    result: Checked,
+) -> float | None:
+    """Seconds of its audio, where that can be read."""
+    for note in sample.notes:
+        problem(sample.key, "name", note)
+    seconds = None
+    try:
+        audio, rate = open_audio(sample.files, path, sample.key)
+        seconds = len(audio) / rate
+        if bounds.rate and rate != bounds.rate:
+            problem(sample.key, "rate", f"has {rate} Hz, not {bounds.rate}")
+        if not bounds.min_seconds <= seconds <= bounds.max_seconds:
+            said = f"not {bounds.min_seconds:g} to {bounds.max_seconds:g}"
+            problem(sample.key, "length", f"has {seconds:.3f} s, {said}")
+    except BadSample as e:
+        kind = "rate" if "a rate of" in str(e) else "length" if "claims more" in str(e) else "audio"
+        problem(sample.key, kind, _without_place(e, path))
+    try:
+        facts = read_facts(sample.files, path, sample.key)
+    except BadSample as e:
+        problem(sample.key, "text", _without_place(e, path))
+        return seconds
+    language = str(facts.get("language", ""))
+    if facts.get("speaker"):
+        result.speakers.setdefault((language, str(facts["speaker"])), sample.key)
+    result.texts.setdefault((language, same(facts["text"])), sample.key)
+    return seconds
+
+
+def _without_place(error: BadSample, path: str) -> str:
+    return str(error).removeprefix(f"{path}: sample {error.key or 'without a key'} ")
+
+
+def _each(
+    job: Callable[[tuple[str, Shard | None]], Checked],
+    items: list[tuple[str, Shard | None]],
+    workers: int,
+) -> list[Checked]:
+    if min(workers, len(items)) <= 1:
+        return [job(item) for item in items]
+    with ProcessPoolExecutor(min(workers, len(items)), mp_context=get_context("spawn")) as pool:
+        return list(pool.map(job, items))

@@ -1,0 +1,187 @@
+"""Manifests: files with one utterance a row, whatever their columns are called.
+
+    SOURCE: a manifest, or a folder of them; a file's name may tell its split (train.jsonl, dev.tsv)
+    row {"audio_filepath": "a.wav", "text": "…", "lang": "bg"}  ──utterance──►  Utterance
+
+Field by field the first known name that a row has is taken, unless the user names the column.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from salsa_dist.data.utterance import Ask, Corpus, Utterance, key, split_in
+from salsa_dist.errors import UserError
+
+NAMES: dict[str, tuple[str, ...]] = {
+    "audio": ("audio", "audio_filepath", "audio_path", "path", "file", "file_name", "wav", "filename"),
+    "text": ("text", "sentence", "transcript", "transcription", "raw_transcription"),
+    "language": ("language", "lang", "locale", "lang_id"),
+    "speaker": ("speaker", "speaker_id", "spk", "client_id"),
+    "split": ("split", "subset"),
+    "key": ("key", "id", "utt_id", "utterance_id"),
+    "start": ("start", "offset", "begin"),
+    "end": ("end",),
+    "duration": ("duration",),
+    "channel": ("channel",),
+}
+MAX_LINE = 16 << 20  # characters; what is longer is no line of a manifest
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row and where it stands: errors name the place, audio lies beside the file."""
+
+    values: Mapping[str, Any]
+    file: Path
+    number: int
+
+    @property
+    def place(self) -> str:
+        return f"{self.file}, line {self.number}"
+
+
+def files(source: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """The manifests that `source` is or holds, by name. Raises: UserError: there is none."""
+    if source.is_file():
+        return [source]
+    found = sorted(path for path in source.iterdir() if path.name.lower().endswith(suffixes))
+    if not found:
+        raise UserError(f"{source} holds no {', '.join('*' + s for s in suffixes)}: name a manifest")
+    return found
+
+
+def lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a UTF-8 file, `.gz` or not, with their numbers; those that are empty are skipped."""
+    number = 0
+    try:
+        with open_text(path) as file:
+            while line := file.readline(MAX_LINE):
+                number += 1
+                if len(line) >= MAX_LINE:
+                    raise UserError(f"{path}, line {number} has more than {MAX_LINE} characters")
+                if line.strip():
+                    yield number, line
+    except UnicodeDecodeError:
+        raise UserError(f"{path}, after line {number}: not UTF-8; convert it") from None
+    except (OSError, EOFError) as e:
+        raise UserError(f"{path} can't be read ({e})") from None
+
+
+def open_text(path: Path) -> IO[str]:
+    """`path` for reading, unpacked on the way where its name ends with .gz."""
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8-sig", newline="\n")
+    return open(path, encoding="utf-8-sig", newline="\n")
+
+
+def json_rows(path: Path) -> Iterator[Row]:
+    """One JSON object a line. Raises: UserError: the line that is none."""
+    for number, line in lines(path):
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            value = None
+        if not isinstance(value, dict):
+            raise UserError(f"{path}, line {number}: not a JSON object")
+        yield Row(value, path, number)
+
+
+def corpus(rows: Iterable[Row], ask: Ask, source: str) -> Corpus:
+    """All rows as utterances; those without a text are left out and counted."""
+    found = []
+    dropped: dict[str, Counter[str]] = {}
+    for row in rows:
+        utterance = to_utterance(row, ask)
+        if utterance.text.strip():
+            found.append(utterance)
+        elif ask.wants(utterance.language):
+            dropped.setdefault(utterance.language, Counter())["no text"] += 1
+    return Corpus(found, "not stated", source, dropped=dropped)
+
+
+def to_utterance(row: Row, ask: Ask) -> Utterance:
+    """Raises: UserError: the row names no audio, no text or no language, or times that can't be."""
+    unknown = set(ask.columns) - set(NAMES)
+    if unknown:
+        raise UserError(
+            f"--column: no field {', '.join(sorted(unknown))}: there are {', '.join(NAMES)}"
+        )
+    audio, text = _text(row, ask, "audio"), _text(row, ask, "text")
+    if not audio:
+        raise _lacks(row, ask, "audio")
+    if text is None:
+        raise _lacks(row, ask, "text")
+    language = _text(row, ask, "language") or ask.language
+    if not language:
+        raise UserError(f"{row.place}: no language: give it with --language, or name its --column")
+    if audio.startswith("|") or audio.endswith("|") or "://" in audio:
+        raise UserError(f"{row.place}: {audio!r} is no file: fetch or write the audio first")
+    start, end = _times(row, ask)
+    named = _text(row, ask, "key")
+    place = Path(audio).with_suffix("").as_posix().lstrip("/.")
+    part = "" if start is None else f"-{round(start * 1000):08d}"
+    split = _text(row, ask, "split")
+    channel = _text(row, ask, "channel") or ""
+    return Utterance(
+        key=key(named or place + part),
+        audio=row.file.parent / audio,
+        text=text,
+        language=language,
+        speaker=_text(row, ask, "speaker") or None,
+        split=split_in(split) if split else split_in(row.file.name),
+        start=start,
+        end=end,
+        channel=int(channel) if channel.isdecimal() else None,
+    )
+
+
+def _times(row: Row, ask: Ask) -> tuple[float | None, float | None]:
+    """Start and end in seconds. A duration alone says nothing of a part: all of the file is meant."""
+    start, end, duration = (_number(row, ask, field) for field in ("start", "end", "duration"))
+    if end is None and start is not None and duration is not None:
+        end = start + duration
+    if (start is not None and start < 0) or (end is not None and end <= (start or 0.0)):
+        raise UserError(f"{row.place}: no part of a recording goes from {start} s to {end} s")
+    return start, end
+
+
+def _number(row: Row, ask: Ask, field: str) -> float | None:
+    value = _value(row, ask, field)
+    if value is None or value == "":
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise UserError(f"{row.place}: {field} is {value!r}, no number of seconds")
+    return number
+
+
+def _text(row: Row, ask: Ask, field: str) -> str | None:
+    value = _value(row, ask, field)
+    if value is None or isinstance(value, (str, int)):
+        return None if value is None else str(value)
+    raise UserError(f"{row.place}: {field} is {str(value)[:60]!r}, no text")
+
+
+def _value(row: Row, ask: Ask, field: str) -> Any:
+    if named := ask.columns.get(field):
+        if named not in row.values:
+            raise UserError(f"{row.place}: no column {named!r}: it has {', '.join(row.values)}")
+        return row.values[named]
+    found = [row.values[name] for name in NAMES[field] if name in row.values]
+    return next((value for value in found if value not in ("", None)), found[0] if found else None)
+
+
+def _lacks(row: Row, ask: Ask, field: str) -> UserError:
+    there = ", ".join(map(str, row.values))[:200]
+    return UserError(f"{row.place}: no {field} among {there}: name its column with --column {field}=…")

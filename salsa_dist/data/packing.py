@@ -1,0 +1,204 @@
+"""One shard of a build: utterances in, a tar out. Runs in any process, and needs nothing but its task.
+
+Task ── recipe, path in the folder, split, language, utterances, ask, licence, source
+  │     pack: decode the part, mix down, resample, FLAC; or the recording's bytes as they came
+  ▼
+Made ── Shard, dropped [(key, why)]        and beside the tar, for a build that goes on: PATH.json
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import soundfile
+
+from salsa_dist import torchaudio_guard
+from salsa_dist.data.audio import decode, resample, resampler
+from salsa_dist.data.index import Entry, Shard
+from salsa_dist.data.recipes import load_recipe
+from salsa_dist.data.shards import AUDIO_KINDS, MAX_BYTES, RATES
+from salsa_dist.data.text import clean
+from salsa_dist.data.utterance import Ask, Utterance
+from salsa_dist.data.writer import Packed, flac, put, sha256_of, write_tar
+from salsa_dist.errors import UserError
+
+SCHEMA = "salsa-dist/made-shard/1"
+
+
+@dataclass(frozen=True)
+class Task:
+    """Everything that decides the bytes of one shard."""
+
+    recipe: str
+    path: str
+    split: str
+    language: str
+    utterances: tuple[Utterance, ...]
+    ask: Ask
+    licence: str
+    source: str
+
+    @property
+    def digest(self) -> str:
+        """Equal for two tasks that make the same bytes; files that changed make another."""
+        digest = hashlib.sha256()
+        head = (self.recipe, self.path, self.ask.rate, self.ask.min_seconds, self.ask.max_seconds)
+        digest.update(repr((*head, self.licence, self.source, resampler())).encode())
+        for u in self.utterances:
+            about = (*(getattr(u, name) for name in u.__slots__ if name != "extra"), dict(u.extra))
+            digest.update(repr(about).encode("utf-8", "surrogatepass"))
+            digest.update(repr(_stamp(u.audio)).encode())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Made:
+    """A finished shard (None: nothing was left of it), and what was dropped on the way."""
+
+    shard: Shard | None
+    dropped: tuple[tuple[str, str], ...]
+
+
+def make(task: Task, folder: Path) -> Made:
+    """Write the shard of `task` below `folder`, and the note that lets a later build keep it."""
+    digest = task.digest  # before the files are read: one that changes meanwhile is read again
+    dropped: list[tuple[str, str]] = []
+    with _one_thread():
+        samples = _packed(task, dropped)
+        shard = write_tar(folder, task.path, task.split, task.language, samples)
+    made = Made(shard if shard.samples else None, tuple(dropped))
+    note: dict[str, Any] = {"schema": SCHEMA, "digest": digest, "dropped": dropped, "shard": None}
+    if made.shard:
+        note["shard"] = asdict(made.shard)
+    path = _note(folder, task)
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(note), encoding="utf-8")
+    put(part, path)
+    return made
+
+
+def kept(task: Task, folder: Path) -> Made | None:
+    """What an earlier build made of the same task, if it is still there to the last bit."""
+    try:
+        note = json.loads(_note(folder, task).read_text(encoding="utf-8"))
+        if note["schema"] != SCHEMA or note["digest"] != task.digest:
+            return None
+        dropped = tuple((str(name), str(why)) for name, why in note["dropped"])
+        if note["shard"] is None:
+            return Made(None, dropped)
+        entries = tuple(Entry(*entry.values()) for entry in note["shard"].pop("entries"))
+        shard = Shard(**note["shard"], entries=entries)
+        if sha256_of(folder / task.path) != shard.sha256:
+            return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return Made(shard, dropped)
+
+
+def _note(folder: Path, task: Task) -> Path:
+    return folder / f"{task.path}.json"
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _packed(task: Task, dropped: list[tuple[str, str]]) -> Iterator[Packed]:
+    """The samples of a task; what can't be one is noted in `dropped`."""
+    for utterance in task.utterances:
+        try:
+            yield _pack(utterance, task)
+        except UserError as e:
+            dropped.append((utterance.key, str(e)))
+
+
+def _pack(utterance: Utterance, task: Task) -> Packed:
+    """One sample. Raises: UserError: why it is none; the part before the colon is the kind."""
+    text = clean(utterance.text)
+    if not text:
+        raise UserError("no text")
+    audio_of = getattr(load_recipe(task.recipe), "audio_of", None)
+    try:
+        source = audio_of(utterance) if audio_of else utterance.audio
+    except UserError as e:
+        raise UserError(f"unreadable audio: {e}") from None
+    if isinstance(source, Path) and not source.is_file():
+        raise UserError(f"audio file is missing: {source}")
+    ask = task.ask
+    whole = (utterance.start, utterance.end, utterance.channel) == (None, None, None)
+    if ask.rate is None and whole:
+        kind, raw, seconds = _as_it_came(source)
+    else:
+        try:
+            audio, rate = decode(
+                source,
+                start=utterance.start or 0.0,
+                end=utterance.end,
+                channel=utterance.channel,
+                max_seconds=ask.max_seconds,
+            )
+        except UserError as e:
+            kind = "too long" if "is longer than" in str(e) else "unreadable audio"
+            raise UserError(f"{kind}: {e}") from None
+        seconds = len(audio) / rate
+        if seconds >= ask.min_seconds:
+            audio, rate = resample(audio, rate, ask.rate or rate), ask.rate or rate
+            kind, raw, seconds = "flac", flac(audio, rate), len(audio) / rate
+    if seconds < ask.min_seconds:
+        raise UserError(f"too short: {seconds:.3f} s")
+    if seconds > ask.max_seconds:
+        raise UserError(f"too long: {seconds:.3f} s")
+    facts: dict[str, Any] = {
+        "text": text,
+        "language": utterance.language,
+        "speaker": utterance.speaker,
+        "seconds": seconds,
+        "licence": task.licence,
+        "source": task.source,
+    }
+    if utterance.extra:
+        facts["extra"] = dict(utterance.extra)
+    return Packed(utterance.key, kind, raw, facts, seconds)
+
+
+def _as_it_came(source: Path | bytes) -> tuple[str, bytes, float]:
+    """Kind, bytes and seconds of a recording that is kept; it is decoded to know that it is sound."""
+    if isinstance(source, Path) and source.stat().st_size > MAX_BYTES:
+        raise UserError(f"too long: {source} has more than {MAX_BYTES} bytes")
+    raw = source.read_bytes() if isinstance(source, Path) else source
+    try:
+        audio, rate = decode(raw, str(source) if isinstance(source, Path) else None)
+        with soundfile.SoundFile(io.BytesIO(raw)) as file:
+            kind = {"MPEG": "mp3", "WAVEX": "wav"}.get(file.format, file.format.lower())
+    except UserError as e:
+        raise UserError(f"unreadable audio: {e}") from None
+    if kind not in AUDIO_KINDS or not RATES[0] <= rate <= RATES[1]:
+        raise UserError(f"not a kind that shards hold: {kind} at {rate} Hz")
+    return kind, raw, len(audio) / rate
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """torch on one thread: sums made by several may differ in a bit, with their number."""
+    if not torchaudio_guard.works():
+        yield
+        return
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,70 @@
+"""Which utterances are train, dev and test, and in which order they lie in the shards.
+
+    own split               as the corpus has it
+    none, speakers known    whole speakers are dealt to test, then to dev, the rest is train
+    none, else              whole texts are dealt, so that no text is in two splits
+
+Who comes first is decided by a hash of the seed and the speaker or text: nothing depends on the order
+in which a corpus is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+
+from salsa_dist.data.text import same
+from salsa_dist.data.utterance import SPLITS, Ask, Utterance
+
+# With fewer speakers in a language, whole speakers make poor splits.
+MIN_SPEAKERS = 10
+
+OWN, BY_SPEAKER, BY_TEXT = "the corpus's own", "by speaker", "by text"
+
+
+def deal(utterances: Iterable[Utterance], ask: Ask) -> tuple[dict[str, list[Utterance]], str]:
+    """The splits of one language, as they are (no order is kept), and how they were made."""
+    parts: dict[str, list[Utterance]] = {split: [] for split in SPLITS}
+    left = []
+    for utterance in utterances:
+        if utterance.split in parts:
+            parts[utterance.split].append(utterance)
+        else:
+            left.append(utterance)
+    how = [OWN] if any(parts.values()) else []
+    if left:
+        speakers = {u.speaker for u in left}
+        by_speaker = None not in speakers and len(speakers) >= MIN_SPEAKERS
+        how.append(BY_SPEAKER if by_speaker else BY_TEXT)
+        units: dict[str, list[Utterance]] = {}
+        for utterance in left:
+            unit = str(utterance.speaker) if by_speaker else same(utterance.text)
+            units.setdefault(unit, []).append(utterance)
+        for split, part in _deal_units(units, len(left), ask).items():
+            parts[split] += part
+    return {split: part for split, part in parts.items() if part}, " and ".join(how)
+
+
+def shuffled(utterances: Sequence[Utterance], seed: int) -> list[Utterance]:
+    """In an order that mixes speakers and recordings, the same for any order given."""
+    return sorted(utterances, key=lambda u: (_hash(seed, "order", u.key), u.key))
+
+
+def _deal_units(units: dict[str, list[Utterance]], total: int, ask: Ask) -> dict[str, list[Utterance]]:
+    parts: dict[str, list[Utterance]] = {"test": [], "dev": [], "train": []}
+    order = sorted(units, key=lambda unit: (_hash(ask.seed, "unit", unit), unit))
+    for number, unit in enumerate(order, 1):
+        if number == len(order):
+            split = "train"  # whatever the shares, something is left to learn from
+        elif len(parts["test"]) < ask.test_share * total:
+            split = "test"
+        elif len(parts["dev"]) < ask.dev_share * total:
+            split = "dev"
+        else:
+            split = "train"
+        parts[split] += units[unit]
+    return parts
+
+
+def _hash(seed: int, purpose: str, name: str) -> bytes:
+    return hashlib.sha256(f"{seed}\0{purpose}\0{name}".encode("utf-8", "surrogatepass")).digest()

@@ -1,0 +1,61 @@
+"""The samples of a whole tar, read forward once: for lint, for others' tars, for resharding.
+
+    tar ──found──► Found ── key, offset, length, files {"flac": b"…", "json": b"…"}, notes
+
+WebDataset's rules: files that stand side by side with one key are one sample. Kinds that shards don't
+hold are skipped unread; `notes` names what is dangerous, or has a name that it can't have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from salsa_dist.data.archive import members, unsafe_name
+from salsa_dist.data.shards import DANGEROUS_KINDS, KINDS, MAX_BYTES, key_and_kind
+
+
+@dataclass
+class Found:
+    """One sample as it lies in a tar: bytes `[offset, offset + length)`."""
+
+    key: str
+    offset: int
+    length: int = 0
+    files: dict[str, bytes] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def tars(folder: Path) -> list[str]:
+    """The paths of all tars below `folder`, relative to it."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.tar"))
+
+
+def found(path: Path) -> Iterator[Found]:
+    """The samples of a tar. Raises: DamagedTar, OSError, behind the last sample that is whole."""
+    sample: Found | None = None
+    for member in members(path):
+        if member.name.endswith("/") or (not member.plain and "." not in member.name):
+            continue  # a folder
+        key, kind = key_and_kind(member.name)
+        if sample is None or key != sample.key:
+            if sample:
+                yield sample
+            sample = Found(key, member.offset)
+        sample.length = member.end - sample.offset
+        if why := unsafe_name(member.name):
+            sample.notes.append(f"has the unsafe name {member.name[:80]!r}: it {why}")
+        elif not member.plain:
+            sample.notes.append(f"holds {member.name!r}, which is no plain file")
+        elif kind.rpartition(".")[2] in DANGEROUS_KINDS:
+            sample.notes.append(f"holds {member.name!r}, which may run code when decoded")
+        elif kind in sample.files:
+            sample.notes.append(f"holds {member.name!r} twice")
+        elif kind in KINDS:
+            if member.size > MAX_BYTES:
+                sample.notes.append(f"claims {member.size} bytes for {member.name!r}")
+            else:
+                sample.files[kind] = member.read()
+    if sample:
+        yield sample

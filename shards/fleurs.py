@@ -1,0 +1,107 @@
+"""Recipe: Google's FLEURS, 102 languages, as its repository has it.
+
+Source: https://huggingface.co/datasets/google/fleurs, its `data` folder, or one language in it:
+
+    data/bg_bg/
+    ├── train.tsv, dev.tsv, test.tsv
+    └── audio/train.tar.gz, dev.tar.gz, test.tar.gz      members train/1234….wav, 16 kHz
+         or audio/train/1234….wav, …                      unpacked
+
+    id  file_name  raw_transcription  transcription  characters  num_samples  gender      no header
+
+The columns are those that the repository's fleurs.py reads (arXiv 2205.12446 is the paper). The text is
+`transcription`, lower case without punctuation; `--column text=raw_transcription` takes the other.
+Languages are called by the first part of their folder's name (bg_bg: bg), Mandarin (cmn_hans_cn) zh.
+Speakers are not named; those of train differ from those of dev and test. Archives are unpacked into a
+folder beside the shards, only plain files, only where they belong.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path, PurePosixPath
+
+from salsa_dist.data.archive import unpack
+from salsa_dist.data.manifest import lines
+from salsa_dist.data.utterance import SPLITS, Ask, Corpus, Utterance, key
+from salsa_dist.errors import UserError
+from salsa_dist.new_folder import made_beside
+
+LICENCE = "CC-BY-4.0"
+TEXTS = ("transcription", "raw_transcription")
+COLUMNS = (
+    "id",
+    "file_name",
+    "raw_transcription",
+    "transcription",
+    "characters",
+    "num_samples",
+    "gender",
+)
+
+
+def read(source: Path, ask: Ask, scratch: Path) -> Corpus:
+    """All three splits of each language wanted."""
+    folders = sorted(
+        {path.parent for depth in ("", "*/", "*/*/") for path in source.glob(f"{depth}test.tsv")}
+    )
+    if not folders:
+        raise UserError(f"{source} holds no LANGUAGE/test.tsv: name FLEURS's data folder")
+    column = ask.columns.get("text", TEXTS[0])
+    if column not in TEXTS:
+        raise UserError(f"--column text={column}: FLEURS has {' and '.join(TEXTS)}")
+    found: list[Utterance] = []
+    dropped: dict[str, Counter[str]] = {}
+    for folder in folders:
+        language = language_of(folder.name)
+        if not ask.wants(language):
+            continue
+        counts = dropped.setdefault(language, Counter())
+        for split in SPLITS:
+            table = folder / f"{split}.tsv"
+            if table.is_file():
+                audio = audio_folder(folder, split, scratch)
+                found += utterances(table, audio, language, split, column, counts)
+    rule = f"FLEURS's column {column}"
+    return Corpus(found, LICENCE, "FLEURS", text_rules=(rule,), dropped=dropped)
+
+
+def language_of(folder: str) -> str:
+    """`bg_bg` is bg; Mandarin goes by the code that models know."""
+    first = folder.split("_")[0]
+    return "zh" if first == "cmn" else first
+
+
+def audio_folder(folder: Path, split: str, scratch: Path) -> Path:
+    """Where the clips of a split lie, unpacked if need be."""
+    there = folder / "audio" / split
+    archive = folder / "audio" / f"{split}.tar.gz"
+    if there.is_dir() or not archive.is_file():
+        return there
+    target = scratch / folder.name / split
+    if not target.is_dir():
+        with made_beside(target) as unpacked:
+            unpack(archive, unpacked, lambda name: PurePosixPath(name).suffix == ".wav")
+    return target / split
+
+
+def utterances(
+    table: Path, audio: Path, language: str, split: str, column: str, dropped: Counter[str]
+) -> list[Utterance]:
+    """One a row; rows without a text are counted in `dropped`."""
+    found = []
+    for number, line in lines(table):
+        cells = line.rstrip("\r\n").split("\t")
+        if len(cells) != len(COLUMNS):
+            raise UserError(f"{table}, line {number}: {len(cells)} cells, FLEURS has {len(COLUMNS)}")
+        row = dict(zip(COLUMNS, cells, strict=True))
+        name = row["file_name"]
+        if "/" in name or "\\" in name or name.startswith("."):
+            raise UserError(f"{table}, line {number}: {name!r} is no name of a file in {audio}")
+        if not row[column].strip():
+            dropped["no text"] += 1
+            continue
+        extra = {"sentence": row["id"], "gender": row["gender"].lower()}
+        stem = key(f"{split}/{Path(name).stem}")
+        found.append(Utterance(stem, audio / name, row[column], language, split=split, extra=extra))
+    return found

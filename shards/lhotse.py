@@ -1,0 +1,101 @@
+"""Recipe: cuts of Lhotse, read as the JSON that they are: Lhotse itself is not needed.
+
+Source: cuts.jsonl or cuts.jsonl.gz, or a folder of them (cuts_train.jsonl.gz, cuts_dev.jsonl.gz, …).
+
+    {"type": "MonoCut", "id": …, "start": 0.1, "duration": 9.0, "channel": 0,
+     "recording": {"id": …, "sources": [{"type": "file", "channels": [0], "source": "a.wav"}], …},
+     "supervisions": [{"id": …, "start": 0.05, "duration": 0.5, "text": …, "language": …, …}]}
+
+as in https://lhotse.readthedocs.io/en/latest/cuts.html and corpus.html: each supervision becomes one
+utterance; its start counts from the cut's, the cut's from the recording's. Left out and counted are
+mixed and padding cuts, recordings that are no single file, and transformed ones (speed, gain, …): their
+audio lies nowhere as a file. Paths are relative to the file of cuts, or else to where the build starts.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from salsa_dist.data import manifest
+from salsa_dist.data.utterance import Ask, Corpus, Utterance, key, split_in
+from salsa_dist.errors import UserError
+
+SUFFIXES = (".jsonl", ".jsonl.gz")
+
+
+def read(source: Path, ask: Ask, scratch: Path) -> Corpus:
+    """Every supervision of every cut."""
+    found: list[Utterance] = []
+    dropped: dict[str, Counter[str]] = {}
+    for file in manifest.files(source, SUFFIXES):
+        for row in manifest.json_rows(file):
+            try:
+                why = unusable(row)
+                if why:
+                    dropped.setdefault(ask.language or "any", Counter())[why] += 1
+                else:
+                    found += utterances(row, ask, dropped)
+            except (KeyError, TypeError, ValueError, AttributeError, IndexError) as e:
+                raise UserError(f"{row.place}: not a cut of Lhotse ({type(e).__name__}: {e})") from None
+    return Corpus(found, "not stated", f"Lhotse cuts {source.name}", dropped=dropped)
+
+
+def unusable(row: manifest.Row) -> str | None:
+    """Why a cut's audio is not a part of a file; None where it is."""
+    cut = row.values
+    if cut.get("type", "MonoCut") not in ("MonoCut", "MultiCut"):
+        return f"a {cut['type']}"
+    recording = cut["recording"]
+    if recording.get("transforms"):
+        return "a transformed recording"
+    sources = recording["sources"]
+    if len(sources) != 1 or sources[0]["type"] != "file":
+        return "a recording that is no single file"
+    return None
+
+
+def utterances(row: manifest.Row, ask: Ask, dropped: dict[str, Counter[str]]) -> list[Utterance]:
+    """One for each supervision with a text, within its cut."""
+    cut = row.values
+    source = cut["recording"]["sources"][0]
+    audio = Path(source["source"])
+    beside = row.file.parent / audio
+    cut_start, cut_end = float(cut["start"]), float(cut["start"]) + float(cut["duration"])
+    found = []
+    for supervision in cut["supervisions"]:
+        language = supervision.get("language") or ask.language
+        if not language:
+            raise UserError(f"{row.place}: no language: give it with --language")
+        if not (supervision.get("text") or "").strip():
+            dropped.setdefault(language, Counter())["no text"] += 1
+            continue
+        start = cut_start + float(supervision["start"])
+        end = min(start + float(supervision["duration"]), cut_end)
+        start = max(start, cut_start)
+        if not start < end:
+            raise UserError(f"{row.place}: supervision {supervision['id']} lies outside its cut")
+        found.append(
+            Utterance(
+                key=key(str(supervision["id"])),
+                audio=beside if beside.exists() or not audio.exists() else audio,
+                text=supervision["text"],
+                language=language,
+                speaker=supervision.get("speaker"),
+                split=split_in(row.file.name),
+                start=start,
+                end=end,
+                channel=_channel(cut, source),
+            )
+        )
+    return found
+
+
+def _channel(cut: Any, source: Any) -> int | None:
+    """Which channel of the file is spoken on; None: the mean of several, or the only one."""
+    channels = source["channels"]
+    if len(channels) < 2 or not isinstance(cut.get("channel"), int):
+        return None
+    place: int = channels.index(cut["channel"])
+    return place

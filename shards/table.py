@@ -1,0 +1,49 @@
+"""Recipe: tables, CSV or TSV, with a line of column names.
+
+Source: FILE.csv or FILE.tsv (or either with .gz), or a folder of them (train.tsv, dev.tsv, …).
+
+    path,sentence,language,speaker                  names: as in `salsa_dist/data/manifest.py`, or
+    clips/a.wav,"Hello, you",en,s1                  --column text=my_column
+
+CSV is quoted as in RFC 4180; in TSV a quotation mark is an ordinary character. Audio paths are relative
+to the table.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+from salsa_dist.data import manifest
+from salsa_dist.data.utterance import Ask, Corpus
+from salsa_dist.errors import UserError
+
+SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
+
+
+def read(source: Path, ask: Ask, scratch: Path) -> Corpus:
+    """Every row of every table."""
+    found = (row for file in manifest.files(source, SUFFIXES) for row in rows(file))
+    return manifest.corpus(found, ask, f"table {source.name}")
+
+
+def rows(path: Path) -> Iterator[manifest.Row]:
+    """The rows of one table. Raises: UserError: a row with more or fewer cells than columns."""
+    texts = (line for _, line in manifest.lines(path))
+    if ".tsv" in path.name.lower():
+        reader = csv.reader(texts, delimiter="\t", quoting=csv.QUOTE_NONE)
+    else:
+        reader = csv.reader(texts, strict=True)
+    try:
+        names = next(reader, [])
+        if len(set(names)) < len(names) or not all(names):
+            raise UserError(f"{path}: its first line must name the columns, each once")
+        for cells in reader:
+            if len(cells) != len(names):
+                raise UserError(
+                    f"{path}, line {reader.line_num}: {len(cells)} cells for {len(names)} columns"
+                )
+            yield manifest.Row(dict(zip(names, cells, strict=True)), path, reader.line_num)
+    except csv.Error as e:
+        raise UserError(f"{path}, line {reader.line_num}: {e}") from None
