@@ -1,0 +1,47 @@
+"""Made-up recordings and what shards hold of them, for tests of recipes and builds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+
+from salsa_dist.data.audio import Audio
+from salsa_dist.data.index import ShardIndex
+from salsa_dist.data.shards import read_range, read_sample
+
+
+def wave(path: Path, seconds: float = 0.5, hz: float = 440.0, rate: int = 8_000) -> Path:
+    """Write a tone; the ending of `path` tells the format."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, tone(seconds, hz, rate), rate)
+    return path
+
+
+def tone(seconds: float, hz: float, rate: int) -> Audio:
+    return (0.3 * np.sin(2 * np.pi * hz * np.arange(int(rate * seconds)) / rate)).astype(np.float32)
+
+
+def pitch(audio: Audio) -> float:
+    """Hz of the loudest tone of audio at 16,000 Hz."""
+    spectrum = np.abs(np.fft.rfft(audio * np.hanning(len(audio))))
+    return float(spectrum.argmax()) * 16_000 / len(audio)
+
+
+def samples(index: ShardIndex) -> dict[str, tuple[str, Audio, dict[str, Any]]]:
+    """Of each key: its split, audio and facts, through the index."""
+    found = {}
+    for shard in index.shards:
+        path = index.folder / shard.path
+        for entry in shard.entries:
+            audio, facts = read_sample(read_range(path, entry), shard.path, entry.key)
+            found[entry.key] = (shard.split, audio, facts)
+    return found
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file below `folder` with its bytes."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}

@@ -1,0 +1,286 @@
+"""Recipes for manifests: what is said in them arrives in the shards, and mistakes are named."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from clips import pitch, samples, tree, wave
+
+from salsa_dist.data.build import build
+from salsa_dist.data.utterance import Ask
+from salsa_dist.errors import UserError
+
+
+def rows_to(path: Path, rows: list[dict[str, Any]]) -> Path:
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".gz":
+        path.write_bytes(gzip.compress(text.encode()))
+    else:
+        path.write_text(text, encoding="utf-8")
+    return path
+
+
+def tape(path: Path) -> Path:
+    """Three seconds: one each of 300, 600 and 900 Hz."""
+    import numpy as np
+    import soundfile
+    from clips import tone
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, np.concatenate([tone(1, hz, 16_000) for hz in (300, 600, 900)]), 16_000)
+    return path
+
+
+def test_jsonl_with_files_parts_and_splits(tmp_path: Path) -> None:
+    wave(tmp_path / "in/clips/a.wav")
+    tape(tmp_path / "in/tape.flac")
+    rows = [
+        {"audio": "clips/a.wav", "text": " И\u0306\n два ", "language": "bg", "speaker": "s1"},
+        {"audio": "tape.flac", "start": 1, "end": 2, "text": "mid", "language": "el", "split": "valid"},
+        {"audio": "tape.flac", "start": 2, "duration": 1, "text": "end", "language": "el", "id": "x.y"},
+        {"audio": "tape.flac", "start": 0, "end": 1, "text": " ", "language": "el"},
+    ]
+    index = build("jsonl", rows_to(tmp_path / "in/all.jsonl", rows), tmp_path / "out")
+    found = samples(index)
+    split, audio, facts = found["bg/clips/a"]
+    assert (facts["text"], facts["speaker"], len(audio)) == ("Й  два", "s1", 8_000)
+    assert split == "train"  # the only text of its language
+    (middle,) = [k for k in found if k.startswith("el/tape-")]
+    split, audio, facts = found[middle]
+    assert (split, facts["text"], round(facts["seconds"], 2)) == ("dev", "mid", 1.0)
+    assert abs(pitch(audio) - 600) < 5
+    (last,) = [k for k in found if k.startswith("el/x_y-")]
+    assert abs(pitch(found[last][1]) - 900) < 5
+    assert index.recipe["dropped"] == {"bg": {}, "el": {"no text": 1}}
+
+
+def test_file_names_tell_splits_and_columns_can_be_named(tmp_path: Path) -> None:
+    for name in ("train", "dev", "test"):
+        wave(tmp_path / f"in/{name}.wav")
+        (tmp_path / f"in/{name}.tsv").write_text(
+            f'path\twords\tclient_id\n{name}.wav\tшест "думи" {name}\tana\n', encoding="utf-8"
+        )
+    ask = Ask(language="bg", columns={"text": "words"}, licence="CC0-1.0")
+    index = build("table", tmp_path / "in", tmp_path / "out", ask)
+    found = samples(index)
+    assert {key: split for key, (split, _, _) in found.items()} == {
+        "bg/train": "train",
+        "bg/dev": "dev",
+        "bg/test": "test",
+    }
+    facts = found["bg/dev"][2]
+    assert facts["text"] == 'шест "думи" dev'
+    assert (facts["speaker"], facts["licence"]) == ("ana", "CC0-1.0")
+
+
+def test_csv_is_quoted(tmp_path: Path) -> None:
+    wave(tmp_path / "a b.wav")
+    table = tmp_path / "all.csv"
+    table.write_text('file,text,lang\n"a b.wav","one, ""two""",en\n', encoding="utf-8")
+    ((_, _, facts),) = samples(build("table", table, tmp_path / "out")).values()
+    assert facts["text"] == 'one, "two"'
+
+
+def test_nemo(tmp_path: Path) -> None:
+    tape(tmp_path / "in/tape.wav")
+    rows = [
+        {"audio_filepath": "tape.wav", "offset": 1.0, "duration": 1.0, "text": "b", "lang": "bg"},
+        {"audio_filepath": str(tmp_path / "in/tape.wav"), "duration": 3.0, "text": "all", "lang": "bg"},
+    ]
+    rows_to(tmp_path / "in/train_manifest.json", rows)
+    found = samples(build("nemo", tmp_path / "in", tmp_path / "out")).values()
+    (part,) = [audio for _, audio, facts in found if facts["text"] == "b"]
+    (whole,) = [audio for _, audio, facts in found if facts["text"] == "all"]
+    assert {split for split, _, _ in found} == {"train"}
+    assert abs(pitch(part) - 600) < 5
+    assert (len(part), len(whole)) == (16_000, 48_000)
+
+
+def kaldi(folder: Path) -> Path:
+    tape(folder / "rec/t1.wav")
+    (folder / "wav.scp").write_text("t1 rec/t1.wav\n")
+    (folder / "segments").write_text("mia-1 t1 0.0 1.0\nmia-2 t1 1.0 2.0\nleo-1 t1 2.0 -1\n")
+    (folder / "text").write_text("mia-1 едно\nmia-2 две и три\nleo-1\n", encoding="utf-8")
+    (folder / "utt2spk").write_text("mia-1 mia\nmia-2 mia\nleo-1 leo\n")
+    return folder
+
+
+def test_kaldi(tmp_path: Path) -> None:
+    kaldi(tmp_path / "data/dev")
+    index = build("kaldi", tmp_path / "data", tmp_path / "out", Ask(language="bg"))
+    found = samples(index)
+    assert found.keys() == {"bg/mia-1", "bg/mia-2"}
+    split, audio, facts = found["bg/mia-2"]
+    assert (split, facts["text"], facts["speaker"]) == ("dev", "две и три", "mia")
+    assert abs(pitch(audio) - 600) < 5
+    assert index.recipe["dropped"] == {"bg": {"no text": 1}}
+
+
+def test_kaldi_commands_are_never_run(tmp_path: Path) -> None:
+    folder = kaldi(tmp_path / "data")
+    (folder / "wav.scp").write_text(f"t1 touch {tmp_path / 'ran'} |\n")
+    with pytest.raises(UserError, match=r"wav\.scp: t1 is a command, and no command is run"):
+        build("kaldi", folder, tmp_path / "out", Ask(language="bg"))
+    assert not (tmp_path / "ran").exists()
+    assert not (tmp_path / "out").exists()
+
+
+def cut(**changes: Any) -> dict[str, Any]:
+    """As Lhotse 1.33 writes a MonoCut."""
+    recording = {
+        "id": "r",
+        "sources": [{"type": "file", "channels": [0], "source": "tape.wav"}],
+        "sampling_rate": 16_000,
+        "num_samples": 48_000,
+        "duration": 3.0,
+        "channel_ids": [0],
+    }
+    supervision = {
+        "id": "s-1",
+        "recording_id": "r",
+        "start": 0.5,
+        "duration": 1.0,
+        "channel": 0,
+        "text": "две",
+        "language": "bg",
+        "speaker": "mia",
+    }
+    return {
+        "id": "c",
+        "start": 0.5,
+        "duration": 2.0,
+        "channel": 0,
+        "supervisions": [supervision],
+        "recording": recording,
+        "type": "MonoCut",
+    } | changes
+
+
+@pytest.mark.parametrize("name", ["cuts_test.jsonl", "cuts_test.jsonl.gz"])
+def test_lhotse(tmp_path: Path, name: str) -> None:
+    tape(tmp_path / "in/tape.wav")
+    moved = {**cut()["recording"], "transforms": [{"name": "Speed", "kwargs": {"factor": 1.1}}]}
+    rows = [cut(), {"id": "m", "type": "MixedCut", "tracks": []}, cut(id="d", recording=moved)]
+    rows_to(tmp_path / "in" / name, rows)
+    index = build("lhotse", tmp_path / "in", tmp_path / "out", Ask(language="bg"))
+    ((key, (split, audio, facts)),) = samples(index).items()
+    assert (key, split, facts["text"], facts["speaker"]) == ("bg/s-1", "test", "две", "mia")
+    assert (round(pitch(audio), -1), len(audio)) == (600, 16_000)
+    assert index.recipe["dropped"]["bg"] == {"a MixedCut": 1, "a transformed recording": 1}
+
+
+def test_lhotse_reads_what_lhotse_writes(tmp_path: Path) -> None:
+    lhotse = pytest.importorskip("lhotse")
+    recording = lhotse.Recording.from_file(tape(tmp_path / "tape.wav"))
+    supervision = lhotse.SupervisionSegment("s-1", recording.id, 1.0, 1.0, text="две", language="bg")
+    one = lhotse.MonoCut("c", 0.0, 3.0, 0, supervisions=[supervision], recording=recording)
+    lhotse.CutSet.from_cuts([one]).to_file(tmp_path / "cuts.jsonl.gz")
+    ((_, audio, _),) = samples(build("lhotse", tmp_path / "cuts.jsonl.gz", tmp_path / "o")).values()
+    assert abs(pitch(audio) - 600) < 5
+
+
+def test_huggingface_datasets_on_disk(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    clips = [wave(tmp_path / f"{i}.wav", hz=300 + 100 * i) for i in range(4)]
+    columns = {
+        "sentence": ["едно", "две", " ", "четири"],
+        "audio": [str(clip) for clip in clips],
+        "locale": ["bg", "bg", "bg", "el"],
+        "client_id": list("abca"),
+    }
+    part = datasets.Dataset.from_dict(columns).cast_column("audio", datasets.Audio())
+    both = datasets.DatasetDict({"train": part, "validation": part.select([1])})
+    both.save_to_disk(tmp_path / "saved")
+    for clip in clips:
+        clip.unlink()  # the audio lies in the tables
+    index = build("huggingface", tmp_path / "saved", tmp_path / "out")
+    found = samples(index)
+    assert {k: (split, f["text"], f["speaker"]) for k, (split, _, f) in found.items()} == {
+        "bg/train-00000000": ("train", "едно", "a"),
+        "bg/train-00000001": ("train", "две", "b"),
+        "el/train-00000003": ("train", "четири", "a"),
+        "bg/validation-00000000": ("dev", "две", "b"),
+    }
+    assert abs(pitch(found["bg/validation-00000000"][1]) - 400) < 5
+
+
+def test_without_the_package_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    from salsa_dist.data.recipes import load_recipe
+
+    load_recipe("huggingface").load.cache_clear()
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    (tmp_path / "state.json").write_text("{}")
+    with pytest.raises(UserError, match=r"salsa-dist\[datasets\]"):
+        build("huggingface", tmp_path, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "name", "content", "says"),
+    [
+        ("jsonl", "a.jsonl", "{", r"a\.jsonl, line 1: not a JSON object"),
+        ("jsonl", "a.jsonl", '\n{"text": "x", "lang": "bg"}', r"line 2: no audio among text, lang"),
+        ("jsonl", "a.jsonl", '{"audio": "a.wav", "lang": "bg"}', "no text among"),
+        ("jsonl", "a.jsonl", '{"audio": "a.wav", "text": "x"}', "--language"),
+        ("jsonl", "a.jsonl", '{"audio": "rm -rf x |", "text": "x", "lang": "bg"}', "is no file"),
+        ("jsonl", "a.jsonl", '{"audio": "a.wav", "text": 3.5, "lang": "bg"}', "text is '3.5', no text"),
+        (
+            "jsonl",
+            "a.jsonl",
+            '{"audio": "a.wav", "text": "x", "lang": "bg", "start": 2, "end": 1}',
+            "no part of a recording goes from 2.0 s to 1.0 s",
+        ),
+        (
+            "jsonl",
+            "a.jsonl",
+            '{"audio": "a.wav", "text": "x", "lang": "bg", "start": "soon"}',
+            "start is 'soon', no number of seconds",
+        ),
+        ("jsonl", "a.jsonl", '{"audio": "a.wav", "text": "x", "lang": "../e"}', "can't be a key"),
+        ("jsonl", "a.jsonl", '{"audio": "gone.wav", "text": "x", "lang": "bg"}', "file is missing"),
+        ("jsonl", "a.jsonl", '{"audio": "a.jsonl", "text": "x", "lang": "bg"}', "unreadable audio"),
+        (
+            "jsonl",
+            "a.jsonl",
+            '{"audio": "a.wav", "text": "x", "lang": "bg"}\n' * 2,
+            "two utterances in bg are called a",
+        ),
+        ("jsonl", "a.txt", "", r"holds no \*\.jsonl"),
+        ("table", "a.csv", "path,text\na.wav\n", "line 2: 1 cells for 2 columns"),
+        ("table", "a.tsv", "path\tpath\n", "each once"),
+        ("table", "a.csv", 'path,text\na.wav,"x\n', r"a\.csv, line"),
+        ("nemo", "a.json", '{"audio": "a.wav"}', "is it a NeMo manifest"),
+        ("nemo", "a.json", '{"audio_filepath": "a.wav", "shard_id": 0}', "shards index"),
+        ("kaldi", "text", "", r"holds no wav\.scp"),
+        ("kaldi", "wav.scp", "a a.wav\n", "text is missing"),
+        ("lhotse", "a.jsonl", '{"id": "c", "start": 0}', "not a cut of Lhotse"),
+        ("huggingface", "a.arrow", "", "no state.json"),
+        ("common_voice", "a.tsv", "", "holds no LANGUAGE/clips"),
+        ("fleurs", "a.tsv", "", r"holds no LANGUAGE/test\.tsv"),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_nothing(
+    tmp_path: Path, recipe: str, name: str, content: str, says: str
+) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    (source / name).write_text(content)
+    with pytest.raises(UserError, match=says) as caught:
+        build(recipe, source, tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_gzip_of_rubbish_or_of_endless_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.jsonl.gz").write_bytes(b"rubbish")
+    with pytest.raises(UserError, match="can't be read"):
+        build("jsonl", tmp_path, tmp_path / "out")
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b" " * 10_000_000))
+    monkeypatch.setattr("salsa_dist.data.manifest.MAX_LINE", 1 << 20)
+    with pytest.raises(UserError, match="has more than 1048576 characters"):
+        build("jsonl", tmp_path, tmp_path / "out")
+    assert tree(tmp_path).keys() == {"a.jsonl.gz"}
