@@ -113,10 +113,10 @@ def unpack(path: Path, folder: Path, wanted: Callable[[str], bool]) -> None:
 def _reader(tar: tarfile.TarFile, info: tarfile.TarInfo) -> Callable[[], bytes]:
     def read() -> bytes:
         content = tar.extractfile(info)
-        raw = content.read() if content else b""
-        if len(raw) != info.size:
-            raise DamagedTar(f"is cut off in {info.name[:80]!r}")
-        return raw
+        try:
+            return content.read() if content else b""
+        except tarfile.TarError:
+            raise DamagedTar(f"is cut off in {info.name[:80]!r}") from None
 
     return read
 

@@ -124,7 +124,7 @@ def key(name: str) -> str:
     safe = "/".join(part for part in _UNSAFE.sub("_", name).split("/") if part)
     parts = [part[-80:] for part in safe[-160:].split("/") if part]
     safe = "/".join(parts)
-    if safe == name:
+    if safe and safe == name:
         return name
     digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8]
     return f"{safe}-{digest}" if safe else digest

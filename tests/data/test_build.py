@@ -20,6 +20,7 @@ from salsa_dist.data.build import build
 from salsa_dist.data.index import ShardIndex
 from salsa_dist.data.splits import deal, shuffled
 from salsa_dist.data.utterance import Ask, Utterance, key, split_in
+from salsa_dist.data.writer import is_key
 from salsa_dist.errors import UserError
 
 CLIPS = 40
@@ -232,8 +233,8 @@ def test_nothing_that_can_be_used(tmp_path: Path) -> None:
 
 
 def test_impossible_wishes_are_refused_all_at_once(tmp_path: Path) -> None:
+    ask = Ask(rate=5, min_seconds=3, max_seconds=2, dev_share=0.9, test_share=0.2)
     with pytest.raises(UserError, match=r"a rate of 5 Hz.*seconds go from.*shares of dev and test"):
-        ask = Ask(rate=5, min_seconds=3, max_seconds=2, dev_share=0.9, test_share=0.2)
         build("jsonl", tmp_path, tmp_path / "out", ask)
 
 
@@ -275,8 +276,6 @@ def test_keys_stay_two_and_safe() -> None:
     names = ["a.b", "a_b", "а", "б", "../../x", "/x", "x" * 500, "y/" * 300 + "z", "", "a//b", "..."]
     made = [key(name) for name in names]
     assert len(set(made)) == len(names)
-    from salsa_dist.data.writer import is_key
-
     assert all(is_key(f"language/{name}") for name in made)
     assert key("clips/a-1_b") == "clips/a-1_b"
 
