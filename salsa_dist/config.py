@@ -178,12 +178,19 @@ class TrainingConfig(_Section):
 
 
 class PlacementConfig(_Section):
-    kind: Literal["replicate", "node", "full"] | int = Field(
-        "replicate",
-        description="ranks that share one copy: replicate (1), node, full (all), or a number",
+    kind: Literal["replicate", "node", "full", "auto"] | int = Field(
+        "auto",
+        description="ranks that share one copy: replicate (1), node, full (all), or a number; auto: "
+        "the fewest whose memory suffices",
     )
     ds_config: Path | None = Field(
         None, description="DeepSpeed config; null: the one in ds_configs/ for this placement"
+    )
+    offload: Literal["none", "cpu", "nvme"] = Field(
+        "none", description="where a shared base's parts are between uses: the device, RAM, or a disk"
+    )
+    nvme_path: Folder | None = Field(
+        None, description="folder on each node's own disk, for offload: nvme"
     )
 
 

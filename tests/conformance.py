@@ -55,7 +55,7 @@ def random_bank(base: SpeechLLM, rules: Sequence[str], size: float = 0.3) -> Ban
 @contextmanager
 def placed(base: SpeechLLM, bank: Bank, activation_checkpointing: bool = False) -> Iterator[FrozenBase]:
     """`base` with `bank` on it, whole in this process."""
-    frozen = FrozenBase(base, bank, ALONE, PlacementConfig(), activation_checkpointing)
+    frozen = FrozenBase(base, bank, ALONE, PlacementConfig(kind="replicate"), activation_checkpointing)
     try:
         yield frozen
     finally:

@@ -39,7 +39,7 @@ from salsa_dist.training.optimizer import BETAS, EPS, Schedule
 def tune(config: Config) -> list[Path]:
     """Train every adapter of a config whose method is `lora` or `bias`; those done are left alone."""
     with join() as ranks:
-        if config.placement.kind != "replicate":
+        if config.placement.kind not in ("replicate", "auto"):
             raise UserError(
                 f"method {config.method.kind} trains weights of the base, which a sharded placement "
                 "keeps frozen: set placement.kind to replicate"
@@ -96,7 +96,7 @@ def _train(
     say: Console,
 ) -> None:
     training = config.training
-    base = FrozenBase(speech_llm, Bank([], {}, ranks.device), ranks, PlacementConfig())
+    base = FrozenBase(speech_llm, Bank([], {}, ranks.device), ranks, PlacementConfig(kind="replicate"))
     parameters = list(weights.values())
     schedule = Schedule(settings.lr, settings.steps, training.warmup, training.decay)
     adam = torch.optim.Adam(parameters, betas=BETAS, eps=EPS)

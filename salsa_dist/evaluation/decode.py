@@ -27,12 +27,13 @@ from salsa_dist.baselines import tuned_file
 from salsa_dist.baselines.in_context import InContext
 from salsa_dist.baselines.mean_difference import first_clips
 from salsa_dist.baselines.tuned import installed
-from salsa_dist.config import BiasMethod, Config, InContextMethod, LoraMethod
+from salsa_dist.config import BiasMethod, Config, InContextMethod, LoraMethod, PlacementConfig
 from salsa_dist.data.audio import read_audio
 from salsa_dist.data.clip import SAMPLE_RATE, Clip
 from salsa_dist.data.index import Entry, Shard, ShardIndex
 from salsa_dist.data.shards import read_range, read_sample
 from salsa_dist.errors import UserError
+from salsa_dist.placement.choose import choose
 from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.placement.ranks import Ranks, join
 from salsa_dist.speech_llms import long_audio
@@ -128,10 +129,13 @@ def evaluate(config: Config) -> Path:
         if ranks.is_first:
             _make_folder(folder, config, index, digests)
         dist.barrier()
+        placed = choose(config, ranks, training=False)
+        if ranks.is_first:
+            print(*placed.lines, sep="\n", flush=True)
         started, decoded = time.monotonic(), 0
         for window in config.evaluation.windows_s:
             for rows in _passes(config):
-                with _ready(config, window, rows, index, ranks) as (base, generate):
+                with _ready(config, placed.placement, window, rows, index, ranks) as (base, generate):
                     decoded += _decode(config, folder, index, rows, base, generate, ranks)
         if ranks.is_first:
             _summarise(folder, config, time.monotonic() - started, decoded)
@@ -155,12 +159,17 @@ _Generate = Callable[[Sequence[Clip]], list[Transcript]]
 
 @contextmanager
 def _ready(
-    config: Config, window: float | None, rows: Sequence[int], index: ShardIndex, ranks: Ranks
+    config: Config,
+    placement: PlacementConfig,
+    window: float | None,
+    rows: Sequence[int],
+    index: ShardIndex,
+    ranks: Ranks,
 ) -> Iterator[tuple[FrozenBase, _Generate]]:
     """The base with what a pass adds to it, and what transcribes its clips."""
     settings = {**config.base.model_dump(), "window_s": window}
     speech_llm = load_speech_llm(**settings, device=ranks.device)
-    method, placement = config.method, config.evaluation.placement
+    method = config.method
     bank = Bank([], {}, ranks.device)
     examples: InContext | None = None
     if rows != [-1]:

@@ -31,6 +31,7 @@ from salsa_dist.config import AdapterSettings, Config
 from salsa_dist.data.index import ShardIndex
 from salsa_dist.data.plan import AdapterPlan
 from salsa_dist.errors import UserError
+from salsa_dist.placement.choose import Placed, choose
 from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.placement.ranks import Ranks, join
 from salsa_dist.speech_llms.load import SpeechLLM, load_speech_llm
@@ -69,6 +70,9 @@ def train(config: Config) -> Trained:
         _refuse_unwritable(config.run)
         say = Console(ranks.is_first)
         index = ShardIndex.load(config.data.shards)
+        placed = choose(config, ranks)
+        for line in placed.lines:
+            say(line)
         say(f"loading base {config.base.name}")
         speech_llm = load_speech_llm(**config.base.model_dump(), device=ranks.device)
         bank = make_bank(config, speech_llm, ranks.device)
@@ -93,11 +97,11 @@ def train(config: Config) -> Trained:
         for adapter, job in zip(config.adapters, batches.jobs, strict=True):
             events.write("data", adapter=adapter.name, clips=job.plan.clips, left_out=job.plan.left_out)
         base = FrozenBase(
-            speech_llm, bank, ranks, config.placement, config.training.activation_checkpointing
+            speech_llm, bank, ranks, placed.placement, config.training.activation_checkpointing
         )
         stack.callback(base.close)
         signals = stack.enter_context(StopSignals())
-        loop = _Loop(config, ranks, base, optimizer, batches, identity, events, say, signals)
+        loop = _Loop(config, ranks, base, placed, optimizer, batches, identity, events, say, signals)
         step = loop.run(first) if first < len(batches) else first
         finished = step == len(batches)
         adapters: list[Path] = []
@@ -159,6 +163,7 @@ class _Loop:
         config: Config,
         ranks: Ranks,
         base: FrozenBase,
+        placed: Placed,
         optimizer: PackedAdam,
         batches: StepBatches,
         identity: states.RunIdentity,
@@ -169,6 +174,7 @@ class _Loop:
         self.config = config
         self.ranks = ranks
         self.base = base
+        self.placed = placed
         self.bank = base.bank
         self.optimizer = optimizer
         self.batches = batches
@@ -258,7 +264,9 @@ class _Loop:
             )
 
     def _report_placement(self, measured: dict[str, Any]) -> None:
-        self.events.write("placement", **measured)
+        self.events.write(
+            "placement", **measured, why=self.placed.why, planned_bytes=self.placed.row.base_bytes
+        )
         share = measured["resident_bytes_between_steps"] / measured["base_bytes"]
         self.say(
             f"placement {measured['kind']} as measured: {measured['world_size']} ranks, "

@@ -1,0 +1,105 @@
+"""`salsa-dist plan`: what each placement costs, on paper."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+
+def plan(
+    config: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Argument(help="YAML file of a run: base, sites and batch are taken from it"),
+    ] = None,
+    base: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="instead: folder (config.json is enough) or hub name of a base"),
+    ] = None,
+    nodes: Annotated[int, typer.Option(min=1)] = 1,
+    gpus_per_node: Annotated[int, typer.Option(min=1, help="devices of a node, a rank each")] = 8,
+    gpu_memory: Annotated[str, typer.Option(help="of one device, such as 80GB")] = "80GB",
+    host_memory: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="of one node, for CPU offload; default: taken to be enough"),
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="clips of a step, over all ranks")] = 64,
+    micro_batch: Annotated[int, typer.Option(min=1, help="clips of one pass on one rank")] = 16,
+    window_s: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option("--window", help="audio window in seconds; default: the base's own"),
+    ] = None,
+    clip_s: Annotated[float, typer.Option("--clip-seconds", help="length of a clip")] = 10.0,
+    sites: Annotated[str, typer.Option(help="such as encoder:last-half+llm")] = "encoder",
+    adapters: Annotated[int, typer.Option(min=1, help="in the bank")] = 1,
+    checkpointing: Annotated[
+        bool, typer.Option("--checkpointing", help="make activations again in backward")
+    ] = False,
+    dtype: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="float32, bfloat16 or float16; default: as stored"),
+    ] = None,
+    tflops: Annotated[float, typer.Option(help="peak of one device; 312: A100, dense bf16")] = 312,
+    mfu: Annotated[float, typer.Option(help="share of the peak; Llama 3 reports 0.38 to 0.43")] = 0.4,
+    node_bandwidth: Annotated[
+        str, typer.Option(help="per second, into one device from its node; 240GB: NVLink 3")
+    ] = "240GB",
+    network_bandwidth: Annotated[
+        str, typer.Option(help="per second, out of one node; 25GB: one 200 Gb/s port")
+    ] = "25GB",
+    ds_config: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="DeepSpeed config whose thresholds count; default: ds_configs/"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Show what each placement of a base costs, what fits, and which one `auto` takes.
+
+    Only the base's config and the headers of its weight files are read. With CONFIG the options about
+    the base and the batch are the run's own.
+    """
+    from salsa_dist.config import PlacementConfig, load_config
+    from salsa_dist.errors import UserError
+    from salsa_dist.placement.base_shape import ENCODER_TOKENS_PER_SECOND, read_shape
+    from salsa_dist.placement.plan import (
+        Machines,
+        Work,
+        make_plan,
+        parse_size,
+        plan_of,
+        user_settings,
+    )
+
+    if (config is None) == (base is None):
+        raise UserError("name one of both: a run's CONFIG, or a base with --base")
+    if dtype not in (None, "float32", "bfloat16", "float16"):
+        raise UserError(f"--dtype {dtype} is not known: float32, bfloat16 or float16")
+    machines = Machines(
+        nodes,
+        gpus_per_node,
+        parse_size(gpu_memory),
+        None if host_memory is None else parse_size(host_memory),
+        parse_size(node_bandwidth),
+        parse_size(network_bandwidth),
+        tflops * 1e12,
+        mfu,
+    )
+    if config is not None:
+        found = plan_of(load_config(config), machines)
+    else:
+        assert base is not None
+        shape = read_shape(base, dtype=dtype, window_s=window_s)
+        longest = shape.encoder_tokens / ENCODER_TOKENS_PER_SECOND if shape.encoder_tokens else clip_s
+        work = Work(
+            clips=batch,
+            micro_batch=micro_batch,
+            sites=(shape.sites(sites),) * adapters,
+            clip_s=min(clip_s, longest),
+            window_s=window_s,
+            checkpointing=checkpointing,
+        )
+        settings = user_settings(PlacementConfig(ds_config=ds_config))
+        found = make_plan(shape, work, machines, settings)
+    print(json.dumps(found.tree(), indent=1) if as_json else found.table())

@@ -1,0 +1,410 @@
+"""The shape of a base, from its config and its safetensors headers: no weight is read.
+
+    shape = read_shape("openai/whisper-base", window_s=5)
+    shape.weights     every parameter in the model's order, a tied one once
+    shape.modules     who uses which weights, in the order of a forward pass
+    shape.stored      bytes of the checkpoint's weights, or None where only a config is at hand
+
+    modules   encoder ──► rest (projector) ──► llm ──► head
+    layers    encoder.0 … encoder.5            llm.0 … llm.5
+
+The model is built on the meta device, so shapes, ties, buffers and the audio window are those of the
+model that a run would load. Headers say how many bytes lie on disk, and in which precision.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from salsa_dist.errors import UserError
+from salsa_dist.speech_llms.inspection import class_of, read_config
+from salsa_dist.speech_llms.load import FAMILIES, UNREADABLE
+from salsa_dist.speech_llms.window import longest, shorten
+from salsa_dist.steering.sites import find_layers, select
+from salsa_dist.steering.widths import output_width
+
+# Encoder rows a second of Whisper's kind: 100 frames of 10 ms, halved by a convolution. Others have
+# as many (Granite) or fewer (Qwen3-ASR), so this is the cautious number for a base not of that kind.
+ENCODER_TOKENS_PER_SECOND = 50
+_HEADER_TYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One parameter: its name, how many numbers, bytes of each."""
+
+    name: str
+    numel: int
+    itemsize: int
+
+    @property
+    def bytes(self) -> int:
+        return self.numel * self.itemsize
+
+
+@dataclass(frozen=True)
+class Module:
+    """What one module with weights of its own needs.
+
+    Attributes:
+        layer: index into `BaseShape.layers`, the first layer that has run when it ends, -1 before all.
+        weights: indices into `BaseShape.weights`.
+        matmul: numbers that each token is multiplied with; of experts, those that a token meets.
+        out: numbers that it makes a token: of a linear layer its outputs, of a norm its width.
+        runs_over: whose tokens: `encoder`, `llm` or `labels`.
+        looks_up: an embedding: no arithmetic, and no gradient goes through it.
+    """
+
+    layer: int
+    weights: tuple[int, ...]
+    matmul: int
+    out: int
+    runs_over: str
+    looks_up: bool
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer that can be steered: its site and the width of its output."""
+
+    site: str
+    width: int
+
+
+@dataclass(frozen=True)
+class BaseShape:
+    """A base without its weights.
+
+    Attributes:
+        name: folder or hub name.
+        architecture: its transformers class.
+        dtype: precision of the weights in a run.
+        weights: every parameter, in the model's order.
+        buffer_bytes: bytes of what is not a parameter.
+        modules: those with weights, in the order of a forward pass.
+        layers: encoder first, then LLM.
+        vocabulary: numbers of one logit row.
+        encoder_decoder: text goes to a decoder by itself, and audio by cross-attention (Whisper).
+        encoder_tokens: rows of an encoder built for one window; None: it takes any length.
+        stored: bytes of the weights on disk, as the headers say; None: only a config is at hand.
+        quantized: the checkpoint's own quantisation method, if any.
+    """
+
+    name: str
+    architecture: str
+    dtype: str
+    weights: tuple[Weight, ...]
+    buffer_bytes: int
+    modules: tuple[Module, ...]
+    layers: tuple[Layer, ...]
+    vocabulary: int
+    encoder_decoder: bool
+    encoder_tokens: int | None
+    stored: int | None
+    quantized: str | None
+
+    @property
+    def parameters(self) -> int:
+        return sum(w.numel for w in self.weights)
+
+    @property
+    def bytes(self) -> int:
+        """Of the whole base on one device: parameters and buffers."""
+        return sum(w.bytes for w in self.weights) + self.buffer_bytes
+
+    def counts(self) -> dict[str, int]:
+        """Layers of each component, as `select` wants them."""
+        found: dict[str, int] = {}
+        for layer in self.layers:
+            component = layer.site.partition(".")[0]
+            found[component] = found.get(component, 0) + 1
+        return found
+
+    def sites(self, words: str) -> tuple[str, ...]:
+        """The sites that `words` name, such as `encoder:last-half+llm`."""
+        return tuple(select(words, self.counts()))
+
+    def width(self, site: str) -> int:
+        return next(layer.width for layer in self.layers if layer.site == site)
+
+
+def read_shape(
+    name: str | Path,
+    *,
+    revision: str | None = None,
+    dtype: str | None = None,
+    window_s: float | None = None,
+    layers: dict[str, str] | None = None,
+) -> BaseShape:
+    """The shape of a base.
+
+    Args:
+        name: folder with a checkpoint or only its config.json, or a hub name.
+        revision: hub branch, tag or commit.
+        dtype: precision of a run; None: as stored, or bfloat16 where no weights are at hand.
+        window_s: audio window in seconds; None: the base's own.
+        layers: paths of layer lists that are not found by structure.
+
+    Raises:
+        UserError: no such base, one that transformers does not know, or headers that can't be read.
+    """
+    name = os.path.expanduser(str(name))
+    config = read_config(name, revision)
+    stored, stored_type = _stored(name, revision)
+    dtype = dtype or stored_type or "bfloat16"
+    model = build_empty(config, name, dtype)
+    if window_s is not None:
+        _cut_window(model, config, window_s)
+    return shape_of(
+        model, name, dtype, layers, stored=stored, quantized=_quantized(config), config=config
+    )
+
+
+def build_empty(config: Any, name: str, dtype: str) -> nn.Module:
+    """The model of a config on the meta device: shapes and no numbers."""
+    family = FAMILIES.get(config.model_type)
+    if family is not None and family.MODEL_CLASS is not None:
+        import transformers
+
+        model_class = getattr(transformers, family.MODEL_CLASS)
+    else:
+        model_class = class_of(config, name)
+    try:
+        with torch.device("meta"):
+            model: nn.Module = model_class._from_config(config, dtype=getattr(torch, dtype))
+    except (*UNREADABLE, ImportError) as e:
+        reason = " ".join(str(e).split())[:240]
+        raise UserError(f"base {name}: no model can be built from its config: {reason}") from None
+    return model.eval()
+
+
+def shape_of(
+    model: Any,
+    name: str,
+    dtype: str,
+    layers: dict[str, str] | None = None,
+    *,
+    stored: int | None = None,
+    quantized: str | None = None,
+    config: Any = None,
+) -> BaseShape:
+    """The shape of a model at hand, on whatever device."""
+    lists = find_layers(model, layers)
+    order = [(f"{c}.{i}", m) for c in ("encoder", "llm") for i, m in enumerate(lists.get(c, []))]
+    named = list(model.named_parameters())  # a tied one once
+    number = {id(p): i for i, (_, p) in enumerate(named)}
+    config = model.config if config is None else config
+    encoder_tokens = _window_rows(model)
+    head = model.get_output_embeddings()
+    return BaseShape(
+        name=name,
+        architecture=type(model).__name__,
+        dtype=dtype,
+        weights=tuple(Weight(n, p.numel(), p.element_size()) for n, p in named),
+        buffer_bytes=sum(b.numel() * b.element_size() for b in model.buffers()),
+        modules=tuple(_modules(model, order, lists, number, head, config)),
+        layers=tuple(Layer(site, output_width(module)) for site, module in order),
+        vocabulary=0 if head is None else int(head.weight.shape[0]),
+        encoder_decoder=bool(getattr(model.config, "is_encoder_decoder", False)),
+        encoder_tokens=encoder_tokens,
+        stored=stored,
+        quantized=quantized,
+    )
+
+
+def _modules(
+    model: nn.Module,
+    order: list[tuple[str, nn.Module]],
+    lists: dict[str, nn.ModuleList],
+    number: dict[int, int],
+    head: nn.Module | None,
+    config: Any,
+) -> list[Module]:
+    """Modules with weights of their own, in the order in which a forward pass meets them."""
+    paths = {id(m): path for path, m in model.named_modules()}
+    parents = {c: paths[id(stack)].rpartition(".")[0] for c, stack in lists.items()}
+    layer_of = {paths[id(m)]: i for i, (_, m) in enumerate(order)}
+    encoders = len(lists.get("encoder", []))
+    last_encoder = max(
+        (k for k, path in enumerate(paths.values()) if layer_of.get(path, encoders) < encoders),
+        default=-1,
+    )
+    found: list[tuple[int, int, Module]] = []
+    for place, (path, module) in enumerate(model.named_modules()):
+        own = list(module.parameters(recurse=False))
+        if not own:
+            continue
+        inside = next((i for p, i in layer_of.items() if _under(path, p)), None)
+        if module is head:
+            stage, layer, over = 3, len(order), "labels"
+        elif _under(path, parents.get("encoder", "\0")):
+            # What lies beside the layers runs before them (convolutions) or after (a norm).
+            stage, layer, over = 0, (encoders if place > last_encoder else -1), "encoder"
+        elif _under(path, parents.get("llm", "\0")):
+            stage, layer, over = 2, (len(order) if _is_norm(module) else encoders), "llm"
+        else:
+            stage, layer, over = 1, encoders, "llm"
+        if inside is not None:
+            layer = inside
+            if over == "llm" and _reads_the_encoder(path):
+                over = "encoder"
+        found.append(
+            (
+                stage,
+                place,
+                Module(
+                    layer=layer,
+                    weights=tuple(number[id(p)] for p in own),
+                    matmul=0 if isinstance(module, nn.Embedding) else _matmul(own, config),
+                    out=_out(module, own),
+                    runs_over=over,
+                    looks_up=isinstance(module, nn.Embedding) or _is_table(path),
+                ),
+            )
+        )
+    return [module for _, _, module in sorted(found, key=lambda entry: entry[:2])]
+
+
+def _under(path: str, parent: str) -> bool:
+    return not parent or path == parent or path.startswith(parent + ".")
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return "Norm" in type(module).__name__
+
+
+def _is_table(path: str) -> bool:
+    return path.rpartition(".")[2] in ("embed_positions", "embed_tokens")
+
+
+def _reads_the_encoder(path: str) -> bool:
+    """Keys and values of a cross-attention are made from the encoder's rows."""
+    *_, block, name = ("", *path.split("."))
+    return block in ("encoder_attn", "cross_attn", "cross_attention") and name in ("k_proj", "v_proj")
+
+
+def _matmul(own: list[nn.Parameter], config: Any) -> int:
+    """Numbers that one token is multiplied with: matrices and convolutions, and experts by share."""
+    total = 0.0
+    for p in own:
+        if p.ndim == 2:
+            total += p.numel()
+        elif p.ndim > 2:
+            total += p.numel() * _expert_share(p, config)
+    return int(total)
+
+
+def _expert_share(p: nn.Parameter, config: Any) -> float:
+    for tree in (config, getattr(config, "text_config", None)):
+        experts = getattr(tree, "num_experts", None) or getattr(tree, "num_local_experts", None)
+        chosen = getattr(tree, "num_experts_per_tok", None)
+        if experts and chosen and p.shape[0] == experts:
+            return float(chosen) / float(experts)
+    return 1.0
+
+
+def _out(module: nn.Module, own: list[nn.Parameter]) -> int:
+    if isinstance(module, nn.Linear):
+        return module.out_features
+    return int(own[0].shape[0]) if _is_norm(module) else 0
+
+
+def _window_rows(model: Any) -> int | None:
+    """Rows of an encoder that is built for one window (Whisper's kind); None: any length."""
+    for module in model.modules():
+        table = getattr(module, "embed_positions", None)
+        if hasattr(module, "conv1") and isinstance(table, nn.Embedding):
+            return int(table.num_embeddings)
+    return None
+
+
+def _cut_window(model: Any, config: Any, window_s: float) -> None:
+    """What the family's `fit` does, without its processor."""
+    for module in list(model.modules()):
+        table = getattr(module, "embed_positions", None)
+        # Whisper and Qwen2-Audio are cut; other encoders of this kind hear whole windows always.
+        if hasattr(module, "conv1") and isinstance(table, nn.Embedding) and _is_cut(config):
+            rows = table.num_embeddings
+            seconds = longest(rows / ENCODER_TOKENS_PER_SECOND, window_s)
+            with torch.device("meta"):
+                shorten(module, max(1, round(seconds * ENCODER_TOKENS_PER_SECOND)))
+
+
+def _is_cut(config: Any) -> bool:
+    return config.model_type in ("whisper", "qwen2_audio")
+
+
+def _quantized(config: Any) -> str | None:
+    own = getattr(config, "quantization_config", None)
+    if own is None:
+        return None
+    tree = own if isinstance(own, dict) else own.to_dict()
+    return str(tree.get("quant_method", "unknown"))
+
+
+def _stored(name: str, revision: str | None) -> tuple[int | None, str | None]:
+    """Bytes of the weights on disk and the precision that most of them have, from headers alone."""
+    folder = Path(name)
+    sizes: dict[str, int] = {}
+    if folder.is_dir():
+        for path in sorted(folder.glob("*.safetensors")):
+            for entry in read_header(path).values():
+                first, last = entry["data_offsets"]
+                sizes[entry["dtype"]] = sizes.get(entry["dtype"], 0) + last - first
+    else:
+        from huggingface_hub import get_safetensors_metadata
+        from huggingface_hub.errors import NotASafetensorsRepoError
+
+        try:
+            metadata = get_safetensors_metadata(name, revision=revision)
+        except NotASafetensorsRepoError:
+            return None, None
+        except Exception as e:  # whatever a network has to say: hub, proxy, resolver
+            reason = " ".join(str(e).split())[:160] or type(e).__name__
+            raise UserError(
+                f"base {name}: its safetensors headers can't be read from the hub ({reason}); "
+                "name a folder with its config.json"
+            ) from None
+        for file in metadata.files_metadata.values():
+            for tensor in file.tensors.values():
+                first, last = tensor.data_offsets
+                sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + last - first
+    if not sizes:
+        return None, None
+    most = max(sizes, key=lambda kind: sizes[kind])
+    dtype = _HEADER_TYPES.get(most)
+    return sum(sizes.values()), None if dtype is None else str(dtype).removeprefix("torch.")
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """The tensors of a safetensors file by name: `dtype`, `shape`, `data_offsets`.
+
+    The format is eight bytes with the header's length, little-endian, then the header as JSON
+    (https://github.com/huggingface/safetensors#format).
+
+    Raises:
+        UserError: the file is cut off, or no safetensors file.
+    """
+    try:
+        with open(path, "rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > 100_000_000:
+                raise ValueError
+            header: dict[str, Any] = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        size = path.stat().st_size - 8 - length
+        if any(entry["data_offsets"][1] > size for entry in header.values()):
+            raise ValueError
+    except (OSError, ValueError, KeyError, TypeError, struct.error):
+        raise UserError(
+            f"base {path.parent} can't be loaded: {path.name} is no whole safetensors file, fetch it again"
+        ) from None
+    return header
