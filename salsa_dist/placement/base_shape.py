@@ -34,6 +34,7 @@ from salsa_dist.steering.widths import output_width
 # Encoder rows a second of Whisper's kind: 100 frames of 10 ms, halved by a convolution. Others have
 # as many (Granite) or fewer (Qwen3-ASR), so this is the cautious number for a base not of that kind.
 ENCODER_TOKENS_PER_SECOND = 50
+_CROSS = ("encoder_attn", "cross_attn", "cross_attention")
 _HEADER_TYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
@@ -55,20 +56,21 @@ class Module:
     """What one module with weights of its own needs.
 
     Attributes:
-        layer: index into `BaseShape.layers`, the first layer that has run when it ends, -1 before all.
+        layer: index into `BaseShape.layers` of the layer that it is in; None: in none.
+        after: index of the last layer that reaches its input, -1: none. A gradient goes back through
+            it if one of the layers up to there is steered.
         weights: indices into `BaseShape.weights`.
         matmul: numbers that each token is multiplied with; of experts, those that a token meets.
         out: numbers that it makes a token: of a linear layer its outputs, of a norm its width.
         runs_over: whose tokens: `encoder`, `llm` or `labels`.
-        looks_up: an embedding: no arithmetic, and no gradient goes through it.
     """
 
-    layer: int
+    layer: int | None
+    after: int
     weights: tuple[int, ...]
     matmul: int
     out: int
     runs_over: str
-    looks_up: bool
 
 
 @dataclass(frozen=True)
@@ -233,6 +235,7 @@ def _modules(
     parents = {c: paths[id(stack)].rpartition(".")[0] for c, stack in lists.items()}
     layer_of = {paths[id(m)]: i for i, (_, m) in enumerate(order)}
     encoders = len(lists.get("encoder", []))
+    crosses = bool(getattr(config, "is_encoder_decoder", False))
     last_encoder = max(
         (k for k, path in enumerate(paths.values()) if layer_of.get(path, encoders) < encoders),
         default=-1,
@@ -243,31 +246,31 @@ def _modules(
         if not own:
             continue
         inside = next((i for p, i in layer_of.items() if _under(path, p)), None)
+        over = "llm"
         if module is head:
-            stage, layer, over = 3, len(order), "labels"
+            stage, after, over = 3, len(order) - 1, "labels"
         elif _under(path, parents.get("encoder", "\0")):
             # What lies beside the layers runs before them (convolutions) or after (a norm).
-            stage, layer, over = 0, (encoders if place > last_encoder else -1), "encoder"
+            stage, after, over = 0, (encoders - 1 if place > last_encoder else -1), "encoder"
         elif _under(path, parents.get("llm", "\0")):
-            stage, layer, over = 2, (len(order) if _is_norm(module) else encoders), "llm"
+            stage, after = 2, (len(order) - 1 if _is_norm(module) else encoders - 1)
         else:
-            stage, layer, over = 1, encoders, "llm"
+            stage, after = 1, encoders - 1
         if inside is not None:
-            layer = inside
-            if over == "llm" and _reads_the_encoder(path):
-                over = "encoder"
+            after = inside - 1
+            if crosses and over == "llm":
+                if _reads_the_encoder(path):
+                    after, over = encoders - 1, "encoder"
+                elif inside == encoders and _before_the_cross(path):
+                    after = -1  # it has seen text alone
+        table = isinstance(module, nn.Embedding)
+        own_numbers = tuple(number[id(p)] for p in own)
+        matmul = 0 if table else _matmul(own, config)
         found.append(
             (
                 stage,
                 place,
-                Module(
-                    layer=layer,
-                    weights=tuple(number[id(p)] for p in own),
-                    matmul=0 if isinstance(module, nn.Embedding) else _matmul(own, config),
-                    out=_out(module, own),
-                    runs_over=over,
-                    looks_up=isinstance(module, nn.Embedding) or _is_table(path),
-                ),
+                Module(inside, -1 if table else after, own_numbers, matmul, _out(module, own), over),
             )
         )
     return [module for _, _, module in sorted(found, key=lambda entry: entry[:2])]
@@ -281,14 +284,20 @@ def _is_norm(module: nn.Module) -> bool:
     return "Norm" in type(module).__name__
 
 
-def _is_table(path: str) -> bool:
-    return path.rpartition(".")[2] in ("embed_positions", "embed_tokens")
-
-
 def _reads_the_encoder(path: str) -> bool:
     """Keys and values of a cross-attention are made from the encoder's rows."""
     *_, block, name = ("", *path.split("."))
-    return block in ("encoder_attn", "cross_attn", "cross_attention") and name in ("k_proj", "v_proj")
+    return block in _CROSS and name in ("k_proj", "v_proj")
+
+
+def _before_the_cross(path: str) -> bool:
+    """What runs in a decoder layer before the encoder's rows come in."""
+    *_, block, name = ("", *path.split("."))
+    return (
+        block == "self_attn"
+        or name in ("self_attn_layer_norm", "encoder_attn_layer_norm")
+        or (block in _CROSS and name == "q_proj")
+    )
 
 
 def _matmul(own: list[nn.Parameter], config: Any) -> int:
@@ -405,6 +414,7 @@ def read_header(path: Path) -> dict[str, Any]:
             raise ValueError
     except (OSError, ValueError, KeyError, TypeError, struct.error):
         raise UserError(
-            f"base {path.parent} can't be loaded: {path.name} is no whole safetensors file, fetch it again"
+            f"base {path.parent} can't be loaded: {path.name} is no whole safetensors file, fetch "
+            "it again"
         ) from None
     return header

@@ -38,8 +38,6 @@ USABLE = 0.9
 # known families (Voxtral and GLM-ASR 12.5, Qwen3-ASR 13, Granite 10).
 _LLM_TOKENS_PER_SECOND = 25
 _DEFAULT_CLIP_S = 10.0
-_PROMPT_AND_TEXT = 64  # tokens a clip
-_LABELS = 32  # of them, tokens of a transcript
 _HOST_BANDWIDTH = 25e9  # bytes/s from host memory to one device: PCIe 4.0 x16 is 32e9 on paper
 
 
@@ -83,6 +81,7 @@ class Work:
         sites: of each adapter in the bank.
         clip_s: length of a clip in seconds.
         window_s: what a base of one window hears of each clip, in seconds; None: the base's own.
+        text_tokens, labels: of one clip: prompt with transcript, and of the transcript alone.
         checkpointing: activations are made again in backward.
         training: with a backward pass; false: decoding.
     """
@@ -92,6 +91,8 @@ class Work:
     sites: tuple[tuple[str, ...], ...]
     clip_s: float = _DEFAULT_CLIP_S
     window_s: float | None = None
+    text_tokens: int = 64
+    labels: int = 32
     checkpointing: bool = False
     training: bool = True
 
@@ -354,9 +355,9 @@ def gathered_bytes(shape: BaseShape, work: Work, ranks: int, settings: Mapping[s
     total = 0
     for module in shape.modules:
         times = 1
-        if work.training and not keeps and _differentiated(module, first):
-            recomputed = work.checkpointing and module.layer < len(shape.layers)
-            times += 1 + recomputed
+        back = _differentiated(module, first) or _recomputed(module, work, first)
+        if work.training and not keeps and back:
+            times = 2  # what is made again stays whole until its backward
         parts = sum(
             -(-shape.weights[i].numel // ranks) * shape.weights[i].itemsize
             for i in module.weights
@@ -385,8 +386,8 @@ def flops(shape: BaseShape, work: Work) -> float:
     for module in shape.modules:
         forward = 2.0 * module.matmul * tokens[module.runs_over]
         times = 1
-        if work.training and _differentiated(module, first):
-            times = 2 + (work.checkpointing and module.layer < len(shape.layers))
+        if work.training:
+            times += _differentiated(module, first) + _recomputed(module, work, first)
         total += times * forward
     for i, layer in enumerate(shape.layers):
         over = layer.site.partition(".")[0]
@@ -419,7 +420,7 @@ def activation_bytes(shape: BaseShape, work: Work, clips: int) -> int:
         kept = module.out * itemsize * tokens[module.runs_over]
         if module.runs_over == "labels":
             continue
-        if 0 <= module.layer < len(shape.layers) and module.matmul and not _beside(shape, module):
+        if module.layer is not None:
             inner[module.layer] += kept
         elif _differentiated(module, first):
             outside += kept
@@ -446,7 +447,7 @@ def tokens_of(shape: BaseShape, work: Work) -> dict[str, int]:
         windows = -(-round(work.clip_s * ENCODER_TOKENS_PER_SECOND) // shape.encoder_tokens)
         encoder = max(1, windows) * shape.encoder_tokens
     audio = 0 if shape.encoder_decoder else round(work.clip_s * _LLM_TOKENS_PER_SECOND)
-    return {"encoder": encoder, "llm": audio + _PROMPT_AND_TEXT, "labels": _LABELS}
+    return {"encoder": encoder, "llm": audio + work.text_tokens, "labels": work.labels}
 
 
 def steering_numbers(shape: BaseShape, work: Work) -> tuple[int, int]:
@@ -501,7 +502,9 @@ def _row(
     share = max(1, -(-work.clips // world)) if work.training else work.micro_batch
     passes = -(-share // work.micro_batch)
     base = resident_bytes(shape, ranks, offload, knobs)
-    peak = base if ranks == 1 and offload == "none" else base + _gathered_at_peak(shape, ranks, knobs)
+    peak = base
+    if ranks > 1 or offload != "none":
+        peak += _gathered_at_peak(shape, work.checkpointing and work.training, knobs)
     bank, reduced = steering_numbers(shape, work)
     steering = 4 * (2 * bank + reduced) if work.training else 4 * bank
     optimizer = 8 * bank if work.training else 0
@@ -545,7 +548,7 @@ def _row(
     )
 
 
-def _gathered_at_peak(shape: BaseShape, ranks: int, knobs: Mapping[str, int]) -> int:
+def _gathered_at_peak(shape: BaseShape, checkpointing: bool, knobs: Mapping[str, int]) -> int:
     """Most bytes of weights that are whole at once: the module in use, and what is fetched ahead."""
     whole = _persistent(shape, knobs)
     apart = {i: w for i, w in enumerate(shape.weights) if i not in whole}
@@ -587,13 +590,12 @@ def _knobs(settings: Mapping[str, Any] | None) -> dict[str, int]:
 
 def _differentiated(module: Module, first: int) -> bool:
     """Whether a gradient goes back through `module`."""
-    return module.layer > first and not module.looks_up
+    return first <= module.after
 
 
-def _beside(shape: BaseShape, module: Module) -> bool:
-    """Whether `module` is outside the layers, though as far on as one of them."""
-    name = shape.weights[module.weights[0]].name
-    return re.search(r"\.\d+\.", name) is None
+def _recomputed(module: Module, work: Work, first: int) -> bool:
+    """Whether checkpointing runs `module` again in backward: all of a layer, if any of it matters."""
+    return work.checkpointing and module.layer is not None and module.layer > first
 
 
 def _why(rows: Sequence[Row], chosen: Row | None, machines: Machines) -> str:

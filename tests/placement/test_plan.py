@@ -1,0 +1,264 @@
+"""The planner's numbers beside measured ones, which placement `auto` takes, and what is refused."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import measured_placements
+import pytest
+from safetensors.torch import load_file
+from tiny import make_config
+from typer.testing import CliRunner
+
+from salsa_dist.cli import app
+from salsa_dist.config import PlacementConfig, load_config
+from salsa_dist.errors import UserError
+from salsa_dist.placement.base_shape import BaseShape, read_shape
+from salsa_dist.placement.choose import decide
+from salsa_dist.placement.plan import (
+    Machines,
+    Plan,
+    Work,
+    activation_bytes,
+    flops,
+    make_plan,
+    parse_size,
+    plan_text,
+    resident_bytes,
+)
+
+CASES = range(len(measured_placements.CASES))
+# On a base of 300 kB a packet's headers and a barrier's bytes show: they are told apart by this.
+FRAMES = 20_000
+
+
+@pytest.fixture(scope="module")
+def shape(tiny_base: Path) -> BaseShape:
+    return read_shape(tiny_base, dtype="float32")
+
+
+def work(shape: BaseShape, sites: str = "encoder+llm", clips: int = 8, **other: Any) -> Work:
+    return Work(clips, 16, (shape.sites(sites),), clip_s=1.0, **other)
+
+
+@pytest.fixture(scope="module")
+def measured(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What four ranks held and sent, alone on a loopback interface of their own."""
+    out = tmp_path_factory.mktemp("measured")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "4"]
+    command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0"]
+    command += [measured_placements.__file__, str(tiny_base), str(out)]
+    if os.geteuid() == 0:
+        command = ["unshare", "-n", "bash", "-c", 'ip link set lo up && exec "$@"', "-", *command]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    found: list[dict[str, Any]] = json.loads((out / "measured.json").read_text())
+    return found
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_planned_bytes_of_the_base_are_those_measured(
+    measured: list[dict[str, Any]], case: int
+) -> None:
+    """Parts of four ranks with their padding, small weights kept whole, a cut window, a tied head."""
+    plan, found = measured[case]["planned"], measured[case]["measured"]
+    assert plan["base_bytes"] == found["resident_bytes_between_steps"]
+    assert plan["peak_base_bytes"] == pytest.approx(found["peak_bytes"], rel=0.05)
+    assert plan["gathered_bytes_per_step"] == pytest.approx(found["gathered_bytes_per_step"], rel=0.05)
+    assert plan["ranks_a_copy"] == found["group_size"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a network namespace needs root")
+@pytest.mark.parametrize("case", CASES)
+def test_planned_traffic_is_what_the_interface_counts(
+    measured: list[dict[str, Any]], case: int
+) -> None:
+    found = measured[case]
+    plan, sent = found["planned"], found["sent_per_step"]
+    total = plan["bytes_inside_node_per_step"] + plan["bytes_between_nodes_per_step"]
+    assert total * found["nodes"] == pytest.approx(sent, rel=0.10, abs=FRAMES)
+
+
+def test_a_plan_reads_headers_and_never_a_weight(
+    tiny_base: Path, tmp_path: Path, shape: BaseShape
+) -> None:
+    """Weights that are all holes, and a folder with a config alone, give the same shape."""
+    hollow, bare = tmp_path / "hollow", tmp_path / "bare"
+    for folder in (hollow, bare):
+        folder.mkdir()
+        (folder / "config.json").write_bytes((tiny_base / "config.json").read_bytes())
+    whole = (tiny_base / "model.safetensors").read_bytes()
+    header = 8 + int.from_bytes(whole[:8], "little")
+    with open(hollow / "model.safetensors", "wb") as file:
+        file.write(whole[:header])
+        file.truncate(len(whole))
+    tensors = load_file(tiny_base / "model.safetensors").values()
+    assert shape.stored == sum(t.numel() * t.element_size() for t in tensors)
+    for folder, stored in ((hollow, shape.stored), (bare, None)):
+        found = read_shape(folder, dtype="float32")
+        assert dataclasses.replace(found, name=shape.name, stored=shape.stored) == shape
+        assert found.stored == stored
+    assert read_shape(hollow).dtype == "float32"  # as its header says
+    assert read_shape(bare).dtype == "bfloat16"
+
+
+def test_a_cut_header_is_refused(tiny_base: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes((tiny_base / "config.json").read_bytes())
+    (tmp_path / "model.safetensors").write_bytes((tiny_base / "model.safetensors").read_bytes()[:5000])
+    with pytest.raises(UserError, match=r"model\.safetensors is no whole safetensors file"):
+        read_shape(tmp_path)
+
+
+def test_flops_follow_the_first_steered_layer(shape: BaseShape) -> None:
+    """Backward stops there; a frozen base has no gradients of weights; recomputing adds a forward."""
+    none = flops(shape, work(shape, training=False))
+    late, early = (flops(shape, work(shape, s)) for s in ("llm:2", "encoder"))
+    again = flops(shape, work(shape, "encoder", checkpointing=True))
+    assert none < late < early < again < 4 * none
+    # By hand: the LLM's last layer steered, backward goes through the final norm and the head alone.
+    head = 2 * 267 * 32 * 32 * 8
+    assert late - none == pytest.approx(head)
+
+
+@pytest.mark.parametrize("kind", ["replicate", "node", 4, "full"])
+def test_auto_takes_the_fewest_ranks_a_copy_that_fit(shape: BaseShape, kind: str | int) -> None:
+    row = by_memory(shape, 1e9).row(kind)
+    assert row is not None
+    plan = by_memory(shape, row.device_bytes / 0.9 + 10)  # just enough for this one
+    assert plan.chosen is not None
+    assert plan.chosen.placement == kind, plan.table()
+
+
+def by_memory(shape: BaseShape, memory: float) -> Plan:
+    """A plan for 4 x 2 devices, where what is not the base takes what it takes here."""
+    return make_plan(shape, work(shape), Machines(4, 2, memory, host_memory=1e12), STRICT)
+
+
+STRICT = {
+    "stage": 3,
+    "stage3_param_persistence_threshold": 0,
+    "stage3_prefetch_bucket_size": 0,
+    "stage3_max_reuse_distance": 0,
+}
+
+
+def test_auto_offloads_only_where_nothing_else_fits(shape: BaseShape) -> None:
+    least = min(r.device_bytes for r in by_memory(shape, 1e9).rows if r.offload == "none")
+    plan = by_memory(shape, (least - 1000) / 0.9)
+    assert plan.chosen is not None
+    assert plan.chosen.offload == "cpu"
+    assert "nothing fits without offload" in plan.why
+    placed = decide(plan, PlacementConfig(), "placement")
+    assert placed.placement.offload == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("placement", "machines", "message"),
+    [
+        ({"kind": "replicate"}, Machines(1, 2, 1e5), r"needs .* on each device"),
+        ({"kind": "auto"}, Machines(1, 2, 1e5), r"auto: nothing fits"),
+        ({"kind": 3}, Machines(2, 2, 1e9), r"placement.kind is 3: 4 ranks can't be cut"),
+        ({"kind": "full", "offload": "nvme"}, Machines(2, 2, 1e9), r"placement.nvme_path which folder"),
+        (
+            {"kind": "full", "offload": "nvme", "nvme_path": "/proc/none"},
+            Machines(2, 2, 1e9),
+            r"/proc/none can't be written|/proc/none has",
+        ),
+        (
+            {"kind": "full", "offload": "cpu"},
+            Machines(2, 2, 1e9, host_memory=1e4),
+            r"offload is cpu: a node would need",
+        ),
+    ],
+)
+def test_what_cannot_work_is_refused_with_the_table(
+    shape: BaseShape, placement: dict[str, Any], machines: Machines, message: str
+) -> None:
+    config = PlacementConfig(**placement)
+    extra = [config.kind] if isinstance(config.kind, int) else []
+    plan = make_plan(shape, work(shape), machines, STRICT, config.offload, extra)
+    with pytest.raises(UserError, match=message) as refused:
+        decide(plan, config, "placement")
+    assert "ranks a copy" in str(refused.value)
+
+
+def test_uneven_nodes_are_refused_for_node_alone(shape: BaseShape) -> None:
+    plan = by_memory(shape, 1e9)
+    with pytest.raises(UserError, match="unequal numbers of ranks"):
+        decide(plan, PlacementConfig(kind="node"), "placement", even=False)
+    decide(plan, PlacementConfig(kind="full"), "placement", even=False)
+
+
+def test_int8_that_would_come_back_as_zeros_is_refused(shape: BaseShape, tmp_path: Path) -> None:
+    path = tmp_path / "int8.json"
+    zero = {**STRICT, "zero_quantized_nontrainable_weights": True}
+    path.write_text(json.dumps({"zero_optimization": zero}))
+    plan = by_memory(shape, 1e9)
+    with pytest.raises(UserError, match=r"zero_quantized_nontrainable_weights.*zeros"):
+        decide(plan, PlacementConfig(kind="full", ds_config=path), "placement")
+    # Where nothing is cut, nothing is quantised.
+    decide(plan, PlacementConfig(kind="replicate", ds_config=path), "placement")
+    quantised = dataclasses.replace(plan, shape=dataclasses.replace(shape, quantized="bitsandbytes"))
+    with pytest.raises(UserError, match=r"quantised \(bitsandbytes\)"):
+        decide(quantised, PlacementConfig(kind="full"), "placement")
+
+
+def test_a_run_is_refused_before_its_base_is_read(
+    tiny_base: Path, tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from salsa_dist.training import loop
+
+    monkeypatch.setattr(loop, "load_speech_llm", lambda *a, **k: pytest.fail("the base was read"))
+    path = make_config(tmp_path, tiny_base, tiny_shards, placement={"kind": 2})
+    with pytest.raises(UserError, match=r"placement\.kind is 2"):
+        loop.train(load_config(path))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_tight_fit_is_a_warning(shape: BaseShape) -> None:
+    """Activations are an estimate: by it alone nobody is turned away who named a placement."""
+    row = by_memory(shape, 1e9).row("full")
+    assert row is not None
+    plan = by_memory(shape, row.device_bytes - row.activation_bytes + 1000)
+    placed = decide(plan, PlacementConfig(kind="full"), "placement")
+    assert placed.warning is not None
+    assert "may not fit" in placed.warning
+
+
+def test_resident_bytes_count_padding_and_small_weights_twice(shape: BaseShape) -> None:
+    parts = sum(-(-w.numel // 4) * 4 for w in shape.weights)
+    assert resident_bytes(shape, 4, settings=STRICT) == parts + shape.buffer_bytes
+    small = {**STRICT, "stage3_param_persistence_threshold": 32}
+    whole = sum(w.bytes for w in shape.weights if w.numel <= 32)
+    assert resident_bytes(shape, 4, settings=small) == parts + whole + shape.buffer_bytes
+    capped = {**small, "stage3_model_persistence_threshold": 64}
+    assert resident_bytes(shape, 4, settings=capped) == parts + 2 * 32 * 4 + shape.buffer_bytes
+
+
+def test_checkpointing_keeps_less(shape: BaseShape) -> None:
+    kept = [activation_bytes(shape, work(shape, checkpointing=c), 8) for c in (False, True)]
+    assert kept[1] < kept[0]
+
+
+def test_plan_by_command(tiny_base: Path, tiny_shards: Path, tmp_path: Path) -> None:
+    run = CliRunner().invoke
+    options = ["--nodes", "2", "--gpus-per-node", "4", "--gpu-memory", "24GB"]
+    shown = run(app, ["plan", "--base", str(tiny_base), *options])
+    assert shown.exit_code == 0, shown.output
+    assert "2 nodes x 4 ranks, 24 GB a device" in shown.output
+    assert "auto: replicate" in shown.output
+    config = make_config(tmp_path, tiny_base, tiny_shards)
+    tree = json.loads(run(app, ["plan", str(config), "--json", *options]).output)
+    assert tree["work"]["clips"] == 10
+    assert [r["placement"] for r in tree["rows"] if r["offload"] == "none"] == [
+        "replicate",
+        "node",
+        "full",
+    ]
+    assert tree["auto"]["placement"] == "replicate"
+    text = plan_text(load_config(config), 2, 4, parse_size("24GB"))
+    assert "auto: replicate" in text
