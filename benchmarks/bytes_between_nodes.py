@@ -8,9 +8,12 @@ sizes; what was sent between its N1-th and N2-th step is divided by N2 - N1, so 
 out. Interfaces count whole Ethernet frames: TCP's and IP's headers and acknowledgements with them.
 
     replicate, node, full   salsa-dist's placements; node with two ranks a node, the others with one
-    stock ZeRO-3            DeepSpeed and transformers as their documentation has it: from_pretrained
-                            under HfDeepSpeedConfig, the same vectors as parameters of the engine, its
-                            own optimizer; one rank a node
+    stock ZeRO-3            deepspeed.initialize on the transformers model with a stage 3 config and
+                            DeepSpeed's own defaults, the same vectors as parameters of the engine,
+                            a torch optimizer that it wraps; one rank a node. (from_pretrained under
+                            HfDeepSpeedConfig would load in another way and train in the same; in
+                            transformers 5.23 it fails on Whisper, whose sinusoids meet a weight of
+                            shape [0].)
 
 Both cut every weight, however small (persistence threshold 0): at the default the small bases here
 would stay whole on every rank, which a large base would not.
@@ -90,17 +93,10 @@ class Node:
     def command(self, *words: str) -> list[str]:
         """`words` run inside. Not `ip netns exec`, which remounts /sys."""
         inside = f'mount --bind {self.hosts} /etc/hosts && exec "$@"'
-        return [
-            "nsenter",
-            f"--net=/proc/{self.pid}/ns/net",
-            "unshare",
-            "-m",
-            "bash",
-            "-c",
-            inside,
-            "-",
-            *words,
-        ]
+        return [*self.enter(), "unshare", "-m", "bash", "-c", inside, "-", *words]
+
+    def enter(self) -> list[str]:
+        return ["nsenter", f"--net=/proc/{self.pid}/ns/net"]
 
     def sent(self) -> int:
         """Bytes that its interface has sent so far."""
@@ -281,24 +277,17 @@ def make_base(folder: Path, width: int, inner: int, layers: int) -> None:
     """A random Whisper with a byte tokenizer and a window of two seconds."""
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
     import tiny
-    from transformers import WhisperConfig, WhisperForConditionalGeneration
 
-    tiny.make_base(folder)
-    config = WhisperConfig.from_pretrained(folder)
-    config.update(
-        {
-            "d_model": width,
-            "encoder_layers": layers,
-            "decoder_layers": layers,
-            "encoder_attention_heads": 4,
-            "decoder_attention_heads": 4,
-            "encoder_ffn_dim": inner,
-            "decoder_ffn_dim": inner,
-        }
+    tiny.make_base(
+        folder,
+        d_model=width,
+        encoder_layers=layers,
+        decoder_layers=layers,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=inner,
+        decoder_ffn_dim=inner,
     )
-    kept = (folder / "generation_config.json").read_text()
-    WhisperForConditionalGeneration(config).save_pretrained(folder)
-    (folder / "generation_config.json").write_text(kept)
 
 
 # --- one rank ----------------------------------------------------------------------------------
@@ -343,7 +332,7 @@ def ours(kind: str, folder: Path, meeting: Path, ranks: Any) -> tuple[Any, dict[
     from salsa_dist.config import PlacementConfig
     from salsa_dist.placement.base_shape import read_shape
     from salsa_dist.placement.frozen_base import FrozenBase
-    from salsa_dist.placement.plan import Machines, Work, make_plan
+    from salsa_dist.placement.plan import GLOO_MESSAGE_BYTES, Machines, Work, make_plan
     from salsa_dist.speech_llms.load import load_speech_llm
     from salsa_dist.steering.bank import AdapterSpec, Bank
     from salsa_dist.training.optimizer import PackedAdam, Schedule, reduce_step
@@ -354,7 +343,7 @@ def ours(kind: str, folder: Path, meeting: Path, ranks: Any) -> tuple[Any, dict[
     shape = read_shape(folder, dtype="float32")
     sites = sites_of(shape)
     work = Work(CLIPS_PER_RANK * ranks.world_size, CLIPS_PER_RANK, (sites,), clip_s=1)
-    machines = Machines(NODES, ranks.local_world_size, 1e9)
+    machines = Machines(NODES, ranks.local_world_size, 1e9, message_bytes=GLOO_MESSAGE_BYTES)
     planned = make_plan(shape, work, machines, zero).row(kind)
     speech_llm = load_speech_llm(folder)
     bank = Bank([AdapterSpec("a", sites, "salsa")], {s: shape.width(s) for s in sites})
@@ -389,10 +378,9 @@ def sites_of(shape: Any) -> tuple[str, ...]:
 
 
 def stock(_: str, folder: Path, meeting: Path, ranks: Any) -> tuple[Any, dict[str, Any]]:
-    """The same step with DeepSpeed's engine over base and vectors, as transformers documents it."""
+    """The same step with DeepSpeed's engine over base and vectors."""
     import torch
     from transformers import WhisperForConditionalGeneration
-    from transformers.integrations import HfDeepSpeedConfig
 
     from salsa_dist.placement import zero
     from salsa_dist.placement.base_shape import read_shape
@@ -404,7 +392,6 @@ def stock(_: str, folder: Path, meeting: Path, ranks: Any) -> tuple[Any, dict[st
     config = {**settings(), "train_micro_batch_size_per_gpu": CLIPS_PER_RANK}
     shape = read_shape(folder, dtype="float32")
     batch = load_speech_llm(folder).family.training_batch(clips())
-    kept = HfDeepSpeedConfig(config)  # from_pretrained looks for it, and it must stay alive
     model: Any = WhisperForConditionalGeneration.from_pretrained(folder).eval().requires_grad_(False)
 
     class Vector(torch.nn.Module):
@@ -417,8 +404,7 @@ def stock(_: str, folder: Path, meeting: Path, ranks: Any) -> tuple[Any, dict[st
 
     modules = site_modules(model)
     sites = sites_of(shape)
-    with deepspeed.zero.Init(config_dict_or_path=config):
-        vectors = torch.nn.ModuleDict({s.replace(".", "_"): Vector(shape.width(s)) for s in sites})
+    vectors = torch.nn.ModuleDict({s.replace(".", "_"): Vector(shape.width(s)) for s in sites})
     model.steering = vectors
     for site in sites:
         own = vectors[site.replace(".", "_")]
@@ -431,7 +417,6 @@ def stock(_: str, folder: Path, meeting: Path, ranks: Any) -> tuple[Any, dict[st
     labels = batch.inputs["decoder_input_ids"].clone()
 
     def step() -> None:
-        assert kept is not None
         loss = engine(**batch.inputs, labels=labels, use_cache=False).loss
         engine.backward(loss)
         engine.step()

@@ -30,8 +30,8 @@ SPECIAL = [
 WORDS = ["vuk", "lisa", "mechka", "zaek", "riba", "kon", "ptica", "kotka"]
 
 
-def make_base(folder: Path, seed: int = 0) -> Path:
-    """Write a tiny Whisper checkpoint with tokenizer and processor."""
+def make_base(folder: Path, seed: int = 0, **shape: int) -> Path:
+    """Write a tiny Whisper checkpoint with tokenizer and processor; `shape` changes its config."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({c: i for i, c in enumerate(letters)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -41,23 +41,24 @@ def make_base(folder: Path, seed: int = 0) -> Path:
     end, start = ids["<|endoftext|>"], ids["<|startoftranscript|>"]
 
     torch.manual_seed(seed)
-    config = WhisperConfig(
-        vocab_size=len(letters) + len(SPECIAL),
-        num_mel_bins=80,
-        d_model=32,
-        encoder_layers=3,
-        decoder_layers=3,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-        encoder_ffn_dim=48,
-        decoder_ffn_dim=48,
-        max_source_positions=100,
-        max_target_positions=48,
-        decoder_start_token_id=start,
-        bos_token_id=end,
-        eos_token_id=end,
-        pad_token_id=end,
-    )
+    tree: dict[str, int] = {
+        "vocab_size": len(letters) + len(SPECIAL),
+        "num_mel_bins": 80,
+        "d_model": 32,
+        "encoder_layers": 3,
+        "decoder_layers": 3,
+        "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2,
+        "encoder_ffn_dim": 48,
+        "decoder_ffn_dim": 48,
+        "max_source_positions": 100,
+        "max_target_positions": 48,
+        "decoder_start_token_id": start,
+        "bos_token_id": end,
+        "eos_token_id": end,
+        "pad_token_id": end,
+    }
+    config = WhisperConfig(**{**tree, **shape})
     model = WhisperForConditionalGeneration(config).eval()
     for name, parameter in model.named_parameters():
         if parameter.ndim > 1 and "embed_positions" not in name:

@@ -22,7 +22,15 @@ import torch.distributed as dist
 
 from salsa_dist.config import Config, PlacementConfig
 from salsa_dist.errors import UserError
-from salsa_dist.placement.plan import Machines, Plan, Row, plan_of, size, user_settings
+from salsa_dist.placement.plan import (
+    GLOO_MESSAGE_BYTES,
+    Machines,
+    Plan,
+    Row,
+    plan_of,
+    size,
+    user_settings,
+)
 from salsa_dist.placement.ranks import Ranks, group_size
 
 # Switches of DeepSpeed that keep or send weights as int8. On frozen weights cut before `initialize`
@@ -128,7 +136,8 @@ def this_job(ranks: Ranks) -> Machines:
     dist.all_reduce(least, op=dist.ReduceOp.MIN)
     memory, host = least.tolist()
     nodes = max(1, ranks.world_size // ranks.local_world_size)
-    return Machines(nodes, ranks.world_size // nodes, memory, host)
+    frames = GLOO_MESSAGE_BYTES if ranks.device.type == "cpu" else 0
+    return Machines(nodes, ranks.world_size // nodes, memory, host, message_bytes=frames)
 
 
 def _even_ranks(ranks: Ranks) -> bool:

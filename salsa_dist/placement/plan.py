@@ -38,6 +38,9 @@ USABLE = 0.9
 # known families (Voxtral and GLM-ASR 12.5, Qwen3-ASR 13, Granite 10).
 _LLM_TOKENS_PER_SECOND = 25
 _DEFAULT_CLIP_S = 10.0
+# Frames and acknowledgements around each message of gloo's ring all-reduce, as counted by
+# benchmarks/bytes_between_nodes.py: 849 with four ranks, 876 with eight.
+GLOO_MESSAGE_BYTES = 860
 _HOST_BANDWIDTH = 25e9  # bytes/s from host memory to one device: PCIe 4.0 x16 is 32e9 on paper
 
 
@@ -53,6 +56,8 @@ class Machines:
             (A100: 600e9 both ways on paper, so 300e9 one way), four fifths of it.
         network_bandwidth: bytes/s that one node sends. Default: one 200 Gb/s InfiniBand HDR port.
         flops: peak FLOP/s of one device. Default: A100, dense bf16, by its data sheet.
+        message_bytes: frames and acknowledgements around each message of an all-reduce. Default 0, as
+            RDMA has next to none; `GLOO_MESSAGE_BYTES` for gloo over TCP.
         mfu: share of them that a step makes use of. Default 0.4: Llama 3 reports 38% to 43%
             (arXiv 2407.21783, table 4), PaLM 46% (arXiv 2204.02311).
     """
@@ -65,6 +70,7 @@ class Machines:
     network_bandwidth: float = 25e9
     flops: float = 312e12
     mfu: float = 0.4
+    message_bytes: float = 0.0
 
     @property
     def world_size(self) -> int:
@@ -238,8 +244,11 @@ def make_plan(
         for how in offloads
         for kind, size_ in kinds.items()
     )
-    ways = [offload] if offload != "none" else ["none", "cpu"]
-    chosen = next((r for how in ways for r in rows if r.offload == how and r.fits), None)
+    chosen = next((r for r in rows if r.fits and r.offload == offload == "none"), None)
+    if chosen is None:
+        # Parts come from the host then, the fewer the ranks a copy the more of them: the quickest.
+        ways = [r for r in rows if r.fits and r.offload == ("cpu" if offload == "none" else offload)]
+        chosen = min(ways, key=lambda r: (r.step_s, r.bytes_between_nodes_per_step), default=None)
     return Plan(shape, work, machines, rows, chosen, _why(rows, chosen, machines))
 
 
@@ -310,7 +319,7 @@ def work_of(config: Config, shape: BaseShape, training: bool = True) -> Work:
         clips=config.data.clips_per_step * len(adapters) if training else config.evaluation.batch,
         micro_batch=config.training.micro_batch if training else config.evaluation.batch,
         sites=tuple(shape.sites(a.sites) for a in adapters),
-        clip_s=min(_DEFAULT_CLIP_S, *(s for s in (window, longest) if s is not None), _DEFAULT_CLIP_S),
+        clip_s=min([_DEFAULT_CLIP_S, *(s for s in (window, longest) if s is not None)]),
         window_s=window,
         checkpointing=training and config.training.activation_checkpointing,
         training=training,
@@ -351,20 +360,20 @@ def gathered_bytes(shape: BaseShape, work: Work, ranks: int, settings: Mapping[s
     knobs = _knobs(settings)
     whole = _persistent(shape, knobs)
     first = first_layer(shape, work)
-    keeps = knobs["stage3_max_reuse_distance"] >= sum(w.numel for w in shape.weights)
-    total = 0
-    for module in shape.modules:
+    # DeepSpeed does not release what its prefetch has already met again in the order of modules, so
+    # this much stays whole from the end of the forward to the start of the backward.
+    kept = max(knobs["stage3_prefetch_bucket_size"], knobs["stage3_max_reuse_distance"])
+    parts = 0
+    for module in reversed(shape.modules):
         times = 1
-        back = _differentiated(module, first) or _recomputed(module, work, first)
-        if work.training and not keeps and back:
-            times = 2  # what is made again stays whole until its backward
-        parts = sum(
-            -(-shape.weights[i].numel // ranks) * shape.weights[i].itemsize
-            for i in module.weights
-            if i not in whole
-        )
-        total += times * (ranks - 1) * parts
-    return total
+        if work.training:
+            times += _differentiated(module, first) + _recomputed(module, work, first)
+        own = [w for i in module.weights if i not in whole for w in [shape.weights[i]]]
+        if times > 1 and kept > 0:
+            kept -= sum(w.numel for w in own)
+            times = 1
+        parts += times * sum(-(-w.numel // ranks) * w.itemsize for w in own)
+    return (ranks - 1) * parts
 
 
 def first_layer(shape: BaseShape, work: Work) -> int:
@@ -513,7 +522,9 @@ def _row(
     parts = sum(-(-w.numel // ranks) * w.itemsize for w in shape.weights)
     offloaded = own * parts if offload != "none" else 0
     gathers = passes * gathered_bytes(shape, work, ranks, knobs)
-    ring = 2 * 4 * reduced * (world - 1) // world if work.training else 0
+    ring = 0
+    if work.training:
+        ring = round(2 * (world - 1) * (4 * reduced / world + machines.message_bytes))
     across = ranks > own
     inside = (own - 1 if across else own) * gathers + (own - 1) * ring
     between = (gathers if across else 0) + (ring if machines.nodes > 1 else 0)
@@ -521,6 +532,7 @@ def _row(
     compute = total_flops / world / (machines.flops * machines.mfu)
     from_host = 0.0
     if offload != "none":
+        # Of what two ranks would send each other, twice over, each of `ranks` fetches its share.
         from_host = passes * gathered_bytes(shape, work, 2, knobs) * 2 / ranks / _HOST_BANDWIDTH
     transfer = max(gathers / machines.node_bandwidth, between / machines.network_bandwidth, from_host)
     enough = (
@@ -553,10 +565,14 @@ def _gathered_at_peak(shape: BaseShape, checkpointing: bool, knobs: Mapping[str,
     whole = _persistent(shape, knobs)
     apart = {i: w for i, w in enumerate(shape.weights) if i not in whole}
     everything = sum(w.bytes for w in apart.values())
-    most = max((sum(apart[i].bytes for i in m.weights if i in apart) for m in shape.modules), default=0)
-    ahead = knobs["stage3_prefetch_bucket_size"] * max((w.itemsize for w in apart.values()), default=0)
-    if knobs["stage3_max_reuse_distance"] >= sum(w.numel for w in shape.weights):
-        return everything
+    held: dict[int | str, int] = {}
+    for place, m in enumerate(shape.modules):
+        # Checkpointing makes a layer again as a whole before its first backward.
+        together = m.layer if checkpointing and m.layer is not None else f"module {place}"
+        held[together] = held.get(together, 0) + sum(apart[i].bytes for i in m.weights if i in apart)
+    most = max(held.values(), default=0)
+    numbers = max(knobs["stage3_prefetch_bucket_size"], knobs["stage3_max_reuse_distance"])
+    ahead = numbers * max((w.itemsize for w in apart.values()), default=0)
     return min(everything, most + ahead)
 
 

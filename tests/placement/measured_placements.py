@@ -22,7 +22,7 @@ from salsa_dist.config import PlacementConfig
 from salsa_dist.data.clip import silent_clip
 from salsa_dist.placement.base_shape import read_shape
 from salsa_dist.placement.frozen_base import FrozenBase
-from salsa_dist.placement.plan import Machines, Work, make_plan
+from salsa_dist.placement.plan import GLOO_MESSAGE_BYTES, Machines, Work, make_plan
 from salsa_dist.placement.ranks import Ranks, join
 from salsa_dist.speech_llms.load import load_speech_llm
 from salsa_dist.steering.bank import AdapterSpec, Bank
@@ -32,7 +32,7 @@ WINDOW_S = 1.5
 # kind, ranks a node, small weights that stay whole, sites, checkpointing
 CASES = (
     ("full", 1, 0, "encoder+llm", False),
-    ("full", 2, 100, "encoder:1..+llm", True),
+    ("full", 2, 700, "encoder:1..+llm", True),
     ("node", 2, 0, "llm:last-half", False),
     ("replicate", 2, 0, "encoder", False),
 )
@@ -70,7 +70,7 @@ def measure(
         window_s=WINDOW_S,
         checkpointing=again,
     )
-    machines = Machines(ranks.world_size // own, own, 1e9)
+    machines = Machines(ranks.world_size // own, own, 1e9, message_bytes=GLOO_MESSAGE_BYTES)
     plan = make_plan(shape, work, machines, zero)
     planned = plan.row(kind)
     assert planned is not None
@@ -123,6 +123,7 @@ def measure(
         "sent_per_step": (sent[1] - sent[0]) / STEPS,
         "nodes": machines.nodes,
         "kept_bytes": sum(saved.values()),
+        "base_bytes": base.base_bytes,
     }
 
 

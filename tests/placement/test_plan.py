@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import measured_placements
+import placement_page
 import pytest
 from safetensors.torch import load_file
-from tiny import make_config
+from tiny import make_base, make_config
 from typer.testing import CliRunner
 
 from salsa_dist.cli import app
@@ -32,8 +33,9 @@ from salsa_dist.placement.plan import (
 )
 
 CASES = range(len(measured_placements.CASES))
-# On a base of 300 kB a packet's headers and a barrier's bytes show: they are told apart by this.
-FRAMES = 20_000
+# What a step sends besides weights: the all-reduce, 2 x 3 messages of each of four ranks, each with
+# the frames and acknowledgements of TCP around it.
+FRAMES = 4 * 6 * 1000
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +48,26 @@ def work(shape: BaseShape, sites: str = "encoder+llm", clips: int = 8, **other: 
 
 
 @pytest.fixture(scope="module")
-def measured(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What four ranks held and sent, alone on a loopback interface of their own."""
+def measured(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What four ranks held and sent, alone on a loopback interface of their own.
+
+    Every width is odd in some way, so parts are padded; and wide enough that weights are more than
+    the frames around them.
+    """
     out = tmp_path_factory.mktemp("measured")
+    base = make_base(
+        out / "base",
+        d_model=246,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=6,
+        decoder_attention_heads=6,
+        encoder_ffn_dim=611,
+        decoder_ffn_dim=611,
+    )
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "4"]
     command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0"]
-    command += [measured_placements.__file__, str(tiny_base), str(out)]
+    command += [measured_placements.__file__, str(base), str(out)]
     if os.geteuid() == 0:
         command = ["unshare", "-n", "bash", "-c", 'ip link set lo up && exec "$@"', "-", *command]
     done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
@@ -262,3 +278,10 @@ def test_plan_by_command(tiny_base: Path, tiny_shards: Path, tmp_path: Path) -> 
     assert tree["auto"]["placement"] == "replicate"
     text = plan_text(load_config(config), 2, 4, parse_size("24GB"))
     assert "auto: replicate" in text
+
+
+def test_the_page_about_placement_is_current(tmp_path: Path) -> None:
+    written = placement_page.page(placement_page.shapes(tmp_path))
+    if os.environ.get("SALSA_WRITE_DOCS"):
+        placement_page.PAGE.write_text(written, encoding="utf-8")
+    assert placement_page.PAGE.read_text(encoding="utf-8") == written

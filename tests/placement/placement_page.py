@@ -1,0 +1,273 @@
+"""docs/placement.md, made from the planner's own numbers for bases of published shapes."""
+
+# ruff: noqa: E501  (lines of the page)
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import LlamaConfig, Qwen2AudioConfig, VoxtralConfig, WhisperConfig
+
+from salsa_dist.placement.base_shape import BaseShape, read_shape
+from salsa_dist.placement.plan import (
+    USABLE,
+    Machines,
+    Plan,
+    Row,
+    Work,
+    flops,
+    make_plan,
+    seconds,
+    size,
+    steering_numbers,
+    tokens_of,
+)
+
+PAGE = Path(__file__).parents[2] / "docs" / "placement.md"
+NODES = (1, 4, 16, 64, 256)
+RANKS = 8
+CLIPS_PER_RANK = 8
+
+
+def _whisper(width: int, layers: int, mels: int, vocabulary: int) -> WhisperConfig:
+    return WhisperConfig(
+        d_model=width,
+        encoder_layers=layers,
+        decoder_layers=layers,
+        encoder_attention_heads=width // 64,
+        decoder_attention_heads=width // 64,
+        encoder_ffn_dim=4 * width,
+        decoder_ffn_dim=4 * width,
+        num_mel_bins=mels,
+        vocab_size=vocabulary,
+    )
+
+
+_EARS: dict[str, Any] = {
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 20,
+}
+
+
+def _llama(**shape: int) -> dict[str, Any]:
+    tree: dict[str, Any] = LlamaConfig(**shape).to_dict()
+    return tree
+
+
+def configs() -> dict[str, Any]:
+    """Bases by name, smallest first, of the shapes in their published config.json."""
+    return {
+        "Whisper-base": _whisper(512, 6, 80, 51_865),
+        "Whisper-large-v3": _whisper(1280, 32, 128, 51_866),
+        "Qwen2-Audio-7B": Qwen2AudioConfig(
+            audio_config={
+                "model_type": "qwen2_audio_encoder",
+                "d_model": 1280,
+                "encoder_layers": 32,
+                "encoder_attention_heads": 20,
+                "encoder_ffn_dim": 5120,
+                "num_mel_bins": 128,
+            },
+            text_config={
+                "model_type": "qwen2",
+                "hidden_size": 4096,
+                "intermediate_size": 11_008,
+                "num_hidden_layers": 32,
+                "num_attention_heads": 32,
+                "num_key_value_heads": 32,
+                "vocab_size": 156_032,
+            },
+        ),
+        "Voxtral-Small-24B": VoxtralConfig(
+            audio_config=_EARS,
+            text_config=_llama(
+                hidden_size=5120,
+                intermediate_size=32_768,
+                num_hidden_layers=40,
+                num_attention_heads=32,
+                num_key_value_heads=8,
+                head_dim=128,
+                vocab_size=131_072,
+            ),
+        ),
+        "Voxtral's ears, Llama-3-70B's shape": VoxtralConfig(
+            audio_config=_EARS,
+            text_config=_llama(
+                hidden_size=8192,
+                intermediate_size=28_672,
+                num_hidden_layers=80,
+                num_attention_heads=64,
+                num_key_value_heads=8,
+                head_dim=128,
+                vocab_size=128_256,
+            ),
+        ),
+    }
+
+
+def shapes(folder: Path) -> dict[str, BaseShape]:
+    """Their shapes, through folders that hold a config.json and nothing else."""
+    found = {}
+    for i, (name, config) in enumerate(configs().items()):
+        config.save_pretrained(folder / str(i))
+        found[name] = read_shape(folder / str(i), dtype="bfloat16")
+    return found
+
+
+def planned(shape: BaseShape, nodes: int, memory: float) -> Plan:
+    """8 clips a rank, 8 ranks a node, one adapter on the encoder's later half."""
+    work = Work(
+        clips=CLIPS_PER_RANK * RANKS * nodes,
+        micro_batch=CLIPS_PER_RANK,
+        sites=(shape.sites("encoder:last-half"),),
+        checkpointing=True,
+    )
+    return make_plan(shape, work, Machines(nodes, RANKS, memory, host_memory=1e12))
+
+
+_HEAD = """\
+# Placement
+
+Written by the tests (`SALSA_WRITE_DOCS=1 pytest tests/placement`), never by hand: every number below is
+the planner's. `salsa-dist plan --base B --nodes N --gpus-per-node 8 --gpu-memory 80GB` gives the
+same for any base, from its config and the headers of its weight files alone; `salsa-dist plan
+CONFIG.yaml` for a run.
+
+The base is frozen, so it need not travel. Placement is one number: how many consecutive ranks share one
+copy of it.
+
+| `placement.kind` | ranks a copy | a device holds | between nodes |
+|---|---|---|---|
+| `replicate` | 1 | the whole base | the steering gradients |
+| `node` | the ranks of a node | a part, and the module in use | the steering gradients |
+| a number, such as 16 | so many: an island of nodes | a smaller part | the base, inside each island |
+| `full` | all | the smallest part | the base, between all nodes |
+| `auto` (the default) | the fewest that fit | | |
+
+`placement.offload: cpu` (or `nvme`, with `placement.nvme_path`) keeps the parts in host memory or on a
+local disk between uses. `auto` goes there by itself only where nothing else fits. Evaluation has a
+placement of its own, `evaluation.placement`, `auto` too: every decoded token passes through the
+decoder's weights, so each rank that need not gather them saves most there.
+
+`auto` is decided once, at the start, from the least memory of any rank (on CPU: what is free, divided by
+the ranks of a node), and alike on all ranks. The run's first line and its `placement` event say what was
+taken and why; the measured bytes follow after the third step. What can't work is refused before any
+weight is read, with the table: too little memory for the base and the vectors alone, ranks that
+can't be cut into equal groups, `node` over nodes of unequal ranks, an offload target that is missing or
+too small, and int8 weights (`zero_quantized_nontrainable_weights`, or a quantised base that is cut).
+Where only the estimate of activations is too large, the run starts and warns.
+
+## The arithmetic
+
+For a weight of n numbers of e bytes, k ranks a copy, w ranks in all:
+
+    part               ceil(n / k) · e                                  on each rank
+    base of a device   sum of parts + buffers + small weights, which stay whole beside their parts
+    at the peak        + the largest module's weights (with checkpointing: layer's) + what is fetched
+                       ahead (stage3_prefetch_bucket_size numbers)
+    a gather           a rank receives (k - 1) · ceil(n / k) · e
+    a pass             one gather of every weight for the forward, and one more of those that a
+                       gradient goes back through: above the first steered layer
+    between nodes      a ring passes each gather once over each link, so a node sends what one of its
+                       ranks receives if its group reaches beyond the node, and nothing otherwise
+    the vectors        4 bytes a number, all-reduced once a step: a node sends 2 (w - 1) / w of that, in
+                       2 (w - 1) messages (with gloo over TCP, 860 bytes of frames around each)
+    vectors and Adam   (2 + 2) · 4 bytes a number of the bank, and the buffer that is reduced
+    FLOPs              2 · matrix numbers · tokens forward; as many backward, for activations alone and
+                       from the first steered layer on; attention 4 · T · T · width forward, twice that
+                       backward; checkpointing adds a forward of the layers that have a backward
+    seconds            the larger of FLOPs / (peak · MFU) and bytes / bandwidth, since gathers run beside
+                       the arithmetic
+
+Defaults, each an option: 312 TFLOP/s (A100, dense bf16, its data sheet); MFU 0.4 (Llama 3 reports 0.38 to
+0.43, arXiv 2407.21783); 240 GB/s into a device from its node (four fifths of NVLink 3's 300 one way);
+25 GB/s out of a node (one 200 Gb/s InfiniBand port). A device's memory counts to 90%: the rest is for
+the CUDA context, collectives' buffers and fragmentation. An encoder that is not built for one window is
+taken to make 50 rows a second, and its LLM to read 25 tokens a second.
+
+How good it is, measured on CPU ranks with gloo: on four ranks of a tiny base (padding, a tied
+head, a cut window, small weights kept whole) bytes between steps are met exactly, peaks and
+gathers within 5%, bytes on the wire within 10% (`tests/placement`);
+`benchmarks/bytes_between_nodes.py` counts them on the interfaces of four network namespaces. Activations are an
+estimate from above: 1.2 to 1.5 times what autograd kept for `salsa` on a tiny base and on
+Whisper-base without checkpointing, up to twice with it (the estimate counts the layer that is made again,
+the measurement does not). Seconds were never held against a GPU.
+"""
+
+
+def page(found: dict[str, BaseShape]) -> str:
+    lines = [_HEAD, _table(found), _example(found)]
+    return "\n".join(lines)
+
+
+def _table(found: dict[str, BaseShape]) -> str:
+    head = f"""\
+## From 0.1B to 70B, on 1 to 256 nodes, on paper
+
+Nodes of {RANKS} devices; {CLIPS_PER_RANK} clips of 10 s a rank and step, so a larger job takes more clips a step; bf16; one
+adapter on the later half of the encoder; activation checkpointing; 1 TB of host memory. Bytes are of one
+device, or sent by one node in one step.
+
+| base | bytes | nodes | `auto`, 80 GB devices | a device | between nodes | step | `auto`, 24 GB devices | `full`: between nodes | step |
+|---|---|---|---|---|---|---|---|---|---|
+"""
+    rows = []
+    for name, shape in found.items():
+        for nodes in NODES:
+            large, small = planned(shape, nodes, 80e9), planned(shape, nodes, 24e9)
+            row, full = large.chosen, _widest(large)
+            assert row is not None
+            cells = [
+                f"{name}, {shape.parameters / 1e9:.2g}B" if nodes == NODES[0] else "",
+                size(shape.bytes) if nodes == NODES[0] else "",
+                str(nodes),
+                row.name,
+                size(row.device_bytes),
+                size(row.bytes_between_nodes_per_step),
+                seconds(row.step_s),
+                small.chosen.name if small.chosen else "nothing fits",
+                size(full.bytes_between_nodes_per_step),
+                seconds(full.step_s),
+            ]
+            rows.append("| " + " | ".join(cells) + " |")
+    return head + "\n".join(rows) + "\n"
+
+
+def _widest(plan: Plan) -> Row:
+    return max((r for r in plan.rows if r.offload == "none"), key=lambda r: r.ranks_a_copy)
+
+
+def _example(found: dict[str, BaseShape]) -> str:
+    name, shape = list(found.items())[-1]
+    nodes = 4
+    plan = planned(shape, nodes, 80e9)
+    node, full = plan.row("node"), plan.row("full")
+    assert node is not None
+    assert full is not None
+    world = nodes * RANKS
+    tokens = tokens_of(shape, plan.work)
+    _, reduced = steering_numbers(shape, plan.work)
+    matrices = sum(m.matmul for m in shape.modules if m.runs_over == "llm")
+    total = flops(shape, plan.work)
+    return f"""\
+### One line by hand: {name}, {nodes} nodes
+
+- {shape.parameters / 1e9:.2f}B numbers in bf16 are {size(shape.bytes)}. `node`: 1/{RANKS} is {size(shape.bytes / RANKS)}, with the small
+  weights that stay whole {size(node.base_bytes)}; the module in use (checkpointing: the layer) and what is
+  fetched ahead make it {size(node.peak_base_bytes)}. With {size(node.activation_bytes)} of activations and
+  {size(node.steering_bytes + node.optimizer_bytes)} of vectors and Adam: {size(node.device_bytes)}, within {size(USABLE * 80e9)}. `replicate` needs
+  {size(shape.bytes)} for the base alone.
+- The vectors: {reduced:,} numbers are reduced, {size(4 * reduced)}; a ring of {world} ranks sends 2 · {world - 1}/{world} of
+  them: {size(node.bytes_between_nodes_per_step)} a node and step, whatever the base.
+- `full` gathers over all {world} ranks: a rank receives {size(full.gathered_bytes_per_step)} a step, which is
+  {full.gathered_bytes_per_step / shape.bytes:.2f} times the base (a forward, and a backward of all that lies above the
+  encoder's middle). At 25 GB/s: {seconds(full.bytes_between_nodes_per_step / 25e9)}. `node` receives as much over NVLink:
+  {seconds(node.gathered_bytes_per_step / 240e9)}.
+- FLOPs: the LLM's {matrices / 1e9:.1f}B matrix numbers meet {tokens["llm"]} tokens of each of {plan.work.clips} clips, 2 FLOPs each,
+  forward, backward and recomputed: {2 * 3 * matrices * tokens["llm"] * plan.work.clips:.2e}. With attention, encoder and head:
+  {total:.2e}. Over {world} devices at 312 TFLOP/s and MFU 0.4: {seconds(node.compute_s)}. So `node` waits for
+  {"arithmetic" if node.compute_s > node.transfer_s else "gathers"} and `full` for {"arithmetic" if full.compute_s > full.transfer_s else "the network"}.
+"""
