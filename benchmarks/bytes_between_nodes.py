@@ -1,6 +1,6 @@
 """What crosses between nodes in a training step, by the counters of their network interfaces.
 
-    sudo python benchmarks/bytes_between_nodes.py --json OUT [--steps 4,12] [--systems replicate,node,…]
+    sudo python benchmarks/bytes_between_nodes.py --json OUT [--steps 3,6] [--systems node,…]
 
 Four nodes on one machine: network namespaces of this run's own, each with its address, joined by a
 bridge, all inside one more namespace that has no way out. A system trains a random Whisper of two
@@ -59,7 +59,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--json", type=Path, required=True, help="file for the rows")
     parser.add_argument(
-        "--steps", default="4,12", help="N1,N2: counted from the end of one to the other"
+        "--steps", default="3,6", help="N1,N2: counted from the end of one to the other"
     )
     parser.add_argument("--systems", default=",".join(SYSTEMS))
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
@@ -175,7 +175,7 @@ def end(process: subprocess.Popen[Any]) -> None:
 
 
 def measure_all(out: Path, steps: list[int], systems: list[str]) -> None:
-    rows = []
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="bytes-between-nodes-") as name:
         folder = Path(name)
         for base, shape in BASES.items():
@@ -183,13 +183,13 @@ def measure_all(out: Path, steps: list[int], systems: list[str]) -> None:
         with four_nodes(folder) as nodes:
             for system in systems:
                 rows += measure(system, folder, nodes, steps)
-    report = {
-        "date": str(date.today()),
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
-        "command": f"python benchmarks/bytes_between_nodes.py --steps {steps[0]},{steps[1]}",
-        "rows": rows,
-    }
-    out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+                report = {
+                    "date": str(date.today()),
+                    "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+                    "command": f"python benchmarks/bytes_between_nodes.py --steps {steps[0]},{steps[1]}",
+                    "rows": rows,
+                }
+                out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 def measure(system: str, folder: Path, nodes: list[Node], steps: list[int]) -> list[dict[str, Any]]:
