@@ -186,7 +186,7 @@ def measure_all(out: Path, steps: list[int], systems: list[str]) -> None:
                 report = {
                     "date": str(date.today()),
                     "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
-                    "command": f"python benchmarks/bytes_between_nodes.py --steps {steps[0]},{steps[1]}",
+                    "command": f"bytes_between_nodes.py --steps {steps[0]},{steps[1]}",
                     "rows": rows,
                 }
                 out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
