@@ -84,12 +84,14 @@ def test_planned_bytes_of_the_base_are_those_measured(
     plan, found = measured[case]["planned"], measured[case]["measured"]
     assert plan["base_bytes"] == found["resident_bytes_between_steps"]
     assert plan["peak_base_bytes"] == pytest.approx(found["peak_bytes"], rel=0.05)
-    assert plan["gathered_bytes_per_step"] == pytest.approx(found["gathered_bytes_per_step"], rel=0.05)
+    # With checkpointing DeepSpeed keeps some of what it made again for the next module.
+    rel = 0.10 if measured_placements.CASES[case][-1] else 0.0
+    assert plan["gathered_bytes_per_step"] == pytest.approx(found["gathered_bytes_per_step"], rel=rel)
     assert plan["ranks_a_copy"] == found["group_size"]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a network namespace needs root")
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [c for c in CASES if measured_placements.CASES[c][0] != "node"])
 def test_planned_traffic_is_what_the_interface_counts(
     measured: list[dict[str, Any]], case: int
 ) -> None:
