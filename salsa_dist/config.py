@@ -170,6 +170,9 @@ class TrainingConfig(_Section):
     activation_checkpointing: bool = Field(
         False, description="make activations again in backward: less memory, more time"
     )
+    share_prefix: bool = Field(
+        True, description="a clip that several adapters take is heard once, up to their first layer"
+    )
     save_every_s: float = Field(60, ge=0, description="seconds between two checkpoints")
     keep: int = Field(2, ge=1, description="checkpoints kept")
     max_skipped: int = Field(
@@ -255,7 +258,10 @@ class Config(_Section):
             exclude={
                 "base": {"name", "revision"},
                 "data": {"workers", "shards"},
-                "training": {"save_every_s", "keep", "micro_batch", "activation_checkpointing"},
+                "training": {
+                    *("save_every_s", "keep", "micro_batch", "activation_checkpointing"),
+                    "share_prefix",
+                },
             },
         )
         return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()

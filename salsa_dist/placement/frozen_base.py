@@ -27,6 +27,7 @@ from salsa_dist.config import PlacementConfig
 from salsa_dist.data.clip import Clip, silent_clip
 from salsa_dist.placement.ranks import Ranks, group_size
 from salsa_dist.placement.recompute import recompute_in_backward
+from salsa_dist.placement.shared_prefix import SharedPrefix
 from salsa_dist.placement.zero import StepTraffic, ZeroShards, ds_settings
 from salsa_dist.speech_llms import long_audio
 from salsa_dist.speech_llms.batch import AdapterBatch, Transcript
@@ -70,6 +71,8 @@ class FrozenBase:
             self._zero = ZeroShards(self.model, self.size, settings)
         sites = site_modules(self.model, speech_llm.layers)
         self._hooks = ExitStack()
+        self.shared = SharedPrefix(bank, sites)  # before the bank: what it splits is not yet steered
+        self._hooks.callback(self.shared.close)
         self._hooks.enter_context(bank.attached(sites))
         if activation_checkpointing:
             self._hooks.callback(recompute_in_backward(sites.values()))
@@ -77,7 +80,11 @@ class FrozenBase:
     def token_losses(self, batch: AdapterBatch) -> Tensor:
         """Cross-entropy of each label of `batch`, (labels,) fp32, with each sample's own adapter on."""
         batch = batch.to(self.ranks.device, self.dtype)
-        with self.bank.rows(batch.rows), _narrowed_head(self.model, batch.label_positions):
+        with (
+            self.shared.sharing(batch) as rows,
+            self.bank.rows(rows),
+            _narrowed_head(self.model, batch.label_positions),
+        ):
             logits = self.model(**batch.inputs, use_cache=False).logits
         return cross_entropy(logits.squeeze(0).float(), batch.labels, reduction="none")
 

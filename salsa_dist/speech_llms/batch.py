@@ -6,6 +6,9 @@ labels           (labels,) int64, in the order of those positions
 label_rows       (labels,) int64, the adapter's row of each label
 rows             component -> (n,) int64, the adapter's row of each element of that component's
                  layers' outputs (samples for most; chunks or packed tokens for some encoders)
+heard            where clips are shared by adapters: the keys of the clips that the encoder hears, once
+                 each; `inputs` holds the audio of these alone
+clip_of          (n,) int64, for each sample the one of `heard` that it is of; None: nothing is shared
 """
 
 from __future__ import annotations
@@ -25,6 +28,8 @@ class AdapterBatch:
     labels: Tensor
     label_rows: Tensor
     rows: dict[str, Tensor]
+    heard: tuple[str, ...] = ()
+    clip_of: Tensor | None = None
 
     def to(self, device: torch.device, dtype: torch.dtype) -> AdapterBatch:
         """On `device`, with the floating-point inputs in the base's `dtype`."""

@@ -90,6 +90,22 @@ class Whisper:
 
     def training_batch(self, clips: Sequence[Clip]) -> AdapterBatch:
         """Audio, prompt and transcript of `clips`; a clip without text has no labels."""
+        return self._batch(clips, self._features(clips))
+
+    def shared_batch(
+        self, clips: Sequence[Clip], heard: Sequence[Clip], kept: bool = False
+    ) -> AdapterBatch:
+        """The same with the audio of `heard` alone, each key of `clips` once."""
+        if kept:
+            extractor = self.features
+            features = torch.zeros(len(heard), extractor.feature_size, extractor.nb_max_frames)
+        else:
+            features = self._features(heard)
+        keys = tuple(clip.key for clip in heard)
+        clip_of = torch.tensor([keys.index(clip.key) for clip in clips])
+        return replace(self._batch(clips, features), heard=keys, clip_of=clip_of)
+
+    def _batch(self, clips: Sequence[Clip], features: Tensor) -> AdapterBatch:
         rows = torch.tensor([clip.row for clip in clips])
         sequences, labels = [], []
         for clip in clips:
@@ -112,7 +128,7 @@ class Whisper:
         lengths = torch.tensor([len(label) for label in labels])
         return AdapterBatch(
             keys=[clip.key for clip in clips],
-            inputs={"input_features": self._features(clips), "decoder_input_ids": ids},
+            inputs={"input_features": features, "decoder_input_ids": ids},
             label_positions=positions,
             labels=torch.tensor([i for label in labels for i in label], dtype=torch.long),
             label_rows=rows.repeat_interleave(lengths),

@@ -76,8 +76,9 @@ class Bank:
 
         Args:
             rows: for each component, (n,) int64 with the adapter's row for each element of the first
-                dimension of its layers' outputs; -1 leaves that element unsteered. A single number
-                is that row for every element.
+                dimension of its layers' outputs; -1 leaves that element unsteered. A site's own
+                name stands before its component's, where its layer's output differs. A single
+                number is that row for every element.
         """
         if self._rows is not None:
             raise RuntimeError("the bank is already in use: one batch at a time")
@@ -107,7 +108,7 @@ class Bank:
             if isinstance(self._rows, int):
                 rows = torch.full(hidden.shape[:1], self._rows, device=hidden.device)
             else:
-                rows = self._rows[component]
+                rows = self._rows[site] if site in self._rows else self._rows[component]
             steered = self.steer(site, hidden, rows)
             return (steered, *output[1:]) if isinstance(output, tuple) else steered
 

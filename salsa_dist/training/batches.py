@@ -9,7 +9,7 @@ labels: under ZeRO-3 each rank must make the same number of passes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch.utils.data import DataLoader, Dataset
@@ -19,7 +19,7 @@ from salsa_dist.data.plan import AdapterPlan, Draw
 from salsa_dist.data.shards import read_range, read_sample
 from salsa_dist.errors import UserError
 from salsa_dist.speech_llms.batch import AdapterBatch
-from salsa_dist.speech_llms.family import Family
+from salsa_dist.speech_llms.family import Family, SharesClips
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class StepBatches(Dataset[list[AdapterBatch]]):
         family: makes the batches.
         rank, world_size: whose share.
         micro_batch: most clips of one pass.
+        share: a clip that several adapters take in a step is read and heard once for all of them.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class StepBatches(Dataset[list[AdapterBatch]]):
         rank: int,
         world_size: int,
         micro_batch: int,
+        share: bool = False,
     ) -> None:
         readers = min(job.plan.readers for job in jobs)
         if world_size > readers:
@@ -63,6 +65,7 @@ class StepBatches(Dataset[list[AdapterBatch]]):
         self.rank = rank
         self.world_size = world_size
         self.micro_batch = micro_batch
+        self.share = share and isinstance(family, SharesClips)
         self.steps = max(job.steps for job in jobs)
 
     def __len__(self) -> int:
@@ -70,15 +73,36 @@ class StepBatches(Dataset[list[AdapterBatch]]):
 
     def __getitem__(self, step: int) -> list[AdapterBatch]:
         shares = self._shares(step)
+        passes = max(1, -(-max(map(len, shares)) // self.micro_batch))
+        if self.share:
+            return self._shared(shares[self.rank], passes)
         clips = [
             read_clip(self.folder, draw, self.jobs[row].language, row)
             for row, draw in shares[self.rank]
         ]
-        passes = max(1, -(-max(map(len, shares)) // self.micro_batch))
         return [
             self.family.training_batch(clips[i::passes] or [silent_clip(self.jobs[0].language)])
             for i in range(passes)
         ]
+
+    def _shared(self, share: Sequence[tuple[int, Draw]], passes: int) -> list[AdapterBatch]:
+        """The same with the samples of one clip beside each other, its audio there once."""
+        assert isinstance(self.family, SharesClips)
+        samples: dict[str, list[tuple[int, Draw]]] = {}
+        for row, draw in share:
+            samples.setdefault(draw.entry.key, []).append((row, draw))
+        clips: list[Clip] = []
+        for same in samples.values():
+            row, draw = same[0]
+            first = read_clip(self.folder, draw, self.jobs[row].language, row)
+            clips += [replace(first, row=r, language=self.jobs[r].language) for r, _ in same]
+        batches = []
+        for i in range(passes):
+            part = clips[i * len(clips) // passes : (i + 1) * len(clips) // passes]
+            part = part or [silent_clip(self.jobs[0].language)]
+            heard = list({clip.key: clip for clip in part}.values())
+            batches.append(self.family.shared_batch(part, heard))
+        return batches
 
     def active(self, step: int) -> list[int]:
         """Rows of the adapters that take part in `step`."""

@@ -343,6 +343,7 @@ def make_batches(config: Config, index: ShardIndex, speech_llm: SpeechLLM, ranks
         ranks.rank,
         ranks.world_size,
         config.training.micro_batch,
+        config.training.share_prefix,
     )
 
 
