@@ -90,6 +90,9 @@ class AdapterConfig(_Section):
     lr: float | None = Field(None, gt=0)
     steps: int | None = Field(None, ge=1)
     seed: int | None = None
+    minutes: float | None = Field(
+        None, gt=0, description="of speech to train on, chosen by the seed; null: all there is"
+    )
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,18 @@ class AdapterSettings:
     lr: float
     steps: int
     seed: int
+    minutes: float | None = None
+
+
+class HalvingConfig(_Section):
+    """Successive halving: at each rung the worse adapters of a language stop."""
+
+    rungs: list[Annotated[int, Field(ge=1)]] = Field(
+        min_length=1, description="steps before which adapters are dropped"
+    )
+    keep: float = Field(0.5, gt=0, lt=1, description="share of each group that goes on")
+    metric: Literal["dev_loss"] = Field("dev_loss", description="mean loss a label on dev clips")
+    dev_clips: int = Field(32, ge=1, description="dev clips of a language that are measured on")
 
 
 class SalsaMethod(_Section):
@@ -173,10 +188,22 @@ class TrainingConfig(_Section):
     share_prefix: bool = Field(
         True, description="a clip that several adapters take is heard once, up to their first layer"
     )
+    prefix_cache: Literal["off", "memory", "disk"] = Field(
+        "off", description="keep what lies below the first steered layer, computed once a clip"
+    )
+    prefix_cache_gb: float = Field(
+        4, gt=0, description="room for it: of each rank's memory, or of the disk in all"
+    )
+    prefix_folder: Folder | None = Field(
+        None, description="where it is kept on disk; null: in the run's folder"
+    )
     save_every_s: float = Field(60, ge=0, description="seconds between two checkpoints")
     keep: int = Field(2, ge=1, description="checkpoints kept")
     max_skipped: int = Field(
         10, ge=0, description="steps in a row with a NaN gradient before the run stops"
+    )
+    halving: HalvingConfig | None = Field(
+        None, description="stop the worse adapters early; null: all go to their end"
     )
 
 
@@ -234,6 +261,18 @@ class Config(_Section):
             raise ValueError(f"two adapters are called {', '.join(twice)}: names must differ")
         return self
 
+    @model_validator(mode="after")
+    def _rungs_fit(self) -> Config:
+        halving = self.training.halving
+        if halving is not None:
+            steps = {a.steps for a in self.adapter_settings()}
+            if len(steps) > 1 or max(halving.rungs) >= min(steps):
+                raise ValueError(
+                    "training.halving: all adapters must have the same number of steps, more than the "
+                    f"last rung; rungs are {halving.rungs}, steps {sorted(steps)}"
+                )
+        return self
+
     def adapter_settings(self) -> list[AdapterSettings]:
         """The adapters in row order, each with all that it did not say itself filled in."""
         t = self.training
@@ -246,6 +285,7 @@ class Config(_Section):
                 lr=a.lr or t.lr,
                 steps=a.steps or t.steps,
                 seed=t.seed if a.seed is None else a.seed,
+                minutes=a.minutes,
             )
             for a in self.adapters
         ]
@@ -260,7 +300,7 @@ class Config(_Section):
                 "data": {"workers", "shards"},
                 "training": {
                     *("save_every_s", "keep", "micro_batch", "activation_checkpointing"),
-                    "share_prefix",
+                    *("share_prefix", "prefix_cache", "prefix_cache_gb", "prefix_folder"),
                 },
             },
         )

@@ -25,6 +25,12 @@ from torch.nn.functional import cross_entropy
 
 from salsa_dist.config import PlacementConfig
 from salsa_dist.data.clip import Clip, silent_clip
+from salsa_dist.placement.kept_prefix import (
+    KeptPrefix,
+    only_up_to,
+    skip_convolutions,
+    start_at,
+)
 from salsa_dist.placement.ranks import Ranks, group_size
 from salsa_dist.placement.recompute import recompute_in_backward
 from salsa_dist.placement.shared_prefix import SharedPrefix
@@ -70,6 +76,9 @@ class FrozenBase:
             settings = ds_settings(placement.ds_config, placement.kind, self.dtype)
             self._zero = ZeroShards(self.model, self.size, settings)
         sites = site_modules(self.model, speech_llm.layers)
+        self._sites = sites
+        self._kept: KeptPrefix | None = None
+        self._kept_now = torch.empty(0)
         self._hooks = ExitStack()
         self.shared = SharedPrefix(bank, sites)  # before the bank: what it splits is not yet steered
         self._hooks.callback(self.shared.close)
@@ -77,9 +86,25 @@ class FrozenBase:
         if activation_checkpointing:
             self._hooks.callback(recompute_in_backward(sites.values()))
 
+    @torch.no_grad()
+    def prefix_of(self, clips: Sequence[Clip]) -> Tensor:
+        """What the job's first steered layer makes of `clips` unsteered: (clips, positions, hidden)."""
+        batch = self.family.prompt_batch(clips).to(self.ranks.device, self.dtype)
+        with only_up_to(self.shared.first, self._sites) as found:
+            self.model.get_encoder()(**batch.inputs)
+        return found[0]
+
+    def start_from(self, kept: KeptPrefix) -> None:
+        """From now on take what the first steered layer puts out from `kept`, and run nothing below."""
+        self._kept = kept
+        self._hooks.callback(start_at(self.shared.first, self._sites, lambda: self._kept_now))
+        self._hooks.callback(skip_convolutions(self.model.get_encoder()))
+
     def token_losses(self, batch: AdapterBatch) -> Tensor:
         """Cross-entropy of each label of `batch`, (labels,) fp32, with each sample's own adapter on."""
         batch = batch.to(self.ranks.device, self.dtype)
+        if self._kept is not None:
+            self._kept_now = self._kept.get(batch.heard, self.ranks.device)
         with (
             self.shared.sharing(batch) as rows,
             self.bank.rows(rows),

@@ -8,10 +8,11 @@ labels: under ZeRO-3 each rank must make the same number of passes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from salsa_dist.data.clip import Clip, silent_clip
@@ -20,6 +21,8 @@ from salsa_dist.data.shards import read_range, read_sample
 from salsa_dist.errors import UserError
 from salsa_dist.speech_llms.batch import AdapterBatch
 from salsa_dist.speech_llms.family import Family, SharesClips
+
+NO_AUDIO = np.zeros(0, np.float32)
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,8 @@ class StepBatches(Dataset[list[AdapterBatch]]):
         self.micro_batch = micro_batch
         self.share = share and isinstance(family, SharesClips)
         self.steps = max(job.steps for job in jobs)
+        self.dropped: set[int] = set()  # rows that stopped early
+        self.texts: dict[str, str] | None = None  # transcripts by key, where no audio need be read
 
     def __len__(self) -> int:
         return self.steps
@@ -94,23 +99,34 @@ class StepBatches(Dataset[list[AdapterBatch]]):
         clips: list[Clip] = []
         for same in samples.values():
             row, draw = same[0]
-            first = read_clip(self.folder, draw, self.jobs[row].language, row)
+            if self.texts is not None:
+                first = Clip(draw.entry.key, NO_AUDIO, self.texts[draw.entry.key], "")
+            else:
+                first = read_clip(self.folder, draw, self.jobs[row].language, row)
             clips += [replace(first, row=r, language=self.jobs[r].language) for r, _ in same]
         batches = []
         for i in range(passes):
             part = clips[i * len(clips) // passes : (i + 1) * len(clips) // passes]
             part = part or [silent_clip(self.jobs[0].language)]
             heard = list({clip.key: clip for clip in part}.values())
-            batches.append(self.family.shared_batch(part, heard))
+            batches.append(self.family.shared_batch(part, heard, kept=self.texts is not None))
         return batches
 
     def active(self, step: int) -> list[int]:
         """Rows of the adapters that take part in `step`."""
-        return [row for row, job in enumerate(self.jobs) if step < job.steps]
+        return [
+            row for row, job in enumerate(self.jobs) if step < job.steps and row not in self.dropped
+        ]
 
     def keys(self, step: int) -> list[str]:
         """Every clip of `step`, of all ranks."""
         return [draw.entry.key for share in self._shares(step) for _, draw in share]
+
+    def drawn(self, first: int) -> Iterator[tuple[Draw, str]]:
+        """What this rank draws from step `first` on, with the language; clips may come again."""
+        for step in range(first, self.steps):
+            for row, draw in self._shares(step)[self.rank]:
+                yield draw, self.jobs[row].language
 
     def _shares(self, step: int) -> list[list[tuple[int, Draw]]]:
         """Each rank's (row, draw) of `step`."""
@@ -128,11 +144,13 @@ def read_clip(folder: Path, draw: Draw, language: str, row: int) -> Clip:
     return Clip(draw.entry.key, audio, str(facts["text"]), language, row)
 
 
-def loader(batches: StepBatches, first: int, workers: int) -> DataLoader[list[AdapterBatch]]:
-    """Batches of steps `first` to the last, in order, read ahead by `workers` processes."""
+def loader(
+    batches: StepBatches, first: int, workers: int, end: int | None = None
+) -> DataLoader[list[AdapterBatch]]:
+    """Batches of steps `first` to before `end`, in order, read ahead by `workers` processes."""
     return DataLoader(
         batches,
-        sampler=range(first, len(batches)),
+        sampler=range(first, len(batches) if end is None else end),
         batch_size=None,
         num_workers=workers,
         # A fork would copy the process group's threads in whatever state they are.

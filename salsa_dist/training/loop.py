@@ -16,6 +16,7 @@ import math
 import os
 import platform
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -30,6 +31,7 @@ import salsa_dist
 from salsa_dist.config import AdapterSettings, Config
 from salsa_dist.data.index import ShardIndex
 from salsa_dist.data.plan import AdapterPlan
+from salsa_dist.data.subset import take_minutes
 from salsa_dist.errors import UserError
 from salsa_dist.placement.choose import Placed, choose
 from salsa_dist.placement.frozen_base import FrozenBase
@@ -42,8 +44,11 @@ from salsa_dist.steering.widths import site_widths
 from salsa_dist.training import state as states
 from salsa_dist.training.batches import Job, StepBatches, loader
 from salsa_dist.training.console import Console
+from salsa_dist.training.dev_loss import DevClips
 from salsa_dist.training.events import Events
+from salsa_dist.training.halving import Halving
 from salsa_dist.training.optimizer import PackedAdam, Reduced, Schedule, reduce_step
+from salsa_dist.training.prefix_pass import keep_prefix
 from salsa_dist.training.saved_adapters import save_adapters
 from salsa_dist.training.stop_signals import StopSignals
 
@@ -101,13 +106,29 @@ def train(config: Config) -> Trained:
         )
         stack.callback(base.close)
         signals = stack.enter_context(StopSignals())
+        halving = dev = None
+        if config.training.halving is not None:
+            adapters_set = config.adapter_settings()
+            halving = Halving(config.training.halving, adapters_set, run, first)
+            most = config.training.halving.dev_clips
+            dev = DevClips(index, adapters_set, most, speech_llm.window_s)
+        if config.training.prefix_cache != "off" and first < len(batches):
+            drawn = [*batches.drawn(first), *(dev.drawn() if dev else ())]
+            kept = keep_prefix(config, base, identity.revision, identity.shards, drawn)
+            batches.texts = kept.texts
+            if dev:
+                dev.texts = kept.texts
+            events.write("prefix", site=base.shared.first, clips=len(kept.texts))
         loop = _Loop(config, ranks, base, placed, optimizer, batches, identity, events, say, signals)
+        if halving is not None and dev is not None:
+            loop.halve_by(halving, dev)
         step = loop.run(first) if first < len(batches) else first
         finished = step == len(batches)
         adapters: list[Path] = []
         if finished:
             if ranks.is_first:
-                adapters = save_adapters(run / "adapters", bank, config, speech_llm, index)
+                stopped = halving.dropped_at if halving else {}
+                adapters = save_adapters(run / "adapters", bank, config, speech_llm, index, stopped)
             events.write("end", step=step)
             say(f"trained: {len(config.adapters)} adapters in {run / 'adapters'}")
         else:
@@ -183,6 +204,7 @@ class _Loop:
         self.say = say
         self.signals = signals
         self.skipped_in_a_row = 0
+        self.halving: Halving | None = None
 
     def run(self, first: int) -> int:
         """Do the steps from `first` on; returns the step to go on with."""
@@ -190,7 +212,7 @@ class _Loop:
         saved = said = time.monotonic()
         step = first
         started = time.monotonic()
-        for step, batches in enumerate(loader(self.batches, first, self.config.data.workers), first):
+        for step, batches in self._steps(first):
             active = self.batches.active(step)
             with ExitStack() as stack:
                 traffic = stack.enter_context(self.base.watched()) if step == measured else None
@@ -213,6 +235,41 @@ class _Loop:
                 break
             started = time.monotonic()
         return step + 1
+
+    def halve_by(self, halving: Halving, dev: DevClips) -> None:
+        """Drop the worse adapters at the rungs of `halving`, by their losses on `dev`."""
+        self.halving, self.dev = halving, dev
+
+    def _steps(self, first: int) -> Iterator[tuple[int, list[Any]]]:
+        """Each step with its batches. Nothing is read ahead past a rung: who takes part is open."""
+        while first < len(self.batches):
+            end = len(self.batches)
+            if self.halving is not None:
+                if self.halving.due(first):
+                    self._drop_worse(first)
+                gone = self.halving.dropped_at
+                self.batches.dropped = {
+                    row for row, spec in enumerate(self.bank.specs) if spec.name in gone
+                }
+                end = self.halving.next_rung(first, end)
+            workers = self.config.data.workers
+            yield from enumerate(loader(self.batches, first, workers, end), first)
+            first = end
+
+    def _drop_worse(self, step: int) -> None:
+        assert self.halving is not None
+        losses = self.dev.losses(self.base, self.config, self.halving.running(step))
+        dropped = self.halving.decide(step, losses, self.ranks.is_first)
+        names = self.bank.specs
+        self.events.write(
+            "rung",
+            step=step,
+            dev_loss={names[row].name: loss for row, loss in losses.items() if math.isfinite(loss)},
+            dropped=dropped,
+        )
+        self.say(
+            f"before step {step + 1}: {len(dropped)} of {len(losses)} adapters dropped by dev loss"
+        )
 
     def _gradients(self, batches: list[Any], active: list[int], stop: bool) -> Reduced:
         """Sums over this step's labels, of this rank and then of all."""
@@ -327,8 +384,11 @@ def make_batches(config: Config, index: ShardIndex, speech_llm: SpeechLLM, ranks
 
     def job(adapter: AdapterSettings) -> Job:
         speech_llm.family.prompt(adapter.language)  # refuses a language that the base does not know
+        shards = index.select("train", adapter.language)
+        if adapter.minutes is not None:
+            shards = take_minutes(shards, adapter.minutes, adapter.seed)
         plan = AdapterPlan(
-            index.select("train", adapter.language),
+            shards,
             config.data.clips_per_step,
             config.data.readers,
             adapter.seed,

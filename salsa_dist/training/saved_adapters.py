@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,9 +15,18 @@ from salsa_dist.steering.vectors import SteeringVectors, describe
 
 
 def save_adapters(
-    folder: Path, bank: Bank, config: Config, speech_llm: SpeechLLM, index: ShardIndex
+    folder: Path,
+    bank: Bank,
+    config: Config,
+    speech_llm: SpeechLLM,
+    index: ShardIndex,
+    stopped: Mapping[str, int],
 ) -> list[Path]:
-    """Write each adapter of the bank into a folder of its own, with what it was made of."""
+    """Write each adapter of the bank into a folder of its own, with what it was made of.
+
+    Args:
+        stopped: adapters that were dropped before their last step, and the steps that they made.
+    """
     licence = index.recipe.get("licence")
     data = DataFacts(
         name=known_as(index.name),
@@ -33,7 +43,7 @@ def save_adapters(
             **describe(speech_llm),
             data=data,
             training=TrainingFacts(
-                steps=adapter.steps,
+                steps=stopped.get(spec.name, adapter.steps),
                 lr=adapter.lr,
                 seed=adapter.seed,
                 window_s=speech_llm.window_s,

@@ -1,0 +1,52 @@
+"""Part of a corpus: so many minutes of it, chosen by a seed.
+
+    clips of a shard in an order of their own (seed, key)   k7 k2 k9 k1 …
+    10 minutes                                              └───┘
+    1 hour                                                  └─────────┘
+
+Every shard gives its share, a prefix of its order. So the clips of 10 minutes are among those of
+1 hour, the readers all have some, and which clips are chosen does not depend on readers or ranks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+
+from salsa_dist.data.index import Entry, Shard
+from salsa_dist.errors import UserError
+
+
+def take_minutes(shards: Sequence[Shard], minutes: float, seed: int) -> list[Shard]:
+    """`shards` with only so many minutes of their clips, at least one clip a shard.
+
+    Args:
+        shards: of one language and split.
+        minutes: how much speech; each shard's share is full with the clip that reaches it.
+
+    Raises:
+        UserError: there is less than that.
+    """
+    there = sum(shard.seconds for shard in shards)
+    if minutes * 60 > there + 0.5:
+        raise UserError(
+            f"{shards[0].language} has {there / 60:.1f} minutes to train on, {minutes:g} are asked for"
+        )
+    return [_part(shard, minutes * 60 / there, seed) for shard in shards]
+
+
+def _part(shard: Shard, share: float, seed: int) -> Shard:
+    chosen: set[str] = set()
+    seconds = 0.0
+    for entry in sorted(shard.entries, key=lambda e: _order(seed, e)):
+        if chosen and seconds >= share * shard.seconds:
+            break
+        chosen.add(entry.key)
+        seconds += entry.seconds
+    entries = tuple(e for e in shard.entries if e.key in chosen)
+    return replace(shard, entries=entries, samples=len(entries), seconds=seconds)
+
+
+def _order(seed: int, entry: Entry) -> bytes:
+    return hashlib.sha256(f"{seed} {entry.key}".encode()).digest()

@@ -1,0 +1,104 @@
+"""How well the adapters of a run do on held-out clips: mean cross-entropy a label, without decoding.
+
+dev clips of a language x its adapters ─► token losses ─► (adapters,) sums and label counts, reduced
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import torch
+import torch.distributed as dist
+
+from salsa_dist.config import AdapterSettings, Config
+from salsa_dist.data.clip import Clip, silent_clip
+from salsa_dist.data.index import ShardIndex
+from salsa_dist.data.plan import Draw
+from salsa_dist.errors import UserError
+from salsa_dist.placement.frozen_base import FrozenBase
+from salsa_dist.speech_llms.family import SharesClips
+from salsa_dist.training.batches import NO_AUDIO, read_clip
+
+
+class DevClips:
+    """The first dev clips of each language, in the order of their keys; all ranks take a share of them.
+
+    Args:
+        index: must have a dev split in each adapter's language.
+        adapters: in row order.
+        most: clips of a language.
+        window_s: longer clips are left out.
+    """
+
+    def __init__(
+        self,
+        index: ShardIndex,
+        adapters: Sequence[AdapterSettings],
+        most: int,
+        window_s: float,
+    ) -> None:
+        self.folder = index.folder
+        self.languages = [a.language for a in adapters]
+        self.draws: dict[str, list[Draw]] = {}
+        self.texts: dict[str, str] | None = None  # transcripts by key, where no audio need be read
+        for language in dict.fromkeys(self.languages):
+            draws = [
+                Draw(0, shard, entry)
+                for shard in index.select("dev", language)
+                for entry in shard.entries
+                if entry.seconds <= window_s
+            ]
+            self.draws[language] = sorted(draws, key=lambda d: d.entry.key)[:most]
+            if not draws:
+                raise UserError(f"{language}: no dev clip is as short as the window of {window_s:g} s")
+
+    def drawn(self) -> Iterator[tuple[Draw, str]]:
+        """All dev clips with their language: any rank may measure on any of them."""
+        for language, draws in self.draws.items():
+            for draw in draws:
+                yield draw, language
+
+    def losses(self, base: FrozenBase, config: Config, rows: Sequence[int]) -> dict[int, float]:
+        """Mean loss a label of the adapters of `rows`; the same on all ranks, which all call this."""
+        ranks = base.ranks
+        samples = [
+            (draw, row)
+            for language, draws in self.draws.items()
+            for draw in draws
+            for row in rows
+            if self.languages[row] == language
+        ]
+        share = -(-len(samples) // ranks.world_size)
+        mine = samples[ranks.rank * share : (ranks.rank + 1) * share]
+        sums = torch.zeros(2, len(self.languages), device=ranks.device)
+        size = config.training.micro_batch
+        for start in range(0, max(share, 1), size):
+            clips = self._clips(mine[start : start + size]) or [silent_clip(self.languages[0])]
+            family = base.family
+            if config.training.share_prefix and isinstance(family, SharesClips):
+                heard = list({clip.key: clip for clip in clips}.values())
+                batch = family.shared_batch(clips, heard, kept=self.texts is not None)
+            else:
+                batch = family.training_batch(clips)
+            with torch.no_grad():
+                losses = base.token_losses(batch)
+            label_rows = batch.label_rows.to(ranks.device)
+            sums[0].index_add_(0, label_rows, losses)
+            sums[1].index_add_(0, label_rows, torch.ones_like(losses))
+        dist.all_reduce(sums)
+        means = (sums[0] / sums[1]).tolist()
+        return {row: means[row] for row in rows}
+
+    def _clips(self, samples: Sequence[tuple[Draw, int]]) -> list[Clip]:
+        read: dict[str, Clip] = {}
+        clips = []
+        for draw, row in samples:
+            key = draw.entry.key
+            if key not in read:
+                if self.texts is not None:
+                    read[key] = Clip(key, NO_AUDIO, self.texts[key], self.languages[row])
+                else:
+                    read[key] = read_clip(self.folder, draw, self.languages[row], row)
+            clips.append(replace(read[key], row=row))
+        return clips

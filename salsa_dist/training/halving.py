@@ -1,0 +1,117 @@
+"""Successive halving: after some steps the worse adapters of each group stop, so others cost less.
+
+    RUN/halving.json
+    {"schema": …, "rungs": [{"step": 20, "dev_loss": {"bg-a": 2.1, "bg-b": 2.4}, "dropped": ["bg-b"]}]}
+
+A rung lies before its step. All adapters still in the race are measured on the same clips of the dev
+split; in each group of one language and training-set size the best share goes on (Jamieson and
+Talwalkar, arXiv 1502.07943). What is dropped becomes absent from all later steps, which changes nothing
+for the others. The measure is reduced over all ranks, so each decides the same by itself; a run that
+goes on reads what was decided up to its step, and measures again only where that is not on disk.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from salsa_dist.config import AdapterSettings, HalvingConfig
+from salsa_dist.errors import UserError
+
+SCHEMA = "salsa-dist/halving/1"
+NAME = "halving.json"
+
+
+class Halving:
+    """What was dropped when, and what comes next.
+
+    Args:
+        config: rungs and the share that is kept.
+        adapters: in row order.
+        run: folder that the decisions are written to.
+        first: step that the run begins with; decisions at later ones are made anew.
+    """
+
+    def __init__(
+        self, config: HalvingConfig, adapters: Sequence[AdapterSettings], run: Path, first: int
+    ) -> None:
+        self.config = config
+        self.adapters = list(adapters)
+        self.path = run / NAME
+        self.records = [r for r in _read(self.path) if r["step"] <= first]
+
+    @property
+    def dropped_at(self) -> dict[str, int]:
+        """Name of each dropped adapter, and the step from which on it is absent."""
+        return {name: record["step"] for record in self.records for name in record["dropped"]}
+
+    def running(self, step: int) -> list[int]:
+        """Rows that are still in the race and train at `step`."""
+        gone = self.dropped_at
+        return [i for i, a in enumerate(self.adapters) if a.name not in gone and step < a.steps]
+
+    def due(self, step: int) -> bool:
+        """Whether a decision is to be made before `step`."""
+        return step in self.config.rungs and all(r["step"] != step for r in self.records)
+
+    def next_rung(self, step: int, end: int) -> int:
+        """The first rung after `step`, or `end`."""
+        return min([r for r in self.config.rungs if r > step] + [end])
+
+    def decide(self, step: int, losses: Mapping[int, float], write: bool) -> list[str]:
+        """Drop the worse adapters by their dev `losses`, by row; names of the dropped.
+
+        Args:
+            write: this rank keeps the file.
+        """
+        dropped = worse(self.adapters, losses, self.config.keep)
+        record = {
+            "step": step,
+            "dev_loss": {self.adapters[row].name: _number(loss) for row, loss in losses.items()},
+            "dropped": [self.adapters[row].name for row in dropped],
+        }
+        self.records.append(record)
+        if write:
+            temporary = self.path.with_suffix(".part")
+            text = json.dumps({"schema": SCHEMA, "rungs": self.records}, indent=1) + "\n"
+            with open(temporary, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self.path)
+        return [self.adapters[row].name for row in dropped]
+
+
+def worse(adapters: Sequence[AdapterSettings], losses: Mapping[int, float], keep: float) -> list[int]:
+    """Rows that a rung drops: in each group all but the best `keep` share, rounded up.
+
+    A loss that is not finite is the worst; of equals the one that comes first in the job stays.
+    """
+    groups: dict[tuple[str, float | None], list[int]] = {}
+    for row in losses:
+        groups.setdefault((adapters[row].language, adapters[row].minutes), []).append(row)
+    dropped: list[int] = []
+    for rows in groups.values():
+        best = sorted(rows, key=lambda r: (losses[r] if math.isfinite(losses[r]) else math.inf, r))
+        dropped += best[math.ceil(keep * len(rows)) :]
+    return sorted(dropped)
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        if tree["schema"] != SCHEMA:
+            raise ValueError(f"its schema is {tree['schema']!r}")
+        return [{"step": int(r["step"]), **r} for r in tree["rungs"] if r["dropped"] is not None]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise UserError(f"{path} is damaged ({e}): remove the run's folder to start it anew") from None
+
+
+def _number(loss: float) -> float | None:
+    return loss if math.isfinite(loss) else None

@@ -1,0 +1,84 @@
+"""The pass before training that keeps what lies below the first steered layer; see `kept_prefix.py`.
+
+clips that this rank will draw ─► those not kept yet ─► equal numbers of calls on all ranks ─► KeptPrefix
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from salsa_dist.config import Config
+from salsa_dist.data.clip import silent_clip
+from salsa_dist.data.plan import Draw
+from salsa_dist.errors import UserError
+from salsa_dist.placement.frozen_base import FrozenBase
+from salsa_dist.placement.kept_prefix import KeptPrefix
+from salsa_dist.speech_llms.family import SharesClips
+from salsa_dist.training.batches import read_clip
+
+
+def keep_prefix(
+    config: Config, base: FrozenBase, revision: str, shards: str, draws: Iterable[tuple[Draw, str]]
+) -> KeptPrefix:
+    """Fill a store with all clips of `draws`, and start training from it. All ranks call this.
+
+    Args:
+        revision, shards: hashes of the base and of the shard list.
+        draws: (draw, language) of all clips that this rank will take.
+
+    Raises:
+        UserError: the base can't, or there is no room for so many clips.
+    """
+    training = config.training
+    family = base.family
+    if not isinstance(family, SharesClips):
+        raise UserError(
+            f"training.prefix_cache: what the encoder of a {type(family).__name__} base makes of a clip "
+            "can't be kept by itself; set it to off"
+        )
+    if not training.share_prefix:
+        raise UserError("training.prefix_cache needs training.share_prefix: true")
+    wanted = {draw.entry.key: (draw, language) for draw, language in draws}
+    silence = silent_clip(family.languages[0])
+    store = KeptPrefix(_folder(config, base, revision, shards))
+    # Silence first: every rank needs it, and it shows how large a clip is.
+    store.put("", "", base.prefix_of([silence])[0])
+    clip_bytes = store.get([""], torch.device("cpu")).nbytes
+    missing = store.missing(list(wanted))
+    counts = torch.tensor([len(wanted), len(missing)], dtype=torch.int64, device=base.ranks.device)
+    dist.all_reduce(counts, op=dist.ReduceOp.MAX)
+    most, most_missing = counts.tolist()
+    shares = base.ranks.world_size if training.prefix_cache == "disk" else 1
+    needed = most * clip_bytes * shares / 1e9
+    if needed > training.prefix_cache_gb:
+        where = "on disk" if training.prefix_cache == "disk" else "on one rank"
+        raise UserError(
+            f"training.prefix_cache: {most} clips of {clip_bytes / 1e6:.2f} MB take {needed:.2f} GB "
+            f"{where}, more than training.prefix_cache_gb = {training.prefix_cache_gb:g}: give it more, "
+            "or set prefix_cache to off"
+        )
+    size = training.micro_batch
+    for start in range(0, most_missing, size):
+        clips = [
+            read_clip(config.data.shards, *wanted[key], row=-1) for key in missing[start : start + size]
+        ]
+        hidden = base.prefix_of(clips or [silence])
+        for clip, own in zip(clips, hidden, strict=False):
+            store.put(clip.key, clip.text, own)
+    store.missing(list(wanted))
+    base.start_from(store)
+    return store
+
+
+def _folder(config: Config, base: FrozenBase, revision: str, shards: str) -> Path | None:
+    if config.training.prefix_cache == "memory":
+        return None
+    key = [revision, shards, base.shared.first, str(base.dtype), base.family.window_s]
+    name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
+    return (config.training.prefix_folder or config.run / "prefix") / name
