@@ -117,7 +117,6 @@ class HalvingConfig(_Section):
     )
     keep: float = Field(0.5, gt=0, lt=1, description="share of each group that goes on")
     metric: Literal["dev_loss"] = Field("dev_loss", description="mean loss a label on dev clips")
-    dev_clips: int = Field(32, ge=1, description="dev clips of a language that are measured on")
 
 
 class SalsaMethod(_Section):
@@ -202,6 +201,9 @@ class TrainingConfig(_Section):
     max_skipped: int = Field(
         10, ge=0, description="steps in a row with a NaN gradient before the run stops"
     )
+    dev_clips: int = Field(
+        0, ge=0, description="dev clips a language that adapters are measured on; 0: not measured"
+    )
     halving: HalvingConfig | None = Field(
         None, description="stop the worse adapters early; null: all go to their end"
     )
@@ -265,6 +267,8 @@ class Config(_Section):
     def _rungs_fit(self) -> Config:
         halving = self.training.halving
         if halving is not None:
+            if not self.training.dev_clips:
+                raise ValueError("training.halving needs training.dev_clips, such as 32")
             steps = {a.steps for a in self.adapter_settings()}
             if len(steps) > 1 or max(halving.rungs) >= min(steps):
                 raise ValueError(
@@ -301,6 +305,7 @@ class Config(_Section):
                 "training": {
                     *("save_every_s", "keep", "micro_batch", "activation_checkpointing"),
                     *("share_prefix", "prefix_cache", "prefix_cache_gb", "prefix_folder"),
+                    *(() if self.training.halving else ("dev_clips",)),
                 },
             },
         )
@@ -322,8 +327,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise UserError(f"config {path} is not valid YAML: {where}") from None
     if not isinstance(tree, dict):
         raise UserError(f"config {path} holds no settings: it must be a tree with run, base, data …")
-    for override in overrides:
-        _override(tree, override)
+    for text in overrides:
+        override(tree, text)
     return parse_config(tree, str(path))
 
 
@@ -335,7 +340,8 @@ def parse_config(tree: dict[str, Any], where: str) -> Config:
         raise UserError(f"{where}: " + "; ".join(_explain(err) for err in e.errors())) from None
 
 
-def _override(tree: dict[str, Any], text: str) -> None:
+def override(tree: dict[str, Any], text: str) -> None:
+    """Put `section.key=value` into a settings tree, the value read as YAML."""
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise UserError(f"override {text!r} is not of the form section.key=value")

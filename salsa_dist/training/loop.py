@@ -108,10 +108,10 @@ def train(config: Config) -> Trained:
         signals = stack.enter_context(StopSignals())
         halving = dev = None
         if config.training.halving is not None:
-            adapters_set = config.adapter_settings()
-            halving = Halving(config.training.halving, adapters_set, run, first)
-            most = config.training.halving.dev_clips
-            dev = DevClips(index, adapters_set, most, speech_llm.window_s)
+            halving = Halving(config.training.halving, config.adapter_settings(), run, first)
+        if config.training.dev_clips:
+            most = config.training.dev_clips
+            dev = DevClips(index, config.adapter_settings(), most, speech_llm.window_s)
         if config.training.prefix_cache != "off" and first < len(batches):
             drawn = [*batches.drawn(first), *(dev.drawn() if dev else ())]
             kept = keep_prefix(config, base, identity.revision, identity.shards, drawn)
@@ -126,6 +126,8 @@ def train(config: Config) -> Trained:
         finished = step == len(batches)
         adapters: list[Path] = []
         if finished:
+            if dev and first < len(batches):
+                loop.measure_dev(dev)
             if ranks.is_first:
                 stopped = halving.dropped_at if halving else {}
                 adapters = save_adapters(run / "adapters", bank, config, speech_llm, index, stopped)
@@ -256,20 +258,21 @@ class _Loop:
             yield from enumerate(loader(self.batches, first, workers, end), first)
             first = end
 
+    def measure_dev(self, dev: DevClips) -> None:
+        """Write each adapter's loss on the dev clips as it is now."""
+        losses = dev.losses(self.base, self.config, range(len(self.bank.specs)))
+        names = [spec.name for spec in self.bank.specs]
+        finite = {names[row]: loss for row, loss in losses.items() if math.isfinite(loss)}
+        self.events.write("dev_loss", adapters=finite)
+
     def _drop_worse(self, step: int) -> None:
         assert self.halving is not None
         losses = self.dev.losses(self.base, self.config, self.halving.running(step))
         dropped = self.halving.decide(step, losses, self.ranks.is_first)
-        names = self.bank.specs
-        self.events.write(
-            "rung",
-            step=step,
-            dev_loss={names[row].name: loss for row, loss in losses.items() if math.isfinite(loss)},
-            dropped=dropped,
-        )
-        self.say(
-            f"before step {step + 1}: {len(dropped)} of {len(losses)} adapters dropped by dev loss"
-        )
+        names = [spec.name for spec in self.bank.specs]
+        by_name = {names[row]: loss for row, loss in losses.items() if math.isfinite(loss)}
+        self.events.write("rung", step=step, dev_loss=by_name, dropped=dropped)
+        self.say(f"before step {step + 1}: dropped {len(dropped)} of {len(losses)} by their dev loss")
 
     def _gradients(self, batches: list[Any], active: list[int], stop: bool) -> Reduced:
         """Sums over this step's labels, of this rank and then of all."""

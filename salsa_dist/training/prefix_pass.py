@@ -1,6 +1,6 @@
 """The pass before training that keeps what lies below the first steered layer; see `kept_prefix.py`.
 
-clips that this rank will draw ─► those not kept yet ─► equal numbers of calls on all ranks ─► KeptPrefix
+clips that this rank will draw ─► those not kept yet ─► as many calls on all ranks ─► KeptPrefix
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def keep_prefix(
     family = base.family
     if not isinstance(family, SharesClips):
         raise UserError(
-            f"training.prefix_cache: what the encoder of a {type(family).__name__} base makes of a clip "
-            "can't be kept by itself; set it to off"
+            f"training.prefix_cache: what the encoder of a {type(family).__name__} base makes of one "
+            "clip can't be kept by itself; set it to off"
         )
     if not training.share_prefix:
         raise UserError("training.prefix_cache needs training.share_prefix: true")
@@ -60,8 +60,8 @@ def keep_prefix(
         where = "on disk" if training.prefix_cache == "disk" else "on one rank"
         raise UserError(
             f"training.prefix_cache: {most} clips of {clip_bytes / 1e6:.2f} MB take {needed:.2f} GB "
-            f"{where}, more than training.prefix_cache_gb = {training.prefix_cache_gb:g}: give it more, "
-            "or set prefix_cache to off"
+            f"{where}, more than training.prefix_cache_gb = {training.prefix_cache_gb:g}: give it "
+            "more, or set prefix_cache to off"
         )
     size = training.micro_batch
     for start in range(0, most_missing, size):

@@ -1,0 +1,216 @@
+"""A sweep file, and the adapters that it stands for.
+
+sweep: runs/sweep               folder of the sweep
+config: demo/demo.yaml          what all jobs share: a config file, or its tree written out here
+overrides: {training.steps: 40}
+grid:                           every combination is an adapter
+  language: [bg, el]
+  corpus: {tuxpaint: ~/shards/tuxpaint}      left out: the config's data.shards
+  sites: ["encoder:last-half", "encoder:5"]
+  rule: [salsa]
+  lr: [0.01, 0.03]
+  seed: [0]
+  size: [10min, 1h, all]        speech to train on; the smaller ones lie inside the larger
+include: [{language: bg, sites: llm}]        what is left out is the first of its list
+exclude: [{language: el, lr: 0.03}]
+jobs: {adapters: 64}
+
+Entry ── one adapter: name, corpus, language, sites, rule, lr, seed, minutes
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from salsa_dist.config import Config, Folder, HalvingConfig, Rule, load_config, override, parse_config
+from salsa_dist.errors import UserError
+
+_LONGEST_NAME = 80
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _minutes(size: Any) -> float | None:
+    """`10min` -> 10, `1h` -> 60, `all` -> None."""
+    if size is None or isinstance(size, (int, float)):
+        return size
+    if size == "all":
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(min|h)", str(size))
+    if match is None:
+        raise ValueError(f"{size!r} is no amount of speech: write 10min, 1h or all")
+    return float(match[1]) * {"min": 1, "h": 60}[match[2]]
+
+
+Minutes = Annotated[float | None, BeforeValidator(_minutes)]
+
+
+class Grid(_Section):
+    language: list[str] = Field(min_length=1)
+    corpus: dict[str, Folder] | None = None
+    sites: list[str] | None = Field(None, min_length=1)
+    rule: list[Rule] | None = Field(None, min_length=1)
+    lr: list[float] | None = Field(None, min_length=1)
+    seed: list[int] | None = Field(None, min_length=1)
+    size: list[Minutes] = Field([None], min_length=1)
+
+
+class Choice(_Section):
+    """Some of an adapter's settings: what `exclude` leaves out, or `include` adds."""
+
+    language: str | None = None
+    corpus: str | None = None
+    sites: str | None = None
+    rule: Rule | None = None
+    lr: float | None = None
+    seed: int | None = None
+    size: Minutes = None
+
+
+class Jobs(_Section):
+    adapters: int = Field(64, ge=1, description="most adapters of one job")
+    nodes: int = Field(1, ge=1, description="nodes of one job")
+    ranks_per_node: int = Field(1, ge=1)
+    memory_gb: float | None = Field(
+        None, gt=0, description="memory of one rank; null: that of this machine, or of its GPU"
+    )
+
+
+class SweepFile(_Section):
+    sweep: Folder = Field(description="folder of the sweep")
+    config: Path | dict[str, Any] = Field(description="what all jobs share: a config file, or its tree")
+    overrides: dict[str, Any] = {}
+    method: Literal["salsa"] = Field("salsa", description="how a base is steered")
+    grid: Grid
+    include: list[Choice] = []
+    exclude: list[Choice] = []
+    halving: HalvingConfig | None = Field(None, description="stop the worse adapters early")
+    dev_clips: int = Field(32, ge=0, description="dev clips a language that adapters are measured on")
+    jobs: Jobs = Jobs()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One adapter of a sweep. `corpus` is "" for the config's own shards; `minutes` None for all."""
+
+    name: str
+    corpus: str
+    language: str
+    sites: str
+    rule: str
+    lr: float
+    seed: int
+    minutes: float | None
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep file with its adapters and what their jobs share.
+
+    Attributes:
+        config: the config of all jobs; its adapters mean nothing.
+        corpora: name to folder of shards; "" is the config's own.
+    """
+
+    path: Path
+    file: SweepFile
+    config: Config
+    corpora: dict[str, Path]
+    entries: list[Entry]
+
+
+def load_sweep(path: str | Path) -> Sweep:
+    """Read a sweep file and the config that it names.
+
+    Raises:
+        UserError: it can't be read, or holds what a sweep file does not; everything wrong is listed.
+    """
+    path = Path(path)
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise UserError(f"sweep {path} can't be read ({e.strerror}): name a YAML file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        raise UserError(f"sweep {path} is not valid YAML: {' '.join(str(e).split())}") from None
+    try:
+        file = SweepFile.model_validate(tree)
+    except ValidationError as e:
+        places = [(".".join(map(str, err["loc"])), err) for err in e.errors()]
+        what = "; ".join(f"{place}: {err['msg']} (got {err['input']!r})" for place, err in places)
+        raise UserError(f"sweep {path}: {what}") from None
+    config = _shared_config(file, path)
+    corpora = file.grid.corpus or {"": config.data.shards}
+    return Sweep(path, file, config, corpora, _entries(file, config, corpora))
+
+
+def _shared_config(file: SweepFile, path: Path) -> Config:
+    """The config of all jobs, with one adapter so that it is whole."""
+    one = [{"name": "any", "language": file.grid.language[0]}]
+    changes = {"run": str(file.sweep), **file.overrides, "training.dev_clips": file.dev_clips}
+    if isinstance(file.config, Path):
+        # As given, or else beside the sweep file.
+        given = Path(file.config).expanduser()
+        shared = given if given.is_file() else path.parent / given
+        tree = load_config(shared).model_dump(mode="json")
+    else:
+        tree = dict(file.config)
+    tree = {"run": str(file.sweep), **tree, "adapters": one}
+    for key, value in changes.items():
+        override(
+            tree, f"{key}={yaml.safe_dump(value, default_flow_style=True).removesuffix('...').strip()}"
+        )
+    tree["training"] = {**tree.get("training", {})}
+    tree["training"]["halving"] = file.halving.model_dump() if file.halving else None
+    return parse_config(tree, f"sweep {path}, config")
+
+
+def _entries(file: SweepFile, config: Config, corpora: dict[str, Path]) -> list[Entry]:
+    grid = file.grid
+    axes: dict[str, list[Any]] = {
+        "corpus": list(corpora),
+        "language": grid.language,
+        "sites": grid.sites or [config.steering.sites],
+        "rule": grid.rule or [config.steering.rule],
+        "lr": grid.lr or [config.training.lr],
+        "seed": grid.seed or [config.training.seed],
+        "size": list(grid.size),
+    }
+    chosen = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+    chosen = [c for c in chosen if not any(_matches(c, out) for out in file.exclude)]
+    first = {axis: values[0] for axis, values in axes.items()}
+    chosen += [{**first, **choice.model_dump(exclude_unset=True)} for choice in file.include]
+    return [_entry(choice) for choice in chosen]
+
+
+def _matches(chosen: dict[str, Any], out: Choice) -> bool:
+    return all(chosen[axis] == value for axis, value in out.model_dump(exclude_unset=True).items())
+
+
+def _entry(choice: dict[str, Any]) -> Entry:
+    minutes = choice.pop("size")
+    parts = [
+        *([choice["corpus"]] if choice["corpus"] else []),
+        choice["language"],
+        choice["sites"],
+        choice["rule"],
+        f"lr{choice['lr']:g}",
+        f"s{choice['seed']}",
+        *([] if minutes is None else [f"{minutes:g}min"]),
+    ]
+    plain = "_".join(re.sub(r"[^A-Za-z0-9.-]+", "-", str(part)).strip("-") for part in parts)
+    # A name says all that it can; what was lost of it is told apart by a short hash.
+    lossy = any(re.search(r"[^A-Za-z0-9.:-]", str(part)) for part in parts)
+    if lossy or len(plain) > _LONGEST_NAME:
+        tail = hashlib.sha256(repr(parts).encode()).hexdigest()[:6]
+        plain = f"{plain[: _LONGEST_NAME - 7]}-{tail}"
+    return Entry(name=plain, minutes=minutes, **choice)
