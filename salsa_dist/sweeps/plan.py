@@ -1,0 +1,374 @@
+"""From a sweep to jobs: what is wrong with it, what is there already, how the rest is packed.
+
+    Sweep ─► problems (all of them, before anything is written)
+          ─► Plan ── kept: jobs that are there        Plan.write() ─► SWEEP/jobs/<id>/config.yaml
+                  └─ new: Packed jobs                 Plan.text()  ─► for people
+
+Adapters that take the same clips in each step (corpus, language, seed, size) go into one job, where
+those clips are computed once below the first steered layer; with halving all that compete do. Such
+groups are dealt to jobs, the dearest first, always to the cheapest job that has room.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from salsa_dist.config import Config, load_config
+from salsa_dist.data.index import ShardIndex
+from salsa_dist.data.subset import take_minutes
+from salsa_dist.errors import UserError
+from salsa_dist.placement.ranks import Ranks, group_size
+from salsa_dist.steering.sites import select
+from salsa_dist.sweeps.cost import BaseFacts, activation_bytes, base_facts, clip_cost
+from salsa_dist.sweeps.folder import JobFolder, job_folders, make_job, result_rows
+from salsa_dist.sweeps.grid import Entry, Sweep
+
+# Memory that a rank needs beside the base and its activations: Python, torch and its libraries.
+_PROCESS_BYTES = 1e9
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A job to be made: its adapters, and the FLOP of its training packed and one by one."""
+
+    entries: list[Entry]
+    packed: float
+    separate: float
+    kept_packed: float
+    kept_bytes: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a sweep comes to.
+
+    Attributes:
+        identities: of the sweep's adapters, in their order.
+        there: jobs that hold adapters of the sweep, finished or not.
+        new: jobs for the others.
+        flop_per_s: measured over the sweep's own steps so far; None: none was made.
+    """
+
+    sweep: Sweep
+    facts: BaseFacts
+    identities: list[str]
+    there: list[JobFolder]
+    new: list[Packed]
+    rank_bytes: float
+    flop_per_s: float | None
+
+    def write(self) -> list[JobFolder]:
+        """Make the new jobs' folders; all jobs that are not done, old ones first."""
+        own = dict(zip(self.sweep.entries, self.identities, strict=True))
+        made = [
+            make_job(
+                self.sweep.file.sweep.absolute(),
+                {e.name: own[e] for e in packed.entries},
+                _job_config(self.sweep, packed.entries),
+            )
+            for packed in self.new
+        ]
+        return [job for job in [*self.there, *made] if not job.done]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The table of results as it is now."""
+        trees = [asdict(entry) for entry in self.sweep.entries]
+        return result_rows(trees, self.identities, job_folders(self.sweep.file.sweep))
+
+    def text(self) -> str:
+        """For people, a line a job."""
+        jobs = self.sweep.file.jobs
+        missing = sum(len(p.entries) for p in self.new)
+        done = [job for job in self.there if job.done]
+        lines = [
+            f"{len(self.sweep.entries)} adapters: {len(self.sweep.entries) - missing} are in "
+            f"{len(self.there)} jobs already ({len(done)} done), {missing} go into {len(self.new)} new jobs "
+            f"of {jobs.nodes} x {jobs.ranks_per_node} ranks",
+            f"a rank needs about {self.rank_bytes / 1e9:.1f} GB",
+        ]
+        for number, packed in enumerate(self.new, 1):
+            languages = ", ".join(dict.fromkeys(e.language for e in packed.entries))
+            lines.append(
+                f"job {number}: {len(packed.entries)} adapters ({languages}), "
+                f"{self._cost(packed.packed)} packed, {self._cost(packed.separate)} separate"
+            )
+        if self.new:
+            packed, separate = (sum(getattr(p, k) for p in self.new) for k in ("packed", "separate"))
+            how = "measured on this sweep's own steps" if self.flop_per_s else "estimated, not measured"
+            lines.append(
+                f"in all {self._cost(packed)} packed against {self._cost(separate)} separate, "
+                f"{separate / packed:.2f} times less, and {missing - len(self.new)} starts fewer ({how})"
+            )
+            lines.append(self._sharing())
+        if self.sweep.file.halving:
+            halving = self.sweep.file.halving
+            lines.append(
+                f"before steps {halving.rungs} the best {halving.keep:.0%} of each language and size in a "
+                "job go on; the costs above leave that out"
+            )
+        return "\n".join(lines)
+
+    def _sharing(self) -> str:
+        if not self.facts.shares:
+            return "clips are not shared: this base's encoder layers take more than the layer below's output"
+        kept = sum(p.kept_packed for p in self.new)
+        packed = sum(p.packed for p in self.new)
+        size = max(p.kept_bytes for p in self.new) / 1e9
+        on = self.sweep.config.training.prefix_cache
+        return (
+            f"prefix kept (training.prefix_cache, now {on}): {self._cost(kept)} packed, "
+            f"{1 - kept / packed:.0%} less, for {size:.2f} GB a job"
+        )
+
+    def _cost(self, flop: float) -> str:
+        if self.flop_per_s:
+            return f"{flop / self.flop_per_s:,.0f} s"
+        return f"{flop / 1e12:,.1f} TFLOP"
+
+
+def make_plan(sweep: Sweep, nodes: int = 1) -> Plan:
+    """Check a sweep whole, and pack what is missing.
+
+    Args:
+        nodes: nodes that jobs can run on at the same time.
+
+    Raises:
+        UserError: with everything that is wrong.
+    """
+    facts = base_facts(sweep.config)
+    indexes, problems = _indexes(sweep)
+    problems += [p for entry in sweep.entries for p in _wrong(entry, sweep, facts, indexes)]
+    rank_bytes, too_large = _memory(sweep, facts)
+    problems += too_large
+    identities = []
+    if not problems:
+        identities = [identity(entry, sweep, facts, indexes[entry.corpus]) for entry in sweep.entries]
+        problems += _twice(sweep.entries, identities)
+    if not sweep.entries:
+        problems.append("the grid is empty: nothing is left after exclude")
+    if problems:
+        listed = "".join(f"\n  - {p}" for p in dict.fromkeys(problems))
+        count = len(dict.fromkeys(problems))
+        raise UserError(f"sweep {sweep.path} can't run, {count} problems:{listed}")
+    wanted = set(identities)
+    there = [j for j in job_folders(sweep.file.sweep) if wanted & set(j.adapters.values())]
+    if sweep.file.halving is None:
+        # What an earlier halving cut short is not done for a sweep that has none.
+        there = [j for j in there if not (j.done and j.dropped())]
+    covered = {i for job in there for i in job.adapters.values()}
+    missing = [e for e, i in zip(sweep.entries, identities, strict=True) if i not in covered]
+    new = _pack(missing, sweep, facts, indexes, nodes)
+    return Plan(sweep, facts, identities, there, new, rank_bytes, _measured(sweep, facts, there))
+
+
+def identity(entry: Entry, sweep: Sweep, facts: BaseFacts, index: ShardIndex) -> str:
+    """SHA-256 over all that decides an adapter's vectors; its name is not of it."""
+    config = sweep.config
+    training = config.training
+    tree = {
+        "method": sweep.file.method,
+        "revision": facts.revision,
+        "shards": index.hash,
+        "base": config.base.model_dump(mode="json", exclude={"name", "revision"}),
+        "data": config.data.model_dump(mode="json", exclude={"shards", "workers"}),
+        "training": [training.steps, training.warmup, training.decay, training.clip_norm],
+        "language": entry.language,
+        "sites": select(entry.sites, facts.layers),
+        "adapter": [entry.rule, entry.lr, entry.seed, entry.minutes],
+    }
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+
+
+def _indexes(sweep: Sweep) -> tuple[dict[str, ShardIndex], list[str]]:
+    indexes, problems = {}, []
+    for name, folder in sweep.corpora.items():
+        try:
+            indexes[name] = ShardIndex.load(folder)
+        except UserError as e:
+            problems.append(str(e))
+    return indexes, problems
+
+
+def _wrong(entry: Entry, sweep: Sweep, facts: BaseFacts, indexes: dict[str, ShardIndex]) -> list[str]:
+    """What keeps one adapter from being trained."""
+    problems = []
+    if not entry.lr > 0:
+        problems.append(f"{entry.name}: lr is {entry.lr:g}, it must be more than 0")
+    try:
+        if not select(entry.sites, facts.layers):
+            problems.append(f"{entry.name}: sites {entry.sites!r} are none")
+    except UserError as e:
+        problems.append(str(e))
+    if entry.corpus not in indexes:
+        if entry.corpus not in sweep.corpora:
+            problems.append(f"{entry.name}: no corpus {entry.corpus!r} in the grid")
+        return problems
+    index, data = indexes[entry.corpus], sweep.config.data
+    try:
+        shards = index.select("train", entry.language)
+        if entry.minutes is not None:
+            shards = take_minutes(shards, entry.minutes, entry.seed)
+        clips = sum(len(shard.entries) for shard in shards)
+        if clips < data.clips_per_step:
+            problems.append(
+                f"{entry.language}: too few clips, {clips} to train on with {data.clips_per_step} a step"
+            )
+        if len(shards) < data.readers:
+            problems.append(
+                f"{entry.language}: {len(shards)} training shards for {data.readers} readers; lower "
+                "data.readers"
+            )
+        if sweep.config.training.dev_clips:
+            index.select("dev", entry.language)
+    except UserError as e:
+        problems.append(str(e))
+    return problems
+
+
+def _twice(entries: Sequence[Entry], identities: Sequence[str]) -> list[str]:
+    first: dict[str, Entry] = {}
+    problems = []
+    for entry, own in zip(entries, identities, strict=True):
+        if own in first:
+            problems.append(f"{entry.name} is the same adapter as {first[own].name}: leave one out")
+        first.setdefault(own, entry)
+    names = [e.name for e in entries]
+    return problems or [f"two adapters are called {n}" for n in set(names) if names.count(n) > 1]
+
+
+def _memory(sweep: Sweep, facts: BaseFacts) -> tuple[float, list[str]]:
+    """Bytes that one rank of a job needs, and what is wrong with that."""
+    jobs, config = sweep.file.jobs, sweep.config
+    world = jobs.nodes * jobs.ranks_per_node
+    ranks = Ranks(0, world, 0, jobs.ranks_per_node, torch.device("cpu"))
+    try:
+        sharing = group_size(config.placement.kind, ranks)
+    except UserError as e:
+        return 0.0, [str(e)]
+    problems = []
+    if world > config.data.readers:
+        problems.append(
+            f"a job has {world} ranks and data.readers is {config.data.readers}: at least one reader a rank"
+        )
+    each = 4 if config.base.dtype == "float32" else 2
+    need = facts.parameters * each / sharing + activation_bytes(facts, config) + _PROCESS_BYTES
+    have = jobs.memory_gb * 1e9 if jobs.memory_gb else _own_memory()
+    if need > have:
+        problems.append(
+            f"it can never fit: a rank needs about {need / 1e9:.1f} GB (base {facts.parameters * each / 1e9:.1f} "
+            f"GB over {sharing} ranks, a micro-batch of {config.training.micro_batch}) and has "
+            f"{have / 1e9:.1f}; share the base among more ranks (placement.kind), or lower "
+            "training.micro_batch"
+        )
+    return need, problems
+
+
+def _own_memory() -> float:
+    if torch.cuda.is_available():
+        return float(torch.cuda.get_device_properties(0).total_memory)
+    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+def _pack(
+    missing: Sequence[Entry],
+    sweep: Sweep,
+    facts: BaseFacts,
+    indexes: dict[str, ShardIndex],
+    nodes: int,
+) -> list[Packed]:
+    most = sweep.file.jobs.adapters
+    packed = []
+    for corpus in dict.fromkeys(e.corpus for e in missing):
+        groups: dict[tuple[Any, ...], list[Entry]] = {}
+        for entry in missing:
+            if entry.corpus == corpus:
+                seed = None if sweep.file.halving else entry.seed
+                groups.setdefault((entry.language, seed, entry.minutes), []).append(entry)
+        cut = [g[i : i + most] for g in groups.values() for i in range(0, len(g), most)]
+        priced = sorted(
+            (
+                (_cost(group, sweep, facts, indexes[corpus]).packed, n, group)
+                for n, group in enumerate(cut)
+            ),
+            key=lambda p: (-p[0], p[1]),
+        )
+        at_once = max(1, nodes // sweep.file.jobs.nodes)
+        bins: list[tuple[float, list[Entry]]] = [
+            (0.0, []) for _ in range(min(len(cut), max(at_once, -(-sum(map(len, cut)) // most))))
+        ]
+        for cost, _, group in priced:
+            room = [i for i, (_, b) in enumerate(bins) if len(b) + len(group) <= most]
+            if not room:
+                bins.append((0.0, []))
+                room = [len(bins) - 1]
+            i = min(room, key=lambda i: (bins[i][0], i))
+            bins[i] = (bins[i][0] + cost, bins[i][1] + group)
+        packed += [_cost(entries, sweep, facts, indexes[corpus]) for _, entries in bins if entries]
+    return packed
+
+
+def _cost(entries: list[Entry], sweep: Sweep, facts: BaseFacts, index: ShardIndex) -> Packed:
+    """The FLOP of a job, packed and one by one."""
+    config = sweep.config
+    draws = config.training.steps * config.data.clips_per_step
+    groups: dict[tuple[Any, ...], list[Entry]] = {}
+    for entry in entries:
+        groups.setdefault((entry.language, entry.seed, entry.minutes), []).append(entry)
+    packed = separate = kept = kept_clips = 0.0
+    for group in groups.values():
+        sites = [e.sites for e in group]
+        packed += draws * clip_cost(facts, sites, facts.shares).each_step
+        separate += draws * sum(clip_cost(facts, [s], False).each_step for s in sites)
+        shards = index.select("train", group[0].language)
+        clips = min(draws, sum(len(s.entries) for s in shards))
+        with_kept = clip_cost(facts, sites, facts.shares, kept=facts.shares)
+        kept += draws * with_kept.each_step + clips * with_kept.once
+        kept_clips += clips
+    each = 4 if config.base.dtype == "float32" else 2
+    clip_bytes = facts.encoder_tokens * facts.width * each
+    return Packed(list(entries), packed, separate, kept, kept_clips * clip_bytes)
+
+
+def _measured(sweep: Sweep, facts: BaseFacts, jobs: Sequence[JobFolder]) -> float | None:
+    """FLOP of the estimate that the sweep's finished jobs made a second."""
+    flop = seconds = 0.0
+    for job in jobs:
+        steps = [e for e in job.events() if e["event"] == "step"] if job.done else []
+        if steps and not job.dropped():
+            config = load_config(job.config)
+            groups: dict[tuple[Any, ...], list[str]] = {}
+            for a in config.adapter_settings():
+                groups.setdefault((a.language, a.seed, a.minutes), []).append(a.sites)
+            each = sum(clip_cost(facts, s, facts.shares).each_step for s in groups.values())
+            flop += len(steps) * config.data.clips_per_step * each
+            seconds += sum(e["seconds"] for e in steps)
+    return flop / seconds if seconds else None
+
+
+def _job_config(sweep: Sweep, entries: Sequence[Entry]) -> dict[str, Any]:
+    tree = sweep.config.model_dump(mode="json")
+    tree["data"]["shards"] = str(Path(sweep.corpora[entries[0].corpus]).absolute())
+    tree["adapters"] = [
+        {
+            "name": e.name,
+            "language": e.language,
+            "sites": e.sites,
+            "rule": e.rule,
+            "lr": e.lr,
+            "seed": e.seed,
+            "minutes": e.minutes,
+        }
+        for e in entries
+    ]
+    if tree["training"]["prefix_cache"] == "disk":
+        tree["training"]["prefix_folder"] = str((sweep.file.sweep / "prefix").absolute())
+    Config.model_validate(tree)
+    return tree
