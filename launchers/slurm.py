@@ -3,6 +3,7 @@
     python launchers/slurm.py --nodes 4                      the demo's training on four nodes
     python launchers/slurm.py --nodes 4 --dry-run            print its sbatch script, submit nothing
     python launchers/slurm.py --cluster local --tasks-per-node 2 training.steps=20
+    python launchers/slurm.py sweep demo/sweep.yaml --nodes 4       a grid of adapters, see sweep.py
     python launchers/slurm.py evaluate --config my.yaml --gpus-per-node 8 --partition gpu
 
     command line ─► Config (checked here) ─► Job (job.py) ─┬─ slurm   sbatch, then return
@@ -31,6 +32,7 @@ from typing import Annotated, Any
 import cloudpickle
 import job as job_module
 import submitit
+import sweep
 import typer
 from job import TARGET, Job
 from local_cluster import LocalPlan, run_local
@@ -42,7 +44,7 @@ from salsa_dist.config import Config, load_config
 from salsa_dist.errors import UserError
 
 DEMO = Path(__file__).resolve().parent.parent / "demo" / "demo.yaml"
-COMMANDS = ("train", "evaluate")
+COMMANDS = ("train", "evaluate", "sweep")
 SLURM_MINUTES = 60
 
 # A task can't import this folder, which is no installed package: the job brings its own code.
@@ -92,7 +94,7 @@ def launch(
     words: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[train|evaluate] [SECTION.KEY=VALUE]...",
+            metavar="[train|evaluate] [SECTION.KEY=VALUE]... or sweep FILE",
             help="what to run (default: train), then settings that replace the config's",
             show_default=False,
         ),
@@ -132,7 +134,14 @@ def launch(
 ) -> int:
     """Run salsa-dist on Slurm, or the same job on this machine."""
     command, overrides = _split(words or [])
-    checked = load_config(config, overrides)
+    sweep_plan = None
+    if command == "sweep":
+        sweep_plan = sweep.planned(overrides, nodes)
+        checked, overrides = sweep_plan.sweep.config, []
+        shape = sweep_plan.sweep.file.jobs
+        budget, nodes, tasks_per_node = nodes, shape.nodes, shape.ranks_per_node
+    else:
+        checked = load_config(config, overrides)
     resources = Resources(
         nodes=nodes,
         tasks_per_node=tasks_per_node or gpus_per_node or 1,
@@ -164,6 +173,18 @@ def launch(
     own = {k: v for k, v in os.environ.items() if k == "SLURM_CONF" or k.startswith("SBATCH_")}
     with clean_env():  # else a launch from inside a Slurm job would inherit that job's shape
         os.environ.update(own)
+        if sweep_plan is not None and cluster is not Cluster.slurm:
+            here = _local_plan(resources)
+            return sweep.run_here(lambda one: run_local(one, folder, here), job, sweep_plan)
+        if sweep_plan is not None:
+            _refuse_no_slurm(dry_run)
+            executor = _Sbatch(folder)
+            executor.update_parameters(**_sbatch_parameters(resources, checked, command))
+            if dry_run:
+                print(executor.script())
+            else:
+                sweep.submit(executor, job, sweep_plan, budget)
+            return 0
         if cluster is Cluster.slurm:
             return _to_slurm(job, folder, resources, checked, dry_run)
         if cluster is Cluster.local:
@@ -173,11 +194,7 @@ def launch(
 
 
 def _to_slurm(job: Job, folder: Path, resources: Resources, config: Config, dry_run: bool) -> int:
-    if not dry_run and shutil.which("sbatch") is None:
-        raise UserError(
-            "there is no Slurm here (no sbatch on the PATH): add --cluster local to run on this "
-            "machine, or --dry-run to see the script"
-        )
+    _refuse_no_slurm(dry_run)
     executor = _Sbatch(folder)
     executor.update_parameters(**_sbatch_parameters(resources, config, job.command))
     if dry_run:
@@ -198,6 +215,14 @@ def _to_slurm(job: Job, folder: Path, resources: Resources, config: Config, dry_
         f"cancel  scancel {submitted.job_id}"
     )
     return 0
+
+
+def _refuse_no_slurm(dry_run: bool) -> None:
+    if not dry_run and shutil.which("sbatch") is None:
+        raise UserError(
+            "there is no Slurm here (no sbatch on the PATH): add --cluster local to run on this "
+            "machine, or --dry-run to see the script"
+        )
 
 
 class _Sbatch(SlurmExecutor):
@@ -316,7 +341,7 @@ def _split(words: Sequence[str]) -> tuple[str, list[str]]:
     if not words or "=" in words[0]:
         return COMMANDS[0], list(words)
     if words[0] not in COMMANDS:
-        raise UserError(f"no command {words[0]!r}: use {' or '.join(COMMANDS)}")
+        raise UserError(f"no command {words[0]!r}: use {', '.join(COMMANDS[:-1])} or {COMMANDS[-1]}")
     return words[0], list(words[1:])
 
 

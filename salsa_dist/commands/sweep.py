@@ -67,8 +67,5 @@ def status(file: FileArgument) -> None:
         )
         total = made.sweep.config.training.steps
         print(f"{row['name']:{width}}  {row['state']:8} {steps}/{total}  {losses}".rstrip())
-    counts = {
-        state: sum(r["state"] == state for r in rows)
-        for state in dict.fromkeys(r["state"] for r in rows)
-    }
-    print(", ".join(f"{count} {state}" for state, count in counts.items()))
+    states = [row["state"] for row in rows]
+    print(", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)))

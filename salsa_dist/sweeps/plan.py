@@ -90,8 +90,8 @@ class Plan:
         done = [job for job in self.there if job.done]
         lines = [
             f"{len(self.sweep.entries)} adapters: {len(self.sweep.entries) - missing} are in "
-            f"{len(self.there)} jobs already ({len(done)} done), {missing} go into {len(self.new)} new jobs "
-            f"of {jobs.nodes} x {jobs.ranks_per_node} ranks",
+            f"{len(self.there)} jobs already ({len(done)} done), {missing} go into {len(self.new)} new "
+            f"jobs of {jobs.nodes} x {jobs.ranks_per_node} ranks",
             f"a rank needs about {self.rank_bytes / 1e9:.1f} GB",
         ]
         for number, packed in enumerate(self.new, 1):
@@ -105,20 +105,23 @@ class Plan:
             how = "measured on this sweep's own steps" if self.flop_per_s else "estimated, not measured"
             lines.append(
                 f"in all {self._cost(packed)} packed against {self._cost(separate)} separate, "
-                f"{separate / packed:.2f} times less, and {missing - len(self.new)} starts fewer ({how})"
+                f"{separate / packed:.2f} times less, with {missing - len(self.new)} starts fewer; "
+                f"{how}"
             )
             lines.append(self._sharing())
         if self.sweep.file.halving:
             halving = self.sweep.file.halving
             lines.append(
-                f"before steps {halving.rungs} the best {halving.keep:.0%} of each language and size in a "
-                "job go on; the costs above leave that out"
+                f"before steps {halving.rungs} the best {halving.keep:.0%} of each language and size "
+                "in a job go on; the costs above leave that out"
             )
         return "\n".join(lines)
 
     def _sharing(self) -> str:
         if not self.facts.shares:
-            return "clips are not shared: this base's encoder layers take more than the layer below's output"
+            return (
+                "clips are not shared: this base's encoder layers take more than the one below's output"
+            )
         kept = sum(p.kept_packed for p in self.new)
         packed = sum(p.packed for p in self.new)
         size = max(p.kept_bytes for p in self.new) / 1e9
@@ -219,7 +222,7 @@ def _wrong(entry: Entry, sweep: Sweep, facts: BaseFacts, indexes: dict[str, Shar
         clips = sum(len(shard.entries) for shard in shards)
         if clips < data.clips_per_step:
             problems.append(
-                f"{entry.language}: too few clips, {clips} to train on with {data.clips_per_step} a step"
+                f"{entry.language}: too few clips, {clips} for {data.clips_per_step} a step"
             )
         if len(shards) < data.readers:
             problems.append(
@@ -256,15 +259,15 @@ def _memory(sweep: Sweep, facts: BaseFacts) -> tuple[float, list[str]]:
     problems = []
     if world > config.data.readers:
         problems.append(
-            f"a job has {world} ranks and data.readers is {config.data.readers}: at least one reader a rank"
+            f"a job has {world} ranks and data.readers is {config.data.readers}: give each rank one"
         )
     each = 4 if config.base.dtype == "float32" else 2
     need = facts.parameters * each / sharing + activation_bytes(facts, config) + _PROCESS_BYTES
     have = jobs.memory_gb * 1e9 if jobs.memory_gb else _own_memory()
     if need > have:
         problems.append(
-            f"it can never fit: a rank needs about {need / 1e9:.1f} GB (base {facts.parameters * each / 1e9:.1f} "
-            f"GB over {sharing} ranks, a micro-batch of {config.training.micro_batch}) and has "
+            f"it can never fit: a rank needs about {need / 1e9:.1f} GB (base "
+            f"{facts.parameters * each / 1e9:.1f} GB over {sharing} ranks, a micro-batch of {config.training.micro_batch}) and has "
             f"{have / 1e9:.1f}; share the base among more ranks (placement.kind), or lower "
             "training.micro_batch"
         )
@@ -293,18 +296,14 @@ def _pack(
                 seed = None if sweep.file.halving else entry.seed
                 groups.setdefault((entry.language, seed, entry.minutes), []).append(entry)
         cut = [g[i : i + most] for g in groups.values() for i in range(0, len(g), most)]
-        priced = sorted(
-            (
-                (_cost(group, sweep, facts, indexes[corpus]).packed, n, group)
-                for n, group in enumerate(cut)
-            ),
-            key=lambda p: (-p[0], p[1]),
-        )
+        index = indexes[corpus]
+        priced = [(_cost(group, sweep, facts, index).packed, group) for group in cut]
+        priced.sort(key=lambda one: -one[0])  # stable: of equals the file's order
         at_once = max(1, nodes // sweep.file.jobs.nodes)
         bins: list[tuple[float, list[Entry]]] = [
             (0.0, []) for _ in range(min(len(cut), max(at_once, -(-sum(map(len, cut)) // most))))
         ]
-        for cost, _, group in priced:
+        for cost, group in priced:
             room = [i for i, (_, b) in enumerate(bins) if len(b) + len(group) <= most]
             if not room:
                 bins.append((0.0, []))
@@ -328,6 +327,8 @@ def _cost(entries: list[Entry], sweep: Sweep, facts: BaseFacts, index: ShardInde
         packed += draws * clip_cost(facts, sites, facts.shares).each_step
         separate += draws * sum(clip_cost(facts, [s], False).each_step for s in sites)
         shards = index.select("train", group[0].language)
+        if group[0].minutes is not None:
+            shards = take_minutes(shards, group[0].minutes, group[0].seed)
         clips = min(draws, sum(len(s.entries) for s in shards))
         with_kept = clip_cost(facts, sites, facts.shares, kept=facts.shares)
         kept += draws * with_kept.each_step + clips * with_kept.once
