@@ -2,8 +2,8 @@
 
     python launchers/slurm.py sweep demo/sweep.yaml --nodes 4
 
-    sweep file ─► Plan (checked whole) ─► SWEEP/jobs/<id>/ ─► one Job each ─┬─ slurm  sbatch --array, as
-                                                                            │         many at once as fit
+    sweep file ─► Plan (checked whole) ─► SWEEP/jobs/<id>/ ─► one Job each ─┬─ slurm  sbatch --array,
+                                                                            │         as many as fit
                                                                             └─ local  each to its end
     logs: SWEEP/logs/<job id>/
 
@@ -61,7 +61,7 @@ def submit(executor: Any, job: Job, plan: Plan, nodes: int) -> list[Any]:
 
 
 def run_here(run: Callable[[Job], int], job: Job, plan: Plan) -> int:
-    """Run all that is to be done by `run`, one job after another; a failed one does not end the rest."""
+    """Run all that is to be done by `run`, one job after another; one that fails ends no other."""
     folders, worst = plan.write(), 0
     for number, folder in enumerate(folders, 1):
         print(f"job {number}/{len(folders)}: {folder.path.name}", flush=True)

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,9 +167,7 @@ def _shared_config(file: SweepFile, path: Path) -> Config:
         tree = dict(file.config)
     tree = {"run": str(file.sweep), **tree, "adapters": one}
     for key, value in changes.items():
-        override(
-            tree, f"{key}={yaml.safe_dump(value, default_flow_style=True).removesuffix('...').strip()}"
-        )
+        override(tree, f"{key}={json.dumps(value)}")
     tree["training"] = {**tree.get("training", {})}
     tree["training"]["halving"] = file.halving.model_dump() if file.halving else None
     return parse_config(tree, f"sweep {path}, config")
