@@ -11,7 +11,7 @@ halving     successive halving against the full grid; `best` is the winner of ea
 Every job is a process of its own, on one thread. `seconds` and `cpu_seconds` are of its training steps,
 `startup_seconds` is what comes before them. Of separate jobs only `timed` are run, one of each choice
 of layers, and their sum is multiplied to all. `ratio` is separate over packed, in CPU seconds of the
-steps alone; `ratio_whole` is that of everything, in seconds. Cases in OUT that are not asked for again stay.
+steps alone; `ratio_whole` is that of everything, in seconds. Cases in OUT not asked for again stay.
 
 {"rows": [{"adapters": 8, "case": "own", "system": "packed", "seconds": …, "ratio": …}, …]}
 """

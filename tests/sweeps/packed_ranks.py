@@ -1,7 +1,7 @@
 """Adapters that come and go, trained together: a process of test_packed_invariant.py.
 
 torchrun --nproc_per_node 2 packed_ranks.py OUT          both ranks, replicated and sharded
-packed()                                                 the same in one process, or one adapter alone
+packed()                                                 the same in one process, or one alone
 
 step        0 1 2 3 4 5 6 7
 all         x x x x x x x x     every site, salsa
