@@ -59,7 +59,7 @@ def make_vectors(config: Config) -> list[Path]:
             vectors = {s: method.scale * (means[method.contrast][s] - own[s]) for s in spec.sites}
             bank.set_row(row, vectors)
         run = open_run(config, ranks)
-        return save_adapters(run / "adapters", bank, config, speech_llm, index)
+        return save_adapters(run / "adapters", bank, config, speech_llm, index, {})
 
 
 def first_clips(

@@ -61,7 +61,7 @@ class SharedPrefix:
         self._splits: dict[str, Split] = {}
         self._hooks = ExitStack()
         self._stage: list[int] = []
-        if not self.sites:
+        if not self.sites or not bank.specs:
             return
         self._stage = [self.sites.index(s) for s in stage_sites(bank.specs, self.sites)]
         self.first = self.sites[min(self._stage)]

@@ -155,6 +155,9 @@ def make_plan(sweep: Sweep, nodes: int = 1) -> Plan:
     if not problems:
         identities = [identity(entry, sweep, facts, indexes[entry.corpus]) for entry in sweep.entries]
         problems += _twice(sweep.entries, identities)
+    if sweep.config.method.kind != sweep.file.method:
+        kind = sweep.config.method.kind
+        problems.append(f"its config has the method {kind!r}: a sweep trains {sweep.file.method!r}")
     if not sweep.entries:
         problems.append("the grid is empty: nothing is left after exclude")
     if problems:

@@ -406,7 +406,8 @@ def make_batches(config: Config, index: ShardIndex, speech_llm: SpeechLLM, ranks
         ranks.rank,
         ranks.world_size,
         config.training.micro_batch,
-        config.training.share_prefix,
+        # What is trained inside the encoder's layers leaves nothing below it to share.
+        config.training.share_prefix and config.method.kind == "salsa",
     )
 
 
