@@ -86,7 +86,9 @@ def reduce_step(
     for site, part in zip(bank.sites, summed, strict=True):
         gradient = torch.zeros_like(bank.vectors[site])
         index = steering[site]
-        gradient[index] = part.view(len(index), -1) / all_labels[index].clamp_min(1).unsqueeze(1)
+        gradient[index] = part.view(len(index), gradient.shape[1]) / all_labels[index].clamp_min(
+            1
+        ).unsqueeze(1)
         gradients[site] = gradient
     return Reduced(
         gradients, all_labels, all_losses, bool(flag.item() > 0), buffer.numel() * buffer.element_size()

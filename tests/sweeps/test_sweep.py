@@ -209,6 +209,12 @@ def test_an_adapter_that_halving_dropped_is_not_done_without_it(write: Any) -> N
     assert len(plan(write(grid)).new) == 1
 
 
+def test_a_site_that_nobody_steers_any_more_is_no_trouble(write: Any) -> None:
+    """Halving may drop all adapters of a site."""
+    made = plan(write({"sites": ["encoder:1", "llm:0"]}, halving={"rungs": [1], "keep": 0.5}))
+    assert len(train_all(made)) == 2
+
+
 def test_a_damaged_job_is_told(write: Any, tmp_path: Path) -> None:
     made = plan(write())
     (job,) = made.write()
