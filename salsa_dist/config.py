@@ -55,6 +55,10 @@ class BaseConfig(_Section):
     window_s: float | None = Field(
         None, gt=0, description="audio window in seconds; null: the base's own"
     )
+    stage_to: str | None = Field(
+        None,
+        description="folder on each node's own disk for a copy of the base: $SLURM_TMPDIR",
+    )
     prompt: str | None = Field(
         None, description="instruction instead of the authors' own; {language} becomes its name"
     )
@@ -300,7 +304,7 @@ class Config(_Section):
             mode="json",
             include={"base", "data", "method", "steering", "adapters", "training"},
             exclude={
-                "base": {"name", "revision"},
+                "base": {"name", "revision", "stage_to"},
                 "data": {"workers", "shards"},
                 "training": {
                     *("save_every_s", "keep", "micro_batch", "activation_checkpointing"),

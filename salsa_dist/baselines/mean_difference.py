@@ -17,12 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from salsa_dist.config import Config, MeanDifferenceMethod
+from salsa_dist.config import Config, MeanDifferenceMethod, PlacementConfig
 from salsa_dist.data.clip import Clip
 from salsa_dist.data.index import ShardIndex
 from salsa_dist.data.shards import read_range, read_sample
+from salsa_dist.placement.loading import load_base, silent
 from salsa_dist.placement.ranks import join
-from salsa_dist.speech_llms.load import SpeechLLM, load_speech_llm
+from salsa_dist.speech_llms.load import SpeechLLM
 from salsa_dist.steering.bank import AdapterSpec, Bank
 from salsa_dist.steering.sites import find_layers, select, site_modules
 from salsa_dist.steering.widths import site_widths
@@ -37,7 +38,7 @@ def make_vectors(config: Config) -> list[Path]:
         raise ValueError(f"method {method.kind} takes no mean differences")
     with join() as ranks:
         index = ShardIndex.load(config.data.shards)
-        speech_llm = load_speech_llm(**config.base.model_dump(), device=ranks.device)
+        speech_llm = load_base(config.base, ranks, PlacementConfig(), silent)
         layers = find_layers(speech_llm.model, speech_llm.layers)
         counts = {component: len(stack) for component, stack in layers.items()}
         specs = [

@@ -24,8 +24,9 @@ from salsa_dist.config import AdapterSettings, BiasMethod, Config, LoraMethod, P
 from salsa_dist.data.index import ShardIndex
 from salsa_dist.errors import UserError
 from salsa_dist.placement.frozen_base import FrozenBase
+from salsa_dist.placement.loading import load_base
 from salsa_dist.placement.ranks import Ranks, join
-from salsa_dist.speech_llms.load import SpeechLLM, load_speech_llm
+from salsa_dist.speech_llms.load import SpeechLLM
 from salsa_dist.steering.adapter_folder import known_as
 from salsa_dist.steering.bank import Bank
 from salsa_dist.steering.sites import find_layers, select, site_modules
@@ -54,7 +55,7 @@ def tune(config: Config) -> list[Path]:
             if folder.is_dir():
                 continue
             own = config.model_copy(update={"adapters": [adapter]})
-            speech_llm = load_speech_llm(**config.base.model_dump(), device=ranks.device)
+            speech_llm = load_base(config.base, ranks, PlacementConfig(), say)
             weights = installed(own, speech_llm, settings)
             batches = make_batches(own, index, speech_llm, ranks)
             if events is None:

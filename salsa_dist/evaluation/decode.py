@@ -35,10 +35,11 @@ from salsa_dist.data.shards import read_range, read_sample
 from salsa_dist.errors import UserError
 from salsa_dist.placement.choose import choose
 from salsa_dist.placement.frozen_base import FrozenBase
+from salsa_dist.placement.loading import load_base, silent
 from salsa_dist.placement.ranks import Ranks, join
 from salsa_dist.speech_llms import long_audio
 from salsa_dist.speech_llms.batch import Transcript
-from salsa_dist.speech_llms.load import SpeechLLM, load_speech_llm
+from salsa_dist.speech_llms.load import SpeechLLM
 from salsa_dist.steering.bank import Bank
 from salsa_dist.steering.sites import site_modules
 from salsa_dist.steering.vectors import SteeringVectors, bank_of
@@ -167,14 +168,17 @@ def _ready(
     ranks: Ranks,
 ) -> Iterator[tuple[FrozenBase, _Generate]]:
     """The base with what a pass adds to it, and what transcribes its clips."""
-    settings = {**config.base.model_dump(), "window_s": window}
-    speech_llm = load_speech_llm(**settings, device=ranks.device)
     method = config.method
+    settings = config.base.model_copy(update={"window_s": window})
+    speech_llm = load_base(settings, ranks, placement, silent)
     bank = Bank([], {}, ranks.device)
     examples: InContext | None = None
     if rows != [-1]:
-        if method.kind not in ("salsa", "mean-difference") and placement.kind != "replicate":
-            raise UserError(f"method {method.kind}: set evaluation.placement.kind to replicate")
+        whole = (placement.kind, placement.offload) == ("replicate", "none")
+        if method.kind not in ("salsa", "mean-difference") and not whole:
+            raise UserError(
+                f"method {method.kind}: set evaluation.placement.kind to replicate and offload to none"
+            )
         adapter = config.adapter_settings()[rows[-1]]
         if isinstance(method, LoraMethod | BiasMethod):
             weights = installed(config, speech_llm, adapter)
@@ -334,7 +338,7 @@ def _make_folder(folder: Path, config: Config, index: ShardIndex, digests: Mappi
     """Keep earlier transcripts only if all that they depend on is the same."""
     settings = {
         "schema": SCHEMA,
-        "base": config.base.model_dump(mode="json"),
+        "base": config.base.model_dump(mode="json", exclude={"stage_to"}),
         "shards": index.hash,
         "split": config.evaluation.split,
         "max_new_tokens": config.evaluation.max_new_tokens,

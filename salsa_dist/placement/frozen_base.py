@@ -31,6 +31,7 @@ from salsa_dist.placement.kept_prefix import (
     skip_convolutions,
     start_at,
 )
+from salsa_dist.placement.loading import Say, silent
 from salsa_dist.placement.ranks import Ranks, group_size
 from salsa_dist.placement.recompute import recompute_in_backward
 from salsa_dist.placement.shared_prefix import SharedPrefix
@@ -46,11 +47,13 @@ class FrozenBase:
     """A placed base with a bank of steering vectors on it.
 
     Args:
-        speech_llm: the base, whole on this rank; sharded placements empty it.
+        speech_llm: the base, whole on this rank or with its weights unread (`load_base`); a shared
+            placement leaves this rank with its part of them.
         bank: the vectors, on the rank's device.
         ranks: this process.
         placement: how many ranks share one copy.
         activation_checkpointing: make the layers' inner activations again in backward.
+        say: gets a line every few seconds while weights are read.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class FrozenBase:
         ranks: Ranks,
         placement: PlacementConfig,
         activation_checkpointing: bool = False,
+        say: Say = silent,
     ) -> None:
         self.model: Any = speech_llm.model
         self.family = speech_llm.family
@@ -74,7 +78,9 @@ class FrozenBase:
         self._zero: ZeroShards | None = None
         if self.size > 1:
             settings = ds_settings(placement.ds_config, placement.kind, self.dtype)
-            self._zero = ZeroShards(self.model, self.size, settings)
+            self._zero = ZeroShards(
+                self.model, speech_llm.sources, self.size, settings, ranks.device, say
+            )
         sites = site_modules(self.model, speech_llm.layers)
         self._sites = sites
         self._kept: KeptPrefix | None = None

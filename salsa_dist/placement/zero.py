@@ -1,8 +1,8 @@
 """Frozen weights cut over a group of ranks by DeepSpeed ZeRO-3. The only file that imports DeepSpeed.
 
-    zero.Init(module, data_parallel_group=group)    each rank keeps 1/k of every weight
-    initialize(model, config)                       hooks that gather a module's weights around its
-                                                    forward and backward, and release them after
+    _Cut(group).keep(weight)     each rank keeps 1/k of every weight
+    initialize(model, config)    hooks that gather a module's weights around its
+                                 forward and backward, and release them after
 
 `initialize` gets no optimizer: nothing of the base is trained. The model itself is called, not the
 engine, and autograd reaches the steering vectors through the hooks.
@@ -14,7 +14,7 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,8 @@ import torch.distributed as dist
 from torch import nn
 
 from salsa_dist.errors import UserError
+from salsa_dist.placement.loading import Part, Say, fill
+from salsa_dist.speech_llms.weight_files import StoredTensor
 
 _REPOSITORY = Path(__file__).parents[2]
 
@@ -75,12 +77,24 @@ class ZeroShards:
     """A model whose weights are cut over a group of consecutive ranks.
 
     Args:
-        model: frozen, whole on this rank; afterwards each weight is empty between uses.
+        model: frozen, whole on this rank or on the meta device; afterwards each weight is empty between
+            uses.
+        sources: where the weights of a model on the meta device lie; see `SpeechLLM.sources`.
         size: ranks of a group.
         settings: a DeepSpeed config.
+        device: where the model runs.
+        say: gets the progress of reading.
     """
 
-    def __init__(self, model: nn.Module, size: int, settings: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        sources: Mapping[str, StoredTensor] | None,
+        size: int,
+        settings: dict[str, Any],
+        device: torch.device,
+        say: Say,
+    ) -> None:
         deepspeed = _import_deepspeed()
         self.model = model
         self.size = size
@@ -89,12 +103,14 @@ class ZeroShards:
         groups = [dist.new_group(list(range(i, i + size))) for i in range(0, world, size)]
         self.group = groups[dist.get_rank() // size]
         dtype = next(model.parameters()).dtype
-        deepspeed.zero.Init(
-            module=model,
-            data_parallel_group=self.group,
-            config_dict_or_path=settings,
-            dtype=dtype,
-        )
+        keep = _cutter(deepspeed, self.group, settings, dtype)
+        if sources is None:
+            for parameter in model.parameters():
+                keep(parameter)
+        else:
+            fill(model, sources, Part(dist.get_rank() % size, size), keep, say)
+        for buffer in model.buffers():
+            buffer.data = buffer.data.to(device)
         # With no optimizer to build, the engine only installs the hooks; it is not called again.
         engine, *_ = deepspeed.initialize(model=model, config=settings, dist_init_required=False)
         self._offload = engine.optimizer
@@ -143,6 +159,29 @@ class ZeroShards:
             yield traffic
         finally:
             coordinator.fetch_sub_module = fetch
+
+
+def _cutter(
+    deepspeed: Any, group: Any, settings: dict[str, Any], dtype: torch.dtype
+) -> Callable[[nn.Parameter], None]:
+    """What leaves a rank of `group` with its part of a parameter.
+
+    `zero.Init` would send each whole parameter from the group's first rank to the others before it cuts
+    it. Here every rank has read its own part, so nothing is sent.
+    """
+
+    class Cut(deepspeed.zero.Init):  # type: ignore[misc]
+        def _zero_init_param(self, param: nn.Parameter) -> None:
+            self._convert_to_deepspeed_param(param)
+            param.partition()
+
+        def keep(self, param: nn.Parameter) -> None:
+            self._convert_to_zero_parameters([param])
+
+    keep: Callable[[nn.Parameter], None] = Cut(
+        module=nn.Module(), data_parallel_group=group, config_dict_or_path=settings, dtype=dtype
+    ).keep
+    return keep
 
 
 def _import_deepspeed() -> Any:

@@ -80,7 +80,10 @@ class Family(Protocol):
         """Tokenizer and feature extractor, by folder or hub name; `auto_processor` for most."""
 
     def fit(self, model: Any) -> None:
-        """Change `model` to the window, in place, before its weights are placed."""
+        """Change `model` to the window, in place, before its weights are placed.
+
+        The model may have no data yet (meta device), so this may only keep the first rows of a weight.
+        """
 
     def prompt(self, language: str) -> list[int]:
         """Token ids up to where the transcript starts, with one placeholder for the audio if the

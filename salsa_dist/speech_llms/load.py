@@ -4,6 +4,9 @@ base = load_speech_llm("openai/whisper-base")
 base.model     the transformers model: eval, no gradients
 base.family    how its prompts, labels and transcripts are made
 base.revision  what pins its weights: the hub's commit, or a hash of the folder
+
+A base that many ranks share is not loaded whole anywhere: `filled=False` gives its model without data
+and says where each weight lies; `placement` reads from there what a rank keeps.
 """
 
 from __future__ import annotations
@@ -31,12 +34,16 @@ from salsa_dist.speech_llms import (
     whisper,
 )
 from salsa_dist.speech_llms.family import Checkpoint, Family, FamilyOptions
+from salsa_dist.speech_llms.unfilled import unfilled
+from salsa_dist.speech_llms.weight_files import StoredTensor
 
 # What transformers raises for files that are missing, damaged, or of another version.
 UNREADABLE = (
     *(OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError),
     *(SafetensorError, StrictDataclassError),
 )
+# What a base is loaded from; a hub's folder may hold the same weights in three other forms too.
+CHECKPOINT_FILES = (".json", ".safetensors", ".txt", ".model", ".jinja", ".tiktoken")
 _FAMILIES: tuple[type[Family], ...] = (
     whisper.Whisper,
     qwen2_audio.Qwen2Audio,
@@ -51,15 +58,17 @@ FAMILIES = {model_type: family for family in _FAMILIES for model_type in family.
 
 @dataclass
 class SpeechLLM:
-    """A frozen base, whole, on one device.
+    """A frozen base, whole on one device, or with its weights still in their files.
 
     Attributes:
-        model: the transformers model.
+        model: the transformers model; on the meta device where `sources` is not None.
         family: makes its batches and reads its output; holds no weights.
         name: the folder or hub name that it was loaded by.
         revision: hub commit, or `local-` and a hash of the folder's config and weights.
         parameters: how many numbers it has.
         layers: paths of layer lists that are not found by structure; see `find_layers`.
+        sources: by its name in `model`, where each weight lies; None: the model is whole. A weight
+            that the window made shorter is the first rows of what is stored.
     """
 
     model: Any
@@ -68,6 +77,7 @@ class SpeechLLM:
     revision: str
     parameters: int
     layers: Mapping[str, str] = field(default_factory=dict)
+    sources: Mapping[str, StoredTensor] | None = None
 
     @property
     def window_s(self) -> float:
@@ -84,6 +94,8 @@ def load_speech_llm(
     language_as: Mapping[str, str] | None = None,
     layers: Mapping[str, str] | None = None,
     device: str | torch.device = "cpu",
+    copy: Path | None = None,
+    filled: bool = True,
 ) -> SpeechLLM:
     """Load a base through transformers' public classes, without remote code.
 
@@ -96,9 +108,13 @@ def load_speech_llm(
         language_as: languages to announce to the base as another.
         layers: paths of layer lists that are not found by structure.
         device: where the weights go.
+        copy: a folder with the same files to read them from, such as one on this node's own disk.
+        filled: False leaves the weights in their files; a base whose checkpoint does not let them be
+            read one by one (see `unfilled`) comes whole all the same, on the CPU.
 
     Raises:
-        UserError: no such base, a base of an unknown family, or one that wants remote code.
+        UserError: no such base, a base of an unknown family, one that wants remote code, or one whose
+            checkpoint lacks weights.
     """
     from transformers import AutoConfig
 
@@ -113,13 +129,31 @@ def load_speech_llm(
         raise UserError(
             f"base {name} is a {config.model_type!r} model; known families are {', '.join(FAMILIES)}"
         )
+    files = (name, revision) if copy is None else (str(copy), None)
+    cls = model_class(config, family_class.MODEL_CLASS)
+    precision = getattr(torch, dtype)
+    sources: Mapping[str, StoredTensor] | None = None
     try:
-        processor = family_class.load_processor(name, revision)
-        model: Any = model_class(config, family_class.MODEL_CLASS).from_pretrained(
-            name, revision=revision, dtype=getattr(torch, dtype), trust_remote_code=False
-        )
+        processor = family_class.load_processor(*files)
+        described = None if filled else unfilled(cls, config, *files, precision)
+        if described is None:
+            model, info = cls.from_pretrained(
+                files[0],
+                revision=files[1],
+                dtype=precision,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+        else:
+            model, info, sources = described.model, described.loading_info, described.sources
     except UNREADABLE as e:
         raise _no_base(name, e) from None
+    if lacking := sorted(info["missing_keys"]):
+        # transformers would fill these with random numbers, other ones on every rank.
+        raise UserError(
+            f"base {name}: its checkpoint lacks {len(lacking)} weights, such as {lacking[0]}: take a "
+            "complete checkpoint"
+        )
     checkpoint = Checkpoint(name, model.config, processor, model.generation_config)
     family = family_class(checkpoint, options)
     # eval: no dropout, no layerdrop, no BatchNorm updates in a frozen base.
@@ -127,12 +161,13 @@ def load_speech_llm(
     family.fit(model)
     model.generation_config.max_length = None  # each call says how many tokens it wants
     return SpeechLLM(
-        model=model.to(device),
+        model=model.to(device) if filled else model,
         family=family,
         name=name,
         revision=base_revision(name, config),
         parameters=sum(p.numel() for p in model.parameters()),
         layers=layers or {},
+        sources=sources,
     )
 
 
@@ -150,7 +185,7 @@ def model_class(config: Any, named: str | None) -> Any:
         return getattr(transformers, named)
     for auto in (AutoModelForSpeechSeq2Seq, AutoModelForMultimodalLM):
         if type(config) in auto._model_mapping:
-            return auto
+            return auto._model_mapping[type(config)]
     return getattr(transformers, config.architectures[0])
 
 
@@ -177,6 +212,23 @@ def base_revision(name: str, config: Any) -> str:
                 file.seek(place * max(0, size - 65_536) // 16, os.SEEK_SET)
                 digest.update(file.read(65_536))
     return "local-" + digest.hexdigest()[:16]
+
+
+def source_folder(name: str, revision: str | None) -> Path:
+    """The folder that a base's files are in; those of a hub name are fetched if need be.
+
+    Raises:
+        UserError: no such base.
+    """
+    if (folder := Path(os.path.expanduser(name))).is_dir():
+        return folder
+    from huggingface_hub import snapshot_download
+
+    kinds = [f"*{kind}" for kind in CHECKPOINT_FILES]
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=kinds))
+    except UNREADABLE as e:
+        raise _no_base(name, e) from None
 
 
 def _no_base(name: str, error: Exception) -> UserError:

@@ -69,7 +69,8 @@ def shorten(encoder: Any, positions: int) -> None:
     old = encoder.embed_positions
     if positions == old.num_embeddings:
         return
-    new = nn.Embedding(positions, old.embedding_dim, dtype=old.weight.dtype)
+    like = {"dtype": old.weight.dtype, "device": old.weight.device}
+    new = nn.Embedding(positions, old.embedding_dim, **like)
     new.weight.data.copy_(old.weight.data[:positions])
     new.requires_grad_(False)
     encoder.embed_positions = new

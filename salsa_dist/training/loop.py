@@ -35,8 +35,9 @@ from salsa_dist.data.subset import take_minutes
 from salsa_dist.errors import UserError
 from salsa_dist.placement.choose import Placed, choose
 from salsa_dist.placement.frozen_base import FrozenBase
+from salsa_dist.placement.loading import load_base
 from salsa_dist.placement.ranks import Ranks, join
-from salsa_dist.speech_llms.load import SpeechLLM, load_speech_llm
+from salsa_dist.speech_llms.load import SpeechLLM
 from salsa_dist.steering.adapter_folder import known_as
 from salsa_dist.steering.bank import AdapterSpec, Bank
 from salsa_dist.steering.sites import find_layers, select
@@ -78,8 +79,7 @@ def train(config: Config) -> Trained:
         placed = choose(config, ranks)
         for line in placed.lines:
             say(line)
-        say(f"loading base {config.base.name}")
-        speech_llm = load_speech_llm(**config.base.model_dump(), device=ranks.device)
+        speech_llm = load_base(config.base, ranks, placed.placement, say)
         bank = make_bank(config, speech_llm, ranks.device)
         optimizer = PackedAdam(bank, _schedules(config), config.training.clip_norm)
         batches = make_batches(config, index, speech_llm, ranks)
@@ -102,7 +102,7 @@ def train(config: Config) -> Trained:
         for adapter, job in zip(config.adapters, batches.jobs, strict=True):
             events.write("data", adapter=adapter.name, clips=job.plan.clips, left_out=job.plan.left_out)
         base = FrozenBase(
-            speech_llm, bank, ranks, placed.placement, config.training.activation_checkpointing
+            speech_llm, bank, ranks, placed.placement, config.training.activation_checkpointing, say
         )
         stack.callback(base.close)
         signals = stack.enter_context(StopSignals())

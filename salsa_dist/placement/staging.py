@@ -1,0 +1,88 @@
+"""A copy of a base on this node's own disk, made once by one rank of the node and used by all.
+
+base.stage_to: $SLURM_TMPDIR
+
+    $SLURM_TMPDIR/
+    └── whisper-base-3f9c2a71d0b4/     its name and a hash of its config and weights
+        ├── config.json
+        └── model.safetensors          of the source's size, or the copy is made again
+
+The copy grows in a folder beside and takes its name when it is whole, so a job that is killed while
+copying leaves nothing that a later one would take for a base.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch.distributed as dist
+
+from salsa_dist.config import BaseConfig
+from salsa_dist.errors import UserError
+from salsa_dist.new_folder import made_beside
+from salsa_dist.placement.ranks import Ranks
+from salsa_dist.speech_llms.load import CHECKPOINT_FILES, base_revision, source_folder
+
+
+def staged(base: BaseConfig, ranks: Ranks, say: Callable[[str], None]) -> Path:
+    """The folder of this node's copy. Every rank calls this; one a node copies.
+
+    Raises:
+        UserError: no such base, an environment variable that is not set, or too little room.
+    """
+    target, failed = "", ""
+    if ranks.local_rank == 0:
+        try:
+            source = source_folder(base.name, base.revision)
+            mark = base_revision(str(source), None).removeprefix("local-")
+            folder = stage_folder(base.stage_to or "") / f"{Path(base.name).name}-{mark}"
+            _copy(source, folder, say)
+            target = str(folder)
+        except UserError as e:
+            failed = str(e)
+        except OSError as e:
+            failed = f"base.stage_to is {base.stage_to}, no place to write to: {e.strerror or e}"
+    # The other ranks of the node wait here, and learn of the copy.
+    outcomes: list[tuple[str, str]] = [("", "")] * ranks.world_size
+    dist.all_gather_object(outcomes, (target, failed))
+    for _, failure in outcomes:
+        if failure:
+            raise UserError(failure)
+    return Path(outcomes[ranks.rank - ranks.local_rank][0])
+
+
+def stage_folder(text: str) -> Path:
+    """`base.stage_to` with its environment variables put in.
+
+    Raises:
+        UserError: one of them is not set.
+    """
+    expanded = os.path.expandvars(os.path.expanduser(text))
+    if "$" in expanded:
+        raise UserError(f"base.stage_to is {text}, and that variable is not set on this node")
+    return Path(expanded)
+
+
+def _copy(source: Path, target: Path, say: Callable[[str], None]) -> None:
+    files = {
+        p.name: p for p in sorted(source.iterdir()) if p.is_file() and p.suffix in CHECKPOINT_FILES
+    }
+    if target.is_dir():
+        if {p.name: p.stat().st_size for p in target.iterdir()} == {
+            name: p.stat().st_size for name, p in files.items()
+        }:
+            say(f"using the copy of the base in {target}")
+            return
+        shutil.rmtree(target)
+    size = sum(p.stat().st_size for p in files.values())
+    target.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(target.parent).free
+    if free < size:
+        raise OSError(f"the base takes {size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free there")
+    say(f"copying the base's {size / 1e9:.2f} GB to {target}")
+    with made_beside(target) as folder:
+        for name, path in files.items():
+            shutil.copyfile(path, folder / name)

@@ -1,0 +1,151 @@
+"""A model whose weights are still in their files, and which stored tensor belongs where.
+
+    checkpoint                      model on the meta device
+    audio_tower.conv1.weight  ───>  model.audio_tower.conv1.weight      of its true shape and dtype
+    language_model.embed…     ───>  embed_tokens.weight = lm_head.weight   tied: one parameter
+                                    …rotary_emb.inv_freq   computed, not stored: real, on the CPU
+
+transformers' own `from_pretrained` does the renaming, tying, precision and the report of what is
+missing or too much, on tensors that have a shape and no data. All that is left is to read each weight,
+which `placement` does where it is wanted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from salsa_dist.speech_llms.weight_files import StoredTensor, safetensors_files, stored_tensors
+
+
+@dataclass(frozen=True)
+class Unfilled:
+    """A model on the meta device with the source of each of its weights.
+
+    Attributes:
+        model: of transformers; parameters and stored buffers are on the meta device.
+        sources: of each of these, by its name in the model, the tensor that it is read from. Tied names
+            share one, which stands under one of them.
+        loading_info: what `from_pretrained(…, output_loading_info=True)` reports.
+    """
+
+    model: Any
+    sources: dict[str, StoredTensor]
+    loading_info: Mapping[str, Any]
+
+
+def unfilled(
+    model_class: Any, config: Any, name: str, revision: str | None, dtype: torch.dtype
+) -> Unfilled | None:
+    """A checkpoint's model without its data; None where its weights are more than renamed.
+
+    That is so for checkpoints that are not safetensors, that hold a LoRA beside the base, that leave
+    out weights which transformers makes up, or whose tensors it cuts or joins (fused experts): these
+    must be loaded whole.
+
+    Args:
+        model_class: the transformers class.
+        config: of the checkpoint.
+        name: folder or hub name.
+        revision: hub branch, tag or commit.
+        dtype: precision of the weights.
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter
+    from transformers.utils import cached_file
+
+    files = safetensors_files(name, revision)
+    options: dict[str, Any] = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
+    if files is None or cached_file(name, "adapter_config.json", **options) is not None:
+        return None
+    stored = stored_tensors(files)
+    empty = {k: torch.empty(t.shape, dtype=t.dtype, device="meta") for k, t in stored.items()}
+    model, loading_info = model_class.from_pretrained(
+        None,
+        config=config,
+        state_dict=empty,
+        dtype=dtype,
+        device_map={"": torch.device("meta")},
+        output_loading_info=True,
+    )
+    model.config.name_or_path = name
+    mapping = get_model_conversion_mapping(model)
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    renamings = [entry for entry in mapping if not isinstance(entry, WeightConverter)]
+    names = model.state_dict()
+    sources: dict[str, StoredTensor] = {}
+    for key, tensor in stored.items():
+        target, converted = _target(key, renamings, converters, model.base_model_prefix, names)
+        if converted:
+            return None
+        if target in names:
+            sources[target] = tensor
+    _tie_what_is_stored_twice(model, sources)
+    read = {id(_get(model, source)) for source in sources}
+    if not loading_info["missing_keys"] and any(id(p) not in read for p in model.parameters()):
+        return None
+    _compute_buffers(model, read)
+    _take_generation_config(model, name, revision)
+    return Unfilled(model, sources, loading_info)
+
+
+def _target(
+    key: str, renamings: list[Any], converters: list[Any], prefix: str, names: dict[str, Any]
+) -> tuple[str, bool]:
+    """The model's name for a stored tensor, and whether more than its name changes."""
+    from transformers.core_model_loading import rename_source_key
+
+    target, pattern = rename_source_key(key, renamings, converters, prefix, names)
+    if target not in names and key in names:
+        target, pattern = rename_source_key(key, [], [], prefix, names)
+    return target, pattern is not None
+
+
+def _tie_what_is_stored_twice(model: Any, sources: dict[str, StoredTensor]) -> None:
+    """Tie two weights that are both in the checkpoint if they are equal there, as transformers does.
+
+    On the meta device it can't compare them, and leaves them apart.
+    """
+    for target, source in list(model.all_tied_weights_keys.items()):
+        if target not in sources or source not in sources:
+            continue
+        if sources[target].equals(sources[source]):
+            _set(model, target, model.get_parameter(source))
+            del sources[target]
+        else:
+            del model.all_tied_weights_keys[target]
+
+
+def _compute_buffers(model: Any, read: Container[int]) -> None:
+    """Make the buffers that no file holds, such as rotary frequencies, as transformers does."""
+    for name, buffer in list(model.named_buffers()):
+        if buffer.is_meta and id(buffer) not in read:
+            _set(model, name, torch.empty_like(buffer, device="cpu"))
+    for module in model.modules():
+        module._is_hf_initialized = False  # looked at before, while there was nothing to fill
+    # It leaves alone what comes from the checkpoint: those tensors are marked.
+    model.initialize_weights()
+
+
+def _take_generation_config(model: Any, name: str, revision: str | None) -> None:
+    from transformers import GenerationConfig
+
+    try:
+        model.generation_config = GenerationConfig.from_pretrained(name, revision=revision or "main")
+    except OSError:
+        return  # it has none: the one that was made from the model's config stays
+
+
+def _get(model: nn.Module, name: str) -> torch.Tensor:
+    parent, _, leaf = name.rpartition(".")
+    tensor: torch.Tensor = getattr(model.get_submodule(parent), leaf)
+    return tensor
+
+
+def _set(model: nn.Module, name: str, tensor: torch.Tensor) -> None:
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, tensor)
