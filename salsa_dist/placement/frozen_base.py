@@ -76,8 +76,14 @@ class FrozenBase:
             t.numel() * t.element_size() for t in [*self.model.parameters(), *self.model.buffers()]
         )
         self._zero: ZeroShards | None = None
-        if self.size > 1:
-            settings = ds_settings(placement.ds_config, placement.kind, self.dtype)
+        if self.size > 1 or placement.offload != "none":
+            settings = ds_settings(
+                placement.ds_config,
+                placement.kind,
+                self.dtype,
+                placement.offload,
+                placement.nvme_path,
+            )
             self._zero = ZeroShards(
                 self.model, speech_llm.sources, self.size, settings, ranks.device, say
             )
@@ -125,7 +131,7 @@ class FrozenBase:
         """Transcribe `clips`, each with its own adapter on. All ranks call this equally often; a
         rank that has no clips left passes none. Clips longer than the window are cut and joined."""
         # Under ZeRO-3 every rank must step along, so an empty batch is one silent clip.
-        taking_part = list(clips) or [silent_clip(self.family.languages[0])] * (self.size > 1)
+        taking_part = list(clips) or [silent_clip(self.family.languages[0])] * self._in_step
         if not taking_part:
             return []
         cut = [long_audio.pieces(clip, self.family.window_s) for clip in taking_part]
@@ -133,7 +139,7 @@ class FrozenBase:
         batch = self.family.prompt_batch(parts).to(self.ranks.device, self.dtype)
         batch = replace(batch, options={**batch.options, **(decoding or {})})
         with torch.inference_mode(), self.bank.rows(batch.rows):
-            transcripts = self.family.generate(self.model, batch, max_new_tokens, synced=self.size > 1)
+            transcripts = self.family.generate(self.model, batch, max_new_tokens, synced=self._in_step)
         of_piece = iter(transcripts)
         return [
             long_audio.joined(list(islice(of_piece, len(pieces))), clip.language)
@@ -144,6 +150,11 @@ class FrozenBase:
         """Release what backward left gathered."""
         if self._zero is not None:
             self._zero.release()
+
+    @property
+    def _in_step(self) -> bool:
+        """Whether all ranks must run the same modules: DeepSpeed compares them, between groups too."""
+        return self._zero is not None
 
     @contextmanager
     def watched(self) -> Iterator[StepTraffic]:

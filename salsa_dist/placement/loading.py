@@ -58,11 +58,11 @@ def load_base(base: BaseConfig, ranks: Ranks, placement: PlacementConfig, say: S
     Raises:
         UserError: the base can't be loaded or copied, or the ranks can't be cut as placed.
     """
-    shared = group_size(placement.kind, ranks) > 1
+    elsewhere = group_size(placement.kind, ranks) > 1 or placement.offload != "none"
     copy = None if base.stage_to is None else staged(base, ranks, say)
     say(f"loading base {base.name}")
     settings = base.model_dump(exclude={"stage_to"})
-    return load_speech_llm(**settings, device=ranks.device, copy=copy, filled=not shared)
+    return load_speech_llm(**settings, device=ranks.device, copy=copy, filled=not elsewhere)
 
 
 def fill(

@@ -44,11 +44,24 @@ class StepTraffic:
     peak_bytes: int = 0
 
 
-def ds_settings(path: Path | None, kind: str | int, dtype: torch.dtype) -> dict[str, Any]:
-    """The DeepSpeed config of a placement, with the precision of the base filled in.
+def ds_settings(
+    path: Path | None,
+    kind: str | int,
+    dtype: torch.dtype,
+    offload: str = "none",
+    nvme_path: Path | None = None,
+) -> dict[str, Any]:
+    """The DeepSpeed config of a placement, with the precision of the base and offload filled in.
 
     Args:
         path: the user's own file; None: the one in ds_configs/ that is named after the placement.
+        kind: `placement.kind`.
+        dtype: of the base.
+        offload: where parts are between uses; `none` leaves what the file says.
+        nvme_path: folder for `offload` nvme.
+
+    Raises:
+        UserError: the file can't be used for a frozen base, or its offload can't work here.
     """
     if path is None:
         path = _REPOSITORY / "ds_configs" / f"{kind if isinstance(kind, str) else 'group'}.json"
@@ -66,6 +79,13 @@ def ds_settings(path: Path | None, kind: str | int, dtype: torch.dtype) -> dict[
         )
     if "optimizer" in settings:
         raise UserError(f"DeepSpeed config {path}: drop 'optimizer', the base is frozen")
+    if offload != "none":
+        target = settings["zero_optimization"].setdefault("offload_param", {})
+        target.update({"device": offload, "pin_memory": torch.cuda.is_available()})
+        if nvme_path is not None:
+            target["nvme_path"] = str(nvme_path)
+    if _offload_device(settings) == "nvme":
+        _refuse_nvme(settings["zero_optimization"]["offload_param"])
     # DeepSpeed insists on a batch size, which only its own training loop would use.
     settings["train_micro_batch_size_per_gpu"] = 1
     settings["bf16"] = {"enabled": dtype == torch.bfloat16}
@@ -98,6 +118,7 @@ class ZeroShards:
         deepspeed = _import_deepspeed()
         self.model = model
         self.size = size
+        self.offloaded = _offload_device(settings) != "none"
         # Every rank makes every group, in the same order: torch requires it.
         world = dist.get_world_size()
         groups = [dist.new_group(list(range(i, i + size))) for i in range(0, world, size)]
@@ -130,11 +151,15 @@ class ZeroShards:
         self._offload.release_backward_leftovers()
 
     def resident_bytes(self) -> int:
-        """Bytes of the base on this rank now: its parts, and what is gathered."""
+        """Bytes of the base on this rank's device now: its parts, and what is gathered.
+
+        Parts that are offloaded count as nothing, but for the small weights that stay on the device.
+        """
         total = sum(b.numel() * b.element_size() for b in self.model.buffers())
         for p in self.model.parameters():
             part: Any = p.ds_tensor  # type: ignore[attr-defined]
-            total += (part.numel() + p.data.numel()) * p.element_size()
+            there = not self.offloaded or p.ds_persist  # type: ignore[attr-defined]
+            total += (there * part.numel() + p.data.numel()) * p.element_size()
         return total
 
     @contextmanager
@@ -161,6 +186,29 @@ class ZeroShards:
             coordinator.fetch_sub_module = fetch
 
 
+def _offload_device(settings: dict[str, Any]) -> str:
+    """Where a config keeps parts between uses: none, cpu or nvme."""
+    offload = settings["zero_optimization"].get("offload_param") or {}
+    return str(offload.get("device", "none"))
+
+
+def _refuse_nvme(offload: dict[str, Any]) -> None:
+    """Before any weight is read: the folder is there, and DeepSpeed can build what writes to it."""
+    path = offload.get("nvme_path")
+    if path is None:
+        raise UserError("placement.offload is nvme: say in placement.nvme_path which folder")
+    if not Path(path).is_dir() or not os.access(path, os.W_OK | os.X_OK):
+        raise UserError(f"placement.nvme_path is {path}, which is no folder that can be written to")
+    _import_deepspeed()
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    if not AsyncIOBuilder().is_compatible(verbose=False):
+        raise UserError(
+            "placement.offload is nvme: DeepSpeed's async_io can't be built here, it lacks libaio's "
+            "library and header: install libaio-dev (libaio-devel), or take placement.offload=cpu"
+        )
+
+
 def _cutter(
     deepspeed: Any, group: Any, settings: dict[str, Any], dtype: torch.dtype
 ) -> Callable[[nn.Parameter], None]:
@@ -170,8 +218,8 @@ def _cutter(
     it. Here every rank has read its own part, so nothing is sent.
     """
 
-    class Cut(deepspeed.zero.Init):  # type: ignore[misc]
-        def _zero_init_param(self, param: nn.Parameter) -> None:
+    class Cut(deepspeed.zero.Init):
+        def _zero_init_param(self, param: Any) -> None:
             self._convert_to_deepspeed_param(param)
             param.partition()
 
