@@ -1,0 +1,241 @@
+"""What loading a base and one training step take of each rank's memory, and how much is read for it.
+
+    python benchmarks/memory_and_load.py --json OUT [--gigabytes 2] [--ranks 4] [--folder FOLDER]
+
+A Whisper-shaped base of random fp32 weights is written once; then each system loads it in fresh
+processes and takes two steps with one adapter, of which the second counts. On the CPU; ranks are on
+two pretended nodes, whose files are on one disk.
+
+    full, node                   ours: each rank reads the run of elements of each weight that it keeps
+    zero3 by transformers        HfDeepSpeedConfig, then from_pretrained
+    from_pretrained everywhere   placement replicate: each rank has the whole base
+
+{"rows": [{"system": …, "phase": "load", "base_bytes": …, "world_size": 4, "peak_bytes_per_rank": …,
+           "seconds": …, "bytes_read": …, "private_bytes_per_rank": …, "read_call_bytes": …}, …]}
+
+peak_bytes_per_rank     growth of VmHWM, the most memory that was resident, from just before loading to
+                        the end of the phase; of the rank with the most. Pages of a mapped file count.
+private_bytes_per_rank  the same for RssAnon alone, sampled: without pages of mapped files, which
+                        transformers lets stand for a CPU tensor until it is cast or moved to a GPU.
+bytes_read              bytes that came from the checkpoint's files in this phase, summed over ranks:
+                        growth of rchar (/proc/self/io), and of RssFile at its most: what is read by
+                        touching a mapped page is not in rchar. All of it comes from the page cache
+                        here, as the files were just written.
+read_call_bytes         rchar's part of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+SYSTEMS = ("full", "node", "zero3 by transformers", "from_pretrained everywhere")
+REPOSITORY = Path(__file__).parents[1]
+# What one layer of the encoder and one of the decoder have at this width.
+WIDTH, INNER = 1024, 4096
+_PAIR = 4 * (12 * WIDTH * WIDTH + 4 * WIDTH * INNER)  # bytes
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--json", type=Path, help="file for the rows")
+    parser.add_argument("--gigabytes", type=float, default=2)
+    parser.add_argument("--ranks", type=int, default=4)
+    parser.add_argument(
+        "--folder", type=Path, help="where the base is written; default: a temporary one"
+    )
+    parser.add_argument("--rank-of", nargs=2, metavar=("SYSTEM", "OUT"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.rank_of:
+        as_rank(options.rank_of[0], options.folder, Path(options.rank_of[1]))
+        return
+    if options.json is None:
+        parser.error("--json is missing")
+    import torch
+
+    import salsa_dist  # noqa: F401 -- before transformers
+
+    sys.path.insert(0, str(REPOSITORY / "tests"))
+    import tiny
+
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        tiny.make_base(Path(folder) / "tiny")
+        make_base(tiny.make_base(Path(folder) / "base"), options.gigabytes)
+        rows = []
+        for system in SYSTEMS:
+            for row in launch(system, Path(folder), options.ranks):
+                print(row, flush=True)
+                rows.append(row)
+    report = {
+        "date": str(date.today()),
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}",
+        "command": " ".join(["python", "benchmarks/memory_and_load.py", *sys.argv[1:]]),
+        "rows": rows,
+    }
+    options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+def make_base(folder: Path, gigabytes: float) -> None:
+    """Give a tiny base `gigabytes` of weights, in files of 500 MB; its processor and window stay."""
+    import torch
+    from transformers import WhisperConfig, WhisperForConditionalGeneration
+
+    config = WhisperConfig.from_pretrained(folder)
+    config.d_model = WIDTH
+    config.encoder_ffn_dim = config.decoder_ffn_dim = INNER
+    config.encoder_attention_heads = config.decoder_attention_heads = 16
+    config.encoder_layers = config.decoder_layers = max(1, round(gigabytes * 1e9 / _PAIR))
+    generation = (folder / "generation_config.json").read_text(encoding="utf-8")
+    (folder / "model.safetensors").unlink()
+    torch.manual_seed(0)
+    model = WhisperForConditionalGeneration(config)
+    model.save_pretrained(folder, max_shard_size="500MB")
+    (folder / "generation_config.json").write_text(generation, encoding="utf-8")
+
+
+def launch(system: str, folder: Path, ranks: int) -> list[dict[str, Any]]:
+    """Rows of one system, measured by its ranks."""
+    out = folder / system.replace(" ", "-")
+    out.mkdir()
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc_per_node={ranks}",
+    ]
+    command += [__file__, "--folder", str(folder / "base"), "--rank-of", system, str(out)]
+    path = os.pathsep.join(
+        [str(REPOSITORY), str(REPOSITORY / "tests"), os.environ.get("PYTHONPATH", "")]
+    )
+    env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, env=env, check=True, stdout=subprocess.DEVNULL)
+    found = [json.loads((out / f"{rank}.json").read_text()) for rank in range(ranks)]
+    return [
+        {
+            "system": system,
+            "phase": phase,
+            "base_bytes": found[0]["base_bytes"],
+            "world_size": ranks,
+            "peak_bytes_per_rank": max(f[phase]["peak"] for f in found),
+            "seconds": round(max(f[phase]["seconds"] for f in found), 2),
+            "bytes_read": sum(f[phase]["read"] + f[phase]["mapped"] for f in found),
+            "private_bytes_per_rank": max(f[phase]["private"] for f in found),
+            "read_call_bytes": sum(f[phase]["read"] for f in found),
+        }
+        for phase in ("load", "train")
+    ]
+
+
+def as_rank(system: str, folder: Path, out: Path) -> None:
+    """Load the base as `system` does, take two steps, write what they took."""
+    import torch
+    import torch.distributed as dist
+    from conformance import clips, gradients, random_bank
+
+    from salsa_dist.config import BaseConfig, PlacementConfig
+    from salsa_dist.placement.frozen_base import FrozenBase
+    from salsa_dist.placement.loading import load_base, silent
+    from salsa_dist.placement.ranks import Ranks, join
+    from salsa_dist.placement.zero import _import_deepspeed, ds_settings
+    from salsa_dist.speech_llms.load import load_speech_llm
+
+    torch.set_num_threads(1)
+    facts: dict[str, Any] = {}
+    with join() as world:
+        nodes = max(1, world.world_size // 2)
+        ranks = Ranks(world.rank, world.world_size, world.rank % nodes, nodes, world.device)
+        lean = REPOSITORY / "ds_configs/lean.json"
+        # Libraries are no part of what loading takes: a tiny base has them all imported.
+        _import_deepspeed()
+        for filled in (True, False):
+            load_speech_llm(folder.with_name("tiny"), filled=filled)
+        memory = Memory()
+        dist.barrier()
+        with memory.phase(facts, "load"):
+            if system == "zero3 by transformers":
+                from transformers.integrations import HfDeepSpeedConfig
+
+                kept = HfDeepSpeedConfig(ds_settings(lean, "full", torch.float32))
+                base = load_speech_llm(folder)
+                placement = PlacementConfig(kind="full", ds_config=lean)
+                facts["kept"] = bool(kept)
+            else:
+                kind: Any = "replicate" if system == "from_pretrained everywhere" else system
+                placement = PlacementConfig(kind=kind, ds_config=lean)
+                base = load_base(BaseConfig(name=str(folder)), ranks, placement, silent)
+            shapes = [getattr(p, "ds_shape", p.shape) for p in base.model.parameters()]
+            bank = random_bank(base, ["salsa"])
+            frozen = FrozenBase(base, bank, ranks, placement)
+            dist.barrier()
+        facts["base_bytes"] = 4 * sum(shape.numel() for shape in shapes)
+        mine = [c for c in clips(base) if c.row == 0][:1]
+        gradients(frozen, mine)
+        with memory.phase(facts, "train"):
+            gradients(frozen, mine)
+        (out / f"{ranks.rank}.json").write_text(json.dumps(facts))
+
+
+class Memory:
+    """What /proc says of this process, from its making on."""
+
+    def __init__(self) -> None:
+        Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts from what is resident now
+        self.before = self.status()
+
+    @contextmanager
+    def phase(self, facts: dict[str, Any], name: str) -> Iterator[None]:
+        """Measure the block; peaks count from the making of this, not from the block's start."""
+        read, started = self.rchar(), time.monotonic()
+        files = self.status()["RssFile"]
+        private = mapped = 0
+        ended = threading.Event()
+
+        def sample() -> None:
+            nonlocal private, mapped
+            while not ended.wait(0.005):
+                now = self.status()
+                private = max(private, now["RssAnon"] - self.before["RssAnon"])
+                mapped = max(mapped, now["RssFile"] - files)
+
+        sampler = threading.Thread(target=sample)
+        sampler.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            sampler.join()
+        facts[name] = {
+            "seconds": time.monotonic() - started,
+            "peak": self.status()["VmHWM"] - self.before["VmRSS"],
+            "private": private,
+            "mapped": mapped,
+            "read": self.rchar() - read,
+        }
+
+    @staticmethod
+    def status() -> dict[str, int]:
+        """Bytes."""
+        lines = Path("/proc/self/status").read_text().splitlines()
+        pairs = (line.split() for line in lines if line.startswith(("VmHWM", "VmRSS", "Rss")))
+        return {pair[0].rstrip(":"): 1024 * int(pair[1]) for pair in pairs}
+
+    @staticmethod
+    def rchar() -> int:
+        return int(Path("/proc/self/io").read_text().split()[1])
+
+
+if __name__ == "__main__":
+    main()
