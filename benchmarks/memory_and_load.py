@@ -2,9 +2,10 @@
 
     python benchmarks/memory_and_load.py --json OUT [--gigabytes 2] [--ranks 4] [--folder FOLDER]
 
-A Whisper-shaped base of random fp32 weights is written once; then each system loads it in fresh
-processes and takes two steps with one adapter, of which the second counts. On the CPU; ranks are on
-two pretended nodes, whose files are on one disk.
+A base of Qwen2-Audio's shape with random weights is written once, in bf16 as bases are published; then
+each system loads it as fp32 in fresh processes and takes two steps with one adapter, of which the second
+counts. On the CPU; ranks are on two pretended nodes, whose files are on one disk. (A base loaded in the
+precision that it is stored in would be left in its mapped file by from_pretrained, as no GPU could.)
 
     full, node                   ours: each rank reads the run of elements of each weight that it keeps
     zero3 by transformers        HfDeepSpeedConfig, then from_pretrained
@@ -15,8 +16,7 @@ two pretended nodes, whose files are on one disk.
 
 peak_bytes_per_rank     growth of VmHWM, the most memory that was resident, from just before loading to
                         the end of the phase; of the rank with the most. Pages of a mapped file count.
-private_bytes_per_rank  the same for RssAnon alone, sampled: without pages of mapped files, which
-                        transformers lets stand for a CPU tensor until it is cast or moved to a GPU.
+private_bytes_per_rank  the same for RssAnon alone, sampled: without pages of mapped files.
 bytes_read              bytes that came from the checkpoint's files in this phase, summed over ranks:
                         growth of rchar (/proc/self/io), and of RssFile at its most: what is read by
                         touching a mapped page is not in rchar. All of it comes from the page cache
@@ -43,9 +43,9 @@ from typing import Any
 
 SYSTEMS = ("full", "node", "zero3 by transformers", "from_pretrained everywhere")
 REPOSITORY = Path(__file__).parents[1]
-# What one layer of the encoder and one of the decoder have at this width.
-WIDTH, INNER = 1024, 4096
-_PAIR = 4 * (12 * WIDTH * WIDTH + 4 * WIDTH * INNER)  # bytes
+# Of the LLM's layers, in fp32.
+WIDTH, INNER, HEADS = 1024, 4096, 16
+_LAYER = 4 * (4 * WIDTH * WIDTH + 3 * WIDTH * INNER)  # bytes
 
 
 def main() -> None:
@@ -68,11 +68,11 @@ def main() -> None:
     import salsa_dist  # noqa: F401 -- before transformers
 
     sys.path.insert(0, str(REPOSITORY / "tests"))
-    import tiny
+    import tiny_families
 
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        tiny.make_base(Path(folder) / "tiny")
-        make_base(tiny.make_base(Path(folder) / "base"), options.gigabytes)
+        tiny_families.make_qwen2_audio(Path(folder) / "tiny")
+        make_base(tiny_families.make_qwen2_audio(Path(folder) / "base"), options.gigabytes)
         rows = []
         for system in SYSTEMS:
             for row in launch(system, Path(folder), options.ranks):
@@ -90,17 +90,19 @@ def main() -> None:
 def make_base(folder: Path, gigabytes: float) -> None:
     """Give a tiny base `gigabytes` of weights, in files of 500 MB; its processor and window stay."""
     import torch
-    from transformers import WhisperConfig, WhisperForConditionalGeneration
+    from transformers import Qwen2AudioConfig, Qwen2AudioForConditionalGeneration
 
-    config = WhisperConfig.from_pretrained(folder)
-    config.d_model = WIDTH
-    config.encoder_ffn_dim = config.decoder_ffn_dim = INNER
-    config.encoder_attention_heads = config.decoder_attention_heads = 16
-    config.encoder_layers = config.decoder_layers = max(1, round(gigabytes * 1e9 / _PAIR))
+    config = Qwen2AudioConfig.from_pretrained(folder)
+    text = config.text_config
+    text.hidden_size, text.intermediate_size = WIDTH, INNER
+    text.num_attention_heads = text.num_key_value_heads = HEADS
+    text.head_dim = WIDTH // HEADS
+    text.num_hidden_layers = max(1, round(gigabytes * 1e9 / _LAYER))
+    text.layer_types = ["full_attention"] * text.num_hidden_layers
     generation = (folder / "generation_config.json").read_text(encoding="utf-8")
     (folder / "model.safetensors").unlink()
     torch.manual_seed(0)
-    model = WhisperForConditionalGeneration(config)
+    model = Qwen2AudioForConditionalGeneration(config).to(torch.bfloat16)
     model.save_pretrained(folder, max_shard_size="500MB")
     (folder / "generation_config.json").write_text(generation, encoding="utf-8")
 
@@ -128,6 +130,7 @@ def launch(system: str, folder: Path, ranks: int) -> list[dict[str, Any]]:
             "system": system,
             "phase": phase,
             "base_bytes": found[0]["base_bytes"],
+            "file_bytes": sum(f.stat().st_size for f in (folder / "base").glob("*.safetensors")),
             "world_size": ranks,
             "peak_bytes_per_rank": max(f[phase]["peak"] for f in found),
             "seconds": round(max(f[phase]["seconds"] for f in found), 2),
