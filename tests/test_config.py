@@ -62,7 +62,13 @@ def test_missing_file_and_broken_yaml(tmp_path: Path) -> None:
 
 def test_digest_minds_what_decides_the_vectors_and_nothing_else(path: Path) -> None:
     own = load_config(path).digest()
-    for same in ("run=elsewhere", "placement.kind=full", "data.workers=3", "base.name=moved"):
+    for same in (
+        "run=elsewhere",
+        "placement.kind=full",
+        "data.workers=3",
+        "base.name=moved",
+        "base.stage_to=x",
+    ):
         assert load_config(path, [same]).digest() == own
     for other in ("training.lr=1", "steering.rule=add", "data.readers=2", "base.window_s=1"):
         assert load_config(path, [other]).digest() != own
