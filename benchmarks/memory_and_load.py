@@ -3,8 +3,8 @@
     python benchmarks/memory_and_load.py --json OUT [--gigabytes 2] [--ranks 4] [--folder FOLDER]
 
 A base of Qwen2-Audio's shape with random weights is written once, in bf16 as bases are; then each
-system loads it as fp32 in fresh processes and takes two steps with one adapter, of which the second
-counts. On the CPU; ranks are on two pretended nodes, whose files are on one disk. (A base loaded in
+system loads it as fp32 in fresh processes and takes one step with one adapter: some minutes a system
+where ranks share two cores. On the CPU; ranks are on two pretended nodes, whose files are on one disk. (A base loaded in
 the precision that it is stored in would stay in its mapped file under from_pretrained, as no GPU can.)
 
     full, node                   ours: each rank reads the run of elements of each weight that it keeps
@@ -78,13 +78,13 @@ def main() -> None:
             for row in launch(system, Path(folder), options.ranks):
                 print(row, flush=True)
                 rows.append(row)
-    report = {
-        "date": str(date.today()),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}",
-        "command": " ".join(["python", "benchmarks/memory_and_load.py", *sys.argv[1:]]),
-        "rows": rows,
-    }
-    options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+            report = {
+                "date": str(date.today()),
+                "machine": f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}",
+                "command": " ".join(["python", "benchmarks/memory_and_load.py", *sys.argv[1:]]),
+                "rows": rows,
+            }
+            options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 def make_base(folder: Path, gigabytes: float) -> None:
@@ -185,7 +185,6 @@ def as_rank(system: str, folder: Path, out: Path) -> None:
             dist.barrier()
         facts["base_bytes"] = 4 * sum(shape.numel() for shape in shapes)
         mine = [c for c in clips(base) if c.row == 0][:1]
-        gradients(frozen, mine)
         with memory.phase(facts, "train"):
             gradients(frozen, mine)
         (out / f"{ranks.rank}.json").write_text(json.dumps(facts))
