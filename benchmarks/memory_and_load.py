@@ -4,8 +4,9 @@
 
 A base of Qwen2-Audio's shape with random weights is written once, in bf16 as bases are; then each
 system loads it as fp32 in fresh processes and takes one step with one adapter: some minutes a system
-where ranks share two cores. On the CPU; ranks are on two pretended nodes, whose files are on one disk. (A base loaded in
-the precision that it is stored in would stay in its mapped file under from_pretrained, as no GPU can.)
+where ranks share two cores. On the CPU; ranks are on two pretended nodes, whose files are on one disk.
+(A base loaded in the precision that it is stored in would stay in its mapped file under
+from_pretrained, as no GPU can.)
 
     full, node                   ours: each rank reads the run of elements of each weight that it keeps
     zero3 by transformers        HfDeepSpeedConfig, then from_pretrained
