@@ -20,7 +20,7 @@ import re
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -30,13 +30,20 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from salsa_dist.data.audio import Audio
+from salsa_dist.data.audio import Audio, resample
 from salsa_dist.data.index import Entry, Shard, ShardIndex
 from salsa_dist.errors import UserError
 
 SAMPLE_RATE = 16_000  # Hz
 MAX_SECONDS = 600.0  # of one sample; a few bytes of FLAC can claim hours of silence
-MAX_BYTES = 64 << 20  # of one sample in the tar
+MAX_BYTES = 64 << 20  # of one sample in the tar, and of one read
+MIN_RATE, MAX_RATE = 4_000, 192_000  # Hz
+MAX_CHANNELS = 8
+MAX_VALUES = 1 << 26  # channels times samples; 11 minutes of stereo at 48 kHz
+
+_MAX_GAP = 4096  # bytes between two samples that one read passes over
+_AUDIO = frozenset({"flac", "wav", "ogg", "mp3", "opus"})
+_DANGEROUS = frozenset({"pkl", "pickle", "pyd", "pth", "pt", "npy", "npz", "joblib"})
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 # WebDataset cuts a file's name at its first dot, so a key has none; short enough for one tar header.
@@ -45,11 +52,15 @@ _MAX_KEY = 200
 
 
 class BadSample(UserError):
-    """One sample of a shard that can't be used; names the shard and the key."""
+    """One sample of a shard that can't be used; names the shard and the key.
 
-    def __init__(self, shard: str | Path, key: str | None, what: str) -> None:
+    `kind` is `audio` (unreadable), `transcript` (missing, empty, damaged), `bounds` (a rate, length or
+    size out of bounds), `tar` (cut off, or not what the index says) or `shard` (it can't be opened).
+    """
+
+    def __init__(self, shard: str | Path, key: str | None, what: str, kind: str) -> None:
         super().__init__(f"{shard}: sample {key or 'without a key'} {what}")
-        self.shard, self.key = str(shard), key
+        self.shard, self.key, self.kind = str(shard), key, kind
 
 
 @dataclass(frozen=True)
@@ -177,78 +188,162 @@ class ShardWriter:
             raise UserError(f"sample {key} has NaN or infinite audio: drop it in the recipe")
 
 
+def read_ranges(
+    path: str | Path, entries: Iterable[Entry]
+) -> Iterator[tuple[Entry, bytes | BadSample]]:
+    """The bytes of several samples of one shard, or why a sample has none.
+
+    The shard is opened once and read forward; samples that lie side by side are read together.
+    """
+    wanted = sorted(entries, key=lambda e: e.offset)
+    try:
+        file = open(path, "rb", buffering=0)  # noqa: SIM115
+    except OSError as e:
+        for entry in wanted:
+            yield entry, BadSample(path, entry.key, f"can't be read ({e.strerror})", "shard")
+        return
+    with file:
+        for run in _runs(wanted):
+            start = run[0].offset
+            try:
+                file.seek(start)
+                raw = _read_fully(file, run[-1].offset + run[-1].length - start)
+            except OSError as e:
+                why = f"can't be read ({e.strerror})"
+                yield from ((x, BadSample(path, x.key, why, "shard")) for x in run)
+                continue
+            for entry in run:
+                own = raw[entry.offset - start : entry.offset - start + entry.length]
+                if entry.length > MAX_BYTES:
+                    why = f"claims {entry.length} bytes, more than {MAX_BYTES}"
+                    yield entry, BadSample(path, entry.key, why, "bounds")
+                elif len(own) < entry.length:
+                    why = "lies behind the end of its tar: fetch the shard again"
+                    yield entry, BadSample(path, entry.key, why, "tar")
+                else:
+                    yield entry, own
+
+
 def read_range(path: str | Path, entry: Entry) -> bytes:
     """The bytes of one sample: one seek, one read."""
-    if entry.length > MAX_BYTES:
-        raise BadSample(path, entry.key, f"claims {entry.length} bytes, more than {MAX_BYTES}")
-    try:
-        with open(path, "rb") as file:
-            file.seek(entry.offset)
-            raw = file.read(entry.length)
-    except OSError as e:
-        raise BadSample(path, entry.key, f"can't be read ({e.strerror})") from None
-    if len(raw) != entry.length:
-        raise BadSample(path, entry.key, "lies behind the end of its tar: fetch the shard again")
+    ((_, raw),) = read_ranges(path, [entry])
+    if isinstance(raw, BadSample):
+        raise raw
     return raw
+
+
+def _runs(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
+    """Entries in the order of a file, cut into what one read takes."""
+    run: list[Entry] = []
+    for entry in entries:
+        if run:
+            gap = entry.offset - (run[-1].offset + run[-1].length)
+            whole = entry.offset + entry.length - run[0].offset
+            if not 0 <= gap <= _MAX_GAP or whole > MAX_BYTES:
+                yield run
+                run = []
+        # What claims too much is a run of its own, of which only the allowed part is read.
+        run.append(entry)
+    if run:
+        yield run
+
+
+def _read_fully(file: io.FileIO, length: int) -> bytes:
+    """`length` bytes, never more than a sample may have, and fewer only at the end of the file."""
+    left = min(length, MAX_BYTES)
+    pieces = []
+    while left and (piece := file.read(left)):
+        pieces.append(piece)
+        left -= len(piece)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 def read_sample(
     raw: bytes, shard: str | Path = "shard in memory", key: str | None = None
 ) -> tuple[Audio, dict[str, Any]]:
-    """Audio `(samples,)` float32 at 16,000 Hz and the JSON facts of the sample in `raw`.
+    """Audio `(samples,)` float32 at 16,000 Hz and the facts of the sample in `raw`.
 
-    With `key`, another sample's bytes are refused; `shard` is what errors call the tar.
+    The facts are those of its JSON, or only the `text` of its .txt where others wrote the tar. With
+    `key`, another sample's bytes are refused; `shard` is what errors call the tar. Only audio, JSON and
+    text are decoded; a file that Python or torch would run code from is refused, whatever is in it.
     """
     if len(raw) > MAX_BYTES:
-        raise BadSample(shard, key, f"has {len(raw)} bytes, more than {MAX_BYTES}")
+        raise BadSample(shard, key, f"has {len(raw)} bytes, more than {MAX_BYTES}", "bounds")
     files: dict[str, bytes] = {}
     try:
         with tarfile.open(fileobj=io.BytesIO(raw), mode="r:") as tar:
             for member in tar:
-                stem, _, kind = member.name.rpartition(".")
-                if kind not in ("flac", "json") or not member.isreg() or member.issparse():
-                    raise BadSample(shard, key, f"holds {member.name!r}, no plain flac or json")
+                stem, kind = _key_and_kind(member.name)
+                if kind.rpartition(".")[2] in _DANGEROUS or not member.isreg() or member.issparse():
+                    raise BadSample(shard, key, f"holds {member.name!r}, no plain audio or text", "tar")
                 if kind in files or (key is not None and stem != key):
-                    raise BadSample(shard, key, f"holds {member.name!r} too: the index is wrong")
+                    raise BadSample(shard, key, f"holds {member.name!r} too: the index is wrong", "tar")
                 key = stem
+                if kind not in _AUDIO and kind not in ("json", "txt"):
+                    continue  # such as a picture beside the audio of others' tars
                 content = tar.extractfile(member)
                 files[kind] = content.read(MAX_BYTES) if content else b""
                 if len(files[kind]) != member.size:
-                    raise BadSample(shard, key, f"is cut off in its {kind}")
+                    raise BadSample(shard, key, f"is cut off in its {kind}", "tar")
     except (tarfile.TarError, ValueError, EOFError) as e:
-        raise BadSample(shard, key, f"is no piece of a tar ({e})") from None
-    if files.keys() != {"flac", "json"}:
-        raise BadSample(shard, key, "lacks its flac or its json")
-    return _audio(files["flac"], shard, key), _facts(files["json"], shard, key)
+        raise BadSample(shard, key, f"is no piece of a tar ({e})", "tar") from None
+    sounds = [kind for kind in files if kind in _AUDIO]
+    if not sounds:
+        raise BadSample(shard, key, "lacks its audio", "audio")
+    if len(sounds) > 1:
+        raise BadSample(shard, key, f"has its audio twice, as {' and '.join(sounds)}", "audio")
+    facts = _facts(files, shard, key)
+    return _audio(files[sounds[0]], shard, key), facts
 
 
-def _audio(flac: bytes, shard: str | Path, key: str | None) -> Audio:
+def _key_and_kind(name: str) -> tuple[str, str]:
+    """As WebDataset cuts a file's name: at the first dot behind the last slash."""
+    folder, slash, file = name.rpartition("/")
+    stem, _, kind = file.partition(".")
+    return folder + slash + stem, kind.lower()
+
+
+def _audio(content: bytes, shard: str | Path, key: str | None) -> Audio:
+    def bad(what: str, kind: str = "bounds") -> BadSample:
+        return BadSample(shard, key, what, kind)
+
     try:
-        with soundfile.SoundFile(io.BytesIO(flac)) as file:
-            if (file.format, file.channels, file.samplerate) != ("FLAC", 1, SAMPLE_RATE):
-                raise BadSample(shard, key, f"is not mono FLAC at {SAMPLE_RATE} Hz")
-            limit = int(MAX_SECONDS * SAMPLE_RATE)
-            # Never more than the limit, whatever the header claims.
-            audio: Audio = file.read(min(file.frames, limit + 1), dtype="float32")
-            claimed = file.frames
-    except (soundfile.SoundFileError, OSError, ValueError) as e:
-        raise BadSample(shard, key, f"has unreadable audio ({' '.join(str(e).split())})") from None
-    if claimed > limit:
-        raise BadSample(shard, key, f"claims more than {MAX_SECONDS:.0f} s of audio")
+        with soundfile.SoundFile(io.BytesIO(content)) as file:
+            rate, claimed = file.samplerate, file.frames
+            if not MIN_RATE <= rate <= MAX_RATE:
+                raise bad(f"has audio at {rate} Hz, not from {MIN_RATE} to {MAX_RATE}")
+            if file.channels > MAX_CHANNELS:
+                raise bad(f"has {file.channels} channels, more than {MAX_CHANNELS}")
+            if claimed > MAX_SECONDS * rate:
+                raise bad(f"claims {claimed / rate:.0f} s of audio, more than {MAX_SECONDS:.0f} s")
+            if claimed * file.channels > MAX_VALUES:
+                raise bad(f"claims {claimed} samples in {file.channels} channels, too many to hold")
+            # Only what the header claims, which is bounded now, whatever the file expands to.
+            audio: Audio = file.read(claimed, dtype="float32")
+    except (soundfile.SoundFileError, OSError, ValueError, TypeError) as e:
+        raise bad(f"has unreadable audio ({' '.join(str(e).split())})", "audio") from None
     if not len(audio) or len(audio) != claimed:
-        raise BadSample(shard, key, f"has unreadable audio ({len(audio)} of {claimed} samples)")
-    return audio
+        raise bad(f"has unreadable audio ({len(audio)} of {claimed} samples)", "audio")
+    if audio.ndim > 1:
+        audio = audio.mean(axis=1, dtype=np.float32)
+    if not np.isfinite(audio).all():
+        raise bad("has NaN or infinite audio", "audio")
+    return resample(audio, rate, SAMPLE_RATE)
 
 
-def _facts(text: bytes, shard: str | Path, key: str | None) -> dict[str, Any]:
+def _facts(files: dict[str, bytes], shard: str | Path, key: str | None) -> dict[str, Any]:
+    facts: Any = {}
     try:
-        facts = json.loads(text)
+        if "json" in files:
+            facts = json.loads(files["json"])
+        if "txt" in files and isinstance(facts, dict):
+            facts.setdefault("text", files["txt"].decode("utf-8"))
     except (ValueError, RecursionError) as e:
-        raise BadSample(shard, key, f"has damaged JSON ({e})") from None
+        raise BadSample(shard, key, f"has damaged JSON or text ({e})", "transcript") from None
     if not isinstance(facts, dict) or not isinstance(facts.get("text"), str):
-        raise BadSample(shard, key, "has no text in its JSON")
+        raise BadSample(shard, key, "has no text in its JSON", "transcript")
     if not facts["text"].strip():
-        raise BadSample(shard, key, "has an empty transcript")
+        raise BadSample(shard, key, "has an empty transcript", "transcript")
     return facts
 
 

@@ -259,9 +259,9 @@ def _batched(items: Sequence[_Item], size: int, window: float) -> list[list[_Ite
 
 
 def _items(config: Config, index: ShardIndex, rows: Sequence[int]) -> Iterator[_Item]:
-    languages = dict.fromkeys(a.language for a in config.adapters)
+    languages = dict.fromkeys(language for a in config.adapters for language in a.languages)
     for language in languages:
-        own = [r for r in rows if r < 0 or config.adapters[r].language == language]
+        own = [r for r in rows if r < 0 or language in config.adapters[r].languages]
         for shard in index.select(config.evaluation.split, language):
             for entry in shard.entries:
                 yield from (_Item(shard, entry, language, row) for row in own)

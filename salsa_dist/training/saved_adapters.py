@@ -18,20 +18,20 @@ def save_adapters(
 ) -> list[Path]:
     """Write each adapter of the bank into a folder of its own, with what it was made of."""
     licence = index.recipe.get("licence")
-    data = DataFacts(
-        name=known_as(index.name),
-        shards=index.hash,
-        licence=licence if isinstance(licence, str) else None,
-    )
     paths = []
     for row, (spec, adapter) in enumerate(zip(bank.specs, config.adapter_settings(), strict=True)):
         vectors = SteeringVectors(
             {site: bank.vectors[site][row] for site in spec.sites},
             spec.rule,
             name=spec.name,
-            language=adapter.language,
+            language=adapter.languages[0] if len(adapter.languages) == 1 else "",
             **describe(speech_llm),
-            data=data,
+            data=DataFacts(
+                name=known_as(index.name),
+                shards=index.hash,
+                languages=list(adapter.languages),
+                licence=licence if isinstance(licence, str) else None,
+            ),
             training=TrainingFacts(
                 steps=adapter.steps,
                 lr=adapter.lr,
