@@ -20,7 +20,7 @@ import re
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -29,22 +29,26 @@ from typing import Any
 
 import numpy as np
 import soundfile
+import soxr
 
-from salsa_dist.data.audio import Audio, resample
+from salsa_dist.data.audio import Audio
 from salsa_dist.data.index import Entry, Shard, ShardIndex
 from salsa_dist.errors import UserError
 
 SAMPLE_RATE = 16_000  # Hz
 MAX_SECONDS = 600.0  # of one sample; a few bytes of FLAC can claim hours of silence
-MAX_BYTES = 64 << 20  # of one sample in the tar, and of one read
-MIN_RATE, MAX_RATE = 4_000, 192_000  # Hz
-MAX_CHANNELS = 8
-MAX_VALUES = 1 << 26  # channels times samples; 11 minutes of stereo at 48 kHz
+MAX_BYTES = 256 << 20  # of one sample in the tar: 600 s of 48 kHz stereo fit
+MAX_VALUES = 1 << 26  # channels times samples, decoded: so do they here
+RATES = (4_000, 384_000)  # Hz, lowest and highest of what lies in a shard
+READ_BYTES = 64 << 20  # of one read; a sample may take more
+AUDIO_KINDS = ("flac", "wav", "mp3", "ogg", "opus")
+KINDS = (*AUDIO_KINDS, "json", "txt")
+DANGEROUS_KINDS = ("pkl", "pickle", "pyd", "pth", "pt", "npy", "npz", "joblib")
+TEXT_FIELDS = ("text", "transcript", "transcription", "sentence")
 
 _MAX_GAP = 4096  # bytes between two samples that one read passes over
-_AUDIO = frozenset({"flac", "wav", "ogg", "mp3", "opus"})
-_DANGEROUS = frozenset({"pkl", "pickle", "pyd", "pth", "pt", "npy", "npz", "joblib"})
-
+# WebDataset's own rule: the key ends at the first dot of the file's name.
+_MEMBER = re.compile(r"(?P<key>(?:.*/)?[^./][^./]*)\.(?P<kind>[^/]*)", re.DOTALL)
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 # WebDataset cuts a file's name at its first dot, so a key has none; short enough for one tar header.
 _KEY = re.compile(r"(?:[A-Za-z0-9_-]+/)*[A-Za-z0-9_-]{1,90}")
@@ -58,7 +62,7 @@ class BadSample(UserError):
     size out of bounds), `tar` (cut off, or not what the index says) or `shard` (it can't be opened).
     """
 
-    def __init__(self, shard: str | Path, key: str | None, what: str, kind: str) -> None:
+    def __init__(self, shard: str | Path, key: str | None, what: str, kind: str = "tar") -> None:
         super().__init__(f"{shard}: sample {key or 'without a key'} {what}")
         self.shard, self.key, self.kind = str(shard), key, kind
 
@@ -239,7 +243,7 @@ def _runs(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
         if run:
             gap = entry.offset - (run[-1].offset + run[-1].length)
             whole = entry.offset + entry.length - run[0].offset
-            if not 0 <= gap <= _MAX_GAP or whole > MAX_BYTES:
+            if not 0 <= gap <= _MAX_GAP or whole > READ_BYTES:
                 yield run
                 run = []
         # What claims too much is a run of its own, of which only the allowed part is read.
@@ -273,77 +277,83 @@ def read_sample(
     try:
         with tarfile.open(fileobj=io.BytesIO(raw), mode="r:") as tar:
             for member in tar:
-                stem, kind = _key_and_kind(member.name)
-                if kind.rpartition(".")[2] in _DANGEROUS or not member.isreg() or member.issparse():
+                stem, kind = key_and_kind(member.name)
+                if (
+                    kind.rpartition(".")[2] in DANGEROUS_KINDS
+                    or not member.isreg()
+                    or member.issparse()
+                ):
                     raise BadSample(shard, key, f"holds {member.name!r}, no plain audio or text", "tar")
                 if kind in files or (key is not None and stem != key):
                     raise BadSample(shard, key, f"holds {member.name!r} too: the index is wrong", "tar")
                 key = stem
-                if kind not in _AUDIO and kind not in ("json", "txt"):
+                if kind not in KINDS:
                     continue  # such as a picture beside the audio of others' tars
                 content = tar.extractfile(member)
-                files[kind] = content.read(MAX_BYTES) if content else b""
+                files[kind] = content.read(len(raw)) if content else b""
                 if len(files[kind]) != member.size:
                     raise BadSample(shard, key, f"is cut off in its {kind}", "tar")
     except (tarfile.TarError, ValueError, EOFError) as e:
         raise BadSample(shard, key, f"is no piece of a tar ({e})", "tar") from None
-    sounds = [kind for kind in files if kind in _AUDIO]
-    if not sounds:
-        raise BadSample(shard, key, "lacks its audio", "audio")
-    if len(sounds) > 1:
-        raise BadSample(shard, key, f"has its audio twice, as {' and '.join(sounds)}", "audio")
-    facts = _facts(files, shard, key)
-    return _audio(files[sounds[0]], shard, key), facts
+    audio, rate = open_audio(files, shard, key)
+    if rate != SAMPLE_RATE:
+        # Not by torchaudio, which takes three times as long: this is done again in every epoch.
+        audio = soxr.resample(audio, rate, SAMPLE_RATE)
+    return audio, read_facts(files, shard, key)
 
 
-def _key_and_kind(name: str) -> tuple[str, str]:
-    """As WebDataset cuts a file's name: at the first dot behind the last slash."""
-    folder, slash, file = name.rpartition("/")
-    stem, _, kind = file.partition(".")
-    return folder + slash + stem, kind.lower()
+def key_and_kind(name: str) -> tuple[str, str]:
+    """What WebDataset makes of a file's name: `bg/a.seg.FLAC` is sample `bg/a`, kind `seg.flac`."""
+    match = _MEMBER.fullmatch(name)
+    return (match["key"], match["kind"].lower()) if match else (name, "")
 
 
-def _audio(content: bytes, shard: str | Path, key: str | None) -> Audio:
-    def bad(what: str, kind: str = "bounds") -> BadSample:
+def open_audio(files: Mapping[str, bytes], shard: str | Path, key: str | None) -> tuple[Audio, int]:
+    """`(samples,)` float32 and its rate in Hz, of a sample's files by kind. Raises: BadSample."""
+
+    def bad(what: str, kind: str) -> BadSample:
         return BadSample(shard, key, what, kind)
 
+    found = next((kind for kind in AUDIO_KINDS if kind in files), None)
+    if found is None:
+        raise bad(f"lacks audio: it has none of {', '.join(AUDIO_KINDS)}", "audio")
     try:
-        with soundfile.SoundFile(io.BytesIO(content)) as file:
+        with soundfile.SoundFile(io.BytesIO(files[found])) as file:
             rate, claimed = file.samplerate, file.frames
-            if not MIN_RATE <= rate <= MAX_RATE:
-                raise bad(f"has audio at {rate} Hz, not from {MIN_RATE} to {MAX_RATE}")
-            if file.channels > MAX_CHANNELS:
-                raise bad(f"has {file.channels} channels, more than {MAX_CHANNELS}")
+            if not RATES[0] <= rate <= RATES[1]:
+                raise bad(f"has a rate of {rate} Hz, not one from {RATES[0]} to {RATES[1]}", "bounds")
             if claimed > MAX_SECONDS * rate:
-                raise bad(f"claims {claimed / rate:.0f} s of audio, more than {MAX_SECONDS:.0f} s")
+                raise bad(f"claims more than {MAX_SECONDS:.0f} s of audio", "bounds")
             if claimed * file.channels > MAX_VALUES:
-                raise bad(f"claims {claimed} samples in {file.channels} channels, too many to hold")
+                raise bad(f"claims {claimed} samples in {file.channels} channels", "bounds")
             # Only what the header claims, which is bounded now, whatever the file expands to.
             audio: Audio = file.read(claimed, dtype="float32")
-    except (soundfile.SoundFileError, OSError, ValueError, TypeError) as e:
+            cut_off = file.format == "FLAC" and len(audio) < claimed
+    except (soundfile.SoundFileError, OSError, ValueError, TypeError, MemoryError) as e:
         raise bad(f"has unreadable audio ({' '.join(str(e).split())})", "audio") from None
-    if not len(audio) or len(audio) != claimed:
+    if not len(audio) or cut_off:
         raise bad(f"has unreadable audio ({len(audio)} of {claimed} samples)", "audio")
     if audio.ndim > 1:
         audio = audio.mean(axis=1, dtype=np.float32)
     if not np.isfinite(audio).all():
-        raise bad("has NaN or infinite audio", "audio")
-    return resample(audio, rate, SAMPLE_RATE)
+        raise bad("has unreadable audio (NaN or infinite samples)", "audio")
+    return audio, rate
 
 
-def _facts(files: dict[str, bytes], shard: str | Path, key: str | None) -> dict[str, Any]:
-    facts: Any = {}
+def read_facts(files: Mapping[str, bytes], shard: str | Path, key: str | None) -> dict[str, Any]:
+    """The facts of a sample, by its files; its transcript is "text". Raises: BadSample."""
     try:
-        if "json" in files:
-            facts = json.loads(files["json"])
-        if "txt" in files and isinstance(facts, dict):
-            facts.setdefault("text", files["txt"].decode("utf-8"))
-    except (ValueError, RecursionError) as e:
+        facts = json.loads(files.get("json", b"{}"))
+        if "txt" in files:
+            facts["text"] = files["txt"].decode("utf-8").strip()
+    except (ValueError, TypeError, RecursionError) as e:
         raise BadSample(shard, key, f"has damaged JSON or text ({e})", "transcript") from None
-    if not isinstance(facts, dict) or not isinstance(facts.get("text"), str):
-        raise BadSample(shard, key, "has no text in its JSON", "transcript")
-    if not facts["text"].strip():
+    text = next((facts[f] for f in TEXT_FIELDS if f in facts), None) if type(facts) is dict else None
+    if not isinstance(text, str):
+        raise BadSample(shard, key, "has no text in its JSON, and no .txt", "transcript")
+    if not text.strip():
         raise BadSample(shard, key, "has an empty transcript", "transcript")
+    facts["text"] = text
     return facts
 
 

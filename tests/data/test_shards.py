@@ -199,7 +199,7 @@ def test_samples_of_others_tars(kind: str) -> None:
     )
     audio, facts = read_sample(raw, "s.tar", "a.b/k")
     assert len(audio) == pytest.approx(16_000, abs=1200)  # mp3 pads
-    assert (audio.ndim, audio.dtype, facts["text"]) == (1, np.float32, "дума\n")
+    assert (audio.ndim, audio.dtype, facts["text"]) == (1, np.float32, "дума")
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,6 @@ def test_samples_of_others_tars(kind: str) -> None:
         (b"rubbish" * 300, "tar"),
         (pack(("k.flac", flac())), "no text"),
         (pack(("k.json", TEXT)), "lacks"),
-        (pack(("k.flac", flac()), ("k.wav", flac()), ("k.json", TEXT)), "twice"),
         *(
             (pack(("k.flac", flac()), ("k.json", TEXT), (f"k.{kind}", content)), f"k.{kind}")
             for kind, content in (
@@ -228,8 +227,8 @@ def test_samples_of_others_tars(kind: str) -> None:
         (pack(("k.flac", flac()[:-20]), ("k.json", TEXT)), "unreadable audio"),
         (pack(("k.flac", flac(rate=1_000)), ("k.json", TEXT)), "1000 Hz"),
         (pack(("k.wav", claims_wav(2**31 - 1, 1)), ("k.json", TEXT)), "2147483647 Hz"),
-        (pack(("k.wav", claims_wav(16_000, 1000)), ("k.json", TEXT)), "channels"),
-        (pack(("k.flac", claims(1_000_000_000)), ("k.json", TEXT)), "claims 62500 s"),
+        (pack(("k.wav", claims_wav(16_000, 1000)), ("k.json", TEXT)), "unreadable"),
+        (pack(("k.flac", claims(1_000_000_000)), ("k.json", TEXT)), "claims more than 600 s"),
         (pack(("k.flac", claims(16_000 * 599)), ("k.json", TEXT)), "unreadable audio"),
         (pack(("../../k.flac", flac()), ("../../k.json", TEXT)), "../../k.flac"),
         (pack(("/k.flac", flac()), ("/k.json", TEXT)), "/k.flac"),
