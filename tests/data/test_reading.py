@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from salsa_dist.data import shards as shards_module
+from salsa_dist.data.augment import Augment
 from salsa_dist.data.index import Shard, ShardIndex
 from salsa_dist.data.plan import LANES, POOL_STEPS, AdapterPlan
 from salsa_dist.data.reading import Bad, ClipReader
@@ -222,3 +223,17 @@ def test_clips_keep_their_language_and_row(folder: Path) -> None:
     draw = replace(own.plan.step(0)[0])
     assert draw.shard.language == "bg"
     assert {(clip.language, clip.row) for clip, _ in own.step(0).clips} == {("bg", 3)}
+
+
+def test_ranks_do_not_change_augmentation(tmp_path: Path) -> None:
+    folder = write(tmp_path / "shards", 80, 20).folder
+    augment = Augment((0.9, 1.1), (10, 30))
+    found = []
+    for world in (1, 2):
+        clips = {}
+        for rank in range(world):
+            own = reader(folder, 100, rank, world, augment=augment)
+            clips |= {(t, c.key): c.audio for t in range(5) for c, _ in own.step(t).clips}
+        found.append(clips)
+    assert found[0].keys() == found[1].keys()
+    assert all(np.array_equal(found[0][k], found[1][k]) for k in found[0])
