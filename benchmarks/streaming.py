@@ -183,7 +183,7 @@ def hugging_face_datasets(corpus: Corpus) -> Iterator[np.ndarray]:
         {
             "__key__": datasets.Value("string"),
             "__url__": datasets.Value("string"),
-            "flac": datasets.Audio(decode=False),
+            "flac": datasets.Value("binary"),
             "json": {"text": datasets.Value("string"), "language": datasets.Value("string")},
         }
     )
@@ -191,7 +191,7 @@ def hugging_face_datasets(corpus: Corpus) -> Iterator[np.ndarray]:
         "webdataset", data_files=corpus.paths, split="train", streaming=True, features=features
     )
     for sample in stream.shuffle(seed=0, buffer_size=200):
-        yield decoded(sample["flac"]["bytes"])
+        yield decoded(sample["flac"])
 
 
 def lhotse_shar(corpus: Corpus) -> Iterator[np.ndarray]:
