@@ -190,6 +190,11 @@ class AdapterSettings:
     steps: int
     seed: int
 
+    @property
+    def language(self) -> str:
+        """The adapter's language; empty where it has several."""
+        return self.languages[0] if len(self.languages) == 1 else ""
+
 
 class SalsaMethod(_Section):
     """Steering vectors, trained: what this project is for."""
@@ -308,6 +313,15 @@ class Config(_Section):
         names = [a.name for a in self.adapters]
         if twice := sorted({n for n in names if names.count(n) > 1}):
             raise ValueError(f"two adapters are called {', '.join(twice)}: names must differ")
+        return self
+
+    @model_validator(mode="after")
+    def _languages_suit_the_method(self) -> Config:
+        several = [a.name for a in self.adapters if len(a.languages) > 1]
+        if several and self.method.kind in ("mean-difference", "in-context"):
+            raise ValueError(
+                f"adapter {several[0]} has several languages, and method {self.method.kind} takes one"
+            )
         return self
 
     def adapter_settings(self) -> list[AdapterSettings]:

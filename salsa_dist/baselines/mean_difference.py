@@ -45,7 +45,7 @@ def make_vectors(config: Config) -> list[Path]:
             for a in config.adapter_settings()
         ]
         bank = Bank(specs, site_widths(layers), ranks.device)
-        languages = dict.fromkeys([method.contrast, *(a.language for a in config.adapters)])
+        languages = dict.fromkeys([method.contrast, *(a.language for a in config.adapter_settings())])
         means = {
             language: mean_activations(
                 speech_llm,
@@ -54,7 +54,7 @@ def make_vectors(config: Config) -> list[Path]:
             )
             for language in languages
         }
-        for row, (spec, adapter) in enumerate(zip(specs, config.adapters, strict=True)):
+        for row, (spec, adapter) in enumerate(zip(specs, config.adapter_settings(), strict=True)):
             own = means[adapter.language]
             vectors = {s: method.scale * (means[method.contrast][s] - own[s]) for s in spec.sites}
             bank.set_row(row, vectors)

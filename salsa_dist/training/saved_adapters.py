@@ -24,7 +24,7 @@ def save_adapters(
             {site: bank.vectors[site][row] for site in spec.sites},
             spec.rule,
             name=spec.name,
-            language=adapter.languages[0] if len(adapter.languages) == 1 else "",
+            language=adapter.language,
             **describe(speech_llm),
             data=DataFacts(
                 name=known_as(index.name),

@@ -17,7 +17,7 @@ from salsa_dist.data.index import ShardIndex
 from salsa_dist.evaluation.report import build_report
 from salsa_dist.placement.ranks import Ranks
 from salsa_dist.speech_llms.load import load_speech_llm
-from salsa_dist.training.loop import _batches
+from salsa_dist.training.loop import make_batches
 
 STEPS = 14
 
@@ -113,7 +113,7 @@ def test_a_clip_that_the_base_refuses_is_a_bad_sample(
     llm.family.max_tokens = 20
     config = load_config(config_of(tmp_path / "a", tiny_base, tiny_shards))
     index = ShardIndex.load(tiny_shards)
-    made = _batches(config, index, llm, Ranks(0, 1, 0, 1, torch.device("cpu")))
+    made = make_batches(config, index, llm, Ranks(0, 1, 0, 1, torch.device("cpu")))
     shares = [made[t] for t in range(4)]
     refused = [bad for share in shares for bad in share.bad]
     assert {bad.kind for bad in refused} == {"refused"}
