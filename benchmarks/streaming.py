@@ -1,6 +1,6 @@
 """How fast speech comes out of tar shards, and what starting, going on and running for long costs.
 
-    python benchmarks/streaming.py --json OUT [--rounds 5] [--long 200000]
+    python benchmarks/streaming.py --json OUT [--rounds 3] [--long 200000]
 
 Needs `pip install salsa-dist[benchmarks]`. Rows of "what":
 
@@ -29,7 +29,6 @@ import logging
 import platform
 import random
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -60,7 +59,7 @@ FAR = 10_000_000
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--json", type=Path, required=True, help="file for the rows")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--long", type=int, default=200_000, help="clips of the memory row")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -77,7 +76,7 @@ def main() -> None:
         "date": str(date.today()),
         "machine": f"{platform.processor() or platform.machine()}, "
         + ", ".join(f"{name} {version(name)}" for name in libraries),
-        "command": " ".join(["python", *sys.argv]),
+        "command": f"benchmarks/streaming.py --rounds {options.rounds} --long {options.long}",
         "clips": CLIPS,
         "audio_hours": corpus.hours,
         "rounds": options.rounds,
@@ -138,7 +137,7 @@ class Corpus:
 
 def flac(rng: np.random.Generator, seconds: float) -> bytes:
     """Noise with the spectrum and the loudness of speech, about: it compresses as speech does."""
-    count = int(seconds * SOURCE_RATE)
+    count = round(seconds * 100) * (SOURCE_RATE // 100)
     spectrum = np.fft.rfft(rng.standard_normal(count))
     hz = np.fft.rfftfreq(count, 1 / SOURCE_RATE)
     sound = np.fft.irfft(spectrum / (1 + (hz / 500) ** 2), count)
