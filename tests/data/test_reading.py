@@ -84,7 +84,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> type[Counted]:
 
 
 @pytest.mark.parametrize("seconds", [None, 0.5], ids=["by clips", "by seconds"])
-@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("workers", [1, 3, 5])
 def test_shards_are_read_forward_once_an_epoch(
     folder: Path,
     counted: type[Counted],
@@ -106,6 +106,8 @@ def test_shards_are_read_forward_once_an_epoch(
         assert not own._held  # all that was read was heard
     assert heard > 3 * CLIPS  # several epochs
     assert sum(size for _, _, size in counted.reads) <= 1.1 * asked
+    if LANES % workers:
+        return  # every worker reads its own clips of all pools
     # A pool has a stretch of each reader's shards, in one or two of them, and reads each in one go.
     pools = steps // POOL_STEPS
     assert sum(counted.opens.values()) <= pools * 4 * 2

@@ -118,6 +118,10 @@ def test_a_clip_that_the_base_refuses_is_a_bad_sample(
     refused = [bad for share in shares for bad in share.bad]
     assert {bad.kind for bad in refused} == {"refused"}
     assert all("the base has 20" in bad.why for bad in refused)
+    heard = {key for share in shares for batch in share.batches for key in batch.keys}
+    unheard = {key for t in range(4) for key in made.keys(t)} - heard
+    assert unheard
+    assert unheard <= {bad.key for bad in refused}
     assert [sum(len(b.keys) for b in share.batches) for share in shares] == [10] * 4
 
 
