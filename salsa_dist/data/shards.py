@@ -46,7 +46,7 @@ KINDS = (*AUDIO_KINDS, "json", "txt")
 DANGEROUS_KINDS = ("pkl", "pickle", "pyd", "pth", "pt", "npy", "npz", "joblib")
 TEXT_FIELDS = ("text", "transcript", "transcription", "sentence")
 
-_MAX_GAP = 4096  # bytes between two samples that one read passes over
+_MAX_GAP = 512  # bytes between two samples that one read passes over
 # WebDataset's own rule: the key ends at the first dot of the file's name.
 _MEMBER = re.compile(r"(?P<key>(?:.*/)?[^./][^./]*)\.(?P<kind>[^/]*)", re.DOTALL)
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
