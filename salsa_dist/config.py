@@ -28,7 +28,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from salsa_dist.errors import UserError
 
@@ -70,13 +78,60 @@ class BaseConfig(_Section):
     )
 
 
+def _range(lowest: float) -> Any:
+    def check(value: tuple[float, float]) -> tuple[float, float]:
+        if not lowest < value[0] <= value[1]:
+            raise ValueError(f"a range is two rising numbers above {lowest:g}")
+        return value
+
+    return AfterValidator(check)
+
+
+class AugmentConfig(_Section):
+    speed: Annotated[tuple[float, float], _range(0.1)] | None = Field(
+        None, description="range of factors, such as [0.9, 1.1]; null: off"
+    )
+    noise_db: Annotated[tuple[float, float], _range(-100)] | None = Field(
+        None, description="range of signal-to-noise ratios in dB, such as [10, 30]; null: off"
+    )
+    time_masks: int = Field(0, ge=0, le=20, description="stretches made silent, a tenth of a clip each")
+    frequency_masks: int = Field(
+        0, ge=0, le=20, description="bands taken out, an eighth of the spectrum each at most"
+    )
+
+
 class DataConfig(_Section):
     shards: Folder = Field(description="folder with tar shards and their index.json")
-    clips_per_step: int = Field(8, ge=1, description="clips of one adapter step, over all ranks")
+    clips_per_step: int | None = Field(
+        None, ge=1, description="clips of one adapter step, over all ranks; 8 if neither is set"
+    )
+    seconds_per_step: float | None = Field(
+        None, gt=0, description="or its seconds of audio, in clips of similar lengths"
+    )
     readers: int = Field(
         4, ge=1, description="virtual readers an adapter; its batches depend on this, not on ranks"
     )
     workers: int = Field(0, ge=0, description="processes a rank that read ahead; 0: none")
+    max_bad: int = Field(
+        100, ge=0, description="samples that may be unusable, and are replaced, before the run stops"
+    )
+    augment: AugmentConfig = AugmentConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_size(cls, tree: Any) -> Any:
+        if not isinstance(tree, dict):
+            return tree
+        clips, seconds = tree.get("clips_per_step"), tree.get("seconds_per_step")
+        if clips is not None and seconds is not None:
+            raise ValueError("clips_per_step and seconds_per_step are both set: take one of them")
+        return {**tree, "clips_per_step": 8} if clips is None and seconds is None else tree
+
+    def clips_of_a_step(self, mean_s: float) -> int:
+        """Clips of one adapter step, about, where a clip lasts `mean_s` seconds on average."""
+        if self.clips_per_step is not None:
+            return self.clips_per_step
+        return max(1, round((self.seconds_per_step or 0) / mean_s))
 
 
 class SteeringConfig(_Section):
@@ -84,11 +139,31 @@ class SteeringConfig(_Section):
     rule: Rule = Field("salsa", description="salsa keeps the activation's norm; add does not")
 
 
+class MixConfig(_Section):
+    """How often an adapter draws from each of its languages."""
+
+    temperature: float | None = Field(
+        None, gt=0, description="T of p ~ n^(1/T), n being a language's clips; 1 if neither is set"
+    )
+    weights: dict[str, Annotated[float, Field(gt=0)]] | None = Field(
+        None, description="or a weight for each language, such as {bg: 2, el: 1}"
+    )
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> MixConfig:
+        if self.temperature is not None and self.weights is not None:
+            raise ValueError("temperature and weights are both set: take one of them")
+        return self
+
+
 class AdapterConfig(_Section):
     """One adapter. What is left out is taken from `steering`, `training` and `data`."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    language: str
+    language: str | Annotated[list[str], Field(min_length=1)] = Field(
+        description="a language code, or a list of several to be mixed"
+    )
+    mix: MixConfig = MixConfig()
     sites: str | None = None
     rule: Rule | None = None
     lr: float | None = Field(None, gt=0)
@@ -98,19 +173,41 @@ class AdapterConfig(_Section):
         None, gt=0, description="of speech to train on, chosen by the seed; null: all there is"
     )
 
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """The adapter's languages, sorted."""
+        return (self.language,) if isinstance(self.language, str) else tuple(sorted(self.language))
+
+    @model_validator(mode="after")
+    def _languages_fit(self) -> AdapterConfig:
+        if len(set(self.languages)) < len(self.languages):
+            raise ValueError(f"adapter {self.name} names a language twice")
+        if self.mix.weights is not None and tuple(sorted(self.mix.weights)) != self.languages:
+            raise ValueError(
+                f"adapter {self.name}: mix.weights are of {', '.join(sorted(self.mix.weights))}, its "
+                f"languages are {', '.join(self.languages)}: give each one weight"
+            )
+        return self
+
 
 @dataclass(frozen=True)
 class AdapterSettings:
     """One adapter with nothing left out."""
 
     name: str
-    language: str
+    languages: tuple[str, ...]
+    mix: MixConfig
     sites: str
     rule: str
     lr: float
     steps: int
     seed: int
     minutes: float | None = None
+
+    @property
+    def language(self) -> str:
+        """The adapter's language; empty where it has several."""
+        return self.languages[0] if len(self.languages) == 1 else ""
 
 
 class HalvingConfig(_Section):
@@ -281,13 +378,23 @@ class Config(_Section):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _languages_suit_the_method(self) -> Config:
+        several = [a.name for a in self.adapters if len(a.languages) > 1]
+        if several and self.method.kind in ("mean-difference", "in-context"):
+            raise ValueError(
+                f"adapter {several[0]} has several languages, and method {self.method.kind} takes one"
+            )
+        return self
+
     def adapter_settings(self) -> list[AdapterSettings]:
         """The adapters in row order, each with all that it did not say itself filled in."""
         t = self.training
         return [
             AdapterSettings(
                 name=a.name,
-                language=a.language,
+                languages=a.languages,
+                mix=a.mix,
                 sites=a.sites or self.steering.sites,
                 rule=a.rule or self.steering.rule,
                 lr=a.lr or t.lr,
@@ -305,7 +412,7 @@ class Config(_Section):
             include={"base", "data", "method", "steering", "adapters", "training"},
             exclude={
                 "base": {"name", "revision", "stage_to"},
-                "data": {"workers", "shards"},
+                "data": {"workers", "shards", "max_bad"},
                 "training": {
                     *("save_every_s", "keep", "micro_batch", "activation_checkpointing"),
                     *("share_prefix", "prefix_cache", "prefix_cache_gb", "prefix_folder"),

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 from tiny import make_config
 
 from salsa_dist.config import load_config
@@ -72,3 +73,32 @@ def test_digest_minds_what_decides_the_vectors_and_nothing_else(path: Path) -> N
         assert load_config(path, [same]).digest() == own
     for other in ("training.lr=1", "steering.rule=add", "data.readers=2", "base.window_s=1"):
         assert load_config(path, [other]).digest() != own
+
+
+def test_a_step_is_so_many_clips_or_so_many_seconds(tmp_path: Path) -> None:
+    path = make_config(tmp_path, tmp_path, tmp_path, data={"shards": "x"})
+    assert load_config(path).data.clips_per_step == 8
+    by_seconds = load_config(path, ["data.seconds_per_step=60"])
+    assert (by_seconds.data.clips_per_step, by_seconds.data.seconds_per_step) == (None, 60)
+    with pytest.raises(UserError, match="take one of them"):
+        load_config(path, ["data.seconds_per_step=60", "data.clips_per_step=4"])
+    # What a run wrote of its config can be read again.
+    text = yaml.safe_dump(by_seconds.model_dump(mode="json"))
+    path.write_text(text)
+    assert load_config(path) == by_seconds
+
+
+def test_an_adapter_of_several_languages(tmp_path: Path) -> None:
+    path = make_config(tmp_path, tmp_path, tmp_path)
+    mixed = load_config(path, ["adapters.0.language=[el, bg]", "adapters.0.mix={temperature: 3}"])
+    assert mixed.adapter_settings()[0].languages == ("bg", "el")
+    assert mixed.digest() != load_config(path, ["adapters.0.language=[el, bg]"]).digest()
+    assert load_config(path, ["data.max_bad=3"]).digest() == load_config(path).digest()
+    for wrong, says in (
+        ("adapters.0.language=[el, el]", "names a language twice"),
+        ("adapters.0.mix={weights: {el: 1}}", "mix.weights are of el, its languages are bg"),
+        ("adapters.0.mix={weights: {bg: 1}, temperature: 2}", "take one of them"),
+        ("data.augment={speed: [1.1, 0.9]}", "two rising numbers"),
+    ):
+        with pytest.raises(UserError, match=says):
+            load_config(path, [wrong])

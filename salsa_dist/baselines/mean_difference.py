@@ -20,7 +20,7 @@ from torch import Tensor
 from salsa_dist.config import Config, MeanDifferenceMethod, PlacementConfig
 from salsa_dist.data.clip import Clip
 from salsa_dist.data.index import ShardIndex
-from salsa_dist.data.shards import read_range, read_sample
+from salsa_dist.data.reading import read_clip
 from salsa_dist.placement.loading import load_base, silent
 from salsa_dist.placement.ranks import join
 from salsa_dist.speech_llms.load import SpeechLLM
@@ -46,7 +46,7 @@ def make_vectors(config: Config) -> list[Path]:
             for a in config.adapter_settings()
         ]
         bank = Bank(specs, site_widths(layers), ranks.device)
-        languages = dict.fromkeys([method.contrast, *(a.language for a in config.adapters)])
+        languages = dict.fromkeys([method.contrast, *(a.language for a in config.adapter_settings())])
         means = {
             language: mean_activations(
                 speech_llm,
@@ -55,7 +55,7 @@ def make_vectors(config: Config) -> list[Path]:
             )
             for language in languages
         }
-        for row, (spec, adapter) in enumerate(zip(specs, config.adapters, strict=True)):
+        for row, (spec, adapter) in enumerate(zip(specs, config.adapter_settings(), strict=True)):
             own = means[adapter.language]
             vectors = {s: method.scale * (means[method.contrast][s] - own[s]) for s in spec.sites}
             bank.set_row(row, vectors)
@@ -73,9 +73,7 @@ def first_clips(
             if len(clips) == count:
                 return clips
             if entry.seconds <= window_s:
-                path = folder / shard.path
-                audio, facts = read_sample(read_range(path, entry), path, entry.key)
-                clips.append(Clip(entry.key, audio, str(facts["text"]), language))
+                clips.append(read_clip(folder, shard, entry))
     return clips
 
 

@@ -11,7 +11,7 @@ is kept only when it is done.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -30,6 +30,7 @@ from salsa_dist.speech_llms.load import SpeechLLM
 from salsa_dist.steering.adapter_folder import known_as
 from salsa_dist.steering.bank import Bank
 from salsa_dist.steering.sites import find_layers, select, site_modules
+from salsa_dist.training.bad_samples import BadSamples, counts_of
 from salsa_dist.training.batches import StepBatches, loader
 from salsa_dist.training.console import Console
 from salsa_dist.training.events import Events
@@ -104,15 +105,17 @@ def _train(
     trained = sum(p.numel() for p in parameters)
     say(f"{settings.name}: method {config.method.kind}, {trained:,} trained numbers")
     said = 0.0
-    for step, shares in enumerate(loader(batches, 0, config.data.workers)):
+    bad = BadSamples(config.data.max_bad, events, say)
+    for step, share in enumerate(loader(batches, 0, config.data.workers)):
         started = time.monotonic()
         adam.zero_grad(set_to_none=True)
         sums = torch.zeros(2, device=ranks.device)
-        for batch in shares:
+        for batch in share.batches:
             losses = base.token_losses(batch)
             losses.sum().backward()
             sums += torch.stack([losses.detach().sum(), sums.new_tensor(float(len(losses)))])
-        loss, labels = _reduce(parameters, sums)
+        loss, labels, (unusable, *_) = _reduce(parameters, sums, counts_of(share))
+        bad.after_step(step, share, unusable)
         norm = nn.utils.clip_grad_norm_(parameters, training.clip_norm or float("inf"))
         adam.param_groups[0]["lr"] = schedule(step)
         if torch.isfinite(norm) and labels:
@@ -122,7 +125,7 @@ def _train(
             "step",
             step=step,
             seconds=round(seconds, 4),
-            clips=batches.jobs[0].plan.clips_per_step,
+            clips=batches.clips(step),
             adapters={settings.name: {"loss": loss, "labels": labels, "lr": schedule(step)}},
         )
         if time.monotonic() - said >= 5 or step + 1 == len(batches):
@@ -131,16 +134,19 @@ def _train(
     base.close()
 
 
-def _reduce(parameters: list[nn.Parameter], sums: Tensor) -> tuple[float, int]:
-    """Sum gradients, loss and label count over all ranks; make the gradients means over labels."""
+def _reduce(
+    parameters: list[nn.Parameter], sums: Tensor, counts: Sequence[float]
+) -> tuple[float, int, list[float]]:
+    """Sum gradients, loss, label count and other counts over all ranks; make the gradients means over
+    labels."""
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    buffer = torch.cat([*(g.flatten() for g in gradients), sums])
+    buffer = torch.cat([*(g.flatten() for g in gradients), sums, sums.new_tensor(counts)])
     dist.all_reduce(buffer)
-    *parts, total = buffer.split([*(g.numel() for g in gradients), 2])
+    *parts, total, others = buffer.split([*(g.numel() for g in gradients), 2, len(counts)])
     labels = total[1].clamp_min(1)
     for parameter, part in zip(parameters, parts, strict=True):
         parameter.grad = part.view_as(parameter) / labels
-    return float(total[0] / labels), int(total[1])
+    return float(total[0] / labels), int(total[1]), others.tolist()
 
 
 def _facts(

@@ -1,9 +1,19 @@
-"""Which clips an adapter sees at its step t: a pure function of its seed, t and the shard index.
+"""Which clips an adapter hears at its step t: a pure function of its seed, t and the shard index.
 
-    draw n = t * clips_per_step + i     of the adapter's endless sequence of draws
-    reader n % readers                  each virtual reader owns every readers-th shard
-    place  n // readers                 in that reader's sequence: epoch after epoch, the shards in
-                                        a new order each, the samples of a shard in a new order each
+    draw n      of the adapter's endless sequence is of the language that `mixing` says; it is that
+                language's draw m, made by its virtual reader m % readers at its place m // readers
+    reader      owns every readers-th shard of the language, and goes through them epoch after epoch:
+                shards in a new order each, the clips of a shard in the order of its file
+    pool k      a run of draws: a few places of every reader, so a short stretch of each open shard;
+                dealt out to the POOL_STEPS steps of the pool, in a random order or by length
+    step t      takes turns among LANES pools:
+
+        t      0      1      2    …  11     12     13   …
+        pool   0      1      2    …  11      0      1   …      each lasts for POOL_STEPS turns
+
+A pool is what is read in one go, what clips are shuffled within, and what is sorted by length. The
+lanes mix the clips of LANES pools, and let data workers each read pools of their own: steps that are
+a divisor of LANES apart never share one.
 
 Readers, not ranks, decide what is drawn. Ranks only share them out: reader r is read by rank
 r % world_size. So the batch of a step is the same on any number of ranks, and to go on at step t
@@ -12,7 +22,8 @@ nothing is replayed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -20,27 +31,51 @@ import numpy as np
 from numpy.typing import NDArray
 
 from salsa_dist.data.index import Entry, Shard
+from salsa_dist.data.mixing import Mix, mixed, quotas, shares
 from salsa_dist.errors import UserError
+
+LANES = 12  # pools that steps take turns among; divided by 1, 2, 3, 4, 6 and 12 workers
+POOL_STEPS = 8
+_ENOUGH = 8  # clips of a step that are cut by themselves
 
 
 @dataclass(frozen=True)
 class Draw:
-    """One clip of a step: the reader that draws it, and where it lies."""
+    """One clip of a step: its number in the adapter's draws, the reader that draws it, its epoch
+    (how often that reader has gone through its shards), and where it lies."""
 
+    number: int
     reader: int
+    epoch: int
     shard: Shard
     entry: Entry
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A shard's clips that fit the window, in the order of its file."""
+
+    shard: Shard
+    entries: Sequence[Entry]
 
 
 class AdapterPlan:
     """The draws of one adapter.
 
     Args:
-        shards: the shards of its language and split.
-        clips_per_step: draws of a step, over all ranks.
-        readers: how many virtual readers the shards are dealt to.
+        shards: those of its split, in all its languages.
+        clips_per_step: draws of a step, over all ranks; None where `seconds_per_step` decides.
+        readers: how many virtual readers the shards of a language are dealt to; a language with fewer
+            shards has as many readers as shards.
         seed: the adapter's own.
         max_seconds: longer clips are left out; `left_out` counts them.
+        seconds_per_step: audio of a step, over all ranks. A step's clips are then of similar lengths,
+            and its audio is this on average: within a pool all steps have the same, but for parts of
+            a clip.
+        mix: how often each of several languages is drawn.
+
+    Attributes:
+        key: the same for plans that draw the same clips.
 
     Raises:
         UserError: fewer shards than readers, or no clip that fits.
@@ -49,54 +84,145 @@ class AdapterPlan:
     def __init__(
         self,
         shards: Sequence[Shard],
-        clips_per_step: int,
+        clips_per_step: int | None,
         readers: int,
         seed: int,
         max_seconds: float,
+        *,
+        seconds_per_step: float | None = None,
+        mix: Mix = Mix(),
     ) -> None:
-        language = shards[0].language
         if len(shards) < readers:
+            names = ", ".join(sorted({s.language for s in shards}))
             raise UserError(
-                f"too few shards: {language} has {len(shards)} for {readers} readers; set "
+                f"too few shards: {names} has {len(shards)} for {readers} readers; set "
                 f"data.readers to {len(shards)} or fewer, or build smaller shards"
             )
         self.clips_per_step = clips_per_step
         self.readers = readers
         self.seed = seed
-        fitting: list[tuple[Shard, list[Entry]]] = []
         self.left_out = 0
+        seconds: dict[str, float] = {}
+        parts: dict[str, list[_Part]] = {}
         for shard in sorted(shards, key=lambda s: s.path):
-            entries = [e for e in shard.entries if e.seconds <= max_seconds]
-            self.left_out += len(shard.entries) - len(entries)
-            fitting.append((shard, entries))
-        self._dealt = [fitting[r::readers] for r in range(readers)]
-        self.clips = sum(len(entries) for _, entries in fitting)
-        for dealt in self._dealt:
-            if not any(entries for _, entries in dealt):
+            fitting = [e for e in shard.entries if e.seconds <= max_seconds]
+            self.left_out += len(shard.entries) - len(fitting)
+            own = shard.entries if len(fitting) == len(shard.entries) else fitting
+            parts.setdefault(shard.language, []).append(_Part(shard, own))
+            heard = seconds.get(shard.language, 0.0) + sum(e.seconds for e in fitting)
+            seconds[shard.language] = heard
+        self.key = _key(parts, clips_per_step, seconds_per_step, readers, seed, mix)
+        self._languages = []
+        first = 0
+        for language in sorted(parts):
+            self._languages.append(_Language(parts[language], readers, first, max_seconds))
+            # Languages with few shards start at different readers, so that ranks share them.
+            first += self._languages[-1].readers
+        clips = {name: own.clips for name, own in zip(sorted(parts), self._languages, strict=True)}
+        self.clips = sum(clips.values())
+        self.shares = shares(clips, mix)
+        self._quotas = quotas(list(self.shares.values()))
+        if clips_per_step is not None:
+            self._pool_draws = clips_per_step * POOL_STEPS
+        elif seconds_per_step is not None:
+            mean = sum(self.shares[name] * seconds[name] / clips[name] for name in clips)
+            if seconds_per_step < mean:
                 raise UserError(
-                    f"{language}: every clip of {dealt[0][0].path} is longer than the audio window "
-                    f"of {max_seconds:g} s; set a longer base.window_s"
+                    f"data.seconds_per_step is {seconds_per_step:g}, and a clip of "
+                    f"{', '.join(clips)} lasts {mean:.1f} s on average: set it to several clips"
                 )
-        self._sizes = [tuple(len(entries) for _, entries in dealt) for dealt in self._dealt]
+            self._pool_draws = round(POOL_STEPS * seconds_per_step / mean)
+        else:
+            raise ValueError("a plan needs clips_per_step or seconds_per_step")
+        self._pools: dict[int, list[list[Draw]]] = {}
 
     def step(self, t: int) -> list[Draw]:
-        """The draws of step `t`, `clips_per_step` of them."""
-        return [self._draw(t * self.clips_per_step + i) for i in range(self.clips_per_step)]
+        """The draws of step `t`."""
+        return self._pool(pool_of(t))[t // LANES % POOL_STEPS]
 
-    def _draw(self, n: int) -> Draw:
-        reader, place = n % self.readers, n // self.readers
+    def replacement(self, draw: Draw, attempt: int) -> Draw:
+        """What to hear when `draw` can't be used: another clip of its language, from any shard.
+
+        It depends on the draw and on `attempt` (0, 1, …) alone, so it is the same on all ranks.
+        """
+        own = next(x for x in self._languages if x.name == draw.shard.language)
+        rng = np.random.default_rng([self.seed, draw.number, attempt, _REPLACEMENT])
+        shard, entry = own.clip(int(rng.integers(own.clips)))
+        return Draw(draw.number, draw.reader, draw.epoch, shard, entry)
+
+    def _pool(self, k: int) -> list[list[Draw]]:
+        if k not in self._pools:
+            if len(self._pools) >= 2 * LANES:
+                self._pools.pop(next(iter(self._pools)))
+            self._pools[k] = self._make_pool(k)
+        return self._pools[k]
+
+    def _make_pool(self, k: int) -> list[list[Draw]]:
+        by_reader: dict[int, list[Draw]] = {}
+        for n in range(k * self._pool_draws, (k + 1) * self._pool_draws):
+            language, m = mixed(self.seed, n, self._quotas)
+            draw = self._languages[language].draw(self.seed, n, m)
+            by_reader.setdefault(draw.reader % self.readers, []).append(draw)
+        rng = np.random.default_rng([self.seed, k, _POOL])
+        deal = _by_number if self.clips_per_step is not None else _by_length
+        steps = deal([by_reader[r] for r in sorted(by_reader)], rng)
+        return [steps[i] for i in rng.permutation(POOL_STEPS)]
+
+
+def pool_of(t: int) -> int:
+    """The pool that step `t` is dealt from."""
+    lane, turn = t % LANES, t // LANES
+    return turn // POOL_STEPS * LANES + lane
+
+
+def steps_of(pool: int) -> range:
+    """The steps that are dealt from a pool."""
+    rounds, lane = divmod(pool, LANES)
+    first = rounds * POOL_STEPS * LANES + lane
+    return range(first, first + POOL_STEPS * LANES, LANES)
+
+
+class _Language:
+    """One language's shards, dealt to its readers."""
+
+    def __init__(self, parts: list[_Part], readers: int, first: int, max_seconds: float) -> None:
+        self.name = parts[0].shard.language
+        self.readers = min(readers, len(parts))
+        self._first = first
+        self._total_readers = readers
+        self._parts = parts
+        self._dealt = [parts[r :: self.readers] for r in range(self.readers)]
+        self._sizes = [tuple(len(p.entries) for p in dealt) for dealt in self._dealt]
+        self._ends = np.cumsum([len(p.entries) for p in parts])
+        self.clips = int(self._ends[-1])
+        for dealt, sizes in zip(self._dealt, self._sizes, strict=True):
+            if not sum(sizes):
+                raise UserError(
+                    f"{self.name}: every clip of {dealt[0].shard.path} is longer than the audio window "
+                    f"of {max_seconds:g} s; set a longer base.window_s"
+                )
+
+    def draw(self, seed: int, n: int, m: int) -> Draw:
+        """Draw `m` of the language, which is draw `n` of the adapter."""
+        reader, place = m % self.readers, m // self.readers
         sizes = self._sizes[reader]
         epoch, place = divmod(place, sum(sizes))
-        shards, ends = _shard_order(self.seed, reader, epoch, sizes)
+        globally = (self._first + reader) % self._total_readers
+        order, ends = _shard_order(seed, self._first + reader, epoch, sizes)
         i = int(np.searchsorted(ends, place, side="right"))
-        shard, entries = self._dealt[reader][shards[i]]
+        part = self._dealt[reader][order[i]]
         within = place - (int(ends[i - 1]) if i else 0)
-        order = _sample_order(self.seed, reader, epoch, int(shards[i]), len(entries))
-        return Draw(reader, shard, entries[order[within]])
+        return Draw(n, globally, epoch, part.shard, part.entries[within])
+
+    def clip(self, i: int) -> tuple[Shard, Entry]:
+        """The language's clip number `i`."""
+        shard = int(np.searchsorted(self._ends, i, side="right"))
+        part = self._parts[shard]
+        return part.shard, part.entries[i - int(self._ends[shard] - len(part.entries))]
 
 
-# An order is made once and serves a reader's whole stay in an epoch, or in a shard.
-@lru_cache(maxsize=256)
+# An order is made once and serves a reader's whole stay in an epoch.
+@lru_cache(maxsize=1024)
 def _shard_order(
     seed: int, reader: int, epoch: int, sizes: tuple[int, ...]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -105,6 +231,56 @@ def _shard_order(
     return order, np.cumsum([sizes[i] for i in order])
 
 
-@lru_cache(maxsize=256)
-def _sample_order(seed: int, reader: int, epoch: int, shard: int, count: int) -> NDArray[np.int64]:
-    return np.random.default_rng([seed, reader, epoch, shard]).permutation(count)
+def _by_number(readers: Sequence[list[Draw]], rng: np.random.Generator) -> list[list[Draw]]:
+    """Equally many draws a step, in random order, and as equally many of each reader as can be."""
+    placed: list[tuple[float, int, Draw]] = []
+    for r, own in enumerate(readers):
+        shuffled = [own[i] for i in rng.permutation(len(own))]
+        placed += [((i + 0.5) / len(own), r, draw) for i, draw in enumerate(shuffled)]
+    placed.sort(key=lambda item: item[:2])
+    size = len(placed) // POOL_STEPS
+    return [[d for _, _, d in placed[j * size : (j + 1) * size]] for j in range(POOL_STEPS)]
+
+
+def _by_length(readers: Sequence[list[Draw]], rng: np.random.Generator) -> list[list[Draw]]:
+    """Equally many seconds a step, the shortest clips in the first and the longest in the last.
+
+    Where there are clips enough, groups of readers are cut by themselves, so that ranks, which share
+    out the readers, have equally much to do.
+    """
+    clips = sum(map(len, readers)) / POOL_STEPS
+    fitting = [g for g in range(1, len(readers) + 1) if len(readers) % g == 0 and clips / g >= _ENOUGH]
+    groups = max(fitting, default=1)
+    steps: list[list[Draw]] = [[] for _ in range(POOL_STEPS)]
+    for g in range(groups):
+        own = [draw for reader in readers[g::groups] for draw in reader]
+        own.sort(key=lambda d: (d.entry.seconds, d.number))
+        seconds = np.array([d.entry.seconds for d in own])
+        middle = (np.cumsum(seconds) - seconds / 2) / seconds.sum() * POOL_STEPS
+        for j, draw in zip(np.floor(middle), own, strict=True):
+            steps[int(j)].append(draw)
+    for step in steps:
+        if not step:  # only where a step is hardly more than one clip
+            fullest = max(steps, key=len)
+            step.append(fullest.pop(int(rng.integers(len(fullest)))))
+    return steps
+
+
+def by_step(plan: AdapterPlan, pool: int) -> Iterator[tuple[int, Draw]]:
+    """Each draw of a pool with the step that takes it."""
+    for t in steps_of(pool):
+        for draw in plan.step(t):
+            yield t, draw
+
+
+_POOL = 0x504F4F4C  # keep the random numbers of pools and replacements apart from those of orders
+_REPLACEMENT = 0x5245504C
+
+
+def _key(parts: Mapping[str, Sequence[_Part]], *settings: object) -> str:
+    digest = hashlib.sha256(repr(settings).encode())
+    for own in parts.values():
+        for part in own:
+            digest.update(part.shard.path.encode())
+            digest.update(np.array([e.offset for e in part.entries], dtype=np.int64).tobytes())
+    return digest.hexdigest()

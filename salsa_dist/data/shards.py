@@ -6,7 +6,7 @@ writes the first kind; others' tars of speech have the second, and are read as w
     KEY.flac    mono, 16 bit                     KEY.wav     or flac, mp3, ogg, opus; any rate
     KEY.json    {"text", "language", …}          KEY.txt     or KEY.json with a text
 
-    Entry(offset, length) ──read_range──► bytes ──read_sample──► (samples,) float32, {text, …}
+    Entry(offset, length) ──read_ranges──► bytes ──read_sample──► (samples,) float32, {text, …}
 
 What else a foreign tar holds is skipped unread; what can run code when decoded (pickles and their
 like) is refused.
@@ -18,13 +18,15 @@ import io
 import json
 import re
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import soundfile
+import soxr
 
-from salsa_dist.data.audio import Audio, decode, resample
+from salsa_dist.data.audio import Audio
 from salsa_dist.data.index import Entry
 from salsa_dist.data.utterance import MAX_SECONDS
 from salsa_dist.errors import UserError
@@ -32,67 +34,138 @@ from salsa_dist.errors import UserError
 SAMPLE_RATE = 16_000  # Hz, of what is read
 RATES = (4_000, 384_000)  # Hz, lowest and highest of what lies in a shard
 MAX_BYTES = 256 << 20  # of one sample in the tar: 600 s of 48 kHz stereo fit
+MAX_VALUES = 1 << 26  # channels times samples, decoded: so do they here
+READ_BYTES = 64 << 20  # of one read; a sample may take more
 AUDIO_KINDS = ("flac", "wav", "mp3", "ogg", "opus")
 KINDS = (*AUDIO_KINDS, "json", "txt")
 DANGEROUS_KINDS = ("pkl", "pickle", "pyd", "pth", "pt", "npy", "npz", "joblib")
 TEXT_FIELDS = ("text", "transcript", "transcription", "sentence")
 
+_MAX_GAP = 512  # bytes between two samples that one read passes over
 # WebDataset's own rule: the key ends at the first dot of the file's name.
 _MEMBER = re.compile(r"(?P<key>(?:.*/)?[^./][^./]*)\.(?P<kind>[^/]*)", re.DOTALL)
 
 
 class BadSample(UserError):
-    """One sample of a shard that can't be used; names the shard and the key."""
+    """One sample of a shard that can't be used; names the shard and the key.
 
-    def __init__(self, shard: str | Path, key: str | None, what: str) -> None:
+    `kind` is `audio` (unreadable), `transcript` (missing, empty, damaged), `bounds` (a rate, length or
+    size out of bounds), `tar` (cut off, or not what the index says) or `shard` (it can't be opened).
+    """
+
+    def __init__(self, shard: str | Path, key: str | None, what: str, kind: str = "tar") -> None:
         super().__init__(f"{shard}: sample {key or 'without a key'} {what}")
-        self.shard, self.key = str(shard), key
+        self.shard, self.key, self.kind = str(shard), key, kind
+
+
+def read_ranges(
+    path: str | Path, entries: Iterable[Entry]
+) -> Iterator[tuple[Entry, bytes | BadSample]]:
+    """The bytes of several samples of one shard, or why a sample has none.
+
+    The shard is opened once and read forward; samples that lie side by side are read together.
+    """
+    wanted = sorted(entries, key=lambda e: e.offset)
+    try:
+        file = open(path, "rb", buffering=0)  # noqa: SIM115
+    except OSError as e:
+        for entry in wanted:
+            yield entry, BadSample(path, entry.key, f"can't be read ({e.strerror})", "shard")
+        return
+    with file:
+        for run in _runs(wanted):
+            start = run[0].offset
+            try:
+                file.seek(start)
+                raw = _read_fully(file, run[-1].offset + run[-1].length - start)
+            except OSError as e:
+                why = f"can't be read ({e.strerror})"
+                yield from ((x, BadSample(path, x.key, why, "shard")) for x in run)
+                continue
+            for entry in run:
+                own = raw[entry.offset - start : entry.offset - start + entry.length]
+                if entry.length > MAX_BYTES:
+                    why = f"claims {entry.length} bytes, more than {MAX_BYTES}"
+                    yield entry, BadSample(path, entry.key, why, "bounds")
+                elif len(own) < entry.length:
+                    why = "lies behind the end of its tar: fetch the shard again"
+                    yield entry, BadSample(path, entry.key, why, "tar")
+                else:
+                    yield entry, own
 
 
 def read_range(path: str | Path, entry: Entry) -> bytes:
     """The bytes of one sample: one seek, one read."""
-    if entry.length > MAX_BYTES:
-        raise BadSample(path, entry.key, f"claims {entry.length} bytes, more than {MAX_BYTES}")
-    try:
-        with open(path, "rb") as file:
-            file.seek(entry.offset)
-            raw = file.read(entry.length)
-    except OSError as e:
-        raise BadSample(path, entry.key, f"can't be read ({e.strerror})") from None
-    if len(raw) != entry.length:
-        raise BadSample(path, entry.key, "lies behind the end of its tar: fetch the shard again")
+    ((_, raw),) = read_ranges(path, [entry])
+    if isinstance(raw, BadSample):
+        raise raw
     return raw
+
+
+def _runs(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
+    """Entries in the order of a file, cut into what one read takes."""
+    run: list[Entry] = []
+    for entry in entries:
+        if run:
+            gap = entry.offset - (run[-1].offset + run[-1].length)
+            whole = entry.offset + entry.length - run[0].offset
+            if not 0 <= gap <= _MAX_GAP or whole > READ_BYTES:
+                yield run
+                run = []
+        # What claims too much is a run of its own, of which only the allowed part is read.
+        run.append(entry)
+    if run:
+        yield run
+
+
+def _read_fully(file: io.FileIO, length: int) -> bytes:
+    """`length` bytes, never more than a sample may have, and fewer only at the end of the file."""
+    left = min(length, MAX_BYTES)
+    pieces = []
+    while left and (piece := file.read(left)):
+        pieces.append(piece)
+        left -= len(piece)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 def read_sample(
     raw: bytes, shard: str | Path = "shard in memory", key: str | None = None
 ) -> tuple[Audio, dict[str, Any]]:
-    """Audio `(samples,)` float32 at 16,000 Hz and the JSON facts of the sample in `raw`.
+    """Audio `(samples,)` float32 at 16,000 Hz and the facts of the sample in `raw`.
 
-    With `key`, another sample's bytes are refused; `shard` is what errors call the tar.
+    The facts are those of its JSON, or only the `text` of its .txt where others wrote the tar. With
+    `key`, another sample's bytes are refused; `shard` is what errors call the tar. Only audio, JSON and
+    text are decoded; a file that Python or torch would run code from is refused, whatever is in it.
     """
     if len(raw) > MAX_BYTES:
-        raise BadSample(shard, key, f"has {len(raw)} bytes, more than {MAX_BYTES}")
+        raise BadSample(shard, key, f"has {len(raw)} bytes, more than {MAX_BYTES}", "bounds")
     files: dict[str, bytes] = {}
     try:
         with tarfile.open(fileobj=io.BytesIO(raw), mode="r:") as tar:
             for member in tar:
                 stem, kind = key_and_kind(member.name)
-                if kind in DANGEROUS_KINDS or not member.isreg() or member.issparse():
-                    raise BadSample(shard, key, f"holds {member.name!r}, no plain audio or text")
+                if (
+                    kind.rpartition(".")[2] in DANGEROUS_KINDS
+                    or not member.isreg()
+                    or member.issparse()
+                ):
+                    raise BadSample(shard, key, f"holds {member.name!r}, no plain audio or text", "tar")
                 if kind in files or (key is not None and stem != key):
-                    raise BadSample(shard, key, f"holds {member.name!r} too: the index is wrong")
+                    raise BadSample(shard, key, f"holds {member.name!r} too: the index is wrong", "tar")
                 key = stem
                 if kind not in KINDS:
-                    continue
+                    continue  # such as a picture beside the audio of others' tars
                 content = tar.extractfile(member)
-                files[kind] = content.read(MAX_BYTES) if content else b""
+                files[kind] = content.read(len(raw)) if content else b""
                 if len(files[kind]) != member.size:
-                    raise BadSample(shard, key, f"is cut off in its {kind}")
+                    raise BadSample(shard, key, f"is cut off in its {kind}", "tar")
     except (tarfile.TarError, ValueError, EOFError) as e:
-        raise BadSample(shard, key, f"is no piece of a tar ({e})") from None
+        raise BadSample(shard, key, f"is no piece of a tar ({e})", "tar") from None
     audio, rate = open_audio(files, shard, key)
-    return resample(audio, rate, SAMPLE_RATE), read_facts(files, shard, key)
+    if rate != SAMPLE_RATE:
+        # Not by torchaudio, which takes three times as long: this is done again in every epoch.
+        audio = soxr.resample(audio, rate, SAMPLE_RATE)
+    return audio, read_facts(files, shard, key)
 
 
 def key_and_kind(name: str) -> tuple[str, str]:
@@ -103,23 +176,34 @@ def key_and_kind(name: str) -> tuple[str, str]:
 
 def open_audio(files: Mapping[str, bytes], shard: str | Path, key: str | None) -> tuple[Audio, int]:
     """`(samples,)` float32 and its rate in Hz, of a sample's files by kind. Raises: BadSample."""
-    kind = next((kind for kind in AUDIO_KINDS if kind in files), None)
-    if kind is None:
-        raise BadSample(shard, key, f"lacks audio: it has none of {', '.join(AUDIO_KINDS)}")
+
+    def bad(what: str, kind: str) -> BadSample:
+        return BadSample(shard, key, what, kind)
+
+    found = next((kind for kind in AUDIO_KINDS if kind in files), None)
+    if found is None:
+        raise bad(f"lacks audio: it has none of {', '.join(AUDIO_KINDS)}", "audio")
     try:
-        with soundfile.SoundFile(io.BytesIO(files[kind])) as file:
-            rate, claimed = file.samplerate, file.frames / file.samplerate
-    except (soundfile.SoundFileError, OSError, ValueError, ZeroDivisionError) as e:
-        raise BadSample(shard, key, f"has unreadable audio ({' '.join(str(e).split())})") from None
-    if not RATES[0] <= rate <= RATES[1]:
-        raise BadSample(shard, key, f"has a rate of {rate} Hz, not one from {RATES[0]} to {RATES[1]}")
-    # Never more than the limit, whatever the header claims.
-    if claimed > MAX_SECONDS:
-        raise BadSample(shard, key, f"claims more than {MAX_SECONDS:.0f} s of audio")
-    try:
-        return decode(files[kind], "it")
-    except UserError as e:
-        raise BadSample(shard, key, f"has unreadable audio ({e})") from None
+        with soundfile.SoundFile(io.BytesIO(files[found])) as file:
+            rate, claimed = file.samplerate, file.frames
+            if not RATES[0] <= rate <= RATES[1]:
+                raise bad(f"has a rate of {rate} Hz, not one from {RATES[0]} to {RATES[1]}", "bounds")
+            if claimed > MAX_SECONDS * rate:
+                raise bad(f"claims more than {MAX_SECONDS:.0f} s of audio", "bounds")
+            if claimed * file.channels > MAX_VALUES:
+                raise bad(f"claims {claimed} samples in {file.channels} channels", "bounds")
+            # Only what the header claims, which is bounded now, whatever the file expands to.
+            audio: Audio = file.read(claimed, dtype="float32")
+            cut_off = file.format == "FLAC" and len(audio) < claimed
+    except (soundfile.SoundFileError, OSError, ValueError, TypeError, MemoryError) as e:
+        raise bad(f"has unreadable audio ({' '.join(str(e).split())})", "audio") from None
+    if not len(audio) or cut_off:
+        raise bad(f"has unreadable audio ({len(audio)} of {claimed} samples)", "audio")
+    if audio.ndim > 1:
+        audio = audio.mean(axis=1, dtype=np.float32)
+    if not np.isfinite(audio).all():
+        raise bad("has unreadable audio (NaN or infinite samples)", "audio")
+    return audio, rate
 
 
 def read_facts(files: Mapping[str, bytes], shard: str | Path, key: str | None) -> dict[str, Any]:
@@ -129,11 +213,11 @@ def read_facts(files: Mapping[str, bytes], shard: str | Path, key: str | None) -
         if "txt" in files:
             facts["text"] = files["txt"].decode("utf-8").strip()
     except (ValueError, TypeError, RecursionError) as e:
-        raise BadSample(shard, key, f"has damaged JSON or text ({e})") from None
+        raise BadSample(shard, key, f"has damaged JSON or text ({e})", "transcript") from None
     text = next((facts[f] for f in TEXT_FIELDS if f in facts), None) if type(facts) is dict else None
     if not isinstance(text, str):
-        raise BadSample(shard, key, "has no text in its JSON, and no .txt")
+        raise BadSample(shard, key, "has no text in its JSON, and no .txt", "transcript")
     if not text.strip():
-        raise BadSample(shard, key, "has an empty transcript")
+        raise BadSample(shard, key, "has an empty transcript", "transcript")
     facts["text"] = text
     return facts

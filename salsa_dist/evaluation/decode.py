@@ -31,7 +31,7 @@ from salsa_dist.config import BiasMethod, Config, InContextMethod, LoraMethod, P
 from salsa_dist.data.audio import read_audio
 from salsa_dist.data.clip import SAMPLE_RATE, Clip
 from salsa_dist.data.index import Entry, Shard, ShardIndex
-from salsa_dist.data.shards import read_range, read_sample
+from salsa_dist.data.reading import read_clip
 from salsa_dist.errors import UserError
 from salsa_dist.placement.choose import choose
 from salsa_dist.placement.frozen_base import FrozenBase
@@ -244,7 +244,7 @@ def _decode(
     with jsonl.append(folder / f"window{window:g}-rank{ranks.rank}.jsonl") as out:
         for call in range(calls):
             batch = mine[call] if call < len(mine) else []
-            clips = [_read(config, item) for item in batch]
+            clips = [read_clip(config.data.shards, i.shard, i.entry, i.row) for i in batch]
             transcripts = generate(clips)
             for item, clip, transcript in zip(batch, clips, transcripts, strict=True):
                 line = _line(config, item, clip, transcript, names, window)
@@ -272,18 +272,12 @@ def _batched(items: Sequence[_Item], size: int, window: float) -> list[list[_Ite
 
 
 def _items(config: Config, index: ShardIndex, rows: Sequence[int]) -> Iterator[_Item]:
-    languages = dict.fromkeys(a.language for a in config.adapters)
+    languages = dict.fromkeys(language for a in config.adapters for language in a.languages)
     for language in languages:
-        own = [r for r in rows if r < 0 or config.adapters[r].language == language]
+        own = [r for r in rows if r < 0 or language in config.adapters[r].languages]
         for shard in index.select(config.evaluation.split, language):
             for entry in shard.entries:
                 yield from (_Item(shard, entry, language, row) for row in own)
-
-
-def _read(config: Config, item: _Item) -> Clip:
-    path = config.data.shards / item.shard.path
-    audio, facts = read_sample(read_range(path, item.entry), path, item.entry.key)
-    return Clip(item.entry.key, audio, str(facts["text"]), item.language, item.row)
 
 
 def _line(

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -105,6 +105,7 @@ def _build(files: RunFiles) -> dict[str, Any]:
     rows = [_Row(group) for group in groups.values()]
     rows.sort(key=lambda row: _row_order(row, files.config))
     gains, pairs, notes = _gains(rows, files.config)
+    notes += _data_notes(files)
     if not rows:
         notes.append("not evaluated yet: `salsa-dist evaluate CONFIG` adds error rates and gains")
     elif truncated := sum(row.summary.truncated for row in rows):
@@ -153,8 +154,27 @@ def _build(files: RunFiles) -> dict[str, Any]:
     }
 
 
+def _data_notes(files: RunFiles) -> list[str]:
+    """What of the training clips was not heard."""
+    notes = [
+        f"{data.adapter}: {data.left_out} clips longer than the audio window were left out of training"
+        for data in files.data
+        if data.left_out
+    ]
+    if files.bad_samples:
+        kinds = Counter(bad.kind for bad in files.bad_samples)
+        listed = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+        notes.append(
+            f"{len(files.bad_samples)} samples could not be used ({listed}); others were heard in "
+            "their place, and events.jsonl names them"
+        )
+    return notes
+
+
 def _training(files: RunFiles) -> dict[str, Any]:
     seconds = sum(step.seconds for step in files.steps)
+    heard = [(s.audio_seconds, s.padding or 0.0) for s in files.steps if s.audio_seconds]
+    padded = sum(audio / (1 - padding) for audio, padding in heard)
     loss: dict[str, list[list[float | None]]] = {a.name: [] for a in files.adapters}
     for step in files.steps:
         for name, of in step.adapters.items():
@@ -166,6 +186,9 @@ def _training(files: RunFiles) -> dict[str, Any]:
         "seconds": seconds,
         "clips_per_second": sum(step.clips for step in files.steps) / seconds if seconds else None,
         "starts": files.starts,
+        "padding": 1 - sum(audio for audio, _ in heard) / padded if padded else None,
+        "left_out": {data.adapter: data.left_out for data in files.data},
+        "bad_samples": dict(Counter(bad.kind for bad in files.bad_samples)),
         "loss": loss,
     }
 

@@ -67,6 +67,22 @@ class Placement(_Line):
     """Small weights that stay whole on every rank."""
 
 
+class Data(_Line):
+    adapter: str
+    clips: int
+    left_out: int
+
+
+class BadSample(_Line):
+    kind: str
+    shard: str
+    key: str
+
+
+class BadSamples(_Line):
+    samples: list[BadSample]
+
+
 class AdapterStep(_Line):
     loss: float | None
 
@@ -75,6 +91,9 @@ class Step(_Line):
     step: int
     seconds: float
     clips: int
+    audio_seconds: float | None = None
+    padding: float | None = None
+    """Share of the audio's frames that is padding to the longest clip of a pass."""
     adapters: dict[str, AdapterStep]
 
 
@@ -120,6 +139,9 @@ class RunFiles:
     starts: int
     """How often training was started: one, and one for each resume."""
     placement: Placement | None
+    data: list[Data]
+    bad_samples: list[BadSample]
+    """Each once, however often it was drawn."""
     steps: list[Step]
     adapters: list[AdapterFile]
     hypotheses: list[Hypothesis]
@@ -139,7 +161,7 @@ def read_run(run: Path) -> RunFiles:
     config = load_config(config_file)
     train, evaluate = (f"salsa-dist {verb} {config_file}" for verb in ("train", "evaluate"))
 
-    start, starts, placement, steps = _read_events(run / "events.jsonl", train)
+    events = _read_events(run / "events.jsonl", train)
     # Every rank of a resumed evaluation may write an utterance again: the last line is the newest.
     newest: dict[tuple[Any, ...], Hypothesis] = {}
     for file in sorted((run / "evaluation").glob("*.jsonl")):
@@ -149,10 +171,12 @@ def read_run(run: Path) -> RunFiles:
     return RunFiles(
         config=config,
         config_text=config_file.read_text(encoding="utf-8"),
-        start=start,
-        starts=starts,
-        placement=placement,
-        steps=[steps[number] for number in sorted(steps)],
+        start=events.start,
+        starts=events.starts,
+        placement=events.placement,
+        data=list(events.data.values()),
+        bad_samples=list(events.bad.values()),
+        steps=[events.steps[number] for number in sorted(events.steps)],
         adapters=_adapters(run, config, train),
         hypotheses=list(newest.values()),
         evaluation=(
@@ -168,10 +192,22 @@ def read_run(run: Path) -> RunFiles:
     )
 
 
-def _read_events(file: Path, command: str) -> tuple[Start, int, Placement | None, dict[int, Step]]:
+@dataclass(frozen=True)
+class _Events:
+    start: Start
+    starts: int
+    placement: Placement | None
+    data: dict[str, Data]
+    bad: dict[tuple[str, str], BadSample]
+    steps: dict[int, Step]
+
+
+def _read_events(file: Path, command: str) -> _Events:
     start: Start | None = None
     starts = 0
     placement: Placement | None = None
+    data: dict[str, Data] = {}
+    bad: dict[tuple[str, str], BadSample] = {}
     steps: dict[int, Step] = {}
     for tree, where in _lines(file, command):
         event = _parse(Event, tree, where, command).event
@@ -179,6 +215,12 @@ def _read_events(file: Path, command: str) -> tuple[Start, int, Placement | None
             start, starts = _parse(Start, tree, where, command), starts + 1
         elif event == "placement":
             placement = _parse(Placement, tree, where, command)
+        elif event == "data":
+            found = _parse(Data, tree, where, command)
+            data[found.adapter] = found
+        elif event == "bad_samples":
+            for sample in _parse(BadSamples, tree, where, command).samples:
+                bad.setdefault((sample.shard, sample.key), sample)
         elif event == "step":
             step = _parse(Step, tree, where, command)
             # Adapters that were trained one after another have a step of the same number each.
@@ -194,7 +236,7 @@ def _read_events(file: Path, command: str) -> tuple[Start, int, Placement | None
             steps[step.step] = step
     if start is None:
         raise _damaged(str(file), "it holds no start event", command)
-    return start, starts, placement, steps
+    return _Events(start, starts, placement, data, bad, steps)
 
 
 def _adapters(run: Path, config: Config, command: str) -> list[AdapterFile]:

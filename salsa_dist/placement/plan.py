@@ -315,11 +315,13 @@ def work_of(config: Config, shape: BaseShape, training: bool = True) -> Work:
     adapters = config.adapter_settings()
     window = config.base.window_s if training else None
     longest = shape.encoder_tokens / ENCODER_TOKENS_PER_SECOND if shape.encoder_tokens else None
+    clip_s = min([_DEFAULT_CLIP_S, *(s for s in (window, longest) if s is not None)])
+    clips = config.data.clips_of_a_step(clip_s) * len(adapters)
     return Work(
-        clips=config.data.clips_per_step * len(adapters) if training else config.evaluation.batch,
+        clips=clips if training else config.evaluation.batch,
         micro_batch=config.training.micro_batch if training else config.evaluation.batch,
         sites=tuple(shape.sites(a.sites) for a in adapters),
-        clip_s=min([_DEFAULT_CLIP_S, *(s for s in (window, longest) if s is not None)]),
+        clip_s=clip_s,
         window_s=window,
         checkpointing=training and config.training.activation_checkpointing,
         training=training,

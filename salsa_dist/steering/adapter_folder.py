@@ -71,11 +71,13 @@ class DataFacts(_Facts):
     Attributes:
         name: of the corpus.
         shards: hash of the list of shards.
+        languages: what the adapter heard of them; an adapter of several has no `language` of its own.
         licence: as its recipe states it; None: not stated.
     """
 
     name: _Name
     shards: _Name
+    languages: list[_Name] = []
     licence: str | None = None
 
 

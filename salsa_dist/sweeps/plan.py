@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from salsa_dist.config import Config, load_config
-from salsa_dist.data.index import ShardIndex
+from salsa_dist.data.index import Shard, ShardIndex
 from salsa_dist.data.subset import take_minutes
 from salsa_dist.errors import UserError
 from salsa_dist.placement.ranks import Ranks, group_size
@@ -223,10 +223,9 @@ def _wrong(entry: Entry, sweep: Sweep, facts: BaseFacts, indexes: dict[str, Shar
         if entry.minutes is not None:
             shards = take_minutes(shards, entry.minutes, entry.seed)
         clips = sum(len(shard.entries) for shard in shards)
-        if clips < data.clips_per_step:
-            problems.append(
-                f"{entry.language}: too few clips, {clips} for {data.clips_per_step} a step"
-            )
+        a_step = data.clips_of_a_step(_mean_s(shards))
+        if clips < a_step:
+            problems.append(f"{entry.language}: too few clips, {clips} for {a_step} a step")
         if len(shards) < data.readers:
             problems.append(
                 f"{entry.language}: {len(shards)} training shards for {data.readers} readers; lower "
@@ -320,18 +319,18 @@ def _pack(
 def _cost(entries: list[Entry], sweep: Sweep, facts: BaseFacts, index: ShardIndex) -> Packed:
     """The FLOP of a job, packed and one by one."""
     config = sweep.config
-    draws = config.training.steps * config.data.clips_per_step
     groups: dict[tuple[Any, ...], list[Entry]] = {}
     for entry in entries:
         groups.setdefault((entry.language, entry.seed, entry.minutes), []).append(entry)
     packed = separate = kept = kept_clips = 0.0
     for group in groups.values():
         sites = [e.sites for e in group]
-        packed += draws * clip_cost(facts, sites, facts.shares).each_step
-        separate += draws * sum(clip_cost(facts, [s], False).each_step for s in sites)
         shards = index.select("train", group[0].language)
         if group[0].minutes is not None:
             shards = take_minutes(shards, group[0].minutes, group[0].seed)
+        draws = config.training.steps * config.data.clips_of_a_step(_mean_s(shards))
+        packed += draws * clip_cost(facts, sites, facts.shares).each_step
+        separate += draws * sum(clip_cost(facts, [s], False).each_step for s in sites)
         clips = min(draws, sum(len(s.entries) for s in shards))
         with_kept = clip_cost(facts, sites, facts.shares, kept=facts.shares)
         kept += draws * with_kept.each_step + clips * with_kept.once
@@ -339,6 +338,11 @@ def _cost(entries: list[Entry], sweep: Sweep, facts: BaseFacts, index: ShardInde
     each = 4 if config.base.dtype == "float32" else 2
     clip_bytes = facts.encoder_tokens * facts.width * each
     return Packed(list(entries), packed, separate, kept, kept_clips * clip_bytes)
+
+
+def _mean_s(shards: Sequence[Shard]) -> float:
+    """Seconds of a clip, on average."""
+    return sum(s.seconds for s in shards) / max(1, sum(s.samples for s in shards))
 
 
 def _measured(sweep: Sweep, facts: BaseFacts, jobs: Sequence[JobFolder]) -> float | None:
@@ -352,7 +356,7 @@ def _measured(sweep: Sweep, facts: BaseFacts, jobs: Sequence[JobFolder]) -> floa
             for a in config.adapter_settings():
                 groups.setdefault((a.language, a.seed, a.minutes), []).append(a.sites)
             each = sum(clip_cost(facts, s, facts.shares).each_step for s in groups.values())
-            flop += len(steps) * config.data.clips_per_step * each
+            flop += sum(e["clips"] for e in steps) / len(config.adapters) * each
             seconds += sum(e["seconds"] for e in steps)
     return flop / seconds if seconds else None
 

@@ -1,9 +1,13 @@
 """What one rank computes at each step of a job, read from tar shards.
 
-    step t  ->  [AdapterBatch, …]     this rank's share of every adapter's step t, in micro-batches
+    step t  ->  StepShare     this rank's share of every adapter's step t:
+                batches       micro-batches, each of clips of similar lengths
+                bad           samples that could not be used, and had others put in their place
+                padding       seconds of audio, and seconds that they are padded to
 
 All ranks get the same number of micro-batches, empty ones made up with a silent clip that has no
-labels: under ZeRO-3 each rank must make the same number of passes.
+labels: under ZeRO-3 each rank must make the same number of passes. For the same reason nothing that is
+wrong with a clip raises here: ranks agree about it after the step (`training/bad_samples.py`).
 """
 
 from __future__ import annotations
@@ -15,9 +19,10 @@ from pathlib import Path
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
+from salsa_dist.data.augment import Augment
 from salsa_dist.data.clip import Clip, silent_clip
 from salsa_dist.data.plan import AdapterPlan, Draw
-from salsa_dist.data.shards import read_range, read_sample
+from salsa_dist.data.reading import Bad, ClipReader, StepClips
 from salsa_dist.errors import UserError
 from salsa_dist.speech_llms.batch import AdapterBatch
 from salsa_dist.speech_llms.family import Family, SharesClips
@@ -27,15 +32,35 @@ NO_AUDIO = np.zeros(0, np.float32)
 
 @dataclass(frozen=True)
 class Job:
-    """One adapter of the job: its draws, how many steps, its language."""
+    """One adapter of the job: its draws, how many steps, its languages, what is done to its clips."""
 
     plan: AdapterPlan
     steps: int
-    language: str
+    languages: tuple[str, ...]
+    augment: Augment | None = None
 
 
-class StepBatches(Dataset[list[AdapterBatch]]):
-    """Batches by step number.
+@dataclass(frozen=True)
+class StepShare:
+    """One rank's part of a step.
+
+    Attributes:
+        batches: micro-batches, as many on every rank.
+        bad: samples of this rank's draws that could not be used.
+        hopeless: clips that are missing, no replacement having been of use either.
+        seconds: audio of all clips.
+        padded_seconds: the same with each clip as long as the longest of its micro-batch.
+    """
+
+    batches: list[AdapterBatch]
+    bad: list[Bad]
+    hopeless: int
+    seconds: float
+    padded_seconds: float
+
+
+class StepBatches(Dataset[StepShare]):
+    """This rank's shares by step number.
 
     Args:
         jobs: one entry an adapter, in the bank's row order.
@@ -63,54 +88,47 @@ class StepBatches(Dataset[list[AdapterBatch]]):
                 f"data.readers to {world_size} or more, and build at least as many shards a language"
             )
         self.jobs = list(jobs)
-        self.folder = folder
         self.family = family
         self.rank = rank
         self.world_size = world_size
         self.micro_batch = micro_batch
-        self.share = share and isinstance(family, SharesClips)
+        # An augmented clip is another for each adapter.
+        plain = all(job.augment is None for job in jobs)
+        self.share = share and plain and isinstance(family, SharesClips)
         self.steps = max(job.steps for job in jobs)
         self.dropped: set[int] = set()  # rows that stopped early
         self.texts: dict[str, str] | None = None  # transcripts by key, where no audio need be read
+        # Adapters with the same draws have one reader: a clip of theirs is read and decoded once.
+        self._readers: list[ClipReader] = []
+        self._reader_of: list[int] = []
+        known: dict[object, int] = {}
+        for job in jobs:
+            draws = (job.plan.key, job.augment)
+            if draws not in known:
+                known[draws] = len(self._readers)
+                own = (folder, job.plan, self.steps, rank, world_size, family.window_s, job.augment)
+                self._readers.append(ClipReader(*own))
+            self._reader_of.append(known[draws])
 
     def __len__(self) -> int:
         return self.steps
 
-    def __getitem__(self, step: int) -> list[AdapterBatch]:
-        shares = self._shares(step)
-        passes = max(1, -(-max(map(len, shares)) // self.micro_batch))
-        if self.share:
-            return self._shared(shares[self.rank], passes)
-        clips = [
-            read_clip(self.folder, draw, self.jobs[row].language, row)
-            for row, draw in shares[self.rank]
-        ]
-        return [
-            self.family.training_batch(clips[i::passes] or [silent_clip(self.jobs[0].language)])
-            for i in range(passes)
-        ]
-
-    def _shared(self, share: Sequence[tuple[int, Draw]], passes: int) -> list[AdapterBatch]:
-        """The same with the samples of one clip beside each other, its audio there once."""
-        assert isinstance(self.family, SharesClips)
-        samples: dict[str, list[tuple[int, Draw]]] = {}
-        for row, draw in share:
-            samples.setdefault(draw.entry.key, []).append((row, draw))
-        clips: list[Clip] = []
-        for same in samples.values():
-            row, draw = same[0]
-            if self.texts is not None:
-                first = Clip(draw.entry.key, NO_AUDIO, self.texts[draw.entry.key], "")
-            else:
-                first = read_clip(self.folder, draw, self.jobs[row].language, row)
-            clips += [replace(first, row=r, language=self.jobs[r].language) for r, _ in same]
+    def __getitem__(self, step: int) -> StepShare:
+        bad: list[Bad] = []
+        clips, hopeless = self._clips(step, bad)
+        # Sorted, so that clips of one pass are of similar lengths; keys make the order certain.
+        clips.sort(key=lambda c: (c[0].seconds, c[0].key, c[0].row))
+        passes = max(1, -(-max(map(len, self._shares(step))) // self.micro_batch))
         batches = []
+        seconds = padded = 0.0
         for i in range(passes):
-            part = clips[i * len(clips) // passes : (i + 1) * len(clips) // passes]
-            part = part or [silent_clip(self.jobs[0].language)]
-            heard = list({clip.key: clip for clip in part}.values())
-            batches.append(self.family.shared_batch(part, heard, kept=self.texts is not None))
-        return batches
+            start, end = (len(clips) * j // passes for j in (i, i + 1))
+            batch, used, missing = self._batch(clips[start:end], bad)
+            batches.append(batch)
+            hopeless += missing
+            seconds += sum(clip.seconds for clip in used)
+            padded += len(used) * max((clip.seconds for clip in used), default=0.0)
+        return StepShare(batches, bad, hopeless, seconds, padded)
 
     def active(self, step: int) -> list[int]:
         """Rows of the adapters that take part in `step`."""
@@ -118,15 +136,82 @@ class StepBatches(Dataset[list[AdapterBatch]]):
             row for row, job in enumerate(self.jobs) if step < job.steps and row not in self.dropped
         ]
 
+    def clips(self, step: int) -> int:
+        """How many clips `step` has, on all ranks."""
+        return sum(len(self.jobs[row].plan.step(step)) for row in self.active(step))
+
     def keys(self, step: int) -> list[str]:
-        """Every clip of `step`, of all ranks."""
+        """Every clip of `step`, of all ranks, as planned."""
         return [draw.entry.key for share in self._shares(step) for _, draw in share]
 
-    def drawn(self, first: int) -> Iterator[tuple[Draw, str]]:
-        """What this rank draws from step `first` on, with the language; clips may come again."""
+    def drawn(self, first: int) -> Iterator[Draw]:
+        """What this rank draws from step `first` on, as planned; clips may come again."""
         for step in range(first, self.steps):
-            for row, draw in self._shares(step)[self.rank]:
-                yield draw, self.jobs[row].language
+            for _, draw in self._shares(step)[self.rank]:
+                yield draw
+
+    def _clips(self, step: int, bad: list[Bad]) -> tuple[list[tuple[Clip, Draw]], int]:
+        """This rank's clips of `step`, and how many are missing."""
+        if self.texts is not None:
+            mine = self._shares(step)[self.rank]
+            return [(self._unheard(draw, row), draw) for row, draw in mine], 0
+        clips: list[tuple[Clip, Draw]] = []
+        hopeless = 0
+        made: dict[int, StepClips] = {}
+        for row in self.active(step):
+            reader = self._reader_of[row]
+            if reader not in made:
+                made[reader] = self._readers[reader].step(step)
+                bad += made[reader].bad
+                hopeless += made[reader].hopeless
+            clips += [(replace(clip, row=row), draw) for clip, draw in made[reader].clips]
+        return clips, hopeless
+
+    def _unheard(self, draw: Draw, row: int) -> Clip:
+        """A clip whose way through the lower layers is kept: only its transcript is needed."""
+        assert self.texts is not None
+        key = draw.entry.key
+        return Clip(key, NO_AUDIO, self.texts[key], draw.shard.language, row)
+
+    def _batch(
+        self, clips: list[tuple[Clip, Draw]], bad: list[Bad]
+    ) -> tuple[AdapterBatch, list[Clip], int]:
+        """One micro-batch, the clips in it, and how many of them are missing."""
+        missing = 0
+        try:
+            return self._training_batch([c for c, _ in clips]), [c for c, _ in clips], missing
+        except UserError:
+            # The base refuses a clip, such as for a transcript longer than it can write: each alone
+            # shows which.
+            used = []
+            for clip, draw in clips:
+                why = self._refusal(clip)
+                found = (clip, draw) if why is None else None
+                if why is not None:
+                    bad.append(Bad("refused", draw.shard.path, draw.entry.key, why))
+                    reader = self._readers[self._reader_of[clip.row]]
+                    found = reader.instead(draw, bad, self._refusal)
+                if found is None:
+                    missing += 1
+                else:
+                    used.append(replace(found[0], row=clip.row))
+            return self._training_batch(used), used, missing
+
+    def _refusal(self, clip: Clip) -> str | None:
+        """Why the base can't be trained on `clip`; None where it can."""
+        try:
+            self._training_batch([clip])
+        except UserError as e:
+            return str(e)
+        return None
+
+    def _training_batch(self, clips: Sequence[Clip]) -> AdapterBatch:
+        clips = clips or [silent_clip(self.jobs[0].languages[0])]
+        if not self.share:
+            return self.family.training_batch(clips)
+        assert isinstance(self.family, SharesClips)
+        heard = list({clip.key: clip for clip in clips}.values())
+        return self.family.shared_batch(clips, heard, kept=self.texts is not None)
 
     def _shares(self, step: int) -> list[list[tuple[int, Draw]]]:
         """Each rank's (row, draw) of `step`."""
@@ -137,17 +222,10 @@ class StepBatches(Dataset[list[AdapterBatch]]):
         return shares
 
 
-def read_clip(folder: Path, draw: Draw, language: str, row: int) -> Clip:
-    """One drawn clip, decoded."""
-    path = folder / draw.shard.path
-    audio, facts = read_sample(read_range(path, draw.entry), path, draw.entry.key)
-    return Clip(draw.entry.key, audio, str(facts["text"]), language, row)
-
-
 def loader(
     batches: StepBatches, first: int, workers: int, end: int | None = None
-) -> DataLoader[list[AdapterBatch]]:
-    """Batches of steps `first` to before `end`, in order, read ahead by `workers` processes."""
+) -> DataLoader[StepShare]:
+    """Shares of steps `first` to before `end`, in order, read ahead by `workers` processes."""
     return DataLoader(
         batches,
         sampler=range(first, len(batches) if end is None else end),

@@ -13,12 +13,12 @@ import torch.distributed as dist
 
 from salsa_dist.config import AdapterSettings, Config
 from salsa_dist.data.clip import Clip, silent_clip
-from salsa_dist.data.index import ShardIndex
-from salsa_dist.data.plan import Draw
+from salsa_dist.data.index import Entry, Shard, ShardIndex
+from salsa_dist.data.reading import read_clip
 from salsa_dist.errors import UserError
 from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.speech_llms.family import SharesClips
-from salsa_dist.training.batches import NO_AUDIO, read_clip
+from salsa_dist.training.batches import NO_AUDIO
 
 
 class DevClips:
@@ -39,25 +39,24 @@ class DevClips:
         window_s: float,
     ) -> None:
         self.folder = index.folder
-        self.languages = [a.language for a in adapters]
-        self.draws: dict[str, list[Draw]] = {}
+        self.languages = [a.languages for a in adapters]
+        self.draws: dict[str, list[tuple[Shard, Entry]]] = {}
         self.texts: dict[str, str] | None = None  # transcripts by key, where no audio need be read
-        for language in dict.fromkeys(self.languages):
+        for language in dict.fromkeys(x for own in self.languages for x in own):
             draws = [
-                Draw(0, shard, entry)
+                (shard, entry)
                 for shard in index.select("dev", language)
                 for entry in shard.entries
                 if entry.seconds <= window_s
             ]
-            self.draws[language] = sorted(draws, key=lambda d: d.entry.key)[:most]
+            self.draws[language] = sorted(draws, key=lambda d: d[1].key)[:most]
             if not draws:
                 raise UserError(f"{language}: no dev clip is as short as the window of {window_s:g} s")
 
-    def drawn(self) -> Iterator[tuple[Draw, str]]:
-        """All dev clips with their language: any rank may measure on any of them."""
-        for language, draws in self.draws.items():
-            for draw in draws:
-                yield draw, language
+    def drawn(self) -> Iterator[tuple[Shard, Entry]]:
+        """All dev clips: any rank may measure on any of them."""
+        for draws in self.draws.values():
+            yield from draws
 
     def losses(self, base: FrozenBase, config: Config, rows: Sequence[int]) -> dict[int, float]:
         """Mean loss a label of the adapters of `rows`; the same on all ranks, which all call this."""
@@ -67,14 +66,14 @@ class DevClips:
             for language, draws in self.draws.items()
             for draw in draws
             for row in rows
-            if self.languages[row] == language
+            if language in self.languages[row]
         ]
         share = -(-len(samples) // ranks.world_size)
         mine = samples[ranks.rank * share : (ranks.rank + 1) * share]
         sums = torch.zeros(2, len(self.languages), device=ranks.device)
         size = config.training.micro_batch
         for start in range(0, max(share, 1), size):
-            clips = self._clips(mine[start : start + size]) or [silent_clip(self.languages[0])]
+            clips = self._clips(mine[start : start + size]) or [silent_clip(self.languages[0][0])]
             family = base.family
             if config.training.share_prefix and isinstance(family, SharesClips):
                 heard = list({clip.key: clip for clip in clips}.values())
@@ -90,15 +89,15 @@ class DevClips:
         means = (sums[0] / sums[1]).tolist()
         return {row: means[row] for row in rows}
 
-    def _clips(self, samples: Sequence[tuple[Draw, int]]) -> list[Clip]:
+    def _clips(self, samples: Sequence[tuple[tuple[Shard, Entry], int]]) -> list[Clip]:
         read: dict[str, Clip] = {}
         clips = []
-        for draw, row in samples:
-            key = draw.entry.key
+        for (shard, entry), row in samples:
+            key = entry.key
             if key not in read:
                 if self.texts is not None:
-                    read[key] = Clip(key, NO_AUDIO, self.texts[key], self.languages[row])
+                    read[key] = Clip(key, NO_AUDIO, self.texts[key], shard.language)
                 else:
-                    read[key] = read_clip(self.folder, draw, self.languages[row], row)
+                    read[key] = read_clip(self.folder, shard, entry)
             clips.append(replace(read[key], row=row))
         return clips

@@ -29,7 +29,9 @@ import yaml
 
 import salsa_dist
 from salsa_dist.config import AdapterSettings, Config
+from salsa_dist.data.augment import from_settings
 from salsa_dist.data.index import ShardIndex
+from salsa_dist.data.mixing import Mix
 from salsa_dist.data.plan import AdapterPlan
 from salsa_dist.data.subset import take_minutes
 from salsa_dist.errors import UserError
@@ -43,7 +45,8 @@ from salsa_dist.steering.bank import AdapterSpec, Bank
 from salsa_dist.steering.sites import find_layers, select
 from salsa_dist.steering.widths import site_widths
 from salsa_dist.training import state as states
-from salsa_dist.training.batches import Job, StepBatches, loader
+from salsa_dist.training.bad_samples import BadSamples, counts_of
+from salsa_dist.training.batches import Job, StepBatches, StepShare, loader
 from salsa_dist.training.console import Console
 from salsa_dist.training.dev_loss import DevClips
 from salsa_dist.training.events import Events
@@ -100,7 +103,14 @@ def train(config: Config) -> Trained:
             say(f"going on at step {first} of {len(batches)}")
         write_start(events, ranks, speech_llm, first)
         for adapter, job in zip(config.adapters, batches.jobs, strict=True):
-            events.write("data", adapter=adapter.name, clips=job.plan.clips, left_out=job.plan.left_out)
+            plan = job.plan
+            events.write(
+                "data",
+                adapter=adapter.name,
+                clips=plan.clips,
+                left_out=plan.left_out,
+                languages={name: round(share, 6) for name, share in plan.shares.items()},
+            )
         base = FrozenBase(
             speech_llm, bank, ranks, placed.placement, config.training.activation_checkpointing, say
         )
@@ -113,7 +123,8 @@ def train(config: Config) -> Trained:
             most = config.training.dev_clips
             dev = DevClips(index, config.adapter_settings(), most, speech_llm.window_s)
         if config.training.prefix_cache != "off" and first < len(batches):
-            drawn = [*batches.drawn(first), *(dev.drawn() if dev else ())]
+            own = ((draw.shard, draw.entry) for draw in batches.drawn(first))
+            drawn = [*own, *(dev.drawn() if dev else ())]
             kept = keep_prefix(config, base, identity.revision, identity.shards, drawn)
             batches.texts = kept.texts
             if dev:
@@ -207,6 +218,7 @@ class _Loop:
         self.signals = signals
         self.skipped_in_a_row = 0
         self.halving: Halving | None = None
+        self.bad = BadSamples(config.data.max_bad, events, say)
 
     def run(self, first: int) -> int:
         """Do the steps from `first` on; returns the step to go on with."""
@@ -214,16 +226,17 @@ class _Loop:
         saved = said = time.monotonic()
         step = first
         started = time.monotonic()
-        for step, batches in self._steps(first):
+        for step, share in self._steps(first):
             active = self.batches.active(step)
             with ExitStack() as stack:
                 traffic = stack.enter_context(self.base.watched()) if step == measured else None
-                reduced = self._gradients(batches, active, bool(self.signals.received))
+                reduced = self._gradients(share, active, bool(self.signals.received))
+            self.bad.after_step(step, share, reduced.counts[0])
             if traffic is not None:
                 self._report_placement(self.base.measure(traffic, reduced.bytes))
             norms, rates = self.optimizer.step(reduced.gradients, active)
             now = time.monotonic()
-            clips = sum(self.batches.jobs[row].plan.clips_per_step for row in active)
+            clips = self.batches.clips(step)
             self._record(step, now - started, clips, active, reduced, norms, rates)
             self._count_skipped(step, active, norms)
             last = reduced.stop or step + 1 == len(self.batches)
@@ -242,8 +255,8 @@ class _Loop:
         """Drop the worse adapters at the rungs of `halving`, by their losses on `dev`."""
         self.halving, self.dev = halving, dev
 
-    def _steps(self, first: int) -> Iterator[tuple[int, list[Any]]]:
-        """Each step with its batches. Nothing is read ahead past a rung: who takes part is open."""
+    def _steps(self, first: int) -> Iterator[tuple[int, StepShare]]:
+        """Each step with this rank's share. Nothing is read ahead past a rung: who goes on is open."""
         while first < len(self.batches):
             end = len(self.batches)
             if self.halving is not None:
@@ -274,20 +287,20 @@ class _Loop:
         self.events.write("rung", step=step, dev_loss=by_name, dropped=dropped)
         self.say(f"before step {step + 1}: dropped {len(dropped)} of {len(losses)} by their dev loss")
 
-    def _gradients(self, batches: list[Any], active: list[int], stop: bool) -> Reduced:
+    def _gradients(self, share: StepShare, active: list[int], stop: bool) -> Reduced:
         """Sums over this step's labels, of this rank and then of all."""
         losses = torch.zeros(len(self.bank.specs), device=self.ranks.device)
         labels = torch.zeros_like(losses)
         for vector in self.bank.vectors.values():
             vector.grad = None
-        for batch in batches:
+        for batch in share.batches:
             token_losses = self.base.token_losses(batch)
             token_losses.sum().backward()
             self.base.after_backward()
             rows = batch.label_rows.to(losses.device)
             losses.index_add_(0, rows, token_losses.detach())
             labels.index_add_(0, rows, torch.ones_like(token_losses))
-        return reduce_step(self.bank, active, losses, labels, stop)
+        return reduce_step(self.bank, active, losses, labels, stop, counts_of(share))
 
     def _record(
         self,
@@ -308,7 +321,16 @@ class _Loop:
             }
             for row in active
         }
-        self.events.write("step", step=step, seconds=round(seconds, 4), clips=clips, adapters=adapters)
+        _, audio, padded = reduced.counts
+        self.events.write(
+            "step",
+            step=step,
+            seconds=round(seconds, 4),
+            clips=clips,
+            audio_seconds=round(audio, 3),
+            padding=round(1 - audio / padded, 4) if padded else 0.0,
+            adapters=adapters,
+        )
 
     def _count_skipped(self, step: int, active: list[int], norms: torch.Tensor) -> None:
         broken = [self.bank.specs[r].name for r in active if not math.isfinite(norms[r].item())]
@@ -384,10 +406,12 @@ def _schedules(config: Config) -> list[Schedule]:
 
 def make_batches(config: Config, index: ShardIndex, speech_llm: SpeechLLM, ranks: Ranks) -> StepBatches:
     """Every step's clips of this rank, for all adapters of a config."""
+    augment = from_settings(config.data.augment.model_dump())
 
     def job(adapter: AdapterSettings) -> Job:
-        speech_llm.family.prompt(adapter.language)  # refuses a language that the base does not know
-        shards = index.select("train", adapter.language)
+        for language in adapter.languages:
+            speech_llm.family.prompt(language)  # refuses a language that the base does not know
+        shards = [shard for name in adapter.languages for shard in index.select("train", name)]
         if adapter.minutes is not None:
             shards = take_minutes(shards, adapter.minutes, adapter.seed)
         plan = AdapterPlan(
@@ -396,8 +420,10 @@ def make_batches(config: Config, index: ShardIndex, speech_llm: SpeechLLM, ranks
             config.data.readers,
             adapter.seed,
             speech_llm.window_s,
+            seconds_per_step=config.data.seconds_per_step,
+            mix=Mix(adapter.mix.temperature or 1.0, adapter.mix.weights),
         )
-        return Job(plan, adapter.steps, adapter.language)
+        return Job(plan, adapter.steps, adapter.languages, augment)
 
     return StepBatches(
         [job(adapter) for adapter in config.adapter_settings()],

@@ -51,6 +51,7 @@ class Reduced:
         labels: (adapters,) label counts.
         losses: (adapters,) mean cross-entropy a label.
         stop: whether any rank asked to stop after this step.
+        counts: what ranks counted besides, summed.
         bytes: size of the buffer that travelled.
     """
 
@@ -58,11 +59,17 @@ class Reduced:
     labels: Tensor
     losses: Tensor
     stop: bool
+    counts: list[float]
     bytes: int
 
 
 def reduce_step(
-    bank: Bank, active: Sequence[int], loss_sums: Tensor, label_counts: Tensor, stop: bool
+    bank: Bank,
+    active: Sequence[int],
+    loss_sums: Tensor,
+    label_counts: Tensor,
+    stop: bool,
+    counts: Sequence[float] = (),
 ) -> Reduced:
     """Sum gradients, losses and counts of the `active` adapters over all ranks, in one all-reduce.
 
@@ -71,15 +78,17 @@ def reduce_step(
         active: rows that take part in this step, the same on all ranks.
         loss_sums, label_counts: (adapters,) fp32, of this rank.
         stop: this rank asks to stop.
+        counts: what else is to be summed, the same number on all ranks.
     """
     rows = torch.tensor(active, device=loss_sums.device)
     steering = {site: rows[bank.steers[site][rows]] for site in bank.sites}
     parts = [_grad(bank.vectors[site])[steering[site]].flatten() for site in bank.sites]
-    flag = loss_sums.new_tensor([float(stop)])
-    buffer = torch.cat([*parts, loss_sums[rows], label_counts[rows], flag])
+    others = loss_sums.new_tensor([float(stop), *counts])
+    buffer = torch.cat([*parts, loss_sums[rows], label_counts[rows], others])
     dist.all_reduce(buffer)
 
-    *summed, losses, labels, flag = buffer.split([*map(len, parts), len(rows), len(rows), 1])
+    sizes = [*map(len, parts), len(rows), len(rows), len(others)]
+    *summed, losses, labels, others = buffer.split(sizes)
     all_labels = torch.zeros_like(label_counts).index_copy(0, rows, labels)
     all_losses = torch.full_like(loss_sums, math.nan).index_copy(0, rows, losses / labels)
     gradients = {}
@@ -90,9 +99,9 @@ def reduce_step(
             1
         ).unsqueeze(1)
         gradients[site] = gradient
-    return Reduced(
-        gradients, all_labels, all_losses, bool(flag.item() > 0), buffer.numel() * buffer.element_size()
-    )
+    stopping, *summed_counts = others.tolist()
+    size = buffer.numel() * buffer.element_size()
+    return Reduced(gradients, all_labels, all_losses, stopping > 0, summed_counts, size)
 
 
 class PackedAdam:

@@ -14,23 +14,24 @@ import torch
 import torch.distributed as dist
 
 from salsa_dist.config import Config
+from salsa_dist.data.augment import from_settings
 from salsa_dist.data.clip import silent_clip
-from salsa_dist.data.plan import Draw
+from salsa_dist.data.index import Entry, Shard
+from salsa_dist.data.reading import read_clip
 from salsa_dist.errors import UserError
 from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.placement.kept_prefix import KeptPrefix
 from salsa_dist.speech_llms.family import SharesClips
-from salsa_dist.training.batches import read_clip
 
 
 def keep_prefix(
-    config: Config, base: FrozenBase, revision: str, shards: str, draws: Iterable[tuple[Draw, str]]
+    config: Config, base: FrozenBase, revision: str, shards: str, drawn: Iterable[tuple[Shard, Entry]]
 ) -> KeptPrefix:
-    """Fill a store with all clips of `draws`, and start training from it. All ranks call this.
+    """Fill a store with all clips of `drawn`, and start training from it. All ranks call this.
 
     Args:
         revision, shards: hashes of the base and of the shard list.
-        draws: (draw, language) of all clips that this rank will take.
+        drawn: all clips that this rank will take.
 
     Raises:
         UserError: the base can't, or there is no room for so many clips.
@@ -42,9 +43,11 @@ def keep_prefix(
             f"training.prefix_cache: what the encoder of a {type(family).__name__} base makes of one "
             "clip can't be kept by itself; set it to off"
         )
+    if from_settings(config.data.augment.model_dump()) is not None:
+        raise UserError("training.prefix_cache keeps clips as they are: set data.augment off for it")
     if not training.share_prefix:
         raise UserError("training.prefix_cache needs training.share_prefix: true")
-    wanted = {draw.entry.key: (draw, language) for draw, language in draws}
+    wanted = {entry.key: (shard, entry) for shard, entry in drawn}
     silence = silent_clip(family.languages[0])
     store = KeptPrefix(_folder(config, base, revision, shards))
     # Silence first: every rank needs it, and it shows how large a clip is.
@@ -65,9 +68,7 @@ def keep_prefix(
         )
     size = training.micro_batch
     for start in range(0, most_missing, size):
-        clips = [
-            read_clip(config.data.shards, *wanted[key], row=-1) for key in missing[start : start + size]
-        ]
+        clips = [read_clip(config.data.shards, *wanted[key]) for key in missing[start : start + size]]
         hidden = base.prefix_of(clips or [silence])
         for clip, own in zip(clips, hidden, strict=False):
             store.put(clip.key, clip.text, own)

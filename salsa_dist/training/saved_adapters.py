@@ -28,11 +28,6 @@ def save_adapters(
         stopped: adapters that were dropped before their last step, and the steps that they made.
     """
     licence = index.recipe.get("licence")
-    data = DataFacts(
-        name=known_as(index.name),
-        shards=index.hash,
-        licence=licence if isinstance(licence, str) else None,
-    )
     paths = []
     for row, (spec, adapter) in enumerate(zip(bank.specs, config.adapter_settings(), strict=True)):
         vectors = SteeringVectors(
@@ -41,7 +36,12 @@ def save_adapters(
             name=spec.name,
             language=adapter.language,
             **describe(speech_llm),
-            data=data,
+            data=DataFacts(
+                name=known_as(index.name),
+                shards=index.hash,
+                languages=list(adapter.languages),
+                licence=licence if isinstance(licence, str) else None,
+            ),
             training=TrainingFacts(
                 steps=stopped.get(spec.name, adapter.steps),
                 lr=adapter.lr,

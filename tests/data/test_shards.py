@@ -5,7 +5,9 @@ import dataclasses
 import hashlib
 import io
 import json
+import pickle
 import tarfile
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -129,9 +131,37 @@ def test_no_samples_at_all(tmp_path: Path) -> None:
             writer.finish({})
 
 
-def flac(samples: int = 800, rate: int = 16_000, channels: int = 1) -> bytes:
+def flac(samples: int = 800, rate: int = 16_000, channels: int = 1, format: str = "FLAC") -> bytes:
     out = io.BytesIO()
-    soundfile.write(out, np.zeros((samples, channels), np.float32), rate, format="FLAC")
+    soundfile.write(out, np.zeros((samples, channels), np.float32), rate, format=format)
+    return out.getvalue()
+
+
+def claims(frames: int) -> bytes:
+    """A FLAC whose header claims so many samples, in the 36 bits that it has for them."""
+    raw = bytearray(flac())
+    raw[21] = (raw[21] & 0xF0) | (frames >> 32)
+    raw[22:26] = (frames & 0xFFFFFFFF).to_bytes(4, "big")
+    return bytes(raw)
+
+
+def claims_wav(rate: int, channels: int) -> bytes:
+    raw = bytearray(flac(format="WAV"))
+    raw[22:24] = channels.to_bytes(2, "little")
+    raw[24:28] = rate.to_bytes(4, "little")
+    return bytes(raw)
+
+
+class Harm:
+    """What a pickle may do when it is loaded."""
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return exec, ("raise SystemExit('a pickle was loaded')",)
+
+
+def numpy_objects() -> bytes:
+    out = io.BytesIO()
+    np.save(out, np.array([Harm()], dtype=object), allow_pickle=True)
     return out.getvalue()
 
 
@@ -160,9 +190,29 @@ def test_others_tars_have_other_kinds_and_rates(kind: str) -> None:
     assert facts["text"] == "дума"
 
 
+def huge_member() -> bytes:
+    """A tar whose header claims a member of a terabyte."""
+    info = tarfile.TarInfo("k.flac")
+    info.size = 1 << 40
+    return info.tobuf(tarfile.GNU_FORMAT) + bytes(1024)
+
+
 def test_a_good_sample_made_by_hand() -> None:
     audio, facts = read_sample(pack(("k.flac", flac()), ("k.json", TEXT)), "s.tar", "k")
     assert (len(audio), facts["text"]) == (800, "дума")
+
+
+@pytest.mark.parametrize("kind", ["flac", "wav", "ogg", "mp3"])
+def test_samples_of_others_tars(kind: str) -> None:
+    """Other formats, rates and channels; a plain text; files beside them that mean nothing to us."""
+    raw = pack(
+        (f"a.b/k.{kind}", flac(44_100, 44_100, 2, kind.upper())),
+        ("a.b/k.txt", "дума\n".encode()),
+        ("a.b/k.face.png", b"not looked at"),
+    )
+    audio, facts = read_sample(raw, "s.tar", "a.b/k")
+    assert len(audio) == pytest.approx(16_000, abs=1200)  # mp3 pads
+    assert (audio.ndim, audio.dtype, facts["text"]) == (1, np.float32, "дума")
 
 
 @pytest.mark.parametrize(
@@ -173,12 +223,31 @@ def test_a_good_sample_made_by_hand() -> None:
         (b"rubbish" * 300, "tar"),
         (pack(("k.flac", flac())), "no text"),
         (pack(("k.flac", flac()), ("k.json", TEXT), ("k.pkl", b"x")), "k.pkl"),
+        (pack(("k.json", TEXT)), "lacks"),
+        *(
+            (pack(("k.flac", flac()), ("k.json", TEXT), (f"k.{kind}", content)), f"k.{kind}")
+            for kind, content in (
+                ("pkl", pickle.dumps(Harm())),
+                ("pyd", pickle.dumps(Harm())),
+                ("pth", pickle.dumps(Harm())),
+                ("vector.npy", numpy_objects()),
+                ("npz", numpy_objects()),
+            )
+        ),
         (pack(("k.flac", flac()), ("k.json", TEXT), ("l.json", TEXT)), "l.json"),
         (pack(("l.flac", flac()), ("l.json", TEXT)), "l.flac"),
         (pack(("k.flac", b""), ("k.json", TEXT), kind=tarfile.SYMTYPE), "no plain"),
         (pack(("k.flac", b"rubbish"), ("k.json", TEXT)), "unreadable audio"),
         (pack(("k.flac", flac()[:-20]), ("k.json", TEXT)), "unreadable audio"),
         (pack(("k.flac", flac(rate=2_000)), ("k.json", TEXT)), "rate of 2000 Hz"),
+        (pack(("k.flac", flac(rate=1_000)), ("k.json", TEXT)), "1000 Hz"),
+        (pack(("k.wav", claims_wav(2**31 - 1, 1)), ("k.json", TEXT)), "2147483647 Hz"),
+        (pack(("k.wav", claims_wav(16_000, 1000)), ("k.json", TEXT)), "unreadable"),
+        (pack(("k.flac", claims(1_000_000_000)), ("k.json", TEXT)), "claims more than 600 s"),
+        (pack(("k.flac", claims(16_000 * 599)), ("k.json", TEXT)), "unreadable audio"),
+        (pack(("../../k.flac", flac()), ("../../k.json", TEXT)), "../../k.flac"),
+        (pack(("/k.flac", flac()), ("/k.json", TEXT)), "/k.flac"),
+        (huge_member(), "piece of a tar"),
         (pack(("k.flac", flac(16_000 * 601)), ("k.json", TEXT)), "more than 600 s"),
         (pack(("k.flac", flac()), ("k.json", b"{")), "damaged JSON"),
         (pack(("k.flac", flac()), ("k.json", b"[" * 100_000)), "damaged JSON"),
@@ -191,6 +260,18 @@ def test_bad_samples_are_named(raw: bytes, says: str) -> None:
         read_sample(raw, "bg/s.tar", "k")
     assert says in str(caught.value)
     assert str(caught.value).startswith("bg/s.tar: sample k ")
+
+
+def test_absurd_claims_take_no_memory() -> None:
+    """A few bytes that claim gigabytes are refused before anything of that size is made."""
+    tracemalloc.start()
+    for frames in (16_000 * 599, 1_000_000_000, (1 << 36) - 1):
+        with pytest.raises(BadSample):
+            read_sample(pack(("k.flac", claims(frames)), ("k.json", TEXT)), "s.tar", "k")
+    with pytest.raises(BadSample):
+        read_sample(huge_member(), "s.tar", "k")
+    assert tracemalloc.get_traced_memory()[1] < 100 << 20
+    tracemalloc.stop()
 
 
 def test_a_range_outside_the_tar(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ def batches(
 ) -> StepBatches:
     index = ShardIndex.load(folder)
     jobs = [
-        Job(AdapterPlan(index.select("train", lang), 5, readers, 0, 2.0), steps, lang)
+        Job(AdapterPlan(index.select("train", lang), 5, readers, 0, 2.0), steps, (lang,))
         for lang, steps in (("bg", 4), ("el", 2))
     ]
     return StepBatches(jobs, folder, llm.family, rank, world, micro_batch)
@@ -42,8 +42,8 @@ def test_the_global_batch_does_not_depend_on_ranks(
     llm: SpeechLLM, tiny_shards: Path, world: int
 ) -> None:
     for step in range(4):
-        alone = contents(batches(llm, tiny_shards, 0, 1)[step])
-        shared = [batches(llm, tiny_shards, rank, world, 2)[step] for rank in range(world)]
+        alone = contents(batches(llm, tiny_shards, 0, 1)[step].batches)
+        shared = [batches(llm, tiny_shards, rank, world, 2)[step].batches for rank in range(world)]
         assert sorted(c for parts in shared for c in contents(parts)) == alone
         assert len(alone) == (10 if step < 2 else 5)  # el has two steps
         # A rank has the draws of its own readers, and no other's.
@@ -56,11 +56,13 @@ def test_the_global_batch_does_not_depend_on_ranks(
 
 def test_workers_give_the_same_batches_in_order(llm: SpeechLLM, tiny_shards: Path) -> None:
     mine = batches(llm, tiny_shards, 1, 2)
-    assert [contents(b) for b in loader(mine, 1, 2)] == [contents(mine[t]) for t in range(1, 4)]
+    assert [contents(b.batches) for b in loader(mine, 1, 2)] == [
+        contents(mine[t].batches) for t in range(1, 4)
+    ]
 
 
 def test_a_silent_clip_has_no_labels(llm: SpeechLLM, tiny_shards: Path) -> None:
-    parts = [p for s in range(4) for p in batches(llm, tiny_shards, 3, 4, 1)[s]]
+    parts = [p for s in range(4) for p in batches(llm, tiny_shards, 3, 4, 1)[s].batches]
     silent = [p for p in parts if p.keys == [""]]
     assert silent
     assert all(len(p.labels) == 0 and int(p.rows["encoder"][0]) == -1 for p in silent)
@@ -72,7 +74,7 @@ def test_more_ranks_than_readers_is_refused(llm: SpeechLLM, tiny_shards: Path) -
 
 
 def test_labels_are_the_transcripts(llm: SpeechLLM, tiny_shards: Path) -> None:
-    (batch,) = batches(llm, tiny_shards, 0, 1)[0]
+    (batch,) = batches(llm, tiny_shards, 0, 1)[0].batches
     decoded = llm.family.tokenizer.decode(batch.labels, skip_special_tokens=False)
     texts = [t.strip() for t in decoded.split("<|endoftext|>") if t]
     assert len(texts) == 10

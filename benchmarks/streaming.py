@@ -1,0 +1,335 @@
+"""How fast speech comes out of tar shards, and what starting, going on and running for long costs.
+
+    python benchmarks/streaming.py --json OUT [--rounds 3] [--long 200000]
+
+Needs `pip install salsa-dist[benchmarks]`. Rows of "what":
+
+speed   decoded and resampled audio hours a second a core, from local tars, of ours and others; in
+        each round every system goes once through the same clips (the same FLAC files, 44.1 kHz), in
+        random order of systems. Each shuffles, in its own way, and ends with mono float32 arrays at
+        16 kHz in one process with one thread. Seconds are the process's CPU seconds, so other work on
+        the machine adds little; a system's figure is that of its median round. webdataset and datasets
+        give bytes, which soundfile and soxr (quality HQ) decode and resample: the libraries that ours
+        uses, at the same setting. Lhotse decodes and resamples by its own means.
+start   seconds from a shard index to the first step's clips, with 10,000 shards; the index is
+        simulated: all its shards have the clips of one real tar, so nothing but that is read. Reading
+        an index.json of that many shards is a row of its own.
+resume  the same ten million clips in, and at the start; and how much the one takes longer.
+memory  resident set of a process that streams, by clips heard.
+
+{"rows": [{"what": "speed", "system": "ours", "audio_hours_per_second_per_core": …, "ratio_to_ours": 1.0}, …]}
+"""  # noqa: E501
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import logging
+import platform
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import soxr
+import torch
+
+from salsa_dist.data import mixing
+from salsa_dist.data import plan as plan_module
+from salsa_dist.data.index import Entry, Shard, ShardIndex
+from salsa_dist.data.plan import LANES, POOL_STEPS, AdapterPlan, by_step, pool_of
+from salsa_dist.data.reading import ClipReader
+
+SOURCE_RATE, RATE = 44_100, 16_000
+PER_SHARD = 48
+CLIPS = 8 * LANES * POOL_STEPS  # what our readers go through once in whole pools of 8 clips a step
+SHARDS = 10_000
+FAR = 10_000_000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--json", type=Path, required=True, help="file for the rows")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--long", type=int, default=200_000, help="clips of the memory row")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    logging.disable(logging.WARNING)  # of the others
+    with tempfile.TemporaryDirectory() as folder:
+        # Memory first, before the others' libraries are in it.
+        rows = memory(Path(folder) / "short", options.long)
+        corpus = Corpus(Path(folder) / "speech", CLIPS)
+        rows += start_and_resume(corpus)
+        corpus.write_shar()
+        rows += speed(corpus, options.rounds)
+    libraries = ("webdataset", "datasets", "lhotse", "soundfile", "soxr", "torch")
+    report = {
+        "date": str(date.today()),
+        "machine": f"{platform.processor() or platform.machine()}, "
+        + ", ".join(f"{name} {version(name)}" for name in libraries),
+        "command": f"benchmarks/streaming.py --rounds {options.rounds} --long {options.long}",
+        "clips": CLIPS,
+        "audio_hours": corpus.hours,
+        "rounds": options.rounds,
+        "rows": rows,
+    }
+    options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+class Corpus:
+    """The same clips as plain WebDataset tars, with an index, and as Lhotse Shar."""
+
+    def __init__(self, folder: Path, clips: int, seconds: tuple[float, float] = (2, 8)) -> None:
+        from webdataset import TarWriter
+
+        self.folder = folder / "tars"
+        self.shar = folder / "shar"
+        (self.folder / "bg").mkdir(parents=True)
+        rng = np.random.default_rng(0)
+        self.flacs = {f"bg/{i:06d}": flac(rng, rng.uniform(*seconds)) for i in range(clips)}
+        shards = []
+        keys = list(self.flacs)
+        for number, at in enumerate(range(0, clips, PER_SHARD)):
+            path = f"bg/train-{number:06d}.tar"
+            entries = []
+            with open(self.folder / path, "wb") as stream, TarWriter(stream, encoder=False) as tar:
+                for key in keys[at : at + PER_SHARD]:
+                    start = tar.tarstream.offset
+                    facts = json.dumps({"text": f"дума {key}", "language": "bg"}).encode()
+                    tar.write({"__key__": key, "flac": self.flacs[key], "json": facts})
+                    length = soundfile.info(io.BytesIO(self.flacs[key])).duration
+                    entries.append(Entry(key, length, start, tar.tarstream.offset - start))
+            size = (self.folder / path).stat().st_size
+            total = sum(e.seconds for e in entries)
+            shards.append(
+                Shard(path, "train", "bg", len(entries), total, size, "0" * 64, tuple(entries))
+            )
+        self.index = ShardIndex(self.folder, "noise", SOURCE_RATE, 0, {}, tuple(shards))
+        self.hours = sum(s.seconds for s in shards) / 3600
+        self.paths = [str(self.folder / s.path) for s in shards]
+
+    def write_shar(self) -> None:
+        from lhotse import MonoCut, Recording
+        from lhotse.shar import SharWriter
+        from lhotse.supervision import SupervisionSegment
+
+        self.shar.mkdir()
+        # "original" keeps the very FLAC bytes of the other tars.
+        with SharWriter(
+            str(self.shar), fields={"recording": "original"}, shard_size=PER_SHARD
+        ) as writer:
+            for key, content in self.flacs.items():
+                name = key.replace("/", "-")
+                recording = Recording.from_bytes(content, recording_id=name)
+                text = SupervisionSegment(name, name, 0, recording.duration, text=f"дума {key}")
+                cut = MonoCut(name, 0, recording.duration, 0, recording=recording, supervisions=[text])
+                writer.write(cut)
+
+
+def flac(rng: np.random.Generator, seconds: float) -> bytes:
+    """Noise with the spectrum and the loudness of speech, about: it compresses as speech does."""
+    count = round(seconds * 100) * (SOURCE_RATE // 100)
+    spectrum = np.fft.rfft(rng.standard_normal(count))
+    hz = np.fft.rfftfreq(count, 1 / SOURCE_RATE)
+    sound = np.fft.irfft(spectrum / (1 + (hz / 500) ** 2), count)
+    syllables = np.abs(np.sin(2 * np.pi * 2 * np.arange(count) / SOURCE_RATE + rng.uniform(0, 6)))
+    sound *= syllables / np.abs(sound).max() * 0.5
+    out = io.BytesIO()
+    soundfile.write(out, sound, SOURCE_RATE, format="FLAC", subtype="PCM_16")
+    return out.getvalue()
+
+
+# The systems: each yields every clip once, as mono float32 at 16 kHz.
+
+
+def ours(corpus: Corpus) -> Iterator[np.ndarray]:
+    clips = sum(s.samples for s in corpus.index.shards)
+    plan = AdapterPlan(corpus.index.shards, 8, 4, 0, 30.0)
+    reader = ClipReader(corpus.folder, plan, clips // 8, 0, 1, 30.0)
+    for t in range(clips // 8):
+        for clip, _ in reader.step(t).clips:
+            yield clip.audio
+
+
+def decoded(content: bytes) -> np.ndarray:
+    audio, rate = soundfile.read(io.BytesIO(content), dtype="float32")
+    return soxr.resample(audio, rate, RATE)
+
+
+def plain_webdataset(corpus: Corpus) -> Iterator[np.ndarray]:
+    import webdataset
+
+    for sample in webdataset.WebDataset(corpus.paths, shardshuffle=100).shuffle(200):
+        json.loads(sample["json"])["text"]
+        yield decoded(sample["flac"])
+
+
+def hugging_face_datasets(corpus: Corpus) -> Iterator[np.ndarray]:
+    import datasets
+
+    datasets.disable_progress_bars()
+    # Its own decoder, torchcodec, wants FFmpeg; as bytes it does the same work as the others.
+    features = datasets.Features(
+        {
+            "__key__": datasets.Value("string"),
+            "__url__": datasets.Value("string"),
+            "flac": datasets.Value("binary"),
+            "json": {"text": datasets.Value("string"), "language": datasets.Value("string")},
+        }
+    )
+    stream = datasets.load_dataset(
+        "webdataset", data_files=corpus.paths, split="train", streaming=True, features=features
+    )
+    for sample in stream.shuffle(seed=0, buffer_size=200):
+        yield decoded(sample["flac"])
+
+
+def lhotse_shar(corpus: Corpus) -> Iterator[np.ndarray]:
+    from lhotse import CutSet
+
+    cuts = CutSet.from_shar(in_dir=str(corpus.shar), shuffle_shards=True, seed=0)
+    for cut in cuts.shuffle(buffer_size=200):
+        yield cut.resample(RATE).load_audio()[0]
+
+
+SYSTEMS: dict[str, Callable[[Corpus], Iterator[np.ndarray]]] = {
+    "ours": ours,
+    "webdataset": plain_webdataset,
+    "datasets streaming": hugging_face_datasets,
+    "lhotse shar": lhotse_shar,
+}
+
+
+def speed(corpus: Corpus, rounds: int) -> list[dict[str, Any]]:
+    order = random.Random(0)
+    hours: dict[str, list[float]] = {name: [] for name in SYSTEMS}
+    for number in range(rounds + 1):
+        for name in order.sample(list(SYSTEMS), len(SYSTEMS)):
+            start = time.process_time()
+            samples = 0
+            for audio in SYSTEMS[name](corpus):
+                assert audio.dtype == np.float32, name
+                assert audio.ndim == 1, name
+                samples += len(audio)
+            seconds = time.process_time() - start
+            heard = samples / RATE / 3600
+            assert abs(heard / corpus.hours - 1) < 0.05, (name, heard, corpus.hours)
+            if number:  # the first imports and warms up
+                hours[name].append(heard / seconds)
+    mine = statistics.median(hours["ours"])
+    rows = []
+    for name, found in hours.items():
+        quartiles = statistics.quantiles(found, n=4)
+        row = {
+            "what": "speed",
+            "system": name,
+            "audio_hours_per_second_per_core": statistics.median(found),
+            "ratio_to_ours": statistics.median(found) / mine,
+            "quartile_1": quartiles[0],
+            "quartile_3": quartiles[2],
+        }
+        print(row, flush=True)
+        rows.append(row)
+    return rows
+
+
+def simulated(corpus: Corpus, clips: int) -> ShardIndex:
+    """An index of SHARDS shards, each with `clips` of those of the first tar, over and over."""
+    first = corpus.index.shards[0]
+    entries = tuple(first.entries[i % len(first.entries)] for i in range(clips))
+    seconds = sum(e.seconds for e in entries)
+    one = replace(first, samples=clips, seconds=seconds, bytes=first.bytes, entries=entries)
+    shards = tuple(replace(one, path=f"bg/train-{i:06d}.tar") for i in range(SHARDS))
+    return ShardIndex(corpus.folder, "simulated", SOURCE_RATE, 0, {}, shards)
+
+
+def first_step(corpus: Corpus, index: ShardIndex, step: int) -> float:
+    """Seconds from an index in memory to the clips of `step`, of 16 clips by 64 readers."""
+    # The files of those shards that will be read are made before: they are not what is timed.
+    for _, draw in by_step(AdapterPlan(index.shards, 16, 64, 0, 30.0), pool_of(step)):
+        path = corpus.folder / draw.shard.path
+        if not path.exists():
+            path.symlink_to("train-000000.tar")
+    for cached in (plan_module._shard_order, mixing._window):
+        cached.cache_clear()
+    start = time.perf_counter()
+    plan = AdapterPlan(index.shards, 16, 64, 0, 30.0)
+    found = ClipReader(corpus.folder, plan, step + 10_000, 0, 1, 30.0).step(step)
+    seconds = time.perf_counter() - start
+    assert len(found.clips) == 16
+    assert not found.bad
+    return seconds
+
+
+def start_and_resume(corpus: Corpus, clips: int = 40) -> list[dict[str, Any]]:
+    index = simulated(corpus, clips)
+    at_start = [first_step(corpus, index, 0) for _ in range(3)]
+    far = [first_step(corpus, index, FAR // 16) for _ in range(3)]
+    # Loading wants keys that differ.
+    one = index.shards[0]
+    places = [(e.seconds, i * 1024, 1024) for i, e in enumerate(one.entries)]
+    own = tuple(
+        replace(
+            s, bytes=clips * 1024, entries=tuple(Entry(f"{n}/{i}", *p) for i, p in enumerate(places))
+        )
+        for n, s in enumerate(index.shards)
+    )
+    folder = corpus.folder / "many"
+    folder.mkdir()
+    replace(index, folder=folder, shards=tuple(own)).save(folder)
+    before = time.perf_counter()
+    ShardIndex.load(folder)
+    loading = time.perf_counter() - before
+    common = {"shards": SHARDS, "clips_in_index": SHARDS * clips, "simulated_index": True}
+    rows = [
+        {"what": "start", **common, "seconds_to_first_step": statistics.median(at_start)},
+        {"what": "start", **common, "seconds_to_load_index_json": loading},
+        {
+            "what": "resume",
+            **common,
+            "clips_before": FAR,
+            "seconds_to_first_step": statistics.median(far),
+            "seconds_more_than_at_start": statistics.median(far) - statistics.median(at_start),
+        },
+    ]
+    for row in rows:
+        print(row, flush=True)
+    return rows
+
+
+def memory(folder: Path, clips: int) -> list[dict[str, Any]]:
+    """Resident set while `clips` clips of a fifth of a second are heard."""
+    corpus = Corpus(folder, CLIPS, (0.1, 0.3))
+    plan = AdapterPlan(corpus.index.shards, 16, 4, 0, 30.0)
+    steps = clips // 16
+    reader = ClipReader(corpus.folder, plan, steps, 0, 1, 30.0)
+    resident: dict[int, float] = {}
+    for t in range(steps):
+        reader.step(t)
+        if t % (steps // 10) == 0 or t + 1 == steps:
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+            resident[(t + 1) * 16] = round(pages * 4096 / 1e6, 1)
+    warm = next(mb for heard, mb in resident.items() if heard > clips / 20)
+    row = {
+        "what": "memory",
+        "clips_heard": steps * 16,
+        "resident_mb_after_a_tenth": warm,
+        "resident_mb_at_end": list(resident.values())[-1],
+        "most_resident_mb": max(resident.values()),
+        "resident_mb_by_clips": resident,
+    }
+    print(row, flush=True)
+    return [row]
+
+
+if __name__ == "__main__":
+    main()

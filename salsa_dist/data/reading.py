@@ -1,0 +1,182 @@
+"""One rank's clips of one adapter, step after step, out of the shards.
+
+    plan ──pool──► this rank's draws ──one open a shard, large reads──► bytes, held until their step
+    step t ──► its bytes ──decode──► Clips, and the Bad samples that others stand in for
+
+A pool's bytes are read when its first step is asked for, and let go as its steps are made. A sample
+that can't be used is replaced by one that depends on the draw alone, so by the same on every number
+of ranks and workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch.utils.data import get_worker_info
+
+from salsa_dist.data.augment import Augment
+from salsa_dist.data.clip import Clip
+from salsa_dist.data.index import Entry, Shard
+from salsa_dist.data.plan import LANES, AdapterPlan, Draw, by_step, pool_of
+from salsa_dist.data.shards import BadSample, read_ranges, read_sample
+
+ATTEMPTS = 16  # replacements tried for one draw
+
+# `refused`: the base can't learn from it, such as for a transcript longer than it can write.
+KINDS = ("audio", "transcript", "bounds", "tar", "shard", "refused")
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A sample that could not be used: one of KINDS, where it lies, and the reason in a line."""
+
+    kind: str
+    shard: str
+    key: str
+    why: str
+
+
+@dataclass(frozen=True)
+class StepClips:
+    """A rank's clips of one step and the samples that had to be replaced.
+
+    Attributes:
+        clips: each with its draw, which may be a replacement.
+        hopeless: draws whose replacements could none be used; their clips are missing.
+    """
+
+    clips: list[tuple[Clip, Draw]]
+    bad: list[Bad]
+    hopeless: int
+
+
+def read_clip(folder: Path, shard: Shard, entry: Entry, row: int = -1) -> Clip:
+    """One clip, decoded.
+
+    Raises:
+        BadSample: it can't be used.
+    """
+    path = folder / shard.path
+    ((_, raw),) = read_ranges(path, [entry])
+    if isinstance(raw, BadSample):
+        raise raw
+    audio, facts = read_sample(raw, path, entry.key)
+    return Clip(entry.key, audio, str(facts["text"]), shard.language, row)
+
+
+class ClipReader:
+    """Reads one rank's clips of one adapter.
+
+    Args:
+        folder: of the shards.
+        plan: the adapter's.
+        steps: how many it has.
+        rank, world_size: whose share.
+        max_seconds: the base's audio window.
+        augment: what is done to the clips; None: nothing.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        plan: AdapterPlan,
+        steps: int,
+        rank: int,
+        world_size: int,
+        max_seconds: float,
+        augment: Augment | None = None,
+    ) -> None:
+        self.folder = folder
+        self.plan = plan
+        self.steps = steps
+        self.rank = rank
+        self.world_size = world_size
+        self.max_seconds = max_seconds
+        self.augment = augment
+        self._held: dict[int, dict[int, bytes | BadSample]] = {}
+
+    def step(self, t: int) -> StepClips:
+        """The clips of step `t` whose readers are this rank's."""
+        own = [d for d in self.plan.step(t) if d.reader % self.world_size == self.rank]
+        clips: list[tuple[Clip, Draw]] = []
+        bad: list[Bad] = []
+        for draw in own:
+            found = self._usable(draw, self._bytes(t, draw), bad) or self.instead(draw, bad)
+            if found is not None:
+                clips.append(found)
+        return StepClips(clips, bad, hopeless=len(own) - len(clips))
+
+    def instead(
+        self, draw: Draw, bad: list[Bad], usable: Callable[[Clip], str | None] = lambda clip: None
+    ) -> tuple[Clip, Draw] | None:
+        """A clip in place of `draw`, which could not be used; None where ATTEMPTS don't give one.
+
+        Args:
+            bad: samples that can't be used either are put here.
+            usable: says why a clip won't do, None where it will.
+        """
+        for attempt in range(ATTEMPTS):
+            other = self.plan.replacement(draw, attempt)
+            ((_, raw),) = read_ranges(self.folder / other.shard.path, [other.entry])
+            found = self._usable(other, raw, bad)
+            if found is None:
+                continue
+            why = usable(found[0])
+            if why is None:
+                return found
+            bad.append(Bad("refused", other.shard.path, other.entry.key, why))
+        return None
+
+    def _usable(self, draw: Draw, raw: bytes | BadSample, bad: list[Bad]) -> tuple[Clip, Draw] | None:
+        path = self.folder / draw.shard.path
+        try:
+            if isinstance(raw, BadSample):
+                raise raw
+            audio, facts = read_sample(raw, path, draw.entry.key)
+            clip = Clip(draw.entry.key, audio, str(facts["text"]), draw.shard.language)
+            if clip.seconds > self.max_seconds + 1e-6:
+                claimed = f"{draw.entry.seconds:.1f} s in the index"
+                why = f"lasts {clip.seconds:.1f} s, {claimed}: more than the audio window"
+                raise BadSample(path, draw.entry.key, why, "bounds")
+        except BadSample as e:
+            bad.append(Bad(e.kind, draw.shard.path, draw.entry.key, str(e)))
+            return None
+        if self.augment is not None:
+            changed = self.augment(audio, self.plan.seed, clip.key, draw.epoch, self.max_seconds)
+            clip = Clip(clip.key, changed, clip.text, clip.language)
+        return clip, draw
+
+    def _bytes(self, t: int, draw: Draw) -> bytes | BadSample:
+        pool = pool_of(t)
+        held = self._held.get(pool)
+        if held is None or draw.number not in held:
+            # Steps that were never finished, as at the end of a run, must not pile up.
+            while len(self._held) >= 2 * LANES:
+                self._held.pop(next(iter(self._held)))
+            held = self._held[pool] = self._read_pool(pool, t)
+        raw = held.pop(draw.number)
+        if not held:
+            del self._held[pool]
+        return raw
+
+    def _read_pool(self, pool: int, first: int) -> dict[int, bytes | BadSample]:
+        """By draw, the bytes that this process needs of a pool from step `first` on."""
+        worker = get_worker_info()
+        workers = worker.num_workers if worker else 1
+        by_shard: dict[str, list[Draw]] = {}
+        for t, draw in by_step(self.plan, pool):
+            mine = draw.reader % self.world_size == self.rank and (t - first) % workers == 0
+            if mine and first <= t < self.steps:
+                by_shard.setdefault(draw.shard.path, []).append(draw)
+        found: dict[int, bytes | BadSample] = {}
+        for path, draws in sorted(by_shard.items()):
+            # A pool that is longer than an epoch may draw a clip twice.
+            by_offset: dict[int, list[int]] = {}
+            for draw in draws:
+                by_offset.setdefault(draw.entry.offset, []).append(draw.number)
+            entries = {draw.entry.offset: draw.entry for draw in draws}
+            for entry, raw in read_ranges(self.folder / path, entries.values()):
+                found.update((number, raw) for number in by_offset[entry.offset])
+        return found

@@ -1,0 +1,92 @@
+"""Samples that could not be used: counted by kind, named, and too many of them end the run.
+
+    each rank's StepShare.bad ──counts, in the step's all-reduce──► the same counts on every rank
+                              ──names, in steps that have any─────► the same names on every rank
+
+All ranks know the same, so they stop after the same step, and none is left waiting for another.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import torch.distributed as dist
+
+from salsa_dist.data.reading import ATTEMPTS, KINDS, Bad
+from salsa_dist.errors import UserError
+from salsa_dist.training.batches import StepShare
+from salsa_dist.training.events import Events
+
+NAMED = 10  # samples said by name; then one at each doubling
+
+
+def counts_of(share: StepShare) -> list[float]:
+    """What travels of a share in the step's all-reduce, to be summed over ranks: the bad samples and
+    missing clips, seconds of audio, and seconds with padding."""
+    bad = len(share.bad) + share.hopeless
+    return [float(bad), share.seconds, share.padded_seconds]
+
+
+class BadSamples:
+    """The run's record of them, the same on all ranks.
+
+    Args:
+        limit: different samples that may be bad, counted from this start of the run.
+        say: prints a line, on the first rank.
+    """
+
+    def __init__(self, limit: int, events: Events, say: Callable[[str], None]) -> None:
+        self.limit = limit
+        self.events = events
+        self.say = say
+        self.seen: set[tuple[str, str]] = set()
+        self.kinds: Counter[str] = Counter()
+
+    def after_step(self, step: int, share: StepShare, count: float) -> None:
+        """Note those of a step.
+
+        Args:
+            count: the first of `counts_of`, summed over all ranks.
+
+        Raises:
+            UserError: more are bad than the limit, or a clip could not be replaced; on all ranks.
+        """
+        if not count:
+            return
+        everyones: list[tuple[Sequence[Bad], int]] = [([], 0)] * dist.get_world_size()
+        dist.all_gather_object(everyones, (share.bad, share.hopeless))
+        new = []
+        for bad in (b for own, _ in everyones for b in own):
+            if (bad.shard, bad.key) not in self.seen:
+                self.seen.add((bad.shard, bad.key))
+                self.kinds[bad.kind] += 1
+                new.append(bad)
+                self._name(bad)
+        if new:
+            self.events.write(
+                "bad_samples",
+                step=step,
+                samples=[{"kind": b.kind, "shard": b.shard, "key": b.key, "why": b.why} for b in new],
+                so_far={kind: self.kinds[kind] for kind in KINDS if self.kinds[kind]},
+            )
+        if hopeless := sum(missing for _, missing in everyones):
+            raise UserError(
+                f"step {step}: {hopeless} clips can't be used, nor any of {ATTEMPTS} others in the "
+                f"place of each ({self._summary()}): mend or fetch the shards again"
+            )
+        if len(self.seen) > self.limit:
+            raise UserError(
+                f"step {step}: {len(self.seen)} samples can't be used ({self._summary()}), more than "
+                f"data.max_bad, {self.limit}; the last: {new[-1].why}. Mend the shards, or allow more"
+            )
+
+    def _name(self, bad: Bad) -> None:
+        n = len(self.seen)
+        if n <= NAMED or n & (n - 1) == 0:
+            self.say(f"bad sample {n}, another is heard in its place: {bad.why}")
+        if n == NAMED:
+            self.say("more bad samples are named in events.jsonl, and here at each doubling")
+
+    def _summary(self) -> str:
+        return ", ".join(f"{self.kinds[kind]} {kind}" for kind in KINDS if self.kinds[kind])

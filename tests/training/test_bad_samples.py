@@ -1,0 +1,151 @@
+"""Bad samples in a whole run: replaced and counted; too many of them end it on all ranks together."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from tiny import make_config
+
+from salsa_dist import SteeringVectors, UserError, load_config, train
+from salsa_dist.data.index import ShardIndex
+from salsa_dist.evaluation.report import build_report
+from salsa_dist.placement.ranks import Ranks
+from salsa_dist.speech_llms.load import load_speech_llm
+from salsa_dist.training.loop import make_batches
+
+STEPS = 14
+
+
+def damaged(tiny_shards: Path, folder: Path, shards: int = 1, bytes_kept: int = 0) -> Path:
+    """A copy of which the first Bulgarian shards are cut off."""
+    shutil.copytree(tiny_shards, folder)
+    for shard in ShardIndex.load(folder).select("train", "bg")[:shards]:
+        path = folder / shard.path
+        path.write_bytes(path.read_bytes()[:bytes_kept])
+    return folder
+
+
+def config_of(folder: Path, base: Path, shards: Path, **data: Any) -> Path:
+    folder.mkdir(exist_ok=True)
+    data = {"shards": str(shards), "clips_per_step": 5, "readers": 4, **data}
+    training = {"steps": STEPS, "lr": 0.02, "micro_batch": 2}
+    return make_config(folder, base, shards, data=data, training=training)
+
+
+def events(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+
+
+def vectors(run: Path) -> dict[str, torch.Tensor]:
+    return {
+        f"{path.name} {site}": vector
+        for path in sorted((run / "adapters").iterdir())
+        for site, vector in SteeringVectors.load(path).vectors.items()
+    }
+
+
+def ranks(config: Path, count: int) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(count)]
+    command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0", "-m"]
+    command += ["salsa_dist", "train", str(config)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_two_ranks_replace_as_one_does_and_stop_together(
+    tmp_path: Path, tiny_base: Path, tiny_shards: Path
+) -> None:
+    shards = damaged(tiny_shards, tmp_path / "shards", bytes_kept=600)
+    alone = config_of(tmp_path / "alone", tiny_base, shards)
+    assert train(load_config(alone)).finished
+    both = config_of(tmp_path / "both", tiny_base, shards)
+    assert ranks(both, 2).returncode == 0
+    wanted, found = vectors(tmp_path / "alone/run"), vectors(tmp_path / "both/run")
+    for name, vector in wanted.items():
+        assert (found[name] - vector).norm() / vector.norm() < 1e-5, name
+    lists = [
+        sorted(s["key"] for e in events(tmp_path / run / "run") for s in e.get("samples", []))
+        for run in ("alone", "both")
+    ]
+    assert lists[0] == lists[1]
+    assert len(lists[0]) == len(set(lists[0])) > 3  # each named once
+    # Only the second of two ranks reads the first shard's neighbour; the other must not wait for it.
+    index = ShardIndex.load(tiny_shards)
+    (shards / index.select("train", "bg")[1].path).unlink()
+    strict = config_of(tmp_path / "strict", tiny_base, shards, max_bad=len(lists[0]))
+    ended = ranks(strict, 2)
+    assert ended.returncode != 0
+    said = f"more than data.max_bad, {len(lists[0])}"
+    assert ended.stderr.count(said) == 2  # each rank says so itself
+    found_bad = [e["so_far"] for e in events(tmp_path / "strict/run") if e["event"] == "bad_samples"]
+    assert found_bad[-1].keys() == {"tar", "shard"}
+    assert not (tmp_path / "strict/run/adapters").exists()
+
+
+def test_the_report_counts_them(tmp_path: Path, tiny_base: Path, tiny_shards: Path) -> None:
+    shards = damaged(tiny_shards, tmp_path / "shards")
+    train(load_config(config_of(tmp_path / "a", tiny_base, shards)))
+    report = build_report(tmp_path / "a/run")
+    count = report["training"]["bad_samples"]["tar"]
+    assert 3 < count <= 6
+    assert 0 < report["training"]["padding"] < 0.5
+    assert any(f"{count} samples could not be used ({count} tar)" in note for note in report["notes"])
+
+
+def test_a_run_without_any_sound_sample_stops(
+    tmp_path: Path, tiny_base: Path, tiny_shards: Path
+) -> None:
+    shards = damaged(tiny_shards, tmp_path / "shards", shards=4)
+    config = config_of(tmp_path / "a", tiny_base, shards, max_bad=10_000)
+    with pytest.raises(UserError, match="5 clips can't be used, nor any of 16 others"):
+        train(load_config(config))
+
+
+def test_a_clip_that_the_base_refuses_is_a_bad_sample(
+    tmp_path: Path, tiny_base: Path, tiny_shards: Path
+) -> None:
+    llm = load_speech_llm(tiny_base)
+    llm.family.max_tokens = 20
+    config = load_config(config_of(tmp_path / "a", tiny_base, tiny_shards))
+    index = ShardIndex.load(tiny_shards)
+    made = make_batches(config, index, llm, Ranks(0, 1, 0, 1, torch.device("cpu")))
+    shares = [made[t] for t in range(4)]
+    refused = [bad for share in shares for bad in share.bad]
+    assert {bad.kind for bad in refused} == {"refused"}
+    assert all("the base has 20" in bad.why for bad in refused)
+    heard = {key for share in shares for batch in share.batches for key in batch.keys}
+    unheard = {key for t in range(4) for key in made.keys(t)} - heard
+    assert unheard
+    assert unheard <= {bad.key for bad in refused}
+    assert [sum(len(b.keys) for b in share.batches) for share in shares] == [10] * 4
+
+
+def test_a_packed_run_of_mixed_languages_by_seconds(
+    tmp_path: Path, tiny_base: Path, tiny_shards: Path
+) -> None:
+    """Every adapter is in every step, with its share of audio, and its file says what it heard."""
+    tree = yaml.safe_load(config_of(tmp_path / "a", tiny_base, tiny_shards).read_text())
+    del tree["data"]["clips_per_step"]
+    tree["data"]["seconds_per_step"] = 6.0
+    tree["adapters"] = [
+        {"name": "both", "language": ["el", "bg"], "mix": {"weights": {"bg": 3, "el": 1}}},
+        {"name": "el", "language": "el"},
+    ]
+    path = tmp_path / "mixed.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    done = train(load_config(path))
+    steps = [e for e in events(tmp_path / "a/run") if e["event"] == "step"]
+    assert all(e["adapters"].keys() == {"both", "el"} for e in steps)
+    assert all(e["adapters"][name]["labels"] > 0 for e in steps for name in ("both", "el"))
+    assert sum(e["audio_seconds"] for e in steps) / STEPS == pytest.approx(12, rel=0.15)
+    shares = {e["adapter"]: e["languages"] for e in events(tmp_path / "a/run") if e["event"] == "data"}
+    assert shares == {"both": {"bg": 0.75, "el": 0.25}, "el": {"el": 1.0}}
+    both, el = (SteeringVectors.load(p) for p in done.adapters)
+    assert both.data is not None
+    assert (both.language, both.data.languages) == ("", ["bg", "el"])
+    assert el.language == "el"
