@@ -58,8 +58,9 @@ STRICT = {
     "stage": 3,
     "stage3_param_persistence_threshold": 0,
     "stage3_max_reuse_distance": 0,
-    # A tiny base fits the default prefetch as a whole, and the peak would say nothing.
-    "stage3_prefetch_bucket_size": 8000,
+    # Prefetching runs ahead of every small module: a tiny base would be whole at the peak, and its
+    # weights would still be there when backward or a checkpointed layer comes to need them again.
+    "stage3_prefetch_bucket_size": 0,
 }
 # Some of the small weights may stay: those of up to 40 elements, 500 elements in all.
 THRESHOLD = {
