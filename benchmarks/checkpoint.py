@@ -1,4 +1,4 @@
-"""What a checkpoint of a steering run costs, beside what DeepSpeed and the HF Trainer write for the same.
+"""What a checkpoint of a steering run costs, beside DeepSpeed's and the HF Trainer's of the same.
 
     python benchmarks/checkpoint.py --json OUT [--base FOLDER] [--saves 5]
 
