@@ -11,7 +11,6 @@ and which collectives it took part in. The test compares them with one process t
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -45,6 +44,12 @@ PLACEMENTS: dict[str, tuple[str | int, int]] = {
     "island": (2, 1),
     "full": ("full", 2),
 }
+# The island's groups are the node's: one precision and one way of backward are enough for it.
+COMBINATIONS = [
+    (name, dtype, memory)
+    for name, dtype, memory in product(PLACEMENTS, DTYPES, MEMORY)
+    if name != "island" or (dtype, memory) == ("float32", "kept")
+]
 # Rank 0 gets four clips with long texts, another one short clip, the last none at all: a loss averaged
 # over ranks, or over clips, would give other gradients than one averaged over labels.
 TEXTS = ["lisa i vuk v gorata", "mechka", "kon i zaek i riba", "ptica leti", "kotka", "da", "ne"]
@@ -118,7 +123,7 @@ def main(base_folder: Path, out: Path) -> None:
             if ranks.is_first:
                 (out / f"{name}.ds.json").write_text(json.dumps({"zero_optimization": zero}))
         dist.barrier()
-        for name, dtype, memory in product(PLACEMENTS, DTYPES, MEMORY):
+        for name, dtype, memory in COMBINATIONS:
             measure(base_folder, out, ranks, name, dtype, memory)
         thresholds(base_folder, out, ranks)
         many_adapters(out, ranks)
@@ -235,5 +240,4 @@ def many_adapters(out: Path, ranks: Ranks) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     main(Path(sys.argv[1]), Path(sys.argv[2]))

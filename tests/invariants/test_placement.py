@@ -14,17 +14,16 @@ from typing import Any
 import placed_gradients
 import pytest
 import torch
-from placed_gradients import ACTIVE, DTYPES, MEMORY, PLACEMENTS, RANKS
+from placed_gradients import ACTIVE, COMBINATIONS, DTYPES, MEMORY, PLACEMENTS, RANKS
 from safetensors.torch import load_file
 
 from salsa_dist.speech_llms.load import SpeechLLM, load_speech_llm
 from salsa_dist.steering.sites import site_modules
 
 SHARDED = {"node": [(0, 1), (2, 3)], "island": [(0, 1), (2, 3)], "full": [(0, 1, 2, 3)]}
-ANYWHERE = pytest.mark.parametrize("name", PLACEMENTS)
-CUT = pytest.mark.parametrize("name", SHARDED)
-PRECISION = pytest.mark.parametrize("dtype", DTYPES)
-BACKWARD = pytest.mark.parametrize("memory", MEMORY)
+BOTH_WAYS = [name for name in PLACEMENTS if name != "island"]
+EVERY = pytest.mark.parametrize(("name", "dtype", "memory"), COMBINATIONS)
+CUT = pytest.mark.parametrize(("name", "dtype", "memory"), [c for c in COMBINATIONS if c[0] in SHARDED])
 
 
 @pytest.fixture(scope="module")
@@ -106,8 +105,7 @@ def relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
     return float((found.double() - wanted.double()).norm() / wanted.double().norm())
 
 
-@ANYWHERE
-@BACKWARD
+@pytest.mark.parametrize(("name", "memory"), [(n, m) for n, d, m in COMBINATIONS if d == "float32"])
 def test_gradients_and_losses_are_those_of_one_process(
     placed: Path, reference: dict[str, dict[str, torch.Tensor]], name: str, memory: str
 ) -> None:
@@ -118,8 +116,7 @@ def test_gradients_and_losses_are_those_of_one_process(
             assert relative(found[site], wanted) < 1e-5, site
 
 
-@ANYWHERE
-@BACKWARD
+@pytest.mark.parametrize(("name", "memory"), [(n, m) for n, d, m in COMBINATIONS if d == "bfloat16"])
 def test_in_bf16_they_are_no_further_apart_than_bf16_is_from_fp32(
     placed: Path, reference: dict[str, dict[str, torch.Tensor]], name: str, memory: str
 ) -> None:
@@ -135,24 +132,20 @@ def test_in_bf16_they_are_no_further_apart_than_bf16_is_from_fp32(
             assert relative(found[site], exact) < 2 * rounding, site
 
 
-@ANYWHERE
-@PRECISION
-@BACKWARD
+@EVERY
 def test_ranks_agree_to_the_bit(placed: Path, name: str, dtype: str, memory: str) -> None:
     first, *others = tensors(placed, name, dtype, memory)
     assert all(torch.equal(other[site], first[site]) for other in others for site in first)
 
 
-@ANYWHERE
-@PRECISION
+@pytest.mark.parametrize("name", BOTH_WAYS)
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_checkpointing_changes_no_bit(placed: Path, name: str, dtype: str) -> None:
     kept, again = (tensors(placed, name, dtype, memory)[0] for memory in MEMORY)
     assert all(torch.equal(kept[site], again[site]) for site in kept)
 
 
 @CUT
-@PRECISION
-@BACKWARD
 def test_weights_are_really_sharded(placed: Path, name: str, dtype: str, memory: str) -> None:
     ranks = len(SHARDED[name][0])
     for seen in facts(placed, name, dtype, memory):
@@ -165,8 +158,6 @@ def test_weights_are_really_sharded(placed: Path, name: str, dtype: str, memory:
 
 
 @CUT
-@PRECISION
-@BACKWARD
 def test_weights_travel_inside_their_group_alone(
     placed: Path, name: str, dtype: str, memory: str
 ) -> None:
@@ -184,7 +175,7 @@ def test_weights_travel_inside_their_group_alone(
         assert received == seen["gathered"]
 
 
-@BACKWARD
+@pytest.mark.parametrize("memory", MEMORY)
 def test_replicas_gather_nothing(placed: Path, memory: str) -> None:
     for seen in facts(placed, "replicate", "float32", memory):
         assert [c[0] for c in seen["collectives"]] == ["allreduce"]
@@ -192,7 +183,7 @@ def test_replicas_gather_nothing(placed: Path, memory: str) -> None:
         assert seen["resident"] == seen["peak"] == seen["base_bytes"]
 
 
-@CUT
+@pytest.mark.parametrize("name", ["node", "full"])
 def test_checkpointed_layers_gather_their_frozen_weights_again(placed: Path, name: str) -> None:
     """ZeRO-3 with frozen weights under non-reentrant checkpointing: DeepSpeed before 0.19.3 found
     them empty, of shape [0], when it came to make the activations again (DeepSpeed#8148,
@@ -201,9 +192,7 @@ def test_checkpointed_layers_gather_their_frozen_weights_again(placed: Path, nam
     assert all(a["gathered"] > 1.2 * k["gathered"] for k, a in zip(kept, again, strict=True))
 
 
-@ANYWHERE
-@PRECISION
-@BACKWARD
+@EVERY
 def test_the_base_is_untouched(placed: Path, name: str, dtype: str, memory: str) -> None:
     for seen in facts(placed, name, dtype, memory):
         assert seen["unchanged"]
@@ -211,7 +200,7 @@ def test_the_base_is_untouched(placed: Path, name: str, dtype: str, memory: str)
         assert seen["owned_gradients"] == []
 
 
-@ANYWHERE
+@pytest.mark.parametrize("name", PLACEMENTS)
 def test_uneven_generation_ends_and_training_goes_on(placed: Path, name: str) -> None:
     """Three batches on one rank, two on another, none on a third."""
     replicated = facts(placed, "replicate", "float32", "kept")
