@@ -31,11 +31,8 @@ from salsa_dist.config import AdapterSettings, Config
 from salsa_dist.data.index import ShardIndex
 from salsa_dist.data.plan import AdapterPlan
 from salsa_dist.errors import UserError
-<<<<<<< HEAD
-from salsa_dist.placement.choose import Placed, choose
-=======
 from salsa_dist.placement.agreement import agree, base_facts, settings_facts
->>>>>>> 530f058 (Ranks that would run different modules are stopped with one clear line before they would hang)
+from salsa_dist.placement.choose import Placed, choose
 from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.placement.ranks import Ranks, join
 from salsa_dist.speech_llms.load import SpeechLLM, load_speech_llm
@@ -74,13 +71,10 @@ def train(config: Config) -> Trained:
         _refuse_unwritable(config.run)
         say = Console(ranks.is_first)
         index = ShardIndex.load(config.data.shards)
-<<<<<<< HEAD
+        agree(ranks, settings_facts(config, index.hash))
         placed = choose(config, ranks)
         for line in placed.lines:
             say(line)
-=======
-        agree(ranks, settings_facts(config, index.hash))
->>>>>>> 530f058 (Ranks that would run different modules are stopped with one clear line before they would hang)
         say(f"loading base {config.base.name}")
         speech_llm = load_speech_llm(**config.base.model_dump(), device=ranks.device)
         bank = make_bank(config, speech_llm, ranks.device)
@@ -94,7 +88,7 @@ def train(config: Config) -> Trained:
         )
         found = states.newest(config.run / "state", identity)
         first = found.step if found else 0
-        agree(ranks, base_facts(speech_llm, bank, ranks, config.placement, first))
+        agree(ranks, base_facts(speech_llm, bank, ranks, placed.placement, first))
         # Only now, when nothing that the user gave is refused, is anything written.
         run = open_run(config, ranks)
         events = Events(run, ranks.is_first)
