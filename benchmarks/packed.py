@@ -201,7 +201,7 @@ def bank(count: int, options: argparse.Namespace) -> list[dict[str, Any]]:
             batch = base.family.training_batch(clips)
 
             def step() -> None:
-                frozen = FrozenBase(base, held, ranks, PlacementConfig())
+                frozen = FrozenBase(base, held, ranks, PlacementConfig(kind="replicate"))
                 start = time.process_time()
                 losses, labels = torch.zeros(rows), torch.zeros(rows)
                 for vector in held.vectors.values():

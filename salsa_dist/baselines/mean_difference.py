@@ -38,7 +38,7 @@ def make_vectors(config: Config) -> list[Path]:
         raise ValueError(f"method {method.kind} takes no mean differences")
     with join() as ranks:
         index = ShardIndex.load(config.data.shards)
-        speech_llm = load_base(config.base, ranks, PlacementConfig(), silent)
+        speech_llm = load_base(config.base, ranks, PlacementConfig(kind="replicate"), silent)
         layers = find_layers(speech_llm.model, speech_llm.layers)
         counts = {component: len(stack) for component, stack in layers.items()}
         specs = [

@@ -56,7 +56,7 @@ def tune(config: Config) -> list[Path]:
             if folder.is_dir():
                 continue
             own = config.model_copy(update={"adapters": [adapter]})
-            speech_llm = load_base(config.base, ranks, PlacementConfig(), say)
+            speech_llm = load_base(config.base, ranks, PlacementConfig(kind="replicate"), say)
             weights = installed(own, speech_llm, settings)
             batches = make_batches(own, index, speech_llm, ranks)
             if events is None:

@@ -33,6 +33,7 @@ from salsa_dist.data.clip import SAMPLE_RATE, Clip
 from salsa_dist.data.index import Entry, Shard, ShardIndex
 from salsa_dist.data.reading import read_clip
 from salsa_dist.errors import UserError
+from salsa_dist.placement.agreement import agree, base_facts, settings_facts
 from salsa_dist.placement.choose import choose
 from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.placement.loading import load_base, silent
@@ -126,6 +127,7 @@ def evaluate(config: Config) -> Path:
     folder = config.run / "evaluation"
     with join() as ranks:
         index = ShardIndex.load(config.data.shards)
+        agree(ranks, settings_facts(config, index.hash))
         digests = {a.name: _digest(config, a.name) for a in config.adapters}
         if ranks.is_first:
             _make_folder(folder, config, index, digests)
@@ -195,6 +197,7 @@ def _ready(
         begun = events.Events(open_run(config, ranks), ranks.is_first)
         write_start(begun, ranks, speech_llm, 0)
         begun.close()
+    agree(ranks, base_facts(speech_llm, bank, ranks, placement))
     base = FrozenBase(speech_llm, bank, ranks, placement)
     limit, decoding = config.evaluation.max_new_tokens, config.evaluation.decoding.model_dump()
 
@@ -226,14 +229,15 @@ def _decode(
         for line in jsonl.read(path, SCHEMA)
         if line["window_s"] == window
     }
-    # Nobody may write before everybody has read what is there.
-    dist.barrier()
     names = [a.name for a in config.adapters]
     items = [
         item
         for item in _items(config, index, rows)
         if (item.entry.key, names[item.row] if item.row >= 0 else None) not in done
     ]
+    # Nobody may write before everybody has read what is there; and a file system that shows one rank
+    # less than another would have them make unequal numbers of calls.
+    agree(ranks, {f"clips left at the {window:g} s window": len(items)})
     # Long clips first: those of a batch end together, and the last batches are short.
     items.sort(key=lambda item: (-item.entry.seconds, item.entry.key, item.row))
     batches = _batched(items, config.evaluation.batch, window)

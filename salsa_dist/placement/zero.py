@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -38,10 +39,12 @@ class StepTraffic:
     Attributes:
         gathered_bytes: weights received from other ranks.
         peak_bytes: most bytes of the base held at once: own parts and gathered weights.
+        gather_seconds: time in which modules waited for their weights, other ranks' lateness included.
     """
 
     gathered_bytes: int = 0
     peak_bytes: int = 0
+    gather_seconds: float = 0.0
 
 
 def ds_settings(
@@ -172,7 +175,9 @@ class ZeroShards:
 
         def watched_fetch(*args: Any, **kwargs: Any) -> None:
             absent = [p for p in parameters if p.ds_status.name == "NOT_AVAILABLE"]  # type: ignore[attr-defined]
+            started = time.perf_counter()
             fetch(*args, **kwargs)
+            traffic.gather_seconds += time.perf_counter() - started
             for p in absent:
                 if p.ds_status.name != "NOT_AVAILABLE":  # type: ignore[attr-defined]
                     part: Any = p.ds_tensor  # type: ignore[attr-defined]

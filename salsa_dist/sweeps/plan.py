@@ -254,8 +254,10 @@ def _memory(sweep: Sweep, facts: BaseFacts) -> tuple[float, list[str]]:
     jobs, config = sweep.file.jobs, sweep.config
     world = jobs.nodes * jobs.ranks_per_node
     ranks = Ranks(0, world, 0, jobs.ranks_per_node, torch.device("cpu"))
+    kind = config.placement.kind
     try:
-        sharing = group_size(config.placement.kind, ranks)
+        # `auto` shares no more than it must.
+        sizes = [1, jobs.ranks_per_node, world] if kind == "auto" else [group_size(kind, ranks)]
     except UserError as e:
         return 0.0, [str(e)]
     problems = []
@@ -264,8 +266,11 @@ def _memory(sweep: Sweep, facts: BaseFacts) -> tuple[float, list[str]]:
             f"a job has {world} ranks and data.readers is {config.data.readers}: give each rank one"
         )
     each = 4 if config.base.dtype == "float32" else 2
-    need = facts.parameters * each / sharing + activation_bytes(facts, config) + _PROCESS_BYTES
+    beside = activation_bytes(facts, config) + _PROCESS_BYTES
     have = jobs.memory_gb * 1e9 if jobs.memory_gb else _own_memory()
+    needs = {size: facts.parameters * each / size + beside for size in sizes}
+    sharing = next((size for size, need in needs.items() if need <= have), sizes[-1])
+    need = needs[sharing]
     if need > have:
         problems.append(
             f"it can never fit: a rank needs about {need / 1e9:.1f} GB (base "

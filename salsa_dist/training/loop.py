@@ -35,6 +35,7 @@ from salsa_dist.data.mixing import Mix
 from salsa_dist.data.plan import AdapterPlan
 from salsa_dist.data.subset import take_minutes
 from salsa_dist.errors import UserError
+from salsa_dist.placement.agreement import agree, base_facts, settings_facts
 from salsa_dist.placement.choose import Placed, choose
 from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.placement.loading import load_base
@@ -79,6 +80,7 @@ def train(config: Config) -> Trained:
         _refuse_unwritable(config.run)
         say = Console(ranks.is_first)
         index = ShardIndex.load(config.data.shards)
+        agree(ranks, settings_facts(config, index.hash))
         placed = choose(config, ranks)
         for line in placed.lines:
             say(line)
@@ -93,11 +95,12 @@ def train(config: Config) -> Trained:
             config=config.digest(),
         )
         found = states.newest(config.run / "state", identity)
+        first = found.step if found else 0
+        agree(ranks, base_facts(speech_llm, bank, ranks, placed.placement, first))
         # Only now, when nothing that the user gave is refused, is anything written.
         run = open_run(config, ranks)
         events = Events(run, ranks.is_first)
         stack.callback(events.close)
-        first = found.step if found else 0
         if found:
             states.restore(optimizer, found)
             say(f"going on at step {first} of {len(batches)}")

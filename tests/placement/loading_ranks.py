@@ -72,7 +72,9 @@ def steer(base: BaseConfig, ranks: Ranks, placement: PlacementConfig) -> dict[st
     for _ in range(2):
         _, found = gradients(frozen, clips(loaded))
     whole = load_speech_llm(base.name)
-    alone = FrozenBase(whole, random_bank(whole, ["salsa", "add", "salsa"]), ranks, PlacementConfig())
+    alone = FrozenBase(
+        whole, random_bank(whole, ["salsa", "add", "salsa"]), ranks, PlacementConfig(kind="replicate")
+    )
     _, wanted = gradients(alone, clips(whole))
     parts = [p.ds_tensor for p in loaded.model.parameters()]
     report = {

@@ -32,7 +32,10 @@ def test_weights_come_from_the_copy_and_the_name_from_the_source(
     monkeypatch.setenv("SCRATCH_HERE", str(tmp_path / "local"))
     base = BaseConfig(name=str(source), stage_to="$SCRATCH_HERE")
     with join() as ranks:
-        for placement in (PlacementConfig(), PlacementConfig(offload="cpu")):
+        for placement in (
+            PlacementConfig(kind="replicate"),
+            PlacementConfig(kind="replicate", offload="cpu"),
+        ):
             loaded = load_base(base, ranks, placement, lambda line: None)
             assert (loaded.name, loaded.revision) == (str(source), load_speech_llm(source).revision)
         assert loaded.sources is not None

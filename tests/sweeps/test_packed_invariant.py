@@ -63,8 +63,8 @@ def test_an_adapter_among_others_learns_what_it_learns_alone(family: str, out: P
     alone: Vectors = {}
     with join() as ranks:
         for member in MEMBERS:
-            alone |= packed(base, [member], ranks, PlacementConfig())[0]
-        together, whole = packed(base, MEMBERS, ranks, PlacementConfig())
+            alone |= packed(base, [member], ranks, PlacementConfig(kind="replicate"))[0]
+        together, whole = packed(base, MEMBERS, ranks, PlacementConfig(kind="replicate"))
     assert all(v.norm() > 0.02 for vectors in alone.values() for v in vectors.values())
     assert furthest(together, alone)[0] < 1e-5
     for kind in ("replicate", "full"):

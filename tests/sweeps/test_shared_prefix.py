@@ -70,7 +70,7 @@ def test_shared_clips_walk_once_through_what_lies_below(tiny_base: Path) -> None
     sites = site_modules(base.model)
     names = [("a", ("encoder.1",)), ("b", ("encoder.2", "llm.0")), ("c", ("llm.1",))]
     bank = Bank([AdapterSpec(n, s, "salsa") for n, s in names], dict.fromkeys(sites, 32))
-    frozen = FrozenBase(base, bank, ALONE, PlacementConfig())
+    frozen = FrozenBase(base, bank, ALONE, PlacementConfig(kind="replicate"))
     from conformance import noise
 
     family: Any = base.family

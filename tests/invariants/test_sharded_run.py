@@ -1,0 +1,91 @@
+"""A whole run with the base cut over two ranks: it never hangs, and nothing it saves holds a weight."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sharded_run
+import torch
+from tiny import make_config
+
+from salsa_dist import evaluate, load_config, load_speech_llm, train
+from salsa_dist.config import Config
+
+# 24 transcripts in batches of five: three calls of generate() for one rank, two for the other.
+EVALUATION = {"windows_s": [None], "batch": 5, "max_new_tokens": 8}
+
+
+def config_in(folder: Path, base: Path, shards: Path, **sections: Any) -> Config:
+    folder.mkdir()
+    return load_config(make_config(folder, base, shards, evaluation=EVALUATION, **sections))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, tiny_shards: Path) -> Path:
+    """The folder that two ranks wrote."""
+    folder = tmp_path_factory.mktemp("sharded")
+    strict = folder / "strict.json"
+    strict.write_text(
+        json.dumps({"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}})
+    )
+    placement = {"kind": "full", "ds_config": str(strict)}
+    evaluation = {**EVALUATION, "placement": placement}
+    config = make_config(folder, tiny_base, tiny_shards, placement=placement, evaluation=evaluation)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0"]
+    done = subprocess.run(
+        [*command, sharded_run.__file__, str(config)],
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return folder / "run"
+
+
+def transcripts(run: Path) -> dict[tuple[str, str | None], str]:
+    files = sorted((run / "evaluation").glob("*.jsonl"))
+    lines = [json.loads(line) for f in files for line in f.read_text().splitlines()]
+    assert len(lines) == 24
+    return {(line["key"], line["adapter"]): line["hypothesis"] for line in lines}
+
+
+def test_uneven_numbers_of_batches_give_the_transcripts_of_one_process(
+    run: Path, tmp_path: Path, tiny_base: Path, tiny_shards: Path
+) -> None:
+    batches = [len(f.read_text().splitlines()) for f in sorted((run / "evaluation").glob("*.jsonl"))]
+    assert batches == [5 + 5 + 4, 5 + 5]
+    alone = config_in(tmp_path / "alone", tiny_base, tiny_shards)
+    train(alone)
+    evaluate(alone)
+    found, wanted = transcripts(run), transcripts(alone.run)
+    assert found.keys() == wanted.keys()
+    # Vectors from other ranks differ in the last digits: a near tie may fall the other way.
+    assert sum(found[k] == text for k, text in wanted.items()) >= 23
+
+
+def test_no_saved_file_holds_a_weight_of_the_base(run: Path, tiny_base: Path) -> None:
+    """Not a row of one, in fp32 or bf16, whatever the file."""
+    weights = [p for p in load_speech_llm(tiny_base).model.parameters() if p.unique().numel() > 8]
+    assert len(weights) > 50
+    prints = [
+        p.flatten()[part : part + 8].to(dtype).view(torch.uint8).numpy().tobytes()
+        for p in weights
+        for part in (0, p.numel() // 2)  # a rank's part of a weight starts in the middle
+        for dtype in (torch.float32, torch.bfloat16)
+    ]
+    own = (tiny_base / "model.safetensors").read_bytes()
+    assert sum(p in own for p in prints) >= len(weights)  # they are found where they are
+    files = [f for f in run.rglob("*") if f.is_file()]
+    assert {f.suffix for f in files} >= {".safetensors", ".json", ".jsonl", ".md", ".yaml"}
+    for file in files:
+        raw = file.read_bytes()
+        assert not any(p in raw for p in prints), file
+    # 2 adapters, 6 sites of 32 numbers; vectors and two moments; the rest is text.
+    tensors = sum(f.stat().st_size for f in files if f.suffix == ".safetensors")
+    states = len(list((run / "state").glob("*.safetensors")))
+    assert tensors < (3 * states + 1) * 2 * 6 * 32 * 4 + (states + 2) * 8192
