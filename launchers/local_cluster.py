@@ -19,7 +19,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,9 +50,16 @@ class LocalPlan:
     signal_delay_s: int = 0
 
 
-def run_local(job: Job, folder: Path, plan: LocalPlan) -> int:
-    """Run `job` to its end and return the launcher's exit status. `folder` holds a `%j`."""
+def run_local(
+    job: Job, folder: Path, plan: LocalPlan, started: Callable[[str, Path], None] | None = None
+) -> int:
+    """Run `job` to its end and return the launcher's exit status. `folder` holds a `%j`.
+
+    `started` is told the job's id and its log folder.
+    """
     submitted = _write_job(job, folder, plan)
+    if started is not None:
+        started(submitted.job_id, submitted.paths.folder)
     rank0 = [_Follower(_paths(submitted, 0).stdout, sys.stdout)]
     rank0.append(_Follower(_paths(submitted, 0).stderr, sys.stderr))
     print(f"{plan.tasks} ranks on this machine, logs in {submitted.paths.folder}", flush=True)
