@@ -1,4 +1,4 @@
-"""`salsa-dist`: train | evaluate | report | transcribe | shards build | inspect.
+"""`salsa-dist`: train | evaluate | report | transcribe | shards … | runs … | inspect.
 
 What has commands of its own, such as `shards`, is a file in `commands/`.
 """
@@ -12,7 +12,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from salsa_dist.commands import shards
+from salsa_dist.commands import runs, shards
 from salsa_dist.config import Config
 from salsa_dist.errors import UserError
 
@@ -24,6 +24,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(shards.app, name="shards")
+app.add_typer(runs.app, name="runs")
 
 ConfigArgument = Annotated[Path, typer.Argument(help="YAML file with the run's settings")]
 Overrides = Annotated[

@@ -22,6 +22,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import torch.distributed as dist
 import yaml
@@ -129,6 +130,8 @@ def write_start(events: Events, ranks: Ranks, speech_llm: SpeechLLM, first: int)
         "start",
         world_size=ranks.world_size,
         resumed_step=first,
+        startup_s=round(time.time() - psutil.Process().create_time(), 1),
+        threads=torch.get_num_threads(),
         base={
             "name": known_as(speech_llm.name),
             "revision": speech_llm.revision,
