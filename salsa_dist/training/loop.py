@@ -34,6 +34,7 @@ from salsa_dist.data.plan import AdapterPlan
 from salsa_dist.errors import UserError
 from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.placement.ranks import Ranks, join
+from salsa_dist.preflight import preflight
 from salsa_dist.speech_llms.load import SpeechLLM, load_speech_llm
 from salsa_dist.steering.adapter_folder import known_as
 from salsa_dist.steering.bank import AdapterSpec, Bank
@@ -70,6 +71,9 @@ def train(config: Config) -> Trained:
         _refuse_unwritable(config.run)
         say = Console(ranks.is_first)
         index = ShardIndex.load(config.data.shards)
+        checked = preflight(config.run, ranks) if ranks.world_size > 1 else None
+        for line in checked.lines() if checked else []:
+            say(line)
         say(f"loading base {config.base.name}")
         speech_llm = load_speech_llm(**config.base.model_dump(), device=ranks.device)
         bank = make_bank(config, speech_llm, ranks.device)
@@ -91,6 +95,8 @@ def train(config: Config) -> Trained:
             states.restore(optimizer, found)
             say(f"going on at step {first} of {len(batches)}")
         write_start(events, ranks, speech_llm, first)
+        if checked:
+            events.write("preflight", **checked.event())
         for adapter, job in zip(config.adapters, batches.jobs, strict=True):
             events.write("data", adapter=adapter.name, clips=job.plan.clips, left_out=job.plan.left_out)
         base = FrozenBase(
