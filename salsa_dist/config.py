@@ -11,7 +11,8 @@
     ├── adapters     a list: one entry, one adapter, one row of the bank
     ├── training     steps, learning rate, checkpoints
     ├── placement    how many consecutive ranks share one copy of the base
-    └── evaluation   split, windows, decoding
+    ├── evaluation   split, windows, decoding
+    └── trackers     where losses are drawn
 
 An unknown key or a wrong type is a `UserError` that names the place and the nearest right key.
 """
@@ -216,6 +217,9 @@ class Config(_Section):
     training: TrainingConfig = TrainingConfig()
     placement: PlacementConfig = PlacementConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(
+        ["tensorboard"], description="where the curves are drawn: tensorboard, wandb, trackio"
+    )
 
     @model_validator(mode="after")
     def _names_differ(self) -> Config:

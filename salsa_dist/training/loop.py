@@ -47,6 +47,7 @@ from salsa_dist.training.events import Events
 from salsa_dist.training.optimizer import PackedAdam, Reduced, Schedule, reduce_step
 from salsa_dist.training.saved_adapters import save_adapters
 from salsa_dist.training.stop_signals import StopSignals
+from salsa_dist.training.trackers import Trackers, refuse_missing
 
 # The placement is measured on this step after a start: DeepSpeed records the order of modules in the
 # first, and prefetches by it from the second on.
@@ -69,7 +70,9 @@ def train(config: Config) -> Trained:
     """
     with join() as ranks, ExitStack() as stack:
         _refuse_unwritable(config.run)
+        refuse_missing(config.trackers)
         say = Console(ranks.is_first)
+        stack.callback(say.close)
         index = ShardIndex.load(config.data.shards)
         checked = preflight(config.run, ranks) if ranks.world_size > 1 else None
         for line in checked.lines() if checked else []:
@@ -104,7 +107,11 @@ def train(config: Config) -> Trained:
         )
         stack.callback(base.close)
         signals = stack.enter_context(StopSignals())
-        loop = _Loop(config, ranks, base, optimizer, batches, identity, events, say, signals)
+        trackers = None
+        if ranks.is_first:
+            trackers = Trackers(config.trackers, run, config.model_dump(mode="json"), first)
+            stack.callback(trackers.close)
+        loop = _Loop(config, ranks, base, optimizer, batches, identity, events, say, signals, trackers)
         step = loop.run(first) if first < len(batches) else first
         finished = step == len(batches)
         adapters: list[Path] = []
@@ -116,6 +123,7 @@ def train(config: Config) -> Trained:
         else:
             say(f"stopped at step {step} of {len(batches)}; the same command goes on from there")
         dist.barrier()
+        say.close()
         signals.hand_over()
         return Trained(step, finished, adapters)
 
@@ -174,6 +182,7 @@ class _Loop:
         events: Events,
         say: Console,
         signals: StopSignals,
+        trackers: Trackers | None,
     ) -> None:
         self.config = config
         self.ranks = ranks
@@ -185,12 +194,13 @@ class _Loop:
         self.events = events
         self.say = say
         self.signals = signals
+        self.trackers = trackers
         self.skipped_in_a_row = 0
 
     def run(self, first: int) -> int:
         """Do the steps from `first` on; returns the step to go on with."""
         measured = min(first + _MEASURED_STEP, len(self.batches) - 1)
-        saved = said = time.monotonic()
+        saved = time.monotonic()
         step = first
         started = time.monotonic()
         for step, batches in enumerate(loader(self.batches, first, self.config.data.workers), first):
@@ -206,9 +216,7 @@ class _Loop:
             self._record(step, now - started, clips, active, reduced, norms, rates)
             self._count_skipped(step, active, norms)
             last = reduced.stop or step + 1 == len(self.batches)
-            if last or now - said >= 5:
-                self._progress(step, now - started, clips, active, reduced)
-                said = now
+            self._progress(step, now - started, clips, active, reduced)
             if last or now - saved >= self.config.training.save_every_s:
                 self._save(step + 1)
                 saved = now
@@ -252,6 +260,8 @@ class _Loop:
             for row in active
         }
         self.events.write("step", step=step, seconds=round(seconds, 4), clips=clips, adapters=adapters)
+        if self.trackers is not None:
+            self.trackers.step(step, adapters)
 
     def _count_skipped(self, step: int, active: list[int], norms: torch.Tensor) -> None:
         broken = [self.bank.specs[r].name for r in active if not math.isfinite(norms[r].item())]
@@ -282,12 +292,14 @@ class _Loop:
     def _progress(
         self, step: int, seconds: float, clips: int, active: list[int], reduced: Reduced
     ) -> None:
-        left = (len(self.batches) - step - 1) * seconds
-        losses = "  ".join(f"{self.bank.specs[r].name} {reduced.losses[r]:.3f}" for r in active[:8])
-        self.say(
-            f"step {step + 1}/{len(self.batches)}  loss {losses}  {clips / seconds:.1f} clips/s  "
-            f"{left // 60:.0f}:{left % 60:02.0f} left"
-        )
+        def text() -> str:
+            left = (len(self.batches) - step - 1) * seconds
+            losses = "  ".join(f"{self.bank.specs[r].name} {reduced.losses[r]:.3f}" for r in active[:8])
+            return (
+                f"loss {losses}  {clips / seconds:.1f} clips/s  {left // 60:.0f}:{left % 60:02.0f} left"
+            )
+
+        self.say.progress(step + 1, len(self.batches), text)
 
     def _save(self, step: int) -> None:
         # Every rank holds the same vectors and moments: the first writes them, nobody waits.
