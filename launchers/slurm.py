@@ -40,7 +40,7 @@ from sbatch_script import Sbatch, sbatch
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.helpers import clean_env
 
-from salsa_dist.config import Config, load_config
+from salsa_dist.config import BaseConfig, Config, DataConfig, load_config
 from salsa_dist.errors import UserError
 from salsa_dist.runs import launches
 
@@ -295,7 +295,13 @@ def _plan(config: Config, resources: Resources) -> str:
 
 
 def _staging(folder: str | None) -> list[str]:
-    return [f"data.stage_to={folder}"] if folder else []
+    """Settings that copy what ranks read to a disk of each node."""
+    sections = {"base": BaseConfig, "data": DataConfig}
+    return [
+        f"{name}.stage_to={folder}"
+        for name, section in sections.items()
+        if folder and "stage_to" in section.model_fields
+    ]
 
 
 def _local_plan(resources: Resources) -> LocalPlan:

@@ -74,6 +74,9 @@ class DataConfig(_Section):
         4, ge=1, description="virtual readers an adapter; its batches depend on this, not on ranks"
     )
     workers: int = Field(0, ge=0, description="processes a rank that read ahead; 0: none")
+    stage_to: str | None = Field(
+        None, description="folder on each node's own disk for copies of the shards: $SLURM_TMPDIR"
+    )
 
 
 class SteeringConfig(_Section):
@@ -251,7 +254,7 @@ class Config(_Section):
             include={"base", "data", "method", "steering", "adapters", "training"},
             exclude={
                 "base": {"name", "revision"},
-                "data": {"workers", "shards"},
+                "data": {"workers", "shards", "stage_to"},
                 "training": {"save_every_s", "keep", "micro_batch", "activation_checkpointing"},
             },
         )

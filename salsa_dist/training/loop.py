@@ -46,6 +46,7 @@ from salsa_dist.training.console import Console
 from salsa_dist.training.events import Events
 from salsa_dist.training.optimizer import PackedAdam, Reduced, Schedule, reduce_step
 from salsa_dist.training.saved_adapters import save_adapters
+from salsa_dist.training.staged_shards import staged_shards
 from salsa_dist.training.stop_signals import StopSignals
 from salsa_dist.training.trackers import Trackers, refuse_missing
 
@@ -349,9 +350,14 @@ def make_batches(config: Config, index: ShardIndex, speech_llm: SpeechLLM, ranks
         )
         return Job(plan, adapter.steps, adapter.language)
 
+    jobs = [job(adapter) for adapter in config.adapter_settings()]
+    folder = config.data.shards
+    if config.data.stage_to is not None:
+        used = [s for a in config.adapters for s in index.select("train", a.language)]
+        folder = staged_shards(index, used, config.data.stage_to, ranks, Console(ranks.is_first))
     return StepBatches(
-        [job(adapter) for adapter in config.adapter_settings()],
-        config.data.shards,
+        jobs,
+        folder,
         speech_llm.family,
         ranks.rank,
         ranks.world_size,

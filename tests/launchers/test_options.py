@@ -88,6 +88,12 @@ def test_a_container_sees_the_run_under_its_own_path(desk: Desk) -> None:
     assert f" --pwd {desk.folder} --nv salsa.sif python3 -u -m submitit" in srun
 
 
+def test_staging_is_a_setting_of_the_run(desk: Desk) -> None:
+    assert desk.local("show", "--stage-to", "$SLURM_TMPDIR").status == 0
+    _, _, overrides = desk.seen(0)["arguments"]
+    assert "data.stage_to=$SLURM_TMPDIR" in overrides
+
+
 def test_the_dry_run_tells_the_placement(desk: Desk) -> None:
     out = dry(desk, "--nodes", "4", "--tasks-per-node", "8", "placement.kind=node")
     assert "4 nodes x 8 ranks, 8 consecutive ranks share one copy" in out
