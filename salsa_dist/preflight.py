@@ -92,7 +92,8 @@ class Preflight:
             "gbps_inside": _least(self.links(between=False)),
             "gbps_between": _least(self.links(between=True)),
             "warnings": self.warnings,
-            "machines": [asdict(machine) for machine in self.machines],
+            # The versions are equal everywhere, and in the `start` event.
+            "machines": [_without(asdict(machine), "versions", "folder") for machine in self.machines],
         }
 
     def lines(self) -> list[str]:
@@ -115,7 +116,7 @@ def preflight(run: Path, ranks: Ranks) -> Preflight:
     started = time.monotonic()
     control = dist.new_group(backend="gloo", timeout=_TIMEOUT)
     try:
-        with _token(run, ranks, control) as token:
+        with _Token(run, ranks, control) as token:
             mine = Machine(
                 rank=ranks.rank,
                 local_rank=ranks.local_rank,
@@ -147,7 +148,7 @@ def preflight(run: Path, ranks: Ranks) -> Preflight:
     )
 
 
-class _token:
+class _Token:
     """A file that the first rank writes into the run's folder, and one that each rank adds.
 
     All of it is gone afterwards, and the folder too if this made it.
@@ -163,7 +164,7 @@ class _token:
     def _path(self, who: str) -> Path:
         return self._run / f".preflight-{self._word}-{who}"
 
-    def __enter__(self) -> _token:
+    def __enter__(self) -> _Token:
         if self._ranks.is_first:
             missing = [p for p in (self._run, *self._run.parents) if not p.exists()]
             with suppress(OSError):  # what is wrong, trouble() finds
@@ -199,6 +200,10 @@ class _token:
                     folder.rmdir()
 
 
+def _without(fields: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if name not in names}
+
+
 def _versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
 
@@ -209,7 +214,7 @@ def _device_name(device: torch.device) -> str:
 
 def _work_s(device: torch.device) -> float:
     """Seconds for a fixed product of matrices, the best of three."""
-    size = 2048 if device.type == "cuda" else 256
+    size = 2048 if device.type == "cuda" else 512
     matrix = torch.ones(size, size, device=device)
     return min(_timed(lambda: matrix @ matrix, device) for _ in range(_TIMES))
 
