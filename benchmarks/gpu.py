@@ -157,7 +157,7 @@ def measure(
     bank = Bank([AdapterSpec("a", tuple(widths), "salsa")], widths, ranks.device)
     optimizer = PackedAdam(bank, [Schedule(1e-3, 100, 0.0, "none")], 1.0)
     llm = SpeechLLM(model, None, "random", "random", parameters)  # type: ignore[arg-type]
-    base = FrozenBase(llm, bank, ranks, PlacementConfig(), checkpointing)
+    base = FrozenBase(llm, bank, ranks, PlacementConfig(kind="replicate"), checkpointing)
     batch = make_batch(shape, options.clips)
 
     def step() -> None:

@@ -15,6 +15,7 @@ where it needs it, and nothing heavy before the rank's environment is set.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -43,8 +44,11 @@ class Job:
     target: str = TARGET  # "module:function", called as function(command, config_path, overrides)
     cpus_per_task: int | None = None
     local_port: int | None = None  # a free port of this machine; None: ranks on several machines
+    code: str | None = None  # folder with the salsa_dist to run; None: the one that is installed
 
     def __call__(self) -> None:
+        if self.code is not None:
+            _take_code_from(self.code)
         import submitit
 
         from salsa_dist.errors import UserError
@@ -97,6 +101,15 @@ class Job:
             os.environ["MASTER_ADDR"] = "127.0.0.1"
         threads = self.cpus_per_task or _cores() // world.local_world_size
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, threads)))
+
+
+def _take_code_from(folder: str) -> None:
+    # In front of the working folder, which `python -m` puts before PYTHONPATH.
+    sys.path.insert(0, folder)
+    paths = [folder, *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(paths)  # for this rank's own children
+    with contextlib.suppress(OSError):
+        os.utime(folder)  # in use: not to be cleared as old
 
 
 def failure_path(folder: Path, job_id: str, rank: int) -> Path:

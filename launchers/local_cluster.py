@@ -12,25 +12,25 @@ otherwise. What a task does with signals, and how it asks to be started again, s
 
 from __future__ import annotations
 
-import codecs
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, TextIO
+from typing import Any
 
 from job import FAILURE_SCHEMA, Job, failure_path
 from submitit.core.utils import JobPaths
 from submitit.local.local import LOCAL_REQUEUE_RETURN_CODE, LocalExecutor, LocalJob
 
 from salsa_dist.errors import UserError
+from salsa_dist.runs.follow import Follower
 
 POLL_S = 0.1
 SAVE_GRACE_S = 30.0  # from asking the ranks to stop to ending them
@@ -50,11 +50,18 @@ class LocalPlan:
     signal_delay_s: int = 0
 
 
-def run_local(job: Job, folder: Path, plan: LocalPlan) -> int:
-    """Run `job` to its end and return the launcher's exit status. `folder` holds a `%j`."""
+def run_local(
+    job: Job, folder: Path, plan: LocalPlan, started: Callable[[str, Path], None] | None = None
+) -> int:
+    """Run `job` to its end and return the launcher's exit status. `folder` holds a `%j`.
+
+    `started` is told the job's id and its log folder.
+    """
     submitted = _write_job(job, folder, plan)
-    rank0 = [_Follower(_paths(submitted, 0).stdout, sys.stdout)]
-    rank0.append(_Follower(_paths(submitted, 0).stderr, sys.stderr))
+    if started is not None:
+        started(submitted.job_id, submitted.paths.folder)
+    rank0 = [Follower(_paths(submitted, 0).stdout, sys.stdout)]
+    rank0.append(Follower(_paths(submitted, 0).stderr, sys.stderr))
     print(f"{plan.tasks} ranks on this machine, logs in {submitted.paths.folder}", flush=True)
     with _stop_requests() as stop:
         while True:
@@ -98,7 +105,7 @@ def _paths(job: LocalJob[Any], rank: int) -> JobPaths:
 class _Tasks:
     """The processes of one attempt at a job, one a rank."""
 
-    def __init__(self, job: LocalJob[Any], plan: LocalPlan, rank0: Sequence[_Follower]) -> None:
+    def __init__(self, job: LocalJob[Any], plan: LocalPlan, rank0: Sequence[Follower]) -> None:
         self._plan = plan
         self._rank0 = rank0
         self._start = time.monotonic()
@@ -203,25 +210,6 @@ def _start_task(job: LocalJob[Any], plan: LocalPlan, rank: int) -> subprocess.Po
             stderr=err,
             start_new_session=True,
         )
-
-
-class _Follower:
-    """Copies what a growing file gains to a stream."""
-
-    def __init__(self, path: Path, stream: TextIO) -> None:
-        self._path, self._stream, self._position = path, stream, 0
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def pump(self) -> None:
-        if not self._path.exists():
-            return
-        with self._path.open("rb") as file:
-            file.seek(self._position)
-            new = file.read()
-        if new:
-            self._position += len(new)
-            self._stream.write(self._decoder.decode(new))
-            self._stream.flush()
 
 
 @contextmanager

@@ -6,13 +6,13 @@
     python launchers/slurm.py sweep demo/sweep.yaml --nodes 4       a grid of adapters, see sweep.py
     python launchers/slurm.py evaluate --config my.yaml --gpus-per-node 8 --partition gpu
 
-    command line ─► Config (checked here) ─► Job (job.py) ─┬─ slurm   sbatch, then return
-                    Resources                              ├─ local   local_cluster.py, and wait
-                                                           └─ debug   called in this process
+    command line ─► Config (checked here) ──► Job (job.py) ─┬─ slurm   sbatch_script.py, then return
+                    Resources (resources.py)                ├─ local   local_cluster.py, and wait
+                    snapshot of both (snapshot.py)          └─ debug   called in this process
     logs and the submitted job:  <config.run>/logs/<job id>/<job id>_<rank>_log.out, .err
 
-Whatever a site needs (partition, account, modules) comes in by options; `--sbatch key=value` and
-`--setup CMD` pass on what has no option of its own.
+Whatever a site needs (partition, account, modules) comes in by options or from its cluster profile;
+`--sbatch key=value`, `--srun key=value` and `--setup CMD` pass on what has no option of its own.
 """
 
 from __future__ import annotations
@@ -24,28 +24,30 @@ import socket
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import cloudpickle
 import job as job_module
+import snapshot
 import submitit
 import sweep
 import typer
 from job import TARGET, Job
 from local_cluster import LocalPlan, run_local
+from resources import SLURM_MINUTES, Resources, option, read_profile, refuse_slurm_only, variable
+from sbatch_script import Sbatch, sbatch
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.helpers import clean_env
-from submitit.slurm.slurm import SlurmExecutor
 
-from salsa_dist.config import Config, load_config
+from salsa_dist.config import BaseConfig, Config, DataConfig, load_config
 from salsa_dist.errors import UserError
+from salsa_dist.runs import launches
 
 DEMO = Path(__file__).resolve().parent.parent / "demo" / "demo.yaml"
 COMMANDS = ("train", "evaluate", "sweep")
-SLURM_MINUTES = 60
 
 # A task can't import this folder, which is no installed package: the job brings its own code.
 cloudpickle.register_pickle_by_value(job_module)
@@ -55,34 +57,6 @@ class Cluster(str, Enum):
     slurm = "slurm"
     local = "local"
     debug = "debug"
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What is asked of Slurm; `sbatch` holds pass-through options, True for one without a value."""
-
-    nodes: int
-    tasks_per_node: int
-    gpus_per_node: int | None
-    cpus_per_task: int | None
-    mem: str | None
-    minutes: int | None
-    partition: str | None
-    account: str | None
-    qos: str | None
-    constraint: str | None
-    exclude: str | None
-    nodelist: str | None
-    sbatch: dict[str, str | bool]
-    setup: list[str]
-
-    @property
-    def signal_delay_s(self) -> int:
-        """Seconds to save in before the limit: two minutes, less of a short one.
-
-        Never most of the limit, or the signal comes before Python can handle it.
-        """
-        return min(120, 12 * (self.minutes or SLURM_MINUTES))
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -103,12 +77,20 @@ def launch(
         Path, typer.Option(help="YAML file of the run", show_default="demo/demo.yaml")
     ] = DEMO,
     cluster: Annotated[Cluster, typer.Option(help="where to run")] = Cluster.slurm,
-    nodes: Annotated[int, typer.Option(min=1)] = 1,
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            help="site settings of that name in cluster.yaml or ~/.config/salsa-dist/cluster.yaml",
+            show_default="default, if it is there",
+        ),
+    ] = None,
+    nodes: Annotated[int | None, typer.Option(min=1, show_default="1")] = None,
     tasks_per_node: Annotated[
         int | None, typer.Option(min=1, help="ranks a node; default: one a GPU, else 1")
     ] = None,
     gpus_per_node: Annotated[int | None, typer.Option(min=0)] = None,
     cpus_per_task: Annotated[int | None, typer.Option(min=1)] = None,
+    gres: Annotated[str | None, typer.Option(help="such as gpu:a100:4 or nvme:1")] = None,
     mem: Annotated[str | None, typer.Option(help="memory of a node, such as 64GB")] = None,
     time: Annotated[
         int | None,
@@ -120,9 +102,14 @@ def launch(
     constraint: Annotated[str | None, typer.Option()] = None,
     exclude: Annotated[str | None, typer.Option(help="nodes not to use")] = None,
     nodelist: Annotated[str | None, typer.Option(help="nodes to use")] = None,
+    dependency: Annotated[str | None, typer.Option(help="such as afterok:1234")] = None,
     sbatch: Annotated[
         list[str] | None,
         typer.Option(metavar="KEY[=VALUE]", help="any other sbatch option; repeatable"),
+    ] = None,
+    srun: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY[=VALUE]", help="any other srun option; repeatable"),
     ] = None,
     setup: Annotated[
         list[str] | None,
@@ -130,188 +117,216 @@ def launch(
             metavar="CMD", help="shell line to run first, such as 'module load cuda'; repeatable"
         ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the sbatch script")] = False,
+    env: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="environment variable of every rank; repeatable"),
+    ] = None,
+    python: Annotated[
+        str | None, typer.Option(help="Python of the ranks", show_default="this one")
+    ] = None,
+    container: Annotated[
+        str | None,
+        typer.Option(help="image to run in: a .sif by apptainer, else by pyxis; or pyxis:, apptainer:"),
+    ] = None,
+    container_mounts: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FROM:TO", help="what the container sees beside the run; repeatable"),
+    ] = None,
+    stage_to: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER", help="node-local disk to copy base and shards to, once a node"),
+    ] = None,
+    keep_snapshots: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="DAYS",
+            help="remove the run's code snapshots that nothing used for so long",
+            show_default=str(snapshot.KEEP_DAYS),
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="print the sbatch script and the placement plan")
+    ] = False,
 ) -> int:
     """Run salsa-dist on Slurm, or the same job on this machine."""
     command, overrides = _split(words or [])
-    sweep_plan = None
-    if command == "sweep":
-        sweep_plan = sweep.planned(overrides, nodes)
-        checked, overrides = sweep_plan.sweep.config, []
-        shape = sweep_plan.sweep.file.jobs
-        budget, nodes, tasks_per_node = nodes, shape.nodes, shape.ranks_per_node
-    else:
-        checked = load_config(config, overrides)
-    resources = Resources(
+    asked = Resources(
         nodes=nodes,
-        tasks_per_node=tasks_per_node or gpus_per_node or 1,
+        tasks_per_node=tasks_per_node,
         gpus_per_node=gpus_per_node,
         cpus_per_task=cpus_per_task,
+        gres=gres,
         mem=mem,
-        minutes=time,
+        time=time,
         partition=partition,
         account=account,
         qos=qos,
         constraint=constraint,
         exclude=exclude,
         nodelist=nodelist,
-        sbatch=dict(_sbatch_option(text) for text in sbatch or []),
+        dependency=dependency,
+        python=python,
+        container=container,
+        container_mounts=container_mounts or [],
         setup=setup or [],
+        env=dict(variable(text) for text in env or []),
+        sbatch=dict(option(text, "--sbatch") for text in sbatch or []),
+        srun=dict(option(text, "--srun") for text in srun or []),
+        stage_to=stage_to,
+        keep_snapshots=keep_snapshots,
     )
     if cluster is not Cluster.slurm:
-        _refuse_slurm_only(cluster, resources, dry_run)
+        if dry_run:
+            raise UserError(
+                f"--dry-run shows the script for Slurm: leave out --cluster {cluster.value}"
+            )
+        refuse_slurm_only(asked, cluster.value, profile)
+    resources = asked.over(read_profile(profile)) if cluster is Cluster.slurm else asked
+    budget, sweep_plan = resources.node_count, None
+    if command == "sweep":
+        sweep_plan = sweep.planned(overrides, budget)
+        checked, overrides = sweep_plan.sweep.config, []
+        shape = sweep_plan.sweep.file.jobs
+        resources = resources.model_copy(
+            update={"nodes": shape.nodes, "tasks_per_node": shape.ranks_per_node}
+        )
+    else:
+        overrides += _staging(resources.stage_to)
+        checked = load_config(config, overrides)
+    if cluster is Cluster.slurm and not dry_run and shutil.which("sbatch") is None:
+        raise UserError(
+            "there is no Slurm here (no sbatch on the PATH): add --cluster local to run on this "
+            "machine, or --dry-run to see the script"
+        )
+    setting: Setting = context.obj
     job = Job(
         command=command,
         config_path=str(config.resolve()),
         overrides=tuple(overrides),
-        target=context.obj,
-        cpus_per_task=cpus_per_task,
+        target=setting.target,
+        cpus_per_task=resources.cpus_per_task,
         local_port=None if cluster is Cluster.slurm else _free_port(),
     )
-    folder = (checked.run / "logs" / "%j").absolute()
     # What the site or the user sets for every sbatch, and where Slurm's configuration is, stays.
     own = {k: v for k, v in os.environ.items() if k == "SLURM_CONF" or k.startswith("SBATCH_")}
     with clean_env():  # else a launch from inside a Slurm job would inherit that job's shape
         os.environ.update(own)
         if sweep_plan is not None and cluster is not Cluster.slurm:
             here = _local_plan(resources)
-            return sweep.run_here(lambda one: run_local(one, folder, here), job, sweep_plan)
+            return sweep.run_here(lambda one: run_local(one, _logs(checked), here), job, sweep_plan)
         if sweep_plan is not None:
-            _refuse_no_slurm(dry_run)
-            executor = _Sbatch(folder)
-            executor.update_parameters(**_sbatch_parameters(resources, checked, command))
+            executor = _sbatch(command, checked, resources)
             if dry_run:
                 print(executor.script())
             else:
                 sweep.submit(executor, job, sweep_plan, budget)
             return 0
-        if cluster is Cluster.slurm:
-            return _to_slurm(job, folder, resources, checked, dry_run)
+        if cluster is Cluster.debug:
+            submitit.DebugExecutor(_logs(checked)).submit(job).result()
+            return 0
         if cluster is Cluster.local:
-            return run_local(job, folder, _local_plan(resources))
-        submitit.DebugExecutor(folder).submit(job).result()
-        return 0
+            plan = _local_plan(resources)
+            return _here(_snapshotted(job, checked, resources, setting), checked, plan)
+        executor = _sbatch(command, checked, resources)
+        if dry_run:
+            print(executor.script())
+            print(_plan(checked, resources))
+            return 0
+        return _submit(executor, _snapshotted(job, checked, resources, setting), checked, resources)
 
 
-def _to_slurm(job: Job, folder: Path, resources: Resources, config: Config, dry_run: bool) -> int:
-    _refuse_no_slurm(dry_run)
-    executor = _Sbatch(folder)
-    executor.update_parameters(**_sbatch_parameters(resources, config, job.command))
-    if dry_run:
-        print(executor.script())
-        return 0
+@dataclass(frozen=True)
+class Setting:
+    """This call of the launcher: what every rank calls, and the words of the command line."""
+
+    target: str
+    arguments: Sequence[str]
+
+
+def _snapshotted(job: Job, config: Config, resources: Resources, setting: Setting) -> Job:
+    """The job, running from a snapshot in the run's folder; submit.sh there starts it again."""
+    folder = snapshot.take(config.run, Path(job.config_path))
+    snapshot.write_submit(config.run, folder, setting.arguments)
+    days = resources.keep_snapshots
+    snapshot.clear_old(config.run, snapshot.KEEP_DAYS if days is None else days)
+    return replace(job, config_path=str(folder / "config.yaml"), code=str(folder))
+
+
+def _logs(config: Config) -> Path:
+    return config.run.absolute() / "logs" / "%j"
+
+
+def _sbatch(command: str, config: Config, resources: Resources) -> Sbatch:
+    seen = [Path.cwd(), config.run.absolute(), config.data.shards.absolute()]
+    base = Path(config.base.name)
+    mounts = [*seen, *([base.absolute()] if base.is_dir() else [])]
+    return sbatch(_logs(config), f"salsa-{command}-{config.run.name}", resources, mounts)
+
+
+def _submit(executor: Sbatch, job: Job, config: Config, resources: Resources) -> int:
     try:
         with redirect_stderr(io.StringIO()):  # submitit prints what it raises
             submitted = executor.submit(job)
     except (FailedJobError, FailedSubmissionError) as error:
         raise UserError(f"sbatch refused the job: {' '.join(str(error).split())}") from None
+    nodes, tasks = resources.node_count, resources.ranks_per_node
     paths = submitted.task(0).paths
-    tasks = f"{resources.nodes} x {resources.tasks_per_node} ranks"
+    launches.note(paths.folder, submitted.job_id, "slurm", job.command, nodes, tasks)
+    run = config.run
     print(
-        f"submitted job {submitted.job_id}: {job.command} {job.config_path} on {tasks}\n"
+        f"submitted job {submitted.job_id}: {job.command} on {nodes} x {tasks} ranks\n"
+        f"code    {job.code}\n"
         f"logs    {paths.folder}\n"
-        f"follow  tail -F {paths.stdout} {paths.stderr}\n"
-        f"status  squeue --job {submitted.job_id}\n"
-        f"cancel  scancel {submitted.job_id}"
+        f"follow  salsa-dist runs logs {run} --follow\n"
+        f"status  salsa-dist runs status {run}\n"
+        f"cancel  salsa-dist runs cancel {run}\n"
+        f"again   {run / 'submit.sh'}"
     )
     return 0
 
 
-def _refuse_no_slurm(dry_run: bool) -> None:
-    if not dry_run and shutil.which("sbatch") is None:
-        raise UserError(
-            "there is no Slurm here (no sbatch on the PATH): add --cluster local to run on this "
-            "machine, or --dry-run to see the script"
-        )
+def _here(job: Job, config: Config, plan: LocalPlan) -> int:
+    """Run as processes of this machine, with a note of the job and of how it ended."""
+    folders: list[Path] = []
+
+    def started(job_id: str, folder: Path) -> None:
+        launches.note(folder, job_id, "local", job.command, 1, plan.tasks)
+        folders.append(folder)
+
+    status = 1
+    try:
+        status = run_local(job, _logs(config), plan, started)
+    finally:
+        for folder in folders:
+            launches.note_end(folder, status)
+    return status
 
 
-class _Sbatch(SlurmExecutor):
-    """SlurmExecutor that can also be made where there is no Slurm, to show its script."""
-
-    @classmethod
-    def affinity(cls) -> int:
-        return 2
-
-    def script(self) -> str:
-        return self._make_submission_file_text(self._submitit_command_str, uid="")
-
-
-def _sbatch_parameters(resources: Resources, config: Config, command: str) -> dict[str, Any]:
-    # One rank that dies ends the others at once: they would wait for it in a collective.
-    srun = ["--kill-on-bad-exit=1"]
-    if resources.cpus_per_task:  # srun has not inherited it from sbatch since Slurm 22.05
-        srun.append(f"--cpus-per-task={resources.cpus_per_task}")
-    extra: dict[str, str | bool] = {} if "no_requeue" in resources.sbatch else {"requeue": True}
-    return {
-        "job_name": f"salsa-{command}-{config.run.name}",
-        "nodes": resources.nodes,
-        "ntasks_per_node": resources.tasks_per_node,
-        "gpus_per_node": resources.gpus_per_node,
-        "cpus_per_task": resources.cpus_per_task,
-        "mem": resources.mem,
-        "time": resources.minutes or SLURM_MINUTES,
-        "signal_delay_s": resources.signal_delay_s,
-        "partition": resources.partition,
-        "account": resources.account,
-        "qos": resources.qos,
-        "constraint": resources.constraint,
-        "exclude": resources.exclude,
-        "nodelist": resources.nodelist,
-        "wckey": None,  # submitit's own default would be refused where keys are checked
-        "setup": resources.setup or None,
-        "srun_args": srun,
-        "additional_parameters": {**extra, **resources.sbatch},
-    }
+def _plan(config: Config, resources: Resources) -> str:
+    """Where the base's weights will lie, as comments below the script."""
+    nodes, ranks = resources.node_count, resources.ranks_per_node
+    kind = config.placement.kind
+    named = {"replicate": 1, "node": ranks, "full": nodes * ranks}
+    size = kind if isinstance(kind, int) else named[kind]
+    return (
+        f"# placement {kind}: {nodes} nodes x {ranks} ranks, {size} consecutive ranks share one copy "
+        f"of the base, {nodes * ranks // size} copies in all"
+    )
 
 
-def _sbatch_option(text: str) -> tuple[str, str | bool]:
-    key, equals, value = text.removeprefix("--").partition("=")
-    name = key.replace("-", "_")
-    if not key or (equals and not value):
-        raise UserError(f"--sbatch {text!r} is not of the form key=value")
-    if own := _OWN_OPTIONS.get(name):
-        raise UserError(f"--sbatch {text}: {own}")
-    return name, value if equals else True
-
-
-_OWN_OPTIONS = {
-    **{
-        name: f"use --{name.replace('_', '-')} instead"
-        for name in (
-            *("nodes", "gpus_per_node", "cpus_per_task", "mem", "time", "partition", "account"),
-            *("qos", "constraint", "exclude", "nodelist"),
-        )
-    },
-    "ntasks_per_node": "use --tasks-per-node instead",
-    "ntasks": "use --nodes and --tasks-per-node instead",
-    "array": "one launch is one job, not an array",
-    "output": "logs go to the run's own folder, see `run` in the config",
-    "error": "logs go to the run's own folder, see `run` in the config",
-}
-
-
-def _refuse_slurm_only(cluster: Cluster, resources: Resources, dry_run: bool) -> None:
-    """Options that only Slurm can honour, refused and not dropped."""
-    where = f"--cluster {cluster.value}"
-    if dry_run:
-        raise UserError(f"--dry-run shows the script for Slurm: leave out {where}")
-    if resources.nodes > 1:
-        raise UserError(
-            f"{where} has one node, not {resources.nodes}: use --tasks-per-node for more ranks"
-        )
-    if cluster is Cluster.debug and resources.tasks_per_node > 1:
-        raise UserError(f"{where} runs one rank in this process: use --cluster local for more")
-    slurm_only = ("mem", "partition", "account", "qos", "constraint", "exclude", "nodelist")
-    given = [name for name in (*slurm_only, "sbatch") if getattr(resources, name)]
-    if cluster is Cluster.debug:
-        given += [name for name in ("setup", "minutes", "gpus_per_node") if getattr(resources, name)]
-    if given:
-        names = ", ".join("--time" if n == "minutes" else f"--{n.replace('_', '-')}" for n in given)
-        raise UserError(f"{where} can't honour {names}: leave it out")
+def _staging(folder: str | None) -> list[str]:
+    """Settings that copy what ranks read to a disk of each node."""
+    sections = {"base": BaseConfig, "data": DataConfig}
+    return [
+        f"{name}.stage_to={folder}"
+        for name, section in sections.items()
+        if folder and "stage_to" in section.model_fields
+    ]
 
 
 def _local_plan(resources: Resources) -> LocalPlan:
-    environment = {}
+    environment = dict(resources.env)
     if resources.gpus_per_node is not None:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         wanted = resources.gpus_per_node
@@ -320,10 +335,10 @@ def _local_plan(resources: Resources) -> LocalPlan:
             raise UserError(f"--gpus-per-node {wanted}: CUDA_VISIBLE_DEVICES={visible} shows fewer")
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices[:wanted])
     return LocalPlan(
-        tasks=resources.tasks_per_node,
+        tasks=resources.ranks_per_node,
         setup=resources.setup,
         environment=environment,
-        limit_min=resources.minutes,
+        limit_min=resources.time,
         signal_delay_s=resources.signal_delay_s,
     )
 
@@ -349,7 +364,9 @@ def main(arguments: Sequence[str] | None = None, target: str = TARGET) -> int:
     """Run the command line; `target` is the "module:function" that every rank calls."""
     args = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        status = typer.main.get_command(app).main(args, standalone_mode=False, obj=target)
+        status = typer.main.get_command(app).main(
+            args, standalone_mode=False, obj=Setting(target, args)
+        )
         return int(status or 0)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""`salsa-dist`: train | evaluate | report | transcribe | shards build | inspect | plan | sweep.
+"""`salsa-dist`: train | evaluate | report | transcribe | inspect | plan | shards … | sweep … | runs …
 
 What has commands of its own, such as `shards`, is a file in `commands/`.
 """
@@ -12,7 +12,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from salsa_dist.commands import plan, shards, sweep
+from salsa_dist.commands import plan, runs, shards, sweep
 from salsa_dist.config import Config
 from salsa_dist.errors import UserError
 
@@ -26,6 +26,7 @@ app = typer.Typer(
 app.add_typer(shards.app, name="shards")
 app.command()(plan.plan)
 app.add_typer(sweep.app, name="sweep")
+app.add_typer(runs.app, name="runs")
 
 ConfigArgument = Annotated[Path, typer.Argument(help="YAML file with the run's settings")]
 Overrides = Annotated[

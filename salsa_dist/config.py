@@ -11,7 +11,8 @@
     ├── adapters     a list: one entry, one adapter, one row of the bank
     ├── training     steps, learning rate, checkpoints
     ├── placement    how many consecutive ranks share one copy of the base
-    └── evaluation   split, windows, decoding
+    ├── evaluation   split, windows, decoding
+    └── trackers     where losses are drawn
 
 An unknown key or a wrong type is a `UserError` that names the place and the nearest right key.
 """
@@ -114,6 +115,9 @@ class DataConfig(_Section):
     workers: int = Field(0, ge=0, description="processes a rank that read ahead; 0: none")
     max_bad: int = Field(
         100, ge=0, description="samples that may be unusable, and are replaced, before the run stops"
+    )
+    stage_to: str | None = Field(
+        None, description="folder on each node's own disk for copies of the shards: $SLURM_TMPDIR"
     )
     augment: AugmentConfig = AugmentConfig()
 
@@ -356,6 +360,9 @@ class Config(_Section):
     training: TrainingConfig = TrainingConfig()
     placement: PlacementConfig = PlacementConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(
+        ["tensorboard"], description="where the curves are drawn: tensorboard, wandb, trackio"
+    )
 
     @model_validator(mode="after")
     def _names_differ(self) -> Config:
@@ -412,7 +419,7 @@ class Config(_Section):
             include={"base", "data", "method", "steering", "adapters", "training"},
             exclude={
                 "base": {"name", "revision", "stage_to"},
-                "data": {"workers", "shards", "max_bad"},
+                "data": {"workers", "shards", "max_bad", "stage_to"},
                 "training": {
                     *("save_every_s", "keep", "micro_batch", "activation_checkpointing"),
                     *("share_prefix", "prefix_cache", "prefix_cache_gb", "prefix_folder"),

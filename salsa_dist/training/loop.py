@@ -23,6 +23,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import torch.distributed as dist
 import yaml
@@ -40,6 +41,7 @@ from salsa_dist.placement.choose import Placed, choose
 from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.placement.loading import load_base
 from salsa_dist.placement.ranks import Ranks, join
+from salsa_dist.preflight import preflight
 from salsa_dist.speech_llms.load import SpeechLLM
 from salsa_dist.steering.adapter_folder import known_as
 from salsa_dist.steering.bank import AdapterSpec, Bank
@@ -55,7 +57,9 @@ from salsa_dist.training.halving import Halving
 from salsa_dist.training.optimizer import PackedAdam, Reduced, Schedule, reduce_step
 from salsa_dist.training.prefix_pass import keep_prefix
 from salsa_dist.training.saved_adapters import save_adapters
+from salsa_dist.training.staged_shards import staged_shards
 from salsa_dist.training.stop_signals import StopSignals
+from salsa_dist.training.trackers import Trackers, refuse_missing
 
 # The placement is measured on this step after a start: DeepSpeed records the order of modules in the
 # first, and prefetches by it from the second on.
@@ -78,9 +82,14 @@ def train(config: Config) -> Trained:
     """
     with join() as ranks, ExitStack() as stack:
         _refuse_unwritable(config.run)
+        refuse_missing(config.trackers)
         say = Console(ranks.is_first)
+        stack.callback(say.close)
         index = ShardIndex.load(config.data.shards)
         agree(ranks, settings_facts(config, index.hash))
+        checked = preflight(config.run, ranks) if ranks.world_size > 1 else None
+        for line in checked.lines() if checked else []:
+            say(line)
         placed = choose(config, ranks)
         for line in placed.lines:
             say(line)
@@ -105,6 +114,8 @@ def train(config: Config) -> Trained:
             states.restore(optimizer, found)
             say(f"going on at step {first} of {len(batches)}")
         write_start(events, ranks, speech_llm, first)
+        if checked:
+            events.write("preflight", **checked.event())
         for adapter, job in zip(config.adapters, batches.jobs, strict=True):
             plan = job.plan
             events.write(
@@ -133,7 +144,13 @@ def train(config: Config) -> Trained:
             if dev:
                 dev.texts = kept.texts
             events.write("prefix", site=base.shared.first, clips=len(kept.texts))
-        loop = _Loop(config, ranks, base, placed, optimizer, batches, identity, events, say, signals)
+        trackers = None
+        if ranks.is_first:
+            trackers = Trackers(config.trackers, run, config.model_dump(mode="json"), first)
+            stack.callback(trackers.close)
+        loop = _Loop(
+            config, ranks, base, placed, optimizer, batches, identity, events, say, signals, trackers
+        )
         if halving is not None and dev is not None:
             loop.halve_by(halving, dev)
         step = loop.run(first) if first < len(batches) else first
@@ -150,6 +167,7 @@ def train(config: Config) -> Trained:
         else:
             say(f"stopped at step {step} of {len(batches)}; the same command goes on from there")
         dist.barrier()
+        say.close()
         signals.hand_over()
         return Trained(step, finished, adapters)
 
@@ -170,6 +188,8 @@ def write_start(events: Events, ranks: Ranks, speech_llm: SpeechLLM, first: int)
         "start",
         world_size=ranks.world_size,
         resumed_step=first,
+        startup_s=round(time.time() - psutil.Process().create_time(), 1),
+        threads=torch.get_num_threads(),
         base={
             "name": known_as(speech_llm.name),
             "revision": speech_llm.revision,
@@ -207,6 +227,7 @@ class _Loop:
         events: Events,
         say: Console,
         signals: StopSignals,
+        trackers: Trackers | None,
     ) -> None:
         self.config = config
         self.ranks = ranks
@@ -219,6 +240,7 @@ class _Loop:
         self.events = events
         self.say = say
         self.signals = signals
+        self.trackers = trackers
         self.skipped_in_a_row = 0
         self.halving: Halving | None = None
         self.bad = BadSamples(config.data.max_bad, events, say)
@@ -226,7 +248,7 @@ class _Loop:
     def run(self, first: int) -> int:
         """Do the steps from `first` on; returns the step to go on with."""
         measured = min(first + _MEASURED_STEP, len(self.batches) - 1)
-        saved = said = time.monotonic()
+        saved = time.monotonic()
         step = first
         started = time.monotonic()
         for step, share in self._steps(first):
@@ -243,9 +265,7 @@ class _Loop:
             self._record(step, now - started, clips, active, reduced, norms, rates)
             self._count_skipped(step, active, norms)
             last = reduced.stop or step + 1 == len(self.batches)
-            if last or now - said >= 5:
-                self._progress(step, now - started, clips, active, reduced)
-                said = now
+            self._progress(step, now - started, clips, active, reduced)
             if last or now - saved >= self.config.training.save_every_s:
                 self._save(step + 1)
                 saved = now
@@ -334,6 +354,8 @@ class _Loop:
             padding=round(1 - audio / padded, 4) if padded else 0.0,
             adapters=adapters,
         )
+        if self.trackers is not None:
+            self.trackers.step(step, adapters)
 
     def _count_skipped(self, step: int, active: list[int], norms: torch.Tensor) -> None:
         broken = [self.bank.specs[r].name for r in active if not math.isfinite(norms[r].item())]
@@ -366,12 +388,14 @@ class _Loop:
     def _progress(
         self, step: int, seconds: float, clips: int, active: list[int], reduced: Reduced
     ) -> None:
-        left = (len(self.batches) - step - 1) * seconds
-        losses = "  ".join(f"{self.bank.specs[r].name} {reduced.losses[r]:.3f}" for r in active[:8])
-        self.say(
-            f"step {step + 1}/{len(self.batches)}  loss {losses}  {clips / seconds:.1f} clips/s  "
-            f"{left // 60:.0f}:{left % 60:02.0f} left"
-        )
+        def text() -> str:
+            left = (len(self.batches) - step - 1) * seconds
+            losses = "  ".join(f"{self.bank.specs[r].name} {reduced.losses[r]:.3f}" for r in active[:8])
+            return (
+                f"loss {losses}  {clips / seconds:.1f} clips/s  {left // 60:.0f}:{left % 60:02.0f} left"
+            )
+
+        self.say.progress(step + 1, len(self.batches), text)
 
     def _save(self, step: int) -> None:
         # Every rank holds the same vectors and moments: the first writes them, nobody waits.
@@ -428,9 +452,14 @@ def make_batches(config: Config, index: ShardIndex, speech_llm: SpeechLLM, ranks
         )
         return Job(plan, adapter.steps, adapter.languages, augment)
 
+    jobs = [job(adapter) for adapter in config.adapter_settings()]
+    folder = config.data.shards
+    if config.data.stage_to is not None:
+        used = [s for a in config.adapters for x in a.languages for s in index.select("train", x)]
+        folder = staged_shards(index, used, config.data.stage_to, ranks, Console(ranks.is_first))
     return StepBatches(
-        [job(adapter) for adapter in config.adapter_settings()],
-        config.data.shards,
+        jobs,
+        folder,
         speech_llm.family,
         ranks.rank,
         ranks.world_size,

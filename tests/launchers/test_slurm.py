@@ -6,189 +6,21 @@ processes, the exit status and what was printed.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
 import socket
-import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
-LAUNCHERS = ROOT / "launchers"
-ACCELERATE = f"{LAUNCHERS}/accelerate/"
-DEMO = ROOT / "demo" / "demo.yaml"
-# The path is set in the launcher alone: its tasks must do without the launchers' folder.
-PATH = f"import sys; sys.path.insert(0, {str(LAUNCHERS)!r})\n"
-DRIVER = PATH + "import slurm; sys.exit(slurm.main(target='stand_in:' + sys.argv.pop(1)))"
-
-STAND_IN = """
-import json, os, signal, sys, time
-from pathlib import Path
-from salsa_dist.errors import UserError
-
-HERE = Path(__file__).parent
-RANK = lambda: os.environ["RANK"]
-NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
-         "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "FROM_SETUP")
-
-def note(what):
-    (HERE / f"{what}.{RANK()}").write_text(str(os.getpid()))
-
-def show(*arguments):
-    seen = {name: os.environ.get(name) for name in NAMES}
-    (HERE / f"show.{RANK()}").write_text(json.dumps({**seen, "arguments": arguments}))
-
-def reduce(*arguments):
-    import torch, torch.distributed as dist
-    dist.init_process_group("gloo")
-    one = torch.ones(1)
-    dist.all_reduce(one)
-    print(f"sum {one.item():.0f} on rank {RANK()}", flush=True)
-    dist.destroy_process_group()
-    show(*arguments)
-
-def user_error(*arguments):
-    raise UserError("shards/ has no index.json: run the recipe first")
-
-def crash(*arguments):
-    note("started")
-    if RANK() == "1":
-        while not (HERE / "started.0").exists():
-            time.sleep(0.05)
-        raise RuntimeError("rank one broke")
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as if stuck in a collective
-    time.sleep(300)
-
-def killed(*arguments):
-    if RANK() == "1":
-        os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(300)
-
-def save_on_sigterm(*arguments):
-    stop = []
-    signal.signal(signal.SIGTERM, lambda *_: stop.append(1))
-    note("started")
-    while not stop:
-        time.sleep(0.05)
-    time.sleep(1)
-    note("saved")
-
-def never_stops(*arguments):
-    signal.signal(signal.SIGUSR2, lambda *_: note("warned"))
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    note("started")
-    while True:
-        time.sleep(0.05)
-
-def requeued(*arguments):
-    if (HERE / f"first.{RANK()}").exists():
-        return show(*arguments)
-    note("first")
-    if RANK() == "0":
-        while not (HERE / "first.1").exists():
-            time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGUSR2)
-    time.sleep(300)
-
-if __name__ == "__main__":
-    globals()[sys.argv[1]](*sys.argv[2:])
-"""
-
-CONFIG = """
-run: {run}
-base: {{name: tiny}}
-data: {{shards: shards}}
-adapters: [{{name: welsh, language: cy}}]
-"""
-
-
-@dataclass
-class Result:
-    status: int
-    out: str
-    err: str
-
-
-class Desk:
-    """A folder with a config and the stand-in, and ways to launch from it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.config = folder / "run.yaml"
-        self.config.write_text(CONFIG.format(run=folder / "run"))
-        (folder / "stand_in.py").write_text(STAND_IN)
-        hidden = ("RANK", "WORLD_SIZE", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
-        self.environment = {k: v for k, v in os.environ.items() if k not in hidden}
-        self.environment["PYTHONPATH"] = str(folder)
-
-    def start(self, *command: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            command,
-            env=self.environment,
-            cwd=self.folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,  # so that a test can play the terminal's Ctrl-C
-        )
-
-    def finish(self, process: subprocess.Popen[str], timeout_s: float = 60) -> Result:
-        try:
-            out, err = process.communicate(timeout=timeout_s)
-        except BaseException:  # the test's own time limit too
-            process.terminate()  # it ends its ranks; killed, it would leave them
-            try:
-                process.communicate(timeout=45)
-            finally:
-                process.kill()
-            raise
-        return Result(process.returncode, out, err)
-
-    def launch_stand_in(self, function: str, *options: str) -> subprocess.Popen[str]:
-        args = (function, "--config", str(self.config), *options)
-        return self.start(sys.executable, "-c", DRIVER, *args)
-
-    def local(self, function: str, *options: str) -> Result:
-        tasks = ("--cluster", "local", "--tasks-per-node", "2")
-        return self.finish(self.launch_stand_in(function, *tasks, *options))
-
-    def slurm_py(self, *options: str) -> Result:
-        return self.finish(self.start(sys.executable, str(LAUNCHERS / "slurm.py"), *options))
-
-    def seen(self, rank: int) -> dict[str, object]:
-        found: dict[str, object] = json.loads((self.folder / f"show.{rank}").read_text())
-        return found
-
-    def wait_for(self, name: str) -> Path:
-        path, until = self.folder / name, time.monotonic() + 30
-        while not (path.exists() and path.read_text()):
-            assert time.monotonic() < until, f"{name} never came"
-            time.sleep(0.05)
-        return path
-
-    def alive(self, name: str) -> bool:
-        try:
-            os.kill(int((self.folder / name).read_text()), 0)
-        except ProcessLookupError:
-            return False
-        return True
+from launching import ACCELERATE, DEMO, PATH, Desk, sbatch_lines, seen_everywhere, submit
 
 
 @pytest.fixture
 def desk(tmp_path: Path) -> Desk:
     return Desk(tmp_path)
-
-
-def sbatch_lines(script: str) -> dict[str, str]:
-    lines = re.findall(r"^#SBATCH --([a-z-]+)(?:=(.*))?$", script, re.MULTILINE)
-    assert len(dict(lines)) == len(lines), "an option stands twice"
-    return dict(lines)
 
 
 # --- what would be submitted
@@ -303,7 +135,9 @@ def test_local_ranks_meet(desk: Desk) -> None:
     assert "rank 1" not in result.out
     ranks = [desk.seen(0), desk.seen(1)]
     for rank, seen in enumerate(ranks):
-        assert seen["arguments"] == ["evaluate", str(desk.config), ["training.steps=7"]]
+        command, config, overrides = seen["arguments"]
+        assert (command, overrides) == ("evaluate", ["training.steps=7"])
+        assert Path(config).read_bytes() == desk.config.read_bytes()
         assert (seen["RANK"], seen["LOCAL_RANK"]) == (str(rank), str(rank))
         assert (seen["WORLD_SIZE"], seen["LOCAL_WORLD_SIZE"]) == ("2", "2")
         assert seen["MASTER_ADDR"] == "127.0.0.1"
@@ -407,50 +241,12 @@ def test_debug_runs_in_the_launcher(desk: Desk) -> None:
 
 # --- on Slurm, played by two scripts
 
-SBATCH = """#!/bin/sh
-test -z "$SLURM_NTASKS$MASTER_PORT" || exit 1  # of a job that this one was launched from
-test "$SLURM_CONF $SBATCH_ACCOUNT" = "/etc/its.conf mine" || exit 1  # the site's and the user's own
-echo "Submitted batch job 4242"
-"""
-
-SRUN = """#!{python}
-import os, subprocess, sys
-args = sys.argv[1:]
-logs = {{}}
-while args[0].startswith("--"):
-    flag = args.pop(0)
-    if flag in ("--output", "--error"):
-        logs[flag] = args.pop(0)
-tasks = []
-for rank in range(4):
-    env = {{**os.environ, "SLURM_JOB_ID": "4242", "SLURM_NTASKS": "4", "SLURM_JOB_NUM_NODES": "2",
-           "SLURM_JOB_NODELIST": "alpha[1-2]", "SLURM_NODEID": str(rank // 2),
-           "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank % 2)}}
-    name = lambda flag: logs[flag].replace("%j", "4242").replace("%t", str(rank))
-    with open(name("--output"), "a") as out, open(name("--error"), "a") as err:
-        command = [a.replace("%j", "4242") for a in args]
-        tasks.append(subprocess.Popen(command, env=env, stdout=out, stderr=err))
-sys.exit(max(task.wait() for task in tasks))
-"""
-
-
-def submit(desk: Desk, function: str) -> tuple[Result, Path]:
-    for name, text in (("sbatch", SBATCH), ("srun", SRUN.format(python=sys.executable))):
-        (desk.folder / name).write_text(text)
-        (desk.folder / name).chmod(0o755)
-    desk.environment["PATH"] = f"{desk.folder}{os.pathsep}{desk.environment['PATH']}"
-    desk.environment |= {"SLURM_NTASKS": "9", "MASTER_PORT": "1"}
-    desk.environment |= {"SLURM_CONF": "/etc/its.conf", "SBATCH_ACCOUNT": "mine"}
-    options = ("--nodes", "2", "--tasks-per-node", "2", "training.steps=7")
-    result = desk.finish(desk.launch_stand_in(function, *options))
-    return result, desk.folder / "run" / "logs" / "4242"
-
 
 def test_a_slurm_job_is_submitted_and_its_ranks_know_each_other(desk: Desk) -> None:
     result, logs = submit(desk, "show")
     assert (result.status, result.err) == (0, "")
     assert "submitted job 4242" in result.out
-    assert f"tail -F {logs}/4242_0_log.out" in result.out
+    assert f"salsa-dist runs status {desk.folder}/run" in result.out
     assert not (desk.folder / "show.0").exists(), "submitting does not run"
     job = desk.finish(desk.start("bash", str(logs / "4242_submission.sh")))
     assert job.status == 0, (logs / "4242_0_log.err").read_text()
@@ -461,7 +257,10 @@ def test_a_slurm_job_is_submitted_and_its_ranks_know_each_other(desk: Desk) -> N
     assert {seen["LOCAL_WORLD_SIZE"] for seen in ranks} == {"2"}
     assert {seen["MASTER_ADDR"] for seen in ranks} == {"alpha1"}
     assert len({seen["MASTER_PORT"] for seen in ranks}) == 1
-    assert ranks[3]["arguments"] == ["train", str(desk.config), ["training.steps=7"]]
+    command, config, overrides = ranks[3]["arguments"]
+    assert (command, overrides) == ("train", ["training.steps=7"])
+    assert Path(config).read_bytes() == desk.config.read_bytes()
+    assert seen_everywhere(ranks, "HF_HUB_OFFLINE") == "1", "compute nodes have no way out"
 
 
 def test_what_sbatch_refuses_is_one_line_and_status_2(desk: Desk) -> None:

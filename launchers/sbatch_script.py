@@ -1,0 +1,140 @@
+"""From `Resources` to an sbatch script, by submitit's SlurmExecutor.
+
+#SBATCH --nodes=4 …          parameters()
+export HF_HUB_OFFLINE=1 …    environment, then --setup
+srun … PYTHON -m submitit…   --srun and pyxis' options before PYTHON; apptainer is part of it
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from resources import SLURM_MINUTES, Resources
+from submitit.slurm.slurm import SlurmExecutor
+
+from salsa_dist.errors import UserError
+
+
+class Sbatch(SlurmExecutor):
+    """SlurmExecutor that can also be made where there is no Slurm, to show its script."""
+
+    @classmethod
+    def affinity(cls) -> int:
+        return 2
+
+    def script(self) -> str:
+        return self._make_submission_file_text(self._submitit_command_str, uid="")
+
+
+def sbatch(folder: Path, name: str, resources: Resources, mounts: Sequence[Path]) -> Sbatch:
+    """The executor of one job.
+
+    Args:
+        folder: for logs and the pickled job; holds a `%j`.
+        name: of the job.
+        resources: what is asked for.
+        mounts: folders that a container must see under their own names.
+    """
+    _refuse_own_options(resources)
+    executor = Sbatch(folder, python=_python(resources, mounts))
+    executor.update_parameters(**_parameters(name, resources, mounts))
+    return executor
+
+
+def _parameters(name: str, resources: Resources, mounts: Sequence[Path]) -> dict[str, Any]:
+    extra: dict[str, str | bool] = {} if "no_requeue" in resources.sbatch else {"requeue": True}
+    plain = ("gpus_per_node", "cpus_per_task", "gres", "mem", "partition", "account", "qos")
+    plain += ("constraint", "exclude", "nodelist", "dependency")
+    return {
+        "job_name": name,
+        "nodes": resources.node_count,
+        "ntasks_per_node": resources.ranks_per_node,
+        **{key: getattr(resources, key) for key in plain},
+        "time": resources.time or SLURM_MINUTES,
+        "signal_delay_s": resources.signal_delay_s,
+        "wckey": None,  # submitit's own default would be refused where keys are checked
+        "setup": [*_exports(resources.env), *resources.setup],
+        "srun_args": _srun(resources, mounts),
+        "additional_parameters": {**extra, **resources.sbatch},
+    }
+
+
+def _exports(env: dict[str, str]) -> list[str]:
+    # Compute nodes seldom have a way out, and a hub that is asked in vain costs minutes a rank.
+    values = {"HF_HUB_OFFLINE": "1", **env}
+    return [f"export {name}={shlex.quote(value)}" for name, value in values.items()]
+
+
+def _srun(resources: Resources, mounts: Sequence[Path]) -> list[str]:
+    # One rank that dies ends the others at once: they would wait for it in a collective.
+    arguments = ["--kill-on-bad-exit=1"]
+    if resources.cpus_per_task:  # srun has not inherited it from sbatch since Slurm 22.05
+        arguments.append(f"--cpus-per-task={resources.cpus_per_task}")
+    kind, image = _container(resources)
+    if kind == "pyxis":
+        arguments += [f"--container-image={image}", f"--container-workdir={Path.cwd()}"]
+        arguments.append(f"--container-mounts={','.join(_mounts(resources, mounts))}")
+    for key, value in resources.srun.items():
+        flag = f"--{key.replace('_', '-')}"
+        arguments.append(flag if value is True else f"{flag}={value}")
+    return arguments
+
+
+def _python(resources: Resources, mounts: Sequence[Path]) -> str:
+    kind, image = _container(resources)
+    if not kind:
+        return shlex.quote(resources.python or sys.executable)
+    python = resources.python or "python3"  # this machine's own is not in the image
+    if kind == "pyxis":
+        return shlex.quote(python)
+    words = ["apptainer", "exec", "--bind", ",".join(_mounts(resources, mounts))]
+    words += ["--pwd", str(Path.cwd()), *(["--nv"] if resources.gpus_per_node else [])]
+    return shlex.join([*words, image, python])
+
+
+def _container(resources: Resources) -> tuple[str, str]:
+    """(pyxis or apptainer, image); a .sif file is apptainer's, anything else pyxis'."""
+    image = resources.container
+    if not image:
+        if resources.container_mounts:
+            raise UserError("--container-mounts is about a container: name one with --container")
+        return "", ""
+    kind, colon, rest = image.partition(":")
+    if colon and kind in ("pyxis", "apptainer"):
+        return kind, rest
+    return ("apptainer" if image.endswith(".sif") else "pyxis"), image
+
+
+def _mounts(resources: Resources, mounts: Sequence[Path]) -> list[str]:
+    own = [f"{path}:{path}" for path in mounts]
+    given = [part for text in resources.container_mounts for part in text.split(",")]
+    return list(dict.fromkeys([*own, *given]))
+
+
+def _refuse_own_options(resources: Resources) -> None:
+    for name in resources.sbatch:
+        if own := _OWN_OPTIONS.get(name):
+            raise UserError(f"--sbatch {name.replace('_', '-')}: {own}")
+    for name in resources.srun:
+        if name in ("output", "error", "ntasks", "nodes"):
+            raise UserError(f"--srun {name}: the launcher sets it itself")
+
+
+_OWN_OPTIONS = {
+    **{
+        name: f"use --{name.replace('_', '-')} instead"
+        for name in (
+            *("nodes", "gpus_per_node", "cpus_per_task", "mem", "time", "partition", "account"),
+            *("qos", "constraint", "exclude", "nodelist", "gres", "dependency"),
+        )
+    },
+    "ntasks_per_node": "use --tasks-per-node instead",
+    "ntasks": "use --nodes and --tasks-per-node instead",
+    "array": "one launch is one job, not an array",
+    "output": "logs go to the run's own folder, see `run` in the config",
+    "error": "logs go to the run's own folder, see `run` in the config",
+}

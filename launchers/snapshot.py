@@ -1,0 +1,124 @@
+"""The code and the config of a launch, kept in the run's folder; the job runs from there.
+
+    RUN/
+    ├── submit.sh                      the newest launch again: same code, same config, same options
+    └── snapshots/3f9a0c1d22ab/        named after its content: launching the same makes no second one
+        ├── salsa_dist/ launchers/ ds_configs/
+        ├── config.yaml                as it was given, without the overrides
+        └── snapshot.json              {"schema", "version", "commit": of the source or null}
+
+So the source may change while a job waits in the queue, or between a job and its requeue. A
+snapshot's time is that of its last use: each launch, and each start of a job, renews it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import salsa_dist
+from salsa_dist.errors import UserError
+from salsa_dist.new_folder import made_beside
+
+SCHEMA = "salsa-dist/snapshot/1"
+KEEP_DAYS = 30
+_PACKAGE = Path(salsa_dist.__file__).resolve().parent
+_FOLDERS = {
+    "salsa_dist": _PACKAGE,
+    "launchers": Path(__file__).resolve().parent,
+    "ds_configs": _PACKAGE.parent / "ds_configs",
+}
+
+
+def take(run: Path, config: Path) -> Path:
+    """The snapshot of this source and `config` in the run's folder, made if it is not there."""
+    files = {
+        f"{name}/{path.relative_to(top)}": path
+        for name, top in _FOLDERS.items()
+        for path in _files(top)
+    }
+    files["config.yaml"] = config
+    digest = hashlib.sha256()
+    for name in sorted(files):
+        content = files[name].read_bytes()
+        digest.update(f"{name}\0{len(content)}\0".encode())
+        digest.update(content)
+    folder = run.absolute() / "snapshots" / digest.hexdigest()[:12]
+    if not folder.is_dir():
+        try:
+            with made_beside(folder) as new:
+                for name, path in files.items():
+                    (new / name).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(path, new / name)
+                facts = {"schema": SCHEMA, "version": version("salsa-dist"), "commit": _commit()}
+                (new / "snapshot.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
+        except OSError as e:
+            if not folder.is_dir():  # else a launch beside this one was first
+                raise UserError(f"snapshot {folder} can't be written: {e.strerror or e}") from None
+    os.utime(folder)
+    return folder
+
+
+def clear_old(run: Path, days: int) -> None:
+    """Remove the snapshots of `run` that nothing has used for `days`."""
+    for folder in sorted((run / "snapshots").glob("*")):
+        if folder.stat().st_mtime < time.time() - days * 86400:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_submit(run: Path, folder: Path, arguments: Sequence[str]) -> Path:
+    """Write RUN/submit.sh: `arguments` of the launcher once more, from the snapshot `folder`."""
+    script = run.absolute() / "submit.sh"
+    words = [sys.executable, str(folder / "launchers" / "slurm.py")]
+    words += [*_without_config(arguments), "--config", str(folder / "config.yaml")]
+    text = (
+        "#!/usr/bin/env bash\n"
+        "# The newest launch of this run again, with the code and the config that it had.\n"
+        f"# It goes on from the run's newest checkpoint. More options and settings may follow.\n"
+        "set -euo pipefail\n"
+        f"cd {shlex.quote(str(Path.cwd()))}\n"
+        f"export PYTHONPATH={shlex.quote(str(folder))}${{PYTHONPATH:+:$PYTHONPATH}}\n"
+        f'exec {shlex.join(words)} "$@"\n'
+    )
+    part = script.with_suffix(".part")
+    part.write_text(text, encoding="utf-8")
+    part.chmod(0o755)
+    part.replace(script)
+    return script
+
+
+def _files(top: Path) -> Iterator[Path]:
+    for path in sorted(top.rglob("*")):
+        if path.is_file() and "__pycache__" not in path.parts:
+            yield path
+
+
+def _without_config(arguments: Sequence[str]) -> list[str]:
+    kept: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        if word == "--config":
+            next(words, None)
+        elif not word.startswith("--config="):
+            kept.append(word)
+    return kept
+
+
+def _commit() -> str | None:
+    """The commit of the source, with `-dirty` where files differ from it; None outside git."""
+    command = ["git", "-C", str(_PACKAGE.parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    command += ["--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None

@@ -1,0 +1,99 @@
+"""Copies of a run's shards on each node's own disk, made once by one rank of the node, used by all.
+
+data.stage_to: $SLURM_TMPDIR
+
+    $SLURM_TMPDIR/
+    └── tuxpaint-3f9c2a71d0b4/      the shards' name and a hash of their list
+        └── bg/train-000000.tar     there only when whole, with the SHA-256 of the index
+
+Shards that are there already are used: those of a job before this one, or of one that was killed while
+it copied.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch.distributed as dist
+
+from salsa_dist.data.index import Shard, ShardIndex
+from salsa_dist.errors import UserError
+from salsa_dist.placement.ranks import Ranks
+
+_BLOCK = 8 * 2**20
+
+
+def staged_shards(
+    index: ShardIndex, shards: Sequence[Shard], to: str, ranks: Ranks, say: Callable[[str], None]
+) -> Path:
+    """The folder to read `shards` from on this node. Every rank calls this; one a node copies.
+
+    Args:
+        index: of the folder that they come from.
+        shards: those that will be read.
+        to: folder on a disk of the node; environment variables are put in.
+
+    Raises:
+        UserError: on all ranks: an unset variable, too little room, a shard that is not what the
+            index says.
+    """
+    target, failed = "", ""
+    if ranks.local_rank == 0:
+        try:
+            folder = _expanded(to) / f"{index.folder.name}-{index.hash[:12]}"
+            _copy(index.folder, {s.path: s for s in shards}, folder, say)
+            target = str(folder)
+        except UserError as e:
+            failed = str(e)
+        except OSError as e:
+            failed = f"data.stage_to is {to}: {e.strerror or e}"
+    # The other ranks of the node wait here, and learn of the copies.
+    outcomes: list[tuple[str, str]] = [("", "")] * ranks.world_size
+    dist.all_gather_object(outcomes, (target, failed))
+    for _, failure in outcomes:
+        if failure:
+            raise UserError(failure)
+    return Path(outcomes[ranks.rank - ranks.local_rank][0])
+
+
+def _expanded(text: str) -> Path:
+    expanded = os.path.expandvars(os.path.expanduser(text))
+    if "$" in expanded:
+        raise UserError(f"data.stage_to is {text}, and that variable is not set on this node")
+    return Path(expanded)
+
+
+def _copy(source: Path, shards: dict[str, Shard], folder: Path, say: Callable[[str], None]) -> None:
+    missing = [s for s in shards.values() if not _there(folder / s.path, s)]
+    size = sum(shard.bytes for shard in missing)
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise OSError(f"the shards take {size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free there")
+    say(f"{len(missing)} of {len(shards)} shards to copy ({size / 1e9:.2f} GB) to {folder}")
+    for shard in missing:
+        _copy_one(source / shard.path, folder / shard.path, shard.sha256)
+
+
+def _there(path: Path, shard: Shard) -> bool:
+    return path.is_file() and path.stat().st_size == shard.bytes
+
+
+def _copy_one(source: Path, target: Path, sha256: str) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_suffix(f".{os.getpid()}.part")
+    digest = hashlib.sha256()
+    try:
+        with open(source, "rb") as read, open(part, "wb") as write:
+            while block := read.read(_BLOCK):
+                digest.update(block)
+                write.write(block)
+        if digest.hexdigest() != sha256:
+            raise UserError(f"shard {source} is not what its index.json says: build the shards again")
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,106 @@
+"""A run's curves for people: TensorBoard, W&B or trackio, by accelerate's trackers.
+
+    RUN/tensorboard/…           loss/bg  lr/bg  grad_norm/bg …  by step; all adapters of a bank
+    W&B and trackio             the same names, in project `salsa-dist`, the run named after its folder
+
+The first rank alone has any. A tracker that fails is a warning and is left out from then on: no
+curve is worth a run.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from salsa_dist.errors import UserError
+
+PROJECT = "salsa-dist"
+
+
+class Trackers:
+    """The trackers of `kinds`, those that were asked for in the config.
+
+    Args:
+        kinds: of `tensorboard`, `wandb`, `trackio`.
+        run: folder of the run.
+        settings: the run's config, shown by W&B and trackio.
+        first_step: where this start goes on; TensorBoard drops what an earlier one drew after it.
+
+    Raises:
+        UserError: a package is missing.
+    """
+
+    def __init__(
+        self, kinds: Sequence[str], run: Path, settings: Mapping[str, Any], first_step: int
+    ) -> None:
+        def begin(tracker: Any) -> None:
+            tracker.start()
+            if tracker.name != "tensorboard":  # there it draws a table of one row, slowly
+                tracker.store_init_configuration(dict(settings))
+
+        self._trackers = [_make(kind, run, first_step) for kind in kinds]
+        self._each(begin)
+
+    def step(self, step: int, adapters: Mapping[str, Mapping[str, float | None]]) -> None:
+        """Draw one step.
+
+        Args:
+            step: its number.
+            adapters: by name, each with its loss, lr and grad_norm; None is not drawn.
+        """
+        if not self._trackers:
+            return
+        values = {
+            f"{what}/{name}": facts[what]
+            for name, facts in adapters.items()
+            for what in ("loss", "lr", "grad_norm")
+            if facts.get(what) is not None
+        }
+        self._each(lambda tracker: tracker.log(values, step=step))
+
+    def close(self) -> None:
+        self._each(lambda tracker: tracker.finish())
+
+    def _each(self, call: Callable[[Any], None]) -> None:
+        self._trackers = [tracker for tracker in self._trackers if _worked(tracker, call)]
+
+
+def _worked(tracker: Any, call: Callable[[Any], None]) -> bool:
+    try:
+        call(tracker)
+    except Exception as e:
+        warnings.warn(f"tracker {tracker.name} is left out: {e}", stacklevel=2)
+        return False
+    return True
+
+
+def refuse_missing(kinds: Sequence[str]) -> None:
+    """Raises: UserError: a package that `kinds` need is not installed."""
+    missing = [kind for kind in kinds if importlib.util.find_spec(kind) is None]
+    if missing:
+        names = " ".join(missing)
+        raise UserError(
+            f"trackers: {names} is not installed: pip install {names}, or leave it out of `trackers`"
+        )
+
+
+def _make(kind: str, run: Path, first_step: int) -> Any:
+    from accelerate import tracking
+
+    # accelerate's own logger wants accelerate's state, which one rank alone must not make: it would
+    # choose a device and a number of threads of its own.
+    setattr(tracking, "logger", logging.getLogger(tracking.__name__))  # noqa: B010
+    tracker: Any
+    if kind == "tensorboard":
+        tracker = tracking.TensorBoardTracker("tensorboard", run, purge_step=first_step)
+    elif kind == "wandb":
+        tracker = tracking.WandBTracker(PROJECT, name=run.name, dir=str(run))
+    else:
+        tracker = tracking.TrackioTracker(PROJECT, name=run.name)
+    # Only the first rank makes one; else it would ask that state who is first.
+    tracker.main_process_only = False
+    return tracker

@@ -1,0 +1,124 @@
+"""What a site writes once, and what the sbatch script then holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from launching import Desk, sbatch_lines
+
+PROFILES = """
+default:
+  account: speech
+  partition: gpu
+  time: 30
+  setup: [module load cuda]
+  env: {NCCL_SOCKET_IFNAME: ib0, OMP_NUM_THREADS: 4}
+  sbatch: {mail_type: END}
+big:
+  partition: big
+  mem: 500GB
+"""
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Desk:
+    desk = Desk(tmp_path)
+    desk.environment["HOME"] = str(tmp_path / "home")
+    return desk
+
+
+def dry(desk: Desk, *options: str) -> str:
+    result = desk.slurm_py("--config", str(desk.config), "--dry-run", *options)
+    assert (result.status, result.err) == (0, "")
+    return result.out
+
+
+def test_a_site_writes_its_account_once(desk: Desk) -> None:
+    (desk.folder / "cluster.yaml").write_text(PROFILES)
+    script = dry(desk, "--time", "5", "--setup", "module load gcc", "--env", "NCCL_SOCKET_IFNAME=ib 1")
+    asked = sbatch_lines(script)
+    assert (asked["account"], asked["partition"], asked["mail-type"]) == ("speech", "gpu", "END")
+    assert asked["time"] == "5", "the command line replaces the profile's"
+    assert "export NCCL_SOCKET_IFNAME='ib 1'\nexport OMP_NUM_THREADS=4\n" in script
+    assert "\nmodule load cuda\nmodule load gcc\n" in script
+
+    big = sbatch_lines(dry(desk, "--profile", "big"))
+    assert (big["partition"], big["mem"], big.get("account")) == ("big", "500GB", None)
+
+
+def test_the_users_own_profiles_come_after_the_folders(desk: Desk) -> None:
+    own = desk.folder / "home/.config/salsa-dist/cluster.yaml"
+    own.parent.mkdir(parents=True)
+    own.write_text("default: {partition: mine}\nnight: {qos: low}\n")
+    assert sbatch_lines(dry(desk))["partition"] == "mine"
+    (desk.folder / "cluster.yaml").write_text(PROFILES)
+    assert sbatch_lines(dry(desk))["partition"] == "gpu"
+    assert sbatch_lines(dry(desk, "--profile", "night"))["qos"] == "low"
+
+
+def test_gres_dependency_and_srun_pass_on(desk: Desk) -> None:
+    options = (
+        "--gres gpu:a100:4 --dependency afterok:12 --srun mpi=pmix --srun overlap --python /opt/py"
+    )
+    script = dry(desk, *options.split())
+    asked = sbatch_lines(script)
+    assert (asked["gres"], asked["dependency"]) == ("gpu:a100:4", "afterok:12")
+    (srun,) = [line for line in script.splitlines() if line.startswith("srun ")]
+    assert " --mpi=pmix --overlap /opt/py -u -m submitit.core._submit " in srun
+
+
+def test_a_container_sees_the_run_under_its_own_path(desk: Desk) -> None:
+    options = ("--gpus-per-node", "2", "--container-mounts", "/scratch:/scratch")
+    (srun,) = [
+        x
+        for x in dry(desk, "--container", "nvcr.io#nvidia/pytorch:25.01-py3", *options).splitlines()
+        if x.startswith("srun ")
+    ]
+    assert "--container-image=nvcr.io#nvidia/pytorch:25.01-py3" in srun.replace("'", "")
+    run = desk.folder / "run"
+    assert f"{run}:{run}," in srun
+    assert ",/scratch:/scratch " in srun
+    assert " python3 -u -m submitit" in srun, "this machine's Python is not in the image"
+
+    (srun,) = [
+        x for x in dry(desk, "--container", "salsa.sif", *options).splitlines() if x.startswith("srun ")
+    ]
+    assert " apptainer exec --bind " in srun
+    assert f" --pwd {desk.folder} --nv salsa.sif python3 -u -m submitit" in srun
+
+
+def test_staging_is_a_setting_of_the_run(desk: Desk) -> None:
+    assert desk.local("show", "--stage-to", "$SLURM_TMPDIR").status == 0
+    _, _, overrides = desk.seen(0)["arguments"]
+    assert "data.stage_to=$SLURM_TMPDIR" in overrides
+
+
+def test_the_dry_run_tells_the_placement(desk: Desk) -> None:
+    out = dry(desk, "--nodes", "4", "--tasks-per-node", "8", "placement.kind=node")
+    assert "4 nodes x 8 ranks, 8 consecutive ranks share one copy" in out
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "says"),
+    [
+        ("default: {acount: a}", (), "did you mean 'account'"),
+        ("default: {time: soon}", (), "default: time: "),
+        ("account: a", (), "write `default:`"),
+        ("default: {", (), "not valid YAML"),
+        (PROFILES, ("--profile", "bg"), "there are default, big"),
+        (PROFILES, ("--profile", "big", "--cluster", "local"), "--dry-run"),
+        ("{}", ("--env", "A-B=1"), "NAME=VALUE"),
+        ("{}", ("--srun", "ntasks=3"), "--srun ntasks"),
+        ("{}", ("--container-mounts", "/a:/a"), "--container"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(
+    desk: Desk, text: str, options: tuple[str, ...], says: str
+) -> None:
+    (desk.folder / "cluster.yaml").write_text(text)
+    result = desk.slurm_py("--config", str(desk.config), "--dry-run", *options)
+    assert (result.status, result.out) == (2, "")
+    assert result.err.startswith("error: ")
+    assert result.err.count("\n") == 1
+    assert says in result.err

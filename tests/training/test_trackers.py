@@ -1,0 +1,135 @@
+"""A run's curves reach TensorBoard, and W&B when asked; the console reads well in a log."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny import make_config
+
+from salsa_dist import UserError, load_config, train
+from salsa_dist.training.console import Console
+from salsa_dist.training.trackers import Trackers
+
+WANDB = """
+import json, pathlib
+OUT = pathlib.Path(__file__).with_name("wandb.jsonl")
+class Run:
+    def log(self, values, step=None, **more):
+        if BROKEN: raise ConnectionError("no way out")
+        with OUT.open("a") as file: file.write(json.dumps([step, values]) + "\\n")
+    def finish(self): OUT.with_name("finished").touch()
+class Config:
+    def update(self, values, **more): OUT.with_name("config.json").write_text(json.dumps(values))
+config = Config()
+BROKEN = False
+def init(project, name, **more):
+    OUT.with_name("init").write_text(f"{project}/{name}")
+    return Run()
+"""
+
+
+def curves(run: Path) -> dict[str, dict[int, float]]:
+    found = EventAccumulator(str(run / "tensorboard"))
+    found.Reload()
+    return {tag: {e.step: e.value for e in found.Scalars(tag)} for tag in found.Tags()["scalars"]}
+
+
+def test_training_draws_losses_rates_and_norms(
+    tmp_path: Path, tiny_base: Path, tiny_shards: Path
+) -> None:
+    config = load_config(make_config(tmp_path, tiny_base, tiny_shards))
+    train(config)
+    drawn = curves(tmp_path / "run")
+    assert set(drawn) == {
+        f"{what}/{name}" for what in ("loss", "lr", "grad_norm") for name in ("bg", "el")
+    }
+    assert set(drawn["loss/bg"]) == set(range(6))
+    assert drawn["grad_norm/el"][0] > 0
+    without = config.model_copy(update={"trackers": []})
+    assert without.digest() == config.digest(), "a run goes on with other trackers"
+
+
+def test_a_run_that_goes_on_redraws_what_it_does_again(tmp_path: Path) -> None:
+    for steps, loss in ((range(4), 1.0), (range(2, 3), 3.0)):
+        trackers = Trackers(["tensorboard"], tmp_path, {}, steps[0])
+        for step in steps:
+            trackers.step(step, {"bg": {"loss": loss, "lr": 0.1, "grad_norm": None}})
+        trackers.close()
+    drawn = curves(tmp_path)
+    assert drawn["loss/bg"] == {0: 1.0, 1: 1.0, 2: 3.0}
+    assert "grad_norm/bg" not in drawn, "what is no number is not drawn"
+
+
+@pytest.fixture
+def wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "wandb.py").write_text(WANDB)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    return tmp_path
+
+
+def test_wandb_gets_the_steps_and_the_settings(wandb: Path) -> None:
+    trackers = Trackers(["wandb"], wandb / "night", {"base": "tiny"}, 0)
+    trackers.step(3, {"bg": {"loss": 1.5, "lr": 0.1, "grad_norm": 2.0}})
+    trackers.close()
+    assert (wandb / "init").read_text() == "salsa-dist/night"
+    assert (wandb / "config.json").read_text() == '{"base": "tiny"}'
+    assert (wandb / "wandb.jsonl").read_text() == (
+        '[3, {"loss/bg": 1.5, "lr/bg": 0.1, "grad_norm/bg": 2.0}]\n'
+    )
+    assert (wandb / "finished").exists()
+
+
+def test_a_tracker_that_breaks_ends_itself_and_not_the_run(wandb: Path) -> None:
+    trackers = Trackers(["wandb", "tensorboard"], wandb / "night", {}, 0)
+    sys.modules["wandb"].BROKEN = True  # type: ignore[attr-defined]
+    with pytest.warns(UserWarning, match="wandb is left out: no way out"):
+        trackers.step(0, {"bg": {"loss": 1.0, "lr": 0.1, "grad_norm": 1.0}})
+    trackers.step(1, {"bg": {"loss": 2.0, "lr": 0.1, "grad_norm": 1.0}})
+    trackers.close()
+    assert curves(wandb / "night")["loss/bg"] == {0: 1.0, 1: 2.0}
+
+
+def test_a_missing_package_is_named_before_anything_is_loaded(
+    tmp_path: Path, tiny_shards: Path
+) -> None:
+    config = load_config(make_config(tmp_path, Path("nowhere"), tiny_shards), ["trackers=[trackio]"])
+    with pytest.raises(UserError, match="pip install trackio"):
+        train(config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_log_gets_a_line_a_period_and_the_last_step(capsys: pytest.CaptureFixture[str]) -> None:
+    now = [0.0]
+    console = Console(True, lambda: now[0])
+    made = []
+    for step in range(1, 20_001):  # a second each: five and a half hours
+        now[0] += 1
+        console.progress(step, 20_000, lambda: made.append(1) or "loss bg 1.0")  # type: ignore[func-returns-value]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "step 5/20000  loss bg 1.0"
+    assert lines[-1] == "step 20000/20000  loss bg 1.0"
+    assert 350 < len(lines) < 600
+    assert len(made) == len(lines), "what is not shown is not made"
+    assert "\x1b" not in "".join(lines)
+
+
+def test_a_terminal_gets_a_bar(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "120")
+    console = Console(True)
+    console.progress(1, 4, lambda: "loss bg 1.0")
+    console("a line between [brackets]")
+    console.progress(4, 4, lambda: "loss bg 0.5")
+    console.close()
+    shown = capsys.readouterr().out
+    assert "a line between [brackets]" in shown
+    assert "4/4 loss bg 0.5" in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown)
+    Console(False).progress(1, 4, lambda: "never")
+    assert capsys.readouterr().out == ""
