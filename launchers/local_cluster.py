@@ -26,11 +26,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
 
-from job import FAILURE_SCHEMA, Job, failure_path
+from job import Job, failure_path
 from submitit.core.utils import JobPaths
 from submitit.local.local import LOCAL_REQUEUE_RETURN_CODE, LocalExecutor, LocalJob
 
 from salsa_dist.errors import UserError
+from salsa_dist.failure_file import SCHEMA as FAILURE_SCHEMA
 
 POLL_S = 0.1
 SAVE_GRACE_S = 30.0  # from asking the ranks to stop to ending them

@@ -34,6 +34,7 @@ import submitit
 import typer
 from job import TARGET, Job
 from local_cluster import LocalPlan, run_local
+from requeue import with_requeue
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.helpers import clean_env
 from submitit.slurm.slurm import SlurmExecutor
@@ -73,6 +74,7 @@ class Resources:
     nodelist: str | None
     sbatch: dict[str, str | bool]
     setup: list[str]
+    tries: int
 
     @property
     def signal_delay_s(self) -> int:
@@ -128,6 +130,10 @@ def launch(
             metavar="CMD", help="shell line to run first, such as 'module load cuda'; repeatable"
         ),
     ] = None,
+    tries: Annotated[
+        int,
+        typer.Option(min=0, help="failed tries in a row without a new checkpoint; 0: never requeue"),
+    ] = 3,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the sbatch script")] = False,
 ) -> int:
     """Run salsa-dist on Slurm, or the same job on this machine."""
@@ -148,6 +154,7 @@ def launch(
         nodelist=nodelist,
         sbatch=dict(_sbatch_option(text) for text in sbatch or []),
         setup=setup or [],
+        tries=tries,
     )
     if cluster is not Cluster.slurm:
         _refuse_slurm_only(cluster, resources, dry_run)
@@ -178,7 +185,7 @@ def _to_slurm(job: Job, folder: Path, resources: Resources, config: Config, dry_
             "there is no Slurm here (no sbatch on the PATH): add --cluster local to run on this "
             "machine, or --dry-run to see the script"
         )
-    executor = _Sbatch(folder)
+    executor = _Sbatch(folder, config.run, resources)
     executor.update_parameters(**_sbatch_parameters(resources, config, job.command))
     if dry_run:
         print(executor.script())
@@ -207,8 +214,18 @@ class _Sbatch(SlurmExecutor):
     def affinity(cls) -> int:
         return 2
 
+    def __init__(self, folder: Path, run: Path, resources: Resources) -> None:
+        super().__init__(folder)
+        self._run, self._tries = run, resources.tries
+        if "no_requeue" in resources.sbatch:
+            self._tries = 0
+
     def script(self) -> str:
         return self._make_submission_file_text(self._submitit_command_str, uid="")
+
+    def _make_submission_file_text(self, command: str, uid: str) -> str:
+        script = super()._make_submission_file_text(command, uid)
+        return with_requeue(script, self._run, self.folder, self._tries)
 
 
 def _sbatch_parameters(resources: Resources, config: Config, command: str) -> dict[str, Any]:
