@@ -74,6 +74,7 @@ class Resources:
     nodelist: str | None
     sbatch: dict[str, str | bool]
     setup: list[str]
+    min_nodes: int | None
     tries: int
 
     @property
@@ -104,6 +105,10 @@ def launch(
     ] = DEMO,
     cluster: Annotated[Cluster, typer.Option(help="where to run")] = Cluster.slurm,
     nodes: Annotated[int, typer.Option(min=1)] = 1,
+    min_nodes: Annotated[
+        int | None,
+        typer.Option(min=1, help="start, or come back, on as few nodes; default: as many as --nodes"),
+    ] = None,
     tasks_per_node: Annotated[
         int | None, typer.Option(min=1, help="ranks a node; default: one a GPU, else 1")
     ] = None,
@@ -154,6 +159,7 @@ def launch(
         nodelist=nodelist,
         sbatch=dict(_sbatch_option(text) for text in sbatch or []),
         setup=setup or [],
+        min_nodes=min_nodes,
         tries=tries,
     )
     if cluster is not Cluster.slurm:
@@ -236,7 +242,7 @@ def _sbatch_parameters(resources: Resources, config: Config, command: str) -> di
     extra: dict[str, str | bool] = {} if "no_requeue" in resources.sbatch else {"requeue": True}
     return {
         "job_name": f"salsa-{command}-{config.run.name}",
-        "nodes": resources.nodes,
+        "nodes": _node_range(resources),
         "ntasks_per_node": resources.tasks_per_node,
         "gpus_per_node": resources.gpus_per_node,
         "cpus_per_task": resources.cpus_per_task,
@@ -254,6 +260,14 @@ def _sbatch_parameters(resources: Resources, config: Config, command: str) -> di
         "srun_args": srun,
         "additional_parameters": {**extra, **resources.sbatch},
     }
+
+
+def _node_range(resources: Resources) -> int | str:
+    if resources.min_nodes is None:
+        return resources.nodes
+    if resources.min_nodes > resources.nodes:
+        raise UserError(f"--min-nodes {resources.min_nodes} is more than --nodes {resources.nodes}")
+    return f"{resources.min_nodes}-{resources.nodes}"
 
 
 def _sbatch_option(text: str) -> tuple[str, str | bool]:

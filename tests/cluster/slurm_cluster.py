@@ -65,6 +65,14 @@ class Cluster:
         self._login = int(children.split()[0])
         return self
 
+    @property
+    def disk(self) -> Path:
+        """The small disk that can be filled, as it is called in the cluster."""
+        return self.folder / "disk"
+
+    def seen_from_here(self, path: Path) -> Path:
+        return Path(f"/proc/{self._login}/root{path}")
+
     def __exit__(self, *_: object) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
@@ -165,13 +173,17 @@ class Run:
     """One run of the launcher on the cluster.
 
     Args:
-        config: its YAML file, with the run's folder beside it.
+        config: its YAML file.
         options: for launchers/slurm.py.
+        folder: of the run, as it is called in the cluster; default: beside its config.
     """
 
-    def __init__(self, cluster: Cluster, config: Path, *options: str) -> None:
+    def __init__(
+        self, cluster: Cluster, config: Path, *options: str, folder: Path | None = None
+    ) -> None:
         self.cluster, self.config, self.options = cluster, config, options
-        self.folder = config.parent / "run"
+        self.inside = folder or config.parent / "run"
+        self.folder = cluster.seen_from_here(self.inside)
         self.job = ""
 
     def launch(self) -> Run:
@@ -221,7 +233,7 @@ class Run:
 
     def tasks(self, node: str) -> list[int]:
         """Ids, as seen from here, of this job's Python tasks on a node."""
-        having = f"submitit.core._submit {self.folder}/logs/{self.job}"
+        having = f"submitit.core._submit {self.inside}/logs/{self.job}"
         found = self.cluster.processes(node, having)
         return [p for p in found if b"srun" not in Path(f"/proc/{p}/cmdline").read_bytes()]
 

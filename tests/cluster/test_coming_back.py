@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from slurm_cluster import Cluster, Run, assert_equal
@@ -35,13 +37,23 @@ class Bench:
     shards: Path
     uninterrupted: Callable[[], Run]
 
-    def run(self, name: str, *options: str, nodes: str = "n1,n2", **sections: object) -> Run:
-        folder = self.folder / name
-        folder.mkdir()
-        training = {**TRAINING, **sections.pop("training", {})}  # type: ignore[dict-item]
-        config = make_config(folder, self.base, self.shards, training=training, **sections)
-        place = ("--nodes", "2", "--nodelist", nodes, *options)
-        return Run(self.cluster, config, *place).launch()
+    def run(
+        self,
+        name: str,
+        *options: str,
+        nodes: str = "n1,n2",
+        folder: Path | None = None,
+        **training: Any,
+    ) -> Run:
+        """Launched on two `nodes`, one rank on each; `training` replaces settings of `TRAINING`."""
+        beside = self.folder / name
+        beside.mkdir()
+        at = folder or beside / "run"
+        settings = {**TRAINING, **training}
+        config = make_config(beside, self.base, self.shards, training=settings, run=str(at))
+        others = ",".join({"n1", "n2", "n3", "n4"} - set(nodes.split(",")))
+        place = ("--nodes", "2", "--exclude", others, *options)
+        return Run(self.cluster, config, *place, folder=at).launch()
 
 
 def ends_as_if_nothing_happened(bench: Bench, run: Run, starts: int = 2) -> None:
@@ -52,7 +64,7 @@ def ends_as_if_nothing_happened(bench: Bench, run: Run, starts: int = 2) -> None
 
 
 def fault_submitits_interrupt(bench: Bench) -> None:
-    run = bench.run("interrupt", training={"save_every_s": 600})  # saved as it stops, or not at all
+    run = bench.run("interrupt", save_every_s=600)  # saved as it stops, or not at all
     run.wait_for_step(5)
     bench.cluster.slurm("scancel", "--signal=USR2", run.job)
     run.wait_for_requeue(SOON_S)
@@ -60,7 +72,7 @@ def fault_submitits_interrupt(bench: Bench) -> None:
 
 
 def fault_scontrol_requeue(bench: Bench) -> None:
-    run = bench.run("requeue", training={"save_every_s": 600})
+    run = bench.run("requeue", save_every_s=600)
     run.wait_for_step(5)
     bench.cluster.slurm("scontrol", "requeue", run.job)
     ends_as_if_nothing_happened(bench, run)
@@ -75,12 +87,84 @@ def fault_task_killed(bench: Bench) -> None:
     ends_as_if_nothing_happened(bench, run)
 
 
+def fault_rank_stopped(bench: Bench) -> None:
+    """SIGSTOP for good: its peer names it and ends, the job comes back."""
+    run = bench.run("stopped")
+    run.wait_for_step(5)
+    (task,) = run.tasks("n2")
+    os.kill(task, signal.SIGSTOP)
+    run.wait_for_requeue(2 * SOON_S)
+    log = next(run.folder.glob("logs/*/*_0_log.err")).read_text()
+    assert "no rank has moved for 15 s; rank 1 (process " in log, log
+    assert " on n2) is in step " in log
+    assert "gives no sign of life" in log
+    ends_as_if_nothing_happened(bench, run)
+
+
+def fault_second_submission(bench: Bench) -> None:
+    """Two jobs in one run folder: the second is refused and not tried again, the first goes on."""
+    first = bench.run("twice", steps=400)
+    first.wait_for_step(1)
+    second = Run(bench.cluster, first.config, *first.options).launch()
+    second.wait_for_end("FAILED")
+    assert second.restarts() == 0
+    log = next(second.folder.glob(f"logs/{second.job}/*_0_log.err")).read_text()
+    assert f"is in use by another job (job {first.job}, process " in log
+    assert first.state() == "RUNNING"
+    bench.cluster.slurm("scancel", first.job)
+
+
+def fault_disk_full(bench: Bench) -> None:
+    """No room while saving: a clear line, the last checkpoint intact; with room again it goes on."""
+    cluster, disk = bench.cluster, bench.cluster.disk
+    run = bench.run("full", folder=disk / "run")
+    run.wait_for_step(5)
+    # One page is left for the log, which is less than a state takes.
+    fill = "cat /dev/zero >filler; truncate -s -4096 filler"
+    cluster.run("sh", "-c", f"cd {disk}; {fill}")
+    run.wait_for_end("FAILED")
+    assert "can't be written: " in run.logs()
+    cluster.slurm("rm", str(disk / "filler"))
+    again = Run(cluster, run.config, *run.options, folder=run.inside).launch()
+    ends_as_if_nothing_happened(bench, again)
+
+
+def fault_node_killed(bench: Bench) -> None:
+    """slurmd and tasks of a node killed: requeued on the node that is left."""
+    run = bench.run("node", "--min-nodes", "1", nodes="n3,n4")
+    run.wait_for_step(5)
+    bench.cluster.crash("n4")
+    run.wait_for_requeue(2 * SOON_S)
+    run.wait_for_end()
+    assert run.events("start")[0]["world_size"] == 2
+    assert run.resumed_at()[-1] > 0
+    assert_equal(run, bench.uninterrupted(), 1e-5)
+    bench.cluster.revive("n4")
+
+
+def fault_link_cut(bench: Bench) -> None:
+    """For a while it is waited for; for good, the job ends and comes back."""
+    run = bench.run("link", nodes="n3,n4", hang_after_s=20)
+    run.wait_for_step(5)
+    bench.cluster.link("n4", "down")
+    time.sleep(5)
+    bench.cluster.link("n4", "up")
+    run.wait_for_step(run.events("step")[-1]["step"] + 2)
+    bench.cluster.link("n4", "down")
+    run.wait_for_requeue(2 * SOON_S)
+    bench.cluster.link("n4", "up")
+    bench.cluster.wait_idle("n4")
+    run.wait_for_end()
+    assert run.resumed_at()[-1] > 0
+    assert_equal(run, bench.uninterrupted())
+
+
 FAULTS = {
     name.removeprefix("fault_"): function
     for name, function in list(globals().items())
     if name.startswith("fault_")
 }
-OF_NODES: set[str] = set()
+OF_NODES = {"node_killed", "link_cut"}
 
 
 @pytest.fixture(scope="session")
