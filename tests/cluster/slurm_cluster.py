@@ -219,9 +219,8 @@ class Run:
         assert self.state() == state, self.logs()
 
     def wait_for_requeue(self, limit_s: float) -> float:
-        """Seconds until the job is no longer in this try."""
-        before = self.restarts()
-        return wait_until(lambda: self.restarts() > before, f"requeued {self.folder}", limit_s)
+        """Seconds until the job has been requeued, for the first time."""
+        return wait_until(lambda: self.restarts() > 0, f"requeued {self.folder}", limit_s)
 
     def restarts(self) -> int:
         shown = self.cluster.slurm("scontrol", "show", "job", self.job)
