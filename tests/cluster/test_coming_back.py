@@ -22,7 +22,7 @@ import pytest
 from slurm_cluster import Cluster, Run, assert_equal
 from tiny import make_config
 
-STEPS = 60
+STEPS = 600  # some seconds: long enough to be hit
 TRAINING = {"steps": STEPS, "lr": 0.02, "save_every_s": 0, "hang_after_s": 15}
 SOON_S = 60.0  # a dead rank ends its job within this
 
@@ -103,7 +103,7 @@ def fault_rank_stopped(bench: Bench) -> None:
 
 def fault_second_submission(bench: Bench) -> None:
     """Two jobs in one run folder: the second is refused and not tried again, the first goes on."""
-    first = bench.run("twice", steps=400)
+    first = bench.run("twice", steps=100_000)
     first.wait_for_step(1)
     second = Run(bench.cluster, first.config, *first.options).launch()
     second.wait_for_end("FAILED")
