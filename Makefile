@@ -15,6 +15,7 @@ demo: $(INSTALLED)
 	$(VENV)/bin/python demo/run.py $(ARGS)
 
 test: $(INSTALLED) lint
+	tests/cluster/install.sh
 	$(VENV)/bin/python -m pytest
 
 lint: $(INSTALLED)

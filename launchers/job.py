@@ -6,8 +6,9 @@
            │                        │ MASTER_ADDR MASTER_PORT OMP_NUM_THREADS
            └── <job>_<r>_failure.json ◄── whatever stopped this rank
 
-A failure file is one JSON object:
-`{"schema": 1, "rank": r, "time": unix seconds, "user_error": bool, "text": line or traceback}`.
+What is in a failure file is said in salsa_dist/failure_file.py.
+On Slurm, rank 0 listens on a port that was free on its node, and says so to the others in a file
+`rendezvous-<times requeued>.json` beside the logs: `{"address": …, "port": …}`.
 
 The class is pickled by value (this folder is no installed package), so it imports what it needs
 where it needs it, and nothing heavy before the rank's environment is set.
@@ -19,6 +20,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import sys
 import time
 import traceback
@@ -27,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 TARGET = "salsa_dist.cli:run_command"
-FAILURE_SCHEMA = 1
+RENDEZVOUS_S = 600.0  # rank 0 may be that much later than the others
 
 
 @dataclass(frozen=True)
@@ -63,11 +65,14 @@ class Job:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         failure = failure_path(environment.paths.folder, environment.job_id, environment.global_rank)
         failure.unlink(missing_ok=True)  # of this job before it was requeued
+        os.environ["SALSA_FAILURE_FILE"] = str(failure)
         try:
+            if environment.cluster == "slurm":
+                _meet(environment.paths.folder)
             self._run()
         except Exception as error:
             expected = isinstance(error, UserError)
-            _write_failure(failure, environment.global_rank, error, expected)
+            _write_failure(environment.global_rank, error, expected)
             if environment.cluster == "local":  # the launcher tells, once for all ranks
                 sys.exit(2 if expected else 1)
             if expected:
@@ -94,7 +99,7 @@ class Job:
 
         if self.local_port is not None:
             os.environ["MASTER_PORT"] = str(self.local_port)
-        world = TorchDistributedEnvironment()
+        world = TorchDistributedEnvironment()  # takes MASTER_PORT from the environment
         # Every rank keeps seeing all devices of its node and takes the one of its LOCAL_RANK.
         world.export(set_cuda_visible_devices=False, overwrite=True)
         if self.local_port is not None:  # the host's own name need not resolve
@@ -123,17 +128,33 @@ def _cores() -> int:
     return os.cpu_count() or 1  # macOS
 
 
-def _write_failure(path: Path, rank: int, error: Exception, user_error: bool) -> None:
+def _write_failure(rank: int, error: Exception, user_error: bool) -> None:
+    from salsa_dist.failure_file import write_failure
+
     # The first frame is the call above, which tells a reader nothing.
     inner = error.__traceback__.tb_next if error.__traceback__ else None
     text = str(error) if user_error else "".join(traceback.format_exception(None, error, inner))
-    record = {
-        "schema": FAILURE_SCHEMA,
-        "rank": rank,
-        "time": time.time(),
-        "user_error": user_error,
-        "text": text.strip(),
-    }
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(record), encoding="utf-8")
-    part.replace(path)
+    write_failure(rank, text, user_error)
+
+
+def _meet(folder: Path) -> None:
+    """Agree on a port that is rank 0's own. submitit's is made from the job id, whoever has it."""
+    attempt = os.environ.get("SLURM_RESTART_COUNT") or "0"
+    path = folder / f"rendezvous-{attempt}.json"
+    if os.environ["SLURM_PROCID"] == "0":
+        # Held until torch takes the socket itself (placement/ranks.py): nobody can come between.
+        listening = socket.create_server(("", 0), backlog=4096, dualstack_ipv6=False)
+        port = listening.getsockname()[1]
+        os.environ["SALSA_RENDEZVOUS_FD"] = str(listening.detach())
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps({"address": socket.gethostname(), "port": port}), encoding="utf-8")
+        part.replace(path)
+    else:
+        until = time.monotonic() + RENDEZVOUS_S
+        while not path.exists():
+            if time.monotonic() > until:
+                raise RuntimeError(f"rank 0 did not start in {RENDEZVOUS_S:.0f} s: no {path}")
+            time.sleep(0.2)
+            os.listdir(folder)  # NFS looks again
+        port = json.loads(path.read_text(encoding="utf-8"))["port"]
+    os.environ["MASTER_PORT"] = str(port)

@@ -25,11 +25,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from job import FAILURE_SCHEMA, Job, failure_path
+from job import Job, failure_path
 from submitit.core.utils import JobPaths
 from submitit.local.local import LOCAL_REQUEUE_RETURN_CODE, LocalExecutor, LocalJob
 
 from salsa_dist.errors import UserError
+from salsa_dist.failure_file import SCHEMA as FAILURE_SCHEMA
 from salsa_dist.runs.follow import Follower
 
 POLL_S = 0.1

@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from salsa_dist.errors import UserError
 
 SLURM_MINUTES = 60
+TRIES = 3
 PROFILE_FILES = ("cluster.yaml", "~/.config/salsa-dist/cluster.yaml")
 UNNAMED = "default"
 
@@ -35,6 +36,7 @@ class Resources(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     nodes: int | None = Field(None, ge=1)
+    min_nodes: int | None = Field(None, ge=1)
     tasks_per_node: int | None = Field(None, ge=1)
     gpus_per_node: int | None = Field(None, ge=0)
     cpus_per_task: int | None = Field(None, ge=1)
@@ -57,6 +59,8 @@ class Resources(BaseModel):
     srun: dict[str, str | bool] = {}
     stage_to: str | None = None
     keep_snapshots: int | None = Field(None, ge=0, description="days")
+    tries: int | None = Field(None, ge=0, description="failed ones in a row without a new checkpoint")
+    gpu_memory: str | None = Field(None, description="of a device, such as 80GB")
 
     def over(self, defaults: Resources) -> Resources:
         """These, and `defaults` for what they leave open."""
@@ -173,7 +177,17 @@ def refuse_slurm_only(resources: Resources, cluster: str, profile: str | None) -
     if cluster == "debug" and resources.ranks_per_node > 1:
         raise UserError(f"{where} runs one rank in this process: use --cluster local for more")
     refused = ["gres", "mem", "partition", "account", "qos", "constraint", "exclude", "nodelist"]
-    refused += ["dependency", "sbatch", "srun", "python", "container", "container_mounts"]
+    refused += [
+        "min_nodes",
+        "tries",
+        "gpu_memory",
+        "dependency",
+        "sbatch",
+        "srun",
+        "python",
+        "container",
+        "container_mounts",
+    ]
     if cluster == "debug":
         refused += ["setup", "env", "time", "gpus_per_node", "keep_snapshots"]
     given = [f"--{name.replace('_', '-')}" for name in refused if getattr(resources, name)]

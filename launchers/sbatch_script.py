@@ -13,14 +13,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from resources import SLURM_MINUTES, Resources
+from requeue import with_requeue
+from resources import SLURM_MINUTES, TRIES, Resources
 from submitit.slurm.slurm import SlurmExecutor
 
 from salsa_dist.errors import UserError
 
 
 class Sbatch(SlurmExecutor):
-    """SlurmExecutor that can also be made where there is no Slurm, to show its script."""
+    """SlurmExecutor that can also be made where there is no Slurm, to show its script, and whose jobs
+    ask to be started again when they fail.
+
+    Args:
+        run: folder of the run; logs go below it.
+        tries: most tries in a row without a new checkpoint.
+        python: that the ranks run.
+    """
+
+    def __init__(self, run: Path, tries: int, python: str) -> None:
+        super().__init__(logs_of(run), python=python)
+        self._run, self._tries = run, tries
 
     @classmethod
     def affinity(cls) -> int:
@@ -29,18 +41,29 @@ class Sbatch(SlurmExecutor):
     def script(self) -> str:
         return self._make_submission_file_text(self._submitit_command_str, uid="")
 
+    def _make_submission_file_text(self, command: str, uid: str) -> str:
+        script = super()._make_submission_file_text(command, uid)
+        return with_requeue(script, self._run, self.folder, self._tries)
 
-def sbatch(folder: Path, name: str, resources: Resources, mounts: Sequence[Path]) -> Sbatch:
+
+def logs_of(run: Path) -> Path:
+    """Where the logs of a run's jobs go; `%j` is the job's id."""
+    return run.absolute() / "logs" / "%j"
+
+
+def sbatch(run: Path, name: str, resources: Resources, mounts: Sequence[Path]) -> Sbatch:
     """The executor of one job.
 
     Args:
-        folder: for logs and the pickled job; holds a `%j`.
+        run: folder of the run.
         name: of the job.
         resources: what is asked for.
         mounts: folders that a container must see under their own names.
     """
     _refuse_own_options(resources)
-    executor = Sbatch(folder, python=_python(resources, mounts))
+    tries = TRIES if resources.tries is None else resources.tries
+    tries = 0 if "no_requeue" in resources.sbatch else tries
+    executor = Sbatch(run, tries, _python(resources, mounts))
     executor.update_parameters(**_parameters(name, resources, mounts))
     return executor
 
@@ -51,7 +74,7 @@ def _parameters(name: str, resources: Resources, mounts: Sequence[Path]) -> dict
     plain += ("constraint", "exclude", "nodelist", "dependency")
     return {
         "job_name": name,
-        "nodes": resources.node_count,
+        "nodes": _node_range(resources),
         "ntasks_per_node": resources.ranks_per_node,
         **{key: getattr(resources, key) for key in plain},
         "time": resources.time or SLURM_MINUTES,
@@ -61,6 +84,15 @@ def _parameters(name: str, resources: Resources, mounts: Sequence[Path]) -> dict
         "srun_args": _srun(resources, mounts),
         "additional_parameters": {**extra, **resources.sbatch},
     }
+
+
+def _node_range(resources: Resources) -> int | str:
+    least, most = resources.min_nodes, resources.node_count
+    if least is None:
+        return most
+    if least > most:
+        raise UserError(f"--min-nodes {least} is more than --nodes {most}")
+    return f"{least}-{most}"
 
 
 def _exports(env: dict[str, str]) -> list[str]:

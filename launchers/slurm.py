@@ -37,13 +37,14 @@ import sweep
 import typer
 from job import TARGET, Job
 from local_cluster import LocalPlan, run_local
-from resources import SLURM_MINUTES, Resources, option, read_profile, refuse_slurm_only, variable
-from sbatch_script import Sbatch, sbatch
+from resources import SLURM_MINUTES, TRIES, Resources, option, read_profile, refuse_slurm_only, variable
+from sbatch_script import Sbatch, logs_of, sbatch
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.helpers import clean_env
 
-from salsa_dist.config import BaseConfig, Config, DataConfig, load_config
+from salsa_dist.config import Config, load_config
 from salsa_dist.errors import UserError
+from salsa_dist.placement.plan import parse_size, plan_text
 from salsa_dist.runs import launches
 
 DEMO = Path(__file__).resolve().parent.parent / "demo" / "demo.yaml"
@@ -85,6 +86,10 @@ def launch(
         ),
     ] = None,
     nodes: Annotated[int | None, typer.Option(min=1, show_default="1")] = None,
+    min_nodes: Annotated[
+        int | None,
+        typer.Option(min=1, help="start, or come back, on as few nodes; default: as many as --nodes"),
+    ] = None,
     tasks_per_node: Annotated[
         int | None, typer.Option(min=1, help="ranks a node; default: one a GPU, else 1")
     ] = None,
@@ -145,6 +150,18 @@ def launch(
             show_default=str(snapshot.KEEP_DAYS),
         ),
     ] = None,
+    tries: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="failed tries in a row without a new checkpoint; 0: never requeue",
+            show_default=str(TRIES),
+        ),
+    ] = None,
+    gpu_memory: Annotated[
+        str | None,
+        typer.Option(help="memory of a device, for the plan of --dry-run", show_default="80GB"),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="print the sbatch script and the placement plan")
     ] = False,
@@ -175,6 +192,9 @@ def launch(
         srun=dict(option(text, "--srun") for text in srun or []),
         stage_to=stage_to,
         keep_snapshots=keep_snapshots,
+        min_nodes=min_nodes,
+        tries=tries,
+        gpu_memory=gpu_memory,
     )
     if cluster is not Cluster.slurm:
         if dry_run:
@@ -214,7 +234,9 @@ def launch(
         os.environ.update(own)
         if sweep_plan is not None and cluster is not Cluster.slurm:
             here = _local_plan(resources)
-            return sweep.run_here(lambda one: run_local(one, _logs(checked), here), job, sweep_plan)
+            return sweep.run_here(
+                lambda one: run_local(one, logs_of(checked.run), here), job, sweep_plan
+            )
         if sweep_plan is not None:
             executor = _sbatch(command, checked, resources)
             if dry_run:
@@ -223,7 +245,7 @@ def launch(
                 sweep.submit(executor, job, sweep_plan, budget)
             return 0
         if cluster is Cluster.debug:
-            submitit.DebugExecutor(_logs(checked)).submit(job).result()
+            submitit.DebugExecutor(logs_of(checked.run)).submit(job).result()
             return 0
         if cluster is Cluster.local:
             plan = _local_plan(resources)
@@ -253,15 +275,11 @@ def _snapshotted(job: Job, config: Config, resources: Resources, setting: Settin
     return replace(job, config_path=str(folder / "config.yaml"), code=str(folder))
 
 
-def _logs(config: Config) -> Path:
-    return config.run.absolute() / "logs" / "%j"
-
-
 def _sbatch(command: str, config: Config, resources: Resources) -> Sbatch:
     seen = [Path.cwd(), config.run.absolute(), config.data.shards.absolute()]
     base = Path(config.base.name)
     mounts = [*seen, *([base.absolute()] if base.is_dir() else [])]
-    return sbatch(_logs(config), f"salsa-{command}-{config.run.name}", resources, mounts)
+    return sbatch(config.run, f"salsa-{command}-{config.run.name}", resources, mounts)
 
 
 def _submit(executor: Sbatch, job: Job, config: Config, resources: Resources) -> int:
@@ -296,7 +314,7 @@ def _here(job: Job, config: Config, plan: LocalPlan) -> int:
 
     status = 1
     try:
-        status = run_local(job, _logs(config), plan, started)
+        status = run_local(job, logs_of(config.run), plan, started)
     finally:
         for folder in folders:
             launches.note_end(folder, status)
@@ -304,25 +322,18 @@ def _here(job: Job, config: Config, plan: LocalPlan) -> int:
 
 
 def _plan(config: Config, resources: Resources) -> str:
-    """Where the base's weights will lie, as comments below the script."""
-    nodes, ranks = resources.node_count, resources.ranks_per_node
-    kind = config.placement.kind
-    named = {"replicate": 1, "node": ranks, "full": nodes * ranks}
-    size = kind if isinstance(kind, int) else named[kind]
-    return (
-        f"# placement {kind}: {nodes} nodes x {ranks} ranks, {size} consecutive ranks share one copy "
-        f"of the base, {nodes * ranks // size} copies in all"
-    )
+    """What each placement would cost, as comments below the script."""
+    memory = parse_size(resources.gpu_memory or "80GB")
+    try:
+        text = plan_text(config, resources.node_count, resources.ranks_per_node, memory)
+    except UserError as e:
+        text = f"no placement plan: {e}"
+    return "\n".join(f"# {line}".rstrip() for line in text.splitlines())
 
 
 def _staging(folder: str | None) -> list[str]:
     """Settings that copy what ranks read to a disk of each node."""
-    sections = {"base": BaseConfig, "data": DataConfig}
-    return [
-        f"{name}.stage_to={folder}"
-        for name, section in sections.items()
-        if folder and "stage_to" in section.model_fields
-    ]
+    return [f"{section}.stage_to={folder}" for section in ("base", "data")] if folder else []
 
 
 def _local_plan(resources: Resources) -> LocalPlan:

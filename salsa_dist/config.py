@@ -303,8 +303,15 @@ class TrainingConfig(_Section):
     )
     save_every_s: float = Field(60, ge=0, description="seconds between two checkpoints")
     keep: int = Field(2, ge=1, description="checkpoints kept")
-    max_skipped: int = Field(
-        10, ge=0, description="steps in a row with a NaN gradient before the run stops"
+    max_skipped: int = Field(10, ge=0, description="skipped steps in a row before the run stops")
+    max_loss: float | None = Field(
+        30.0,
+        gt=0,
+        description="a step of a larger loss is skipped, as one with a NaN gradient; nats a label, "
+        "where guessing among 150,000 tokens costs 12; null: off",
+    )
+    hang_after_s: float = Field(
+        300, gt=0, description="seconds at one place of a step before a rank counts as hung"
     )
     dev_clips: int = Field(
         0, ge=0, description="dev clips a language that adapters are measured on; 0: not measured"
@@ -421,7 +428,13 @@ class Config(_Section):
                 "base": {"name", "revision", "stage_to"},
                 "data": {"workers", "shards", "max_bad", "stage_to"},
                 "training": {
-                    *("save_every_s", "keep", "micro_batch", "activation_checkpointing"),
+                    *(
+                        "save_every_s",
+                        "keep",
+                        "micro_batch",
+                        "activation_checkpointing",
+                        "hang_after_s",
+                    ),
                     *("share_prefix", "prefix_cache", "prefix_cache_gb", "prefix_folder"),
                     *(() if self.training.halving else ("dev_clips",)),
                 },

@@ -56,13 +56,30 @@ def join() -> Iterator[Ranks]:
                 f"WORLD_SIZE is {world} but MASTER_ADDR or MASTER_PORT is not set: start this with "
                 "launchers/slurm.py, torchrun or accelerate launch"
             )
-        dist.init_process_group(backend, rank=rank, world_size=world, timeout=_TIMEOUT)
+        store = _store_on_socket(world) if rank == 0 and "SALSA_RENDEZVOUS_FD" in env else None
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=_TIMEOUT)
     else:
         dist.init_process_group(backend, rank=0, world_size=1, store=dist.HashStore(), timeout=_TIMEOUT)
     try:
         yield Ranks(rank, world, local_rank, local_world, device)
     finally:
         dist.destroy_process_group()
+
+
+def _store_on_socket(world: int) -> dist.Store:
+    """Where ranks find each other, on the port that the launcher has held since the job's start."""
+    env = os.environ
+    store = dist.TCPStore(
+        env["MASTER_ADDR"],
+        int(env["MASTER_PORT"]),
+        world,
+        is_master=True,
+        timeout=_TIMEOUT,
+        wait_for_workers=False,
+        master_listen_fd=int(env.pop("SALSA_RENDEZVOUS_FD")),
+    )
+    # As torch does with a store of its own making, which is what the other ranks have.
+    return dist.PrefixStore("default_pg", store)
 
 
 def group_size(kind: str | int, ranks: Ranks) -> int:

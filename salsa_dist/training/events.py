@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from salsa_dist import jsonl
+from salsa_dist.errors import UserError
 
 SCHEMA = "salsa-dist/events/1"
 NAME = "events.jsonl"
@@ -29,8 +30,14 @@ class Events:
     def write(self, event: str, **fields: Any) -> None:
         if self._file is not None:
             line = {"schema": SCHEMA, "event": event, "time": round(time.time(), 3), **fields}
-            self._file.write(json.dumps(line) + "\n")
-            self._file.flush()
+            try:
+                self._file.write(json.dumps(line) + "\n")
+                self._file.flush()
+            except OSError as e:
+                raise UserError(
+                    f"{self._file.name} can't be written: {e.strerror}; the last checkpoint is whole, "
+                    "launch again once there is room"
+                ) from None
 
     def close(self) -> None:
         if self._file is not None:

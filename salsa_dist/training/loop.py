@@ -4,6 +4,7 @@
     ├── config.yaml                     the whole config of the run
     ├── events.jsonl                    what happened
     ├── state/step-….safetensors        to go on from
+    ├── lock.json, ranks/               while it runs: whose it is, where each rank is
     └── adapters/NAME/                  one folder an adapter, at the end
 
 Each step: this rank's share of every adapter's batch goes through the base, the sums of gradients,
@@ -17,7 +18,7 @@ import os
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -47,6 +48,7 @@ from salsa_dist.steering.adapter_folder import known_as
 from salsa_dist.steering.bank import AdapterSpec, Bank
 from salsa_dist.steering.sites import find_layers, select
 from salsa_dist.steering.widths import site_widths
+from salsa_dist.training import run_lock
 from salsa_dist.training import state as states
 from salsa_dist.training.bad_samples import BadSamples, counts_of
 from salsa_dist.training.batches import Job, StepBatches, StepShare, loader
@@ -60,6 +62,7 @@ from salsa_dist.training.saved_adapters import save_adapters
 from salsa_dist.training.staged_shards import staged_shards
 from salsa_dist.training.stop_signals import StopSignals
 from salsa_dist.training.trackers import Trackers, refuse_missing
+from salsa_dist.training.watchdog import Watchdog
 
 # The placement is measured on this step after a start: DeepSpeed records the order of modules in the
 # first, and prefetches by it from the second on.
@@ -90,6 +93,7 @@ def train(config: Config) -> Trained:
         checked = preflight(config.run, ranks) if ranks.world_size > 1 else None
         for line in checked.lines() if checked else []:
             say(line)
+        lock = stack.enter_context(_one_job_at_a_time(config.run, ranks))
         placed = choose(config, ranks)
         for line in placed.lines:
             say(line)
@@ -148,12 +152,17 @@ def train(config: Config) -> Trained:
         if ranks.is_first:
             trackers = Trackers(config.trackers, run, config.model_dump(mode="json"), first)
             stack.callback(trackers.close)
+        watchdog = Watchdog(run, ranks.rank, ranks.world_size, config.training.hang_after_s)
         loop = _Loop(
-            config, ranks, base, placed, optimizer, batches, identity, events, say, signals, trackers
+            *(config, ranks, base, placed, optimizer, batches, identity),
+            *(events, say, signals, trackers, lock, watchdog),
         )
         if halving is not None and dev is not None:
             loop.halve_by(halving, dev)
-        step = loop.run(first) if first < len(batches) else first
+        step = first
+        if first < len(batches):
+            with watchdog:
+                step = loop.run(first)
         finished = step == len(batches)
         adapters: list[Path] = []
         if finished:
@@ -228,6 +237,8 @@ class _Loop:
         say: Console,
         signals: StopSignals,
         trackers: Trackers | None,
+        lock: run_lock.RunLock | None,
+        watchdog: Watchdog,
     ) -> None:
         self.config = config
         self.ranks = ranks
@@ -241,6 +252,8 @@ class _Loop:
         self.say = say
         self.signals = signals
         self.trackers = trackers
+        self.lock = lock
+        self.watchdog = watchdog
         self.skipped_in_a_row = 0
         self.halving: Halving | None = None
         self.bad = BadSamples(config.data.max_bad, events, say)
@@ -251,26 +264,31 @@ class _Loop:
         saved = time.monotonic()
         step = first
         started = time.monotonic()
+        self.watchdog.at(first, "reading clips")
         for step, share in self._steps(first):
+            self.watchdog.at(step, "forward and backward")
             active = self.batches.active(step)
             with ExitStack() as stack:
                 traffic = stack.enter_context(self.base.watched()) if step == measured else None
-                reduced = self._gradients(share, active, bool(self.signals.received))
+                reduced = self._gradients(step, share, active, bool(self.signals.received))
             self.bad.after_step(step, share, reduced.counts[0])
             if traffic is not None:
                 self._report_placement(self.base.measure(traffic, reduced.bytes))
-            norms, rates = self.optimizer.step(reduced.gradients, active)
+            moving = self._not_exploded(active, reduced)
+            norms, rates = self.optimizer.step(reduced.gradients, moving)
             now = time.monotonic()
             clips = self.batches.clips(step)
             self._record(step, now - started, clips, active, reduced, norms, rates)
-            self._count_skipped(step, active, norms)
+            self._count_skipped(step, active, moving, norms)
             last = reduced.stop or step + 1 == len(self.batches)
             self._progress(step, now - started, clips, active, reduced)
             if last or now - saved >= self.config.training.save_every_s:
+                self.watchdog.at(step, "saving the state")
                 self._save(step + 1)
                 saved = now
             if reduced.stop:
                 break
+            self.watchdog.at(step + 1, "reading clips")
             started = time.monotonic()
         return step + 1
 
@@ -303,6 +321,7 @@ class _Loop:
 
     def _drop_worse(self, step: int) -> None:
         assert self.halving is not None
+        self.watchdog.at(step, "measuring on dev clips")
         losses = self.dev.losses(self.base, self.config, self.halving.running(step))
         dropped = self.halving.decide(step, losses, self.ranks.is_first)
         names = [spec.name for spec in self.bank.specs]
@@ -310,7 +329,7 @@ class _Loop:
         self.events.write("rung", step=step, dev_loss=by_name, dropped=dropped)
         self.say(f"before step {step + 1}: dropped {len(dropped)} of {len(losses)} by their dev loss")
 
-    def _gradients(self, share: StepShare, active: list[int], stop: bool) -> Reduced:
+    def _gradients(self, step: int, share: StepShare, active: list[int], stop: bool) -> Reduced:
         """Sums over this step's labels, of this rank and then of all."""
         losses = torch.zeros(len(self.bank.specs), device=self.ranks.device)
         labels = torch.zeros_like(losses)
@@ -323,6 +342,7 @@ class _Loop:
             rows = batch.label_rows.to(losses.device)
             losses.index_add_(0, rows, token_losses.detach())
             labels.index_add_(0, rows, torch.ones_like(token_losses))
+        self.watchdog.at(step, "the sum over all ranks")
         return reduce_step(self.bank, active, losses, labels, stop, counts_of(share))
 
     def _record(
@@ -357,15 +377,27 @@ class _Loop:
         if self.trackers is not None:
             self.trackers.step(step, adapters)
 
-    def _count_skipped(self, step: int, active: list[int], norms: torch.Tensor) -> None:
-        broken = [self.bank.specs[r].name for r in active if not math.isfinite(norms[r].item())]
+    def _not_exploded(self, active: list[int], reduced: Reduced) -> list[int]:
+        """Rows whose loss in this step is one to learn from."""
+        limit = self.config.training.max_loss or math.inf
+        return [row for row in active if not reduced.losses[row].item() > limit]  # NaN: no labels
+
+    def _count_skipped(
+        self, step: int, active: list[int], moving: list[int], norms: torch.Tensor
+    ) -> None:
+        broken = [
+            self.bank.specs[row].name
+            for row in active
+            if row not in moving or not math.isfinite(norms[row].item())
+        ]
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if broken else 0
         if not broken:
             return
         self.events.write("skipped", step=step, adapters=broken, keys=self.batches.keys(step))
         if self.skipped_in_a_row > self.config.training.max_skipped:
             raise UserError(
-                f"adapter {broken[0]}: no finite gradient in {self.skipped_in_a_row} steps in a row, "
+                f"adapter {broken[0]}: no finite gradient, or a loss above training.max_loss, in "
+                f"{self.skipped_in_a_row} steps in a row, "
                 f"up to step {step} (clips {', '.join(self.batches.keys(step)[:4])} …): lower its "
                 "learning rate, or look at these clips"
             )
@@ -400,6 +432,8 @@ class _Loop:
     def _save(self, step: int) -> None:
         # Every rank holds the same vectors and moments: the first writes them, nobody waits.
         if self.ranks.is_first:
+            assert self.lock is not None
+            self.lock.check()
             training = self.config.training
             captured = states.capture(self.optimizer, step)
             folder = self.config.run / "state"
@@ -412,6 +446,23 @@ def _refuse_unwritable(run: Path) -> None:
     there = next(p for p in [run, *run.absolute().parents] if p.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise UserError(f"run folder {run} can't be written: {there} is no folder to write to")
+
+
+@contextmanager
+def _one_job_at_a_time(run: Path, ranks: Ranks) -> Iterator[run_lock.RunLock | None]:
+    """The first rank holds the run's lock; where it is refused, it is on all ranks."""
+    refused: list[str | None] = [None]
+    with ExitStack() as stack:
+        lock = None
+        if ranks.is_first:
+            try:
+                lock = stack.enter_context(run_lock.held(run))
+            except UserError as e:
+                refused = [str(e)]
+        dist.broadcast_object_list(refused, src=0)
+        if refused[0] is not None:
+            raise UserError(refused[0])
+        yield lock
 
 
 def open_run(config: Config, ranks: Ranks) -> Path:

@@ -1,0 +1,28 @@
+"""The end of the batch script: a job whose ranks failed asks to be started again."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+
+def with_requeue(script: str, run: Path, logs: Path, tries: int) -> str:
+    """`script`, which ends with srun, and what follows when that fails; see salsa_dist/requeue.py.
+
+    Args:
+        script: an sbatch script.
+        run: folder of the run.
+        logs: folder of the job's logs, with a `%j`.
+        tries: most tries in a row without a new checkpoint; 0: a failed job stays failed.
+    """
+    if not tries:
+        return script
+    words = shlex.join([sys.executable, "-m", "salsa_dist.requeue", str(run.absolute())])
+    folder = '"$SLURM_JOB_ID"'.join(shlex.quote(part) for part in str(logs).split("%j"))
+    return (
+        f"{script.rstrip()}\n"
+        "status=$?\n"
+        f'[ "$status" = 0 ] || {words} {folder} "$status" {tries}\n'
+        'exit "$status"\n'
+    )

@@ -1,0 +1,33 @@
+"""What stopped a rank, in a file that its launcher names by `SALSA_FAILURE_FILE`.
+
+`{"schema": 1, "rank": r, "time": unix seconds, "user_error": bool, "text": line or traceback}`
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from contextlib import suppress
+from pathlib import Path
+
+SCHEMA = 1
+VARIABLE = "SALSA_FAILURE_FILE"
+
+
+def write_failure(rank: int, text: str, user_error: bool) -> None:
+    """Write the failure of this process, where a launcher asked for it. A full disk is no error."""
+    if VARIABLE not in os.environ:
+        return
+    record = {
+        "schema": SCHEMA,
+        "rank": rank,
+        "time": time.time(),
+        "user_error": user_error,
+        "text": text.strip(),
+    }
+    path = Path(os.environ[VARIABLE])
+    part = path.with_suffix(".part")
+    with suppress(OSError):
+        part.write_text(json.dumps(record), encoding="utf-8")
+        part.replace(path)

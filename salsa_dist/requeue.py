@@ -1,0 +1,86 @@
+"""Whether a job that failed on Slurm is started again: the last line of its batch script asks this.
+
+    python -m salsa_dist.requeue RUN LOGS STATUS TRIES
+
+    RUN/state/step-….safetensors        how far the run has come
+    LOGS/JOB_RANK_failure.json          what stopped each rank
+    LOGS/tries.jsonl                    one line a failed try: {"time", "status", "step"}
+
+A rank that dies takes the others with it, and the job with them. Nothing but the next try can tell a
+broken node from a defect, so the job is requeued until `TRIES` tries in a row ended with no new
+checkpoint. A user's mistake is not tried again. No torch here: it must be quick and work when that
+doesn't.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from salsa_dist import jsonl
+
+NAME = "tries.jsonl"
+
+
+def verdict(run: Path, logs: Path, status: int, tries: int) -> tuple[bool, str]:
+    """Note a failed try in `logs`; whether to try again, and why, in words for the log.
+
+    Args:
+        run: folder of the run.
+        logs: folder of this job's logs.
+        status: what the ranks' srun ended with.
+        tries: most tries in a row without a new checkpoint.
+    """
+    mistakes = [f["text"] for f in _failures(logs) if f.get("user_error")]
+    if mistakes:
+        return False, f"not started again, since another try would end the same: {mistakes[0]}"
+    step = _newest_step(run)
+    with jsonl.append(logs / NAME) as file:
+        file.write(json.dumps({"time": round(time.time(), 3), "status": status, "step": step}) + "\n")
+    steps = [json.loads(line)["step"] for line in (logs / NAME).read_text().splitlines()]
+    stuck = next((n for n, s in enumerate(reversed(steps)) if s != step), len(steps))
+    if stuck >= tries:
+        return False, (
+            f"not started again: {stuck} tries in a row ended at step {step} without a new checkpoint; "
+            f"see the logs in {logs}, then launch again to go on from there"
+        )
+    return True, f"the ranks ended with status {status} after step {step}: the job is requeued"
+
+
+def _failures(logs: Path) -> list[dict[str, Any]]:
+    found = []
+    for path in sorted(logs.glob("*_failure.json")):
+        try:
+            found.append(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError):
+            continue
+    return found
+
+
+def _newest_step(run: Path) -> int:
+    names = [path.stem for path in (run / "state").glob("step-*.safetensors")]
+    return max((int(name.removeprefix("step-")) for name in names), default=0)
+
+
+def main(arguments: list[str]) -> int:
+    run, logs, status, tries = arguments
+    job = os.environ["SLURM_JOB_ID"]
+    state = subprocess.run(
+        ["squeue", "--noheader", "--format=%T", "--job", job], capture_output=True, text=True
+    ).stdout.strip()
+    if state != "RUNNING":  # cancelled, preempted, or requeued already by whatever stopped the ranks
+        return 0
+    again, why = verdict(Path(run), Path(logs), int(status), int(tries))
+    print(f"salsa-dist: {why}", file=sys.stderr, flush=True)
+    if again:
+        return subprocess.run(["scontrol", "requeue", job]).returncode
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

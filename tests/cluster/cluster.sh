@@ -1,0 +1,102 @@
+#!/usr/bin/env bash
+# A whole Slurm cluster on one machine, for as long as its standard input stays open.
+#
+#   cluster.sh FOLDER        namespaces: network, mounts, processes, host name
+#   ├── login  10.77.0.254   munged, slurmctld, bridge br0; no way out of here
+#   ├── n1     10.77.0.1     slurmd, with a network, mounts and host name of its own
+#   ├── n2 … n4
+#   └── FOLDER/ slurm.conf, log/, spool/, run/NODE.pid, run/ready, disk/ (1 MB, seen in here only)
+#
+# The first process in a process namespace takes all others with it, so nothing is left behind,
+# however the one that started this ends.
+set -euo pipefail
+export PATH="$PATH:/usr/sbin:/sbin"
+FOLDER=$1
+if [ "${2:-}" != inside ]; then
+	exec unshare --net --mount --uts --pid --fork --mount-proc --kill-child \
+		bash "${BASH_SOURCE[0]}" "$FOLDER" inside
+fi
+
+NODES="1 2 3 4"
+mkdir -p "$FOLDER"/{log,spool,run,state}
+cd "$FOLDER"
+hostname login
+
+cat >hosts <<-END
+	127.0.0.1 localhost
+	10.77.0.254 login
+	$(for n in $NODES; do echo "10.77.0.$n n$n"; done)
+END
+mount --bind hosts /etc/hosts
+
+# A small disk to fill, which all nodes see.
+mkdir -p disk
+mount -t tmpfs -o size=1m disk disk
+
+ip link set lo up
+ip link add br0 type bridge
+ip addr add 10.77.0.254/24 dev br0
+ip link set br0 up
+
+# Timings are tight: a lost node is seen in 15 s, a requeued job starts again in 6.
+cat >slurm.conf <<-END
+	ClusterName=tests
+	SlurmctldHost=login(10.77.0.254)
+	SlurmUser=root
+	SlurmdUser=root
+	AuthType=auth/munge
+	AuthInfo=socket=$FOLDER/run/munge.socket,cred_expire=5
+	StateSaveLocation=$FOLDER/state
+	SlurmdSpoolDir=$FOLDER/spool/%n
+	SlurmctldPidFile=$FOLDER/run/slurmctld.pid
+	SlurmdPidFile=$FOLDER/run/slurmd-%n.pid
+	SlurmctldLogFile=$FOLDER/log/slurmctld.log
+	SlurmdLogFile=$FOLDER/log/slurmd-%n.log
+	ProctrackType=proctrack/linuxproc
+	TaskPlugin=task/none
+	SwitchType=switch/none
+	MpiDefault=none
+	JobAcctGatherType=jobacct_gather/none
+	AccountingStorageType=accounting_storage/none
+	SelectType=select/cons_tres
+	SelectTypeParameters=CR_Core
+	SlurmdParameters=config_overrides
+	SchedulerParameters=batch_sched_delay=0,sched_interval=5,bf_interval=5,sched_min_interval=0
+	JobRequeue=1
+	ReturnToService=2
+	SlurmdTimeout=15
+	KillWait=10
+	MinJobAge=3600
+	TreeWidth=16
+	NodeName=n[1-4] NodeAddr=10.77.0.[1-4] CPUs=16 State=UNKNOWN
+	PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+END
+export SLURM_CONF=$FOLDER/slurm.conf
+
+(umask 077 && head -c 1024 /dev/urandom >munge.key)
+munged --foreground --force --key-file="$FOLDER/munge.key" --socket="$FOLDER/run/munge.socket" \
+	--pid-file="$FOLDER/run/munged.pid" --seed-file="$FOLDER/run/munged.seed" \
+	--log-file="$FOLDER/log/munged.log" &
+until [ -S run/munge.socket ]; do sleep 0.1; done
+slurmctld -D &>log/slurmctld.out &
+
+for n in $NODES; do
+	unshare --net --mount --uts bash -c "
+		hostname n$n
+		until ip link show eth0 &>/dev/null; do sleep 0.05; done
+		ip link set lo up
+		ip addr add 10.77.0.$n/24 dev eth0
+		ip link set eth0 up
+		echo up >$FOLDER/run/n$n.up
+		while sleep 3600; do :; done" &
+	# The namespace is there once its host name is another one than ours.
+	until [ "$(nsenter --target $! --uts hostname)" = "n$n" ]; do sleep 0.05; done
+	ip link add "port$n" type veth peer name eth0 netns $!
+	ip link set "port$n" master br0 up
+	echo $! >"run/n$n.pid"
+	until [ -e "run/n$n.up" ]; do sleep 0.05; done
+	nsenter --target $! --net --mount --uts slurmd -D -N "n$n" &>"log/slurmd-n$n.out" &
+done
+until [ "$(sinfo --noheader --format=%D --states=idle 2>/dev/null)" = 4 ]; do sleep 0.2; done
+echo ready >run/ready
+cat >/dev/null # until the other end closes

@@ -1,0 +1,32 @@
+"""A failed job is started again while it makes progress, and not for a user's mistake."""
+
+import json
+from pathlib import Path
+
+from salsa_dist.requeue import verdict
+
+
+def checkpoint(run: Path, step: int) -> None:
+    (run / "state").mkdir(parents=True, exist_ok=True)
+    (run / "state" / f"step-{step:08d}.safetensors").write_text("")
+
+
+def test_tries_without_progress_are_limited_and_progress_starts_the_count_anew(tmp_path: Path) -> None:
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    assert verdict(tmp_path, logs, 137, 2)[0]
+    checkpoint(tmp_path, 5)
+    assert verdict(tmp_path, logs, 137, 2)[0]
+    again, why = verdict(tmp_path, logs, 137, 2)
+    assert not again
+    assert "2 tries in a row ended at step 5 without a new checkpoint" in why
+    checkpoint(tmp_path, 6)
+    assert verdict(tmp_path, logs, 137, 2)[0]
+
+
+def test_a_users_mistake_is_not_tried_again(tmp_path: Path) -> None:
+    record = {"schema": 1, "rank": 1, "user_error": True, "text": "no such shard"}
+    (tmp_path / "7_1_failure.json").write_text(json.dumps(record))
+    again, why = verdict(tmp_path, tmp_path, 2, 3)
+    assert not again
+    assert "no such shard" in why

@@ -1,0 +1,76 @@
+"""A rank that hangs is found by its peers, named, and does not hang them for ever."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from salsa_dist.training.watchdog import HUNG, report
+
+RANK = """
+import sys, time
+from pathlib import Path
+from salsa_dist.training.watchdog import Watchdog
+run, rank, hang = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
+with Watchdog(run, rank, 2, hang) as watchdog:
+    for step in range(int(sys.argv[4])):
+        watchdog.at(step, "forward and backward")
+        time.sleep(0.1)
+    if rank == 0:
+        def waits_for_its_peer():
+            watchdog.at(step, "the sum over all ranks")
+            time.sleep(60)
+        waits_for_its_peer()
+"""
+
+
+def start(run: Path, rank: int, hang_after_s: float, steps: int) -> "subprocess.Popen[str]":
+    words = [sys.executable, "-c", RANK, str(run), str(rank), str(hang_after_s), str(steps)]
+    environment = {**os.environ, "SALSA_FAILURE_FILE": str(run / f"failure-{rank}.json")}
+    return subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def test_a_stopped_rank_is_named_and_its_peer_ends(tmp_path: Path) -> None:
+    stopped = start(tmp_path, 1, 3, 10_000)
+    seen = tmp_path / "ranks" / "rank-0001.json"
+    deadline = time.monotonic() + 60
+    while not seen.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    stopped.send_signal(signal.SIGSTOP)
+    try:
+        waiting = start(tmp_path, 0, 3, 3)
+        _, log = waiting.communicate(timeout=60)
+    finally:
+        stopped.kill()
+        stopped.communicate()
+    assert waiting.returncode == HUNG
+    text = json.loads((tmp_path / "failure-0.json").read_text())["text"]
+    assert f"rank 1 (process {stopped.pid} on " in text
+    assert "forward and backward" in text
+    assert "no sign of life" in text
+    assert "waiting: rank 0" in text
+    assert text in log
+    assert "waits_for_its_peer" in log  # where it waited: its stack
+    assert (
+        "waits_for_its_peer" in json.loads((tmp_path / "ranks/rank-0000.json").read_text())["stack"][-1]
+    )
+
+
+def test_ranks_that_move_are_left_alone(tmp_path: Path) -> None:
+    moving = start(tmp_path, 1, 1, 40)
+    _, log = moving.communicate(timeout=60)
+    assert (moving.returncode, log) == (0, "")
+    assert not list((tmp_path / "ranks").iterdir())
+
+
+def test_where_all_live_the_one_furthest_behind_is_named() -> None:
+    def seen(beat: int, step: int) -> dict[str, object]:
+        return {"beat": beat, "step": step, "phase": "saving the state", "pid": 1, "host": "n1"}
+
+    text = report([seen(1, 5), seen(1, 4)], [seen(4, 5), seen(4, 4)], 2, 60)
+    assert "all ranks live" in text
+    assert "rank 1 (process 1 on n1) is in step 4, saving the state" in text
+    assert "waiting: rank 0" in text
