@@ -324,11 +324,26 @@ def _here(job: Job, config: Config, plan: LocalPlan) -> int:
 def _plan(config: Config, resources: Resources) -> str:
     """What each placement would cost, as comments below the script."""
     memory = parse_size(resources.gpu_memory or "80GB")
+    if not _is_here(config.base.name):
+        return f"# no placement plan: {config.base.name} is not on this machine; see salsa-dist plan"
     try:
         text = plan_text(config, resources.node_count, resources.ranks_per_node, memory)
     except UserError as e:
         text = f"no placement plan: {e}"
     return "\n".join(f"# {line}".rstrip() for line in text.splitlines())
+
+
+def _is_here(base: str) -> bool:
+    """Whether a base's config can be read without a network."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    if Path(base).is_dir():
+        return True
+    try:
+        return isinstance(try_to_load_from_cache(base, "config.json"), str)
+    except HFValidationError:  # a path, and nothing is there
+        return False
 
 
 def _staging(folder: str | None) -> list[str]:
