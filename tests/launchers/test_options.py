@@ -94,9 +94,12 @@ def test_staging_is_a_setting_of_the_run(desk: Desk) -> None:
     assert "data.stage_to=$SLURM_TMPDIR" in overrides
 
 
-def test_the_dry_run_tells_the_placement(desk: Desk) -> None:
-    out = dry(desk, "--nodes", "4", "--tasks-per-node", "8", "placement.kind=node")
-    assert "4 nodes x 8 ranks, 8 consecutive ranks share one copy" in out
+def test_the_dry_run_tells_the_placement(desk: Desk, tiny_base: Path) -> None:
+    shape = ("--nodes", "4", "--tasks-per-node", "8", "--gpu-memory", "1GB")
+    plan = [x for x in dry(desk, *shape, f"base.name={tiny_base}").splitlines() if x.startswith("# ")]
+    assert all(any(kind in line for line in plan) for kind in ("replicate", "node", "full"))
+    assert "auto" in plan[-1]
+    assert "# no placement plan: tiny is not on this machine" in dry(desk, *shape)
 
 
 @pytest.mark.parametrize(
