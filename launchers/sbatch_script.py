@@ -74,7 +74,7 @@ def _parameters(name: str, resources: Resources, mounts: Sequence[Path]) -> dict
     plain += ("constraint", "exclude", "nodelist", "dependency")
     return {
         "job_name": name,
-        "nodes": _node_range(resources),
+        "nodes": resources.node_count,
         "ntasks_per_node": resources.ranks_per_node,
         **{key: getattr(resources, key) for key in plain},
         "time": resources.time or SLURM_MINUTES,
@@ -82,17 +82,18 @@ def _parameters(name: str, resources: Resources, mounts: Sequence[Path]) -> dict
         "wckey": None,  # submitit's own default would be refused where keys are checked
         "setup": [*_exports(resources.env), *resources.setup],
         "srun_args": _srun(resources, mounts),
-        "additional_parameters": {**extra, **resources.sbatch},
+        "additional_parameters": {**extra, **_node_range(resources), **resources.sbatch},
     }
 
 
-def _node_range(resources: Resources) -> int | str:
+def _node_range(resources: Resources) -> dict[str, str | bool]:
+    """`nodes` in the script, where fewer will do; submitit itself counts tasks by a plain number."""
     least, most = resources.min_nodes, resources.node_count
     if least is None:
-        return most
+        return {}
     if least > most:
         raise UserError(f"--min-nodes {least} is more than --nodes {most}")
-    return f"{least}-{most}"
+    return {"nodes": f"{least}-{most}"}
 
 
 def _exports(env: dict[str, str]) -> list[str]:

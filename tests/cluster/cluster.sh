@@ -5,7 +5,7 @@
 #   ├── login  10.77.0.254   munged, slurmctld, bridge br0; no way out of here
 #   ├── n1     10.77.0.1     slurmd, with a network, mounts and host name of its own
 #   ├── n2 … n4
-#   └── FOLDER/ slurm.conf, log/, spool/, run/NODE.pid, run/ready, disk/ (1 MB, seen in here only)
+#   └── FOLDER/ slurm.conf, log/, spool/, run/NODE.pid, run/ready, disk/ (48 MB, seen in here only)
 #
 # The first process in a process namespace takes all others with it, so nothing is left behind,
 # however the one that started this ends.
@@ -31,7 +31,7 @@ mount --bind hosts /etc/hosts
 
 # A small disk to fill, which all nodes see.
 mkdir -p disk
-mount -t tmpfs -o size=1m disk disk
+mount -t tmpfs -o size=48M disk disk
 
 ip link set lo up
 ip link add br0 type bridge

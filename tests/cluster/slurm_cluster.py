@@ -231,8 +231,8 @@ class Run:
         return [event["resumed_step"] for event in self.events("start")]
 
     def tasks(self, node: str) -> list[int]:
-        """Ids, as seen from here, of this job's Python tasks on a node."""
-        having = f"submitit.core._submit {self.inside}/logs/{self.job}"
+        """Ids, as seen from here, of this run's Python tasks on a node."""
+        having = f"submitit.core._submit {self.inside}/logs/"
         found = self.cluster.processes(node, having)
         return [p for p in found if b"srun" not in Path(f"/proc/{p}/cmdline").read_bytes()]
 
