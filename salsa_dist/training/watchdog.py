@@ -75,6 +75,7 @@ class Watchdog:
         # Seldom enough for thousands of ranks on one file system, often enough to see three beats.
         pause = min(10.0, self._hang_after_s / 5)
         place = None
+        self._write()  # at once: a rank that is never seen can't be said to be anywhere
         while not self._end.wait(pause):
             self._write()
             if self._place != place:
