@@ -15,6 +15,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from salsa_dist.errors import UserError
 
@@ -56,7 +57,7 @@ def join() -> Iterator[Ranks]:
                 f"WORLD_SIZE is {world} but MASTER_ADDR or MASTER_PORT is not set: start this with "
                 "launchers/slurm.py, torchrun or accelerate launch"
             )
-        store = _store_on_socket(world) if rank == 0 and "SALSA_RENDEZVOUS_FD" in env else None
+        store = _meeting_place(rank, world)
         dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=_TIMEOUT)
     else:
         dist.init_process_group(backend, rank=0, world_size=1, store=dist.HashStore(), timeout=_TIMEOUT)
@@ -66,10 +67,31 @@ def join() -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
+_stores: list[dist.Store] = []
+_joins = 0
+
+
+def _meeting_place(rank: int, world: int) -> dist.Store:
+    """Where the ranks of one more process group find each other.
+
+    The store behind it serves all groups of this process, one after another; each has keys of its own,
+    since a rank must not take what a peer left there for the group before as its address.
+    """
+    global _joins
+    if not _stores:
+        if rank == 0 and "SALSA_RENDEZVOUS_FD" in os.environ:
+            _stores.append(_store_on_socket(world))
+        else:
+            found, *_ = next(rendezvous("env://", rank, world, timeout=_TIMEOUT))
+            _stores.append(found)
+    _joins += 1
+    return dist.PrefixStore(f"join-{_joins}", _stores[0])
+
+
 def _store_on_socket(world: int) -> dist.Store:
-    """Where ranks find each other, on the port that the launcher has held since the job's start."""
+    """On the port that the launcher has held since the job's start."""
     env = os.environ
-    store = dist.TCPStore(
+    return dist.TCPStore(
         env["MASTER_ADDR"],
         int(env["MASTER_PORT"]),
         world,
@@ -78,8 +100,6 @@ def _store_on_socket(world: int) -> dist.Store:
         wait_for_workers=False,
         master_listen_fd=int(env.pop("SALSA_RENDEZVOUS_FD")),
     )
-    # As torch does with a store of its own making, which is what the other ranks have.
-    return dist.PrefixStore("default_pg", store)
 
 
 def group_size(kind: str | int, ranks: Ranks) -> int:
