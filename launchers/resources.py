@@ -36,7 +36,6 @@ class Resources(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     nodes: int | None = Field(None, ge=1)
-    min_nodes: int | None = Field(None, ge=1)
     tasks_per_node: int | None = Field(None, ge=1)
     gpus_per_node: int | None = Field(None, ge=0)
     cpus_per_task: int | None = Field(None, ge=1)
@@ -177,17 +176,8 @@ def refuse_slurm_only(resources: Resources, cluster: str, profile: str | None) -
     if cluster == "debug" and resources.ranks_per_node > 1:
         raise UserError(f"{where} runs one rank in this process: use --cluster local for more")
     refused = ["gres", "mem", "partition", "account", "qos", "constraint", "exclude", "nodelist"]
-    refused += [
-        "min_nodes",
-        "tries",
-        "gpu_memory",
-        "dependency",
-        "sbatch",
-        "srun",
-        "python",
-        "container",
-        "container_mounts",
-    ]
+    refused += ["dependency", "sbatch", "srun", "python", "container", "container_mounts"]
+    refused += ["tries", "gpu_memory"]
     if cluster == "debug":
         refused += ["setup", "env", "time", "gpus_per_node", "keep_snapshots"]
     given = [f"--{name.replace('_', '-')}" for name in refused if getattr(resources, name)]

@@ -82,18 +82,8 @@ def _parameters(name: str, resources: Resources, mounts: Sequence[Path]) -> dict
         "wckey": None,  # submitit's own default would be refused where keys are checked
         "setup": [*_exports(resources.env), *resources.setup],
         "srun_args": _srun(resources, mounts),
-        "additional_parameters": {**extra, **_node_range(resources), **resources.sbatch},
+        "additional_parameters": {**extra, **resources.sbatch},
     }
-
-
-def _node_range(resources: Resources) -> dict[str, str | bool]:
-    """`nodes` in the script, where fewer will do; submitit itself counts tasks by a plain number."""
-    least, most = resources.min_nodes, resources.node_count
-    if least is None:
-        return {}
-    if least > most:
-        raise UserError(f"--min-nodes {least} is more than --nodes {most}")
-    return {"nodes": f"{least}-{most}"}
 
 
 def _exports(env: dict[str, str]) -> list[str]:

@@ -86,10 +86,6 @@ def launch(
         ),
     ] = None,
     nodes: Annotated[int | None, typer.Option(min=1, show_default="1")] = None,
-    min_nodes: Annotated[
-        int | None,
-        typer.Option(min=1, help="start, or come back, on as few nodes; default: as many as --nodes"),
-    ] = None,
     tasks_per_node: Annotated[
         int | None, typer.Option(min=1, help="ranks a node; default: one a GPU, else 1")
     ] = None,
@@ -192,7 +188,6 @@ def launch(
         srun=dict(option(text, "--srun") for text in srun or []),
         stage_to=stage_to,
         keep_snapshots=keep_snapshots,
-        min_nodes=min_nodes,
         tries=tries,
         gpu_memory=gpu_memory,
     )

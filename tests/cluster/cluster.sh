@@ -68,7 +68,8 @@ cat >slurm.conf <<-END
 	KillWait=10
 	MinJobAge=3600
 	TreeWidth=16
-	NodeName=n[1-4] NodeAddr=10.77.0.[1-4] CPUs=16 State=UNKNOWN
+	NodeName=n[1-2] NodeAddr=10.77.0.[1-2] CPUs=16 Weight=9 State=UNKNOWN
+	NodeName=n[3-4] NodeAddr=10.77.0.[3-4] CPUs=16 Weight=1 State=UNKNOWN
 	PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 END
 export SLURM_CONF=$FOLDER/slurm.conf

@@ -45,14 +45,14 @@ class Bench:
         folder: Path | None = None,
         **training: Any,
     ) -> Run:
-        """Launched on two `nodes`, one rank on each; `training` replaces settings of `TRAINING`."""
+        """Launched on two of `nodes`, one rank on each; `training` replaces settings of `TRAINING`."""
         beside = self.folder / name
         beside.mkdir()
         at = folder or beside / "run"
         settings = {**TRAINING, **training}
         config = make_config(beside, self.base, self.shards, training=settings, run=str(at))
         others = ",".join({"n1", "n2", "n3", "n4"} - set(nodes.split(",")))
-        place = ("--nodes", "2", "--exclude", others, *options)
+        place = ("--nodes", "2", *(("--exclude", others) if others else ()), *options)
         return Run(self.cluster, config, *place, folder=at).launch()
 
 
@@ -130,10 +130,9 @@ def fault_disk_full(bench: Bench) -> None:
 
 
 def fault_node_killed(bench: Bench) -> None:
-    """slurmd and tasks of a node killed: requeued on the node that is left."""
-    for node in ("n3", "n4"):  # else Slurm is content with the one that is there first
-        bench.cluster.wait_idle(node)
-    run = bench.run("node", "--min-nodes", "1", nodes="n3,n4")
+    """slurmd and tasks of a node killed: requeued on nodes that are left."""
+    # It may run anywhere; n3 and n4 weigh less, so they are taken first.
+    run = bench.run("node", nodes="n1,n2,n3,n4")
     run.wait_for_step(5)
     bench.cluster.crash("n4")
     try:
@@ -141,9 +140,8 @@ def fault_node_killed(bench: Bench) -> None:
         run.wait_for_end()
     finally:
         bench.cluster.revive("n4")
-    assert run.events("start")[0]["world_size"] == 2
     assert run.resumed_at()[-1] > 0
-    assert_equal(run, bench.uninterrupted(), 1e-5)
+    assert_equal(run, bench.uninterrupted())
 
 
 def fault_link_cut(bench: Bench) -> None:
