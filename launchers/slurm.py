@@ -44,7 +44,6 @@ from submitit.helpers import clean_env
 
 from salsa_dist.config import Config, load_config
 from salsa_dist.errors import UserError
-from salsa_dist.placement.plan import parse_size, plan_text
 from salsa_dist.runs import launches
 
 DEMO = Path(__file__).resolve().parent.parent / "demo" / "demo.yaml"
@@ -318,6 +317,8 @@ def _here(job: Job, config: Config, plan: LocalPlan) -> int:
 
 def _plan(config: Config, resources: Resources) -> str:
     """What each placement would cost, as comments below the script."""
+    from salsa_dist.placement.plan import parse_size, plan_text  # slow to import
+
     memory = parse_size(resources.gpu_memory or "80GB")
     if not _is_here(config.base.name):
         return f"# no placement plan: {config.base.name} is not on this machine; see salsa-dist plan"

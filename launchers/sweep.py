@@ -17,18 +17,22 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from job import Job
 
 from salsa_dist.errors import UserError
-from salsa_dist.sweeps.folder import JobFolder, write_results
-from salsa_dist.sweeps.grid import load_sweep
-from salsa_dist.sweeps.plan import Plan, make_plan
+
+if TYPE_CHECKING:  # they import torch, which a launch that is no sweep need not wait for
+    from salsa_dist.sweeps.folder import JobFolder
+    from salsa_dist.sweeps.plan import Plan
 
 
 def planned(words: Sequence[str], nodes: int) -> Plan:
     """The plan of `sweep FILE`, shown; what is wrong with it ends here, before anything is written."""
+    from salsa_dist.sweeps.grid import load_sweep
+    from salsa_dist.sweeps.plan import make_plan
+
     if len(words) != 1:
         raise UserError("sweep takes one sweep file and no settings: write them under its overrides")
     plan = make_plan(load_sweep(Path(words[0])), nodes)
@@ -62,6 +66,8 @@ def submit(executor: Any, job: Job, plan: Plan, nodes: int) -> list[Any]:
 
 def run_here(run: Callable[[Job], int], job: Job, plan: Plan) -> int:
     """Run all that is to be done by `run`, one job after another; one that fails ends no other."""
+    from salsa_dist.sweeps.folder import write_results
+
     folders, worst = plan.write(), 0
     for number, folder in enumerate(folders, 1):
         print(f"job {number}/{len(folders)}: {folder.path.name}", flush=True)
