@@ -93,10 +93,10 @@ def train(config: Config) -> Trained:
         checked = preflight(config.run, ranks) if ranks.world_size > 1 else None
         for line in checked.lines() if checked else []:
             say(line)
-        lock = stack.enter_context(_one_job_at_a_time(config.run, ranks))
         placed = choose(config, ranks)
         for line in placed.lines:
             say(line)
+        lock = stack.enter_context(_one_job_at_a_time(config.run, ranks))
         speech_llm = load_base(config.base, ranks, placed.placement, say)
         bank = make_bank(config, speech_llm, ranks.device)
         optimizer = PackedAdam(bank, _schedules(config), config.training.clip_norm)

@@ -98,13 +98,13 @@ def test_training_over_another_base_on_one_rank_stops_before_it_is_placed(
 ) -> None:
     other = make_base(tmp_path / "other", seed=1)
     config = make_config(tmp_path, tiny_base, tiny_shards)
-    told = run_ranks("train", [config] * 2, [], [f"base.name={other}", f"run={tmp_path / 'elsewhere'}"])
+    told = run_ranks("train", [config] * 2, [], [f"base.name={other}"])
     for status, output in told:
         assert status == 2, output
         assert "rank 1 on" in output
         assert "base (local-" in output
         assert "Traceback" not in output
-    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "run" / "config.yaml").exists()
 
 
 @pytest.mark.parametrize(

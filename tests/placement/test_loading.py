@@ -244,7 +244,7 @@ def test_a_disk_that_cannot_take_the_base_is_refused_before_weights_are_read(
         (tmp_path / "absent", "is no folder that can be written to"),
         (tmp_path, "install libaio-dev"),
     ):
-        placement = PlacementConfig(offload="nvme", nvme_path=folder)
+        placement = PlacementConfig(kind="replicate", offload="nvme", nvme_path=folder)
         with join() as ranks:
             base = load_base(BaseConfig(name=str(tiny_base)), ranks, placement, silent)
             bank = random_bank(base, ["salsa"])

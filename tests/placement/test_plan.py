@@ -232,7 +232,7 @@ def test_a_run_is_refused_before_its_base_is_read(
 ) -> None:
     from salsa_dist.training import loop
 
-    monkeypatch.setattr(loop, "load_speech_llm", lambda *a, **k: pytest.fail("the base was read"))
+    monkeypatch.setattr(loop, "load_base", lambda *a, **k: pytest.fail("the base was read"))
     path = make_config(tmp_path, tiny_base, tiny_shards, placement={"kind": 2})
     with pytest.raises(UserError, match=r"placement\.kind is 2"):
         loop.train(load_config(path))

@@ -33,11 +33,15 @@ def start(run: Path, rank: int, hang_after_s: float, steps: int) -> "subprocess.
     return subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=environment)
 
 
+def _text(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
+
+
 def test_a_stopped_rank_is_named_and_its_peer_ends(tmp_path: Path) -> None:
     stopped = start(tmp_path, 1, 3, 10_000)
     seen = tmp_path / "ranks" / "rank-0001.json"
     deadline = time.monotonic() + 60
-    while not seen.exists() and time.monotonic() < deadline:
+    while "forward and backward" not in _text(seen) and time.monotonic() < deadline:
         time.sleep(0.05)
     stopped.send_signal(signal.SIGSTOP)
     try:
