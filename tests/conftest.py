@@ -5,11 +5,16 @@ import os
 # On two cores, torch's own threads in several processes only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import signal
 from pathlib import Path
 
 import pytest
 
 import salsa_dist  # noqa: F401
+
+# A shell that starts the tests in the background has Ctrl-C ignored, in what the tests start too.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
