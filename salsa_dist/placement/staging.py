@@ -13,16 +13,13 @@ copying leaves nothing that a later one would take for a base.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import torch.distributed as dist
-
 from salsa_dist.config import BaseConfig
-from salsa_dist.errors import UserError
 from salsa_dist.new_folder import made_beside
+from salsa_dist.placement.node_disk import node_folder, once_a_node
 from salsa_dist.placement.ranks import Ranks
 from salsa_dist.speech_llms.load import CHECKPOINT_FILES, base_revision, source_folder
 
@@ -33,37 +30,16 @@ def staged(base: BaseConfig, ranks: Ranks, say: Callable[[str], None]) -> Path:
     Raises:
         UserError: no such base, an environment variable that is not set, or too little room.
     """
-    target, failed = "", ""
-    if ranks.local_rank == 0:
-        try:
-            source = source_folder(base.name, base.revision)
-            mark = base_revision(str(source), None).removeprefix("local-")
-            folder = stage_folder(base.stage_to or "") / f"{Path(base.name).name}-{mark}"
-            _copy(source, folder, say)
-            target = str(folder)
-        except UserError as e:
-            failed = str(e)
-        except OSError as e:
-            failed = f"base.stage_to is {base.stage_to}, no place to write to: {e.strerror or e}"
-    # The other ranks of the node wait here, and learn of the copy.
-    outcomes: list[tuple[str, str]] = [("", "")] * ranks.world_size
-    dist.all_gather_object(outcomes, (target, failed))
-    for _, failure in outcomes:
-        if failure:
-            raise UserError(failure)
-    return Path(outcomes[ranks.rank - ranks.local_rank][0])
 
+    def make() -> Path:
+        source = source_folder(base.name, base.revision)
+        mark = base_revision(str(source), None).removeprefix("local-")
+        parent = node_folder("base.stage_to", base.stage_to or "")
+        folder = parent / f"{Path(base.name).name}-{mark}"
+        _copy(source, folder, say)
+        return folder
 
-def stage_folder(text: str) -> Path:
-    """`base.stage_to` with its environment variables put in.
-
-    Raises:
-        UserError: one of them is not set.
-    """
-    expanded = os.path.expandvars(os.path.expanduser(text))
-    if "$" in expanded:
-        raise UserError(f"base.stage_to is {text}, and that variable is not set on this node")
-    return Path(expanded)
+    return once_a_node(ranks, f"base.stage_to is {base.stage_to}, no place to write to", make)
 
 
 def _copy(source: Path, target: Path, say: Callable[[str], None]) -> None:

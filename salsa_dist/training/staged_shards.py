@@ -18,10 +18,9 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch.distributed as dist
-
 from salsa_dist.data.index import Shard, ShardIndex
 from salsa_dist.errors import UserError
+from salsa_dist.placement.node_disk import node_folder, once_a_node
 from salsa_dist.placement.ranks import Ranks
 
 _BLOCK = 8 * 2**20
@@ -41,30 +40,13 @@ def staged_shards(
         UserError: on all ranks: an unset variable, too little room, a shard that is not what the
             index says.
     """
-    target, failed = "", ""
-    if ranks.local_rank == 0:
-        try:
-            folder = _expanded(to) / f"{index.folder.name}-{index.hash[:12]}"
-            _copy(index.folder, {s.path: s for s in shards}, folder, say)
-            target = str(folder)
-        except UserError as e:
-            failed = str(e)
-        except OSError as e:
-            failed = f"data.stage_to is {to}: {e.strerror or e}"
-    # The other ranks of the node wait here, and learn of the copies.
-    outcomes: list[tuple[str, str]] = [("", "")] * ranks.world_size
-    dist.all_gather_object(outcomes, (target, failed))
-    for _, failure in outcomes:
-        if failure:
-            raise UserError(failure)
-    return Path(outcomes[ranks.rank - ranks.local_rank][0])
 
+    def make() -> Path:
+        folder = node_folder("data.stage_to", to) / f"{index.folder.name}-{index.hash[:12]}"
+        _copy(index.folder, {s.path: s for s in shards}, folder, say)
+        return folder
 
-def _expanded(text: str) -> Path:
-    expanded = os.path.expandvars(os.path.expanduser(text))
-    if "$" in expanded:
-        raise UserError(f"data.stage_to is {text}, and that variable is not set on this node")
-    return Path(expanded)
+    return once_a_node(ranks, f"data.stage_to is {to}", make)
 
 
 def _copy(source: Path, shards: dict[str, Shard], folder: Path, say: Callable[[str], None]) -> None:
