@@ -1,7 +1,7 @@
 """The samples of an index as columns, so that millions of them load in a moment.
 
-    Columns ── seconds, offsets, lengths (n,); keys, one after the other, each ended by a zero byte
-    Entries ── a shard's stretch of them, a sequence of Entry that makes them when asked
+Columns ── seconds, offsets, lengths (n,); keys, one after the other, each ended by a zero byte
+Entries ── a shard's stretch of them, a sequence of Entry that makes them when asked
 """
 
 from __future__ import annotations

@@ -200,8 +200,8 @@ def _checked(folder: Path, tree: Any, columns: Columns) -> ShardIndex:
     if raw.sample_rate < 0 or not raw.shards:
         raise _damaged(path, "it has no shards or no sample rate")
     for shard in raw.shards:
-        place = PurePosixPath(shard.path)
-        if place.is_absolute() or ".." in place.parts or "\\" in shard.path or not place.parts:
+        inside = PurePosixPath(shard.path)
+        if inside.is_absolute() or ".." in inside.parts or "\\" in shard.path or not inside.parts:
             raise UserError(
                 f"{path} names {shard.path!r}, which leaves its folder: don't use this index"
             )
