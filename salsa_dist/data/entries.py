@@ -112,3 +112,17 @@ class Entries(Sequence[Entry]):
         first = int(ends[start - 1]) + 1 if start else 0
         last = int(ends[stop - 1]) + 1 if stop > start else first
         return self.columns.keys[first:last].tobytes()
+
+
+def seconds_of(entries: Sequence[Entry]) -> NDArray[np.float64]:
+    """(samples,) of audio."""
+    if isinstance(entries, Entries):
+        return entries.seconds
+    return np.array([entry.seconds for entry in entries], np.float64)
+
+
+def offsets_of(entries: Sequence[Entry]) -> NDArray[np.int64]:
+    """(samples,) bytes."""
+    if isinstance(entries, Entries):
+        return entries.offsets
+    return np.array([entry.offset for entry in entries], np.int64)
