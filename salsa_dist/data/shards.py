@@ -130,7 +130,7 @@ def _read_run(fd: int, run: Sequence[Entry]) -> tuple[list[memoryview], int]:
         if entry.offset > end:
             wanted.append(memoryview(bytearray(entry.offset - end)))
         # Not a bytearray, which would be filled with zeros first.
-        found.append(memoryview(np.empty(entry.length, np.uint8)))
+        found.append(np.empty(entry.length, np.uint8).data)
         wanted.append(found[-1])
         end = entry.offset + entry.length
     at = start
