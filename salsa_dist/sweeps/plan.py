@@ -119,9 +119,7 @@ class Plan:
 
     def _sharing(self) -> str:
         if not self.facts.shares:
-            return (
-                "clips are not shared: this base's encoder layers take more than the one below's output"
-            )
+            return "clips are not shared: training.share_prefix is false"
         kept = sum(p.kept_packed for p in self.new)
         packed = sum(p.packed for p in self.new)
         size = max(p.kept_bytes for p in self.new) / 1e9

@@ -16,7 +16,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from salsa_dist.data.augment import Augment
@@ -24,10 +23,9 @@ from salsa_dist.data.clip import Clip, silent_clip
 from salsa_dist.data.plan import AdapterPlan, Draw
 from salsa_dist.data.reading import Bad, ClipReader, StepClips
 from salsa_dist.errors import UserError
+from salsa_dist.placement.kept_prefix import Known, unheard
 from salsa_dist.speech_llms.batch import AdapterBatch
-from salsa_dist.speech_llms.family import Family, SharesClips
-
-NO_AUDIO = np.zeros(0, np.float32)
+from salsa_dist.speech_llms.family import Family
 
 
 @dataclass(frozen=True)
@@ -94,10 +92,10 @@ class StepBatches(Dataset[StepShare]):
         self.micro_batch = micro_batch
         # An augmented clip is another for each adapter.
         plain = all(job.augment is None for job in jobs)
-        self.share = share and plain and isinstance(family, SharesClips)
+        self.share = share and plain
         self.steps = max(job.steps for job in jobs)
         self.dropped: set[int] = set()  # rows that stopped early
-        self.texts: dict[str, str] | None = None  # transcripts by key, where no audio need be read
+        self.known: dict[str, Known] | None = None  # by key, where no audio need be read
         # Adapters with the same draws have one reader: a clip of theirs is read and decoded once.
         self._readers: list[ClipReader] = []
         self._reader_of: list[int] = []
@@ -152,7 +150,7 @@ class StepBatches(Dataset[StepShare]):
 
     def _clips(self, step: int, bad: list[Bad]) -> tuple[list[tuple[Clip, Draw]], int]:
         """This rank's clips of `step`, and how many are missing."""
-        if self.texts is not None:
+        if self.known is not None:
             mine = self._shares(step)[self.rank]
             return [(self._unheard(draw, row), draw) for row, draw in mine], 0
         clips: list[tuple[Clip, Draw]] = []
@@ -169,9 +167,8 @@ class StepBatches(Dataset[StepShare]):
 
     def _unheard(self, draw: Draw, row: int) -> Clip:
         """A clip whose way through the lower layers is kept: only its transcript is needed."""
-        assert self.texts is not None
-        key = draw.entry.key
-        return Clip(key, NO_AUDIO, self.texts[key], draw.shard.language, row)
+        assert self.known is not None
+        return unheard(draw.entry.key, self.known[draw.entry.key], draw.shard.language, row)
 
     def _batch(
         self, clips: list[tuple[Clip, Draw]], bad: list[Bad]
@@ -209,9 +206,8 @@ class StepBatches(Dataset[StepShare]):
         clips = clips or [silent_clip(self.jobs[0].languages[0])]
         if not self.share:
             return self.family.training_batch(clips)
-        assert isinstance(self.family, SharesClips)
         heard = list({clip.key: clip for clip in clips}.values())
-        return self.family.shared_batch(clips, heard, kept=self.texts is not None)
+        return self.family.shared_batch(clips, heard, kept=self.known is not None)
 
     def _shares(self, step: int) -> list[list[tuple[int, Draw]]]:
         """Each rank's (row, draw) of `step`."""

@@ -17,8 +17,7 @@ from salsa_dist.data.index import Entry, Shard, ShardIndex
 from salsa_dist.data.reading import read_clip
 from salsa_dist.errors import UserError
 from salsa_dist.placement.frozen_base import FrozenBase
-from salsa_dist.speech_llms.family import SharesClips
-from salsa_dist.training.batches import NO_AUDIO
+from salsa_dist.placement.kept_prefix import Known, unheard
 
 
 class DevClips:
@@ -41,7 +40,7 @@ class DevClips:
         self.folder = index.folder
         self.languages = [a.languages for a in adapters]
         self.draws: dict[str, list[tuple[Shard, Entry]]] = {}
-        self.texts: dict[str, str] | None = None  # transcripts by key, where no audio need be read
+        self.known: dict[str, Known] | None = None  # by key, where no audio need be read
         for language in dict.fromkeys(x for own in self.languages for x in own):
             draws = [
                 (shard, entry)
@@ -75,9 +74,9 @@ class DevClips:
         for start in range(0, max(share, 1), size):
             clips = self._clips(mine[start : start + size]) or [silent_clip(self.languages[0][0])]
             family = base.family
-            if config.training.share_prefix and isinstance(family, SharesClips):
+            if config.training.share_prefix:
                 heard = list({clip.key: clip for clip in clips}.values())
-                batch = family.shared_batch(clips, heard, kept=self.texts is not None)
+                batch = family.shared_batch(clips, heard, kept=self.known is not None)
             else:
                 batch = family.training_batch(clips)
             with torch.no_grad():
@@ -95,8 +94,8 @@ class DevClips:
         for (shard, entry), row in samples:
             key = entry.key
             if key not in read:
-                if self.texts is not None:
-                    read[key] = Clip(key, NO_AUDIO, self.texts[key], shard.language)
+                if self.known is not None:
+                    read[key] = unheard(key, self.known[key], shard.language, row)
                 else:
                     read[key] = read_clip(self.folder, shard, entry)
             clips.append(replace(read[key], row=row))

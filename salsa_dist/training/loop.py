@@ -144,10 +144,10 @@ def train(config: Config) -> Trained:
             own = ((draw.shard, draw.entry) for draw in batches.drawn(first))
             drawn = [*own, *(dev.drawn() if dev else ())]
             kept = keep_prefix(config, base, identity.revision, identity.shards, drawn)
-            batches.texts = kept.texts
+            batches.known = kept.known
             if dev:
-                dev.texts = kept.texts
-            events.write("prefix", site=base.shared.first, clips=len(kept.texts))
+                dev.known = kept.known
+            events.write("prefix", site=base.shared.first, clips=len(kept.known))
         trackers = None
         if ranks.is_first:
             trackers = Trackers(config.trackers, run, config.model_dump(mode="json"), first)
