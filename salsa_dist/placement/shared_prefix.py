@@ -228,10 +228,10 @@ def _zeros_of(conv: nn.Conv1d | nn.Conv2d) -> Callable[[Tensor], Tensor]:
 
     def zeros(features: Tensor) -> Tensor:
         sizes = [
-            (size + 2 * int(pad) - dilation * (kernel - 1) - 1) // stride + 1
+            (size + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
             for size, pad, kernel, stride, dilation in zip(
                 features.shape[2:],
-                conv.padding,
+                _pads(conv),
                 conv.kernel_size,
                 conv.stride,
                 conv.dilation,
@@ -241,6 +241,12 @@ def _zeros_of(conv: nn.Conv1d | nn.Conv2d) -> Callable[[Tensor], Tensor]:
         return features.new_zeros(1).expand(features.shape[0], conv.out_channels, *sizes)
 
     return zeros
+
+
+def _pads(conv: nn.Conv1d | nn.Conv2d) -> tuple[int, ...]:
+    if isinstance(conv.padding, str):
+        raise RuntimeError(f"{conv}: a padding in words is not known here")
+    return conv.padding
 
 
 def _replaced(module: nn.Module, forward: Callable[..., Any]) -> Callable[[], None]:

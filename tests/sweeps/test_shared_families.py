@@ -1,4 +1,4 @@
-"""In each family: clips that adapters share, and prefixes that are kept, change no loss and no gradient."""
+"""In each family clips that adapters share, and prefixes that are kept, change no gradient."""
 
 from __future__ import annotations
 
