@@ -501,7 +501,7 @@ def make_batches(config: Config, index: ShardIndex, speech_llm: SpeechLLM, ranks
             seconds_per_step=config.data.seconds_per_step,
             mix=Mix(adapter.mix.temperature or 1.0, adapter.mix.weights),
         )
-        return Job(plan, adapter.steps, adapter.languages, augment)
+        return Job(plan, adapter.steps, adapter.languages, augment, config.data.join_clips)
 
     jobs = [job(adapter) for adapter in config.adapter_settings()]
     folder = config.data.shards
