@@ -1,6 +1,7 @@
-"""How well the adapters of a run do on held-out clips: mean cross-entropy a label, without decoding.
+"""How well the adapters of a run do on held-out clips: mean cross-entropy a label, or error rate.
 
-dev clips of a language x its adapters ─► token losses ─► (adapters,) sums and label counts, reduced
+dev clips of a language x its adapters ─┬► token losses ─► (adapters,) sums and label counts ─┬► reduced
+                                        └► transcripts ──► (adapters,) errors and characters ─┘
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from salsa_dist.data.clip import Clip, silent_clip
 from salsa_dist.data.index import Entry, Shard, ShardIndex
 from salsa_dist.data.reading import read_clip
 from salsa_dist.errors import UserError
+from salsa_dist.evaluation.metrics import score
 from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.placement.kept_prefix import Known, unheard
 
@@ -60,15 +62,7 @@ class DevClips:
     def losses(self, base: FrozenBase, config: Config, rows: Sequence[int]) -> dict[int, float]:
         """Mean loss a label of the adapters of `rows`; the same on all ranks, which all call this."""
         ranks = base.ranks
-        samples = [
-            (draw, row)
-            for language, draws in self.draws.items()
-            for draw in draws
-            for row in rows
-            if language in self.languages[row]
-        ]
-        share = -(-len(samples) // ranks.world_size)
-        mine = samples[ranks.rank * share : (ranks.rank + 1) * share]
+        mine, share = self._share(base, rows)
         sums = torch.zeros(2, len(self.languages), device=ranks.device)
         size = config.training.micro_batch
         for start in range(0, max(share, 1), size):
@@ -87,6 +81,40 @@ class DevClips:
         dist.all_reduce(sums)
         means = (sums[0] / sums[1]).tolist()
         return {row: means[row] for row in rows}
+
+    def error_rates(self, base: FrozenBase, config: Config, rows: Sequence[int]) -> dict[int, float]:
+        """Character error rate of the adapters of `rows`, decoded as evaluation would; as `losses`."""
+        ranks = base.ranks
+        mine, share = self._share(base, rows)
+        sums = torch.zeros(2, len(self.languages), dtype=torch.float64, device=ranks.device)
+        evaluation = config.evaluation
+        limit, decoding = evaluation.max_new_tokens, evaluation.decoding.model_dump()
+        for start in range(0, max(share, 1), evaluation.batch):
+            samples = mine[start : start + evaluation.batch]
+            read = {entry.key: read_clip(self.folder, shard, entry) for (shard, entry), _ in samples}
+            clips = [replace(read[entry.key], row=row) for (_, entry), row in samples]
+            for clip, transcript in zip(clips, base.generate(clips, limit, decoding), strict=False):
+                edits = score(clip.text, transcript.text, clip.language).characters
+                sums[:, clip.row] += torch.tensor(
+                    [edits.errors, edits.length], dtype=sums.dtype, device=sums.device
+                )
+        dist.all_reduce(sums)
+        rates = (sums[0] / sums[1]).tolist()
+        return {row: rates[row] for row in rows}
+
+    def _share(
+        self, base: FrozenBase, rows: Sequence[int]
+    ) -> tuple[list[tuple[tuple[Shard, Entry], int]], int]:
+        """This rank's dev clips, each with an adapter's row, and how many a rank has at the most."""
+        samples = [
+            (draw, row)
+            for language, draws in self.draws.items()
+            for draw in draws
+            for row in rows
+            if language in self.languages[row]
+        ]
+        share = -(-len(samples) // base.ranks.world_size)
+        return samples[base.ranks.rank * share : (base.ranks.rank + 1) * share], share
 
     def _clips(self, samples: Sequence[tuple[tuple[Shard, Entry], int]]) -> list[Clip]:
         read: dict[str, Clip] = {}

@@ -322,12 +322,15 @@ class _Loop:
     def _drop_worse(self, step: int) -> None:
         assert self.halving is not None
         self.watchdog.at(step, "measuring on dev clips")
-        losses = self.dev.losses(self.base, self.config, self.halving.running(step))
+        metric = self.halving.config.metric
+        measure = self.dev.losses if metric == "dev_loss" else self.dev.error_rates
+        losses = measure(self.base, self.config, self.halving.running(step))
         dropped = self.halving.decide(step, losses, self.ranks.is_first)
         names = [spec.name for spec in self.bank.specs]
         by_name = {names[row]: loss for row, loss in losses.items() if math.isfinite(loss)}
-        self.events.write("rung", step=step, dev_loss=by_name, dropped=dropped)
-        self.say(f"before step {step + 1}: dropped {len(dropped)} of {len(losses)} by their dev loss")
+        self.events.write("rung", step=step, **{metric: by_name}, dropped=dropped)
+        how = "dev loss" if metric == "dev_loss" else "CER on dev clips"
+        self.say(f"before step {step + 1}: dropped {len(dropped)} of {len(losses)} by their {how}")
 
     def _gradients(self, step: int, share: StepShare, active: list[int], stop: bool) -> Reduced:
         """Sums over this step's labels, of this rank and then of all."""

@@ -34,6 +34,11 @@ JOBS: dict[str, dict[str, Any]] = {
     "halving-again": HALVING,
     "halving-cut": {**HALVING, "save_every_s": 0},
     "halving-kept": {**HALVING, "prefix_cache": "memory"},
+    "halving-cer": {
+        "halving": {"rungs": RUNGS, "keep": 0.5, "metric": "cer"},
+        "dev_clips": 3,
+        "prefix_cache": "memory",
+    },
 }
 PLACEMENTS = ("replicate", "full")
 Vectors = dict[str, dict[str, torch.Tensor]]
@@ -80,7 +85,8 @@ def alone(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, tiny_shards
     """What one process learns that shares nothing."""
     folder = tmp_path_factory.mktemp("alone") / "run"
     config = write_config(folder, tiny_base, tiny_shards, {"kind": "replicate"}, share_prefix=False)
-    return {path.name: SteeringVectors.load(path).vectors for path in train(load_config(config)).adapters}
+    done = train(load_config(config))
+    return {path.name: SteeringVectors.load(path).vectors for path in done.adapters}
 
 
 def learned(out: Path, kind: str, name: str) -> Vectors:
@@ -150,6 +156,16 @@ def test_halving_changes_no_survivor(out: Path, alone: Vectors, kind: str, name:
         else:
             assert apart(found, full, own) < 1e-5, own
             assert apart(found, alone, own) < 1e-5, own
+
+
+@pytest.mark.parametrize("kind", PLACEMENTS)
+def test_errors_decide_on_two_ranks_as_losses_do(out: Path, kind: str) -> None:
+    decided = rungs(out, kind, "halving-cer")
+    assert [len(rung["dropped"]) for rung in decided] == [2, 1]
+    for rung in decided:
+        gone = [rung["cer"][name] for name in rung["dropped"]]
+        left = [r for n, r in rung["cer"].items() if n not in rung["dropped"] and n != "other"]
+        assert max(left) <= min(gone)
 
 
 def test_placements_drop_the_same(out: Path) -> None:

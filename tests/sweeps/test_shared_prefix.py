@@ -11,8 +11,9 @@ import torch
 from conformance import ALONE
 from tiny import make_config
 
-from salsa_dist import SteeringVectors, UserError, load_config, load_speech_llm, train
+from salsa_dist import SteeringVectors, UserError, evaluate, load_config, load_speech_llm, train
 from salsa_dist.config import PlacementConfig
+from salsa_dist.evaluation.metrics import score
 from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.placement.shared_prefix import SharedPrefix
 from salsa_dist.steering.bank import AdapterSpec, Bank
@@ -182,6 +183,40 @@ def test_halving_goes_on_after_a_stop_as_if_there_was_none(
     found = {p.name: SteeringVectors.load(p).vectors for p in train(config).adapters}
     for name, vectors in wanted.items():
         assert all(torch.equal(found[name][site], v) for site, v in vectors.items()), name
+
+
+@pytest.mark.parametrize("cache", ["off", "memory"])
+def test_halving_by_errors_decodes_as_evaluation_does(
+    cache: str, tmp_path: Path, tiny_base: Path, tiny_shards: Path
+) -> None:
+    steady = {"warmup": 0, "decay": "none", "save_every_s": 60}
+    rule = {"halving": {"rungs": [10], "keep": 0.5, "metric": "cer"}, "dev_clips": 6}
+    run(tmp_path / "halved", tiny_base, tiny_shards, **steady, **rule, steps=12, prefix_cache=cache)
+    (rung,) = json.loads((tmp_path / "halved" / "run" / "halving.json").read_text())["rungs"]
+    # The same adapters as they were before that step, scored by `evaluate`.
+    folder = tmp_path / "scored"
+    folder.mkdir()
+    path = make_config(
+        *(folder, tiny_base, tiny_shards),
+        adapters=ADAPTERS,
+        training={"steps": 10, "lr": 0.01, "clip_norm": 0.3, **steady},
+        evaluation={"split": "dev", "windows_s": [None], "batch": 4, "max_new_tokens": 8},
+    )
+    config = load_config(path)
+    train(config)
+    evaluate(config)
+    errors: dict[str, list[int]] = {}
+    for file in (folder / "run" / "evaluation").glob("*.jsonl"):
+        for line in map(json.loads, file.read_text().splitlines()):
+            edits = score(line["reference"], line["hypothesis"], line["language"]).characters
+            counts = errors.setdefault(line["adapter"], [0, 0])
+            counts[0] += edits.errors
+            counts[1] += edits.length
+    wanted = {a["name"]: errors[a["name"]][0] / errors[a["name"]][1] for a in ADAPTERS}
+    assert rung["cer"] == pytest.approx(wanted)
+    assert len(set(wanted.values())) > 3
+    rivals = sorted((n for n in wanted if n != "other"), key=lambda n: wanted[n])
+    assert set(rung["dropped"]) == set(rivals[2:])
 
 
 def test_which_sample_walks_for_which() -> None:
