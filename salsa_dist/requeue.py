@@ -6,6 +6,8 @@
     LOGS/JOB_RANK_failure.json          what stopped each rank
     LOGS/tries.jsonl                    one line a failed try: {"time", "status", "step"}
 
+`SALSA_JOB` is the job's id, of an array's task the one with its number, such as `17_2`.
+
 A rank that dies takes the others with it, and the job with them. Nothing but the next try can tell a
 broken node from a defect, so the job is requeued until `TRIES` tries in a row ended with no new
 checkpoint. A user's mistake is not tried again. No torch here: it must be quick and work when that
@@ -69,7 +71,7 @@ def _newest_step(run: Path) -> int:
 
 def main(arguments: list[str]) -> int:
     run, logs, status, tries = arguments
-    job = os.environ["SLURM_JOB_ID"]
+    job = os.environ["SALSA_JOB"]
     state = subprocess.run(
         ["squeue", "--noheader", "--format=%T", "--job", job], capture_output=True, text=True
     ).stdout.strip()
