@@ -153,7 +153,7 @@ def launch(
         int | None,
         typer.Option(
             min=0,
-            help="failed tries in a row without a new checkpoint; 0: never requeue",
+            help="failed tries in a row without a new checkpoint; 0: never start again by itself",
             show_default=str(TRIES),
         ),
     ] = None,
@@ -324,7 +324,7 @@ def _here(job: Job, run: Path, plan: LocalPlan) -> int:
 
     status = 1
     try:
-        status = run_local(job, logs_of(run), plan, started)
+        status = run_local(job, run, plan, started)
     finally:
         for folder in folders:
             launches.note_end(folder, status)
@@ -374,6 +374,7 @@ def _local_plan(resources: Resources) -> LocalPlan:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices[:wanted])
     return LocalPlan(
         tasks=resources.ranks_per_node,
+        tries=TRIES if resources.tries is None else resources.tries,
         setup=resources.setup,
         environment=environment,
         limit_min=resources.time,

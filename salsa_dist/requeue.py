@@ -1,4 +1,4 @@
-"""Whether a job that failed on Slurm is started again: the last line of its batch script asks this.
+"""Whether a job that failed is started again. On Slurm the last line of its batch script asks:
 
     python -m salsa_dist.requeue RUN LOGS STATUS TRIES
 
@@ -51,7 +51,7 @@ def verdict(run: Path, logs: Path, status: int, tries: int) -> tuple[bool, str]:
             f"not started again: {stuck} tries in a row ended at step {step} without a new checkpoint; "
             f"see the logs in {logs}, then launch again to go on from there"
         )
-    return True, f"the ranks ended with status {status} after step {step}: the job is requeued"
+    return True, f"the ranks ended with status {status} after step {step}: they are started again"
 
 
 def _failures(logs: Path) -> list[dict[str, Any]]:

@@ -94,7 +94,7 @@ def train(config: Config) -> Trained:
         for line in checked.lines() if checked else []:
             say(line)
         placed = choose(config, ranks)
-        for line in placed.lines:
+        for line in [*placed.lines, *(checked.against_plan(placed.row) if checked else ())]:
             say(line)
         lock = stack.enter_context(run_lock.held_for_all(config.run, ranks))
         speech_llm = load_base(config.base, ranks, placed.placement, say)
