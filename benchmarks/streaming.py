@@ -103,7 +103,10 @@ class Corpus:
         for number, at in enumerate(range(0, clips, PER_SHARD)):
             path = f"bg/train-{number:06d}.tar"
             entries = []
-            with open(self.folder / path, "wb") as stream, TarWriter(stream, encoder=False) as tar:
+            with (
+                open(self.folder / path, "wb") as stream,
+                TarWriter(stream, encoder=False, mtime=0) as tar,
+            ):
                 for key in keys[at : at + PER_SHARD]:
                     start = tar.tarstream.offset
                     facts = json.dumps({"text": f"дума {key}", "language": "bg"}).encode()
