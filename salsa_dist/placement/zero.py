@@ -26,6 +26,7 @@ import torch.distributed as dist
 from torch import nn
 
 from salsa_dist.errors import UserError
+from salsa_dist.placement.freed_memory import give_back_at_once
 from salsa_dist.placement.loading import Part, Say, fill
 from salsa_dist.speech_llms.weight_files import StoredTensor
 
@@ -119,6 +120,7 @@ class ZeroShards:
         say: Say,
     ) -> None:
         deepspeed = _import_deepspeed()
+        give_back_at_once()
         self.model = model
         self.size = size
         self.offloaded = _offload_device(settings) != "none"
