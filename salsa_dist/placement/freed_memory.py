@@ -2,7 +2,7 @@
 
 glibc gives a freed block of its own mapping back to the system, and then serves all blocks up to that
 size (32 MB at most) from its heap: there a gathered weight that is freed leaves a hole, which the next
-one seldom fits. On four CPU ranks with a base of 2 GB that came to 2.7 GB a rank, beyond what any tensor
+one seldom fits. On four CPU ranks with a base of 2 GB that came to 2.7 GB a rank, more than its tensors
 held. A threshold that is set by hand stays where it is (mallopt(3), M_MMAP_THRESHOLD).
 """
 
@@ -17,7 +17,7 @@ _LARGE = 1 << 20  # bytes; each larger block is then two calls of the kernel, so
 
 
 def give_back_at_once() -> None:
-    """From now on a freed block of host memory above 1 MiB leaves the process; glibc alone needs that."""
+    """From now on a freed block of host memory above 1 MiB leaves the process. glibc alone needs it."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
