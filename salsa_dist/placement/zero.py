@@ -155,6 +155,10 @@ class ZeroShards:
         """Let go of what backward left gathered: modules whose input carries no gradient."""
         self._offload.release_backward_leftovers()
 
+    def part_bytes(self) -> int:
+        """Bytes of this rank's parts of the base, wherever they lie."""
+        return sum(p.ds_tensor.ds_numel * p.element_size() for p in self.model.parameters())
+
     def resident_bytes(self) -> int:
         """Bytes of the base on this rank's device now: its parts, and what is gathered.
 
