@@ -152,6 +152,30 @@ can't be cut into equal groups, `node` over nodes of unequal ranks, an offload t
 too small, and int8 weights (`zero_quantized_nontrainable_weights`, or a quantised base that is cut).
 Where only the estimate of activations is too large, the run starts and warns.
 
+Ranks that would run other modules than their peers are found before they train: each states its versions,
+settings, shards, base, weights' shapes and steered layers, and where two differ all stop with one line that
+names who and in what. So it is for LoRA, biases, mean differences and evaluation too. A rank that hangs
+later is named by the others, with the step, the phase and the line where it stands
+(`training.hang_after_s`).
+
+## Memory of a process, beside that of its tensors
+
+The numbers here are of tensors. On the CPU a process of a shared base first took far more: 2.7 GB above its
+tensors on four ranks with 2 GB of weights. It was neither gloo nor autograd, but glibc: a freed block of
+its own mapping makes glibc serve all later blocks up to that size (32 MB at most) from the heap, and a
+gathered weight that is freed there leaves a hole. Two ranks, 606 MB of weights in fp32, `full`, one step,
+the growth of a rank's private memory:
+
+| | after loading | at the peak of a step |
+|---|---|---|
+| as glibc does by itself | 426 MB | 874 MB |
+| `MALLOC_ARENA_MAX=1` | 441 MB | 1479 MB |
+| `MALLOC_MMAP_THRESHOLD_=65536` | 310 MB | 491 MB |
+| `MALLOC_TRIM_THRESHOLD_=65536`, which holds the other threshold still | 312 MB | 492 MB |
+
+A part is 303 MB of it. So a shared base now sets both thresholds, to 1 MiB, when it is placed
+(`placement/freed_memory.py`). On a GPU it makes no difference: gathered weights lie there.
+
 ## The arithmetic
 
 For a weight of n numbers of e bytes, k ranks a copy, w ranks in all:
