@@ -227,7 +227,11 @@ class HalvingConfig(_Section):
         min_length=1, description="steps before which adapters are dropped"
     )
     keep: float = Field(0.5, gt=0, lt=1, description="share of each group that goes on")
-    metric: Literal["dev_loss"] = Field("dev_loss", description="mean loss a label on dev clips")
+    metric: Literal["dev_loss", "cer"] = Field(
+        "dev_loss",
+        description="on dev clips: mean loss a label; or the character error rate of what evaluation's "
+        "settings decode, which is dearer",
+    )
 
 
 class SalsaMethod(_Section):
@@ -436,6 +440,7 @@ class Config(_Section):
 
     def digest(self) -> str:
         """Hash of the settings that decide the trained vectors; where things lie does not count."""
+        halving = self.training.halving
         tree = self.model_dump(
             mode="json",
             include={"base", "data", "method", "steering", "adapters", "training"},
@@ -454,10 +459,15 @@ class Config(_Section):
                         "hang_after_s",
                     ),
                     *("share_prefix", "prefix_cache", "prefix_cache_gb", "prefix_folder"),
-                    *(() if self.training.halving else ("dev_clips",)),
+                    *(() if halving else ("dev_clips",)),
                 },
             },
         )
+        if halving is not None and halving.metric == "cer":
+            # What is decoded decides who goes on.
+            tree["evaluation"] = self.evaluation.model_dump(
+                mode="json", include={"max_new_tokens", "decoding"}
+            )
         return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 

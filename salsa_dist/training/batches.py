@@ -16,7 +16,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from salsa_dist.data.augment import Augment
@@ -25,10 +24,9 @@ from salsa_dist.data.joining import joined, windows
 from salsa_dist.data.plan import AdapterPlan, Draw
 from salsa_dist.data.reading import Bad, ClipReader
 from salsa_dist.errors import UserError
+from salsa_dist.placement.kept_prefix import Known, unheard
 from salsa_dist.speech_llms.batch import AdapterBatch
-from salsa_dist.speech_llms.family import Family, SharesClips
-
-NO_AUDIO = np.zeros(0, np.float32)
+from salsa_dist.speech_llms.family import Family
 
 Window = list[tuple[Clip, Draw]]  # clips that the base hears one behind the other; mostly one alone
 
@@ -98,10 +96,10 @@ class StepBatches(Dataset[StepShare]):
         self.micro_batch = micro_batch
         # An augmented clip is another for each adapter.
         plain = all(job.augment is None for job in jobs)
-        self.share = share and plain and isinstance(family, SharesClips)
+        self.share = share and plain
         self.steps = max(job.steps for job in jobs)
         self.dropped: set[int] = set()  # rows that stopped early
-        self.texts: dict[str, str] | None = None  # transcripts by key, where no audio need be read
+        self.known: dict[str, Known] | None = None  # by key, where no audio need be read
         # Adapters with the same draws have one reader: a clip of theirs is read and decoded once.
         self._readers: list[ClipReader] = []
         self._reader_of: list[int] = []
@@ -157,7 +155,7 @@ class StepBatches(Dataset[StepShare]):
     def _windows(self, step: int, bad: list[Bad]) -> tuple[list[Window], int]:
         """What this rank hears at `step`, and how many clips are missing from it."""
         mine = self._shares(step)[self.rank]
-        if self.texts is not None:
+        if self.known is not None:
             return [[(self._unheard(d, row), d) for d in window] for row, window in mine], 0
         hopeless = 0
         made: dict[int, dict[int, tuple[Clip, Draw]]] = {}  # by reader, then by the draw's number
@@ -178,9 +176,8 @@ class StepBatches(Dataset[StepShare]):
 
     def _unheard(self, draw: Draw, row: int) -> Clip:
         """A clip whose way through the lower layers is kept: only its transcript is needed."""
-        assert self.texts is not None
-        key = draw.entry.key
-        return Clip(key, NO_AUDIO, self.texts[key], draw.shard.language, row)
+        assert self.known is not None
+        return unheard(draw.entry.key, self.known[draw.entry.key], draw.shard.language, row)
 
     def _batch(self, heard: list[Window], bad: list[Bad]) -> tuple[AdapterBatch, list[Clip], int]:
         """One micro-batch, the clips in it, and how many clips are missing."""
@@ -221,9 +218,8 @@ class StepBatches(Dataset[StepShare]):
         clips = clips or [silent_clip(self.jobs[0].languages[0])]
         if not self.share:
             return self.family.training_batch(clips)
-        assert isinstance(self.family, SharesClips)
         heard = list({clip.key: clip for clip in clips}.values())
-        return self.family.shared_batch(clips, heard, kept=self.texts is not None)
+        return self.family.shared_batch(clips, heard, kept=self.known is not None)
 
     def _shares(self, step: int) -> list[list[tuple[int, list[Draw]]]]:
         """Each rank's windows of `step`: the row, and the draws that are heard together."""
