@@ -31,7 +31,8 @@ import torch
 import torch.distributed as dist
 
 from salsa_dist.errors import UserError
-from salsa_dist.placement.plan import Machines, Row
+from salsa_dist.placement.plan_table import Row
+from salsa_dist.placement.step_work import Machines
 from salsa_dist.placement.ranks import Ranks
 
 _TIMEOUT = timedelta(seconds=120)  # ranks may start that much apart
