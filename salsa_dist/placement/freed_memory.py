@@ -2,8 +2,8 @@
 
 glibc gives a freed block of its own mapping back to the system, and then serves all blocks up to that
 size (32 MB at most) from its heap: there a gathered weight that is freed leaves a hole, which the next
-one seldom fits. On four CPU ranks with a base of 2 GB that came to 2.7 GB a rank, more than its tensors
-held. A threshold that is set by hand stays where it is (mallopt(3), M_MMAP_THRESHOLD).
+one seldom fits. On four CPU ranks that share a base of 2 GB a step took 3.3 GB of each rank with such
+holes, 1.3 without. A threshold that is set by hand stays where it is (mallopt(3), M_MMAP_THRESHOLD).
 """
 
 from __future__ import annotations
