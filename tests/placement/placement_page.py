@@ -161,10 +161,10 @@ later is named by the others, with the step, the phase and the line where it sta
 ## Memory of a process, beside that of its tensors
 
 The numbers here are of tensors. On the CPU a process of a shared base first took far more: it grew by 3.3 GB in
-a step of `full` on four ranks with 2 GB of weights. Most of it was neither gloo's nor autograd's, but glibc's: a freed block of
-its own mapping makes glibc serve all later blocks up to that size (32 MB at most) from the heap, and a
-gathered weight that is freed there leaves a hole. Two ranks, 606 MB of weights in fp32, `full`, one step,
-the growth of a rank's private memory:
+a step of `full` on four ranks with 2 GB of weights. Most of it was neither gloo's nor autograd's, but
+glibc's: a freed block of its own mapping makes glibc serve all later blocks up to that size (32 MB at most)
+from the heap, and a gathered weight that is freed there leaves a hole. Two ranks, 606 MB of weights in
+fp32, `full`, one step, the growth of a rank's private memory:
 
 | | after loading | at the peak of a step |
 |---|---|---|
@@ -174,7 +174,8 @@ the growth of a rank's private memory:
 | `MALLOC_TRIM_THRESHOLD_=65536`, which holds the other threshold still | 312 MB | 492 MB |
 
 A part is 303 MB of it. So a shared base now sets both thresholds, to 1 MiB, when it is placed
-(`placement/freed_memory.py`), and that step takes 1.3 GB. On a GPU it makes no difference: gathered weights lie there.
+(`placement/freed_memory.py`), and that step takes 1.3 GB. On a GPU it makes no difference: gathered
+weights lie there.
 
 ## The arithmetic
 
