@@ -157,7 +157,8 @@ class ZeroShards:
 
     def part_bytes(self) -> int:
         """Bytes of this rank's parts of the base, wherever they lie."""
-        return sum(p.ds_tensor.ds_numel * p.element_size() for p in self.model.parameters())
+        parameters: list[Any] = list(self.model.parameters())
+        return sum(p.ds_tensor.ds_numel * p.element_size() for p in parameters)
 
     def resident_bytes(self) -> int:
         """Bytes of the base on this rank's device now: its parts, and what is gathered.
