@@ -332,7 +332,8 @@ def ours(kind: str, folder: Path, meeting: Path, ranks: Any) -> tuple[Any, dict[
     from salsa_dist.config import PlacementConfig
     from salsa_dist.placement.base_shape import read_shape
     from salsa_dist.placement.frozen_base import FrozenBase
-    from salsa_dist.placement.plan import GLOO_MESSAGE_BYTES, Machines, Work, make_plan
+    from salsa_dist.placement.plan import make_plan
+    from salsa_dist.placement.step_work import GLOO_MESSAGE_BYTES, Machines, Work
     from salsa_dist.speech_llms.load import load_speech_llm
     from salsa_dist.steering.bank import AdapterSpec, Bank
     from salsa_dist.training.optimizer import PackedAdam, Schedule, reduce_step

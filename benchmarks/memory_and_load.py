@@ -13,10 +13,12 @@ from_pretrained, as no GPU can.)
     from_pretrained everywhere   placement replicate: each rank has the whole base
 
 {"rows": [{"system": …, "phase": "load", "base_bytes": …, "world_size": 4, "peak_bytes_per_rank": …,
-           "seconds": …, "bytes_read": …, "private_bytes_per_rank": …, "read_call_bytes": …}, …]}
+           "seconds": …, "cpu_seconds": …, "bytes_read": …, "private_bytes_per_rank": …,
+           "read_call_bytes": …}, …]}
 
 peak_bytes_per_rank     growth of VmHWM, the most memory that was resident, from just before loading to
                         the end of the phase; of the rank with the most. Pages of a mapped file count.
+seconds, cpu_seconds    of the slowest rank by the clock; of all ranks together in user and system time.
 private_bytes_per_rank  the same for RssAnon alone, sampled: without pages of mapped files.
 bytes_read              bytes that came from the checkpoint's files in this phase, summed over ranks:
                         growth of rchar (/proc/self/io), and of RssFile at its most: what is read by
@@ -135,6 +137,7 @@ def launch(system: str, folder: Path, ranks: int) -> list[dict[str, Any]]:
             "world_size": ranks,
             "peak_bytes_per_rank": max(f[phase]["peak"] for f in found),
             "seconds": round(max(f[phase]["seconds"] for f in found), 2),
+            "cpu_seconds": round(sum(f[phase]["cpu_seconds"] for f in found), 2),
             "bytes_read": sum(f[phase]["read"] + f[phase]["mapped"] for f in found),
             "private_bytes_per_rank": max(f[phase]["private"] for f in found),
             "read_call_bytes": sum(f[phase]["read"] for f in found),
@@ -201,7 +204,7 @@ class Memory:
     @contextmanager
     def phase(self, facts: dict[str, Any], name: str) -> Iterator[None]:
         """Measure the block; peaks count from the making of this, not from the block's start."""
-        read, started = self.rchar(), time.monotonic()
+        read, started, worked = self.rchar(), time.monotonic(), time.process_time()
         files = self.status()["RssFile"]
         private = mapped = 0
         ended = threading.Event()
@@ -222,6 +225,7 @@ class Memory:
             sampler.join()
         facts[name] = {
             "seconds": time.monotonic() - started,
+            "cpu_seconds": time.process_time() - worked,
             "peak": self.status()["VmHWM"] - self.before["VmRSS"],
             "private": private,
             "mapped": mapped,

@@ -31,8 +31,9 @@ import torch
 import torch.distributed as dist
 
 from salsa_dist.errors import UserError
-from salsa_dist.placement.plan import Machines, Row
+from salsa_dist.placement.plan_table import Row
 from salsa_dist.placement.ranks import Ranks
+from salsa_dist.placement.step_work import Machines
 
 _TIMEOUT = timedelta(seconds=120)  # ranks may start that much apart
 _SEEN_WITHIN_S = 10.0  # a network file system may show another node's file late

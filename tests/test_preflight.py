@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from salsa_dist.placement.plan import Row
+from salsa_dist.placement.plan_table import Row
 from salsa_dist.preflight import Machine, Preflight
 
 PLAY = """

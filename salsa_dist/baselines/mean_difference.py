@@ -22,6 +22,7 @@ from salsa_dist.config import Config, MeanDifferenceMethod, PlacementConfig
 from salsa_dist.data.clip import Clip
 from salsa_dist.data.index import ShardIndex
 from salsa_dist.data.reading import read_clip
+from salsa_dist.placement.agreement import agree, base_facts, settings_facts
 from salsa_dist.placement.loading import load_base, silent
 from salsa_dist.placement.ranks import join
 from salsa_dist.speech_llms.load import SpeechLLM
@@ -41,8 +42,10 @@ def make_vectors(config: Config) -> list[Path]:
         raise ValueError(f"method {method.kind} takes no mean differences")
     with join() as ranks, ExitStack() as stack:
         index = ShardIndex.load(config.data.shards)
+        agree(ranks, settings_facts(config, index.hash))
         stack.enter_context(run_lock.held_for_all(config.run, ranks))
-        speech_llm = load_base(config.base, ranks, PlacementConfig(kind="replicate"), silent)
+        whole = PlacementConfig(kind="replicate")
+        speech_llm = load_base(config.base, ranks, whole, silent)
         layers = find_layers(speech_llm.model, speech_llm.layers)
         counts = {component: len(stack) for component, stack in layers.items()}
         specs = [
@@ -50,6 +53,7 @@ def make_vectors(config: Config) -> list[Path]:
             for a in config.adapter_settings()
         ]
         bank = Bank(specs, site_widths(layers), ranks.device)
+        agree(ranks, base_facts(speech_llm, bank, ranks, whole))
         languages = dict.fromkeys([method.contrast, *(a.language for a in config.adapter_settings())])
         means = {}
         watchdog = Watchdog(config.run, ranks.rank, ranks.world_size, config.training.hang_after_s)

@@ -24,6 +24,7 @@ from salsa_dist.baselines.tunable import install
 from salsa_dist.config import AdapterSettings, BiasMethod, Config, LoraMethod, PlacementConfig
 from salsa_dist.data.index import ShardIndex
 from salsa_dist.errors import UserError
+from salsa_dist.placement.agreement import agree, base_facts, settings_facts
 from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.placement.loading import load_base
 from salsa_dist.placement.ranks import Ranks, join
@@ -44,25 +45,29 @@ from salsa_dist.training.watchdog import Watchdog
 def tune(config: Config) -> list[Path]:
     """Train every adapter of a config whose method is `lora` or `bias`; those done are left alone."""
     with join() as ranks, ExitStack() as stack:
+        index = ShardIndex.load(config.data.shards)
+        there = [a.name for a in config.adapters if (config.run / "adapters" / a.name).is_dir()]
+        agree(ranks, {**settings_facts(config, index.hash), "trained before": " ".join(there)})
         if config.placement.kind not in ("replicate", "auto"):
             raise UserError(
                 f"method {config.method.kind} trains weights of the base, which a sharded placement "
                 "keeps frozen: set placement.kind to replicate"
             )
-        index = ShardIndex.load(config.data.shards)
         stack.enter_context(run_lock.held_for_all(config.run, ranks))
         say = Console(ranks.is_first)
         events: Events | None = None
         folders = []
+        whole = PlacementConfig(kind="replicate")
         for adapter, settings in zip(config.adapters, config.adapter_settings(), strict=True):
             folder = config.run / "adapters" / adapter.name
             folders.append(folder)
-            if folder.is_dir():
+            if adapter.name in there:
                 continue
             own = config.model_copy(update={"adapters": [adapter]})
-            speech_llm = load_base(config.base, ranks, PlacementConfig(kind="replicate"), say)
+            speech_llm = load_base(config.base, ranks, whole, say)
             weights = installed(own, speech_llm, settings)
             batches = make_batches(own, index, speech_llm, ranks)
+            agree(ranks, base_facts(speech_llm, Bank([], {}, ranks.device), ranks, whole))
             if events is None:
                 # Only now, when nothing that the user gave is refused, is anything written.
                 events = Events(open_run(config, ranks), ranks.is_first)

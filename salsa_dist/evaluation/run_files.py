@@ -65,6 +65,10 @@ class Placement(_Line):
     reduced_bytes_per_step: int
     threshold_bytes: int | None = None
     """Small weights that stay whole on every rank."""
+    partitioned_bytes: int | None = None
+    """A rank's parts of the base; 0 where each rank has the whole."""
+    bytes_between_nodes_per_step: int | None = None
+    """That a node sends."""
 
 
 class Data(_Line):

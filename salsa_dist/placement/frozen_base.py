@@ -167,18 +167,35 @@ class FrozenBase:
                 yield traffic
 
     def measure(self, traffic: StepTraffic, reduced_bytes: int) -> dict[str, Any]:
-        """The placement as measured, over all ranks: each number is of the rank with the most."""
+        """The placement as measured, over all ranks: each number is of the rank with the most.
+
+        Between nodes goes what was gathered, if the ranks of a copy are on several, and what was
+        reduced, on a ring: a node sends 2 (w - 1) / w of it, w ranks. Frames are not counted.
+        """
+        world, on_node = self.ranks.world_size, self.ranks.local_world_size
+        between = traffic.gathered_bytes if self.size > on_node else 0
+        if world > on_node:
+            between += round(2 * (world - 1) / world * reduced_bytes)
         own = torch.tensor(
-            [self.resident_bytes(), traffic.peak_bytes, traffic.gathered_bytes, reduced_bytes],
+            [
+                self.resident_bytes(),
+                self._zero.part_bytes() if self._zero else 0,
+                traffic.peak_bytes,
+                traffic.gathered_bytes,
+                reduced_bytes,
+                between,
+            ],
             dtype=torch.int64,
             device=self.ranks.device,
         )
         dist.all_reduce(own, op=dist.ReduceOp.MAX)
         names = (
             "resident_bytes_between_steps",
+            "partitioned_bytes",
             "peak_bytes",
             "gathered_bytes_per_step",
             "reduced_bytes_per_step",
+            "bytes_between_nodes_per_step",
         )
         return {
             "kind": str(self.kind),

@@ -26,6 +26,7 @@ import torch.distributed as dist
 from torch import nn
 
 from salsa_dist.errors import UserError
+from salsa_dist.placement.freed_memory import give_back_at_once
 from salsa_dist.placement.loading import Part, Say, fill
 from salsa_dist.speech_llms.weight_files import StoredTensor
 
@@ -119,6 +120,7 @@ class ZeroShards:
         say: Say,
     ) -> None:
         deepspeed = _import_deepspeed()
+        give_back_at_once()
         self.model = model
         self.size = size
         self.offloaded = _offload_device(settings) != "none"
@@ -152,6 +154,11 @@ class ZeroShards:
     def release(self) -> None:
         """Let go of what backward left gathered: modules whose input carries no gradient."""
         self._offload.release_backward_leftovers()
+
+    def part_bytes(self) -> int:
+        """Bytes of this rank's parts of the base, wherever they lie."""
+        parameters: list[Any] = list(self.model.parameters())
+        return sum(p.ds_tensor.ds_numel * p.element_size() for p in parameters)
 
     def resident_bytes(self) -> int:
         """Bytes of the base on this rank's device now: its parts, and what is gathered.

@@ -417,7 +417,8 @@ class _Loop:
             f"{measured['base_bytes'] / 1e6:.1f} between steps ({share:.0%}), "
             f"{measured['peak_bytes'] / 1e6:.1f} at the peak; a step gathers "
             f"{measured['gathered_bytes_per_step'] / 1e6:.1f} MB and reduces "
-            f"{measured['reduced_bytes_per_step'] / 1e3:.1f} kB"
+            f"{measured['reduced_bytes_per_step'] / 1e3:.1f} kB, "
+            f"{measured['bytes_between_nodes_per_step'] / 1e6:.3f} MB of it between nodes"
         )
 
     def _progress(

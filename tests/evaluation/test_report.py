@@ -37,7 +37,8 @@ PLACEMENT = {
     "kind": "full", "world_size": 4, "group_size": 4, "base_bytes": 290_000_000,
     "resident_bytes_between_steps": 73_950_000, "peak_bytes": 120_000_000,
     "gathered_bytes_per_step": 870_000_000, "reduced_bytes_per_step": 2_056,
-    "threshold_bytes": 1_200,
+    "threshold_bytes": 1_200, "partitioned_bytes": 72_500_000,
+    "bytes_between_nodes_per_step": 870_003_084,
 }  # fmt: skip
 
 

@@ -158,6 +158,7 @@ def measure(base_folder: Path, out: Path, ranks: Ranks, name: str, dtype: str, m
         "gathered": traffic.gathered_bytes,
         "peak": traffic.peak_bytes,
         "reduced": reduced.bytes,
+        "told": base.measure(traffic, reduced.bytes),
         "collectives": [[c.kind, list(c.ranks), c.bytes] for c in seen],
     }
     if (dtype, memory) == ("float32", "kept"):

@@ -175,6 +175,28 @@ def test_weights_travel_inside_their_group_alone(
         assert received == seen["gathered"]
 
 
+@EVERY
+def test_what_a_run_tells_of_its_placement_is_what_was_seen(
+    placed: Path, name: str, dtype: str, memory: str
+) -> None:
+    ranks_a_node = PLACEMENTS[name][1]
+    every = facts(placed, name, dtype, memory)
+    for rank, seen in enumerate(every):
+        told, sharing = seen["told"], len(SHARDED.get(name, [(0,)])[0])
+        assert (told["world_size"], told["group_size"]) == (RANKS, sharing)
+        assert told["resident_bytes_between_steps"] == max(s["resident"] for s in every)
+        least = seen["base_bytes"] / sharing if sharing > 1 else 0
+        assert least - 4096 <= told["partitioned_bytes"] <= least + 4096
+        node = range(rank // ranks_a_node * ranks_a_node, (rank // ranks_a_node + 1) * ranks_a_node)
+        # On a ring of k ranks each gather sends k - 1 parts over each link, and a sum 2 (k - 1) of k.
+        crossing = sum(
+            (2 if kind == "allreduce" else 1) * count * (len(group) - 1) / len(group)
+            for kind, group, count in seen["collectives"]
+            if not set(group) <= set(node)
+        )
+        assert told["bytes_between_nodes_per_step"] == pytest.approx(crossing, abs=1)
+
+
 @pytest.mark.parametrize("memory", MEMORY)
 def test_replicas_gather_nothing(placed: Path, memory: str) -> None:
     for seen in facts(placed, "replicate", "float32", memory):

@@ -10,19 +10,11 @@ from typing import Any
 from transformers import LlamaConfig, Qwen2AudioConfig, VoxtralConfig, WhisperConfig
 
 from salsa_dist.placement.base_shape import BaseShape, read_shape
-from salsa_dist.placement.plan import (
-    USABLE,
-    Machines,
-    Plan,
-    Row,
-    Work,
-    flops,
-    make_plan,
-    seconds,
-    size,
-    steering_numbers,
-    tokens_of,
-)
+from salsa_dist.placement.plan import make_plan
+from salsa_dist.placement.plan_table import Plan, Row
+from salsa_dist.placement.sizes import seconds, size
+from salsa_dist.placement.step_cost import flops
+from salsa_dist.placement.step_work import USABLE, Machines, Work, steering_numbers, tokens_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "placement.md"
 NODES = (1, 4, 16, 64, 256)
@@ -159,6 +151,31 @@ weight is read, with the table: too little memory for the base and the vectors a
 can't be cut into equal groups, `node` over nodes of unequal ranks, an offload target that is missing or
 too small, and int8 weights (`zero_quantized_nontrainable_weights`, or a quantised base that is cut).
 Where only the estimate of activations is too large, the run starts and warns.
+
+Ranks that would run other modules than their peers are found before they train: each states its versions,
+settings, shards, base, weights' shapes and steered layers, and where two differ all stop with one line that
+names who and in what. So it is for LoRA, biases, mean differences and evaluation too. A rank that hangs
+later is named by the others, with the step, the phase and the line where it stands
+(`training.hang_after_s`).
+
+## Memory of a process, beside that of its tensors
+
+The numbers here are of tensors. On the CPU a process of a shared base first took far more: it grew by 3.3 GB in
+a step of `full` on four ranks with 2 GB of weights. Most of it was neither gloo's nor autograd's, but
+glibc's: a freed block of its own mapping makes glibc serve all later blocks up to that size (32 MB at most)
+from the heap, and a gathered weight that is freed there leaves a hole. Two ranks, 606 MB of weights in
+fp32, `full`, one step, the growth of a rank's private memory:
+
+| | after loading | at the peak of a step |
+|---|---|---|
+| as glibc does by itself | 426 MB | 874 MB |
+| `MALLOC_ARENA_MAX=1` | 441 MB | 1479 MB |
+| `MALLOC_MMAP_THRESHOLD_=65536` | 310 MB | 491 MB |
+| `MALLOC_TRIM_THRESHOLD_=65536`, which holds the other threshold still | 312 MB | 492 MB |
+
+A part is 303 MB of it. So a shared base now sets both thresholds, to 1 MiB, when it is placed
+(`placement/freed_memory.py`), and that step takes 1.3 GB. On a GPU it makes no difference: gathered
+weights lie there.
 
 ## The arithmetic
 

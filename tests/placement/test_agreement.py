@@ -108,6 +108,54 @@ def test_training_over_another_base_on_one_rank_stops_before_it_is_placed(
 
 
 @pytest.mark.parametrize(
+    ("command", "method", "other"),
+    [
+        ("train", "lora", "method.rank=3"),
+        ("train", "bias", "steering.sites=llm"),
+        ("train", "mean-difference", "method.clips=1"),
+        ("evaluate", "in-context", "method.examples=1"),
+    ],
+)
+def test_what_steering_is_compared_with_is_agreed_on_too(
+    command: str, method: str, other: str, tmp_path: Path, tiny_base: Path, tiny_shards: Path
+) -> None:
+    config = make_config(tmp_path, tiny_base, tiny_shards)
+    own = [f"method.kind={method}", *(["method.contrast=el"] if method == "mean-difference" else [])]
+    for status, output in run_ranks(command, [config] * 2, own, [*own, other]):
+        assert status == 2, output
+        assert "rank 1 on" in output
+        assert other.partition("=")[0] in output
+        assert "Traceback" not in output
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("method", ["lora", "mean-difference"])
+def test_another_base_on_one_rank_is_found_whatever_is_trained(
+    method: str, tmp_path: Path, tiny_base: Path, tiny_shards: Path
+) -> None:
+    other = make_base(tmp_path / "other", seed=1)
+    config = make_config(tmp_path, tiny_base, tiny_shards)
+    own = [f"method.kind={method}", *(["method.contrast=el"] if method == "mean-difference" else [])]
+    for status, output in run_ranks("train", [config] * 2, own, [*own, f"base.name={other}"]):
+        assert status == 2, output
+        assert "base (local-" in output
+        assert "Traceback" not in output
+    assert not (tmp_path / "run" / "adapters").exists()
+
+
+def test_an_adapter_that_one_rank_sees_as_trained_is_found(
+    tmp_path: Path, tiny_base: Path, tiny_shards: Path
+) -> None:
+    config = make_config(tmp_path, tiny_base, tiny_shards)
+    (tmp_path / "elsewhere" / "adapters" / "bg").mkdir(parents=True)
+    own = ["method.kind=lora"]
+    told = run_ranks("train", [config] * 2, own, [*own, f"run={tmp_path / 'elsewhere'}"])
+    for status, output in told:
+        assert status == 2, output
+        assert "trained before (bg, not )" in output
+
+
+@pytest.mark.parametrize(
     "override",
     [
         "training.lr=0.5",

@@ -20,17 +20,13 @@ from salsa_dist.config import PlacementConfig, load_config
 from salsa_dist.errors import UserError
 from salsa_dist.placement.base_shape import BaseShape, read_shape
 from salsa_dist.placement.choose import decide
-from salsa_dist.placement.plan import (
-    Machines,
-    Plan,
-    Work,
-    activation_bytes,
-    flops,
-    make_plan,
-    parse_size,
-    plan_text,
-    resident_bytes,
-)
+from salsa_dist.placement.plan import make_plan
+from salsa_dist.placement.plan_of_run import plan_text
+from salsa_dist.placement.plan_table import Plan
+from salsa_dist.placement.sizes import parse_size
+from salsa_dist.placement.step_cost import activation_bytes, flops
+from salsa_dist.placement.step_work import Machines, Work
+from salsa_dist.placement.weight_bytes import resident_bytes
 
 CASES = range(len(measured_placements.CASES))
 # What a step sends besides weights: the all-reduce, 2 x 3 messages of each of four ranks, each with

@@ -1,0 +1,134 @@
+"""A plan as it is read: one row a placement, as text for people and as JSON.
+
+plan.rows      one a placement: replicate, node, islands of k nodes, full; each with CPU offload
+plan.chosen    the row that `auto` takes, or None
+plan.why       in words
+plan.table()   for people;  plan.tree() for JSON
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from salsa_dist.placement.base_shape import BaseShape
+from salsa_dist.placement.sizes import seconds, size
+from salsa_dist.placement.step_work import USABLE, Machines, Work
+
+
+@dataclass(frozen=True)
+class Row:
+    """One placement. Bytes are of one device unless named otherwise.
+
+    Attributes:
+        placement: as `placement.kind` has it.
+        ranks_a_copy: consecutive ranks that share one copy.
+        offload: where parts lie between uses: `none` (the device), `cpu` or `nvme`.
+        base_bytes: held between steps.
+        peak_base_bytes: held at the peak of a step, gathered weights with it.
+        activation_bytes: kept for backward, logits with it (an estimate).
+        steering_bytes: all vectors, their gradients and the buffer that is reduced.
+        optimizer_bytes: Adam's two moments.
+        device_bytes: all of these, with the base at its peak.
+        offloaded_bytes_per_node: in host memory or on disk.
+        gathered_bytes_per_step: weights that a rank receives from others.
+        bytes_inside_node_per_step: that ranks of a node receive from each other.
+        bytes_between_nodes_per_step: that one node sends to others.
+        flops_per_step: of all ranks.
+        compute_s, transfer_s: of one rank, in seconds.
+        step_s: the larger of both: gathers run beside the arithmetic.
+        fits: whether `device_bytes` are within the usable memory, and the host has room.
+    """
+
+    placement: str | int
+    ranks_a_copy: int
+    offload: str
+    base_bytes: int
+    peak_base_bytes: int
+    activation_bytes: int
+    steering_bytes: int
+    optimizer_bytes: int
+    device_bytes: int
+    offloaded_bytes_per_node: int
+    gathered_bytes_per_step: int
+    bytes_inside_node_per_step: int
+    bytes_between_nodes_per_step: int
+    flops_per_step: float
+    compute_s: float
+    transfer_s: float
+    step_s: float
+    fits: bool
+
+    @property
+    def name(self) -> str:
+        return f"{self.placement}" + ("" if self.offload == "none" else f" + {self.offload}")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All placements of one base for one kind of step on given machines."""
+
+    shape: BaseShape
+    work: Work
+    machines: Machines
+    rows: tuple[Row, ...]
+    chosen: Row | None
+    why: str
+
+    def row(self, placement: str | int, offload: str = "none") -> Row | None:
+        return next((r for r in self.rows if (r.placement, r.offload) == (placement, offload)), None)
+
+    def tree(self) -> dict[str, Any]:
+        """As JSON: `rows` are flat objects."""
+        shape = self.shape
+        return {
+            "base": shape.name,
+            "architecture": shape.architecture,
+            "parameters": shape.parameters,
+            "dtype": shape.dtype,
+            "base_bytes": shape.bytes,
+            "stored_bytes": shape.stored,
+            "machines": asdict(self.machines),
+            "work": asdict(self.work),
+            "rows": [asdict(row) for row in self.rows],
+            "auto": None if self.chosen is None else asdict(self.chosen),
+            "why": self.why,
+        }
+
+    def table(self) -> str:
+        """As text: what it is about, one line a placement, and which one `auto` takes."""
+        s, m, w = self.shape, self.machines, self.work
+        stored = "" if s.stored is None else f", {size(s.stored)} on disk"
+        what = f"a step of {w.clips} clips" if w.training else f"decoding {w.micro_batch} clips a rank"
+        cells = [
+            (
+                *("placement", "ranks a copy", "base", "at peak", "activations", "vectors+Adam"),
+                *("a device", "host", "inside node", "between nodes", "step", "fits"),
+            )
+        ]
+        for r in self.rows:
+            cells.append(
+                (
+                    r.name,
+                    str(r.ranks_a_copy),
+                    size(r.base_bytes),
+                    size(r.peak_base_bytes),
+                    size(r.activation_bytes),
+                    size(r.steering_bytes + r.optimizer_bytes),
+                    size(r.device_bytes),
+                    size(r.offloaded_bytes_per_node) if r.offload != "none" else "-",
+                    size(r.bytes_inside_node_per_step),
+                    size(r.bytes_between_nodes_per_step),
+                    seconds(r.step_s) if w.training else "-",
+                    "yes" if r.fits else "no",
+                )
+            )
+        widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+        lines = [
+            f"{s.name}: {s.architecture}, {s.parameters / 1e6:,.1f} M parameters, {s.dtype}, "
+            f"{size(s.bytes)}{stored}",
+            f"{m.nodes} nodes x {m.ranks_per_node} ranks, {size(m.memory)} a device, {USABLE:.0%} of "
+            f"it usable; {what}, {self.rows[0].flops_per_step:.2e} FLOPs",
+        ]
+        lines += ["  ".join(c.ljust(n) for c, n in zip(r, widths, strict=True)).rstrip() for r in cells]
+        return "\n".join([*lines, self.why])

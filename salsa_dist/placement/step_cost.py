@@ -1,0 +1,74 @@
+"""What one step computes and keeps for its backward: FLOPs of matrices, and activations by estimate.
+
+See docs/placement.md for how well the estimates meet what was measured.
+"""
+
+from __future__ import annotations
+
+from salsa_dist.placement.base_shape import BaseShape
+from salsa_dist.placement.step_work import Work, differentiated, first_layer, recomputed, tokens_of
+
+
+def flops(shape: BaseShape, work: Work) -> float:
+    """FLOPs of one step over all ranks: two for each number of a matrix a token meets.
+
+    Forward goes through everything; backward only makes gradients of activations (no weight learns),
+    as many FLOPs again, from the first steered layer on. Attention adds 4·T·T·width a layer forward
+    and twice that backward. Recomputing adds one forward of the layers that have a backward.
+    """
+    first = first_layer(shape, work)
+    tokens = tokens_of(shape, work)
+    total = 0.0
+    for module in shape.modules:
+        forward = 2.0 * module.matmul * tokens[module.runs_over]
+        times = 1
+        if work.training:
+            times += differentiated(module, first) + recomputed(module, work, first)
+        total += times * forward
+    for i, layer in enumerate(shape.layers):
+        over = layer.site.partition(".")[0]
+        keys = tokens[over]
+        if over == "llm" and shape.encoder_decoder:
+            keys += tokens["encoder"]
+        forward = 4.0 * tokens[over] * keys * layer.width
+        times = 1
+        if work.training and i > first:
+            times = 3 + work.checkpointing
+        total += times * forward
+    return total * work.clips
+
+
+def activation_bytes(shape: BaseShape, work: Work, clips: int) -> int:
+    """Bytes of activations that a device keeps for backward, `clips` in one pass: an estimate.
+
+    A layer keeps, a token, what its linear layers and norms put out; a site the steered activation in
+    fp32 besides. Attention is taken to be fused, so no scores are kept. Logits count three times, in
+    fp32: themselves, their softmax and its gradient. Without a backward it is the keys and values of
+    every layer and one layer's outputs.
+    """
+    tokens = tokens_of(shape, work)
+    first = first_layer(shape, work)
+    itemsize = max((w.itemsize for w in shape.weights), default=4)
+    steered = {site for sites in work.sites for site in sites}
+    inner = [0] * len(shape.layers)
+    outside = 0
+    for module in shape.modules:
+        kept = module.out * itemsize * tokens[module.runs_over]
+        if module.runs_over == "labels":
+            continue
+        if module.layer is not None:
+            inner[module.layer] += kept
+        elif differentiated(module, first):
+            outside += kept
+    if not work.training:
+        cache = sum(2 * x.width * tokens["llm"] for x in shape.layers if x.site.startswith("llm"))
+        return clips * (cache * itemsize + max(inner, default=0) + shape.vocabulary * 8)
+    own = range(first + 1, len(shape.layers))
+    rows = {i: tokens[shape.layers[i].site.partition(".")[0]] * shape.layers[i].width for i in own}
+    sites = sum(rows[i] * (4 + itemsize) for i in own if shape.layers[i].site in steered)
+    if work.checkpointing:
+        layers = sum(rows.values()) * itemsize + max((inner[i] for i in own), default=0)
+    else:
+        layers = sum(inner[i] for i in own)
+    logits = 3 * 4 * tokens["labels"] * shape.vocabulary
+    return clips * (layers + sites + outside + logits)

@@ -1,0 +1,119 @@
+"""What a plan is asked about: the machines, and the work of one step on them.
+
+Machines(nodes=4, ranks_per_node=8, memory=80e9)
+Work(clips=64, micro_batch=8, sites=(("encoder.0", …), …))      one tuple of sites an adapter
+tokens_of(shape, work)         {"encoder": 500, "llm": 314, "labels": 32}, of one clip
+first_layer(shape, work)       backward goes back to here, and no further
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from salsa_dist.placement.base_shape import ENCODER_TOKENS_PER_SECOND, BaseShape, Module
+
+# Of a device's memory: the rest is for the CUDA context, the collectives' buffers and fragmentation.
+USABLE = 0.9
+# Tokens that a second of audio takes in the LLM: Qwen2-Audio and Qwen2.5-Omni 25, the most of the
+# known families (Voxtral and GLM-ASR 12.5, Qwen3-ASR 13, Granite 10).
+_LLM_TOKENS_PER_SECOND = 25
+DEFAULT_CLIP_S = 10.0
+# Frames and acknowledgements around each message of gloo's ring all-reduce, as counted by
+# benchmarks/bytes_between_nodes.py: 849 with four ranks, 876 with eight.
+GLOO_MESSAGE_BYTES = 860
+
+
+@dataclass(frozen=True)
+class Machines:
+    """What a job runs on.
+
+    Attributes:
+        nodes, ranks_per_node: a rank drives one device.
+        memory: bytes of one device.
+        host_memory: bytes of one node's memory; None: not known, and taken to be enough.
+        node_bandwidth: bytes/s that one device receives from others of its node. Default: NVLink 3
+            (A100: 600e9 both ways on paper, so 300e9 one way), four fifths of it.
+        network_bandwidth: bytes/s that one node sends. Default: one 200 Gb/s InfiniBand HDR port.
+        flops: peak FLOP/s of one device. Default: A100, dense bf16, by its data sheet.
+        message_bytes: frames and acknowledgements around each message of an all-reduce. Default 0, as
+            RDMA has next to none; `GLOO_MESSAGE_BYTES` for gloo over TCP.
+        mfu: share of them that a step makes use of. Default 0.4: Llama 3 reports 38% to 43%
+            (arXiv 2407.21783, table 4), PaLM 46% (arXiv 2204.02311).
+    """
+
+    nodes: int
+    ranks_per_node: int
+    memory: float
+    host_memory: float | None = None
+    node_bandwidth: float = 240e9
+    network_bandwidth: float = 25e9
+    flops: float = 312e12
+    mfu: float = 0.4
+    message_bytes: float = 0.0
+
+    @property
+    def world_size(self) -> int:
+        return self.nodes * self.ranks_per_node
+
+
+@dataclass(frozen=True)
+class Work:
+    """One step.
+
+    Attributes:
+        clips: of all adapters, over all ranks.
+        micro_batch: most clips of one pass on one rank.
+        sites: of each adapter in the bank.
+        clip_s: length of a clip in seconds.
+        window_s: what a base of one window hears of each clip, in seconds; None: the base's own.
+        text_tokens, labels: of one clip: prompt with transcript, and of the transcript alone.
+        checkpointing: activations are made again in backward.
+        training: with a backward pass; false: decoding.
+    """
+
+    clips: int
+    micro_batch: int
+    sites: tuple[tuple[str, ...], ...]
+    clip_s: float = DEFAULT_CLIP_S
+    window_s: float | None = None
+    text_tokens: int = 64
+    labels: int = 32
+    checkpointing: bool = False
+    training: bool = True
+
+
+def tokens_of(shape: BaseShape, work: Work) -> dict[str, int]:
+    """Tokens of one clip that go through each part of a base."""
+    if shape.encoder_tokens is None:
+        encoder = round(work.clip_s * ENCODER_TOKENS_PER_SECOND)
+    else:
+        # An encoder of one window hears whole windows, silence with them.
+        windows = -(-round(work.clip_s * ENCODER_TOKENS_PER_SECOND) // shape.encoder_tokens)
+        encoder = max(1, windows) * shape.encoder_tokens
+    audio = 0 if shape.encoder_decoder else round(work.clip_s * _LLM_TOKENS_PER_SECOND)
+    return {"encoder": encoder, "llm": audio + work.text_tokens, "labels": work.labels}
+
+
+def first_layer(shape: BaseShape, work: Work) -> int:
+    """Index of the first steered layer: backward stops above it. Past the last without sites."""
+    steered = {site for sites in work.sites for site in sites}
+    return next((i for i, layer in enumerate(shape.layers) if layer.site in steered), len(shape.layers))
+
+
+def differentiated(module: Module, first: int) -> bool:
+    """Whether a gradient goes back through `module`."""
+    return first <= module.after
+
+
+def recomputed(module: Module, work: Work, first: int) -> bool:
+    """Whether checkpointing runs `module` again in backward: all of a layer, if any of it matters."""
+    return work.checkpointing and module.layer is not None and module.layer > first
+
+
+def steering_numbers(shape: BaseShape, work: Work) -> tuple[int, int]:
+    """Numbers of the bank, (adapters, hidden) a site, and of what one step reduces."""
+    steered = {site for sites in work.sites for site in sites}
+    bank = len(work.sites) * sum(layer.width for layer in shape.layers if layer.site in steered)
+    # With each adapter's gradient travel its loss and label count, and one flag.
+    own = sum(shape.width(site) for sites in work.sites for site in sites)
+    return bank, own + 2 * len(work.sites) + 1
