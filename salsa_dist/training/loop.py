@@ -144,10 +144,10 @@ def train(config: Config) -> Trained:
             own = ((draw.shard, draw.entry) for draw in batches.drawn(first))
             drawn = [*own, *(dev.drawn() if dev else ())]
             kept = keep_prefix(config, base, identity.revision, identity.shards, drawn)
-            batches.texts = kept.texts
+            batches.known = kept.known
             if dev:
-                dev.texts = kept.texts
-            events.write("prefix", site=base.shared.first, clips=len(kept.texts))
+                dev.known = kept.known
+            events.write("prefix", site=base.shared.first, clips=len(kept.known))
         trackers = None
         if ranks.is_first:
             trackers = Trackers(config.trackers, run, config.model_dump(mode="json"), first)
@@ -322,12 +322,15 @@ class _Loop:
     def _drop_worse(self, step: int) -> None:
         assert self.halving is not None
         self.watchdog.at(step, "measuring on dev clips")
-        losses = self.dev.losses(self.base, self.config, self.halving.running(step))
+        metric = self.halving.config.metric
+        measure = self.dev.losses if metric == "dev_loss" else self.dev.error_rates
+        losses = measure(self.base, self.config, self.halving.running(step))
         dropped = self.halving.decide(step, losses, self.ranks.is_first)
         names = [spec.name for spec in self.bank.specs]
         by_name = {names[row]: loss for row, loss in losses.items() if math.isfinite(loss)}
-        self.events.write("rung", step=step, dev_loss=by_name, dropped=dropped)
-        self.say(f"before step {step + 1}: dropped {len(dropped)} of {len(losses)} by their dev loss")
+        self.events.write("rung", step=step, **{metric: by_name}, dropped=dropped)
+        how = "dev loss" if metric == "dev_loss" else "CER on dev clips"
+        self.say(f"before step {step + 1}: dropped {len(dropped)} of {len(losses)} by their {how}")
 
     def _gradients(self, step: int, share: StepShare, active: list[int], stop: bool) -> Reduced:
         """Sums over this step's labels, of this rank and then of all."""
@@ -484,7 +487,7 @@ def make_batches(config: Config, index: ShardIndex, speech_llm: SpeechLLM, ranks
             seconds_per_step=config.data.seconds_per_step,
             mix=Mix(adapter.mix.temperature or 1.0, adapter.mix.weights),
         )
-        return Job(plan, adapter.steps, adapter.languages, augment)
+        return Job(plan, adapter.steps, adapter.languages, augment, config.data.join_clips)
 
     jobs = [job(adapter) for adapter in config.adapter_settings()]
     folder = config.data.shards
