@@ -162,6 +162,7 @@ class Soak:
             pid = os.fork()
             if pid == 0:
                 _be(rank, port, self.config, run)
+            _codes.pop(pid, None)  # of a process that had that number long ago
             ranks.append(pid)
         return ranks
 

@@ -113,7 +113,7 @@ def script(executor: Callable[[Path], Sbatch], plan: Plan, parallel: int) -> str
     """What `submit` would give to sbatch, and what each task runs; nothing is written."""
     sweep = plan.sweep.file.sweep.absolute()
     open_ = [job.path for job in plan.there if not job.done]
-    runs = [*open_, *(sweep / "jobs" / f"<new job {n}>" for n in range(1, len(plan.new) + 1))]
+    runs = [*open_, *(sweep / "jobs" / f"NEW-{n}" for n in range(1, len(plan.new) + 1))]
     if not runs:
         return "# nothing to submit: all adapters are done"
     array = executor(sweep).array_script(runs, parallel)

@@ -2,7 +2,7 @@
 
     sacct -X -j 17,18      17|FAILED|n[1-2]|None              of long ago too
     squeue --states=all    18|PENDING|(Resources)             also without accounting, and at once
-    both with --array      19_2|RUNNING|n1|None               a line a task, waiting ones too
+    squeue --array         19_2|RUNNING|n1|None               a line a task, of those that wait too
 
 What neither knows is not in the answer.
 """
@@ -44,7 +44,6 @@ def slurm_jobs(ids: Collection[str]) -> dict[str, SlurmJob]:
     command = [
         "sacct",
         "-X",
-        "--array",
         "--noheader",
         "--parsable2",
         "-o",

@@ -29,7 +29,7 @@ from salsa_dist.runs.cost import Cost, cost
 from salsa_dist.runs.failures import Failure, first_failure
 from salsa_dist.runs.slurm_jobs import SlurmJob, slurm_jobs
 
-SILENT_S = 60.0  # nobody moves for so long, and for ten steps' time: hung
+SILENT_S = 25.0  # nobody moves for so long, and for ten steps' time: hung; a rank beats in 10
 _RANK_SCHEMA = "salsa-dist/rank/1"
 
 

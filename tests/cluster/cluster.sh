@@ -7,6 +7,8 @@
 #   ├── n2 … n4
 #   └── FOLDER/ slurm.conf, log/, spool/, run/NODE.pid, run/ready, disk/ (48 MB, seen in here only)
 #
+# With ACCOUNTING=1 in the environment login has mariadbd and slurmdbd too, and so sacct.
+#
 # The first process in a process namespace takes all others with it, so nothing is left behind,
 # however the one that started this ends.
 set -euo pipefail
@@ -57,7 +59,13 @@ cat >slurm.conf <<-END
 	SwitchType=switch/none
 	MpiDefault=none
 	JobAcctGatherType=jobacct_gather/none
-	AccountingStorageType=accounting_storage/none
+	$(if [ -n "${ACCOUNTING:-}" ]; then
+		echo AccountingStorageType=accounting_storage/slurmdbd
+		echo AccountingStorageHost=login
+		echo "AccountingStoragePass=$FOLDER/run/munge.socket"
+	else
+		echo AccountingStorageType=accounting_storage/none
+	fi)
 	SelectType=select/cons_tres
 	SelectTypeParameters=CR_Core
 	SlurmdParameters=config_overrides
@@ -79,6 +87,28 @@ munged --foreground --force --key-file="$FOLDER/munge.key" --socket="$FOLDER/run
 	--pid-file="$FOLDER/run/munged.pid" --seed-file="$FOLDER/run/munged.seed" \
 	--log-file="$FOLDER/log/munged.log" &
 until [ -S run/munge.socket ]; do sleep 0.1; done
+if [ -n "${ACCOUNTING:-}" ]; then
+	# No tables of its own and nobody to let in or keep out: the network ends here.
+	mkdir db
+	mariadbd --no-defaults --user=root --datadir="$FOLDER/db" --socket="$FOLDER/run/db.socket" \
+		--bind-address=127.0.0.1 --skip-grant-tables --innodb-buffer-pool-size=64M &>log/mariadbd.out &
+	until (: </dev/tcp/127.0.0.1/3306) 2>/dev/null; do sleep 0.1; done
+	cat >slurmdbd.conf <<-END
+		DbdHost=login
+		SlurmUser=root
+		AuthType=auth/munge
+		AuthInfo=socket=$FOLDER/run/munge.socket
+		LogFile=$FOLDER/log/slurmdbd.log
+		PidFile=$FOLDER/run/slurmdbd.pid
+		StorageType=accounting_storage/mysql
+		StorageHost=127.0.0.1
+		StorageUser=root
+	END
+	chmod 600 slurmdbd.conf
+	slurmdbd -D &>log/slurmdbd.out &
+	until (: </dev/tcp/10.77.0.254/6819) 2>/dev/null; do sleep 0.1; done
+	sacctmgr -i add cluster tests &>log/sacctmgr.out
+fi
 slurmctld -D &>log/slurmctld.out &
 
 for n in $NODES; do

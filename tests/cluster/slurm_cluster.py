@@ -40,16 +40,22 @@ def why_not() -> str | None:
 
 
 class Cluster:
-    """Four nodes, n1 to n4, of 16 made-up cores each. Use as a context manager."""
+    """Four nodes, n1 to n4, of 16 made-up cores each. Use as a context manager.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    Args:
+        folder: for all its files; made.
+        accounting: with a database of jobs behind it, so that sacct works.
+    """
+
+    def __init__(self, folder: Path, accounting: bool = False) -> None:
+        self.folder, self.accounting = folder, accounting
 
     def __enter__(self) -> Cluster:
         self.folder.mkdir(parents=True)
         with (self.folder / "cluster.log").open("wb") as log:
             self._process = subprocess.Popen(
                 ["bash", str(HERE / "cluster.sh"), str(self.folder)],
+                env={**os.environ, "ACCOUNTING": "1" if self.accounting else ""},
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
@@ -101,7 +107,7 @@ class Cluster:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
         )
 
     def slurm(self, *command: str) -> str:
