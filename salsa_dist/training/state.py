@@ -16,12 +16,13 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialized
 from torch import Tensor
 
 from salsa_dist.errors import UserError
@@ -74,28 +75,37 @@ def restore(optimizer: PackedAdam, state: TrainState) -> None:
 
 
 def save(folder: Path, state: TrainState, identity: RunIdentity, keep: int) -> int:
-    """Write a state, drop all but the newest `keep`; returns its bytes."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write a state, drop all but the newest `keep`; returns its bytes.
+
+    Raises:
+        UserError: it can't be written; those before it are as they were.
+    """
     path = folder / f"step-{state.step:08d}.safetensors"
     temporary = path.with_suffix(".part")
     metadata = {
         "state": json.dumps({"schema": SCHEMA, "step": state.step, **asdict(identity)}),
         "digest": _digest(state.tensors),
     }
+    raw = serialized(state.tensors, metadata)
     try:
-        save_file(state.tensors, temporary, metadata=metadata)
-        with open(temporary, "rb") as file:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Not by save_file, which writes beside in a file of its own, and leaves it when it is killed.
+        with temporary.open("wb") as file:
+            file.write(raw)
+            file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
         _sync_folder(folder)
-    except (OSError, SafetensorError) as e:
-        temporary.unlink(missing_ok=True)
+    except OSError as e:
+        with suppress(OSError):  # on a read-only disk
+            temporary.unlink(missing_ok=True)
         raise UserError(
-            f"checkpoint {path} can't be written: {e}; the one before it is whole"
+            f"checkpoint {path} can't be written: {e.strerror}; the one before it is whole"
         ) from None
-    for old in sorted(folder.glob("step-*.safetensors"))[:-keep]:
+    # Those of a process that was killed as it wrote are among them: this run is locked.
+    for old in [*sorted(folder.glob("step-*.safetensors"))[:-keep], *folder.glob("step-*.part")]:
         old.unlink(missing_ok=True)
-    return path.stat().st_size
+    return len(raw)
 
 
 def newest(folder: Path, identity: RunIdentity) -> TrainState | None:

@@ -40,7 +40,8 @@ ip link add br0 type bridge
 ip addr add 10.77.0.254/24 dev br0
 ip link set br0 up
 
-# Timings are tight: a lost node is seen in 15 s, a requeued job starts again in 6.
+# Timings are tight: a lost node is seen in 60 s, more than a link may be cut for; a requeued job starts
+# again in 6.
 cat >slurm.conf <<-END
 	ClusterName=tests
 	SlurmctldHost=login(10.77.0.254)
@@ -72,7 +73,8 @@ cat >slurm.conf <<-END
 	SchedulerParameters=batch_sched_delay=0,sched_interval=5,bf_interval=5,sched_min_interval=0
 	JobRequeue=1
 	ReturnToService=2
-	SlurmdTimeout=15
+	MessageTimeout=60
+	SlurmdTimeout=60
 	KillWait=10
 	MinJobAge=3600
 	TreeWidth=16

@@ -21,7 +21,7 @@ from salsa_dist import SteeringVectors
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 PROGRAMS = ("slurmctld", "slurmd", "srun", "munged", "ip", "nsenter", "unshare")
-START_S, END_S = 60.0, 240.0  # generous: the machine may be busy
+START_S, END_S = 60.0, 420.0  # generous: the machine may be busy
 
 
 def why_not() -> str | None:
@@ -133,11 +133,6 @@ class Cluster:
         for pid in self.processes(node):
             _kill(pid, signal.SIGKILL)
 
-    def revive(self, node: str) -> None:
-        log = self.folder / f"log/slurmd-{node}.again.out"
-        self.run("sh", "-c", f"slurmd -D -N {node} >{log} 2>&1 </dev/null &", node=node)
-        self.wait_idle(node)
-
     def wait_idle(self, node: str) -> None:
         def idle() -> bool:
             state = self.slurm("sinfo", "--noheader", "--nodes", node, "--format=%T").strip()
@@ -163,6 +158,19 @@ def _processes_in(network: int) -> Iterator[tuple[int, str]]:
 def _kill(pid: int, how: signal.Signals) -> None:
     with suppress(ProcessLookupError):
         os.kill(pid, how)
+
+
+def is_pending(pid: int, number: signal.Signals) -> bool:
+    """Whether a process has been sent a signal that it has not taken yet."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    masks = [int(line.split()[1], 16) for line in lines if line[:6] in ("SigPnd", "ShdPnd")]
+    return any(mask >> (number - 1) & 1 for mask in masks)
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether no thread of a process runs: all have taken a SIGSTOP."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return all((task / "stat").read_text().rpartition(")")[2].split()[0] == "T" for task in tasks)
 
 
 def wait_until(true: Callable[[], Any], what: str, limit_s: float) -> float:

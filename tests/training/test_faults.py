@@ -1,17 +1,22 @@
-"""Faults inside a run: killed while it saves, a loss that explodes, no room for its events."""
+"""Faults inside a run: killed while it saves, a loss that is NaN or explodes, another base, a folder
+that can't be written. The last good checkpoint stays whole."""
 
 import json
 import os
 import random
+import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from tiny import make_config
+from tiny import make_base, make_config
 
-from salsa_dist import UserError, load_config, train
+from salsa_dist import SteeringVectors, UserError, load_config, train
+from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.training import state as states
 from salsa_dist.training.events import Events
 
@@ -36,20 +41,27 @@ def test_killed_while_saving_at_20_moments_leaves_a_loadable_newest_state(tmp_pa
             save_until_killed(tmp_path, step, writing)
         os.close(writing)
         saved = os.read(reading, 1)  # at least one, so that there is progress to lose
-        time.sleep(moments.uniform(0, 0.1))
+        while not any(name.endswith(".part") for name in os.listdir(tmp_path)):
+            pass
+        time.sleep(moments.uniform(0, 0.01))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         while more := os.read(reading, 1000):
             saved += more
         os.close(reading)
         torn += any(tmp_path.glob("*.part"))
-        for path in tmp_path.glob("step-*"):
+        others = {path.suffix for path in tmp_path.iterdir()} - {".part", ".safetensors"}
+        assert not others, "something else was left behind"
+        for path in tmp_path.glob("step-*.safetensors"):
             assert states._read(path), f"{path.name} is torn"
         newest = states.newest(tmp_path, IDENTITY)
         assert newest is not None
         assert newest.step >= step + len(saved), "a state that was saved is lost"
         step = newest.step
     assert torn, "no kill came in the middle of writing: this test shows nothing"
+    (tmp_path / "step-00000000.part").write_text("of a process that was killed")
+    states.save(tmp_path, states.TrainState(step + 1, {"a": torch.ones(1)}), IDENTITY, keep=2)
+    assert not any(tmp_path.glob("*.part"))
 
 
 def test_exploding_loss_is_skipped_and_stops_the_run_with_the_clips_named(
@@ -67,6 +79,125 @@ def test_exploding_loss_is_skipped_and_stops_the_run_with_the_clips_named(
     assert found is not None
     tensors = found[1].tensors
     assert not any(tensors[name].any() for name in tensors), "a skipped step moved something"
+
+
+def of_run(run: Path, event: str) -> list[dict[str, object]]:
+    lines = map(json.loads, (run / "events.jsonl").read_text().splitlines())
+    return [line for line in lines if line["event"] == event]
+
+
+def vectors(run: Path) -> dict[str, torch.Tensor]:
+    return {
+        f"{path.name} {site}": vector
+        for path in sorted((run / "adapters").iterdir())
+        for site, vector in SteeringVectors.load(path).vectors.items()
+    }
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_nan_gradients_are_skipped_and_stop_the_run_which_goes_on_without_them(
+    tmp_path: Path, tiny_base: Path, tiny_shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From step 4 on every loss is NaN; what was learned before is kept, and nothing is spoilt."""
+    settings = {"steps": 9, "lr": 0.02, "save_every_s": 0, "max_skipped": 2, "keep": 9}
+    config = make_config(tmp_path, tiny_base, tiny_shards, training=settings)
+    run = tmp_path / "run"
+    plain = FrozenBase.token_losses
+
+    def spoilt(self: FrozenBase, batch: object) -> torch.Tensor:
+        steps = of_run(run, "step")
+        return plain(self, batch) * (float("nan") if steps and steps[-1]["step"] >= 3 else 1.0)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FrozenBase, "token_losses", spoilt)
+        with pytest.raises(
+            UserError, match=r"no finite gradient.*in 3 steps in a row.*clips bg/train-"
+        ):
+            train(load_config(config))
+    assert [event["step"] for event in of_run(run, "skipped")] == [4, 5, 6]
+    saved = [states._read(path) for path in sorted((run / "state").iterdir())]
+    good, newest = saved[-3], saved[-1]
+    assert good is not None
+    assert newest is not None
+    assert (good[1].step, newest[1].step) == (4, 6)
+    for name, wanted in good[1].tensors.items():
+        assert torch.equal(newest[1].tensors[name], wanted), f"a skipped step moved {name}"
+    assert train(load_config(config)).finished
+    assert all(vector.isfinite().all() for vector in vectors(run).values())
+
+
+def test_a_base_that_changed_under_the_run_is_refused_and_the_old_one_goes_on(
+    tmp_path: Path, tiny_base: Path, tiny_shards: Path
+) -> None:
+    settings = {"steps": 6, "lr": 0.02, "save_every_s": 0}
+    base = Path(shutil.copytree(tiny_base, tmp_path / "base"))
+    config = make_config(tmp_path, base, tiny_shards, training=settings)
+    train(load_config(config))
+    run = tmp_path / "run"
+    wanted, state, events = vectors(run), run / "state", (run / "events.jsonl").read_bytes()
+    sorted(state.iterdir())[-1].unlink()  # it was stopped before its last step
+    before = files(state)
+    shutil.rmtree(base)
+    make_base(base, seed=1)
+    with pytest.raises(UserError, match="was made with other weights of the base: name another run"):
+        train(load_config(config))
+    assert files(state) == before
+    assert (run / "events.jsonl").read_bytes() == events
+    assert not (run / "lock.json").exists()
+    shutil.rmtree(base)
+    shutil.copytree(tiny_base, base)
+    shutil.rmtree(run / "adapters")
+    assert train(load_config(config)).finished
+    assert of_run(run, "start")[-1]["resumed_step"] == 5
+    assert all(torch.equal(vector, wanted[name]) for name, vector in vectors(run).items())
+
+
+READ_ONLY = """
+import subprocess, sys
+from pathlib import Path
+import torch
+from salsa_dist import UserError, load_config, train
+from salsa_dist.training import state as states
+
+folder, config = Path(sys.argv[1]), sys.argv[2]
+state = folder / "run" / "state"
+mine = states.RunIdentity(["bg"], "revision", "shards", "config")
+tensors = {"vectors/encoder.0": torch.ones(1, 8)}
+subprocess.run(["mount", "-t", "tmpfs", "tmpfs", folder], check=True)
+states.save(state, states.TrainState(1, tensors), mine, keep=2)
+subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
+for do in (
+    lambda: states.save(state, states.TrainState(2, tensors), mine, keep=2),
+    lambda: train(load_config(config)),
+):
+    try:
+        do()
+    except UserError as e:
+        print("one line:", e)
+print("newest:", states.newest(state, mine).step, *(p.name for p in state.iterdir()))
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a read-only folder")
+def test_a_read_only_run_folder_is_one_line_and_the_checkpoint_stays(
+    tmp_path: Path, tiny_base: Path, tiny_shards: Path
+) -> None:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    config = make_config(tmp_path, tiny_base, tiny_shards, run=str(folder / "run"))
+    words = ["unshare", "--mount", sys.executable, "-c", READ_ONLY, str(folder), str(config)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=240, check=False)
+    if "unshare failed" in done.stderr:
+        pytest.skip(f"no namespaces here: {done.stderr.strip()}")
+    assert done.returncode == 0, done.stderr
+    saving, starting, newest = done.stdout.strip().splitlines()[-3:]
+    assert "step-00000002.safetensors can't be written: " in saving
+    assert "the one before it is whole" in saving
+    assert f"run folder {folder / 'run'} can't be written" in starting
+    assert newest == "newest: 1 step-00000001.safetensors"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
