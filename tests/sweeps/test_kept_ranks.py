@@ -16,8 +16,8 @@ from tiny import make_config
 from salsa_dist import SteeringVectors, load_config, train
 
 HERE = Path(__file__).parent
-STEPS = 24
-RUNGS = [8, 16]
+STEPS = 12
+RUNGS = [4, 8]
 HALVING = {"halving": {"rungs": RUNGS, "keep": 0.5}, "dev_clips": 4}
 ADAPTERS: list[dict[str, Any]] = [
     {"name": "low", "language": "bg", "sites": "encoder:1"},
@@ -31,7 +31,6 @@ JOBS: dict[str, dict[str, Any]] = {
     "memory": {"prefix_cache": "memory"},
     "disk": {"prefix_cache": "disk"},
     "halving": HALVING,
-    "halving-again": HALVING,
     "halving-cut": {**HALVING, "save_every_s": 0},
     "halving-kept": {**HALVING, "prefix_cache": "memory"},
     "halving-cer": {
@@ -135,12 +134,12 @@ def test_a_kept_prefix_changes_no_adapter(out: Path, alone: Vectors, kind: str, 
 
 
 @pytest.mark.parametrize("kind", PLACEMENTS)
-def test_halving_drops_the_same_again_and_after_a_stop(out: Path, kind: str) -> None:
-    wanted, decided = learned(out, kind, "halving"), rungs(out, kind, "halving")
+def test_halving_after_a_stop_is_the_same_to_the_bit(out: Path, kind: str) -> None:
+    """Two runs, one of them killed before its second decision: what is decided is decided by the data."""
+    decided = rungs(out, kind, "halving")
     assert [len(rung["dropped"]) for rung in decided] == [2, 1]
-    for name in ("halving-again", "halving-cut"):
-        assert same(learned(out, kind, name), wanted), name
-        assert rungs(out, kind, name) == decided, name
+    assert rungs(out, kind, "halving-cut") == decided
+    assert same(learned(out, kind, "halving-cut"), learned(out, kind, "halving"))
 
 
 @pytest.mark.parametrize("kind", PLACEMENTS)
