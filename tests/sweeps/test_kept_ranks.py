@@ -135,7 +135,7 @@ def test_a_kept_prefix_changes_no_adapter(out: Path, alone: Vectors, kind: str, 
 
 @pytest.mark.parametrize("kind", PLACEMENTS)
 def test_halving_after_a_stop_is_the_same_to_the_bit(out: Path, kind: str) -> None:
-    """Two runs, one of them killed before its second decision: what is decided is decided by the data."""
+    """Of two runs one is killed before its second decision; both decide by the data alone."""
     decided = rungs(out, kind, "halving")
     assert [len(rung["dropped"]) for rung in decided] == [2, 1]
     assert rungs(out, kind, "halving-cut") == decided
