@@ -18,7 +18,7 @@ import os
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -94,9 +94,9 @@ def train(config: Config) -> Trained:
         for line in checked.lines() if checked else []:
             say(line)
         placed = choose(config, ranks)
-        for line in placed.lines:
+        for line in [*placed.lines, *(checked.against_plan(placed.row) if checked else ())]:
             say(line)
-        lock = stack.enter_context(_one_job_at_a_time(config.run, ranks))
+        lock = stack.enter_context(run_lock.held_for_all(config.run, ranks))
         speech_llm = load_base(config.base, ranks, placed.placement, say)
         bank = make_bank(config, speech_llm, ranks.device)
         optimizer = PackedAdam(bank, _schedules(config), config.training.clip_norm)
@@ -449,23 +449,6 @@ def _refuse_unwritable(run: Path) -> None:
     there = next(p for p in [run, *run.absolute().parents] if p.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise UserError(f"run folder {run} can't be written: {there} is no folder to write to")
-
-
-@contextmanager
-def _one_job_at_a_time(run: Path, ranks: Ranks) -> Iterator[run_lock.RunLock | None]:
-    """The first rank holds the run's lock; where it is refused, it is on all ranks."""
-    refused: list[str | None] = [None]
-    with ExitStack() as stack:
-        lock = None
-        if ranks.is_first:
-            try:
-                lock = stack.enter_context(run_lock.held(run))
-            except UserError as e:
-                refused = [str(e)]
-        dist.broadcast_object_list(refused, src=0)
-        if refused[0] is not None:
-            raise UserError(refused[0])
-        yield lock
 
 
 def open_run(config: Config, ranks: Ranks) -> Path:
