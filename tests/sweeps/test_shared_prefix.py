@@ -226,7 +226,7 @@ def test_halving_by_errors_decodes_as_evaluation_does(
             counts[1] += edits.length
     wanted = {a["name"]: errors[a["name"]][0] / errors[a["name"]][1] for a in ADAPTERS}
     assert rung["cer"] == pytest.approx(wanted)
-    assert len(set(wanted.values())) > 3
+    assert len(set(wanted.values())) > 2
     rivals = sorted((n for n in wanted if n != "other"), key=lambda n: wanted[n])
     assert set(rung["dropped"]) == set(rivals[2:])
 
