@@ -266,8 +266,12 @@ def halving(folder: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
         ]
         rows.append(
             {
-                **{"adapters": len(adapters), "case": name, "system": "packed", "steps": steps},
-                **{**spent, "best": best},
+                "adapters": len(adapters),
+                "case": name,
+                "system": "packed",
+                "steps": steps,
+                **spent,
+                "best": best,
             }
         )
     for row in rows:

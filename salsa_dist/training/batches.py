@@ -94,9 +94,6 @@ class StepBatches(Dataset[StepShare]):
         self.rank = rank
         self.world_size = world_size
         self.micro_batch = micro_batch
-        # An augmented clip is another for each adapter.
-        plain = all(job.augment is None for job in jobs)
-        self.share = share and plain
         self.steps = max(job.steps for job in jobs)
         self.dropped: set[int] = set()  # rows that stopped early
         self.known: dict[str, Known] | None = None  # by key, where no audio need be read
@@ -111,6 +108,10 @@ class StepBatches(Dataset[StepShare]):
                 own = (folder, job.plan, self.steps, rank, world_size, family.window_s, job.augment)
                 self._readers.append(ClipReader(*own))
             self._reader_of.append(known[draws])
+        # An augmented clip is another for each adapter; and where no two adapters take the same clips a
+        # walk in two parts would only gather weights twice.
+        plain = all(job.augment is None for job in jobs)
+        self.share = share and plain and len(known) < len(jobs)
 
     def __len__(self) -> int:
         return self.steps
@@ -216,7 +217,7 @@ class StepBatches(Dataset[StepShare]):
 
     def _training_batch(self, clips: Sequence[Clip]) -> AdapterBatch:
         clips = clips or [silent_clip(self.jobs[0].languages[0])]
-        if not self.share:
+        if not self.share and self.known is None:
             return self.family.training_batch(clips)
         heard = list({clip.key: clip for clip in clips}.values())
         return self.family.shared_batch(clips, heard, kept=self.known is not None)

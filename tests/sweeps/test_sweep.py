@@ -94,9 +94,7 @@ def test_all_that_is_wrong_is_told_at_once_and_nothing_is_written(write: Any, tm
         },
         jobs={"memory_gb": 0.5, "nodes": 3},
         exclude=[{"lr": 0.01, "size": "1h"}],
-        include=[
-            {"language": "el", "lr": 0.5, "sites": s, "size": None} for s in ("llm", "llm:0-2")
-        ],
+        include=[{"language": "el", "lr": 0.5, "sites": s, "size": None} for s in ("llm", "llm:0-2")],
     )
     with pytest.raises(UserError) as told:
         plan(path)
