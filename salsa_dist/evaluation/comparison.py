@@ -366,6 +366,7 @@ def _minutes(entries: Sequence[Entry], cells: Sequence[Mapping[str, Any]]) -> li
         {
             "language": e.language,
             "method": e.family,
+            "sized": e.method,
             "minutes": e.minutes,
             **{kind: c["cer"][kind] for kind in ("gain", "gain_low", "gain_high")},
         }

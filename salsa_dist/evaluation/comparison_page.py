@@ -180,11 +180,12 @@ def _gain_figures(
     for cell in comparison["cells"]:
         if cell["cer"]["gain"] is not None:
             cells[cell["method"]][cell["language"]] = cell["cer"]
-    single = {row["method"] for row in comparison["sites"] if row["layer"] is not None}
+    elsewhere = {row["method"] for row in comparison["sites"] if row["layer"] is not None}
+    elsewhere |= {row["sized"] for row in comparison["minutes"] if row["sized"] != row["method"]}
     rows = [
         (row["method"], {language: _gain(c) for language, c in sorted(cells[row["method"]].items())})
         for row in comparison["mean"]
-        if row["method"] in cells and row["method"] not in single
+        if row["method"] in cells and row["method"] not in elsewhere
     ]
     if rows:
         figures["gains"] = comparison_plots.gains("gains", rows)

@@ -38,8 +38,11 @@ class Gain:
         )
 
 
-def gains(name: str, rows: Sequence[tuple[str, Mapping[str, Gain]]], numbers: bool = True) -> str:
-    """Gain in CER of each row, a dot with its interval a language, and their mean as a bar."""
+def gains(name: str, rows: Sequence[tuple[str, Mapping[str, Gain]]]) -> str:
+    """Gain in CER of each row, a dot with its interval a language, and their mean as a bar.
+
+    Long intervals are cut off at the edge, so that the gains can be told apart.
+    """
     languages = sorted({language for _, own in rows for language in own})
     lanes = max(1, len(languages))
 
@@ -59,15 +62,22 @@ def gains(name: str, rows: Sequence[tuple[str, Mapping[str, Gain]]], numbers: bo
             if len(languages) > 1:
                 axes.plot([middle, middle], [row, row + 0.44], color=INK, linewidth=2)
             short = label if len(label) <= _MOST else label[: _MOST - 1] + "…"
-            said = f"{literal(short)}  {middle:.0f}%" if numbers else literal(short)
+            said = f"{literal(short)}, {middle:.0f}%".replace("-0%", "0%").replace(", -", ", −")
             axes.text(0.0, row - 0.04, said, transform=axes.get_yaxis_transform(), va="bottom", size=9)
+        values = [100 * gain.value for _, own in rows for gain in own.values()]
+        room = 5 + 0.3 * (max(values) - min(values))
+        ends = [100 * end for _, own in rows for g in own.values() for end in (g.low, g.high) if end]
+        axes.set_xlim(
+            max(min([*values, *ends, 0]) - 2, min(*values, 0) - room),
+            min(max([*values, *ends]) + 2, max(values) + room),
+        )
         axes.set_yticks([])
         axes.set_ylim(len(rows) - 0.4, -0.45)
         axes.axvline(0, color=INK, linewidth=0.8)
         axes.spines["left"].set_visible(False)
         axes.set_xlabel("gain in CER, %")
 
-    return drawn(name, 1.0 + 0.1 * len(languages) + (0.28 + 0.075 * lanes) * len(rows), draw)
+    return drawn(name, 0.9 + 0.05 * len(languages) + (0.28 + 0.075 * lanes) * len(rows), draw)
 
 
 def gain_by_numbers(points: Mapping[str, Sequence[tuple[float, float, float, float]]]) -> str:

@@ -64,7 +64,8 @@ def drawn(name: str, height: float, draw: Callable[[Axes], None]) -> str:
         draw(axes)
         if labels := axes.get_legend_handles_labels()[1]:
             # Above the axes, where it covers no line.
-            columns = 1 if max(map(len, labels)) > LONG_LABEL else 2
+            longest = max(map(len, labels))
+            columns = 1 if longest > LONG_LABEL else 2 if longest > 7 else 4
             figure.legend(loc="outside upper left", ncols=columns, frameon=False, fontsize=9)
         buffer = io.StringIO()
         no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
