@@ -59,6 +59,7 @@ def compare(runs: Sequence[Path], by: Sequence[str] = ()) -> dict[str, Any]:
     everything = read_entries(runs, files)
     fields.refuse_unknown(by, (h for file in files for h in file.hypotheses))
     entries = [e for e in everything if not e.forgets]
+    forgetful = {(e.method, e.window_s) for e in everything if e.forgets}
     cells = [_cell(entry, entries) for entry in entries]
     return {
         "schema": SCHEMA,
@@ -74,9 +75,9 @@ def compare(runs: Sequence[Path], by: Sequence[str] = ()) -> dict[str, Any]:
             for test in _tests(entries, language, metric)
         ],
         "by": [row for name in by for row in _by(name, entries)],
-        "forgetting": [_forgotten(e, everything) for e in everything if e.kind != ZERO_SHOT]
-        if any(e.forgets for e in everything)
-        else [],
+        "forgetting": [
+            _forgotten(e, everything) for e in everything if (e.method, e.window_s) in forgetful
+        ],
         "untouched": [
             row for run, file in zip(runs, files, strict=True) for row in untouched(run, file)
         ],

@@ -147,6 +147,8 @@ def _figures(comparison: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, s
             label = cell["method"] + window
             rows[cell["language"]].append(plots.Point(label, cer["rate"], cer["low"], cer["high"]))
     if rows:
+        for points in rows.values():  # zero-shot first, and the others by their mean gain
+            points.sort(key=lambda point: shown.index(point.label) if point.label in shown else -1)
         figures["cer"] = plots.error_rates("CER", sorted(rows.items()))
     trained: dict[str, dict[float, list[float]]] = {}
     for row in comparison["losses"]:
@@ -161,7 +163,8 @@ def _figures(comparison: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, s
     norms = [row for row in comparison["norms"] if row["method"] == next(iter(steered), None)]
     if norms:
         about["norms"] = norms[0]["method"]
-        figures["norms"] = plots.site_norms({row["language"]: row["norms"] for row in norms})
+        own_norms = {row["language"]: row["norms"] for row in norms}
+        figures["norms"] = plots.site_norms(dict(sorted(own_norms.items())))
     cosines = {row["method"] for row in comparison["cosines"]}
     method = next((m for m in steered if m in cosines), None)
     if method is not None:

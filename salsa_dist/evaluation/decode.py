@@ -332,11 +332,18 @@ def _line(
         "reference": clip.text,
         "hypothesis": transcript.text,
         "finished": transcript.finished,
-        "fields": {
-            name: value
-            for name, value in clip.facts.items()
-            if name not in _NO_FIELDS and isinstance(value, str | int | float)
-        },
+        "fields": _fields(clip.facts),
+    }
+
+
+def _fields(facts: Mapping[str, Any]) -> dict[str, str | int | float]:
+    """What results may be told by; what a recipe knew beyond the usual lies in `extra`."""
+    extra = facts.get("extra")
+    every = {**facts, **(extra if isinstance(extra, dict) else {})}
+    return {
+        name: value
+        for name, value in every.items()
+        if name not in _NO_FIELDS and isinstance(value, str | int | float)
     }
 
 
