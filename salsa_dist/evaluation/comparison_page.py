@@ -153,9 +153,9 @@ def _figures(comparison: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, s
     trained: dict[str, dict[float, list[float]]] = {}
     for row in comparison["losses"]:
         if row["method"] in shown:
-            points = trained.setdefault(row["method"], defaultdict(list))
+            at = trained.setdefault(row["method"], defaultdict(list))
             for step, loss in row["points"]:
-                points[step].append(loss)
+                at[step].append(loss)
     if trained:
         curves = {m: [(s, mean(x)) for s, x in sorted(p.items())] for m, p in trained.items()}
         figures["loss"] = plots.loss_curves(curves)
