@@ -170,9 +170,9 @@ def _figures(comparison: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, s
     if method is not None:
         own = [row for row in comparison["cosines"] if row["method"] == method]
         names = sorted({row["language"] for row in own})
-        at = {(row["language"], row["other"]): row["cosine"] for row in own}
+        pair = {(row["language"], row["other"]): row["cosine"] for row in own}
         about["cosines"] = method
-        figures["cosines"] = plots.cosines(names, [[at[a, b] for b in names] for a in names])
+        figures["cosines"] = plots.cosines(names, [[pair[a, b] for b in names] for a in names])
     return figures, about
 
 
