@@ -61,19 +61,22 @@ def report(
         Optional[Path],  # noqa: UP045
         typer.Option(help="folder for the comparison of several runs; default: comparison"),
     ] = None,
+    by: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="results by a field of the shards too: age, speaker …; may be given again"),
+    ] = None,
 ) -> None:
-    """Score a run's transcripts and write RUN/report.json and RUN/report.html.
+    """Score a run's transcripts and write RUN/report.html, .json, .csv and .tex.
 
-    Of several RUNS, a comparison: languages by methods with intervals and tests, as HTML, JSON, CSV
-    and LaTeX.
+    Of several RUNS, a comparison: languages by methods with intervals and tests, in the same formats.
     """
     from salsa_dist.evaluation.comparison_page import write_comparison
     from salsa_dist.evaluation.report import write_report
 
     if len(runs) == 1 and out is None:
-        print(write_report(runs[0]))
+        print(write_report(runs[0], by or []))
     else:
-        print(write_comparison(runs, out or Path("comparison")))
+        print(write_comparison(runs, out or Path("comparison"), by or []))
 
 
 @app.command()

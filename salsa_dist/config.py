@@ -364,6 +364,11 @@ class EvaluationConfig(_Section):
     max_new_tokens: int = Field(96, ge=1)
     decoding: DecodingConfig = DecodingConfig()
     zero_shot: bool = Field(True, description="decode the clips without an adapter too")
+    forgetting: bool | list[str] = Field(
+        False,
+        description="decode each adapter in other languages too, true: in all of the shards, or in "
+        "those listed; and the base once more without adapters beside it",
+    )
     placement: PlacementConfig = PlacementConfig()
 
 

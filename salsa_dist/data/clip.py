@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +22,7 @@ class Clip:
         text: the transcript; empty where it is not known.
         language: code of the language, as the shards have it.
         row: the row of the bank whose adapter steers this clip; -1 for none.
+        facts: what else its shard says of it, such as speaker and age.
     """
 
     key: str
@@ -27,6 +30,7 @@ class Clip:
     text: str
     language: str
     row: int = -1
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def seconds(self) -> float:

@@ -77,6 +77,7 @@ class AdapterPlan:
 
     Attributes:
         key: the same for plans that draw the same clips.
+        seconds: of speech that it draws from.
 
     Raises:
         UserError: fewer shards than readers, or no clip that fits.
@@ -114,6 +115,7 @@ class AdapterPlan:
             parts.setdefault(shard.language, []).append(_Part(shard, own))
             heard = seconds.get(shard.language, 0.0) + sum(lengths[fits].tolist())
             seconds[shard.language] = heard
+        self.seconds = sum(seconds.values())
         self.key = _key(parts, clips_per_step, seconds_per_step, readers, seed, mix)
         self._languages = []
         first = 0

@@ -63,7 +63,7 @@ def read_clip(folder: Path, shard: Shard, entry: Entry, row: int = -1) -> Clip:
     if isinstance(raw, BadSample):
         raise raw
     audio, facts = read_sample(raw, path, entry.key)
-    return Clip(entry.key, audio, str(facts["text"]), shard.language, row)
+    return Clip(entry.key, audio, str(facts["text"]), shard.language, row, facts)
 
 
 class ClipReader:

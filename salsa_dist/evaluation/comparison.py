@@ -1,18 +1,22 @@
 """Several runs over one base, side by side: languages x methods, seeds averaged, tests between them.
 
-    RUN, RUN, … ──read_run──> entries ──> comparison ──> comparison.json, .csv, .tex, .html
+    RUN, RUN, … ──read_entries──> [Entry] ──compare──> comparison.json, .csv, .tex, .html
 
-    entry        one method in one language: the hypotheses of each of its seeds
     comparison
-    ├── cells    one an entry: mean rate over seeds, its deviation, interval, gain over zero-shot
-    ├── tests    paired permutation tests of each method against the best, Holm-corrected a language
-    ├── mean     gain of each method over the languages that it was run on
-    └── layers   gain against the encoder layer steered alone; what was steered together beside it
+    ├── cells       one a method and language: mean rates over seeds, deviation, interval, gain, errors
+    ├── mean        gain of each method over the languages that it was run on
+    ├── tests       paired permutation tests of each method against the best, Holm-corrected a language
+    ├── by          cells again, of the parts that a field of the shards makes, such as age
+    ├── forgetting  each adapter in the languages that it was not trained in
+    ├── untouched   the base with adapters off beside the base without any
+    ├── sites       gain of each choice of sites: layers alone, halves, thirds, LLM
+    ├── minutes     gain against minutes of training speech
+    ├── norms, cosines, losses     of what was trained
+    ├── examples    utterances as each kind of method heard them
+    └── cost        of each run
 
-A method's name holds what was chosen of it (rule, sites, rank), not its learning rate: of several rates
-one must have been chosen on dev before; two of the same seed are an error. The interval of several
-seeds is a bootstrap over utterances of their mean errors, so it tells of utterances, and the deviation
-of seeds.
+The interval of several seeds is a bootstrap over speakers, or utterances where they are not known, of
+their mean errors; so it tells of speakers, and the deviation of seeds.
 """
 
 from __future__ import annotations
@@ -20,57 +24,42 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
-from salsa_dist.config import BiasMethod, Config, InContextMethod, LoraMethod, MeanDifferenceMethod
 from salsa_dist.errors import UserError
-from salsa_dist.evaluation import metrics, normalise
-from salsa_dist.evaluation.run_files import Hypothesis, RunFiles, read_run
+from salsa_dist.evaluation import examples, fields, metrics, normalise, significance, vector_facts
+from salsa_dist.evaluation.entries import Entry, read_entries, read_runs, scored
+from salsa_dist.evaluation.run_files import BARE, ZERO_SHOT, RunFiles
+from salsa_dist.runs.cost import cost
 
-SCHEMA = "salsa-dist/comparison/1"
-ZERO_SHOT = "zero-shot"
+SCHEMA = "salsa-dist/comparison/2"
 METRICS: tuple[metrics.Metric, ...] = ("cer", "wer")
+EXAMPLES = 2
+"""Utterances of each kind, for one language."""
+POINTS = 100
+"""Of a loss curve, at most; more steps are averaged."""
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One method in one language and window.
-
-    Attributes:
-        seeds: seed -> scored utterances by key.
-        trained: numbers that were trained, 0 for none.
-        single_layer: the encoder layer, if one alone is steered.
-    """
-
-    language: str
-    method: str
-    window_s: float
-    trained: int
-    single_layer: int | None = None
-    seeds: dict[int, dict[str, metrics.Scored]] = field(default_factory=dict)
-
-    def rates(self, metric: metrics.Metric) -> list[float]:
-        """Of each seed."""
-        made = [metrics.summarise(list(scored.values())) for scored in self.seeds.values()]
-        found = [s.wer if metric == "wer" else s.cer for s in made]
-        return [rate for rate in found if rate is not None]
-
-
-def compare(runs: Sequence[Path]) -> dict[str, Any]:
+def compare(runs: Sequence[Path], by: Sequence[str] = ()) -> dict[str, Any]:
     """The tree of `comparison.json`.
 
+    Args:
+        by: fields of the shards' samples whose values get rows of their own.
+
     Raises:
-        UserError: a run is missing or damaged, or they are of different bases, splits or clips.
+        UserError: a run is missing or damaged, or they are of different bases, splits or clips; or no
+            clip has a field of `by`.
     """
-    files = [read_run(Path(run)) for run in runs]
-    _refuse_apples_and_pears(runs, files)
-    entries = _entries(runs, files)
+    files = read_runs(runs)
+    everything = read_entries(runs, files)
+    fields.refuse_unknown(by, (h for file in files for h in file.hypotheses))
+    entries = [e for e in everything if not e.forgets]
+    forgetful = {(e.method, e.window_s) for e in everything if e.forgets}
     cells = [_cell(entry, entries) for entry in entries]
     return {
         "schema": SCHEMA,
@@ -85,106 +74,97 @@ def compare(runs: Sequence[Path]) -> dict[str, Any]:
             for metric in METRICS
             for test in _tests(entries, language, metric)
         ],
-        "layers": _layers(entries, cells),
-        "cost": [_cost(run, file) for run, file in zip(runs, files, strict=True)],
+        "by": [row for name in by for row in _by(name, entries)],
+        "forgetting": [
+            _forgotten(e, everything) for e in everything if (e.method, e.window_s) in forgetful
+        ],
+        "untouched": [
+            row for run, file in zip(runs, files, strict=True) for row in untouched(run, file)
+        ],
+        "sites": _sites(entries, cells),
+        "minutes": _minutes(entries, cells),
+        "norms": [
+            {"language": e.language, "method": e.method, "norms": _mean_norms(e)}
+            for e in entries
+            if any(e.vectors.values())
+        ],
+        "cosines": _cosines(entries),
+        "losses": [
+            {"language": e.language, "method": e.method, "seed": seed, "points": _thinned(points)}
+            for e in entries
+            for seed, points in sorted(e.losses.items())
+            if points
+        ],
+        "examples": [row for language in _languages(entries) for row in _examples(entries, language)],
+        "cost": [_cost(Path(run), file) for run, file in zip(runs, files, strict=True)],
         "definitions": {
             "normaliser": normalise.NORMALISER,
-            "interval": f"{metrics.BOOTSTRAP} bootstrap over utterances of the mean over seeds",
+            "interval": f"{metrics.BOOTSTRAP} bootstrap of the mean over seeds, over speakers where "
+            "two or more are known, else over utterances",
             "confidence": metrics.CONFIDENCE,
             "resamples": metrics.RESAMPLES,
-            "test": "paired permutation of utterances' errors, two-sided, Holm-corrected",
+            "test": "paired permutation of speakers' (else utterances') errors, two-sided, "
+            "Holm-corrected within a language",
+            "baseline": "of all zero-shot windows the one with the lowest rate on these very clips, "
+            "which favours the baseline",
         },
     }
 
 
-def method_name(config: Config, row: int) -> str:
-    """What adapter `row` of a run is compared as."""
-    adapter = config.adapter_settings()[row]
-    method = config.method
-    if isinstance(method, LoraMethod):
-        return f"LoRA r={method.rank} on {', '.join(method.targets)} of {adapter.sites}"
-    if isinstance(method, BiasMethod):
-        return f"biases of {adapter.sites}"
-    if isinstance(method, MeanDifferenceMethod):
-        return f"mean difference to {method.contrast}, {adapter.sites}"
-    if isinstance(method, InContextMethod):
-        return f"in-context, {method.examples} examples by {method.choose}"
-    return f"SALSA ({adapter.rule}), {adapter.sites}"
+def untouched(run: Path | str, file: RunFiles) -> list[dict[str, Any]]:
+    """The base's transcripts with adapters there but off, beside those of the base without any.
 
-
-def _entries(runs: Sequence[Path], files: Sequence[RunFiles]) -> list[Entry]:
-    entries: dict[tuple[str, str, float], Entry] = {}
-    for run, file in zip(runs, files, strict=True):
-        config = file.config
-        settings = config.adapter_settings()
-        rows = {a.name: i for i, a in enumerate(settings)}
-        trained = {a.name: a.trained_numbers for a in file.adapters}
-        groups: dict[tuple[str, str | None, float], list[Hypothesis]] = defaultdict(list)
-        for h in file.hypotheses:
-            groups[h.language, h.adapter, h.window_s].append(h)
-        for (language, adapter, window), hypotheses in groups.items():
-            if adapter is not None and not _trained_at(config, window, groups):
-                continue
-            if adapter is None:
-                name, seed, count, layer = ZERO_SHOT, 0, 0, None
-            else:
-                row = rows[adapter]
-                name, seed = method_name(config, row), settings[row].seed
-                count, layer = trained.get(adapter, 0), _single_layer(settings[row].sites)
-            entry = entries.setdefault(
-                (language, name, window), Entry(language, name, window, count, layer)
-            )
-            scored = {
-                h.key: metrics.score(
-                    h.reference, h.hypothesis, language, finished=h.finished, key=h.key
-                )
-                for h in hypotheses
-            }
-            before = entry.seeds.get(seed)
-            if before is not None and adapter is not None:
-                raise UserError(
-                    f"{run}: {name} in {language} with seed {seed} is there twice: choose the "
-                    "learning rate on dev, and compare that run alone"
-                )
-            entry.seeds[seed] = scored
-    return [_checked(entry) for entry in entries.values()]
-
-
-def _trained_at(config: Config, window: float, groups: Mapping[Any, Any]) -> bool:
-    """Whether adapters are compared at this window: the one that they were trained at."""
-    if config.base.window_s is not None:
-        return math.isclose(window, config.base.window_s)
-    given = [w for w in config.evaluation.windows_s if w is not None]
-    windows = {w for _, _, w in groups}
-    return len(windows) == 1 or not any(math.isclose(window, w) for w in given)
-
-
-def _single_layer(sites: str) -> int | None:
-    component, _, rest = sites.partition(":")
-    return int(rest) if component == "encoder" and rest.isdigit() else None
-
-
-def _checked(entry: Entry) -> Entry:
-    keys = [set(scored) for scored in entry.seeds.values()]
-    if any(k != keys[0] for k in keys):
-        raise UserError(
-            f"{entry.method} in {entry.language}: its seeds were decoded on different clips; evaluate "
-            "them again on the same shards"
-        )
-    return entry
+    One row a language and window, of a run that was evaluated with `evaluation.forgetting`.
+    """
+    found: dict[tuple[str, float], dict[str, dict[str, metrics.Scored]]] = {}
+    texts: dict[tuple[str, float], dict[str, dict[str, str]]] = {}
+    for h in file.hypotheses:
+        if h.adapter is None:
+            place = h.language, h.window_s
+            found.setdefault(place, {}).setdefault(h.method, {})[h.key] = scored(h)
+            texts.setdefault(place, {}).setdefault(h.method, {})[h.key] = h.hypothesis
+    rows = []
+    for (language, window), own in sorted(found.items()):
+        if BARE not in own or ZERO_SHOT not in own:
+            continue
+        off, bare = texts[language, window][ZERO_SHOT], texts[language, window][BARE]
+        row: dict[str, Any] = {
+            "run": str(run),
+            "language": language,
+            "window_s": window,
+            "utterances": len(off),
+            "same": sum(off[key] == bare.get(key) for key in off),
+        }
+        for metric in METRICS:
+            for name, method in (("off", ZERO_SHOT), ("without", BARE)):
+                row[f"{metric}_{name}"] = metrics.corpus_rate(list(own[method].values()), metric)
+        rows.append(row)
+    return rows
 
 
 def _cell(entry: Entry, entries: Sequence[Entry]) -> dict[str, Any]:
+    seeds = list(entry.seeds.values())
+    spoken = [u for u in entry.utterances if not u.empty_reference]
+    speakers = len({u.speaker for u in spoken} - {None})
     cell: dict[str, Any] = {
         "language": entry.language,
         "method": entry.method,
+        "kind": entry.kind,
         "window_s": entry.window_s,
         "trained_numbers": entry.trained,
+        "minutes": entry.minutes,
         "seeds": sorted(entry.seeds),
         "unit": normalise.unit(entry.language),
-        "utterances": len(next(iter(entry.seeds.values()))),
-        "runaways": sum(u.runaway for s in entry.seeds.values() for u in s.values()),
-        "empty": sum(u.empty_hypothesis for s in entry.seeds.values() for u in s.values()),
+        "utterances": len(entry.utterances),
+        "speakers": speakers,
+        "interval_over": "speakers" if speakers > 1 else "utterances",
+        "runaways": sum(u.runaway for s in seeds for u in s.values()),
+        "truncated": sum(u.truncated for s in seeds for u in s.values()),
+        "empty": sum(u.empty_hypothesis for s in seeds for u in s.values()),
+        "empty_references": len(entry.utterances) - len(spoken),
+        "empty_reference_insertions": sum(
+            u.words.insertions for s in seeds for u in s.values() if u.empty_reference
+        ),
     }
     for metric in METRICS:
         rates = entry.rates(metric)
@@ -202,8 +182,21 @@ def _cell(entry: Entry, entries: Sequence[Entry]) -> dict[str, Any]:
             "gain_low": gain[1],
             "gain_high": gain[2],
             "baseline_window_s": baseline.window_s if baseline else None,
+            **_kinds_of_errors(entry, metric),
         }
     return cell
+
+
+def _kinds_of_errors(entry: Entry, metric: metrics.Metric) -> dict[str, float | None]:
+    """Substitutions, deletions and insertions over the reference's tokens, means over seeds."""
+    spoken = [
+        u.edits(metric) for s in entry.seeds.values() for u in s.values() if not u.empty_reference
+    ]
+    length = sum(e.length for e in spoken)
+    return {
+        kind: sum(getattr(e, kind) for e in spoken) / length if length else None
+        for kind in ("substitutions", "deletions", "insertions")
+    }
 
 
 def _baseline(entries: Sequence[Entry], language: str, metric: metrics.Metric) -> Entry | None:
@@ -214,15 +207,19 @@ def _baseline(entries: Sequence[Entry], language: str, metric: metrics.Metric) -
 
 def _mean_errors(entry: Entry, metric: metrics.Metric) -> dict[str, tuple[float, int]]:
     """key -> errors, averaged over seeds, and reference length, of the clips that have a reference."""
-    first = next(iter(entry.seeds.values()))
     return {
-        key: (
-            mean(scored[key].edits(metric).errors for scored in entry.seeds.values()),
-            utterance.edits(metric).length,
+        u.key: (
+            mean(scored[u.key].edits(metric).errors for scored in entry.seeds.values()),
+            u.edits(metric).length,
         )
-        for key, utterance in sorted(first.items())
-        if not utterance.empty_reference
+        for u in entry.utterances
+        if not u.empty_reference
     }
+
+
+def _groups(entry: Entry) -> np.ndarray:
+    """What is drawn together, for the clips of `_mean_errors`."""
+    return metrics.clusters([u for u in entry.utterances if not u.empty_reference])
 
 
 def _interval(entry: Entry, metric: metrics.Metric) -> metrics.Interval:
@@ -231,6 +228,7 @@ def _interval(entry: Entry, metric: metrics.Metric) -> metrics.Interval:
         np.array([errors for errors, _ in values], dtype=np.float64),
         np.array([length for _, length in values], dtype=np.float64),
         metrics.ratio,
+        _groups(entry),
     )
 
 
@@ -241,7 +239,7 @@ def _gain(baseline: Entry, entry: Entry, metric: metrics.Metric) -> list[float |
     a = np.array([after[k][0] for k in before], dtype=np.float64)
     if not b.sum():
         return [None, None, None]
-    return [float(metrics.fall(b, a)), *metrics.bootstrap(b, a, metrics.fall)]
+    return [float(metrics.fall(b, a)), *metrics.bootstrap(b, a, metrics.fall, _groups(baseline))]
 
 
 def _same_clips(one: Entry, other: Entry, a: Mapping[str, Any], b: Mapping[str, Any]) -> None:
@@ -267,8 +265,7 @@ def _tests(entries: Sequence[Entry], language: str, metric: metrics.Metric) -> l
             [errors[id(other)][k][0] - errors[id(best)][k][0] for k in errors[id(best)]],
             dtype=np.float64,
         )
-        raw.append(_permutation(apart))
-    adjusted = _holm(raw)
+        raw.append(significance.permutation(apart, _groups(best)))
     return [
         {
             "language": language,
@@ -279,36 +276,12 @@ def _tests(entries: Sequence[Entry], language: str, metric: metrics.Metric) -> l
             "window_s": other.window_s,
             "p": p,
         }
-        for other, p in zip(others, adjusted, strict=True)
+        for other, p in zip(others, significance.holm(raw), strict=True)
     ]
 
 
-def _permutation(apart: np.ndarray) -> float:
-    """p of no difference, for (utterances,) paired differences: their signs are drawn anew."""
-    if not apart.any():
-        return 1.0
-    found = stats.permutation_test(
-        (apart,),
-        lambda x, axis=-1: x.sum(axis=axis),
-        permutation_type="samples",
-        vectorized=True,
-        n_resamples=metrics.RESAMPLES,
-        rng=np.random.default_rng(metrics.SEED),
-    )
-    return float(found.pvalue)
-
-
-def _holm(p: Sequence[float]) -> list[float]:
-    """Holm's step-down correction (Scandinavian Journal of Statistics, 1979)."""
-    order = sorted(range(len(p)), key=lambda i: p[i])
-    adjusted, most = [0.0] * len(p), 0.0
-    for place, i in enumerate(order):
-        most = max(most, min(1.0, (len(p) - place) * p[i]))
-        adjusted[i] = most
-    return adjusted
-
-
 def _mean_gains(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Methods by their mean gain in CER, the best first."""
     groups: dict[tuple[str, float], list[Mapping[str, Any]]] = defaultdict(list)
     for cell in cells:
         if cell["method"] != ZERO_SHOT:
@@ -317,6 +290,7 @@ def _mean_gains(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for (method, window), own in groups.items():
         row: dict[str, Any] = {
             "method": method,
+            "kind": own[0]["kind"],
             "window_s": window,
             "languages": sorted(c["language"] for c in own),
             "trained_numbers": max(c["trained_numbers"] for c in own),
@@ -328,42 +302,176 @@ def _mean_gains(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return sorted(made, key=lambda row: -(row["cer"] if row["cer"] is not None else -math.inf))
 
 
-def _layers(entries: Sequence[Entry], cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Gain in CER of each encoder layer steered alone."""
+def _by(name: str, entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    """The cells of each value of a field."""
+    rows = []
+    for language in _languages(entries):
+        own = [e for e in entries if e.language == language]
+        facts = {key: h.fields for key, h in next(iter(own[0].texts.values())).items()}
+        if not any(name in f for f in facts.values()):
+            continue
+        for value, keys in fields.by_value(name, facts):
+            parts = [e.part(keys) for e in own]
+            rows += [{"field": name, "value": value, **_cell(part, parts)} for part in parts]
+    return rows
+
+
+def _forgotten(entry: Entry, entries: Sequence[Entry]) -> dict[str, Any]:
+    """One adapter's method in one language, beside the base's better zero-shot there."""
+    row: dict[str, Any] = {
+        "method": entry.method,
+        "window_s": entry.window_s,
+        "trained_in": "+".join(entry.learned),
+        "language": entry.language,
+        "seeds": sorted(entry.seeds),
+    }
+    for metric in METRICS:
+        rates = entry.rates(metric)
+        baseline = _baseline(entries, entry.language, metric)
+        gain: list[float | None] = [None, None, None]
+        if baseline is not None and rates:
+            gain = _gain(baseline, entry, metric)
+        row[metric] = {
+            "rate": mean(rates) if rates else None,
+            "zero_shot": baseline.rates(metric)[0] if baseline else None,
+            "gain": gain[0],
+            "gain_low": gain[1],
+            "gain_high": gain[2],
+        }
+    return row
+
+
+def _sites(entries: Sequence[Entry], cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Gain in CER of each choice of sites, of steering vectors; `layer` where one alone is steered."""
     return [
-        {"language": e.language, "method": e.method, "layer": e.single_layer, "gain": c["cer"]["gain"]}
+        {
+            "language": e.language,
+            "method": e.method,
+            "rule": e.rule,
+            "sites": e.sites,
+            "layer": e.layer,
+            **{kind: c["cer"][kind] for kind in ("gain", "gain_low", "gain_high")},
+        }
         for e, c in zip(entries, cells, strict=True)
-        if e.single_layer is not None
+        if e.kind == "salsa" and e.method == e.family
     ]
 
 
+def _minutes(entries: Sequence[Entry], cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Gain in CER against minutes of training speech, of methods that were trained on several."""
+    sizes: dict[str, set[float]] = defaultdict(set)
+    for e in entries:
+        if e.minutes is not None:
+            sizes[e.family].add(e.minutes)
+    return [
+        {
+            "language": e.language,
+            "method": e.family,
+            "sized": e.method,
+            "minutes": e.minutes,
+            **{kind: c["cer"][kind] for kind in ("gain", "gain_low", "gain_high")},
+        }
+        for e, c in zip(entries, cells, strict=True)
+        if e.minutes is not None and e.method != ZERO_SHOT and len(sizes[e.family]) > 1
+    ]
+
+
+def _mean_norms(entry: Entry) -> dict[str, float]:
+    """Length of each site's vector, the mean over seeds."""
+    own = [vector_facts.norms(v) for v in entry.vectors.values()]
+    return {site: mean(of[site] for of in own) for site in sorted(own[0], key=vector_facts.site_order)}
+
+
+def _cosines(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    """Of each method between languages, the mean over pairs of seeds.
+
+    Of a language with itself it is between its different seeds; None where there is one.
+    """
+    rows = []
+    for method in dict.fromkeys(e.method for e in entries):
+        own = sorted(
+            (e for e in entries if e.method == method and any(e.vectors.values())),
+            key=lambda e: e.language,
+        )
+        for a, b in product(own, own) if len(own) > 1 else ():
+            pairs = [
+                vector_facts.cosine(x, y)
+                for s, x in a.vectors.items()
+                for t, y in b.vectors.items()
+                if a is not b or s != t
+            ]
+            known = [c for c in pairs if c is not None]
+            rows.append(
+                {
+                    "method": method,
+                    "language": a.language,
+                    "other": b.language,
+                    "cosine": mean(known) if known else None,
+                }
+            )
+    return rows
+
+
+def _thinned(points: Sequence[tuple[int, float | None]]) -> list[list[float]]:
+    """(step, loss) of finite losses, means over as many steps as leave no more than POINTS."""
+    finite = [(step, loss) for step, loss in points if loss is not None and math.isfinite(loss)]
+    size = max(1, -(-len(finite) // POINTS))
+    blocks = [finite[i : i + size] for i in range(0, len(finite), size)]
+    return [[round(mean(s for s, _ in b), 1), round(mean(x for _, x in b), 5)] for b in blocks]
+
+
+def _examples(entries: Sequence[Entry], language: str) -> list[dict[str, Any]]:
+    """Utterances of a language as the best of each kind of method heard them, its first seed's.
+
+    Which are shown is decided by the zero-shot and the best method over all.
+    """
+    own = [e for e in entries if e.language == language and e.rates("wer")]
+    zero_shot = _baseline(own, language, "wer")
+    ordered = sorted(own, key=lambda e: mean(e.rates("wer")))
+    rivals = [e for e in ordered if e.method != ZERO_SHOT]
+    if zero_shot is None or not rivals:
+        return []
+    best_of_kind = list({e.kind: e for e in reversed(rivals)}.values())
+    shown = [zero_shot, *sorted(best_of_kind, key=lambda e: mean(e.rates("wer")))]
+    rows = []
+    for kind, key in examples.chosen(zero_shot.utterances, rivals[0].utterances, EXAMPLES):
+        heard = [(e, min(e.seeds)) for e in shown]
+        rows.append(
+            {
+                "language": language,
+                "key": key,
+                "kind": kind,
+                "reference": zero_shot.texts[0][key].reference,
+                "tokens": zero_shot.seeds[0][key].words.length,
+                "heard": [
+                    {
+                        "method": e.method,
+                        "window_s": e.window_s,
+                        "seed": seed if e.kind != ZERO_SHOT else None,
+                        "errors": e.seeds[seed][key].words.errors,
+                        "text": e.texts[seed][key].hypothesis,
+                    }
+                    for e, seed in heard
+                ],
+            }
+        )
+    return rows
+
+
 def _cost(run: Path, file: RunFiles) -> dict[str, Any]:
+    spent = cost(run)
     return {
         "run": str(run),
         "method": file.config.method.kind,
         "adapters": len(file.config.adapters),
         "steps": len(file.steps),
+        "device": spent.device if spent else None,
         "training_seconds": sum(step.seconds for step in file.steps),
+        "training_device_hours": spent.device_hours if spent else None,
         "evaluation_seconds": file.evaluation.seconds if file.evaluation else None,
+        "evaluation_device_hours": file.evaluation.device_hours if file.evaluation else None,
     }
 
 
 def _languages(entries: Sequence[Entry]) -> list[str]:
     return sorted({e.language for e in entries})
-
-
-def _refuse_apples_and_pears(runs: Sequence[Path], files: Sequence[RunFiles]) -> None:
-    problems = []
-    for run, file in zip(runs, files, strict=True):
-        if not file.hypotheses:
-            problems.append(f"{run} was not evaluated: salsa-dist evaluate {run}/config.yaml")
-        if file.start.base.revision != files[0].start.base.revision:
-            problems.append(f"{run} is of base revision {file.start.base.revision}")
-        if file.config.evaluation.split != files[0].config.evaluation.split:
-            problems.append(f"{run} was evaluated on {file.config.evaluation.split}")
-    if problems:
-        first = files[0]
-        raise UserError(
-            f"these runs can't be compared with {runs[0]} (revision {first.start.base.revision}, split "
-            f"{first.config.evaluation.split}): " + "; ".join(problems)
-        )

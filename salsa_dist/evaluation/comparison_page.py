@@ -1,40 +1,56 @@
 """A comparison as files: one HTML page, JSON for programs, CSV for spreadsheets, LaTeX for papers.
 
 comparison ──write_comparison──> OUT/comparison.html, .json, .csv, .tex
+                                 OUT/comparison-by.csv, -forgetting.csv     where there are such rows
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from markupsafe import Markup
 
 from salsa_dist.errors import UserError
-from salsa_dist.evaluation import plots
-from salsa_dist.evaluation.comparison import ZERO_SHOT, compare
-from salsa_dist.evaluation.pages import page_environment, percent
+from salsa_dist.evaluation import comparison_plots, metrics, normalise, plots, tables
+from salsa_dist.evaluation.comparison import compare
+from salsa_dist.evaluation.comparison_plots import Gain
+from salsa_dist.evaluation.pages import page_environment
+from salsa_dist.evaluation.run_files import ZERO_SHOT
+
+_KINDS = {
+    "salsa": "SALSA",
+    "lora": "LoRA",
+    "bias": "biases",
+    "mean-difference": "mean difference",
+    "in-context": "in-context",
+}
 
 
-def write_comparison(runs: Sequence[Path], out: Path) -> Path:
-    """Compare `runs` and write the files into `out`; gives the path of the page."""
-    comparison = compare(runs)
+def write_comparison(runs: Sequence[Path], out: Path, by: Sequence[str] = ()) -> Path:
+    """Compare `runs` and write the files into `out`; gives the path of the page.
+
+    Args:
+        by: fields of the shards' samples, such as age, whose values get tables of their own.
+
+    Raises:
+        UserError: the runs can't be compared, no clip has a field of `by`, or `out` can't be written.
+    """
+    comparison = compare(runs, by)
     texts = {
-        "json": json.dumps(comparison, ensure_ascii=False, indent=1, allow_nan=False) + "\n",
-        "csv": as_csv(comparison),
-        "tex": as_latex(comparison),
-        "html": render(comparison),
+        "comparison.json": json.dumps(comparison, ensure_ascii=False, indent=1, allow_nan=False) + "\n",
+        **{f"{name}.csv": text for name, text in tables.as_csv(comparison).items()},
+        "comparison.tex": tables.as_latex(comparison),
+        "comparison.html": render(comparison),
     }
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for ending, text in texts.items():
-            (out / f"comparison.{ending}").write_text(text, encoding="utf-8")
+        for name, text in texts.items():
+            (out / name).write_text(text, encoding="utf-8")
     except OSError as e:
         raise UserError(f"the comparison can't be written to {out} ({e.strerror})") from None
     return out / "comparison.html"
@@ -42,101 +58,188 @@ def write_comparison(runs: Sequence[Path], out: Path) -> Path:
 
 def render(comparison: Mapping[str, Any]) -> str:
     """The page: one file that needs no other."""
+    cells = comparison["cells"]
+    figures, about = _figures(comparison)
     return (
         page_environment()
         .get_template("comparison.html")
         .render(
             c=comparison,
-            best=_best(comparison["cells"]),
-            languages=sorted({cell["language"] for cell in comparison["cells"]}),
+            best=tables.best_rates(cells),
+            languages=sorted({cell["language"] for cell in cells}),
+            rule={cell["language"]: tables.own_rate(cell["unit"]) for cell in cells},
+            rows=_rows(comparison),
+            by=_by(comparison),
+            forgetting=_forgetting(comparison),
             tests={
-                (t["language"], t["method"], t["window_s"]): t["p"]
+                (t["language"], t["method"], t["window_s"], t["metric"]): t["p"]
                 for t in comparison["tests"]
-                if t["metric"] == "cer"
             },
-            figures={name: Markup(svg) for name, svg in _figures(comparison).items()},
+            figures={name: Markup(svg) for name, svg in figures.items()},
+            about=about,
+            align=metrics.align,
+            unit=normalise.unit,
         )
     )
 
 
-def as_csv(comparison: Mapping[str, Any]) -> str:
-    """One line a language, method and window; rates and gains as fractions."""
-    out = io.StringIO()
-    fields = ("rate", "deviation", "low", "high", "gain", "gain_low", "gain_high")
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(
-        ["language", "method", "window_s", "trained_numbers", "seeds", "utterances"]
-        + [f"{metric}_{field}" for metric in ("cer", "wer") for field in fields]
-    )
+def _rows(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The table's rows: zero-shot first, then methods by their mean gain, each {language: cell}."""
+    own: dict[tuple[str, float], dict[str, Any]] = defaultdict(dict)
     for cell in comparison["cells"]:
-        writer.writerow(
-            [cell["language"], cell["method"], cell["window_s"], cell["trained_numbers"]]
-            + [len(cell["seeds"]), cell["utterances"]]
-            + [cell[metric][field] for metric in ("cer", "wer") for field in fields]
+        own[cell["method"], cell["window_s"]][cell["language"]] = cell
+    means = {(row["method"], row["window_s"]): row for row in comparison["mean"]}
+    order = [key for key in own if key not in means] + list(means)
+    return [
+        {"method": key[0], "window_s": key[1], "cells": own[key], "mean": means.get(key)}
+        for key in order
+    ]
+
+
+def _by(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A table for each field and language: methods by values, with the lowest rate of each value."""
+    made: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in comparison["by"]:
+        table = made.setdefault(
+            (row["field"], row["language"]),
+            {"field": row["field"], "language": row["language"], "unit": row["unit"]}
+            | {"values": {}, "methods": {}},
         )
-    return out.getvalue()
+        value = table["values"].setdefault(
+            row["value"], {"utterances": row["utterances"], "best": None}
+        )
+        rate = row["wer"]["rate"]
+        if rate is not None:
+            value["best"] = rate if value["best"] is None else min(value["best"], rate)
+        table["methods"].setdefault((row["method"], row["window_s"]), {})[row["value"]] = row
+    return list(made.values())
 
 
-def as_latex(comparison: Mapping[str, Any]) -> str:
-    """A table of CER, methods by languages, the best of a language in bold."""
-    cells = comparison["cells"]
-    languages = sorted({cell["language"] for cell in cells})
-    best = _best(cells)
-    rows: dict[str, dict[str, str]] = defaultdict(dict)
-    for cell in cells:
-        rate = cell["cer"]["rate"]
-        text = percent(rate)
-        if cell["cer"]["deviation"] is not None:
-            text += rf" $\pm$ {percent(cell['cer']['deviation'])}"
-        if rate is not None and best.get((cell["language"], "cer")) == rate:
-            text = rf"\textbf{{{text}}}"
-        rows[f"{cell['method']} ({cell['window_s']:g} s)"][cell["language"]] = text
-    lines = [rf"\begin{{tabular}}{{l{'r' * len(languages)}}}", r"\toprule"]
-    lines.append(" & ".join(["CER in \\%", *map(_latex, languages)]) + r" \\")
-    lines.append(r"\midrule")
-    for name, own in rows.items():
-        lines.append(" & ".join([_latex(name), *(own.get(x, "--") for x in languages)]) + r" \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+def _forgetting(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A matrix for each method: what it was trained in by the language that it was decoded in."""
+    made: dict[tuple[str, float], dict[str, Any]] = {}
+    for row in comparison["forgetting"]:
+        key = row["method"], row["window_s"]
+        table = made.setdefault(
+            key, {"method": key[0], "window_s": key[1], "rows": {}, "columns": set()}
+        )
+        table["rows"].setdefault(row["trained_in"], {})[row["language"]] = row
+        table["columns"].add(row["language"])
+    own = made.values()
+    return [
+        {**t, "rows": dict(sorted(t["rows"].items())), "columns": sorted(t["columns"])} for t in own
+    ]
 
 
-def _best(cells: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], float]:
-    best: dict[tuple[str, str], float] = {}
-    for cell in cells:
-        for metric in ("wer", "cer"):
-            if cell[metric]["rate"] is not None:
-                place = cell["language"], metric
-                best[place] = min(cell[metric]["rate"], best.get(place, math.inf))
-    return best
-
-
-def _figures(comparison: Mapping[str, Any]) -> dict[str, str]:
-    alone = {(row["language"], row["method"]) for row in comparison["layers"]}
+def _figures(comparison: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
+    """The figures by name, and what their captions say of which methods they show."""
+    figures: dict[str, str] = {}
+    about: dict[str, str] = {}
+    ranked = comparison["mean"]
+    best_of_kind = {row["kind"]: row["method"] for row in reversed(ranked)}
+    shown = [row["method"] for row in ranked if best_of_kind[row["kind"]] == row["method"]]
+    _gain_figures(comparison, figures, about)
     rows: dict[str, list[plots.Point]] = defaultdict(list)
-    gains: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for cell in comparison["cells"]:
-        cer = cell["cer"]
-        # Layers steered alone have a figure of their own.
-        if cer["rate"] is not None and (cell["language"], cell["method"]) not in alone:
-            label = cell["method"] + (
-                f", {cell['window_s']:g} s" if cell["method"] == ZERO_SHOT else ""
-            )
+        cer, zero_shot = cell["cer"], cell["method"] == ZERO_SHOT
+        if cer["rate"] is not None and (zero_shot or cell["method"] in shown):
+            window = f", {cell['window_s']:g} s" if zero_shot else ""
+            label = cell["method"] + window
             rows[cell["language"]].append(plots.Point(label, cer["rate"], cer["low"], cer["high"]))
-        if cer["gain"] is not None and cell["trained_numbers"]:
-            family = cell["method"].partition(",")[0].partition(" of ")[0]
-            gains[family].append((cell["trained_numbers"], cer["gain"]))
-    figures = {}
     if rows:
-        figures["cer"] = plots.error_rates("CER", list(rows.items()))
-    if gains:
-        figures["numbers"] = plots.gain_by_numbers(gains)
-    layers: dict[str, list[tuple[int, float]]] = defaultdict(list)
-    for row in comparison["layers"]:
-        if row["gain"] is not None:
-            layers[row["language"]].append((row["layer"], row["gain"]))
-    if layers:
-        figures["layers"] = plots.layer_curve(layers)
-    return figures
+        for points in rows.values():  # zero-shot first, and the others by their mean gain
+            points.sort(key=lambda point: shown.index(point.label) if point.label in shown else -1)
+        figures["cer"] = plots.error_rates("CER", sorted(rows.items()))
+    trained: dict[str, dict[float, list[float]]] = {}
+    for row in comparison["losses"]:
+        if row["method"] in shown:
+            at = trained.setdefault(row["method"], defaultdict(list))
+            for step, loss in row["points"]:
+                at[step].append(loss)
+    if trained:
+        curves = {m: [(s, mean(x)) for s, x in sorted(p.items())] for m, p in trained.items()}
+        figures["loss"] = plots.loss_curves(curves)
+    steered = [row["method"] for row in ranked if row["kind"] in ("salsa", "mean-difference")]
+    norms = [row for row in comparison["norms"] if row["method"] == next(iter(steered), None)]
+    if norms:
+        about["norms"] = norms[0]["method"]
+        own_norms = {row["language"]: row["norms"] for row in norms}
+        figures["norms"] = plots.site_norms(dict(sorted(own_norms.items())))
+    cosines = {row["method"] for row in comparison["cosines"]}
+    method = next((m for m in steered if m in cosines), None)
+    if method is not None:
+        own = [row for row in comparison["cosines"] if row["method"] == method]
+        names = sorted({row["language"] for row in own})
+        pair = {(row["language"], row["other"]): row["cosine"] for row in own}
+        about["cosines"] = method
+        figures["cosines"] = plots.cosines(names, [[pair[a, b] for b in names] for a in names])
+    return figures, about
 
 
-def _latex(text: str) -> str:
-    return "".join(f"\\{c}" if c in "#$%&_{}" else c for c in text)
+def _gain_figures(
+    comparison: Mapping[str, Any], figures: dict[str, str], about: dict[str, str]
+) -> None:
+    cells: dict[str, dict[str, Any]] = defaultdict(dict)
+    for cell in comparison["cells"]:
+        if cell["cer"]["gain"] is not None:
+            cells[cell["method"]][cell["language"]] = cell["cer"]
+    elsewhere = {row["method"] for row in comparison["sites"] if row["layer"] is not None}
+    elsewhere |= {row["sized"] for row in comparison["minutes"] if row["sized"] != row["method"]}
+    rows = [
+        (row["method"], {language: _gain(c) for language, c in sorted(cells[row["method"]].items())})
+        for row in comparison["mean"]
+        if row["method"] in cells and row["method"] not in elsewhere
+    ]
+    if rows:
+        figures["gains"] = comparison_plots.gains("gains", rows)
+    numbers: dict[str, list[tuple[float, float, float, float]]] = defaultdict(list)
+    for row in comparison["mean"]:
+        found = [c["gain"] for c in cells[row["method"]].values()]
+        if found and row["trained_numbers"]:
+            point = (row["trained_numbers"], mean(found), min(found), max(found))
+            numbers[_KINDS[row["kind"]]].append(point)
+    if numbers:
+        figures["numbers"] = comparison_plots.gain_by_numbers(numbers)
+    known = [row for row in comparison["sites"] if row["gain"] is not None]
+    rules = [row["rule"] for row in known]
+    if rules:
+        # Of two rules, the one that was tried at more sites.
+        rule = max(dict.fromkeys(rules), key=rules.count)
+        own = [row for row in known if row["rule"] == rule]
+        layers: dict[str, list[tuple[int, float]]] = defaultdict(list)
+        sites: dict[str, dict[str, Gain]] = defaultdict(dict)
+        for row in own:
+            sites[row["sites"]][row["language"]] = _gain(row)
+            if row["layer"] is not None:
+                layers[row["language"]].append((row["layer"], row["gain"]))
+        if any(len(points) > 1 for points in layers.values()):
+            figures["layers"] = comparison_plots.layer_curve(dict(sorted(layers.items())))
+        if len(sites) > 1:
+            ordered = sorted(sites.items(), key=lambda item: _site_place(item[0]))
+            figures["sites"] = comparison_plots.gains("sites", ordered)
+        about["layers"] = about["sites"] = f"rule {rule}"
+    families = [row["method"] for row in comparison["minutes"] if row["gain"] is not None]
+    if families:
+        family = max(dict.fromkeys(families), key=families.count)
+        curves: dict[str, list[tuple[float, Gain]]] = defaultdict(list)
+        for row in comparison["minutes"]:
+            if row["method"] == family and row["gain"] is not None:
+                curves[row["language"]].append((row["minutes"], _gain(row)))
+        about["minutes"] = family
+        figures["minutes"] = comparison_plots.gain_by_minutes(dict(sorted(curves.items())))
+
+
+def _gain(row: Mapping[str, Any]) -> Gain:
+    return Gain(row["gain"], row["gain_low"], row["gain_high"])
+
+
+def _site_place(sites: str) -> tuple[int, int, str]:
+    """Sort key of choices in words: layers alone, parts of the encoder, all of it, LLM, both."""
+    component, _, rest = sites.partition(":")
+    if "+" in sites:
+        return 4, 0, sites
+    if rest.isdigit():
+        return (0 if component == "encoder" else 3), int(rest), sites
+    if component == "encoder":
+        return (1 if rest else 2), 0, sites
+    return 3, 1_000, sites

@@ -20,6 +20,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from salsa_dist import jsonl
@@ -32,7 +33,9 @@ from salsa_dist.data.audio import read_audio
 from salsa_dist.data.clip import SAMPLE_RATE, Clip
 from salsa_dist.data.index import Entry, Shard, ShardIndex
 from salsa_dist.data.reading import read_clip
+from salsa_dist.data.shards import TEXT_FIELDS
 from salsa_dist.errors import UserError
+from salsa_dist.evaluation.run_files import BARE, ZERO_SHOT
 from salsa_dist.placement.agreement import agree, base_facts, settings_facts
 from salsa_dist.placement.choose import choose
 from salsa_dist.placement.frozen_base import FrozenBase
@@ -49,11 +52,14 @@ from salsa_dist.training.loop import open_run, write_start
 from salsa_dist.training.watchdog import Watchdog
 
 SCHEMA = "salsa-dist/hypotheses/1"
+_BARE = -2  # row of the base with no adapters beside it, not even ones that are off
+# Facts of a sample that a transcript's line has elsewhere, or that say nothing of the speech.
+_NO_FIELDS = {*TEXT_FIELDS, "language", "seconds", "licence"}
 
 
 @dataclass(frozen=True)
 class _Item:
-    """One clip to transcribe with one adapter, or with none (row -1)."""
+    """One clip to transcribe with one adapter, or with none (row -1, or _BARE)."""
 
     shard: Shard
     entry: Entry
@@ -141,9 +147,10 @@ def evaluate(config: Config) -> Path:
         for window in config.evaluation.windows_s:
             for rows in _passes(config):
                 with _ready(config, placed.placement, window, rows, index, ranks) as (base, generate):
-                    decoded += _decode(config, folder, index, rows, base, generate, ranks)
+                    for own in _apart(config, rows):
+                        decoded += _decode(config, folder, index, own, base, generate, ranks)
         if ranks.is_first:
-            _summarise(folder, config, time.monotonic() - started, decoded)
+            _summarise(folder, config, time.monotonic() - started, decoded, ranks)
     return folder
 
 
@@ -155,8 +162,21 @@ def _passes(config: Config) -> list[list[int]]:
     zero_shot = [-1] if config.evaluation.zero_shot else []
     adapters = list(range(len(config.adapters)))
     if config.method.kind in ("salsa", "mean-difference"):
-        return [zero_shot + adapters]
+        bare = [[_BARE]] if zero_shot and config.evaluation.forgetting else []
+        return [*bare, zero_shot + adapters]
     return [rows for rows in [zero_shot, *([row] for row in adapters)] if rows]
+
+
+def _apart(config: Config, rows: Sequence[int]) -> list[list[int]]:
+    """`rows` in groups that share no batch.
+
+    Where the base is decoded with adapters off and without adapters, both must be in the same
+    batches: others round otherwise.
+    """
+    steered = [row for row in rows if row >= 0]
+    if config.evaluation.forgetting and -1 in rows and steered:
+        return [[-1], steered]
+    return [list(rows)]
 
 
 _Generate = Callable[[Sequence[Clip]], list[Transcript]]
@@ -177,7 +197,7 @@ def _ready(
     speech_llm = load_base(settings, ranks, placement, silent)
     bank = Bank([], {}, ranks.device)
     examples: InContext | None = None
-    if rows != [-1]:
+    if max(rows) >= 0:
         whole = (placement.kind, placement.offload) == ("replicate", "none")
         if method.kind not in ("salsa", "mean-difference") and not whole:
             raise UserError(
@@ -226,7 +246,7 @@ def _decode(
     """Transcribe what is still missing of `rows`; returns how many clips, over all ranks."""
     window = base.family.window_s
     done = {
-        (line["key"], line["adapter"])
+        (line["key"], line["adapter"], line["method"] == BARE)
         for path in sorted(folder.glob("*.jsonl"))
         for line in jsonl.read(path, SCHEMA)
         if line["window_s"] == window
@@ -235,7 +255,7 @@ def _decode(
     items = [
         item
         for item in _items(config, index, rows)
-        if (item.entry.key, names[item.row] if item.row >= 0 else None) not in done
+        if (item.entry.key, names[item.row] if item.row >= 0 else None, item.row == _BARE) not in done
     ]
     # Nobody may write before everybody has read what is there; and a file system that shows one rank
     # less than another would have them make unequal numbers of calls.
@@ -252,7 +272,7 @@ def _decode(
         for call in range(calls):
             watchdog.at(call, f"transcribing at the {window:g} s window")
             batch = mine[call] if call < len(mine) else []
-            clips = [read_clip(config.data.shards, i.shard, i.entry, i.row) for i in batch]
+            clips = [read_clip(config.data.shards, i.shard, i.entry, max(i.row, -1)) for i in batch]
             transcripts = generate(clips)
             for item, clip, transcript in zip(batch, clips, transcripts, strict=True):
                 line = _line(config, item, clip, transcript, names, window)
@@ -282,9 +302,17 @@ def _batched(items: Sequence[_Item], size: int, window: float) -> list[list[_Ite
 
 
 def _items(config: Config, index: ShardIndex, rows: Sequence[int]) -> Iterator[_Item]:
+    others: Sequence[str] = ()
+    if isinstance(config.evaluation.forgetting, list):
+        others = config.evaluation.forgetting
+    elif config.evaluation.forgetting:
+        split = config.evaluation.split
+        others = sorted({shard.language for shard in index.shards if shard.split == split})
     languages = dict.fromkeys(language for a in config.adapters for language in a.languages)
-    for language in languages:
-        own = [r for r in rows if r < 0 or language in config.adapters[r].languages]
+    for language in dict.fromkeys([*languages, *others]):
+        own = [
+            r for r in rows if r < 0 or language in others or language in config.adapters[r].languages
+        ]
         for shard in index.select(config.evaluation.split, language):
             for entry in shard.entries:
                 yield from (_Item(shard, entry, language, row) for row in own)
@@ -303,14 +331,32 @@ def _line(
         "key": clip.key,
         "language": clip.language,
         "split": config.evaluation.split,
-        "method": config.method.kind if item.row >= 0 else "zero-shot",
+        "method": _method(config, item.row),
         "adapter": names[item.row] if item.row >= 0 else None,
         "window_s": window,
         "seconds": round(clip.seconds, 3),
         "reference": clip.text,
         "hypothesis": transcript.text,
         "finished": transcript.finished,
+        "fields": _fields(clip.facts),
     }
+
+
+def _fields(facts: Mapping[str, Any]) -> dict[str, str | int | float]:
+    """What results may be told by; what a recipe knew beyond the usual lies in `extra`."""
+    extra = facts.get("extra")
+    every = {**facts, **(extra if isinstance(extra, dict) else {})}
+    return {
+        name: value
+        for name, value in every.items()
+        if name not in _NO_FIELDS and isinstance(value, str | int | float)
+    }
+
+
+def _method(config: Config, row: int) -> str:
+    if row >= 0:
+        return config.method.kind
+    return BARE if row == _BARE else ZERO_SHOT
 
 
 def _adapter(config: Config, name: str) -> SteeringVectors:
@@ -357,11 +403,14 @@ def _make_folder(folder: Path, config: Config, index: ShardIndex, digests: Mappi
         path.write_text(json.dumps(settings, indent=2), encoding="utf-8")
 
 
-def _summarise(folder: Path, config: Config, seconds: float, clips: int) -> None:
+def _summarise(folder: Path, config: Config, seconds: float, clips: int, ranks: Ranks) -> None:
     """Add this call's work to that of the calls before it."""
+    cpu = ranks.device.type == "cpu"
+    device_s = seconds * ranks.world_size * (torch.get_num_threads() if cpu else 1)
     path = folder / "summary.json"
     before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     seconds += before.get("seconds", 0.0) if clips else 0.0
+    device_s += 3600 * before.get("device_hours", 0.0) if clips else 0.0
     clips += before.get("clips", 0)
     if path.is_file() and clips == before.get("clips"):
         return
@@ -369,6 +418,8 @@ def _summarise(folder: Path, config: Config, seconds: float, clips: int) -> None
         "seconds": round(seconds, 1),
         "clips": clips,
         "clips_per_second": round(clips / seconds, 3),
+        "device": "cpu" if cpu else torch.cuda.get_device_name(ranks.device),
+        "device_hours": round(device_s / 3600, 6),
         "max_new_tokens": config.evaluation.max_new_tokens,
         "batch": config.evaluation.batch,
     }

@@ -9,9 +9,10 @@
     └── runaway, truncated, empty_reference, empty_hypothesis
 
 - A *rate* is of the corpus: all errors over all reference tokens. It can pass 1.
-- An *interval* is the 95% percentile bootstrap over utterances with a fixed seed (Bisani and Ney,
-  ICASSP 2004): percentile, because it stays defined where BCa divides by zero (no errors at all).
-  One utterance gives no interval: None.
+- An *interval* is the 95% percentile bootstrap with a fixed seed (Bisani and Ney, ICASSP 2004):
+  percentile, because it stays defined where BCa divides by zero (no errors at all). Drawn are whole
+  speakers where two or more are known, since the errors of one speaker go together (Liu and Peng,
+  arXiv 1912.09508); else utterances. One utterance gives no interval: None.
 - A *reference without a token* (silence, or only "[noise]") has no length to divide by. It stays
   out of both rates and of every interval, and is counted as `empty_references`; the words that
   were made up over it are `empty_reference_insertions`. Added to the rate they would count errors
@@ -66,6 +67,7 @@ class Scored:
     runaway: bool
     truncated: bool
     empty_hypothesis: bool
+    speaker: str | None = None
 
     @property
     def empty_reference(self) -> bool:
@@ -95,6 +97,8 @@ class Summary:
     empty_references: int
     empty_reference_insertions: int
     empty_hypotheses: int
+    speakers: int
+    """Known ones among the utterances that have a reference."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,13 @@ class Piece:
 
 
 def score(
-    reference: str, hypothesis: str, language: str, *, finished: bool = True, key: str = ""
+    reference: str,
+    hypothesis: str,
+    language: str,
+    *,
+    finished: bool = True,
+    key: str = "",
+    speaker: str | None = None,
 ) -> Scored:
     """Compare one hypothesis with its reference, both as written."""
     ref, hyp = normalise.words(reference, language), normalise.words(hypothesis, language)
@@ -132,6 +142,7 @@ def score(
         runaway=runaway,
         truncated=not finished and not runaway,
         empty_hypothesis=not hyp,
+        speaker=speaker,
     )
 
 
@@ -158,8 +169,9 @@ def is_runaway(reference: str, hypothesis: str, *, finished: bool = True) -> boo
 def summarise(utterances: Sequence[Scored]) -> Summary:
     """Corpus rates, their intervals and the counts."""
     spoken = [u for u in utterances if not u.empty_reference]
-    wer, wer_low, wer_high = _rate([u.words for u in spoken])
-    cer, cer_low, cer_high = _rate([u.characters for u in spoken])
+    groups = clusters(spoken)
+    wer, wer_low, wer_high = _rate([u.words for u in spoken], groups)
+    cer, cer_low, cer_high = _rate([u.characters for u in spoken], groups)
     return Summary(
         utterances=len(utterances),
         ref_words=sum(u.words.length for u in spoken),
@@ -177,7 +189,35 @@ def summarise(utterances: Sequence[Scored]) -> Summary:
         empty_references=len(utterances) - len(spoken),
         empty_reference_insertions=sum(u.words.insertions for u in utterances if u.empty_reference),
         empty_hypotheses=sum(u.empty_hypothesis for u in utterances),
+        speakers=len({u.speaker for u in spoken} - {None}),
     )
+
+
+def corpus_rate(utterances: Sequence[Scored], metric: Metric) -> float | None:
+    """All errors over all reference tokens; None without a token."""
+    edits = [u.edits(metric) for u in utterances if not u.empty_reference]
+    length = sum(e.length for e in edits)
+    return sum(e.errors for e in edits) / length if length else None
+
+
+def clusters(utterances: Sequence[Scored]) -> NDArray[np.int64]:
+    """`(utterances,)` number of the group that each is drawn with: its speaker's, or one of its own.
+
+    An utterance of no known speaker is a group of its own, and so is each one where fewer than two
+    speakers are known: there is nothing to draw among.
+    """
+    speakers = {u.speaker for u in utterances} - {None}
+    names = [
+        ("speaker", u.speaker) if u.speaker is not None and len(speakers) > 1 else ("clip", str(i))
+        for i, u in enumerate(utterances)
+    ]
+    number = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    return np.array([number[name] for name in names], dtype=np.int64)
+
+
+def by_cluster(values: NDArray[np.float64], groups: NDArray[np.int64]) -> NDArray[np.float64]:
+    """`(groups,)` sums of `(utterances,)` values: all that a rate needs of a group."""
+    return np.bincount(groups, weights=values).astype(np.float64)
 
 
 def relative_gain(
@@ -187,7 +227,8 @@ def relative_gain(
 
     Both must hold the same keys and references: a gain over other utterances would be no gain.
     """
-    before = {u.key: u.edits(metric) for u in baseline if not u.empty_reference}
+    spoken = sorted((u for u in baseline if not u.empty_reference), key=lambda u: u.key)
+    before = {u.key: u.edits(metric) for u in spoken}
     after = {u.key: u.edits(metric) for u in steered if not u.empty_reference}
     if {k: e.length for k, e in before.items()} != {k: e.length for k, e in after.items()}:
         raise UserError(
@@ -195,7 +236,7 @@ def relative_gain(
             "the same utterances and references, so their gain means nothing: decode both again "
             "with `salsa-dist evaluate CONFIG`"
         )
-    keys = sorted(before)
+    keys = list(before)
     length = sum(before[k].length for k in keys)
     b = np.array([before[k].errors for k in keys], dtype=np.float64)
     s = np.array([after[k].errors for k in keys], dtype=np.float64)
@@ -204,7 +245,7 @@ def relative_gain(
     rates = float(b.sum()) / length, float(s.sum()) / length
     if b.sum() == 0:
         return Gain(*rates, None, None, None)  # nothing to gain on
-    low, high = bootstrap(b, s, fall)
+    low, high = bootstrap(b, s, fall, clusters(spoken))
     return Gain(*rates, float(fall(b, s)), low, high)
 
 
@@ -254,12 +295,14 @@ def _looping(text: str) -> bool:
     return False
 
 
-def _rate(edits: Sequence[Edits]) -> tuple[float | None, float | None, float | None]:
+def _rate(
+    edits: Sequence[Edits], groups: NDArray[np.int64]
+) -> tuple[float | None, float | None, float | None]:
     errors = np.array([e.errors for e in edits], dtype=np.float64)
     length = np.array([e.length for e in edits], dtype=np.float64)
     if not edits:
         return None, None, None
-    return (float(errors.sum() / length.sum()), *bootstrap(errors, length, ratio))
+    return (float(errors.sum() / length.sum()), *bootstrap(errors, length, ratio, groups))
 
 
 def ratio(
@@ -280,8 +323,11 @@ def fall(
         return np.asarray(np.where((b == 0) & (s == 0), 0.0, (b - s) / b))
 
 
-def bootstrap(x: NDArray[np.float64], y: NDArray[np.float64], statistic: Any) -> Interval:
-    """Interval of a statistic of two (utterances,) arrays, the same utterances drawn from both."""
+def bootstrap(
+    x: NDArray[np.float64], y: NDArray[np.float64], statistic: Any, groups: NDArray[np.int64]
+) -> Interval:
+    """Interval of a statistic of sums of two (utterances,) arrays, the same groups drawn from both."""
+    x, y = by_cluster(x, groups), by_cluster(y, groups)
     if len(x) < 2:
         return None, None
     # A draw without bound (see `fall`) upsets only the standard error, which nobody reads.

@@ -15,14 +15,23 @@ def page_environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "percent": percent, "size": size, "duration": duration, "number": "{:,}".format,
+        "percent": percent, "digits": digits, "size": size, "duration": duration,
+        "number": "{:,}".format,
     }  # fmt: skip
     return environment
 
 
 def percent(fraction: float | None) -> str:
-    """One decimal, without the sign; a dash for what is not known."""
-    return "–" if fraction is None else f"{100 * fraction:.1f}"
+    """One decimal, without the % sign; a dash for what is not known."""
+    if fraction is None:
+        return "–"
+    text = f"{100 * fraction:.1f}"
+    return "0.0" if text == "-0.0" else text.replace("-", "−")
+
+
+def digits(fraction: float | None) -> str:
+    """In %, with all the digits that could differ; a dash for what is not known."""
+    return "–" if fraction is None else f"{100 * fraction:.6f}"
 
 
 def size(count: float) -> str:

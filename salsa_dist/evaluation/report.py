@@ -1,6 +1,6 @@
 """What one run learned, cost and gained: `RUN/report.json` for programs, `RUN/report.html` to read.
 
-    RUN/… ──read_run──> RunFiles ──build_report──> dict ──> report.json
+    RUN/… ──read_run──> RunFiles ──build_report──> dict ──> report.json, report.csv, report.tex
                                                     └─ report.html (template) + plots ──> report.html
 
     report
@@ -9,9 +9,13 @@
     ├── placement    as measured; null if the run did not say
     ├── evaluation   cost of decoding; null if not known
     ├── results      one row for each language, split, method, adapter and window
-    ├── gains        one for each adapter, language, split, method and metric
+    ├── gains        one for each adapter, language that it learned, split, method and metric
+    ├── forgetting   the same for the languages that it did not learn
+    ├── untouched    the base with adapters off beside the base without any
+    ├── by           results again, of the parts that a field of the shards makes, such as age
     ├── examples     utterances before and after, see `_examples`
-    └── norms        {adapter: {site: length of its vector}}
+    ├── norms        {adapter: {site: length of its vector}}
+    └── cosines      {adapter: {adapter: cosine of their vectors}}
 
 All rates and gains are fractions. A run that was not evaluated has empty results, gains, examples.
 """
@@ -24,20 +28,20 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-import numpy as np
 from markupsafe import Markup
 
 from salsa_dist.config import Config
 from salsa_dist.errors import UserError
-from salsa_dist.evaluation import metrics, normalise, plots
+from salsa_dist.evaluation import examples, fields, metrics, normalise, plots, tables, vector_facts
+from salsa_dist.evaluation.comparison import untouched
+from salsa_dist.evaluation.entries import scored
 from salsa_dist.evaluation.pages import page_environment
-from salsa_dist.evaluation.run_files import Hypothesis, RunFiles, read_run
+from salsa_dist.evaluation.run_files import BARE, ZERO_SHOT, Hypothesis, RunFiles, read_run
+from salsa_dist.runs.cost import cost
 
 SCHEMA = "salsa-dist/report/1"
-ZERO_SHOT = "zero-shot"
 EXAMPLES = 3
 """Examples of each kind, for one adapter."""
 
@@ -50,28 +54,37 @@ class _Row:
         self.language, self.split, self.method = first.language, first.split, first.method
         self.adapter, self.window_s = first.adapter, first.window_s
         self.texts = {h.key: h for h in hypotheses}
-        self.scored = [
-            metrics.score(h.reference, h.hypothesis, h.language, finished=h.finished, key=h.key)
-            for h in hypotheses
-        ]
+        self.scored = [scored(h) for h in hypotheses]
         self.summary = metrics.summarise(self.scored)
 
     def rate(self, metric: metrics.Metric) -> float | None:
         return self.summary.wer if metric == "wer" else self.summary.cer
 
 
-def build_report(run: Path) -> dict[str, Any]:
-    """The tree of `report.json`; `UserError` if a file of the run is missing or damaged."""
-    return _build(read_run(Path(run)))
+def build_report(run: Path, by: Sequence[str] = ()) -> dict[str, Any]:
+    """The tree of `report.json`.
+
+    Args:
+        by: fields of the shards' samples, such as age, whose values get rows of their own.
+
+    Raises:
+        UserError: a file of the run is missing or damaged, or no clip has a field of `by`.
+    """
+    return _build(Path(run), read_run(Path(run)), by)
 
 
-def write_report(run: Path) -> Path:
-    """Write `report.json` and `report.html` into `run`; gives the path of the page."""
+def write_report(run: Path, by: Sequence[str] = ()) -> Path:
+    """Write `report.json`, `.html`, `.csv` and `.tex` into `run`; gives the path of the page."""
     run = Path(run)
     files = read_run(run)
-    report = _build(files)
+    report = _build(run, files, by)
     page = run / "report.html"
     try:
+        if report["results"]:
+            (run / "report.csv").write_text(tables.csv_text(report["results"]), encoding="utf-8")
+            (run / "report.tex").write_text(as_latex(report), encoding="utf-8")
+        if report["by"]:
+            (run / "report-by.csv").write_text(tables.csv_text(report["by"]), encoding="utf-8")
         (run / "report.json").write_text(
             json.dumps(report, ensure_ascii=False, indent=1, allow_nan=False) + "\n",
             encoding="utf-8",
@@ -98,13 +111,41 @@ def render(report: Mapping[str, Any], config_text: str) -> str:
     )
 
 
-def _build(files: RunFiles) -> dict[str, Any]:
+def as_latex(report: Mapping[str, Any]) -> str:
+    """The results as one table, the best of each language and split in bold."""
+    best = _best(report["results"])
+    rows = []
+    for row in report["results"]:
+        place = row["language"], row["split"]
+        line = [f"{row['language']}, {row['adapter'] or row['method']}, {row['window_s']:g} s"]
+        for metric in ("wer", "cer"):
+            text = tables.latex_percent(row[metric])
+            if row[metric] is not None and row[metric] == best[metric][place]:
+                text = rf"\textbf{{{text}}}"
+            if row[f"{metric}_low"] is not None:
+                ends = (tables.latex_percent(row[f"{metric}_{end}"]) for end in ("low", "high"))
+                text += f" ({'--'.join(ends)})"
+            line.append(text)
+        rows.append(line)
+    rule = "/".join(sorted({tables.own_rate(row["unit"]) for row in report["results"]}, reverse=True))
+    return tables.latex_table(["language, method, window", f"{rule}, %", "CER, %"], rows)
+
+
+def _build(run: Path, files: RunFiles, by: Sequence[str]) -> dict[str, Any]:
+    fields.refuse_unknown(by, files.hypotheses)
     groups: dict[tuple[Any, ...], list[Hypothesis]] = defaultdict(list)
     for h in files.hypotheses:
-        groups[h.language, h.split, h.method, h.adapter, h.window_s].append(h)
+        if h.method != BARE:
+            groups[h.language, h.split, h.method, h.adapter, h.window_s].append(h)
     rows = [_Row(group) for group in groups.values()]
     rows.sort(key=lambda row: _row_order(row, files.config))
+    learned = {a.name: a.languages for a in files.config.adapter_settings()}
     gains, pairs, notes = _gains(rows, files.config)
+    forgetting = [g for g in gains if g["language"] not in learned[g["adapter"]]]
+    gains = [g for g in gains if g["language"] in learned[g["adapter"]]]
+    pairs = [
+        (before, after) for before, after in pairs if after.language in learned[after.adapter or ""]
+    ]
     notes += _data_notes(files)
     if not rows:
         notes.append("not evaluated yet: `salsa-dist evaluate CONFIG` adds error rates and gains")
@@ -130,22 +171,20 @@ def _build(files: RunFiles) -> dict[str, Any]:
         ],
         "results": [_result(row) for row in rows],
         "gains": gains,
+        "forgetting": forgetting,
+        "untouched": untouched(run, files),
+        "by": [line for name in by for line in _by(name, groups, files.config)],
         "examples": [e for before, after in pairs for e in _examples(before, after)],
         "placement": files.placement.model_dump() if files.placement else None,
-        "training": _training(files),
+        "training": _training(run, files),
         "evaluation": files.evaluation.model_dump() if files.evaluation else None,
-        "norms": {
-            a.name: {
-                site: float(np.linalg.norm(a.vectors[site].astype(np.float64)))
-                for site in sorted(a.vectors, key=plots.site_order)
-            }
-            for a in files.adapters
-            if a.vectors
-        },
+        "norms": {a.name: vector_facts.norms(a.vectors) for a in files.adapters if a.vectors},
+        "cosines": _cosines(files),
         "environment": files.start.environment,
         "definitions": {
             "normaliser": normalise.NORMALISER,
-            "interval": f"{metrics.BOOTSTRAP} bootstrap over utterances",
+            "interval": f"{metrics.BOOTSTRAP} bootstrap over speakers where two or more are known, "
+            "else over utterances",
             "confidence": metrics.CONFIDENCE,
             "resamples": metrics.RESAMPLES,
             "seed": metrics.SEED,
@@ -171,7 +210,38 @@ def _data_notes(files: RunFiles) -> list[str]:
     return notes
 
 
-def _training(files: RunFiles) -> dict[str, Any]:
+def _cosines(files: RunFiles) -> dict[str, dict[str, float | None]]:
+    """Between each two adapters; nothing where there is but one."""
+    own = [a for a in files.adapters if a.vectors]
+    if len(own) < 2:
+        return {}
+    return {a.name: {b.name: vector_facts.cosine(a.vectors, b.vectors) for b in own} for a in own}
+
+
+def _by(
+    name: str, groups: Mapping[tuple[Any, ...], list[Hypothesis]], config: Config
+) -> list[dict[str, Any]]:
+    """The results of each value of a field, in each language that has it."""
+    lines = []
+    every: dict[str, dict[str, Mapping[str, Any]]] = defaultdict(dict)
+    for (language, *_), own in groups.items():
+        every[language].update((h.key, h.fields) for h in own)
+    for language, facts in sorted(every.items()):
+        if not any(name in f for f in facts.values()):
+            continue
+        for value, keys in fields.by_value(name, facts):
+            parts = [
+                _Row(part)
+                for (of, *_), own in groups.items()
+                if of == language and (part := [h for h in own if h.key in keys])
+            ]
+            parts.sort(key=lambda row: _row_order(row, config))
+            lines += [{"field": name, "value": value, **_result(row)} for row in parts]
+    return lines
+
+
+def _training(run: Path, files: RunFiles) -> dict[str, Any]:
+    spent = cost(run)
     seconds = sum(step.seconds for step in files.steps)
     heard = [(s.audio_seconds, s.padding or 0.0) for s in files.steps if s.audio_seconds]
     padded = sum(audio / (1 - padding) for audio, padding in heard)
@@ -184,6 +254,8 @@ def _training(files: RunFiles) -> dict[str, Any]:
     return {
         "steps": len(files.steps),
         "seconds": seconds,
+        "device": spent.device if spent else None,
+        "device_hours": spent.device_hours if spent else None,
         "clips_per_second": sum(step.clips for step in files.steps) / seconds if seconds else None,
         "starts": files.starts,
         "padding": 1 - sum(audio for audio, _ in heard) / padded if padded else None,
@@ -299,22 +371,9 @@ def _changes(before: _Row, after: _Row, metric: metrics.Metric) -> dict[str, int
 
 
 def _examples(before: _Row, after: _Row) -> list[dict[str, Any]]:
-    """Utterances where errors fell most, rose most, and some nearest to the median change.
-
-    By number of errors, which is what moves the corpus rate; ties go to the smaller key, so the
-    same run always shows the same examples.
-    """
-    steered = {u.key: u for u in after.scored}
-    spoken = [u for u in before.scored if not u.empty_reference]
-    change = {u.key: u.words.errors - steered[u.key].words.errors for u in spoken}
-    if not change:
-        return []
-    middle = median(change.values())
-    fell = sorted((k for k in change if change[k] > 0), key=lambda k: (-change[k], k))[:EXAMPLES]
-    rose = sorted((k for k in change if change[k] < 0), key=lambda k: (change[k], k))[:EXAMPLES]
-    rest = change.keys() - {*fell, *rose}
-    typical = sorted(rest, key=lambda k: (abs(change[k] - middle), k))[:EXAMPLES]
-    errors = {u.key: u.words for u in spoken}
+    """Utterances before and after, chosen by rule: see `examples`."""
+    steered = {u.key: u.words for u in after.scored}
+    errors = {u.key: u.words for u in before.scored}
     return [
         {
             "adapter": after.adapter,
@@ -325,13 +384,12 @@ def _examples(before: _Row, after: _Row) -> list[dict[str, Any]]:
             "kind": kind,
             "ref_words": errors[key].length,
             "zero_shot_errors": errors[key].errors,
-            "steered_errors": steered[key].words.errors,
+            "steered_errors": steered[key].errors,
             "reference": before.texts[key].reference,
             "zero_shot": before.texts[key].hypothesis,
             "steered": after.texts[key].hypothesis,
         }
-        for kind, keys in (("improved", fell), ("typical", typical), ("worse", rose))
-        for key in keys
+        for kind, key in examples.chosen(before.scored, after.scored, EXAMPLES)
     ]
 
 
@@ -355,6 +413,10 @@ def _figures(report: Mapping[str, Any]) -> dict[str, str]:
         figures["loss"] = plots.loss_curves(report["training"]["loss"])
     if any(report["norms"].values()):
         figures["norms"] = plots.site_norms(report["norms"])
+    if report["cosines"]:
+        names = list(report["cosines"])
+        table = [[report["cosines"][a][b] for b in names] for a in names]
+        figures["cosines"] = plots.cosines(names, table)
     for metric in ("wer", "cer"):
         rows: dict[str, list[plots.Point]] = defaultdict(list)
         for row in report["results"]:

@@ -29,6 +29,10 @@ from salsa_dist.baselines import tuned_file
 from salsa_dist.config import Config, load_config
 from salsa_dist.errors import UserError
 
+ZERO_SHOT = "zero-shot"
+BARE = "no-adapters"
+"""The method of transcripts by the base with no adapters beside it, not even ones that are off."""
+
 
 class _Line(BaseModel):
     """One line of a file. Fields that we do not read may be there."""
@@ -74,6 +78,8 @@ class Placement(_Line):
 class Data(_Line):
     adapter: str
     clips: int
+    minutes: float | None = None
+    """Of speech that it was trained on."""
     left_out: int
 
 
@@ -112,6 +118,13 @@ class Hypothesis(_Line):
     reference: str
     hypothesis: str
     finished: bool
+    fields: dict[str, str | int | float | bool] = {}
+    """What else the shards say of the clip."""
+
+    @property
+    def speaker(self) -> str | None:
+        known = self.fields.get("speaker")
+        return None if known is None else str(known)
 
 
 class EvaluationSummary(_Line):
@@ -119,6 +132,9 @@ class EvaluationSummary(_Line):
     clips_per_second: float | None = None
     max_new_tokens: int | None = None
     batch: int | None = None
+    device: str | None = None
+    device_hours: float | None = None
+    """GPU-hours, or hours of CPU cores."""
 
 
 @dataclass(frozen=True)

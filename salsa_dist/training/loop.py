@@ -126,6 +126,7 @@ def train(config: Config) -> Trained:
                 "data",
                 adapter=adapter.name,
                 clips=plan.clips,
+                minutes=round(plan.seconds / 60, 3),
                 left_out=plan.left_out,
                 languages={name: round(share, 6) for name, share in plan.shares.items()},
             )

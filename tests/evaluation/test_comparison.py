@@ -6,6 +6,8 @@ Twenty clips of ten letters each; a method's error rate is how many of a clip's 
 import csv
 import io
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,8 @@ from safetensors.numpy import save_file
 
 from salsa_dist.errors import UserError
 from salsa_dist.evaluation.comparison import compare
-from salsa_dist.evaluation.comparison_page import as_csv, as_latex, write_comparison
+from salsa_dist.evaluation.comparison_page import write_comparison
+from salsa_dist.evaluation.pages import percent
 
 CLIPS = 20
 LETTERS = "abcdefghij"
@@ -37,46 +40,91 @@ def made_run(
     method: dict[str, Any] | None = None,
     revision: str = "abc",
     clips: int = CLIPS,
+    languages: tuple[str, ...] = ("bg",),
+    minutes: float | None = None,
+    fields: Callable[[int], dict[str, Any]] = lambda i: {},
+    harder: Callable[[int], int] = lambda i: 0,
+    forgetting: int | None = None,
+    direction: int = 0,
 ) -> Path:
-    """A run with one adapter, `errors` wrong letters a clip and `zero_shot` without it."""
+    """A run with an adapter a language, `errors` wrong letters a clip and `zero_shot` without it.
+
+    Args:
+        fields: what the shards say of clip i.
+        harder: wrong letters of clip i beyond `errors`.
+        forgetting: wrong letters of an adapter in the languages that it was not trained in.
+        direction: where the vector's one number is.
+    """
     run = folder / name
     (run / "evaluation").mkdir(parents=True)
+    own = [{"name": x, "language": x} for x in languages]
     config: dict[str, Any] = {
         "run": str(run),
         "base": {"name": "org/base"},
         "data": {"shards": "shards"},
         "steering": {"sites": sites},
         "training": {"seed": seed},
-        "adapters": [{"name": "bg", "language": "bg"}],
+        "adapters": [{**a, "minutes": minutes} for a in own] if minutes else own,
     }
     if method:
         config["method"] = method
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     start = {
-        "schema": "salsa-dist/events/1",
         "event": "start",
+        "time": 1000.0,
+        "startup_s": 20.0,
+        "world_size": 2,
+        "threads": 1,
         "base": {"name": "org/base", "revision": revision, "parameters": 9},
-        "environment": {},
+        "environment": {"device": "cpu"},
     }
-    (run / "events.jsonl").write_text(json.dumps(start) + "\n")
+    steps = [
+        {
+            "event": "step", "time": 1000.0 + 10 * t, "step": t, "seconds": 10.0, "clips": 4,
+            "adapters": {x: {"loss": 2.0 - 0.1 * t} for x in languages},
+        }
+        for t in range(4)
+    ]  # fmt: skip
+    data = [
+        {"event": "data", "adapter": x, "clips": 9, "minutes": minutes or 40.0, "left_out": 0}
+        for x in languages
+    ]
+    events = [{"schema": "salsa-dist/events/1", **e} for e in (start, *data, *steps)]
+    (run / "events.jsonl").write_text("".join(json.dumps(e) + "\n" for e in events))
     kind = method["kind"] if method else "salsa"
+    decoded = [
+        (x, m, adapter, n)
+        for x in languages
+        for m, adapter, n in (
+            ("zero-shot", None, zero_shot),
+            (kind, x, errors),
+            *([("no-adapters", None, zero_shot)] if forgetting is not None else ()),
+            *((kind, o, forgetting) for o in languages if o != x and forgetting is not None),
+        )
+    ]
     lines = [
         {
-            "schema": "salsa-dist/hypotheses/1", "key": str(i), "language": "bg", "split": "test",
+            "schema": "salsa-dist/hypotheses/1", "key": f"{x}/{i}", "language": x, "split": "test",
             "method": m, "adapter": adapter, "window_s": 30.0, "reference": LETTERS,
-            "hypothesis": wrong(n), "finished": True,
+            "hypothesis": wrong(min(10, n + (harder(i) if adapter else 0))), "finished": True,
+            "fields": fields(i),
         }
+        for x, m, adapter, n in decoded
         for i in range(clips)
-        for m, adapter, n in (("zero-shot", None, zero_shot), (kind, "bg", errors))
     ]  # fmt: skip
     (run / "evaluation" / "a.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
-    if kind == "salsa":
-        (run / "adapters" / "bg").mkdir(parents=True)
+    summary = {"seconds": 36.0, "device": "cpu", "device_hours": 0.02}
+    (run / "evaluation" / "summary.json").write_text(json.dumps(summary))
+    for number, x in enumerate(languages if kind == "salsa" else ()):
+        (run / "adapters" / x).mkdir(parents=True)
+        vector = np.zeros(4, np.float32)
+        vector[direction] = 3
+        vector[3] = 4 * number
         save_file(
-            {"encoder.0": np.ones(4, np.float32)},
-            run / "adapters" / "bg" / "adapter.safetensors",
+            {"encoder.0": vector},
+            run / "adapters" / x / "adapter.safetensors",
             metadata={
-                "schema": "salsa-dist/adapter/1", "rule": "salsa", "sites": sites, "language": "bg",
+                "schema": "salsa-dist/adapter/1", "rule": "salsa", "sites": sites, "language": x,
             },
         )  # fmt: skip
     return run
@@ -126,7 +174,7 @@ def test_every_method_is_tested_against_the_best(tmp_path: Path) -> None:
 
 def test_layers_steered_alone_make_the_curve(tmp_path: Path) -> None:
     runs = [made_run(tmp_path, f"l{n}", 6 - n, sites=f"encoder:{n}") for n in range(3)]
-    curve = [(row["layer"], row["gain"]) for row in compare(runs)["layers"]]
+    curve = [(row["layer"], row["gain"]) for row in compare(runs)["sites"]]
     assert curve == [(n, pytest.approx((8 - (6 - n)) / 8)) for n in range(3)]
 
 
@@ -153,16 +201,223 @@ def test_other_clips_are_refused(tmp_path: Path) -> None:
         compare(runs)
 
 
-def test_files_hold_the_same_numbers(tmp_path: Path) -> None:
-    runs = [made_run(tmp_path, "s0", 2), made_run(tmp_path, "s1", 4, seed=1)]
-    page = write_comparison(runs, tmp_path / "out")
-    tree = json.loads((tmp_path / "out" / "comparison.json").read_text())
-    (row,) = (r for r in csv.DictReader(io.StringIO(as_csv(tree))) if r["method"] != "zero-shot")
-    assert float(row["cer_rate"]) == pytest.approx(0.3)
-    latex = as_latex(tree)
-    assert r"\textbf{30.0 $\pm$ 14.1}" in latex
-    assert (tmp_path / "out" / "comparison.tex").read_text() == latex
+def speaker(i: int) -> dict[str, Any]:
+    return {"speaker": f"s{i // 5}", "age": 5 + i // 10}
+
+
+def test_speakers_are_drawn_whole(tmp_path: Path) -> None:
+    # Four speakers of five clips; two of them are wrong in all letters, two in none.
+    def harder(i: int) -> int:
+        return 10 if i < 10 else 0
+
+    alone = compare([made_run(tmp_path, "a", 0, harder=harder)])
+    known = compare([made_run(tmp_path, "b", 0, harder=harder, fields=speaker)])
+    by_clip, by_speaker = (cells(c)["SALSA (salsa), encoder"] for c in (alone, known))
+    assert by_clip["interval_over"] == "utterances"
+    assert (by_speaker["interval_over"], by_speaker["speakers"]) == ("speakers", 4)
+    assert by_clip["cer"]["rate"] == by_speaker["cer"]["rate"] == 0.5
+    # Of 20 clips the share of the bad ones is 0.5 ± 1.96 * 0.5 / √20; of 4 speakers all may be bad
+    # (1 in 16 draws), so the interval is everything.
+    assert by_clip["cer"]["low"] == pytest.approx(0.5 - 0.219, abs=0.06)
+    assert by_clip["cer"]["high"] == pytest.approx(0.5 + 0.219, abs=0.06)
+    assert (by_speaker["cer"]["low"], by_speaker["cer"]["high"]) == (0.0, 1.0)
+    assert by_speaker["cer"]["gain_high"] - by_speaker["cer"]["gain_low"] > (
+        by_clip["cer"]["gain_high"] - by_clip["cer"]["gain_low"]
+    )
+
+
+def test_a_speakers_clips_change_sides_together(tmp_path: Path) -> None:
+    def p(name: str, **more: Any) -> float:
+        (test,) = (t for t in compare([made_run(tmp_path, name, 2, **more)])["tests"]
+                   if t["metric"] == "cer")  # fmt: skip
+        return float(test["p"])
+
+    assert p("a") < 0.001  # twenty clips that all have fewer errors: 2 of 2^20 signs
+    # Four speakers have 16 signs, of which all plus and all minus are as far from nought.
+    assert p("b", fields=speaker) == pytest.approx(2 / 16)
+
+
+def test_results_by_a_field_of_the_shards(tmp_path: Path) -> None:
+    run = made_run(tmp_path, "a", 2, fields=speaker, harder=lambda i: 2 if i >= 10 else 0)
+    rows = compare([run], by=["age"])["by"]
+    found = {(r["value"], r["method"]): (r["utterances"], r["cer"]["rate"]) for r in rows}
+    assert found == {
+        ("5", "zero-shot"): (10, 0.8),
+        ("6", "zero-shot"): (10, 0.8),
+        ("5", "SALSA (salsa), encoder"): (10, 0.2),
+        ("6", "SALSA (salsa), encoder"): (10, 0.4),
+    }
+    gains = {r["value"]: r["cer"]["gain"] for r in rows if r["kind"] == "salsa"}
+    assert gains == {"5": pytest.approx(0.75), "6": pytest.approx(0.5)}
+
+
+def test_an_unknown_field_names_those_there_are(tmp_path: Path) -> None:
+    run = made_run(tmp_path, "a", 2, fields=speaker)
+    with pytest.raises(UserError, match=r"field grade; there are age, speaker"):
+        compare([run], by=["grade"])
+
+
+def test_forgetting_is_a_matrix_of_its_own(tmp_path: Path) -> None:
+    comparison = compare([made_run(tmp_path, "a", 2, languages=("bg", "el"), forgetting=10)])
+    matrix = {(r["trained_in"], r["language"]): r["cer"]["gain"] for r in comparison["forgetting"]}
+    assert matrix == {
+        ("bg", "bg"): pytest.approx(0.75),
+        ("bg", "el"): pytest.approx(-0.25),
+        ("el", "bg"): pytest.approx(-0.25),
+        ("el", "el"): pytest.approx(0.75),
+    }
+    # What an adapter does elsewhere is none of its results.
+    assert len(comparison["cells"]) == 4
+    assert comparison["mean"][0]["cer"] == pytest.approx(0.75)
+
+
+def test_the_base_with_adapters_off_is_held_against_the_base_alone(tmp_path: Path) -> None:
+    run = made_run(tmp_path, "a", 2, forgetting=10)
+    (row,) = compare([run])["untouched"]
+    assert (row["same"], row["utterances"]) == (20, 20)
+    assert row["cer_off"] == row["cer_without"] == 0.8
+    file = run / "evaluation" / "a.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    next(x for x in lines if x["method"] == "no-adapters")["hypothesis"] = "other"
+    file.write_text("".join(json.dumps(x) + "\n" for x in lines))
+    (row,) = compare([run])["untouched"]
+    assert (row["same"], row["utterances"]) == (19, 20)
+    assert row["cer_off"] != row["cer_without"]
+
+
+def test_norms_and_cosines_of_vectors(tmp_path: Path) -> None:
+    # bg is (3, 0, 0, 0) with one seed and (0, 3, 0, 0) with the other; el the same with a 4 at the end.
+    runs = [
+        made_run(tmp_path, f"s{seed}", 2, seed=seed, direction=seed, languages=("bg", "el"))
+        for seed in (0, 1)
+    ]
+    comparison = compare(runs)
+    assert {r["language"]: r["norms"] for r in comparison["norms"]} == {
+        "bg": {"encoder.0": 3.0},
+        "el": {"encoder.0": 5.0},
+    }
+    cosines = {(r["language"], r["other"]): r["cosine"] for r in comparison["cosines"]}
+    # bg with el: 9 / 15 with the same seed, nought with the other. el with itself: 16 / 25.
+    assert cosines == {
+        ("bg", "bg"): 0.0,
+        ("bg", "el"): pytest.approx(0.3),
+        ("el", "bg"): pytest.approx(0.3),
+        ("el", "el"): pytest.approx(0.64),
+    }
+
+
+def test_gain_against_minutes_of_speech(tmp_path: Path) -> None:
+    runs = [
+        made_run(tmp_path, "m5", 6, minutes=5),
+        made_run(tmp_path, "m10", 4, minutes=10),
+        made_run(tmp_path, "all", 2),
+        made_run(tmp_path, "llm", 2, sites="llm"),  # one size is no curve
+    ]
+    rows = compare(runs)["minutes"]
+    assert [(r["minutes"], r["gain"]) for r in rows] == [
+        (5, pytest.approx(0.25)),
+        (10, pytest.approx(0.5)),
+        (40, pytest.approx(0.75)),
+    ]
+
+
+def test_sites_and_cost_and_losses(tmp_path: Path) -> None:
+    chosen = {"encoder:1": 5, "encoder:last-half": 4, "llm": 2}
+    runs = [made_run(tmp_path, s.replace(":", "-"), n, sites=s) for s, n in chosen.items()]
+    comparison = compare(runs)
+    assert [(r["sites"], r["layer"]) for r in comparison["sites"]] == [
+        ("encoder:1", 1), ("encoder:last-half", None), ("llm", None),
+    ]  # fmt: skip
+    cost = comparison["cost"][0]
+    # Two ranks of one thread from 20 s before the start to the last event, 30 s after it.
+    assert cost["training_device_hours"] == pytest.approx(2 * 50 / 3600)
+    assert (cost["training_seconds"], cost["evaluation_device_hours"]) == (40.0, 0.02)
+    assert comparison["losses"][0]["points"] == [[0, 2.0], [1, 1.9], [2, 1.8], [3, 1.7]]
+
+
+def text_of(html: str) -> str:
+    return " ".join(re.sub(r"<[^>]*>", " ", html).split())
+
+
+def test_page_csv_json_and_latex_hold_the_same_numbers(tmp_path: Path) -> None:
+    more: dict[str, Any] = {"languages": ("bg", "el"), "fields": speaker}
+    runs = [
+        made_run(tmp_path, "s0", 2, forgetting=9, harder=lambda i: i % 3, **more),
+        made_run(tmp_path, "s1", 4, seed=1, harder=lambda i: i % 4, **more),
+        made_run(tmp_path, "llm", 5, sites="llm", harder=lambda i: i % 2, **more),
+    ]
+    page = write_comparison(runs, tmp_path / "out", by=["age"])
+    out = tmp_path / "out"
+    assert {file.name for file in out.iterdir()} == {
+        *("comparison.html", "comparison.json", "comparison.csv", "comparison.tex"),
+        *("comparison-by.csv", "comparison-forgetting.csv"),
+    }
+    tree = json.loads((out / "comparison.json").read_text())
+    latex = (out / "comparison.tex").read_text()
     html = page.read_text()
-    assert "<b>30.0</b>" in html
+    text = text_of(html)
+    rows = list(csv.DictReader(io.StringIO((out / "comparison.csv").read_text())))
+    assert len(rows) == len(tree["cells"]) == 6
+    for cell, row in zip(tree["cells"], rows, strict=True):
+        assert (row["language"], row["method"]) == (cell["language"], cell["method"])
+        for metric in ("cer", "wer"):
+            for name, value in cell[metric].items():
+                if name != "baseline_window_s":
+                    assert row[f"{metric}_{name}"] == ("" if value is None else str(value))
+        said = percent(cell["cer"]["rate"])
+        interval = f"{percent(cell['cer']['low'])} to {percent(cell['cer']['high'])}"
+        deviation = cell["cer"]["deviation"]
+        between = f" ± {percent(deviation)}" if deviation is not None else ""
+        assert f"{said} {between.strip()} ({interval})".replace("  ", " ") in text
+        assert f"{said}{' $' + chr(92) + 'pm$ ' + percent(deviation) if deviation else ''}" in latex
+        if cell["cer"]["gain"] is not None:
+            ends = f"{percent(cell['cer']['gain_low'])} to {percent(cell['cer']['gain_high'])}"
+            assert f"{percent(cell['cer']['gain'])} ({ends})" in text
+            assert f"{percent(cell['cer']['gain'])} ({ends})".replace("−", "$-$") in latex
+        errors = " / ".join(
+            percent(cell["wer"][k]) for k in ("substitutions", "deletions", "insertions")
+        )
+        assert errors in text
+    best = min(c["cer"]["rate"] for c in tree["cells"] if c["language"] == "bg")
+    assert f"<b>{percent(best)}</b>" in html
+    assert rf"\textbf{{{percent(best)} $\pm$" in latex
+    for row in tree["forgetting"]:
+        assert f"{percent(row['cer']['gain'])} ({percent(row['cer']['zero_shot'])} →" in text
+    forgotten = csv.DictReader(io.StringIO((out / "comparison-forgetting.csv").read_text()))
+    assert [r["cer_gain"] for r in forgotten] == [str(r["cer"]["gain"]) for r in tree["forgetting"]]
+    by = csv.DictReader(io.StringIO((out / "comparison-by.csv").read_text()))
+    assert [r["cer_rate"] for r in by] == [str(r["cer"]["rate"]) for r in tree["by"]]
+
+
+def test_the_page_stands_alone_with_all_its_figures(tmp_path: Path) -> None:
+    runs = [
+        made_run(tmp_path, "l0", 6, sites="encoder:0", languages=("bg", "el")),
+        made_run(tmp_path, "l1", 5, sites="encoder:1", languages=("bg", "el")),
+        made_run(tmp_path, "all", 2, languages=("bg", "el")),
+        made_run(tmp_path, "m5", 4, minutes=5, languages=("bg", "el")),
+    ]
+    html = write_comparison(runs, tmp_path / "out").read_text()
     assert "<script" not in html
-    assert "http" not in html.replace("http://www.w3.org", "")
+    assert not re.search(r"<(link|script|img|iframe|object)\b|@import|url\((?!#)", html)
+    # Gains, CER, numbers, layers, sites, minutes, norms, cosines, loss.
+    assert html.count("<svg") == 9
+    ids = re.findall(r'\bid="([^"]+)"', html)
+    assert len(ids) == len(set(ids))
+
+
+def test_examples_mark_each_kind_of_error_without_colour_too(tmp_path: Path) -> None:
+    run = made_run(tmp_path, "a", 2)
+    file = run / "evaluation" / "a.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    for line in lines:
+        line["reference"] = "one two three"
+        line["hypothesis"] = "one too three" if line["adapter"] else "two three four"
+    file.write_text("".join(json.dumps(x) + "\n" for x in lines))
+    html = write_comparison([run], tmp_path / "out").read_text()
+    assert '<mark title="instead of: two">too</mark>' in html
+    assert '<del title="left out">one</del>' in html
+    assert '<ins title="added">four</ins>' in html
+    style = html[html.index("<style") : html.index("</style>")]
+    assert re.search(r"mark \{[^}]*dashed", style)
+    assert re.search(r"ins::before \{ content: \"\+\"", style)
+    assert re.search(r"del \{[^}]*line-through", style)

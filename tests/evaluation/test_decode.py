@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,10 @@ from tiny import make_config
 from salsa_dist import evaluate, load_config, load_speech_llm, train, transcribe
 from salsa_dist.config import Config, DecodingConfig
 from salsa_dist.data.clip import silent_clip
+from salsa_dist.data.index import ShardIndex
+from salsa_dist.data.reading import read_clip
+from salsa_dist.data.writer import Packed, flac, write_tar
+from salsa_dist.evaluation.report import build_report
 
 
 @pytest.fixture
@@ -128,3 +133,57 @@ def test_transcribe_with_and_without_vectors(config: Config, tmp_path: Path) -> 
         steered = transcribe(llm, files, "bg", max_new_tokens=6)
     assert steered == transcribe(llm, files, "bg", vectors, max_new_tokens=6)
     assert transcribe(llm, files, "bg", max_new_tokens=6, batch=1) == plain
+
+
+def with_facts(folder: Path, plain: Path) -> Path:
+    """The tiny shards again, with an age and a speaker for each clip."""
+    index = ShardIndex.load(plain)
+    shards = []
+    for shard in index.shards:
+        samples = []
+        for number, entry in enumerate(shard.entries):
+            clip = read_clip(plain, shard, entry)
+            facts = {
+                "text": clip.text, "language": clip.language, "seconds": clip.seconds, "licence": "CC0",
+                "speaker": f"s{number % 2}", "extra": {"age": 5 + number % 3, "words": ["not", "one"]},
+            }  # fmt: skip
+            audio = flac(clip.audio, 16_000)
+            samples.append(Packed(entry.key, "flac", audio, facts, clip.seconds))
+        shards.append(write_tar(folder, shard.path, shard.split, shard.language, samples))
+    replace(index, folder=folder, shards=tuple(shards)).save(folder)
+    return folder
+
+
+def test_adapters_are_heard_in_other_languages_and_facts_of_the_shards_reach_the_report(
+    tmp_path: Path, tiny_base: Path, tiny_shards: Path
+) -> None:
+    shards = with_facts(tmp_path / "shards", tiny_shards)
+    adapters = [{"name": "bg", "language": "bg"}]
+    config = load_config(
+        make_config(tmp_path, tiny_base, shards, adapters=adapters), ["evaluation.forgetting=true"]
+    )
+    train(config)
+    evaluate(config)
+    found = [(line["language"], line["method"]) for line in lines(config.run)]
+    assert {pair: found.count(pair) for pair in found} == {
+        (language, method): 6
+        for language in ("bg", "el")
+        for method in ("zero-shot", "no-adapters", "salsa")
+    }
+    line = next(line for line in lines(config.run) if line["key"] == "bg/test-1")
+    assert line["fields"] == {"age": 6, "speaker": "s1"}
+    report = build_report(config.run, by=["age"])
+    assert {g["language"] for g in report["gains"]} == {"bg"}
+    assert {g["language"] for g in report["forgetting"]} == {"el"}
+    assert {row["speakers"] for row in report["results"]} == {2}
+    assert {(row["value"], row["utterances"]) for row in report["by"]} == {("5", 2), ("6", 2), ("7", 2)}
+    untouched = report["untouched"]
+    assert [(row["language"], row["same"], row["utterances"]) for row in untouched] == [
+        ("bg", 6, 6),
+        ("el", 6, 6),
+    ]
+    assert all(row["cer_off"] == row["cer_without"] for row in untouched)
+    assert report["evaluation"]["device_hours"] > 0
+    # Again, with nothing left to do, nothing is written twice.
+    evaluate(config)
+    assert len(lines(config.run)) == len(found)

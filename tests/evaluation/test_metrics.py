@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -11,6 +14,7 @@ from salsa_dist.evaluation.metrics import (
     Edits,
     Scored,
     align,
+    clusters,
     is_runaway,
     relative_gain,
     score,
@@ -96,6 +100,56 @@ def test_the_interval_is_of_the_corpus_rate_too() -> None:
     assert s.wer_low is not None
     assert s.wer_high is not None
     assert 0.05 < s.wer_low < 0.1 < s.wer_high < 0.2
+
+
+def by_speakers(errors: list[list[int]]) -> list[Scored]:
+    """Utterances of four words, by speaker the words of each that are wrong."""
+    return [
+        score("a a a a", " ".join("x" * n + "a" * (4 - n)), "en", key=f"{s}-{i}", speaker=f"s{s}")
+        for s, own in enumerate(errors)
+        for i, n in enumerate(own)
+    ]
+
+
+def test_the_interval_agrees_with_a_bootstrap_written_out() -> None:
+    rng = np.random.default_rng(5)
+    utterances = by_speakers([list(rng.integers(0, 5, size)) for size in (3, 9, 4, 7, 2, 6, 8, 5)])
+    s = summarise(utterances)
+    own = np.random.default_rng(1)
+    speakers = sorted({u.speaker or "" for u in utterances})
+    rates = []
+    for _ in range(4000):
+        drawn = own.choice(speakers, len(speakers))
+        heard = [u.words for speaker in drawn for u in utterances if u.speaker == speaker]
+        rates.append(sum(e.errors for e in heard) / sum(e.length for e in heard))
+    low, high = np.percentile(rates, [2.5, 97.5])
+    assert (s.wer_low, s.wer_high) == (pytest.approx(low, abs=0.012), pytest.approx(high, abs=0.012))
+    assert s.speakers == 8
+
+
+def test_speakers_that_differ_widen_the_interval_and_equal_ones_do_not() -> None:
+    def width(errors: list[list[int]], known: bool) -> float:
+        made = by_speakers(errors)
+        s = summarise(made if known else [replace(u, speaker=None) for u in made])
+        assert s.wer_low is not None
+        assert s.wer_high is not None
+        return s.wer_high - s.wer_low
+
+    different = [[4] * 10, [0] * 10, [4] * 10, [0] * 10, [4] * 10, [0] * 10]
+    alike = [[4, 0] * 5] * 6
+    assert width(different, known=True) > 2 * width(different, known=False)
+    assert width(alike, known=True) == 0 < width(alike, known=False)
+
+
+def test_one_speaker_alone_is_drawn_by_utterance() -> None:
+    s = summarise(by_speakers([[4, 0] * 10]))
+    assert (s.speakers, s.wer) == (1, 0.5)
+    assert s.wer_low is not None
+    assert 0.2 < s.wer_low < 0.5
+    # Utterances of no known speaker are each a group of their own.
+    half = [replace(u, speaker=None) if i % 2 else u for i, u in enumerate(by_speakers([[4, 0]] * 3))]
+    assert len(set(clusters(half))) == 6
+    assert len(set(clusters(by_speakers([[4, 0]] * 3)))) == 3
 
 
 def test_relative_gain_by_hand() -> None:

@@ -1,0 +1,219 @@
+"""What several runs decoded, sorted into entries: one method in one language, all its seeds.
+
+    RUN, RUN, … ──read_run──> RunFiles ──read_entries──> [Entry, …]
+
+    Entry
+    ├── language, method, window_s, kind, sites, rule, minutes     what it is
+    ├── learned       the languages that it was trained in; `language` is another in a forgetting row
+    ├── seeds         seed -> scored utterances by key
+    ├── texts         seed -> hypotheses by key
+    ├── vectors       seed -> the adapter's vectors by site
+    └── losses        seed -> (step, loss) of its training
+
+A method's name holds what was chosen of it (rule, sites, rank, minutes), not its learning rate: of
+several rates one must have been chosen on dev before; two of the same seed are an error.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from salsa_dist.config import (
+    AdapterSettings,
+    BiasMethod,
+    Config,
+    InContextMethod,
+    LoraMethod,
+    MeanDifferenceMethod,
+)
+from salsa_dist.errors import UserError
+from salsa_dist.evaluation import metrics
+from salsa_dist.evaluation.run_files import BARE, ZERO_SHOT, Hypothesis, RunFiles, read_run
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One method in one language and window.
+
+    Attributes:
+        kind: the method's kind in the config, such as `salsa`.
+        trained: numbers that were trained, 0 for none.
+        minutes: of speech that it was trained on; None where that is not known.
+        family: its name without the minutes.
+    """
+
+    language: str
+    method: str
+    window_s: float
+    kind: str
+    trained: int = 0
+    sites: str = ""
+    rule: str = ""
+    minutes: float | None = None
+    family: str = ""
+    learned: tuple[str, ...] = ()
+    seeds: dict[int, dict[str, metrics.Scored]] = field(default_factory=dict)
+    texts: dict[int, dict[str, Hypothesis]] = field(default_factory=dict)
+    vectors: dict[int, dict[str, NDArray[np.float32]]] = field(default_factory=dict)
+    losses: dict[int, list[tuple[int, float | None]]] = field(default_factory=dict)
+
+    @property
+    def forgets(self) -> bool:
+        """Whether it was decoded in a language that it was not trained in."""
+        return self.method != ZERO_SHOT and self.language not in self.learned
+
+    @property
+    def layer(self) -> int | None:
+        """The encoder layer, if one alone is steered."""
+        component, _, rest = self.sites.partition(":")
+        alone = self.kind == "salsa" and component == "encoder" and rest.isdigit()
+        return int(rest) if alone else None
+
+    @property
+    def utterances(self) -> list[metrics.Scored]:
+        """Those of its first seed, by key."""
+        first = self.seeds[min(self.seeds)]
+        return [first[key] for key in sorted(first)]
+
+    def rates(self, metric: metrics.Metric) -> list[float]:
+        """Of each seed."""
+        made = [metrics.corpus_rate(list(scored.values()), metric) for scored in self.seeds.values()]
+        return [rate for rate in made if rate is not None]
+
+    def part(self, keys: Collection[str]) -> Entry:
+        """Only these utterances."""
+        return replace(
+            self,
+            seeds={
+                seed: {k: u for k, u in own.items() if k in keys} for seed, own in self.seeds.items()
+            },
+        )
+
+
+def read_runs(runs: Sequence[Path]) -> list[RunFiles]:
+    """The files of runs that can be compared.
+
+    Raises:
+        UserError: a run is missing, damaged or not evaluated, or of another base or split.
+    """
+    files = [read_run(Path(run)) for run in runs]
+    first = files[0]
+    problems = []
+    for run, file in zip(runs, files, strict=True):
+        if not file.hypotheses:
+            problems.append(f"{run} was not evaluated: salsa-dist evaluate {run}/config.yaml")
+        if file.start.base.revision != first.start.base.revision:
+            problems.append(f"{run} is of base revision {file.start.base.revision}")
+        if file.config.evaluation.split != first.config.evaluation.split:
+            problems.append(f"{run} was evaluated on {file.config.evaluation.split}")
+    if problems:
+        raise UserError(
+            f"these runs can't be compared with {runs[0]} (revision {first.start.base.revision}, split "
+            f"{first.config.evaluation.split}): " + "; ".join(problems)
+        )
+    return files
+
+
+def read_entries(runs: Sequence[Path], files: Sequence[RunFiles]) -> list[Entry]:
+    """All entries, those of forgetting among them.
+
+    Raises:
+        UserError: one method and seed is there twice, or its seeds were decoded on different clips.
+    """
+    entries: dict[tuple[Any, ...], Entry] = {}
+    for run, file in zip(runs, files, strict=True):
+        config = file.config
+        settings = {a.name: a for a in config.adapter_settings()}
+        groups: dict[tuple[str, str | None, float], list[Hypothesis]] = defaultdict(list)
+        for h in file.hypotheses:
+            if h.method != BARE:
+                groups[h.language, h.adapter, h.window_s].append(h)
+        for (language, adapter, window), hypotheses in groups.items():
+            if adapter is None:
+                made, seed = Entry(language, ZERO_SHOT, window, ZERO_SHOT, family=ZERO_SHOT), 0
+            elif _trained_at(config, window, groups):
+                made, seed = _entry(file, settings[adapter], language, window), settings[adapter].seed
+            else:
+                continue
+            entry = entries.setdefault((language, made.method, window, made.learned), made)
+            if seed in entry.seeds and adapter is not None:
+                raise UserError(
+                    f"{run}: {made.method} in {language} with seed {seed} is there twice: choose the "
+                    "learning rate on dev, and compare that run alone"
+                )
+            entry.texts[seed] = {h.key: h for h in hypotheses}
+            entry.seeds[seed] = {h.key: scored(h) for h in hypotheses}
+            if adapter is not None:
+                entry.vectors[seed] = next((a.vectors for a in file.adapters if a.name == adapter), {})
+                entry.losses[seed] = [
+                    (step.step, step.adapters[adapter].loss)
+                    for step in file.steps
+                    if adapter in step.adapters
+                ]
+    return [_checked(entry) for entry in entries.values()]
+
+
+def method_name(config: Config, adapter: AdapterSettings) -> str:
+    """What an adapter of a run is compared as, without the minutes that it was trained on."""
+    method = config.method
+    among = f", trained in {'+'.join(adapter.languages)}" if len(adapter.languages) > 1 else ""
+    if isinstance(method, LoraMethod):
+        return f"LoRA r={method.rank} on {', '.join(method.targets)} of {adapter.sites}{among}"
+    if isinstance(method, BiasMethod):
+        return f"biases of {adapter.sites}{among}"
+    if isinstance(method, MeanDifferenceMethod):
+        return f"mean difference to {method.contrast}, {adapter.sites}"
+    if isinstance(method, InContextMethod):
+        return f"in-context, {method.examples} examples by {method.choose}"
+    return f"SALSA ({adapter.rule}), {adapter.sites}{among}"
+
+
+def _entry(file: RunFiles, adapter: AdapterSettings, language: str, window: float) -> Entry:
+    family = method_name(file.config, adapter)
+    trained = {a.name: a.trained_numbers for a in file.adapters}
+    heard = next((d.minutes for d in file.data if d.adapter == adapter.name), None)
+    return Entry(
+        language=language,
+        method=family if adapter.minutes is None else f"{family}, {adapter.minutes:g} min",
+        window_s=window,
+        kind=file.config.method.kind,
+        trained=trained.get(adapter.name, 0),
+        sites=adapter.sites if file.config.method.kind != "in-context" else "",
+        rule=adapter.rule if file.config.method.kind == "salsa" else "",
+        minutes=heard if adapter.minutes is None else adapter.minutes,
+        family=family,
+        learned=adapter.languages,
+    )
+
+
+def scored(h: Hypothesis) -> metrics.Scored:
+    return metrics.score(
+        h.reference, h.hypothesis, h.language, finished=h.finished, key=h.key, speaker=h.speaker
+    )
+
+
+def _trained_at(config: Config, window: float, groups: Mapping[Any, Any]) -> bool:
+    """Whether adapters are compared at this window: the one that they were trained at."""
+    if config.base.window_s is not None:
+        return math.isclose(window, config.base.window_s)
+    given = [w for w in config.evaluation.windows_s if w is not None]
+    windows = {w for _, _, w in groups}
+    return len(windows) == 1 or not any(math.isclose(window, w) for w in given)
+
+
+def _checked(entry: Entry) -> Entry:
+    keys = [set(scored) for scored in entry.seeds.values()]
+    if any(k != keys[0] for k in keys):
+        raise UserError(
+            f"{entry.method} in {entry.language}: its seeds were decoded on different clips; evaluate "
+            "them again on the same shards"
+        )
+    return entry

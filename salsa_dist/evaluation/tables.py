@@ -1,0 +1,163 @@
+"""A comparison as tables: CSV for spreadsheets, LaTeX for papers. Their numbers are the JSON's.
+
+comparison ──as_csv──> {"comparison": text, "comparison-by": …, "comparison-forgetting": …}
+           ──as_latex──> error rates, and gains; methods by languages, the best in bold
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from salsa_dist.evaluation.pages import percent
+
+RATES = ("rate", "deviation", "low", "high", "gain", "gain_low", "gain_high")
+ERRORS = ("substitutions", "deletions", "insertions")
+_COUNTS = (
+    *("utterances", "speakers", "interval_over", "runaways", "truncated", "empty"),
+    *("empty_references", "empty_reference_insertions"),
+)
+
+
+def as_csv(comparison: Mapping[str, Any]) -> dict[str, str]:
+    """Text of each file by its name; rates and gains as fractions. Files without rows are left out."""
+    tests = {
+        (t["language"], t["method"], t["window_s"], t["metric"]): t["p"] for t in comparison["tests"]
+    }
+    files = {"comparison": [_line(cell, tests) for cell in comparison["cells"]]}
+    files["comparison-by"] = [
+        {"field": row["field"], "value": row["value"], **_line(row, {})} for row in comparison["by"]
+    ]
+    files["comparison-forgetting"] = [
+        {
+            **{k: row[k] for k in ("trained_in", "language", "method", "window_s")},
+            "seeds": len(row["seeds"]),
+            **{f"{metric}_{k}": value for metric in ("cer", "wer") for k, value in row[metric].items()},
+        }
+        for row in comparison["forgetting"]
+    ]
+    return {name: csv_text(rows) for name, rows in files.items() if rows}
+
+
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows of the same keys, with a head; what is not known is empty."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+def as_latex(comparison: Mapping[str, Any]) -> str:
+    """Three tables: CER; the rate of each language's own rule; gain in CER, with its intervals."""
+    cells = comparison["cells"]
+    languages = sorted({cell["language"] for cell in cells})
+    rule = {cell["language"]: own_rate(cell["unit"]) for cell in cells}
+    tables = [_rates(cells, "cer", "CER in %", languages)]
+    if set(rule.values()) != {"CER"}:
+        heads = [f"{x} ({rule[x]})" for x in languages]
+        tables.append(_rates(cells, "wer", "error rate in %", languages, heads))
+    rows = [
+        [name, *(_gain(own[x]["cer"]) if x in own else "--" for x in languages)]
+        for name, own in _by_method(cells)
+        if any(cell["cer"]["gain"] is not None for cell in own.values())
+    ]
+    if rows:
+        tables.append(latex_table(["gain in CER, %", *languages], rows))
+    return "\n".join(tables)
+
+
+def best_rates(cells: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], float]:
+    """The lowest rate by language and metric."""
+    best: dict[tuple[str, str], float] = {}
+    for cell in cells:
+        for metric in ("wer", "cer"):
+            if cell[metric]["rate"] is not None:
+                place = cell["language"], metric
+                best[place] = min(cell[metric]["rate"], best.get(place, math.inf))
+    return best
+
+
+def own_rate(unit: str) -> str:
+    """What the rate over a language's own tokens is called."""
+    return {"word": "WER", "character": "CER", "mixed": "MER"}[unit]
+
+
+def latex_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A booktabs table. The first column and the head are text; the other cells are LaTeX already."""
+    lines = [rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}", r"\toprule"]
+    lines.append(" & ".join(map(latex, head)) + r" \\")
+    lines.append(r"\midrule")
+    lines += [" & ".join([latex(first), *others]) + r" \\" for first, *others in rows]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def latex(text: str) -> str:
+    """`text` with what LaTeX would take for commands escaped."""
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    return "".join(special.get(c, f"\\{c}" if c in "#$%&_{}" else c) for c in text)
+
+
+def latex_percent(fraction: float | None) -> str:
+    """As on the page; a minus that LaTeX sets as one."""
+    return percent(fraction).replace("–", "--").replace("−", "$-$")
+
+
+def _line(cell: Mapping[str, Any], tests: Mapping[Any, float]) -> dict[str, Any]:
+    head = {k: cell[k] for k in ("language", "method", "window_s", "trained_numbers", "minutes")}
+    line = {**head, "seeds": len(cell["seeds"]), "unit": cell["unit"]}
+    line |= {k: cell[k] for k in _COUNTS}
+    for metric in ("cer", "wer"):
+        line |= {f"{metric}_{k}": cell[metric][k] for k in (*RATES, *ERRORS)}
+        line[f"{metric}_p"] = tests.get((cell["language"], cell["method"], cell["window_s"], metric))
+    return line
+
+
+def _by_method(
+    cells: Sequence[Mapping[str, Any]],
+) -> list[tuple[str, dict[str, Mapping[str, Any]]]]:
+    rows: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for cell in cells:
+        rows.setdefault(f"{cell['method']} ({cell['window_s']:g} s)", {})[cell["language"]] = cell
+    return list(rows.items())
+
+
+def _rates(
+    cells: Sequence[Mapping[str, Any]],
+    metric: str,
+    title: str,
+    languages: Sequence[str],
+    heads: Sequence[str] | None = None,
+) -> str:
+    best = best_rates(cells)
+    rows = []
+    for name, own in _by_method(cells):
+        row = [name]
+        for language in languages:
+            rate = own[language][metric] if language in own else None
+            row.append(_rate(rate, best.get((language, metric))) if rate else "--")
+        rows.append(row)
+    return latex_table([title, *(heads or languages)], rows)
+
+
+def _rate(rate: Mapping[str, Any], best: float | None) -> str:
+    """The rate and its deviation; the best is bold and shows its interval."""
+    text = latex_percent(rate["rate"])
+    if rate["deviation"] is not None:
+        text += rf" $\pm$ {latex_percent(rate['deviation'])}"
+    if rate["rate"] is None or rate["rate"] != best:
+        return text
+    bold = rf"\textbf{{{text}}}"
+    if rate["low"] is None or rate["high"] is None:
+        return bold
+    return f"{bold} ({latex_percent(rate['low'])}--{latex_percent(rate['high'])})"
+
+
+def _gain(rate: Mapping[str, Any]) -> str:
+    if rate["gain_low"] is None or rate["gain_high"] is None:
+        return latex_percent(rate["gain"])
+    ends = f"{latex_percent(rate['gain_low'])} to {latex_percent(rate['gain_high'])}"
+    return f"{latex_percent(rate['gain'])} ({ends})"
