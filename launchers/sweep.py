@@ -8,7 +8,8 @@
     logs: SWEEP/logs/<job id>/
 
 `--nodes` is how many nodes the sweep may use at once; those of one job are in the sweep file. The same
-command submits what is missing or was stopped, and nothing else: don't call it while its jobs run.
+command submits what is missing or was stopped, and nothing else: don't call it while its jobs run. A
+comparison is submitted twice: its tries, and once these are done the final rows of what was chosen.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def submit(executor: Any, job: Job, plan: Plan, nodes: int) -> list[Any]:
     """
     folders = plan.write()
     if not folders:
-        print("nothing to submit: all adapters are done")
+        print("nothing to submit: all is done")
         return []
     executor.update_parameters(array_parallelism=max(1, nodes // plan.sweep.file.jobs.nodes))
     submitted: list[Any] = executor.submit_array([_of(job, folder) for folder in folders])
@@ -82,4 +83,4 @@ def run_here(run: Callable[[Job], int], job: Job, plan: Plan) -> int:
 
 
 def _of(job: Job, folder: JobFolder) -> Job:
-    return replace(job, command="train", config_path=str(folder.config), overrides=())
+    return replace(job, command="+".join(folder.to_do()), config_path=str(folder.config), overrides=())

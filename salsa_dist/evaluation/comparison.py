@@ -62,15 +62,22 @@ class Entry:
         return [rate for rate in found if rate is not None]
 
 
-def compare(runs: Sequence[Path]) -> dict[str, Any]:
+def compare(
+    runs: Sequence[Path], names: Mapping[tuple[Path, str], str] | None = None
+) -> dict[str, Any]:
     """The tree of `comparison.json`.
+
+    Args:
+        runs: folders of runs.
+        names: by run and adapter, what it is compared as, others being left out; None: all adapters,
+            by what was chosen of their method.
 
     Raises:
         UserError: a run is missing or damaged, or they are of different bases, splits or clips.
     """
     files = [read_run(Path(run)) for run in runs]
     _refuse_apples_and_pears(runs, files)
-    entries = _entries(runs, files)
+    entries = _entries(runs, files, names)
     cells = [_cell(entry, entries) for entry in entries]
     return {
         "schema": SCHEMA,
@@ -112,7 +119,11 @@ def method_name(config: Config, row: int) -> str:
     return f"SALSA ({adapter.rule}), {adapter.sites}"
 
 
-def _entries(runs: Sequence[Path], files: Sequence[RunFiles]) -> list[Entry]:
+def _entries(
+    runs: Sequence[Path],
+    files: Sequence[RunFiles],
+    names: Mapping[tuple[Path, str], str] | None,
+) -> list[Entry]:
     entries: dict[tuple[str, str, float], Entry] = {}
     for run, file in zip(runs, files, strict=True):
         config = file.config
@@ -125,11 +136,14 @@ def _entries(runs: Sequence[Path], files: Sequence[RunFiles]) -> list[Entry]:
         for (language, adapter, window), hypotheses in groups.items():
             if adapter is not None and not _trained_at(config, window, groups):
                 continue
+            if adapter is not None and names is not None and (run, adapter) not in names:
+                continue
             if adapter is None:
                 name, seed, count, layer = ZERO_SHOT, 0, 0, None
             else:
                 row = rows[adapter]
-                name, seed = method_name(config, row), settings[row].seed
+                name = names[run, adapter] if names else method_name(config, row)
+                seed = settings[row].seed
                 count, layer = trained.get(adapter, 0), _single_layer(settings[row].sites)
             entry = entries.setdefault(
                 (language, name, window), Entry(language, name, window, count, layer)

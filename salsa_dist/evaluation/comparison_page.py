@@ -22,9 +22,14 @@ from salsa_dist.evaluation.comparison import ZERO_SHOT, compare
 from salsa_dist.evaluation.pages import page_environment, percent
 
 
-def write_comparison(runs: Sequence[Path], out: Path) -> Path:
-    """Compare `runs` and write the files into `out`; gives the path of the page."""
-    comparison = compare(runs)
+def write_comparison(
+    runs: Sequence[Path], out: Path, names: Mapping[tuple[Path, str], str] | None = None
+) -> Path:
+    """Compare `runs` and write the files into `out`; gives the path of the page.
+
+    `names` is as in `compare`.
+    """
+    comparison = compare(runs, names)
     texts = {
         "json": json.dumps(comparison, ensure_ascii=False, indent=1, allow_nan=False) + "\n",
         "csv": as_csv(comparison),

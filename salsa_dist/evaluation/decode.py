@@ -12,6 +12,7 @@ base as it is. An evaluation that was stopped goes on with the clips that are st
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,11 +28,19 @@ from salsa_dist.baselines import tuned_file
 from salsa_dist.baselines.in_context import InContext
 from salsa_dist.baselines.mean_difference import first_clips
 from salsa_dist.baselines.tuned import installed
-from salsa_dist.config import BiasMethod, Config, InContextMethod, LoraMethod, PlacementConfig
+from salsa_dist.config import (
+    BiasMethod,
+    Config,
+    InContextMethod,
+    LoraMethod,
+    PlacementConfig,
+    ZeroShotMethod,
+)
 from salsa_dist.data.audio import read_audio
 from salsa_dist.data.clip import SAMPLE_RATE, Clip
 from salsa_dist.data.index import Entry, Shard, ShardIndex
 from salsa_dist.data.reading import read_clip
+from salsa_dist.data.subset import first_entries
 from salsa_dist.errors import UserError
 from salsa_dist.placement.agreement import agree, base_facts, settings_facts
 from salsa_dist.placement.choose import choose
@@ -150,6 +159,8 @@ def _passes(config: Config) -> list[list[int]]:
 
     Vectors share a load. What trains the base's own weights, or puts examples before a clip, does not.
     """
+    if config.method.kind == "zero-shot":
+        return [[-1]]
     zero_shot = [-1] if config.evaluation.zero_shot else []
     adapters = list(range(len(config.adapters)))
     if config.method.kind in ("salsa", "mean-difference"):
@@ -192,7 +203,7 @@ def _ready(
             examples = InContext(method, speech_llm, pool, adapter.seed)
         else:
             bank = _bank(config, speech_llm, ranks)
-    if isinstance(method, InContextMethod) and not (config.run / events.NAME).exists():
+    if isinstance(method, InContextMethod | ZeroShotMethod) and not (config.run / events.NAME).exists():
         # Nothing was trained, so nothing has begun the run yet.
         begun = events.Events(open_run(config, ranks), ranks.is_first)
         write_start(begun, ranks, speech_llm, 0)
@@ -232,7 +243,7 @@ def _decode(
     names = [a.name for a in config.adapters]
     items = [
         item
-        for item in _items(config, index, rows)
+        for item in _items(config, index, rows, window)
         if (item.entry.key, names[item.row] if item.row >= 0 else None) not in done
     ]
     # Nobody may write before everybody has read what is there; and a file system that shows one rank
@@ -275,13 +286,15 @@ def _batched(items: Sequence[_Item], size: int, window: float) -> list[list[_Ite
     return batches
 
 
-def _items(config: Config, index: ShardIndex, rows: Sequence[int]) -> Iterator[_Item]:
+def _items(config: Config, index: ShardIndex, rows: Sequence[int], window: float) -> Iterator[_Item]:
+    most = config.evaluation.clips
     languages = dict.fromkeys(language for a in config.adapters for language in a.languages)
     for language in languages:
         own = [r for r in rows if r < 0 or language in config.adapters[r].languages]
-        for shard in index.select(config.evaluation.split, language):
-            for entry in shard.entries:
-                yield from (_Item(shard, entry, language, row) for row in own)
+        shards = index.select(config.evaluation.split, language)
+        longest_s = window if most is not None else math.inf
+        for shard, entry in first_entries(shards, most, longest_s):
+            yield from (_Item(shard, entry, language, row) for row in own)
 
 
 def _line(
@@ -325,6 +338,8 @@ def _bank(config: Config, base: SpeechLLM, ranks: Ranks) -> Bank:
 def _digest(config: Config, name: str) -> str:
     """What an adapter's transcripts depend on, beside the base and the clips."""
     method = config.method
+    if isinstance(method, ZeroShotMethod):
+        return ""
     if isinstance(method, LoraMethod | BiasMethod):
         return tuned_file.digest(config.run / "adapters" / name)
     if isinstance(method, InContextMethod):
@@ -339,6 +354,7 @@ def _make_folder(folder: Path, config: Config, index: ShardIndex, digests: Mappi
         "base": config.base.model_dump(mode="json", exclude={"stage_to"}),
         "shards": index.hash,
         "split": config.evaluation.split,
+        "clips": config.evaluation.clips,
         "max_new_tokens": config.evaluation.max_new_tokens,
         "decoding": config.evaluation.decoding.model_dump(),
         "adapters": dict(digests),

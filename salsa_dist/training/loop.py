@@ -53,7 +53,7 @@ from salsa_dist.training import state as states
 from salsa_dist.training.bad_samples import BadSamples, counts_of
 from salsa_dist.training.batches import Job, StepBatches, StepShare, loader
 from salsa_dist.training.console import Console
-from salsa_dist.training.dev_loss import DevClips
+from salsa_dist.training.dev_loss import DevClips, finite_losses
 from salsa_dist.training.events import Events
 from salsa_dist.training.halving import Halving
 from salsa_dist.training.optimizer import PackedAdam, Reduced, Schedule, reduce_step
@@ -316,8 +316,7 @@ class _Loop:
         """Write each adapter's loss on the dev clips as it is now."""
         losses = dev.losses(self.base, self.config, range(len(self.bank.specs)))
         names = [spec.name for spec in self.bank.specs]
-        finite = {names[row]: loss for row, loss in losses.items() if math.isfinite(loss)}
-        self.events.write("dev_loss", adapters=finite)
+        self.events.write("dev_loss", adapters=finite_losses(losses, names))
 
     def _drop_worse(self, step: int) -> None:
         assert self.halving is not None
@@ -325,8 +324,7 @@ class _Loop:
         losses = self.dev.losses(self.base, self.config, self.halving.running(step))
         dropped = self.halving.decide(step, losses, self.ranks.is_first)
         names = [spec.name for spec in self.bank.specs]
-        by_name = {names[row]: loss for row, loss in losses.items() if math.isfinite(loss)}
-        self.events.write("rung", step=step, dev_loss=by_name, dropped=dropped)
+        self.events.write("rung", step=step, dev_loss=finite_losses(losses, names), dropped=dropped)
         self.say(f"before step {step + 1}: dropped {len(dropped)} of {len(losses)} by their dev loss")
 
     def _gradients(self, step: int, share: StepShare, active: list[int], stop: bool) -> Reduced:
