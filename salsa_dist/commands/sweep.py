@@ -65,7 +65,8 @@ def run(file: FileArgument) -> None:
 
 @app.command()
 def status(file: FileArgument) -> None:
-    """Show how far each adapter is, and write the table of results."""
+    """Show how far each adapter is and how its job fares, and write the table of results."""
+    from salsa_dist.runs.status import statuses
     from salsa_dist.sweeps.folder import write_results
     from salsa_dist.sweeps.grid import load_sweep
     from salsa_dist.sweeps.plan import make_plan
@@ -91,3 +92,10 @@ def status(file: FileArgument) -> None:
         done = sum(c.chosen is not None for c in chosen)
         waiting = sum(len(p.entries) for p in made.later)
         print(f"chosen: {done} of {len(chosen)}; {waiting} final rows wait for tries")
+    open_ = [job.path for job in made.there if not job.done]
+    for found in statuses(open_):
+        number = f"  job {found.job.job}" if found.job else ""
+        detail = f"  ({found.detail})" if found.detail else ""
+        print(f"{found.run.name}: {found.word}{number}{detail}")
+        if found.failure is not None:
+            print(f"  {found.failure.text.splitlines()[-1]}\n  log {found.failure.log}")

@@ -15,7 +15,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -53,8 +53,9 @@ from salsa_dist.speech_llms.load import SpeechLLM
 from salsa_dist.steering.bank import Bank
 from salsa_dist.steering.sites import site_modules
 from salsa_dist.steering.vectors import SteeringVectors, bank_of
-from salsa_dist.training import events
+from salsa_dist.training import events, run_lock
 from salsa_dist.training.loop import open_run, write_start
+from salsa_dist.training.watchdog import Watchdog
 
 SCHEMA = "salsa-dist/hypotheses/1"
 
@@ -134,10 +135,11 @@ def evaluate(config: Config) -> Path:
     Returns the folder with the transcripts; `build_report` scores them.
     """
     folder = config.run / "evaluation"
-    with join() as ranks:
+    with join() as ranks, ExitStack() as stack:
         index = ShardIndex.load(config.data.shards)
         agree(ranks, settings_facts(config, index.hash))
         digests = {a.name: _digest(config, a.name) for a in config.adapters}
+        stack.enter_context(run_lock.held_for_all(config.run, ranks))
         if ranks.is_first:
             _make_folder(folder, config, index, digests)
         dist.barrier()
@@ -256,8 +258,10 @@ def _decode(
     # All ranks make the same number of calls: under ZeRO-3 each is a collective.
     calls = -(-len(batches) // ranks.world_size)
     said, begun = time.monotonic(), 0
-    with jsonl.append(folder / f"window{window:g}-rank{ranks.rank}.jsonl") as out:
+    watchdog = Watchdog(config.run, ranks.rank, ranks.world_size, config.training.hang_after_s)
+    with jsonl.append(folder / f"window{window:g}-rank{ranks.rank}.jsonl") as out, watchdog:
         for call in range(calls):
+            watchdog.at(call, f"transcribing at the {window:g} s window")
             batch = mine[call] if call < len(mine) else []
             clips = [read_clip(config.data.shards, i.shard, i.entry, i.row) for i in batch]
             transcripts = generate(clips)
@@ -269,6 +273,8 @@ def _decode(
             if ranks.is_first and (time.monotonic() - said >= 5 or call + 1 == calls):
                 said = time.monotonic()
                 print(f"transcribed {begun}/{len(items)} at the {window:g} s window", flush=True)
+        watchdog.at(calls, "waiting for the other ranks")
+        dist.barrier()
     return len(items)
 
 

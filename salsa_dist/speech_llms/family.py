@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol
 
 from salsa_dist.data.clip import Clip
 from salsa_dist.speech_llms.batch import AdapterBatch, PromptBatch, Transcript
@@ -95,6 +95,16 @@ class Family(Protocol):
         A clip's part of the batch depends on that clip alone, whatever it is packed with.
         """
 
+    def shared_batch(
+        self, clips: Sequence[Clip], heard: Sequence[Clip], kept: bool = False
+    ) -> AdapterBatch:
+        """`training_batch` of `clips` with the audio of `heard` alone, each key of `clips` once.
+
+        Args:
+            kept: what the encoder makes of the audio is known already: `heard` are as long as the
+                clips were and silent, and only shapes matter.
+        """
+
     def prompt_batch(self, clips: Sequence[Clip]) -> PromptBatch:
         """Audio and prompts of `clips`, to be continued by `generate`."""
 
@@ -112,20 +122,3 @@ class Family(Protocol):
 
     def transcript(self, ids: Sequence[int]) -> str:
         """The text that generated or label token ids stand for."""
-
-
-@runtime_checkable
-class SharesClips(Protocol):
-    """What a family offers beside, whose encoder layers take nothing but the layer below's output.
-
-    Then a clip that several adapters take can go through the layers below them once.
-    """
-
-    def shared_batch(
-        self, clips: Sequence[Clip], heard: Sequence[Clip], kept: bool = False
-    ) -> AdapterBatch:
-        """`training_batch` of `clips` with the audio of `heard`, each key of `clips` once.
-
-        Args:
-            kept: what the encoder makes of the audio is known already: its arguments may be zeros.
-        """

@@ -109,7 +109,7 @@ def wrong(vectors: Mapping[str, Tensor]) -> str | None:
 
 
 def _header(raw: bytes, path: Path) -> dict[str, object]:
-    # Nor is a header of 128 bytes, or of 128 more than a multiple of 256, which begins as a pickle does.
+    # A safetensors file begins with its header's length, whose first byte may be a pickle's too.
     too_long = int.from_bytes(raw[:8], "little") > len(raw)
     if too_long and (raw[:1] == b"\x80" or raw[:4] == b"PK\x03\x04"):
         raise UserError(f"adapter {path} is a pickle, which is never opened: name a safetensors file")
