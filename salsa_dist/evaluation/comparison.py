@@ -144,7 +144,9 @@ def _entries(
                 row = rows[adapter]
                 name = names[run, adapter] if names else method_name(config, row)
                 seed = settings[row].seed
-                count, layer = trained.get(adapter, 0), _single_layer(settings[row].sites)
+                learned = config.method.kind != "mean-difference"
+                count = trained.get(adapter, 0) if learned else 0
+                layer = _single_layer(settings[row].sites)
             entry = entries.setdefault(
                 (language, name, window), Entry(language, name, window, count, layer)
             )

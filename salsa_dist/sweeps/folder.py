@@ -192,7 +192,7 @@ def _told(job: JobFolder) -> dict[str, dict[str, Any]]:
             dev |= event.get("dev_loss", {})  # halving by errors measures no loss
         elif event["event"] == "dev_loss":
             dev |= event["adapters"]
-    told = {}
+    told: dict[str, dict[str, Any]] = {name: {"dev_loss": loss} for name, loss in dev.items()}
     for name, by_step in losses.items():
         last = [by_step[step] for step in sorted(by_step)[-10:] if by_step[step] is not None]
         mean = sum(last) / len(last) if last else math.nan
