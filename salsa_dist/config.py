@@ -183,6 +183,9 @@ class AdapterConfig(_Section):
         None, gt=0, description="of speech to train on, chosen by the seed; null: all there is"
     )
     scale: float | None = Field(None, description="of a mean difference; null: the method's")
+    start_from: Folder | None = Field(
+        None, description="an adapter's folder or file that training starts from; null: from zero"
+    )
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -215,6 +218,7 @@ class AdapterSettings:
     seed: int
     minutes: float | None = None
     scale: float = 1.0
+    start_from: Path | None = None
 
     @property
     def language(self) -> str:
@@ -447,6 +451,7 @@ class Config(_Section):
                 seed=t.seed if a.seed is None else a.seed,
                 minutes=a.minutes,
                 scale=getattr(self.method, "scale", 1.0) if a.scale is None else a.scale,
+                start_from=a.start_from,
             )
             for a in self.adapters
         ]

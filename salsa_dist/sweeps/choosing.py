@@ -18,7 +18,8 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from salsa_dist.errors import UserError
@@ -217,7 +218,7 @@ def _filled(setting: Setting, sweep: Sweep) -> Setting:
     if setting.lr is not None or setting.method.kind not in ("salsa", "lora", "bias"):
         return setting
     rate = sweep.config.training.lr
-    return Setting(setting.method, setting.sites, setting.rule, rate, f"lr{rate:g}", setting.seeded)
+    return replace(setting, lr=rate, tried=f"lr{rate:g}")
 
 
 def _entry(
@@ -247,7 +248,14 @@ def _entry(
         label=label,
         stage=stage,
         steps=steps,
+        start_from=_start(setting, language),
     )
+
+
+def _start(setting: Setting, language: str) -> Path | None:
+    if setting.start_from is None:
+        return None
+    return Path(setting.start_from.replace("{language}", language)).expanduser()
 
 
 def _key(of: Entry | Setting) -> str:

@@ -50,6 +50,7 @@ from salsa_dist.errors import UserError
 from salsa_dist.sweeps.methods import MethodEntry, Tuning
 
 _LONGEST_NAME = 80
+_NOT_IN_ROWS = ("method", "label", "stage", "steps", "start_from")
 
 
 class _Section(BaseModel):
@@ -140,10 +141,11 @@ class Entry:
     label: str = ""
     stage: str = ""
     steps: int | None = None
+    start_from: Path | None = None
 
     def row(self) -> dict[str, Any]:
         """Its settings as a flat row of a table."""
-        row = {k: v for k, v in vars(self).items() if k not in ("method", "label", "stage", "steps")}
+        row = {k: v for k, v in vars(self).items() if k not in _NOT_IN_ROWS}
         if not self.stage:
             return row
         of_method = {k: getattr(self.method, k, None) for k in ("kind", "scale", "examples", "choose")}

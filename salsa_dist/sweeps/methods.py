@@ -14,7 +14,7 @@ an entry ─► its Settings, one a try, in the file's order
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -47,6 +47,7 @@ class Setting:
     lr: float | None
     tried: str
     seeded: bool
+    start_from: str | None = None
 
 
 def _listed(value: Any) -> Any:
@@ -159,14 +160,19 @@ class Salsa(_Entry):
     sites: str | None = None
     rule: Rule | None = None
     lr: Rates | None = None
+    start_from: str | None = Field(
+        None, description="adapter that training starts from; {language} becomes the code"
+    )
 
     def label(self, steering: SteeringConfig) -> str:
         rule, sites = self.rule or steering.rule, self.sites or steering.sites
-        return self.name or f"SALSA ({rule}), {sites}"
+        start = f" from {self.start_from}" if self.start_from else ""
+        return self.name or f"SALSA ({rule}), {sites}{start}"
 
     def settings(self, steering: SteeringConfig) -> list[Setting]:
         rule, sites = self.rule or steering.rule, self.sites or steering.sites
-        return _trained(SalsaMethod(), sites, rule, self.lr)
+        made = _trained(SalsaMethod(), sites, rule, self.lr)
+        return [replace(setting, start_from=self.start_from) for setting in made]
 
 
 MethodEntry = Annotated[

@@ -41,6 +41,7 @@ from salsa_dist.data.subset import take_minutes
 from salsa_dist.errors import UserError
 from salsa_dist.placement.ranks import Ranks, group_size
 from salsa_dist.steering.sites import select
+from salsa_dist.steering.vectors import SteeringVectors
 from salsa_dist.sweeps.choosing import (
     Choice,
     choose,
@@ -340,6 +341,8 @@ def identity(entry: Entry, sweep: Sweep, facts: BaseFacts, index: ShardIndex) ->
         "sites": select(entry.sites, facts.layers),
         "adapter": [entry.rule, entry.lr, entry.seed, entry.minutes],
     }
+    if entry.start_from is not None:
+        tree["start_from"] = SteeringVectors.load(entry.start_from).digest()
     if kind in _UNTRAINED:
         del tree["training"], tree["sites"]
     if "evaluate" in _verbs(sweep, entry):
@@ -400,6 +403,11 @@ def _wrong_method(
     """What keeps its method from being done on this base, in this sweep."""
     method, config = entry.method, sweep.config
     problems = []
+    if entry.start_from is not None:
+        try:
+            SteeringVectors.load(entry.start_from)
+        except UserError as e:
+            problems.append(f"{entry.label}: {e}")
     if isinstance(method, LoraMethod | BiasMethod | InContextMethod):
         ways = {"placement": config.placement, "evaluation.placement": config.evaluation.placement}
         for key, placement in ways.items():
@@ -662,6 +670,7 @@ def _job_config(sweep: Sweep, entries: Sequence[Entry]) -> dict[str, Any]:
             "minutes": e.minutes,
             "steps": e.steps,
             "scale": getattr(e.method, "scale", None),
+            "start_from": str(e.start_from.absolute()) if e.start_from else None,
         }
         for e in entries
     ]

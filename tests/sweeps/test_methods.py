@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from tiny_families import FAMILIES
 
 from salsa_dist import UserError
 from salsa_dist.cli import run_command
 from salsa_dist.commands import sweep as commands
+from salsa_dist.steering.vectors import SteeringVectors
 from salsa_dist.sweeps import local_jobs
 from salsa_dist.sweeps.choosing import choose, finals_of, tries_of
 from salsa_dist.sweeps.folder import JobFolder
@@ -309,3 +311,29 @@ def test_a_plan_counts_tries_final_rows_and_clips_to_decode(
     assert "ours: 4 tries (0 done), 6 final rows (0 done)" in text
     # 4 tries of 2 dev clips; the base and 3 seeds on 6 test clips in 2 languages.
     assert f"{4 * 2 + 2 * 6 + 6 * 6} clips to decode" in text
+
+
+def test_salsa_starts_from_an_adapter_such_as_the_mean_difference(
+    tmp_path: Path, tiny_base: Path, tiny_shards: Path
+) -> None:
+    mean = {"kind": "mean-difference", "contrast": "el", "sites": "encoder:1,2"}
+    path = write(tmp_path, tiny_base, tiny_shards, methods=[mean], grid={"language": ["bg"]})
+    (job,) = make_plan(load_sweep(path)).write()
+    run_command("train", str(job.config), [])
+    (folder,) = (job.path / "adapters").iterdir()
+    shutil.copytree(folder, tmp_path / "start" / "bg")
+    salsa = {"kind": "salsa", "sites": "encoder", "rule": "add", "lr": 1e-12}
+    methods = [{**salsa, "start_from": str(tmp_path / "start" / "{language}")}, salsa]
+    path = write(tmp_path, tiny_base, tiny_shards, methods=methods, grid={"language": ["bg"]})
+    (job,) = make_plan(load_sweep(path)).write()
+    run_command("train", str(job.config), [])
+    begun = SteeringVectors.load(tmp_path / "start" / "bg").vectors
+    first, other = (SteeringVectors.load(job.path / "adapters" / name).vectors for name in job.adapters)
+    for site, vector in first.items():
+        wanted = begun.get(site, torch.zeros_like(vector))
+        torch.testing.assert_close(vector, wanted, rtol=1e-5, atol=1e-8)
+    assert max(v.abs().max() for v in other.values()) < 1e-8
+    methods[0]["start_from"] = str(tmp_path / "nothing")
+    path = write(tmp_path, tiny_base, tiny_shards, methods=methods, grid={"language": ["bg"]})
+    with pytest.raises(UserError, match="nothing"):
+        make_plan(load_sweep(path))
