@@ -411,7 +411,7 @@ def _wrong_method(
     if isinstance(method, LoraMethod | BiasMethod | InContextMethod):
         ways = {"placement": config.placement, "evaluation.placement": config.evaluation.placement}
         for key, placement in ways.items():
-            if placement.kind not in ("replicate", "auto", 1) or placement.offload != "none":
+            if placement.kind not in ("replicate", "auto") or placement.offload != "none":
                 problems.append(
                     f"{entry.label} needs a whole base on each rank: set {key}.kind to replicate and "
                     "offload to none"
