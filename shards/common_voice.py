@@ -5,11 +5,16 @@ Source: the release's folder, one language in it, or a folder of several:
     cv-corpus-17.0-2024-03-15/
     └── bg/
         ├── clips/common_voice_bg_123.mp3
-        ├── train.tsv, dev.tsv, test.tsv        no speaker and no sentence is in two of them
+        ├── train.tsv, dev.tsv, test.tsv        no sentence is in two of them
         └── validated.tsv                       these and more; also other.tsv, invalidated.tsv, …
 
     client_id  path  sentence_id  sentence  sentence_domain  up_votes  down_votes  age  gender  accents
-    variant  locale  segment                as in https://github.com/common-voice/cv-dataset
+    variant  locale  segment
+
+Folders and columns are those of "Archive Structure" and "TSV Fields" in the README of
+https://github.com/common-voice/cv-dataset (datasets/scripted-speech). Which columns there are differs
+between releases, so they are found by the header. That no sentence is in two splits says the README of
+https://github.com/common-voice/CorporaCreator, which makes them.
 
 The splits are the publisher's. A language without them has validated.tsv dealt by speaker. `path` is
 the name of a file in clips/ (in old releases without .mp3); `client_id` is the speaker.

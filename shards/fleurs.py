@@ -9,11 +9,15 @@ Source: https://huggingface.co/datasets/google/fleurs, its `data` folder, or one
 
     id  file_name  raw_transcription  transcription  characters  num_samples  gender      no header
 
-The columns are those that the repository's fleurs.py reads (arXiv 2205.12446 is the paper). The text is
-`transcription`, lower case without punctuation; `--column text=raw_transcription` takes the other.
-Languages are called by the first part of their folder's name (bg_bg: bg), Mandarin (cmn_hans_cn) zh.
-Speakers are not named; those of train differ from those of dev and test. Archives are unpacked into a
-folder beside the shards, only plain files, only where they belong.
+Layout and columns are those of the repository's own loading script, fleurs.py: its `_DATA_URL` is
+`data/{langs}/audio/{split}.tar.gz`, its `_META_URL` `data/{langs}/{split}.tsv` (seen in
+https://huggingface.co/datasets/google/fleurs/commit/4fcbd8508d9860d9e906b46935e4a69dbb869f93), and
+its `_get_data` unpacks a line into these columns, the fifth without a name. The paper is arXiv
+2205.12446. The text is `transcription`, lower case without punctuation; with `--column
+text=raw_transcription` it is the other. Languages are called by the first part of their folder's name
+(bg_bg: bg), Mandarin (cmn_hans_cn) zh. Speakers are not named; by the dataset card those of train
+differ from those of dev and test. Archives are unpacked into a folder beside the shards, only plain
+files, only where they belong.
 """
 
 from __future__ import annotations

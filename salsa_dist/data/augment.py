@@ -5,7 +5,8 @@
 
 What becomes of a clip depends on the adapter's seed, the clip's key and the epoch alone: not on ranks,
 workers, or what else is in the run. All works on the waveform, so any base can hear it; masks are
-those of SpecAugment (arXiv 1904.08779, without time warping) on a short-time Fourier transform.
+those of SpecAugment (arXiv 1904.08779, without time warping) on a short-time Fourier transform, set by
+torchaudio where it is (`resample`, for speed, as well), else by the same rule here, to the same end.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from salsa_dist import torchaudio_guard
 from salsa_dist.data.audio import Audio, resample
 from salsa_dist.data.clip import SAMPLE_RATE
 
@@ -61,17 +63,30 @@ class Augment:
         window = torch.hann_window(_FFT)
         wave = torch.from_numpy(np.ascontiguousarray(audio))
         spectrum = torch.stft(wave, _FFT, _HOP, window=window, pad_mode="constant", return_complex=True)
-        frames = spectrum.shape[1]
+        kept = torch.ones(spectrum.shape)
         for _ in range(self.time_masks):
-            width = int(rng.integers(frames // 10 + 1))
-            start = int(rng.integers(frames - width + 1))
-            spectrum[:, start : start + width] = 0
+            kept = mask(kept, kept.shape[1] // 10, 1, int(rng.integers(1 << 62)))
         for _ in range(self.frequency_masks):
-            width = int(rng.integers(_BANDS // 8 + 1))
-            start = int(rng.integers(_BANDS - width + 1))
-            spectrum[start : start + width] = 0
-        masked = torch.istft(spectrum, _FFT, _HOP, window=window, length=len(audio))
+            kept = mask(kept, _BANDS // 8, 0, int(rng.integers(1 << 62)))
+        masked = torch.istft(spectrum * kept, _FFT, _HOP, window=window, length=len(audio))
         return masked.numpy().astype(np.float32, copy=False)
+
+
+def mask(kept: torch.Tensor, widest: int, axis: int, seed: int) -> torch.Tensor:
+    """`kept`, (bands, frames), with at most `widest` neighbours along `axis` set to 0, by `seed`."""
+    if torchaudio_guard.works():
+        from torchaudio.functional import mask_along_axis
+
+        # It draws from torch's own generator, which the rest of the program must find as it was.
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            return mask_along_axis(kept, widest + 1, 0.0, axis)
+    generator = torch.Generator().manual_seed(seed)
+    width = torch.rand(1, generator=generator) * (widest + 1)
+    start = torch.rand(1, generator=generator) * (kept.shape[axis] - width)
+    masked = kept.clone()
+    masked.narrow(axis, int(start), int(width)).zero_()
+    return masked
 
 
 def from_settings(settings: Mapping[str, object]) -> Augment | None:

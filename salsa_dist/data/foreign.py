@@ -9,6 +9,7 @@ Both read each tar forward once, and stop at the first that is damaged; `shards 
 from __future__ import annotations
 
 import os
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -105,10 +106,10 @@ def index_tars(
     part.mkdir()
     try:
         index.save(part)
-        put(part / FILE, folder / FILE)
+        for file in sorted(part.iterdir()):
+            put(file, folder / file.name)
     finally:
-        (part / FILE).unlink(missing_ok=True)
-        part.rmdir()
+        shutil.rmtree(part)
     return index, left_out
 
 

@@ -1,7 +1,8 @@
 """`index.json`: what lies in a folder of tar shards, down to the byte range of every sample.
 
     folder/
-    ├── index.json
+    ├── index.json                 all of it; what counts
+    ├── index.columns              the same for quick loading, see `quick_index.py`; may be missing
     ├── bg/train-000000.tar …      LANGUAGE/SPLIT-NUMBER.tar
     └── el/test-000000.tar
 
@@ -17,27 +18,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from salsa_dist.data import quick_index
+from salsa_dist.data.entries import Columns, Entries, Entry
 from salsa_dist.errors import UserError
+
+__all__ = ["FILE", "SCHEMA", "Entry", "Shard", "ShardIndex"]
 
 SCHEMA = "salsa-dist/shards/1"
 FILE = "index.json"
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One sample: `seconds` of audio in bytes `[offset, offset + length)` of its shard."""
-
-    key: str
-    seconds: float
-    offset: int
-    length: int
+_MOST = 1 << 62  # bytes; keeps sums of two within 64 bit
 
 
 @dataclass(frozen=True)
@@ -51,7 +48,7 @@ class Shard:
     seconds: float
     bytes: int
     sha256: str
-    entries: tuple[Entry, ...]
+    entries: Sequence[Entry]
 
 
 @dataclass(frozen=True)
@@ -93,14 +90,17 @@ class ShardIndex:
             "recipe": self.recipe,
             "hash": self.hash,
         }
+        _no_twice(self, [entry.key for shard in self.shards for entry in shard.entries])
+        heads = [_head(shard) for shard in self.shards]
         lines = []
-        for shard in self.shards:
-            tree = asdict(shard)
-            tree["entries"] = [[e.key, e.seconds, e.offset, e.length] for e in shard.entries]
-            lines.append("    " + json.dumps(tree, ensure_ascii=False))
+        for tree, shard in zip(heads, self.shards, strict=True):
+            entries = [[e.key, e.seconds, e.offset, e.length] for e in shard.entries]
+            lines.append("    " + json.dumps({**tree, "entries": entries}, ensure_ascii=False))
         text = json.dumps(head, indent=2, ensure_ascii=False).removesuffix("\n}")
         text += ',\n  "shards": [\n' + ",\n".join(lines) + "\n  ]\n}\n"
         (folder / FILE).write_text(text, encoding="utf-8")
+        columns = Columns.of([entry for shard in self.shards for entry in shard.entries])
+        quick_index.write(folder, FILE, {**head, "shards": heads}, columns)
 
     @classmethod
     def load(cls, folder: str | Path) -> ShardIndex:
@@ -108,6 +108,9 @@ class ShardIndex:
         folder = Path(folder)
         path = folder / FILE
         try:
+            found = quick_index.read(folder, FILE)
+            if found is not None:
+                return _checked(folder, *found)
             tree = json.loads(path.read_text(encoding="utf-8"))
         except OSError as e:
             raise UserError(
@@ -116,22 +119,13 @@ class ShardIndex:
             ) from None
         except (ValueError, RecursionError) as e:
             raise _damaged(path, str(e)) from None
-        schema = tree.get("schema") if isinstance(tree, dict) else None
-        if schema != SCHEMA:
-            raise UserError(
-                f"{path} has the schema {schema!r}, and this version reads {SCHEMA!r}: build the "
-                "shards again"
-            )
+        entries = _take_entries(tree, path)
         try:
-            index = _RawIndex.model_validate({k: v for k, v in tree.items() if k != "schema"})
-        except ValidationError as e:
-            first = e.errors()[0]
-            place = ".".join(str(part) for part in first["loc"])
-            raise _damaged(path, f"{place}: {first['msg']}") from None
-        shards = tuple(_shard(raw, path) for raw in index.shards)
-        loaded = cls(folder, index.name, index.sample_rate, index.seed, index.recipe, shards)
-        _check(loaded, path, index.hash)
-        return loaded
+            index = _checked(folder, tree, Columns.of(entries))
+        except (ValueError, OverflowError) as e:
+            raise _damaged(path, str(e)) from None
+        _no_twice(index, [entry.key for entry in entries])
+        return index
 
 
 class _RawShard(BaseModel):
@@ -144,7 +138,6 @@ class _RawShard(BaseModel):
     seconds: float
     bytes: int
     sha256: str
-    entries: list[list[Any]]
 
 
 class _RawIndex(BaseModel):
@@ -162,44 +155,101 @@ def _damaged(path: Path, what: str) -> UserError:
     return UserError(f"{path} is damaged ({what}): build the shards again")
 
 
-def _shard(raw: _RawShard, path: Path) -> Shard:
-    place = PurePosixPath(raw.path)
-    if place.is_absolute() or ".." in place.parts or "\\" in raw.path or not place.parts:
-        raise UserError(f"{path} names {raw.path!r}, which leaves its folder: don't use this index")
-    entries = []
-    end = 0
-    for item in raw.entries:
-        match item:
-            case [str(key), float() | int() as seconds, int(offset), int(length)]:
-                entry = Entry(key, float(seconds), offset, length)
-            case _:
-                raise _damaged(path, f"{raw.path} has the entry {str(item)[:80]}")
-        if not (entry.offset >= end and entry.length > 0 and 0 < entry.seconds < math.inf):
-            raise _damaged(path, f"{raw.path} has the impossible entry {str(item)[:80]}")
-        end = entry.offset + entry.length
-        entries.append(entry)
-    if len(entries) != raw.samples or end > raw.bytes:
-        raise _damaged(path, f"{raw.path}: its entries don't fit its samples or bytes")
-    return Shard(
-        raw.path,
-        raw.split,
-        raw.language,
-        raw.samples,
-        raw.seconds,
-        raw.bytes,
-        raw.sha256,
-        tuple(entries),
-    )
+def _head(shard: Shard) -> dict[str, Any]:
+    """All of a shard but its entries."""
+    return {f.name: getattr(shard, f.name) for f in fields(shard) if f.name != "entries"}
 
 
-def _check(index: ShardIndex, path: Path, recorded: str) -> None:
-    if index.sample_rate < 0 or not index.shards:
+def _take_entries(tree: Any, path: Path) -> list[Entry]:
+    """The entries of all shards, which are taken out of `tree`. Raises: UserError: they are none."""
+    shards = tree.get("shards") if isinstance(tree, dict) else None
+    found: list[Entry] = []
+    for shard in shards if isinstance(shards, list) else ():
+        if not isinstance(shard, dict):
+            continue  # said when the tree is checked
+        items = shard.pop("entries", None)
+        if not isinstance(items, list):
+            raise _damaged(path, f"{shard.get('path')} has no list of entries")
+        for item in items:
+            match item:
+                case [str(key), float() | int() as seconds, int(offset), int(length)]:
+                    found.append(Entry(key, float(seconds), offset, length))
+                case _:
+                    raise _damaged(path, f"{shard.get('path')} has the entry {str(item)[:80]}")
+        shard.setdefault("samples", None)
+        if shard["samples"] != len(items):
+            raise _damaged(path, f"{shard.get('path')}: its entries don't fit its samples or bytes")
+    return found
+
+
+def _checked(folder: Path, tree: Any, columns: Columns) -> ShardIndex:
+    """The index of a tree without entries, and of all its entries. Raises: UserError."""
+    path = folder / FILE
+    schema = tree.get("schema") if isinstance(tree, dict) else None
+    if schema != SCHEMA:
+        raise UserError(
+            f"{path} has the schema {schema!r}, and this version reads {SCHEMA!r}: build the "
+            "shards again"
+        )
+    try:
+        raw = _RawIndex.model_validate({k: v for k, v in tree.items() if k != "schema"})
+    except ValidationError as e:
+        first = e.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise _damaged(path, f"{place}: {first['msg']}") from None
+    if raw.sample_rate < 0 or not raw.shards:
         raise _damaged(path, "it has no shards or no sample rate")
-    seen: set[str] = set()
-    for shard in index.shards:
-        for name in (shard.path, *(entry.key for entry in shard.entries)):
-            if name in seen:
-                raise _damaged(path, f"{name!r} is there twice")
-            seen.add(name)
-    if index.hash != recorded:
+    for shard in raw.shards:
+        inside = PurePosixPath(shard.path)
+        if inside.is_absolute() or ".." in inside.parts or "\\" in shard.path or not inside.parts:
+            raise UserError(
+                f"{path} names {shard.path!r}, which leaves its folder: don't use this index"
+            )
+    _check_columns(raw.shards, columns, path)
+    stops = np.cumsum([shard.samples for shard in raw.shards]).tolist()
+    shards = tuple(
+        Shard(**dict(shard), entries=Entries(columns, stop - shard.samples, stop))
+        for shard, stop in zip(raw.shards, stops, strict=True)
+    )
+    index = ShardIndex(folder, raw.name, raw.sample_rate, raw.seed, raw.recipe, shards)
+    if len({shard.path for shard in shards}) < len(shards):
+        raise _damaged(path, "a shard is there twice")
+    if index.hash != raw.hash:
         raise _damaged(path, "its hash is not that of its list of shards")
+    return index
+
+
+def _check_columns(shards: Sequence[_RawShard], columns: Columns, path: Path) -> None:
+    """That entries have lengths, follow each other, and lie in their shards."""
+    counts = np.array([shard.samples for shard in shards])
+    if (counts < 0).any() or counts.sum() != len(columns.seconds):
+        raise _damaged(path, "its entries don't fit its samples or bytes")
+    stops = np.cumsum(counts)
+    seconds, offsets, lengths = columns.seconds, columns.offsets, columns.lengths
+    sound = (lengths > 0) & (lengths < _MOST) & (offsets < _MOST)
+    sound &= (seconds > 0) & np.isfinite(seconds)
+    ends = np.where(sound, offsets + np.where(sound, lengths, 0), 0)
+    before = np.zeros_like(ends)
+    before[1:] = ends[:-1]
+    before[(stops - counts)[counts > 0]] = 0
+    sound &= offsets >= before
+    if not sound.all():
+        at = int(np.argmin(sound))
+        shard = shards[int(np.searchsorted(stops, at, side="right"))]
+        entry = Entries(columns, at, at + 1)[0]
+        what = [entry.key, entry.seconds, entry.offset, entry.length]
+        raise _damaged(path, f"{shard.path} has the impossible entry {str(what)[:80]}")
+    for shard, count, stop in zip(shards, counts.tolist(), stops.tolist(), strict=True):
+        if count and ends[stop - 1] > shard.bytes:
+            raise _damaged(path, f"{shard.path}: its entries don't fit its samples or bytes")
+
+
+def _no_twice(index: ShardIndex, keys: Sequence[str]) -> None:
+    """Refuse an index with a key or a path that is there twice."""
+    if len(set(keys)) == len(keys):
+        return
+    seen: set[str] = set()
+    for key in keys:
+        if key in seen:
+            raise _damaged(index.folder / FILE, f"{key!r} is there twice")
+        seen.add(key)

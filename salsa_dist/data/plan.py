@@ -30,6 +30,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from salsa_dist.data.entries import offsets_of, seconds_of
 from salsa_dist.data.index import Entry, Shard
 from salsa_dist.data.mixing import Mix, mixed, quotas, shares
 from salsa_dist.errors import UserError
@@ -105,11 +106,13 @@ class AdapterPlan:
         seconds: dict[str, float] = {}
         parts: dict[str, list[_Part]] = {}
         for shard in sorted(shards, key=lambda s: s.path):
-            fitting = [e for e in shard.entries if e.seconds <= max_seconds]
-            self.left_out += len(shard.entries) - len(fitting)
-            own = shard.entries if len(fitting) == len(shard.entries) else fitting
+            # By columns: an index may have millions of entries.
+            lengths = seconds_of(shard.entries)
+            fits = lengths <= max_seconds
+            own = shard.entries if fits.all() else [shard.entries[i] for i in np.flatnonzero(fits)]
+            self.left_out += len(lengths) - len(own)
             parts.setdefault(shard.language, []).append(_Part(shard, own))
-            heard = seconds.get(shard.language, 0.0) + sum(e.seconds for e in fitting)
+            heard = seconds.get(shard.language, 0.0) + sum(lengths[fits].tolist())
             seconds[shard.language] = heard
         self.key = _key(parts, clips_per_step, seconds_per_step, readers, seed, mix)
         self._languages = []
@@ -282,5 +285,5 @@ def _key(parts: Mapping[str, Sequence[_Part]], *settings: object) -> str:
     for own in parts.values():
         for part in own:
             digest.update(part.shard.path.encode())
-            digest.update(np.array([e.offset for e in part.entries], dtype=np.int64).tobytes())
+            digest.update(offsets_of(part.entries).tobytes())
     return digest.hexdigest()

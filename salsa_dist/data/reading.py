@@ -20,7 +20,7 @@ from salsa_dist.data.augment import Augment
 from salsa_dist.data.clip import Clip
 from salsa_dist.data.index import Entry, Shard
 from salsa_dist.data.plan import LANES, AdapterPlan, Draw, by_step, pool_of
-from salsa_dist.data.shards import BadSample, read_ranges, read_sample
+from salsa_dist.data.shards import BadSample, Bytes, read_ranges, read_sample
 
 ATTEMPTS = 16  # replacements tried for one draw
 
@@ -95,7 +95,7 @@ class ClipReader:
         self.world_size = world_size
         self.max_seconds = max_seconds
         self.augment = augment
-        self._held: dict[int, dict[int, bytes | BadSample]] = {}
+        self._held: dict[int, dict[int, Bytes | BadSample]] = {}
 
     def step(self, t: int) -> StepClips:
         """The clips of step `t` whose readers are this rank's."""
@@ -129,7 +129,7 @@ class ClipReader:
             bad.append(Bad("refused", other.shard.path, other.entry.key, why))
         return None
 
-    def _usable(self, draw: Draw, raw: bytes | BadSample, bad: list[Bad]) -> tuple[Clip, Draw] | None:
+    def _usable(self, draw: Draw, raw: Bytes | BadSample, bad: list[Bad]) -> tuple[Clip, Draw] | None:
         path = self.folder / draw.shard.path
         try:
             if isinstance(raw, BadSample):
@@ -148,7 +148,7 @@ class ClipReader:
             clip = Clip(clip.key, changed, clip.text, clip.language)
         return clip, draw
 
-    def _bytes(self, t: int, draw: Draw) -> bytes | BadSample:
+    def _bytes(self, t: int, draw: Draw) -> Bytes | BadSample:
         pool = pool_of(t)
         held = self._held.get(pool)
         if held is None or draw.number not in held:
@@ -161,7 +161,7 @@ class ClipReader:
             del self._held[pool]
         return raw
 
-    def _read_pool(self, pool: int, first: int) -> dict[int, bytes | BadSample]:
+    def _read_pool(self, pool: int, first: int) -> dict[int, Bytes | BadSample]:
         """By draw, the bytes that this process needs of a pool from step `first` on."""
         worker = get_worker_info()
         workers = worker.num_workers if worker else 1
@@ -170,7 +170,7 @@ class ClipReader:
             mine = draw.reader % self.world_size == self.rank and (t - first) % workers == 0
             if mine and first <= t < self.steps:
                 by_shard.setdefault(draw.shard.path, []).append(draw)
-        found: dict[int, bytes | BadSample] = {}
+        found: dict[int, Bytes | BadSample] = {}
         for path, draws in sorted(by_shard.items()):
             # A pool that is longer than an epoch may draw a clip twice.
             by_offset: dict[int, list[int]] = {}

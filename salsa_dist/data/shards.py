@@ -16,9 +16,11 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +40,13 @@ MAX_VALUES = 1 << 26  # channels times samples, decoded: so do they here
 READ_BYTES = 64 << 20  # of one read; a sample may take more
 AUDIO_KINDS = ("flac", "wav", "mp3", "ogg", "opus")
 KINDS = (*AUDIO_KINDS, "json", "txt")
+Bytes = bytes | memoryview  # of a sample or of one of its files
 DANGEROUS_KINDS = ("pkl", "pickle", "pyd", "pth", "pt", "npy", "npz", "joblib")
 TEXT_FIELDS = ("text", "transcript", "transcription", "sentence")
 
 _MAX_GAP = 512  # bytes between two samples that one read passes over
+_MAX_RUN = 500  # samples of one read; the system takes 1,024 buffers, those of gaps included
+_BLOCK = 512  # bytes that a tar is made of
 # WebDataset's own rule: the key ends at the first dot of the file's name.
 _MEMBER = re.compile(r"(?P<key>(?:.*/)?[^./][^./]*)\.(?P<kind>[^/]*)", re.DOTALL)
 
@@ -60,12 +65,17 @@ class BadSample(UserError):
 
 def read_ranges(
     path: str | Path, entries: Iterable[Entry]
-) -> Iterator[tuple[Entry, bytes | BadSample]]:
+) -> Iterator[tuple[Entry, Bytes | BadSample]]:
     """The bytes of several samples of one shard, or why a sample has none.
 
     The shard is opened once and read forward; samples that lie side by side are read together.
     """
     wanted = sorted(entries, key=lambda e: e.offset)
+    for entry in wanted:
+        if entry.length > MAX_BYTES:
+            why = f"claims {entry.length} bytes, more than {MAX_BYTES}"
+            yield entry, BadSample(path, entry.key, why, "bounds")
+    wanted = [entry for entry in wanted if entry.length <= MAX_BYTES]
     try:
         file = open(path, "rb", buffering=0)  # noqa: SIM115
     except OSError as e:
@@ -74,27 +84,21 @@ def read_ranges(
         return
     with file:
         for run in _runs(wanted):
-            start = run[0].offset
             try:
-                file.seek(start)
-                raw = _read_fully(file, run[-1].offset + run[-1].length - start)
+                found, end = _read_run(file.fileno(), run)
             except OSError as e:
                 why = f"can't be read ({e.strerror})"
                 yield from ((x, BadSample(path, x.key, why, "shard")) for x in run)
                 continue
-            for entry in run:
-                own = raw[entry.offset - start : entry.offset - start + entry.length]
-                if entry.length > MAX_BYTES:
-                    why = f"claims {entry.length} bytes, more than {MAX_BYTES}"
-                    yield entry, BadSample(path, entry.key, why, "bounds")
-                elif len(own) < entry.length:
+            for entry, own in zip(run, found, strict=True):
+                if entry.offset + entry.length > end:
                     why = "lies behind the end of its tar: fetch the shard again"
                     yield entry, BadSample(path, entry.key, why, "tar")
                 else:
                     yield entry, own
 
 
-def read_range(path: str | Path, entry: Entry) -> bytes:
+def read_range(path: str | Path, entry: Entry) -> Bytes:
     """The bytes of one sample: one seek, one read."""
     ((_, raw),) = read_ranges(path, [entry])
     if isinstance(raw, BadSample):
@@ -109,27 +113,39 @@ def _runs(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
         if run:
             gap = entry.offset - (run[-1].offset + run[-1].length)
             whole = entry.offset + entry.length - run[0].offset
-            if not 0 <= gap <= _MAX_GAP or whole > READ_BYTES:
+            if not 0 <= gap <= _MAX_GAP or whole > READ_BYTES or len(run) == _MAX_RUN:
                 yield run
                 run = []
-        # What claims too much is a run of its own, of which only the allowed part is read.
         run.append(entry)
     if run:
         yield run
 
 
-def _read_fully(file: io.FileIO, length: int) -> bytes:
-    """`length` bytes, never more than a sample may have, and fewer only at the end of the file."""
-    left = min(length, MAX_BYTES)
-    pieces = []
-    while left and (piece := file.read(left)):
-        pieces.append(piece)
-        left -= len(piece)
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+def _read_run(fd: int, run: Sequence[Entry]) -> tuple[list[memoryview], int]:
+    """Each sample's bytes, each in memory of its own at once, and where the reading ended."""
+    found: list[memoryview] = []
+    wanted: list[memoryview] = []
+    end = start = run[0].offset
+    for entry in run:
+        if entry.offset > end:
+            wanted.append(memoryview(bytearray(entry.offset - end)))
+        # Not a bytearray, which would be filled with zeros first.
+        found.append(np.empty(entry.length, np.uint8).data)
+        wanted.append(found[-1])
+        end = entry.offset + entry.length
+    at = start
+    # A read may stop early; only at the end of the file it gives nothing.
+    while wanted and (got := os.preadv(fd, wanted, at)):
+        at += got
+        while wanted and got >= len(wanted[0]):
+            got -= len(wanted.pop(0))
+        if got:
+            wanted[0] = wanted[0][got:]
+    return found, at
 
 
 def read_sample(
-    raw: bytes, shard: str | Path = "shard in memory", key: str | None = None
+    raw: Bytes, shard: str | Path = "shard in memory", key: str | None = None
 ) -> tuple[Audio, dict[str, Any]]:
     """Audio `(samples,)` float32 at 16,000 Hz and the facts of the sample in `raw`.
 
@@ -139,26 +155,21 @@ def read_sample(
     """
     if len(raw) > MAX_BYTES:
         raise BadSample(shard, key, f"has {len(raw)} bytes, more than {MAX_BYTES}", "bounds")
-    files: dict[str, bytes] = {}
+    files: dict[str, memoryview] = {}
+    whole = memoryview(raw)
     try:
-        with tarfile.open(fileobj=io.BytesIO(raw), mode="r:") as tar:
-            for member in tar:
-                stem, kind = key_and_kind(member.name)
-                if (
-                    kind.rpartition(".")[2] in DANGEROUS_KINDS
-                    or not member.isreg()
-                    or member.issparse()
-                ):
-                    raise BadSample(shard, key, f"holds {member.name!r}, no plain audio or text", "tar")
-                if kind in files or (key is not None and stem != key):
-                    raise BadSample(shard, key, f"holds {member.name!r} too: the index is wrong", "tar")
-                key = stem
-                if kind not in KINDS:
-                    continue  # such as a picture beside the audio of others' tars
-                content = tar.extractfile(member)
-                files[kind] = content.read(len(raw)) if content else b""
-                if len(files[kind]) != member.size:
-                    raise BadSample(shard, key, f"is cut off in its {kind}", "tar")
+        for file in _files(raw):
+            stem, kind = key_and_kind(file.name)
+            if kind.rpartition(".")[2] in DANGEROUS_KINDS or not file.plain:
+                raise BadSample(shard, key, f"holds {file.name!r}, no plain audio or text", "tar")
+            if kind in files or (key is not None and stem != key):
+                raise BadSample(shard, key, f"holds {file.name!r} too: the index is wrong", "tar")
+            key = stem
+            if kind not in KINDS:
+                continue  # such as a picture beside the audio of others' tars
+            files[kind] = whole[file.start : file.start + file.size]
+            if len(files[kind]) != file.size:
+                raise BadSample(shard, key, f"is cut off in its {kind}", "tar")
     except (tarfile.TarError, ValueError, EOFError) as e:
         raise BadSample(shard, key, f"is no piece of a tar ({e})", "tar") from None
     audio, rate = open_audio(files, shard, key)
@@ -168,13 +179,52 @@ def read_sample(
     return audio, read_facts(files, shard, key)
 
 
+@dataclass(frozen=True)
+class _File:
+    """One file of a sample: bytes `[start, start + size)` of its piece of the tar."""
+
+    name: str
+    start: int
+    size: int
+    plain: bool
+
+
+def _files(raw: Bytes) -> list[_File]:
+    """The files of a piece of a tar. Raises: TarError, ValueError, EOFError."""
+    at, found = 0, []
+    while at < len(raw) and (file := _plain_file(raw, at)):
+        found.append(file)
+        at = file.start + -(-file.size // _BLOCK) * _BLOCK
+    if found and at == len(raw):
+        return found
+    # Long names, links, ends of tars, damage: all that is not one plain file after another.
+    with tarfile.open(fileobj=io.BytesIO(raw), mode="r:") as tar:
+        return [_File(x.name, x.offset_data, x.size, x.isreg() and not x.issparse()) for x in tar]
+
+
+def _plain_file(raw: Bytes, at: int) -> _File | None:
+    """What the header at `at` says where it is the simplest that there is; else tarfile reads it.
+
+    tarfile takes five times as long for it, which is 3% of what a clip takes in all.
+    """
+    header = bytes(raw[at : at + _BLOCK])
+    size, checksum = header[124:135], header[148:154]
+    simple = header[156:157] == tarfile.REGTYPE and header[257:262] == b"ustar" and not header[345]
+    if not (simple and size.isdigit() and checksum.isdigit()):
+        return None
+    if sum(header) - sum(header[148:156]) + 8 * ord(" ") != int(checksum, 8):
+        return None
+    name = header[:100].partition(b"\0")[0].decode("utf-8", "surrogateescape")
+    return _File(name, at + _BLOCK, int(size, 8), plain=True)
+
+
 def key_and_kind(name: str) -> tuple[str, str]:
     """What WebDataset makes of a file's name: `bg/a.seg.FLAC` is sample `bg/a`, kind `seg.flac`."""
     match = _MEMBER.fullmatch(name)
     return (match["key"], match["kind"].lower()) if match else (name, "")
 
 
-def open_audio(files: Mapping[str, bytes], shard: str | Path, key: str | None) -> tuple[Audio, int]:
+def open_audio(files: Mapping[str, Bytes], shard: str | Path, key: str | None) -> tuple[Audio, int]:
     """`(samples,)` float32 and its rate in Hz, of a sample's files by kind. Raises: BadSample."""
 
     def bad(what: str, kind: str) -> BadSample:
@@ -195,23 +245,24 @@ def open_audio(files: Mapping[str, bytes], shard: str | Path, key: str | None) -
             # Only what the header claims, which is bounded now, whatever the file expands to.
             audio: Audio = file.read(claimed, dtype="float32")
             cut_off = file.format == "FLAC" and len(audio) < claimed
+            whole_numbers = file.subtype.startswith("PCM_")  # never NaN, nor infinite
     except (soundfile.SoundFileError, OSError, ValueError, TypeError, MemoryError) as e:
         raise bad(f"has unreadable audio ({' '.join(str(e).split())})", "audio") from None
     if not len(audio) or cut_off:
         raise bad(f"has unreadable audio ({len(audio)} of {claimed} samples)", "audio")
     if audio.ndim > 1:
         audio = audio.mean(axis=1, dtype=np.float32)
-    if not np.isfinite(audio).all():
+    if not whole_numbers and not np.isfinite(audio).all():
         raise bad("has unreadable audio (NaN or infinite samples)", "audio")
     return audio, rate
 
 
-def read_facts(files: Mapping[str, bytes], shard: str | Path, key: str | None) -> dict[str, Any]:
+def read_facts(files: Mapping[str, Bytes], shard: str | Path, key: str | None) -> dict[str, Any]:
     """The facts of a sample, by its files; its transcript is "text". Raises: BadSample."""
     try:
-        facts = json.loads(files.get("json", b"{}"))
+        facts = json.loads(bytes(files.get("json", b"{}")))
         if "txt" in files:
-            facts["text"] = files["txt"].decode("utf-8").strip()
+            facts["text"] = str(files["txt"], "utf-8").strip()
     except (ValueError, TypeError, RecursionError) as e:
         raise BadSample(shard, key, f"has damaged JSON or text ({e})", "transcript") from None
     text = next((facts[f] for f in TEXT_FIELDS if f in facts), None) if type(facts) is dict else None

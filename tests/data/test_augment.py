@@ -4,8 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
-from salsa_dist.data.augment import Augment, from_settings
+from salsa_dist import torchaudio_guard
+from salsa_dist.data.augment import Augment, from_settings, mask
 
 RATE = 16_000
 
@@ -45,6 +47,26 @@ def test_masks_take_out_a_stretch_or_a_band() -> None:
         power = np.abs(np.fft.rfft(changed)).reshape(-1)[: RATE // 10 * 10].reshape(50, -1).mean(1)
         bands.append(np.mean(power < 0.1 * np.median(power)))
     assert 0.02 < np.mean(bands) < 0.3
+
+
+@pytest.mark.skipif(not torchaudio_guard.works(), reason="torchaudio can't be imported here")
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("widest", [0, 1, 7, 40])
+def test_masks_of_torchaudio_and_ours_are_the_same(
+    axis: int, widest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ones = torch.ones(41, 50)
+    state = torch.get_rng_state()
+    by_torchaudio = [mask(ones, widest, axis, seed) for seed in range(50)]
+    assert torch.equal(torch.get_rng_state(), state)
+    monkeypatch.setattr(torchaudio_guard, "works", lambda: False)
+    by_us = [mask(ones, widest, axis, seed) for seed in range(50)]
+    assert all(map(torch.equal, by_torchaudio, by_us))
+    masked = {int((one == 0).sum()) // (50, 41)[axis] for one in by_us}
+    assert min(masked) == 0
+    assert max(masked) <= widest
+    assert len(masked) > min(widest, 5)
+    assert torch.equal(ones, torch.ones(41, 50))
 
 
 def test_it_depends_on_adapter_clip_and_epoch() -> None:

@@ -56,7 +56,12 @@ def whole(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_a_build_leaves(manifest: Path, whole: Path) -> None:
     index = ShardIndex.load(whole)
     assert len(samples(index)) == CLIPS
-    assert tree(whole).keys() == {"README.md", "index.json", *(s.path for s in index.shards)}
+    assert tree(whole).keys() == {
+        "README.md",
+        "index.columns",
+        "index.json",
+        *(s.path for s in index.shards),
+    }
     assert [path.name for path in whole.parent.iterdir()] == ["out"]
     card = (whole / "README.md").read_text(encoding="utf-8")
     for said in ("| bg | train |", "Unicode NFC", "by text: bg, el", "not stated", "### el", "█"):

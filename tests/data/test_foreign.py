@@ -60,7 +60,7 @@ def test_tars_of_others_are_indexed_and_read(tmp_path: Path, write: Callable[[Pa
     split, audio, facts = found["clips/003"]
     assert (split, facts["text"], index.sample_rate) == ("dev", "дума 3", 22_050)
     assert abs(pitch(audio) - 450) < 5
-    assert tree(tmp_path).keys() == {*before, "index.json"}
+    assert tree(tmp_path).keys() == {*before, "index.json", "index.columns"}
     assert lint(tmp_path, Bounds())[0] == []
     with pytest.raises(UserError, match="is there: remove it"):
         index_tars(tmp_path)

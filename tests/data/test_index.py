@@ -1,11 +1,15 @@
 """The index: it survives a round trip, and every damage is refused with its place."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from salsa_dist.data import quick_index
+from salsa_dist.data.entries import Columns
 from salsa_dist.data.index import FILE, Entry, Shard, ShardIndex
 from salsa_dist.errors import UserError
 
@@ -96,3 +100,121 @@ def test_what_is_no_index(tmp_path: Path, text: str) -> None:
 def test_a_missing_index_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="shards build"):
         ShardIndex.load(tmp_path)
+
+
+# The quick form beside it.
+
+
+def only_quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Entries are made of nothing but the columns."""
+    monkeypatch.setattr("salsa_dist.data.index._take_entries", lambda tree, path: pytest.fail("slow"))
+
+
+def test_both_forms_say_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = example(tmp_path)
+    index.save(tmp_path)
+    columns = (tmp_path / quick_index.FILE).read_bytes()
+    (tmp_path / quick_index.FILE).unlink()  # as in folders of earlier versions
+    slow = ShardIndex.load(tmp_path)
+    (tmp_path / quick_index.FILE).write_bytes(columns)
+    only_quick(monkeypatch)
+    quick = ShardIndex.load(tmp_path)
+    assert quick == slow == index
+    for shard, same in zip(quick.shards, index.shards, strict=True):
+        assert tuple(shard.entries) == same.entries
+        assert [shard.entries[i] for i in (-1, 0)] == [same.entries[-1], same.entries[0]]
+        assert len(shard.entries) == 2
+        with pytest.raises(IndexError):
+            shard.entries[2]
+
+
+def test_columns_are_the_same_bytes_whenever_they_are_written(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        example(tmp_path / name).save(tmp_path / name)
+    assert len({(tmp_path / name / quick_index.FILE).read_bytes() for name in ("a", "b")}) == 1
+
+
+def test_a_changed_index_outdates_its_columns(tmp_path: Path) -> None:
+    damage(tmp_path, shards__0__entries__0__0="another")
+    assert ShardIndex.load(tmp_path).shards[0].entries[0].key == "another"
+
+
+@pytest.mark.parametrize("cut", [0, 7, 100, -8])
+def test_damaged_columns_are_passed_over(tmp_path: Path, cut: int) -> None:
+    index = example(tmp_path)
+    index.save(tmp_path)
+    path = tmp_path / quick_index.FILE
+    path.write_bytes(path.read_bytes()[:cut])
+    assert ShardIndex.load(tmp_path) == index
+
+
+def quick_with(folder: Path, head: dict[str, Any] | None = None, **changes: Any) -> None:
+    """The example, its columns changed by hand but said to be of its index.json."""
+    index = example(folder)
+    index.save(folder)
+    found = quick_index.read(folder, FILE)
+    assert found is not None
+    tree, columns = found
+    tree["shards"][0] |= head or {}
+    quick_index.write(folder, FILE, tree, replace(columns, **changes))
+
+
+FORGED = {
+    "seconds": np.array([1.5, np.nan, 1.5, 1, 1.5, 1]),
+    "offsets": np.array([0, 1024, 0, 1023, 0, 1024]),
+    "lengths": np.array([1024, 512, 1024, 512, -1, 512]),
+}
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_impossible_columns_are_refused(tmp_path: Path, name: str) -> None:
+    quick_with(tmp_path, **{name: FORGED[name]})
+    with pytest.raises(UserError, match="impossible entry"):
+        ShardIndex.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("head", "says"),
+    [
+        ({"path": "../evil.tar"}, "leaves its folder"),
+        ({"samples": 3}, "don't fit"),
+        ({"bytes": 1500}, "don't fit"),
+        ({"sha256": "cd" * 32}, "hash"),
+    ],
+)
+def test_forged_heads_are_refused(tmp_path: Path, head: dict[str, Any], says: str) -> None:
+    quick_with(tmp_path, head)
+    with pytest.raises(UserError, match=says):
+        ShardIndex.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seconds": np.ones(5)},
+        {"seconds": np.ones((6, 1))},
+        {"offsets": np.zeros(6, np.int32)},
+        {"keys": np.frombuffer(b"a\0b\0", np.uint8)},
+        {"keys": np.frombuffer(b"a\0b\0c\0d\0e\0f", np.uint8)},
+    ],
+)
+def test_columns_of_other_shapes_are_passed_over(tmp_path: Path, changes: dict[str, Any]) -> None:
+    quick_with(tmp_path, **changes)
+    assert ShardIndex.load(tmp_path) == example(tmp_path)
+
+
+def test_keys_are_any_text(tmp_path: Path) -> None:
+    entries = (Entry("дума/една.1", 1, 0, 8), Entry("", 1, 8, 8), Entry("x\ny", 2, 16, 8))
+    shard = replace(example(tmp_path).shards[0], samples=3, entries=entries)
+    index = replace(example(tmp_path), shards=(shard,))
+    index.save(tmp_path)
+    assert tuple(ShardIndex.load(tmp_path).shards[0].entries) == entries
+    with pytest.raises(ValueError, match="zero byte"):
+        Columns.of([Entry("a\0b", 1, 0, 8)])
+
+
+def test_saving_a_key_twice_is_refused(tmp_path: Path) -> None:
+    index = example(tmp_path)
+    with pytest.raises(UserError, match="twice"):
+        replace(index, shards=(index.shards[0], replace(index.shards[0], path="c.tar"))).save(tmp_path)

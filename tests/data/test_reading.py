@@ -2,9 +2,11 @@
 
 import builtins
 import io
+import os
 import tarfile
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -54,31 +56,31 @@ def reader(folder: Path, steps: int = 10_000, rank: int = 0, world: int = 1, **m
     return ClipReader(folder, own, steps, rank, world, 2.0, **more)
 
 
-class Counted(io.FileIO):
-    """A file that counts what is opened and read."""
+class Counted:
+    """What is opened and read."""
 
     opens: ClassVar[Counter[str]] = Counter()
     reads: ClassVar[list[tuple[str, int, int]]] = []
-
-    def __init__(self, path: Any) -> None:
-        super().__init__(path)
-        Counted.opens[str(path)] += 1
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        start = self.tell()
-        raw = super().read(size)
-        Counted.reads.append((str(self.name), start, len(raw)))
-        return raw
 
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> type[Counted]:
     Counted.opens, Counted.reads = Counter(), []
+    paths: dict[int, str] = {}
 
     def opened(path: Any, mode: str = "r", **more: Any) -> Any:
-        return Counted(path) if "rb" in mode else builtins.open(path, mode, **more)
+        file = builtins.open(path, mode, **more)  # noqa: SIM115
+        Counted.opens[str(path)] += 1
+        paths[file.fileno()] = str(path)
+        return file
+
+    def preadv(fd: int, buffers: Any, offset: int) -> int:
+        got = os.preadv(fd, buffers, offset)
+        Counted.reads.append((paths[fd], offset, got))
+        return got
 
     monkeypatch.setattr(shards_module, "open", opened, raising=False)
+    monkeypatch.setattr(shards_module, "os", SimpleNamespace(preadv=preadv))
     return Counted
 
 

@@ -5,18 +5,21 @@ import dataclasses
 import hashlib
 import io
 import json
+import os
 import pickle
 import tarfile
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
 
+from salsa_dist.data import shards as shards_module
 from salsa_dist.data.index import Entry, ShardIndex
-from salsa_dist.data.shards import BadSample, read_range, read_sample
+from salsa_dist.data.shards import BadSample, read_range, read_ranges, read_sample
 from salsa_dist.data.writer import Sample, ShardWriter
 from salsa_dist.errors import UserError
 
@@ -178,6 +181,13 @@ def pack(*files: tuple[str, bytes], kind: bytes = tarfile.REGTYPE) -> bytes:
     return out.getvalue()
 
 
+def piece(raw: bytes) -> bytes:
+    """A tar without the zeros at its end."""
+    while raw.endswith(bytes(512)):
+        raw = raw[:-512]
+    return raw
+
+
 @pytest.mark.parametrize("kind", ["wav", "flac", "ogg", "mp3"])
 def test_others_tars_have_other_kinds_and_rates(kind: str) -> None:
     out = io.BytesIO()
@@ -256,10 +266,12 @@ def test_samples_of_others_tars(kind: str) -> None:
     ],
 )
 def test_bad_samples_are_named(raw: bytes, says: str) -> None:
-    with pytest.raises(BadSample) as caught:
-        read_sample(raw, "bg/s.tar", "k")
-    assert says in str(caught.value)
-    assert str(caught.value).startswith("bg/s.tar: sample k ")
+    # As a tar of its own, and as a piece of one, which has no end mark.
+    for form in (raw, piece(raw) or raw):
+        with pytest.raises(BadSample) as caught:
+            read_sample(form, "bg/s.tar", "k")
+        assert says in str(caught.value)
+        assert str(caught.value).startswith("bg/s.tar: sample k ")
 
 
 def test_absurd_claims_take_no_memory() -> None:
@@ -283,6 +295,61 @@ def test_a_range_outside_the_tar(tmp_path: Path) -> None:
             read_range(path, entry)
     with pytest.raises(BadSample, match="can't be read"):
         read_range(tmp_path / "gone.tar", Entry("k", 1, 0, 10))
+
+
+def test_reads_that_stop_early_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = write(tmp_path / "out", count=6, per_shard=6)
+    (shard,) = index.shards
+    path = index.folder / shard.path
+    whole = path.read_bytes()
+    wanted = [shard.entries[i] for i in (0, 1, 3, 4, 5)]
+    wanted[3] = Entry(wanted[3].key, 1, wanted[3].offset + 100, wanted[3].length - 100)  # a gap
+
+    def slowly(fd: int, buffers: list[memoryview], offset: int) -> int:
+        return os.preadv(fd, [buffers[0][:700]], offset)
+
+    monkeypatch.setattr(shards_module, "os", SimpleNamespace(preadv=slowly))
+    for entry, raw in read_ranges(path, wanted):
+        assert raw == whole[entry.offset : entry.offset + entry.length]
+
+
+def float_wav(value: float) -> bytes:
+    out = io.BytesIO()
+    soundfile.write(out, np.full(800, value, np.float32), 16_000, format="WAV", subtype="FLOAT")
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_samples_that_are_no_numbers(value: float) -> None:
+    with pytest.raises(BadSample, match="NaN or infinite") as caught:
+        read_sample(pack(("k.wav", float_wav(value)), ("k.json", TEXT)), "s.tar", "k")
+    assert caught.value.kind == "audio"
+
+
+@pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+@pytest.mark.parametrize("stem", ["k", "a/" * 45 + "k", "дума/" * 30 + "k"])
+def test_tars_of_every_format_and_long_names(format: int, stem: str) -> None:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=format) as tar:
+        for kind, content in (("flac", flac()), ("json", TEXT)):
+            info = tarfile.TarInfo(f"{stem}.{kind}")
+            info.size = len(content)
+            try:
+                tar.addfile(info, io.BytesIO(content))
+            except ValueError:
+                pytest.skip("this format has no room for such a name")
+    for raw in (out.getvalue(), piece(out.getvalue())):
+        audio, facts = read_sample(raw, "s.tar", stem)
+        assert (len(audio), facts["text"]) == (800, "дума")
+
+
+def test_a_header_with_another_checksum_is_damage() -> None:
+    raw = bytearray(piece(pack(("k.flac", flac()), ("k.json", TEXT))))
+    assert len(read_sample(bytes(raw), "s.tar", "k")[0]) == 800
+    raw[108] ^= 1  # in the owner's number, which nothing else looks at
+    with pytest.raises(BadSample) as caught:
+        read_sample(bytes(raw), "s.tar", "k")
+    assert caught.value.kind == "tar"
 
 
 def test_no_damage_goes_by_another_name(tmp_path: Path) -> None:
