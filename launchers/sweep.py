@@ -14,7 +14,8 @@
 
 `--nodes` is how many nodes the sweep may use at once, `--array-parallelism` how many jobs; nodes and
 ranks of one job are in the sweep file. The same command submits what is missing, failed or was
-stopped; jobs that wait or run are left alone. A task that fails is requeued without the others.
+stopped; jobs that wait or run are left alone. A task that fails is requeued without the others. A
+comparison is submitted twice: its tries, and once these are done the final rows of what was chosen.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def submit(executor: Callable[[Path], Sbatch], job: Job, plan: Plan, parallel: i
     """
     folders = _idle(plan.write())
     if not folders:
-        print("nothing to submit: all adapters are done, or their jobs wait or run")
+        print("nothing to submit: all is done, or their jobs wait or run")
         return 0
     sweep = plan.sweep.file.sweep.absolute()
     for folder in folders:
@@ -153,7 +154,7 @@ def _idle(folders: Sequence[JobFolder]) -> list[JobFolder]:
 
 
 def _of(job: Job, folder: JobFolder) -> Job:
-    return replace(job, command="train", config_path=str(folder.config.absolute()))
+    return replace(job, command="+".join(folder.to_do()), config_path=str(folder.config.absolute()))
 
 
 def _write(path: Path, text: str) -> None:

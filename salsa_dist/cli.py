@@ -142,35 +142,40 @@ def inspect(
 
 
 def run_command(command: str, config_path: str, overrides: list[str]) -> None:
-    """`train` or `evaluate` as one rank of a job; the launchers call this in every task."""
+    """`train`, `evaluate` or `train+evaluate` as one rank; the launchers call this in every task."""
     from salsa_dist.config import load_config
 
     config = load_config(config_path, overrides)
     _quiet_transformers()
-    if command == "train":
-        _train(config)
-    else:
-        from salsa_dist.evaluation.decode import evaluate as evaluate_run
+    for verb in command.split("+"):
+        if verb == "train":
+            if not _train(config):
+                return
+        else:
+            from salsa_dist.evaluation.decode import evaluate as evaluate_run
 
-        evaluate_run(config)
+            evaluate_run(config)
 
 
-def _train(config: Config) -> None:
-    """Whatever the config's method needs before it can be evaluated."""
+def _train(config: Config) -> bool:
+    """Whatever the config's method needs before it can be evaluated; False: it was stopped before."""
     if config.method.kind == "salsa":
         from salsa_dist.training.loop import train as train_run
 
-        train_run(config)
+        return train_run(config).finished
     elif config.method.kind == "mean-difference":
         from salsa_dist.baselines.mean_difference import make_vectors
 
         make_vectors(config)
-    elif config.method.kind == "in-context":
-        raise UserError("method in-context trains nothing: `salsa-dist evaluate` is all it needs")
+    elif config.method.kind in ("in-context", "zero-shot"):
+        raise UserError(
+            f"method {config.method.kind} trains nothing: `salsa-dist evaluate` is all it needs"
+        )
     else:
         from salsa_dist.baselines.tuned import tune
 
         tune(config)
+    return True
 
 
 def _quiet_transformers() -> None:

@@ -6,7 +6,7 @@
     ├── run          folder of the run: events, state, adapters, report
     ├── base         which speech-LLM, its precision, its audio window
     ├── data         where the shards are, how much of them one adapter step takes
-    ├── method       salsa, or what it is compared with: lora, bias, mean-difference, in-context
+    ├── method       salsa, or what it is compared with: lora, bias, mean-difference, in-context …
     ├── steering     sites and rule, for every adapter that does not say otherwise
     ├── adapters     a list: one entry, one adapter, one row of the bank
     ├── training     steps, learning rate, checkpoints
@@ -182,6 +182,10 @@ class AdapterConfig(_Section):
     minutes: float | None = Field(
         None, gt=0, description="of speech to train on, chosen by the seed; null: all there is"
     )
+    scale: float | None = Field(None, description="of a mean difference; null: the method's")
+    start_from: Folder | None = Field(
+        None, description="an adapter's folder or file that training starts from; null: from zero"
+    )
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -213,6 +217,8 @@ class AdapterSettings:
     steps: int
     seed: int
     minutes: float | None = None
+    scale: float = 1.0
+    start_from: Path | None = None
 
     @property
     def language(self) -> str:
@@ -278,13 +284,20 @@ class InContextMethod(_Section):
     pool: int = Field(200, ge=1, description="training clips to choose from")
 
 
-Method = SalsaMethod | LoraMethod | BiasMethod | MeanDifferenceMethod | InContextMethod
+class ZeroShotMethod(_Section):
+    """The base as it is."""
+
+    kind: Literal["zero-shot"]
+
+
+Method = SalsaMethod | LoraMethod | BiasMethod | MeanDifferenceMethod | InContextMethod | ZeroShotMethod
 _METHODS: dict[str, type[_Section]] = {
     "salsa": SalsaMethod,
     "lora": LoraMethod,
     "bias": BiasMethod,
     "mean-difference": MeanDifferenceMethod,
     "in-context": InContextMethod,
+    "zero-shot": ZeroShotMethod,
 }
 
 
@@ -357,6 +370,9 @@ class DecodingConfig(_Section):
 
 class EvaluationConfig(_Section):
     split: str = "test"
+    clips: int | None = Field(
+        None, ge=1, description="the first so many of each language that fit the window; null: all"
+    )
     windows_s: list[float | None] = Field(
         [None], min_length=1, description="audio windows in seconds; null: the base's own"
     )
@@ -439,6 +455,8 @@ class Config(_Section):
                 steps=a.steps or t.steps,
                 seed=t.seed if a.seed is None else a.seed,
                 minutes=a.minutes,
+                scale=getattr(self.method, "scale", 1.0) if a.scale is None else a.scale,
+                start_from=a.start_from,
             )
             for a in self.adapters
         ]

@@ -23,6 +23,7 @@ from salsa_dist.data.clip import Clip
 from salsa_dist.data.index import ShardIndex
 from salsa_dist.data.reading import read_clip
 from salsa_dist.placement.agreement import agree, base_facts, settings_facts
+from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.placement.loading import load_base, silent
 from salsa_dist.placement.ranks import join
 from salsa_dist.speech_llms.load import SpeechLLM
@@ -30,7 +31,9 @@ from salsa_dist.steering.bank import AdapterSpec, Bank
 from salsa_dist.steering.sites import find_layers, select, site_modules
 from salsa_dist.steering.widths import site_widths
 from salsa_dist.training import run_lock
-from salsa_dist.training.loop import open_run
+from salsa_dist.training.dev_loss import DevClips, finite_losses
+from salsa_dist.training.events import Events
+from salsa_dist.training.loop import open_run, write_start
 from salsa_dist.training.saved_adapters import save_adapters
 from salsa_dist.training.watchdog import Watchdog
 
@@ -68,11 +71,25 @@ def make_vectors(config: Config) -> list[Path]:
             dist.barrier()
         for row, (spec, adapter) in enumerate(zip(specs, config.adapter_settings(), strict=True)):
             own = means[adapter.language]
-            vectors = {s: method.scale * (means[method.contrast][s] - own[s]) for s in spec.sites}
+            vectors = {s: adapter.scale * (means[method.contrast][s] - own[s]) for s in spec.sites}
             bank.set_row(row, vectors)
-        folder = open_run(config, ranks) / "adapters"
+        dev = None
+        if config.training.dev_clips:
+            most = config.training.dev_clips
+            dev = DevClips(index, config.adapter_settings(), most, speech_llm.window_s)
+        run = open_run(config, ranks)
+        folder = run / "adapters"
+        events = Events(run, ranks.is_first)
+        stack.callback(events.close)
+        write_start(events, ranks, speech_llm, 0)
+        if dev is not None:
+            base = FrozenBase(speech_llm, bank, ranks, PlacementConfig(kind="replicate"))
+            stack.callback(base.close)
+            losses = dev.losses(base, config, range(len(specs)))
+            events.write("dev_loss", adapters=finite_losses(losses, [s.name for s in specs]))
         if ranks.is_first:  # every rank has the same means
             save_adapters(folder, bank, config, speech_llm, index, {})
+        events.write("end", step=0)
         dist.barrier()
         return [folder / spec.name for spec in specs]
 

@@ -36,6 +36,7 @@ from salsa_dist.training import run_lock
 from salsa_dist.training.bad_samples import BadSamples, counts_of
 from salsa_dist.training.batches import StepBatches, loader
 from salsa_dist.training.console import Console
+from salsa_dist.training.dev_loss import DevClips, finite_losses
 from salsa_dist.training.events import Events
 from salsa_dist.training.loop import make_batches, open_run, write_start
 from salsa_dist.training.optimizer import BETAS, EPS, Schedule
@@ -72,7 +73,10 @@ def tune(config: Config) -> list[Path]:
                 # Only now, when nothing that the user gave is refused, is anything written.
                 events = Events(open_run(config, ranks), ranks.is_first)
                 write_start(events, ranks, speech_llm, 0)
-            _train(own, settings, speech_llm, weights, batches, ranks, events, say)
+            dev = None
+            if config.training.dev_clips:
+                dev = DevClips(index, [settings], config.training.dev_clips, speech_llm.window_s)
+            _train(own, settings, speech_llm, weights, batches, dev, ranks, events, say)
             if ranks.is_first:
                 tuned_file.save(folder, weights, _facts(config, settings, speech_llm, weights, index))
             dist.barrier()
@@ -102,6 +106,7 @@ def _train(
     speech_llm: SpeechLLM,
     weights: Mapping[str, nn.Parameter],
     batches: StepBatches,
+    dev: DevClips | None,
     ranks: Ranks,
     events: Events,
     say: Console,
@@ -145,6 +150,8 @@ def _train(
                 say(
                     f"{settings.name}: step {step + 1}/{len(batches)}  loss {loss:.3f}  {seconds:.2f} s"
                 )
+    if dev is not None:
+        events.write("dev_loss", adapters=finite_losses(dev.losses(base, config, [0]), [settings.name]))
     base.close()
 
 

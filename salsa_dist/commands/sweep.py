@@ -29,22 +29,38 @@ def plan(
 
 @app.command()
 def run(file: FileArgument) -> None:
-    """Train what is missing on this machine, job after job; the same command goes on after a stop."""
+    """Do what is missing on this machine, job after job; the same command goes on after a stop.
+
+    A comparison is tried, chosen, trained, evaluated and reported.
+    """
     from salsa_dist.sweeps.folder import write_results
     from salsa_dist.sweeps.grid import load_sweep
     from salsa_dist.sweeps.local_jobs import run_jobs
     from salsa_dist.sweeps.plan import make_plan
 
-    made = make_plan(load_sweep(file))
+    sweep = load_sweep(file)
+    made = make_plan(sweep)
     print(made.text(), flush=True)
-    jobs = made.sweep.file.jobs
-    try:
-        code = run_jobs(made.write(), jobs.nodes * jobs.ranks_per_node)
-    finally:
-        write_results(made.sweep.file.sweep, made.rows())
-    if code:
-        sys.exit(code)
-    print(f"results: {made.sweep.file.sweep / 'results.csv'}")
+    shape = sweep.file.jobs
+    while jobs := made.write():
+        try:
+            code = run_jobs(jobs, shape.nodes * shape.ranks_per_node)
+        finally:
+            write_results(sweep.file.sweep, made.rows())
+        if code:
+            sys.exit(code)
+        made = make_plan(sweep)
+        for choice in made.choices:
+            if choice.chosen and len(choice.tries) > 1:
+                print(
+                    f"{choice.method}, {', '.join(choice.languages)}: {choice.chosen.tried}", flush=True
+                )
+    write_results(sweep.file.sweep, made.rows())
+    print(f"results: {sweep.file.sweep / 'results.csv'}")
+    if sweep.file.methods:
+        from salsa_dist.sweeps.final_report import write_final_report
+
+        print(*(f"report: {page}" for page in write_final_report(made)), sep="\n")
 
 
 @app.command()
@@ -58,18 +74,24 @@ def status(file: FileArgument) -> None:
     made = make_plan(load_sweep(file))
     rows = made.rows()
     write_results(made.sweep.file.sweep, rows)
-    width = max(len(row["name"]) for row in rows)
+    width = max((len(row["name"]) for row in rows), default=0)
+    steps_of = {entry.name: entry.steps for entry in made.sweep.entries}
     for row in rows:
         steps = row["steps"] or 0
         losses = "  ".join(
             f"{what} {row[key]:.3f}"
-            for what, key in (("train loss", "train_loss"), ("dev loss", "dev_loss"))
+            for what, key in (("train loss", "train_loss"), ("dev loss", "dev_loss"), ("CER", "cer"))
             if row[key] is not None
         )
-        total = made.sweep.config.training.steps
+        total = steps_of[row["name"]] or made.sweep.config.training.steps
         print(f"{row['name']:{width}}  {row['state']:8} {steps}/{total}  {losses}".rstrip())
     states = [row["state"] for row in rows]
     print(", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)))
+    chosen = [c for c in made.choices if len(c.tries) > 1]
+    if chosen:
+        done = sum(c.chosen is not None for c in chosen)
+        waiting = sum(len(p.entries) for p in made.later)
+        print(f"chosen: {done} of {len(chosen)}; {waiting} final rows wait for tries")
     open_ = [job.path for job in made.there if not job.done]
     for found in statuses(open_):
         number = f"  job {found.job.job}" if found.job else ""

@@ -1,4 +1,4 @@
-"""Part of a corpus: so many minutes of it, chosen by a seed.
+"""Part of a corpus: so many minutes of it, chosen by a seed; or the first so many clips.
 
     clips of a shard in an order of their own (seed, key)   k7 k2 k9 k1 …
     10 minutes                                              └───┘
@@ -34,6 +34,17 @@ def take_minutes(shards: Sequence[Shard], minutes: float, seed: int) -> list[Sha
             f"{shards[0].language} has {there / 60:.1f} minutes to train on, {minutes:g} are asked for"
         )
     return [_part(shard, minutes * 60 / there, seed) for shard in shards]
+
+
+def first_entries(
+    shards: Sequence[Shard], most: int | None, longest_s: float
+) -> list[tuple[Shard, Entry]]:
+    """At most `most` clips of a language and split, by key, none longer than `longest_s`.
+
+    What is measured on dev clips takes these, whether by loss or by decoding.
+    """
+    fitting = [(s, entry) for s in shards for entry in s.entries if entry.seconds <= longest_s]
+    return sorted(fitting, key=lambda one: one[1].key)[:most]
 
 
 def _part(shard: Shard, share: float, seed: int) -> Shard:

@@ -45,18 +45,25 @@ POINTS = 100
 """Of a loss curve, at most; more steps are averaged."""
 
 
-def compare(runs: Sequence[Path], by: Sequence[str] = ()) -> dict[str, Any]:
+def compare(
+    runs: Sequence[Path],
+    by: Sequence[str] = (),
+    names: Mapping[tuple[Path, str], str] | None = None,
+) -> dict[str, Any]:
     """The tree of `comparison.json`.
 
     Args:
+        runs: folders of runs.
         by: fields of the shards' samples whose values get rows of their own.
+        names: by run and adapter, what it is compared as but for its minutes, others being left out;
+            None: all adapters, by what was chosen of their method.
 
     Raises:
         UserError: a run is missing or damaged, or they are of different bases, splits or clips; or no
             clip has a field of `by`.
     """
     files = read_runs(runs)
-    everything = read_entries(runs, files)
+    everything = read_entries(runs, files, names)
     fields.refuse_unknown(by, (h for file in files for h in file.hypotheses))
     entries = [e for e in everything if not e.forgets]
     forgetful = {(e.method, e.window_s) for e in everything if e.forgets}

@@ -31,16 +31,22 @@ _KINDS = {
 }
 
 
-def write_comparison(runs: Sequence[Path], out: Path, by: Sequence[str] = ()) -> Path:
+def write_comparison(
+    runs: Sequence[Path],
+    out: Path,
+    by: Sequence[str] = (),
+    names: Mapping[tuple[Path, str], str] | None = None,
+) -> Path:
     """Compare `runs` and write the files into `out`; gives the path of the page.
 
     Args:
         by: fields of the shards' samples, such as age, whose values get tables of their own.
+        names: as in `compare`.
 
     Raises:
         UserError: the runs can't be compared, no clip has a field of `by`, or `out` can't be written.
     """
-    comparison = compare(runs, by)
+    comparison = compare(runs, by, names)
     texts = {
         "comparison.json": json.dumps(comparison, ensure_ascii=False, indent=1, allow_nan=False) + "\n",
         **{f"{name}.csv": text for name, text in tables.as_csv(comparison).items()},

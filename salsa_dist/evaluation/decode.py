@@ -12,6 +12,7 @@ base as it is. An evaluation that was stopped goes on with the clips that are st
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -28,12 +29,20 @@ from salsa_dist.baselines import tuned_file
 from salsa_dist.baselines.in_context import InContext
 from salsa_dist.baselines.mean_difference import first_clips
 from salsa_dist.baselines.tuned import installed
-from salsa_dist.config import BiasMethod, Config, InContextMethod, LoraMethod, PlacementConfig
+from salsa_dist.config import (
+    BiasMethod,
+    Config,
+    InContextMethod,
+    LoraMethod,
+    PlacementConfig,
+    ZeroShotMethod,
+)
 from salsa_dist.data.audio import read_audio
 from salsa_dist.data.clip import SAMPLE_RATE, Clip
 from salsa_dist.data.index import Entry, Shard, ShardIndex
 from salsa_dist.data.reading import read_clip
 from salsa_dist.data.shards import TEXT_FIELDS
+from salsa_dist.data.subset import first_entries
 from salsa_dist.errors import UserError
 from salsa_dist.evaluation.run_files import BARE, ZERO_SHOT
 from salsa_dist.placement.agreement import agree, base_facts, settings_facts
@@ -159,6 +168,8 @@ def _passes(config: Config) -> list[list[int]]:
 
     Vectors share a load. What trains the base's own weights, or puts examples before a clip, does not.
     """
+    if config.method.kind == "zero-shot":
+        return [[-1]]
     zero_shot = [-1] if config.evaluation.zero_shot else []
     adapters = list(range(len(config.adapters)))
     if config.method.kind in ("salsa", "mean-difference"):
@@ -214,7 +225,7 @@ def _ready(
             examples = InContext(method, speech_llm, pool, adapter.seed)
         else:
             bank = _bank(config, speech_llm, ranks)
-    if isinstance(method, InContextMethod) and not (config.run / events.NAME).exists():
+    if isinstance(method, InContextMethod | ZeroShotMethod) and not (config.run / events.NAME).exists():
         # Nothing was trained, so nothing has begun the run yet.
         begun = events.Events(open_run(config, ranks), ranks.is_first)
         write_start(begun, ranks, speech_llm, 0)
@@ -254,7 +265,7 @@ def _decode(
     names = [a.name for a in config.adapters]
     items = [
         item
-        for item in _items(config, index, rows)
+        for item in _items(config, index, rows, window)
         if (item.entry.key, names[item.row] if item.row >= 0 else None, item.row == _BARE) not in done
     ]
     # Nobody may write before everybody has read what is there; and a file system that shows one rank
@@ -301,21 +312,21 @@ def _batched(items: Sequence[_Item], size: int, window: float) -> list[list[_Ite
     return batches
 
 
-def _items(config: Config, index: ShardIndex, rows: Sequence[int]) -> Iterator[_Item]:
+def _items(config: Config, index: ShardIndex, rows: Sequence[int], window: float) -> Iterator[_Item]:
+    split, most = config.evaluation.split, config.evaluation.clips
     others: Sequence[str] = ()
     if isinstance(config.evaluation.forgetting, list):
         others = config.evaluation.forgetting
     elif config.evaluation.forgetting:
-        split = config.evaluation.split
         others = sorted({shard.language for shard in index.shards if shard.split == split})
     languages = dict.fromkeys(language for a in config.adapters for language in a.languages)
+    longest_s = window if most is not None else math.inf
     for language in dict.fromkeys([*languages, *others]):
         own = [
             r for r in rows if r < 0 or language in others or language in config.adapters[r].languages
         ]
-        for shard in index.select(config.evaluation.split, language):
-            for entry in shard.entries:
-                yield from (_Item(shard, entry, language, row) for row in own)
+        for shard, entry in first_entries(index.select(split, language), most, longest_s):
+            yield from (_Item(shard, entry, language, row) for row in own)
 
 
 def _line(
@@ -377,6 +388,8 @@ def _bank(config: Config, base: SpeechLLM, ranks: Ranks) -> Bank:
 def _digest(config: Config, name: str) -> str:
     """What an adapter's transcripts depend on, beside the base and the clips."""
     method = config.method
+    if isinstance(method, ZeroShotMethod):
+        return ""
     if isinstance(method, LoraMethod | BiasMethod):
         return tuned_file.digest(config.run / "adapters" / name)
     if isinstance(method, InContextMethod):
@@ -391,6 +404,7 @@ def _make_folder(folder: Path, config: Config, index: ShardIndex, digests: Mappi
         "base": config.base.model_dump(mode="json", exclude={"stage_to"}),
         "shards": index.hash,
         "split": config.evaluation.split,
+        "clips": config.evaluation.clips,
         "max_new_tokens": config.evaluation.max_new_tokens,
         "decoding": config.evaluation.decoding.model_dump(),
         "adapters": dict(digests),

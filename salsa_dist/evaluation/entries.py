@@ -122,8 +122,16 @@ def read_runs(runs: Sequence[Path]) -> list[RunFiles]:
     return files
 
 
-def read_entries(runs: Sequence[Path], files: Sequence[RunFiles]) -> list[Entry]:
+def read_entries(
+    runs: Sequence[Path],
+    files: Sequence[RunFiles],
+    names: Mapping[tuple[Path, str], str] | None = None,
+) -> list[Entry]:
     """All entries, those of forgetting among them.
+
+    Args:
+        names: by run and adapter, what it is compared as but for its minutes, others being left out;
+            None: all adapters, by what was chosen of their method.
 
     Raises:
         UserError: one method and seed is there twice, or its seeds were decoded on different clips.
@@ -137,10 +145,14 @@ def read_entries(runs: Sequence[Path], files: Sequence[RunFiles]) -> list[Entry]
             if h.method != BARE:
                 groups[h.language, h.adapter, h.window_s].append(h)
         for (language, adapter, window), hypotheses in groups.items():
+            if adapter is not None and names is not None and (run, adapter) not in names:
+                continue
             if adapter is None:
                 made, seed = Entry(language, ZERO_SHOT, window, ZERO_SHOT, family=ZERO_SHOT), 0
             elif _trained_at(config, window, groups):
-                made, seed = _entry(file, settings[adapter], language, window), settings[adapter].seed
+                name = names[run, adapter] if names else method_name(config, settings[adapter])
+                made = _entry(file, settings[adapter], name, language, window)
+                seed = settings[adapter].seed
             else:
                 continue
             entry = entries.setdefault((language, made.method, window, made.learned), made)
@@ -176,9 +188,11 @@ def method_name(config: Config, adapter: AdapterSettings) -> str:
     return f"SALSA ({adapter.rule}), {adapter.sites}{among}"
 
 
-def _entry(file: RunFiles, adapter: AdapterSettings, language: str, window: float) -> Entry:
-    family = method_name(file.config, adapter)
-    trained = {a.name: a.trained_numbers for a in file.adapters}
+def _entry(
+    file: RunFiles, adapter: AdapterSettings, family: str, language: str, window: float
+) -> Entry:
+    learned = file.config.method.kind != "mean-difference"
+    trained = {a.name: a.trained_numbers for a in file.adapters if learned}
     heard = next((d.minutes for d in file.data if d.adapter == adapter.name), None)
     return Entry(
         language=language,

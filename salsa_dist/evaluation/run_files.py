@@ -260,7 +260,7 @@ def _read_events(file: Path, command: str) -> _Events:
 
 
 def _adapters(run: Path, config: Config, command: str) -> list[AdapterFile]:
-    if config.method.kind == "in-context":
+    if config.method.kind in ("in-context", "zero-shot"):
         return []
     if config.method.kind in ("lora", "bias"):
         return [_read_tuned(run, adapter.name) for adapter in config.adapters]

@@ -109,7 +109,9 @@ def wrong(vectors: Mapping[str, Tensor]) -> str | None:
 
 
 def _header(raw: bytes, path: Path) -> dict[str, object]:
-    if raw[:1] == b"\x80" or raw[:4] == b"PK\x03\x04":
+    # A safetensors file begins with its header's length, whose first byte may be a pickle's too.
+    too_long = int.from_bytes(raw[:8], "little") > len(raw)
+    if too_long and (raw[:1] == b"\x80" or raw[:4] == b"PK\x03\x04"):
         raise UserError(f"adapter {path} is a pickle, which is never opened: name a safetensors file")
     length = int.from_bytes(raw[:8], "little")
     if length > _MAX_HEADER and len(raw) >= 8:

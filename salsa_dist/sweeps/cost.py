@@ -17,7 +17,7 @@ import torch
 
 from salsa_dist.config import Config
 from salsa_dist.speech_llms.inspection import class_of, read_config
-from salsa_dist.speech_llms.load import base_revision
+from salsa_dist.speech_llms.load import FAMILIES, base_revision
 from salsa_dist.steering.sites import find_layers, select
 
 _FRAMES_PER_S = 50  # an encoder's positions a second
@@ -35,6 +35,9 @@ class BaseFacts:
         width: numbers an encoder position has.
         shares: clips are shared below the first steered layer.
         encoder_tokens, llm_tokens: positions of one clip at the config's window.
+        in_context: its family has a prompt with examples.
+        linear: component to the names of linear modules inside its layers.
+        biased: components whose layers have biases.
     """
 
     revision: str
@@ -45,6 +48,9 @@ class BaseFacts:
     shares: bool
     encoder_tokens: float
     llm_tokens: float
+    in_context: bool
+    linear: dict[str, frozenset[str]]
+    biased: frozenset[str]
 
 
 def base_facts(config: Config) -> BaseFacts:
@@ -70,6 +76,20 @@ def base_facts(config: Config) -> BaseFacts:
         shares=config.training.share_prefix,
         encoder_tokens=_FRAMES_PER_S * window_s,
         llm_tokens=_TEXT_TOKENS + in_llm,
+        in_context=hasattr(FAMILIES.get(tree.model_type), "in_context_batch"),
+        linear={
+            component: frozenset(
+                name.rpartition(".")[2]
+                for name, module in stack.named_modules()
+                if isinstance(module, torch.nn.Linear)
+            )
+            for component, stack in lists.items()
+        },
+        biased=frozenset(
+            component
+            for component, stack in lists.items()
+            if any(name.rpartition(".")[2] == "bias" for name, _ in stack.named_parameters())
+        ),
     )
 
 
@@ -112,6 +132,13 @@ def clip_cost(facts: BaseFacts, sites: Sequence[str], shared: bool, kept: bool =
     for level in range(llm):
         cost += one_llm * len(sites) * (2 if level > job_llm or job_encoder < encoder else 1)
     return ClipCost(cost, once)
+
+
+def decoding_flop(facts: BaseFacts) -> float:
+    """FLOP of one clip transcribed, each layer once for each position."""
+    encoder = facts.layers.get("encoder", 0) * facts.layer_parameters.get("encoder", 0)
+    llm = facts.layers["llm"] * facts.layer_parameters["llm"]
+    return 2 * (encoder * facts.encoder_tokens + llm * facts.llm_tokens)
 
 
 def _lowest(names: Sequence[str], component: str, none: int) -> int:

@@ -2,11 +2,13 @@
 
     SWEEP/
     ├── jobs/<id>/
-    │   ├── job.json         {"schema": …, "adapters": {name: identity}}
+    │   ├── job.json         {"schema": …, "adapters": {name: identity}, "verbs": ["train", "evaluate"]}
     │   └── config.yaml, events.jsonl, state/, adapters/NAME/ …      an ordinary run
     ├── prefix/              what lies below first steered layers, where it is kept on disk
     ├── results.json
-    └── results.csv
+    ├── results.csv
+    ├── chosen.json          of a comparison: what was tried on dev, and what was taken
+    └── report/              of a comparison: its final rows
 
 An adapter is known by its identity, a hash of all that decides its vectors: its settings, the base's
 revision, the shard list. So what is there is found again whatever the sweep file names it, and only
@@ -27,19 +29,26 @@ from typing import Any
 
 import yaml
 
+from salsa_dist import jsonl
+from salsa_dist.baselines import tuned_file
 from salsa_dist.errors import UserError
+from salsa_dist.evaluation import metrics
+from salsa_dist.evaluation.comparison import METRICS
+from salsa_dist.evaluation.decode import SCHEMA as HYPOTHESES
 from salsa_dist.new_folder import made_beside
+from salsa_dist.steering.adapter_folder import FACTS
 
-SCHEMA = "salsa-dist/sweep-job/1"
+SCHEMA = "salsa-dist/sweep-job/2"
 RESULTS_SCHEMA = "salsa-dist/sweep-results/1"
 
 
 @dataclass(frozen=True)
 class JobFolder:
-    """One job on disk: identity of each of its adapters, by name."""
+    """One job on disk: identity of each of its adapters, by name, and what is to be done with them."""
 
     path: Path
     adapters: dict[str, str]
+    verbs: tuple[str, ...]
 
     @property
     def config(self) -> Path:
@@ -47,8 +56,23 @@ class JobFolder:
 
     @property
     def done(self) -> bool:
-        """All its adapters are saved, which a run does at its end."""
-        return all((self.path / "adapters" / n / "adapter.json").is_file() for n in self.adapters)
+        return not self.to_do()
+
+    def to_do(self) -> list[str]:
+        """Which of its verbs are not done: `train` saves adapters, `evaluate` a summary at its end."""
+        made = {
+            "train": all(self._has_adapter(name) for name in self.adapters),
+            "evaluate": (self.path / "evaluation" / "summary.json").is_file(),
+        }
+        return [verb for verb in self.verbs if not made[verb]]
+
+    def _has_adapter(self, name: str) -> bool:
+        folder = self.path / "adapters" / name
+        return (folder / FACTS).is_file() or (folder / tuned_file.NAME).is_file()
+
+    @property
+    def begun(self) -> bool:
+        return (self.path / "events.jsonl").is_file()
 
     def events(self) -> list[dict[str, Any]]:
         """What the run told, half a line at the end left out."""
@@ -79,28 +103,36 @@ def job_folders(sweep: Path) -> list[JobFolder]:
             tree = json.loads(path.read_text(encoding="utf-8"))
             if tree["schema"] != SCHEMA:
                 raise ValueError(f"its schema is {tree['schema']!r}")
-            found.append(JobFolder(path.parent, dict(tree["adapters"])))
+            found.append(JobFolder(path.parent, dict(tree["adapters"]), tuple(tree["verbs"])))
         except (OSError, ValueError, KeyError, TypeError) as e:
             raise UserError(f"{path} is damaged ({e}): remove that job's folder") from None
     return found
 
 
-def make_job(sweep: Path, identities: Mapping[str, str], config: Mapping[str, Any]) -> JobFolder:
+def make_job(
+    sweep: Path,
+    identities: Mapping[str, str],
+    config: Mapping[str, Any],
+    verbs: Sequence[str] = ("train",),
+    stage: str = "job",
+) -> JobFolder:
     """Write a new job's folder; its name comes from its adapters.
 
     Args:
         identities: by adapter name.
         config: settings tree; the run's folder is filled in.
+        verbs: commands that it takes, in their order.
+        stage: first part of the folder's name.
     """
     digest = hashlib.sha256(json.dumps(sorted(identities.values())).encode()).hexdigest()
-    path = sweep / "jobs" / f"job-{digest[:8]}"
+    path = sweep / "jobs" / f"{stage}-{digest[:8]}"
     if not (path / "job.json").is_file():
         with made_beside(path) as folder:
             text = yaml.safe_dump({**config, "run": str(path)}, sort_keys=False, allow_unicode=True)
             (folder / "config.yaml").write_text(text, encoding="utf-8")
-            job = {"schema": SCHEMA, "adapters": dict(identities)}
+            job = {"schema": SCHEMA, "adapters": dict(identities), "verbs": list(verbs)}
             (folder / "job.json").write_text(json.dumps(job, indent=1) + "\n", encoding="utf-8")
-    return JobFolder(path, dict(identities))
+    return JobFolder(path, dict(identities), tuple(verbs))
 
 
 def result_rows(
@@ -128,8 +160,8 @@ def result_rows(
             if job.done:
                 row["state"] = "dropped" if name in job.dropped() else "done"
             else:
-                row["state"] = "running" if told[job.path] else "waiting"
-            row |= _scores(job, name)
+                row["state"] = "running" if job.begun else "waiting"
+            row |= _scores(job, name, row["language"])
         rows.append(row)
     return rows
 
@@ -138,7 +170,7 @@ def write_results(sweep: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """`results.json` and `results.csv`, whole or not at all."""
     sweep.mkdir(parents=True, exist_ok=True)
     tree = {"schema": RESULTS_SCHEMA, "rows": rows}
-    _replace(sweep / "results.json", json.dumps(tree, indent=1, ensure_ascii=False) + "\n")
+    replace_file(sweep / "results.json", json.dumps(tree, indent=1, ensure_ascii=False) + "\n")
     temporary = sweep / "results.csv.part"
     with open(temporary, "w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]) if rows else [])
@@ -160,7 +192,7 @@ def _told(job: JobFolder) -> dict[str, dict[str, Any]]:
             dev |= event.get("dev_loss", {})  # halving by errors measures no loss
         elif event["event"] == "dev_loss":
             dev |= event["adapters"]
-    told = {}
+    told: dict[str, dict[str, Any]] = {name: {"dev_loss": loss} for name, loss in dev.items()}
     for name, by_step in losses.items():
         last = [by_step[step] for step in sorted(by_step)[-10:] if by_step[step] is not None]
         mean = sum(last) / len(last) if last else math.nan
@@ -172,8 +204,13 @@ def _told(job: JobFolder) -> dict[str, dict[str, Any]]:
     return told
 
 
-def _scores(job: JobFolder, name: str) -> dict[str, float | None]:
-    """Error rates from the job's report, if it was evaluated; of the first window."""
+def _scores(job: JobFolder, name: str, language: str) -> dict[str, float | None]:
+    """Error rates of a job that evaluates, once it has; else from its report, if there is one.
+
+    Both are of the first window.
+    """
+    if "evaluate" in job.verbs:
+        return _decoded(job, name, language) if job.done else {}
     path = job.path / "report.json"
     if not path.is_file():
         return {}
@@ -183,7 +220,28 @@ def _scores(job: JobFolder, name: str) -> dict[str, float | None]:
     return {}
 
 
-def _replace(path: Path, text: str) -> None:
+def _decoded(job: JobFolder, name: str, language: str) -> dict[str, float | None]:
+    """Error rates of an adapter's transcripts, or where the job has none of the language's."""
+    files = sorted((job.path / "evaluation").glob("*.jsonl"))
+    every = [
+        line for file in files for line in jsonl.read(file, HYPOTHESES) if line["language"] == language
+    ]
+    # The base as it is has no adapter; of several windows the shortest counts.
+    own = [line for line in every if line["adapter"] in (name, None)]
+    shortest = min((line["window_s"] for line in own), default=None)
+    last = {line["key"]: line for line in own if line["window_s"] == shortest}
+    scored = [metrics.score(x["reference"], x["hypothesis"], language) for x in last.values()]
+    spoken = [one for one in scored if not one.empty_reference]
+    return {metric: _rate([one.edits(metric) for one in spoken]) for metric in METRICS}
+
+
+def _rate(edits: Sequence[metrics.Edits]) -> float | None:
+    length = sum(one.length for one in edits)
+    return sum(one.errors for one in edits) / length if length else None
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write `path` whole or not at all."""
     temporary = path.with_name(path.name + ".part")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)

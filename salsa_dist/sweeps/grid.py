@@ -15,7 +15,10 @@ include: [{language: bg, sites: llm}]        what is left out is the first of it
 exclude: [{language: el, lr: 0.03}]
 jobs: {adapters: 64}
 
-Entry ── one adapter: name, corpus, language, sites, rule, lr, seed, minutes
+With `methods` (see `methods.py`) it is a comparison: the grid says languages, seeds and sizes, and
+`choosing.py` makes tries and final rows of them.
+
+Entry ── one adapter: name, corpus, language, sites, rule, lr, seed, minutes; method, label …
 """
 
 from __future__ import annotations
@@ -24,17 +27,30 @@ import hashlib
 import itertools
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from salsa_dist.config import Config, Folder, HalvingConfig, Rule, load_config, override, parse_config
+from salsa_dist.config import (
+    Config,
+    Folder,
+    HalvingConfig,
+    Method,
+    Rule,
+    SalsaMethod,
+    load_config,
+    override,
+    parse_config,
+)
 from salsa_dist.errors import UserError
+from salsa_dist.sweeps.methods import MethodEntry, Tuning
 
 _LONGEST_NAME = 80
+_NOT_IN_ROWS = ("method", "label", "stage", "steps", "start_from")
 
 
 class _Section(BaseModel):
@@ -91,8 +107,9 @@ class SweepFile(_Section):
     sweep: Folder = Field(description="folder of the sweep")
     config: Path | dict[str, Any] = Field(description="what all jobs share: a config file, or its tree")
     overrides: dict[str, Any] = {}
-    method: Literal["salsa"] = Field("salsa", description="how a base is steered")
     grid: Grid
+    methods: list[MethodEntry] = Field([], description="what is compared; none: the grid is trained")
+    tuning: Tuning = Tuning()
     include: list[Choice] = []
     exclude: list[Choice] = []
     halving: HalvingConfig | None = Field(None, description="stop the worse adapters early")
@@ -102,16 +119,37 @@ class SweepFile(_Section):
 
 @dataclass(frozen=True)
 class Entry:
-    """One adapter of a sweep. `corpus` is "" for the config's own shards; `minutes` None for all."""
+    """One adapter of a sweep, or one row of its comparison.
+
+    Attributes:
+        corpus: "" for the config's own shards.
+        lr, seed: None where the method has none.
+        minutes: of training speech; None for all.
+        label: of its method in the report.
+        stage: "" of a grid; "try", measured on dev; "final", measured on the split of the config.
+    """
 
     name: str
     corpus: str
     language: str
     sites: str
     rule: str
-    lr: float
-    seed: int
+    lr: float | None
+    seed: int | None
     minutes: float | None
+    method: Method = field(default_factory=SalsaMethod)
+    label: str = ""
+    stage: str = ""
+    steps: int | None = None
+    start_from: Path | None = None
+
+    def row(self) -> dict[str, Any]:
+        """Its settings as a flat row of a table."""
+        row = {k: v for k, v in vars(self).items() if k not in _NOT_IN_ROWS}
+        if not self.stage:
+            return row
+        of_method = {k: getattr(self.method, k, None) for k in ("kind", "scale", "examples", "choose")}
+        return {**row, "stage": self.stage, "method": self.label, **of_method}
 
 
 @dataclass(frozen=True)
@@ -128,6 +166,10 @@ class Sweep:
     config: Config
     corpora: dict[str, Path]
     entries: list[Entry]
+
+    def labels(self) -> list[str]:
+        """Names of its methods, in the file's order."""
+        return [entry.label(self.config.steering) for entry in self.file.methods]
 
 
 def load_sweep(path: str | Path) -> Sweep:
@@ -151,7 +193,8 @@ def load_sweep(path: str | Path) -> Sweep:
         raise UserError(f"sweep {path}: {what}") from None
     config = _shared_config(file, path)
     corpora = file.grid.corpus or {"": config.data.shards}
-    return Sweep(path, file, config, corpora, _entries(file, config, corpora))
+    entries = [] if file.methods else _entries(file, config, corpora)
+    return Sweep(path, file, config, corpora, entries)
 
 
 def _shared_config(file: SweepFile, path: Path) -> Config:
@@ -197,13 +240,20 @@ def _matches(chosen: dict[str, Any], out: Choice) -> bool:
 
 def _entry(choice: dict[str, Any]) -> Entry:
     minutes = choice.pop("size")
+    what = [choice["sites"], choice["rule"], f"lr{choice['lr']:g}"]
+    name = entry_name(choice["corpus"], choice["language"], what, choice["seed"], minutes)
+    return Entry(name=name, minutes=minutes, **choice)
+
+
+def entry_name(
+    corpus: str, language: str, what: Sequence[str], seed: int | None, minutes: float | None
+) -> str:
+    """A readable name of an adapter, fit for a folder."""
     parts = [
-        *([choice["corpus"]] if choice["corpus"] else []),
-        choice["language"],
-        choice["sites"],
-        choice["rule"],
-        f"lr{choice['lr']:g}",
-        f"s{choice['seed']}",
+        *([corpus] if corpus else []),
+        language,
+        *what,
+        *([] if seed is None else [f"s{seed}"]),
         *([] if minutes is None else [f"{minutes:g}min"]),
     ]
     plain = "_".join(re.sub(r"[^A-Za-z0-9.-]+", "-", str(part)).strip("-") for part in parts)
@@ -212,4 +262,4 @@ def _entry(choice: dict[str, Any]) -> Entry:
     if lossy or len(plain) > _LONGEST_NAME:
         tail = hashlib.sha256(repr(parts).encode()).hexdigest()[:6]
         plain = f"{plain[: _LONGEST_NAME - 7]}-{tail}"
-    return Entry(name=plain, minutes=minutes, **choice)
+    return plain

@@ -17,7 +17,7 @@ from salsa_dist.sweeps.folder import JobFolder
 
 
 def run_jobs(jobs: Sequence[JobFolder], ranks: int) -> int:
-    """Train each of `jobs` on so many ranks; 0, or 128 and the signal that stopped the sweep.
+    """Do what is left of each of `jobs` on so many ranks; 0, or 128 and the signal that stopped it all.
 
     Raises:
         UserError: jobs that failed, once all have been tried.
@@ -37,13 +37,15 @@ def run_jobs(jobs: Sequence[JobFolder], ranks: int) -> int:
             print(
                 f"job {number}/{len(jobs)}: {job.path.name}, {len(job.adapters)} adapters", flush=True
             )
-            # A session of its own: Ctrl-C reaches this process alone, and the job once, from here.
-            running[:] = [subprocess.Popen(_command(job, ranks), start_new_session=True)]
-            code = running[0].wait()
-            if stopped:
-                return 128 + stopped[0]
-            if code:
-                failed.append(job.path)
+            for verb in job.to_do():
+                # A session of its own: Ctrl-C reaches this process alone, and the job once, from here.
+                running[:] = [subprocess.Popen(_command(verb, job, ranks), start_new_session=True)]
+                code = running[0].wait()
+                if stopped:
+                    return 128 + stopped[0]
+                if code or verb in job.to_do():
+                    failed.append(job.path)
+                    break
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
@@ -55,8 +57,8 @@ def run_jobs(jobs: Sequence[JobFolder], ranks: int) -> int:
     return 0
 
 
-def _command(job: JobFolder, ranks: int) -> list[str]:
-    run = ["salsa_dist", "train", str(job.config)]
+def _command(verb: str, job: JobFolder, ranks: int) -> list[str]:
+    run = ["salsa_dist", verb, str(job.config)]
     if ranks == 1:
         return [sys.executable, "-m", *run]
     torchrun = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks), "-m"]

@@ -6,7 +6,8 @@ dev clips of a language x its adapters ─┬► token losses ─► (adapters,)
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -16,6 +17,7 @@ from salsa_dist.config import AdapterSettings, Config
 from salsa_dist.data.clip import Clip, silent_clip
 from salsa_dist.data.index import Entry, Shard, ShardIndex
 from salsa_dist.data.reading import read_clip
+from salsa_dist.data.subset import first_entries
 from salsa_dist.errors import UserError
 from salsa_dist.evaluation.metrics import score
 from salsa_dist.placement.frozen_base import FrozenBase
@@ -44,13 +46,8 @@ class DevClips:
         self.draws: dict[str, list[tuple[Shard, Entry]]] = {}
         self.known: dict[str, Known] | None = None  # by key, where no audio need be read
         for language in dict.fromkeys(x for own in self.languages for x in own):
-            draws = [
-                (shard, entry)
-                for shard in index.select("dev", language)
-                for entry in shard.entries
-                if entry.seconds <= window_s
-            ]
-            self.draws[language] = sorted(draws, key=lambda d: d[1].key)[:most]
+            draws = first_entries(index.select("dev", language), most, window_s)
+            self.draws[language] = draws
             if not draws:
                 raise UserError(f"{language}: no dev clip is as short as the window of {window_s:g} s")
 
@@ -68,7 +65,8 @@ class DevClips:
         for start in range(0, max(share, 1), size):
             clips = self._clips(mine[start : start + size]) or [silent_clip(self.languages[0][0])]
             family = base.family
-            if config.training.share_prefix:
+            # What is trained inside the encoder's layers leaves nothing below it to share.
+            if config.training.share_prefix and config.method.kind == "salsa":
                 heard = list({clip.key: clip for clip in clips}.values())
                 batch = family.shared_batch(clips, heard, kept=self.known is not None)
             else:
@@ -128,3 +126,8 @@ class DevClips:
                     read[key] = read_clip(self.folder, shard, entry)
             clips.append(replace(read[key], row=row))
         return clips
+
+
+def finite_losses(losses: Mapping[int, float], names: Sequence[str]) -> dict[str, float]:
+    """By name, as events have them: no NaN."""
+    return {names[row]: loss for row, loss in losses.items() if math.isfinite(loss)}

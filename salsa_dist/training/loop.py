@@ -47,13 +47,14 @@ from salsa_dist.speech_llms.load import SpeechLLM
 from salsa_dist.steering.adapter_folder import known_as
 from salsa_dist.steering.bank import AdapterSpec, Bank
 from salsa_dist.steering.sites import find_layers, select
+from salsa_dist.steering.vectors import SteeringVectors
 from salsa_dist.steering.widths import site_widths
 from salsa_dist.training import run_lock
 from salsa_dist.training import state as states
 from salsa_dist.training.bad_samples import BadSamples, counts_of
 from salsa_dist.training.batches import Job, StepBatches, StepShare, loader
 from salsa_dist.training.console import Console
-from salsa_dist.training.dev_loss import DevClips
+from salsa_dist.training.dev_loss import DevClips, finite_losses
 from salsa_dist.training.events import Events
 from salsa_dist.training.halving import Halving
 from salsa_dist.training.optimizer import PackedAdam, Reduced, Schedule, reduce_step
@@ -99,6 +100,7 @@ def train(config: Config) -> Trained:
         lock = stack.enter_context(run_lock.held_for_all(config.run, ranks))
         speech_llm = load_base(config.base, ranks, placed.placement, say)
         bank = make_bank(config, speech_llm, ranks.device)
+        start_bank(bank, config, speech_llm)
         optimizer = PackedAdam(bank, _schedules(config), config.training.clip_norm)
         batches = make_batches(config, index, speech_llm, ranks)
         identity = states.RunIdentity(
@@ -190,6 +192,25 @@ def make_bank(config: Config, speech_llm: SpeechLLM, device: torch.device) -> Ba
         AdapterSpec(a.name, tuple(select(a.sites, counts)), a.rule) for a in config.adapter_settings()
     ]
     return Bank(specs, site_widths(layers), device)
+
+
+def start_bank(bank: Bank, config: Config, speech_llm: SpeechLLM) -> None:
+    """Set the rows whose adapters start from a saved one; sites that it lacks stay zero.
+
+    Raises:
+        UserError: it can't be read, is of another base, or shares no site with the adapter.
+    """
+    for row, (spec, adapter) in enumerate(zip(bank.specs, config.adapter_settings(), strict=True)):
+        if adapter.start_from is not None:
+            saved = SteeringVectors.load(adapter.start_from)
+            saved.check(speech_llm)
+            own = {site: vector for site, vector in saved.vectors.items() if site in spec.sites}
+            if not own:
+                raise UserError(
+                    f"adapter {spec.name}: start_from {adapter.start_from} steers none of its sites, "
+                    f"{adapter.sites}"
+                )
+            bank.set_row(row, own)
 
 
 def write_start(events: Events, ranks: Ranks, speech_llm: SpeechLLM, first: int) -> None:
@@ -317,8 +338,7 @@ class _Loop:
         """Write each adapter's loss on the dev clips as it is now."""
         losses = dev.losses(self.base, self.config, range(len(self.bank.specs)))
         names = [spec.name for spec in self.bank.specs]
-        finite = {names[row]: loss for row, loss in losses.items() if math.isfinite(loss)}
-        self.events.write("dev_loss", adapters=finite)
+        self.events.write("dev_loss", adapters=finite_losses(losses, names))
 
     def _drop_worse(self, step: int) -> None:
         assert self.halving is not None
@@ -328,7 +348,7 @@ class _Loop:
         losses = measure(self.base, self.config, self.halving.running(step))
         dropped = self.halving.decide(step, losses, self.ranks.is_first)
         names = [spec.name for spec in self.bank.specs]
-        by_name = {names[row]: loss for row, loss in losses.items() if math.isfinite(loss)}
+        by_name = finite_losses(losses, names)
         self.events.write("rung", step=step, **{metric: by_name}, dropped=dropped)
         how = "dev loss" if metric == "dev_loss" else "CER on dev clips"
         self.say(f"before step {step + 1}: dropped {len(dropped)} of {len(losses)} by their {how}")

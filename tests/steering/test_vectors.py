@@ -75,6 +75,16 @@ def test_what_is_saved_is_loaded_to_the_bit(llm: SpeechLLM, tmp_path: Path) -> N
     assert (tmp_path / "bg/adapter.safetensors").stat().st_size <= 6 * 32 * 4 + 4096
 
 
+def test_a_header_of_any_length_is_no_pickle(llm: SpeechLLM, tmp_path: Path) -> None:
+    """Its length comes first in the file, and one in 32 begins with the byte that a pickle does."""
+    first = set()
+    for length in range(1, 257, 8):
+        path = adapter(llm, name="n" * length).save(tmp_path / str(length))
+        first.add((path / "adapter.safetensors").read_bytes()[:1])
+        assert SteeringVectors.load(path).name == "n" * length
+    assert b"\x80" in first
+
+
 def test_a_trained_adapter_says_where_it_comes_from(
     tmp_path: Path, tiny_base: Path, tiny_shards: Path, llm: SpeechLLM
 ) -> None:

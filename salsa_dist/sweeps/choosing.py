@@ -1,0 +1,271 @@
+"""A comparison's tries, what is chosen among them on dev, and the final rows of what was chosen.
+
+    methods x settings x languages, one seed ─► tries ─► dev CER or loss of each ─► SWEEP/chosen.json
+                                                                │
+    chosen settings x languages x seeds ─► final rows ─► the test split
+
+    chosen.json   {"schema": …, "choose_by": "cer", "choices": [
+                     {"method": "LoRA r=8 …", "corpus": "", "minutes": null, "languages": ["bg"],
+                      "tries": [{"tried": "lr0.001", "dev": {"bg": 0.41}}, …], "chosen": "lr0.001"}]}
+
+A method with one setting has no tries. Of equals the first in the file is taken, and a try whose
+measure is no number never.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from salsa_dist.errors import UserError
+from salsa_dist.sweeps.folder import replace_file
+from salsa_dist.sweeps.grid import Entry, Sweep, entry_name
+from salsa_dist.sweeps.methods import Setting
+
+SCHEMA = "salsa-dist/chosen/1"
+NAME = "chosen.json"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What one method's setting was chosen from, for one language or for all of them.
+
+    Attributes:
+        tries: each setting with its dev measure by language; None: not known yet, or no number.
+        chosen: None while tries are missing.
+    """
+
+    method: str
+    corpus: str
+    minutes: float | None
+    languages: tuple[str, ...]
+    tries: list[tuple[Setting, dict[str, float | None]]]
+    chosen: Setting | None
+
+
+def tries_of(sweep: Sweep) -> list[Entry]:
+    """Every try of every method that has more than one setting."""
+    tuning = sweep.file.tuning
+    steps = tuning.steps or sweep.config.training.steps
+    return [
+        _entry(sweep, corpus, language, minutes, label, setting, tuning.seed, steps, "try")
+        for corpus, minutes, label, settings in _cells(sweep)
+        if len(settings) > 1
+        for language in sweep.file.grid.language
+        for setting in settings
+    ]
+
+
+def choose(sweep: Sweep, measured: Mapping[str, float | None]) -> list[Choice]:
+    """What the tries say so far.
+
+    Args:
+        measured: by name, dev measure of the tries that are done; None where it is no number.
+
+    Raises:
+        UserError: all tries of a method came to no number.
+    """
+    choices = []
+    languages = sweep.file.grid.language
+    groups = [tuple(languages)] if sweep.file.tuning.per == "all" else [(x,) for x in languages]
+    tries = {(e.corpus, e.minutes, e.label, e.language, _key(e)): e.name for e in tries_of(sweep)}
+    for corpus, minutes, label, settings in _cells(sweep):
+        for group in groups:
+            names = [
+                {x: tries.get((corpus, minutes, label, x, _key(s)), "") for x in group}
+                for s in settings
+            ]
+            found = [{x: measured.get(n) for x, n in own.items()} for own in names]
+            chosen: Setting | None = None
+            if len(settings) == 1:
+                chosen = settings[0]
+            elif all(n in measured for own in names for n in own.values()):
+                means = [_mean(list(dev.values())) for dev in found]
+                if not math.isfinite(min(means)):
+                    raise UserError(
+                        f"{label}: no try in {', '.join(group)} came to a number on dev; lower its "
+                        "learning rates"
+                    )
+                chosen = settings[means.index(min(means))]
+            tried = list(zip(settings, found, strict=True))
+            choices.append(Choice(label, corpus, minutes, group, tried, chosen))
+    return choices
+
+
+def finals_of(sweep: Sweep, choices: Sequence[Choice], guess: bool = False) -> list[Entry]:
+    """The final rows of what was chosen.
+
+    Args:
+        guess: also of what is not yet, with the first setting of each.
+    """
+    grid, steps = sweep.file.grid, sweep.config.training.steps
+    finals: dict[str, Entry] = {}
+    for choice in choices:
+        setting = choice.chosen or (choice.tries[0][0] if guess else None)
+        if setting is None:
+            continue
+        for language in choice.languages:
+            for seed in grid.seed or [sweep.config.training.seed]:
+                entry = _entry(
+                    *(sweep, choice.corpus, language, choice.minutes, choice.method, setting),
+                    *(seed, steps, "final"),
+                )
+                finals.setdefault(entry.name, entry)  # without a seed, one row
+    return list(finals.values())
+
+
+def write_chosen(sweep: Sweep, choices: Sequence[Choice]) -> None:
+    """`chosen.json`, whole or not at all."""
+    tuning = sweep.file.tuning
+    tree: dict[str, Any] = {
+        "schema": SCHEMA,
+        "choose_by": tuning.choose_by,
+        "dev_clips": sweep.file.dev_clips,
+        "steps": tuning.steps or sweep.config.training.steps,
+        "seed": tuning.seed,
+        "choices": [
+            {
+                "method": c.method,
+                "corpus": c.corpus,
+                "minutes": c.minutes,
+                "languages": list(c.languages),
+                "tries": [{"tried": setting.tried, "dev": dev} for setting, dev in c.tries],
+                "chosen": c.chosen.tried if c.chosen else None,
+            }
+            for c in choices
+        ],
+    }
+    path = sweep.file.sweep / NAME
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, json.dumps(tree, indent=1, ensure_ascii=False) + "\n")
+
+
+def problems_of(sweep: Sweep) -> list[str]:
+    """What is wrong with a comparison as such, whatever the base."""
+    file, grid = sweep.file, sweep.file.grid
+    problems = [
+        f"grid.{axis} is for a sweep without methods: give it to each of them"
+        for axis in ("sites", "rule", "lr")
+        if getattr(grid, axis) is not None
+    ]
+    problems += [
+        f"{what} is for a sweep without methods: take it out"
+        for what in ("include", "exclude", "halving")
+        if getattr(file, what)
+    ]
+    labels = sweep.labels()
+    slugs = [_slug(label) for label in labels]
+    problems += [
+        f"two methods are called {label!r}: give one another name"
+        for i, label in enumerate(labels)
+        if slugs[i] in slugs[:i]
+    ]
+    counts = {label: len(settings) for _, _, label, settings in _cells(sweep) if _tunable(settings)}
+    told = ", ".join(f"{label} {count}" for label, count in counts.items())
+    if len(set(counts.values())) > 1 and not file.tuning.uneven:
+        problems.append(
+            f"methods have unequal numbers of tries ({told}): give each as many, or set "
+            "tuning.uneven to true"
+        )
+    if max(counts.values(), default=1) > 1:
+        if not file.dev_clips:
+            problems.append("choosing among tries needs dev_clips, such as 32")
+        if file.tuning.choose_by == "loss":
+            problems += [
+                f"{label} has no dev loss: set tuning.choose_by to cer, or give it one setting"
+                for _, _, label, settings in _cells(sweep)
+                if settings[0].method.kind == "in-context" and len(settings) > 1
+            ]
+    if file.tuning.choose_by == "cer" and sweep.config.evaluation.split == "dev":
+        problems.append("evaluation.split is dev, which settings are chosen on: set it to test")
+    return problems
+
+
+def uneven(sweep: Sweep) -> str | None:
+    """The warning that a reader of the comparison needs."""
+    counts = {label: len(settings) for _, _, label, settings in _cells(sweep) if _tunable(settings)}
+    if len(set(counts.values())) < 2:
+        return None
+    told = ", ".join(f"{label} {count}" for label, count in counts.items())
+    return f"unequal numbers of tries, which favours those with more: {told}"
+
+
+def _tunable(settings: Sequence[Setting]) -> bool:
+    return settings[0].method.kind != "zero-shot"
+
+
+def _cells(sweep: Sweep) -> list[tuple[str, float | None, str, list[Setting]]]:
+    """Corpus, minutes, label and settings of each method; those that train nothing take all speech."""
+    cells = []
+    for corpus in sweep.corpora:
+        for number, minutes in enumerate(sweep.file.grid.size):
+            for method in sweep.file.methods:
+                settings = [_filled(s, sweep) for s in method.settings(sweep.config.steering)]
+                trains = settings[0].lr is not None
+                if trains or number == 0:
+                    label = method.label(sweep.config.steering)
+                    cells.append((corpus, minutes if trains else None, label, settings))
+    return cells
+
+
+def _filled(setting: Setting, sweep: Sweep) -> Setting:
+    """With the config's learning rate, where a method that trains has none of its own."""
+    if setting.lr is not None or setting.method.kind not in ("salsa", "lora", "bias"):
+        return setting
+    rate = sweep.config.training.lr
+    return replace(setting, lr=rate, tried=f"lr{rate:g}")
+
+
+def _entry(
+    sweep: Sweep,
+    corpus: str,
+    language: str,
+    minutes: float | None,
+    label: str,
+    setting: Setting,
+    seed: int,
+    steps: int,
+    stage: str,
+) -> Entry:
+    own_seed = seed if setting.seeded else None
+    what = [_slug(label), *([_slug(setting.tried)] if setting.tried else [])]
+    what += ["try"] if stage == "try" else []
+    return Entry(
+        name=entry_name(corpus, language, what, own_seed, minutes),
+        corpus=corpus,
+        language=language,
+        sites=setting.sites,
+        rule=setting.rule,
+        lr=setting.lr,
+        seed=own_seed,
+        minutes=minutes,
+        method=setting.method,
+        label=label,
+        stage=stage,
+        steps=steps,
+        start_from=_start(setting, language),
+    )
+
+
+def _start(setting: Setting, language: str) -> Path | None:
+    if setting.start_from is None:
+        return None
+    return Path(setting.start_from.replace("{language}", language)).expanduser()
+
+
+def _key(of: Entry | Setting) -> str:
+    return json.dumps([of.method.model_dump(mode="json"), of.sites, of.rule, of.lr])
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.:-]+", "-", text).strip("-")
+
+
+def _mean(values: Sequence[float | None]) -> float:
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    return sum(known) / len(known) if len(known) == len(values) else math.inf

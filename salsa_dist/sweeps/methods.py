@@ -1,0 +1,202 @@
+"""What a sweep compares: methods, each with the settings that it tries on dev.
+
+methods:
+  - {kind: zero-shot}
+  - {kind: in-context, choose: text, examples: [1, 2, 4]}
+  - {kind: mean-difference, contrast: en, sites: encoder, scale: [0.5, 1, 2]}
+  - {kind: bias, sites: encoder, lr: [0.001, 0.003, 0.01]}
+  - {kind: lora, rank: 8, targets: [q_proj, v_proj], sites: encoder, lr: [0.0003, 0.001, 0.003]}
+  - {kind: salsa, sites: encoder, rule: add, lr: [0.003, 0.01, 0.03]}
+
+an entry ─► its Settings, one a try, in the file's order
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from salsa_dist.config import (
+    BiasMethod,
+    InContextMethod,
+    LoraMethod,
+    MeanDifferenceMethod,
+    Method,
+    Rule,
+    SalsaMethod,
+    SteeringConfig,
+    ZeroShotMethod,
+)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One try of a method: all that a job needs to know of it, but for language, seed and steps.
+
+    Attributes:
+        tried: what tells it from the method's other tries; "" where there is none.
+        seeded: whether a seed changes anything.
+    """
+
+    method: Method
+    sites: str
+    rule: Rule
+    lr: float | None
+    tried: str
+    seeded: bool
+    start_from: str | None = None
+
+
+def _listed(value: Any) -> Any:
+    return value if isinstance(value, list) else [value]
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str | None = Field(None, description="in the report; null: made of its settings")
+
+
+Positive = Annotated[float, Field(gt=0)]
+Rates = Annotated[list[Positive], BeforeValidator(_listed), Field(min_length=1)]
+
+
+class ZeroShot(_Entry):
+    kind: Literal["zero-shot"]
+
+    def label(self, steering: SteeringConfig) -> str:
+        return "zero-shot"
+
+    def settings(self, steering: SteeringConfig) -> list[Setting]:
+        method = ZeroShotMethod(kind="zero-shot")
+        return [Setting(method, steering.sites, steering.rule, None, "", False)]
+
+
+class InContext(_Entry):
+    kind: Literal["in-context"]
+    examples: Annotated[list[Annotated[int, Field(ge=1)]], BeforeValidator(_listed)] = Field(
+        [4], min_length=1
+    )
+    choose: Annotated[list[Literal["random", "audio", "text"]], BeforeValidator(_listed)] = Field(
+        ["random"], min_length=1
+    )
+    pool: int = Field(200, ge=1)
+
+    def label(self, steering: SteeringConfig) -> str:
+        return self.name or f"in-context by {' or '.join(self.choose)}"
+
+    def settings(self, steering: SteeringConfig) -> list[Setting]:
+        return [
+            Setting(
+                InContextMethod(kind="in-context", examples=examples, choose=choose, pool=self.pool),
+                steering.sites,
+                steering.rule,
+                None,
+                f"{examples} by {choose}",
+                choose == "random",
+            )
+            for choose in self.choose
+            for examples in self.examples
+        ]
+
+
+class MeanDifference(_Entry):
+    kind: Literal["mean-difference"]
+    contrast: str
+    sites: str | None = None
+    clips: int = Field(100, ge=1)
+    scale: Annotated[list[float], BeforeValidator(_listed)] = Field([1.0], min_length=1)
+
+    def label(self, steering: SteeringConfig) -> str:
+        return self.name or f"mean difference to {self.contrast}, {self.sites or steering.sites}"
+
+    def settings(self, steering: SteeringConfig) -> list[Setting]:
+        sites = self.sites or steering.sites
+        return [
+            Setting(
+                MeanDifferenceMethod(
+                    kind="mean-difference", contrast=self.contrast, scale=scale, clips=self.clips
+                ),
+                *(sites, "add", None, f"scale{scale:g}", False),
+            )
+            for scale in self.scale
+        ]
+
+
+class Bias(_Entry):
+    kind: Literal["bias"]
+    sites: str | None = None
+    lr: Rates | None = None
+
+    def label(self, steering: SteeringConfig) -> str:
+        return self.name or f"biases of {self.sites or steering.sites}"
+
+    def settings(self, steering: SteeringConfig) -> list[Setting]:
+        return _trained(BiasMethod(kind="bias"), self.sites or steering.sites, steering.rule, self.lr)
+
+
+class Lora(_Entry):
+    kind: Literal["lora"]
+    rank: int = Field(8, ge=1)
+    alpha: int = Field(16, ge=1)
+    targets: list[str] = Field(["q_proj", "v_proj"], min_length=1)
+    sites: str | None = None
+    lr: Rates | None = None
+
+    def label(self, steering: SteeringConfig) -> str:
+        targets = ", ".join(self.targets)
+        return self.name or f"LoRA r={self.rank} on {targets} of {self.sites or steering.sites}"
+
+    def settings(self, steering: SteeringConfig) -> list[Setting]:
+        method = LoraMethod(kind="lora", rank=self.rank, alpha=self.alpha, targets=self.targets)
+        return _trained(method, self.sites or steering.sites, steering.rule, self.lr)
+
+
+class Salsa(_Entry):
+    kind: Literal["salsa"]
+    sites: str | None = None
+    rule: Rule | None = None
+    lr: Rates | None = None
+    start_from: str | None = Field(
+        None, description="adapter that training starts from; {language} becomes the code"
+    )
+
+    def label(self, steering: SteeringConfig) -> str:
+        rule, sites = self.rule or steering.rule, self.sites or steering.sites
+        start = f" from {self.start_from}" if self.start_from else ""
+        return self.name or f"SALSA ({rule}), {sites}{start}"
+
+    def settings(self, steering: SteeringConfig) -> list[Setting]:
+        rule, sites = self.rule or steering.rule, self.sites or steering.sites
+        made = _trained(SalsaMethod(), sites, rule, self.lr)
+        return [replace(setting, start_from=self.start_from) for setting in made]
+
+
+MethodEntry = Annotated[
+    ZeroShot | InContext | MeanDifference | Bias | Lora | Salsa, Field(discriminator="kind")
+]
+
+
+def _trained(method: Method, sites: str, rule: Rule, rates: Sequence[float] | None) -> list[Setting]:
+    if rates is None:
+        return [Setting(method, sites, rule, None, "", True)]
+    return [Setting(method, sites, rule, lr, f"lr{lr:g}", True) for lr in rates]
+
+
+class Tuning(BaseModel):
+    """How a method's setting is chosen among its tries. The test split has no part in it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    choose_by: Literal["cer", "loss"] = Field(
+        "cer", description="of the dev clips: character error rate as decoded, or mean loss a label"
+    )
+    per: Literal["language", "all"] = Field(
+        "language", description="one setting for each language, or the best on average over all"
+    )
+    steps: int | None = Field(None, ge=1, description="steps of a try; null: those of the final rows")
+    seed: int = Field(0, description="of the tries")
+    uneven: bool = Field(False, description="methods may have unequal numbers of tries")

@@ -1,0 +1,339 @@
+"""A comparison: each method is tuned alike on dev, and what was chosen runs with all seeds on test."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from tiny_families import FAMILIES
+
+from salsa_dist import UserError
+from salsa_dist.cli import run_command
+from salsa_dist.commands import sweep as commands
+from salsa_dist.steering.vectors import SteeringVectors
+from salsa_dist.sweeps import local_jobs
+from salsa_dist.sweeps.choosing import choose, finals_of, tries_of
+from salsa_dist.sweeps.folder import JobFolder
+from salsa_dist.sweeps.grid import load_sweep
+from salsa_dist.sweeps.plan import make_plan
+
+METHODS: list[dict[str, Any]] = [
+    {"kind": "zero-shot"},
+    {"kind": "in-context", "choose": "random", "examples": [1, 2]},
+    {"kind": "in-context", "choose": ["audio", "text"], "examples": 1},
+    {"kind": "mean-difference", "contrast": "el", "sites": "encoder", "scale": [0.5, 1]},
+    {"kind": "bias", "sites": "encoder", "lr": [0.001, 0.05]},
+    {"kind": "lora", "rank": 1, "targets": ["v_proj"], "sites": "encoder", "lr": [0.001, 0.05]},
+    {"kind": "salsa", "sites": "encoder", "rule": "add", "lr": [0.001, 0.1]},
+    {"kind": "salsa", "sites": "llm", "rule": "salsa", "lr": [0.001, 0.1], "name": "on the LLM"},
+]
+
+
+def write(folder: Path, base: Path, shards: Path, **sections: Any) -> Path:
+    """A small comparison; `sections` replace those below."""
+    tree = {
+        "sweep": str(folder / "sweep"),
+        "config": {
+            "base": {"name": str(base), "window_s": 2},
+            "data": {"shards": str(shards), "clips_per_step": 2, "readers": 2},
+            "training": {"steps": 4, "save_every_s": 60},
+            "evaluation": {"max_new_tokens": 8, "batch": 4},
+            "trackers": [],
+        },
+        "grid": {"language": ["bg"], "seed": [0, 1]},
+        "dev_clips": 2,
+        "tuning": {"steps": 2},
+        "methods": METHODS,
+        **sections,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "sweep.yaml"
+    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    return path
+
+
+def in_this_process(most: int) -> Any:
+    """Runs jobs here instead of in processes of their own, and stops after `most` commands."""
+
+    def run_jobs(jobs: Sequence[JobFolder], ranks: int) -> int:
+        left = most
+        for job in jobs:
+            for verb in job.to_do():
+                if not left:
+                    return 143
+                run_command(verb, str(job.config), [])
+                left -= 1
+        return 0
+
+    return run_jobs
+
+
+def run_here(path: Path, most: int = 1000) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(local_jobs, "run_jobs", in_this_process(most))
+        commands.run(path)
+
+
+def json_of(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def transcripts(sweep: Path, stage: str) -> list[dict[str, Any]]:
+    files = sorted(sweep.glob(f"jobs/{stage}-*/evaluation/window*.jsonl"))
+    return [json.loads(line) for f in files for line in f.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, tiny_shards: Path) -> Path:
+    """The sweep file of a comparison of all methods that ran without a stop."""
+    path = write(tmp_path_factory.mktemp("whole"), tiny_base, tiny_shards)
+    run_here(path)
+    return path
+
+
+def test_the_best_on_dev_is_chosen_and_runs_with_all_seeds_on_test(whole: Path) -> None:
+    sweep = whole.parent / "sweep"
+    rows = json_of(sweep / "results.json")["rows"]
+    assert {row["state"] for row in rows} == {"done"}
+    tries = {(r["method"], r["name"]): r["cer"] for r in rows if r["stage"] == "try"}
+    for choice in json_of(sweep / "chosen.json")["choices"]:
+        if len(choice["tries"]) > 1:
+            by = {t["tried"]: t["dev"]["bg"] for t in choice["tries"]}
+            assert sorted(by.values()) == sorted(
+                v for (m, _), v in tries.items() if m == choice["method"]
+            )
+            assert by[choice["chosen"]] == min(by.values())
+    cells = json_of(sweep / "report" / "comparison.json")["cells"]
+    seeds = {cell["method"]: len(cell["seeds"]) for cell in cells}
+    assert seeds == {
+        "zero-shot": 1,
+        "in-context by random": 2,
+        "in-context by audio or text": 1,
+        "mean difference to el, encoder": 1,
+        "biases of encoder": 2,
+        "LoRA r=1 on v_proj of encoder": 2,
+        "SALSA (add), encoder": 2,
+        "on the LLM": 2,
+    }
+    trained = {cell["method"]: cell["trained_numbers"] for cell in cells}
+    assert trained["mean difference to el, encoder"] == trained["zero-shot"] == 0
+    assert trained["LoRA r=1 on v_proj of encoder"] == 3 * 64
+    finals = [r for r in rows if r["stage"] == "final"]
+    assert {r["steps"] for r in finals if r["lr"]} == {4}
+    assert {r["steps"] for r in rows if r["stage"] == "try" and r["lr"]} == {2}
+
+
+def test_tries_hear_dev_clips_alone_and_the_base_as_it_is_is_decoded_once(whole: Path) -> None:
+    sweep = whole.parent / "sweep"
+    tried, final = transcripts(sweep, "try"), transcripts(sweep, "final")
+    assert {line["split"] for line in tried} == {"dev"}
+    assert {line["key"] for line in tried} == {"bg/dev-0", "bg/dev-1"}
+    assert {line["split"] for line in final} == {"test"}
+    plain = [line for line in [*tried, *final] if line["adapter"] is None]
+    assert len(plain) == 6
+    per_adapter = [line for line in final if line["adapter"] is not None]
+    assert len(per_adapter) == 6 * len({line["adapter"] for line in per_adapter})
+    assert len({line["adapter"] for line in per_adapter}) == 12
+
+
+def test_killed_anywhere_and_gone_on_with_it_ends_the_same(
+    whole: Path, tmp_path: Path, tiny_base: Path, tiny_shards: Path
+) -> None:
+    path = write(tmp_path, tiny_base, tiny_shards)
+    sweep = tmp_path / "sweep"
+    command = [sys.executable, "-m", "salsa_dist", "sweep", "run", str(path)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        end = time.monotonic() + 500
+        while not list(sweep.glob("jobs/*/evaluation/summary.json")) and time.monotonic() < end:
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait() == 128 + signal.SIGTERM
+    assert not (sweep / "report").exists()
+    for _ in range(100):  # a stop after each command
+        with contextlib.suppress(SystemExit):
+            run_here(path, most=1)
+        if (sweep / "report").exists():
+            break
+    one, other = whole.parent / "sweep", sweep
+    assert json_of(one / "chosen.json") == json_of(other / "chosen.json")
+    assert json_of(one / "results.json") == json_of(other / "results.json")
+    cells = [json_of(x / "report" / "comparison.json")["cells"] for x in (one, other)]
+    assert cells[0] == cells[1]
+
+
+def test_only_what_a_longer_file_adds_is_missing(
+    whole: Path, tmp_path: Path, tiny_base: Path, tiny_shards: Path
+) -> None:
+    shutil.copytree(whole.parent / "sweep", tmp_path / "sweep")
+    same = make_plan(load_sweep(write(tmp_path, tiny_base, tiny_shards)))
+    assert same.finished
+    assert same.write() == []
+
+    def new(**sections: Any) -> tuple[list[str], list[str]]:
+        made = make_plan(load_sweep(write(tmp_path, tiny_base, tiny_shards, **sections)))
+        return (
+            sorted(e.name for p in made.new for e in p.entries),
+            sorted({e.label for p in made.later for e in p.entries}),
+        )
+
+    seed, later = new(grid={"language": ["bg"], "seed": [0, 1, 2]})
+    assert later == []
+    assert len(seed) == 5
+    assert all(name.endswith("_s2") for name in seed)
+    bias = {"kind": "bias", "sites": "llm", "lr": [0.01, 0.02]}
+    method, later = new(methods=[*METHODS, bias])
+    assert method == [f"bg_biases-of-llm_lr{lr}_try_s0" for lr in (0.01, 0.02)]
+    assert later == ["biases of llm"]
+    no_mean = [m for m in METHODS if m["kind"] != "mean-difference"]
+    language, later = new(methods=no_mean, grid={"language": ["bg", "el"], "seed": [0, 1]})
+    assert all(name.startswith("el_") for name in language)
+    assert len(language) == 6 * 2 + 1
+    assert len(later) == 6
+
+
+def test_a_choice_is_for_each_language_or_for_all(
+    tmp_path: Path, tiny_base: Path, tiny_shards: Path
+) -> None:
+    grid = {"language": ["bg", "el"], "seed": [0]}
+    method = [{"kind": "salsa", "lr": [0.1, 0.2]}]
+    chosen = {}
+    for per in ("language", "all"):
+        sweep = load_sweep(
+            write(tmp_path, tiny_base, tiny_shards, grid=grid, methods=method, tuning={"per": per})
+        )
+        names = [e.name for e in tries_of(sweep)]  # bg 0.1, bg 0.2, el 0.1, el 0.2
+        measured = dict(zip(names, [0.5, 0.4, 0.1, 0.3], strict=True))
+        finals = finals_of(sweep, choose(sweep, measured))
+        chosen[per] = {e.language: e.lr for e in finals}
+    assert chosen == {"language": {"bg": 0.2, "el": 0.1}, "all": {"bg": 0.1, "el": 0.1}}
+    first = tries_of(sweep)[0].name
+    assert choose(sweep, {first: 0.1})[0].chosen is None
+    diverged = choose(sweep, {**measured, names[0]: None, names[2]: None})
+    assert diverged[0].chosen is not None
+    assert diverged[0].chosen.lr == 0.2
+    with pytest.raises(UserError, match="no try in bg, el came to a number"):
+        choose(sweep, dict.fromkeys(names))
+
+
+def test_by_loss_nothing_is_decoded_for_a_try_and_all_methods_have_one_measure(
+    tmp_path: Path, tiny_base: Path, tiny_shards: Path
+) -> None:
+    """Methods that change nothing have the same loss: that of the base."""
+    methods = [
+        {"kind": "mean-difference", "contrast": "el", "sites": "encoder", "scale": [1, 0]},
+        {"kind": "bias", "sites": "encoder", "lr": [0.1, 1e-12]},
+        {"kind": "lora", "rank": 1, "sites": "encoder", "lr": [0.1, 1e-12]},
+        {"kind": "salsa", "sites": "encoder", "lr": [0.1, 1e-12]},
+    ]
+    tuning = {"choose_by": "loss", "steps": 2}
+    path = write(tmp_path, tiny_base, tiny_shards, methods=methods, tuning=tuning)
+    made = make_plan(load_sweep(path))
+    jobs = made.write()
+    assert {job.verbs for job in jobs} == {("train",)}
+    for job in jobs:
+        run_command("train", str(job.config), [])
+    choices = make_plan(load_sweep(path)).choices
+    assert len(choices) == 4
+    assert all(choice.chosen for choice in choices)
+    losses = [dev["bg"] for choice in choices for _, dev in choice.tries]
+    nothing, other = losses[1::2], losses[::2]
+    assert nothing == pytest.approx([nothing[0]] * 4, rel=1e-5)
+    assert not any(loss == pytest.approx(nothing[0], rel=1e-5) for loss in other)
+
+
+def test_what_cannot_be_done_is_told_all_at_once_before_anything_runs(
+    tmp_path: Path, tiny_shards: Path
+) -> None:
+    base = FAMILIES["qwen3_asr"](tmp_path / "base")
+    methods = [
+        {"kind": "in-context", "examples": [1, 2]},
+        {"kind": "lora", "targets": ["query", "v_proj"], "sites": "encoder", "lr": [0.1, 0.2]},
+        {"kind": "salsa", "sites": "encoder:99", "lr": [0.1, 0.2, 0.3]},
+        {"kind": "mean-difference", "contrast": "xx", "sites": "encoder", "scale": [1, 2]},
+        {"kind": "salsa", "name": "twice", "lr": [0.1, 0.2]},
+        {"kind": "salsa", "name": "twice", "lr": [0.3, 0.4]},
+    ]
+    grid = {"language": ["bg"], "sites": ["encoder"]}
+    path = write(tmp_path, base, tiny_shards, methods=methods, grid=grid)
+    done = subprocess.run(
+        [sys.executable, "-m", "salsa_dist", "sweep", "run", str(path)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 2
+    for what in (
+        "in-context by random can't be done on this base",
+        "these layers have no linear query; they have",
+        "'99' is out of range",
+        "no 'train' shards in 'xx'",
+        "two methods are called 'twice'",
+        "unequal numbers of tries",
+        "grid.sites is for a sweep without methods",
+    ):
+        assert what in done.stderr
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_unequal_numbers_of_tries_are_a_warning_where_they_are_meant(
+    tmp_path: Path, tiny_base: Path, tiny_shards: Path
+) -> None:
+    methods = [{"kind": "salsa", "lr": [0.1, 0.2]}, {"kind": "bias", "lr": 0.1}]
+    path = write(tmp_path, tiny_base, tiny_shards, methods=methods)
+    with pytest.raises(UserError, match="unequal numbers of tries"):
+        make_plan(load_sweep(path))
+    path = write(tmp_path, tiny_base, tiny_shards, methods=methods, tuning={"uneven": True})
+    text = make_plan(load_sweep(path)).text()
+    assert "warning: unequal numbers of tries, which favours those with more: SALSA" in text
+
+
+def test_a_plan_counts_tries_final_rows_and_clips_to_decode(
+    tmp_path: Path, tiny_base: Path, tiny_shards: Path
+) -> None:
+    grid = {"language": ["bg", "el"], "seed": [0, 1, 2]}
+    methods = [{"kind": "zero-shot"}, {"kind": "salsa", "name": "ours", "lr": [0.1, 0.2]}]
+    text = make_plan(
+        load_sweep(write(tmp_path, tiny_base, tiny_shards, grid=grid, methods=methods))
+    ).text()
+    assert "ours: 4 tries (0 done), 6 final rows (0 done)" in text
+    # 4 tries of 2 dev clips; the base and 3 seeds on 6 test clips in 2 languages.
+    assert f"{4 * 2 + 2 * 6 + 6 * 6} clips to decode" in text
+
+
+def test_salsa_starts_from_an_adapter_such_as_the_mean_difference(
+    tmp_path: Path, tiny_base: Path, tiny_shards: Path
+) -> None:
+    mean = {"kind": "mean-difference", "contrast": "el", "sites": "encoder:1,2"}
+    path = write(tmp_path, tiny_base, tiny_shards, methods=[mean], grid={"language": ["bg"]})
+    (job,) = make_plan(load_sweep(path)).write()
+    run_command("train", str(job.config), [])
+    (folder,) = (job.path / "adapters").iterdir()
+    shutil.copytree(folder, tmp_path / "start" / "bg")
+    salsa = {"kind": "salsa", "sites": "encoder", "rule": "add", "lr": 1e-12}
+    methods = [{**salsa, "start_from": str(tmp_path / "start" / "{language}")}, salsa]
+    path = write(tmp_path, tiny_base, tiny_shards, methods=methods, grid={"language": ["bg"]})
+    (job,) = make_plan(load_sweep(path)).write()
+    run_command("train", str(job.config), [])
+    begun = SteeringVectors.load(tmp_path / "start" / "bg").vectors
+    first, other = (SteeringVectors.load(job.path / "adapters" / name).vectors for name in job.adapters)
+    for site, vector in first.items():
+        wanted = begun.get(site, torch.zeros_like(vector))
+        torch.testing.assert_close(vector, wanted, rtol=1e-5, atol=1e-8)
+    assert max(v.abs().max() for v in other.values()) < 1e-8
+    methods[0]["start_from"] = str(tmp_path / "nothing")
+    path = write(tmp_path, tiny_base, tiny_shards, methods=methods, grid={"language": ["bg"]})
+    with pytest.raises(UserError, match="nothing"):
+        make_plan(load_sweep(path))
