@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from salsa_dist.speech_llms.batch import AdapterBatch
+from salsa_dist.speech_llms.batch import AdapterBatch, PromptBatch
 from salsa_dist.steering.bank import AdapterSpec, Bank
 
 
@@ -71,13 +71,13 @@ class SharedPrefix:
             self._hooks.callback(hook.remove)
 
     @contextmanager
-    def sharing(self, batch: AdapterBatch) -> Iterator[dict[str, Tensor]]:
+    def sharing(self, batch: AdapterBatch | PromptBatch) -> Iterator[dict[str, Tensor]]:
         """The bank's rows for `batch`, by component and, where clips are shared, by site."""
         if batch.clip_of is None:
             yield batch.rows
             return
         splits, rows = self.plan(batch.clip_of.tolist(), batch.rows["encoder"].tolist())
-        device = batch.labels.device
+        device = batch.rows["encoder"].device
         self._splits = {
             site: Split(
                 s.plain,

@@ -50,12 +50,13 @@ class PromptBatch:
     Attributes:
         inputs: tensors for `generate`, (batch, …).
         options: its other arguments, such as languages.
-        rows: as in `AdapterBatch`.
+        rows, clip_of: as in `AdapterBatch`.
     """
 
     inputs: dict[str, Tensor]
     options: dict[str, Any]
     rows: dict[str, Tensor]
+    clip_of: Tensor | None = None
 
     def to(self, device: torch.device, dtype: torch.dtype) -> PromptBatch:
         """On `device`, with the floating-point inputs in the base's `dtype`."""

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from salsa_dist.data.clip import Clip
 from salsa_dist.speech_llms.batch import AdapterBatch, PromptBatch, Transcript
+from salsa_dist.speech_llms.leaving import Stay
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,12 @@ class Family(Protocol):
         """Audio and prompts of `clips`, to be continued by `generate`."""
 
     def generate(
-        self, model: Any, batch: PromptBatch, max_new_tokens: int, synced: bool = False
+        self,
+        model: Any,
+        batch: PromptBatch,
+        max_new_tokens: int,
+        synced: bool = False,
+        stay: Stay | None = None,
     ) -> list[Transcript]:
         """Transcribe a batch greedily.
 
@@ -108,6 +114,8 @@ class Family(Protocol):
             batch: from `prompt_batch`.
             max_new_tokens: limit of a transcript, in tokens.
             synced: keep stepping until all ranks are done, as sharded weights need.
+            stay: lets finished samples leave the batch, where the family can, and gets to know which
+                stay; None: all of them stay.
         """
 
     def transcript(self, ids: Sequence[int]) -> str:
@@ -118,7 +126,8 @@ class Family(Protocol):
 class SharesClips(Protocol):
     """What a family offers beside, whose encoder layers take nothing but the layer below's output.
 
-    Then a clip that several adapters take can go through the layers below them once.
+    Then a clip that several adapters take can go through the layers below them once. Its model is an
+    encoder with a decoder, whose `generate` takes what the encoder puts out.
     """
 
     def shared_batch(
@@ -129,3 +138,6 @@ class SharesClips(Protocol):
         Args:
             kept: what the encoder makes of the audio is known already: its arguments may be zeros.
         """
+
+    def shared_prompt_batch(self, clips: Sequence[Clip], heard: Sequence[Clip]) -> PromptBatch:
+        """`prompt_batch` of `clips` with the audio of `heard`, each clip of `clips` once."""
