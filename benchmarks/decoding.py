@@ -1,7 +1,7 @@
 """Clips a second of an evaluation, beside transformers' own speech recognition pipeline.
 
     python benchmarks/decoding.py --json OUT [--base FOLDER] [--shards FOLDER] [--language bg]
-        [--clips 12] [--batch 12] [--pipeline-batches 1,12] [--dtypes float32]
+        [--clips 6] [--batch 6] [--pipeline-batches 1,6] [--dtypes float32]
         [--cases zero-shot,encoder:last-half*2] [--rounds 2]
 
 The same clips, language, greedy decoding and token limit; rounds are interleaved, after one that is
@@ -33,7 +33,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutomaticSpeechRecognitionPipeline, logging
 
 from salsa_dist.config import PlacementConfig
 from salsa_dist.data.clip import SAMPLE_RATE, Clip
@@ -56,15 +55,17 @@ def main() -> None:
     parser.add_argument("--base", default=str(CACHE / "whisper-base"))
     parser.add_argument("--shards", type=Path, default=CACHE / "shards/tuxpaint-grid")
     parser.add_argument("--language", default="bg")
-    parser.add_argument("--clips", type=int, default=12)
-    parser.add_argument("--batch", type=int, default=12)
-    parser.add_argument("--pipeline-batches", default="1,12")
+    parser.add_argument("--clips", type=int, default=6)
+    parser.add_argument("--batch", type=int, default=6)
+    parser.add_argument("--pipeline-batches", default="1,6")
     parser.add_argument("--dtypes", default="float32")
     parser.add_argument("--cases", default="zero-shot,encoder:last-half*2")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--max-new-tokens", type=int, default=96)
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
+    from transformers import logging
+
     logging.set_verbosity_error()
     if options.device == "cpu":
         torch.set_num_threads(1)
@@ -77,8 +78,8 @@ def main() -> None:
             rows += compare(case, dtype, base, clips, options)
     report = {
         "date": str(date.today()),
-        "machine": f"{platform.processor() or platform.machine()}, torch {torch.__version__}, shared with "
-        "other work",
+        "machine": f"{platform.processor() or platform.machine()}, torch {torch.__version__}, shared "
+        "with other work",
         "threads": torch.get_num_threads(),
         "command": " ".join(["python", *sys.argv]),
         "device": options.device,
@@ -154,6 +155,8 @@ def pipeline(
     base: SpeechLLM, bank: Bank, clips: Sequence[Clip], size: int, options: argparse.Namespace
 ) -> list[str]:
     """The same by transformers' pipeline, which is run once for each adapter."""
+    from transformers import AutomaticSpeechRecognitionPipeline
+
     family: Any = base.family
     recognise = AutomaticSpeechRecognitionPipeline(
         model=base.model,
