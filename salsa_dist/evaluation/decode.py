@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
@@ -271,7 +271,9 @@ def _decode(
     said, begun = time.monotonic(), 0
 
     def prepared(batch: Sequence[_Item]) -> tuple[list[Clip], Any]:
-        clips = [read_clip(config.data.shards, i.shard, i.entry, i.row) for i in batch]
+        once = {(item.shard.path, item.entry.key): item for item in batch}
+        read = {at: read_clip(config.data.shards, i.shard, i.entry) for at, i in once.items()}
+        clips = [replace(read[i.shard.path, i.entry.key], row=i.row) for i in batch]
         return clips, decoder.prepare(clips)
 
     with (

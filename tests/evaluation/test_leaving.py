@@ -15,6 +15,7 @@ from salsa_dist.config import PlacementConfig
 from salsa_dist.data.clip import Clip
 from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.placement.ranks import join
+from salsa_dist.speech_llms import leaving
 from salsa_dist.speech_llms.batch import PromptBatch
 from salsa_dist.speech_llms.load import SpeechLLM
 from salsa_dist.steering.bank import AdapterSpec, Bank
@@ -144,3 +145,17 @@ def test_zero_shot_alone_is_the_base(base: SpeechLLM, monkeypatch: pytest.Monkey
     assert ours == plain
     assert heard == [5]
     assert min(decoded) < 5
+
+
+def test_a_rank_that_is_done_steps_along_and_changes_nothing(
+    base: SpeechLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clips = _clips(5, (-1,))[:2]
+    bank = Bank([], {})
+    plain = _plainly(base, bank, base.family.prompt_batch(clips))
+    steps = iter([True] * (LIMIT + 4) + [False])  # another rank goes on for longer
+    monkeypatch.setattr(leaving, "_any", lambda mine, synced, device: next(steps))
+    ours, _, decoded = _ours(base, bank, clips, monkeypatch)
+    assert ours == plain
+    assert len(decoded) == LIMIT + 5
+    assert min(decoded) > 0
