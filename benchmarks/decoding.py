@@ -2,7 +2,7 @@
 
     python benchmarks/decoding.py --json OUT [--base FOLDER] [--shards FOLDER] [--language bg]
         [--clips 6] [--batch 6] [--pipeline-batches 1,6] [--dtypes float32]
-        [--cases zero-shot,encoder:last-half*2] [--rounds 2]
+        [--cases zero-shot,encoder:last-half*2] [--rounds 2] [--window 30]
 
 The same clips, language, greedy decoding and token limit; rounds are interleaved, after one that is
 not counted. `zero-shot` is the base as it is. `SITES*N` is the base as it is and N adapters with random
@@ -61,6 +61,7 @@ def main() -> None:
     parser.add_argument("--dtypes", default="float32")
     parser.add_argument("--cases", default="zero-shot,encoder:last-half*2")
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--window", type=float, help="audio window in seconds; else the base's own")
     parser.add_argument("--max-new-tokens", type=int, default=96)
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
@@ -72,7 +73,7 @@ def main() -> None:
     clips = some_clips(options.shards, options.language, options.clips)
     rows = []
     for dtype in options.dtypes.split(","):
-        base = load_speech_llm(options.base, device=options.device)
+        base = load_speech_llm(options.base, device=options.device, window_s=options.window)
         base.model.to(getattr(torch, dtype))
         for case in options.cases.split(","):
             rows += compare(case, dtype, base, clips, options)
