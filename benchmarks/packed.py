@@ -9,9 +9,10 @@ bank-256    one step of 16 clips: 16 adapters of a bank of 256 against a bank of
 halving     successive halving against the full grid; `best` is the winner of each language
 
 Every job is a process of its own, on one thread. `seconds` and `cpu_seconds` are of its training steps,
-`startup_seconds` is what comes before them. Of separate jobs only `timed` are run, one of each choice
-of layers, and their sum is multiplied to all. `ratio` is separate over packed, in CPU seconds of the
-steps alone; `ratio_whole` is that of everything, in seconds. Cases in OUT not asked for again stay.
+`startup_seconds` is what comes before them, `whole_cpu_seconds` all of the process. Of separate jobs
+only `timed` are run, one of each choice of layers, and their sum is multiplied to all. `ratio` is
+separate over packed, in CPU seconds of the steps alone; `ratio_whole` is that of everything, in CPU
+seconds too. Cases in OUT not asked for again stay.
 
 {"rows": [{"adapters": 8, "case": "own", "system": "packed", "seconds": …, "ratio": …}, …]}
 """
@@ -36,8 +37,6 @@ import yaml
 
 LATE = ["encoder:3", "encoder:4", "encoder:5", "encoder:last-half"]
 CASES = ["own-8", "own-32", "shared-8", "shared-32", "bank-256", "halving"]
-HALVING = {"rungs": [6, 12], "keep": 0.5}
-HALVING_STEPS = 24
 
 
 def main() -> None:
@@ -45,6 +44,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file for the rows")
     parser.add_argument("--cases", default=",".join(CASES))
     parser.add_argument("--steps", type=int, default=3, help="of a timed job")
+    parser.add_argument("--halving-steps", type=int, default=24, help="of the jobs with and without")
     parser.add_argument("--timed", type=int, default=4, help="separate jobs that are run")
     parser.add_argument("--base", default="~/.cache/salsa-dist/whisper-base")
     parser.add_argument("--shards", default="~/.cache/salsa-dist/shards/tuxpaint-bg-el")
@@ -61,7 +61,7 @@ def main() -> None:
     for case in cases:
         with tempfile.TemporaryDirectory() as folder:
             for row in measure(case, Path(folder), options):
-                rows.append({"of": case, "date": str(date.today()), **row})
+                rows.append({"of": case, "date": str(date.today()), "steps": options.steps, **row})
                 print(rows[-1], flush=True)
         report = {
             "date": str(date.today()),
@@ -69,7 +69,6 @@ def main() -> None:
             "threads": 1,
             "command": "python benchmarks/packed.py --json OUT",
             "base": Path(options.base).name,
-            "steps": options.steps,
             "rows": rows,
         }
         options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
@@ -93,12 +92,12 @@ def measure(case: str, folder: Path, options: argparse.Namespace) -> list[dict[s
             timed(folder / f"{cache}-{i}", [a], options, prefix_cache=cache)
             for i, a in enumerate(sample)
         ]
-        keys = ("seconds", "cpu_seconds", "startup_seconds", "prefix_seconds")
+        keys = ("seconds", "cpu_seconds", "startup_seconds", "prefix_seconds", "whole_cpu_seconds")
         separate = {k: sum(j[k] for j in jobs) * len(adapters) / len(jobs) for k in keys}
         name = kind + (", prefix kept" if kept else "")
         ratio = separate["cpu_seconds"] / packed["cpu_seconds"]
         same = {"adapters": len(adapters), "case": name}
-        whole = [s["seconds"] + s["startup_seconds"] + s["prefix_seconds"] for s in (packed, separate)]
+        whole = [s["whole_cpu_seconds"] for s in (packed, separate)]
         rows.append(
             {**same, "system": "packed", **packed, "ratio": ratio, "ratio_whole": whole[1] / whole[0]}
         )
@@ -124,14 +123,18 @@ def shared(count: int) -> list[dict[str, Any]]:
 
 
 def timed(
-    folder: Path, adapters: list[dict[str, Any]], options: argparse.Namespace, **training: Any
+    folder: Path,
+    adapters: list[dict[str, Any]],
+    options: argparse.Namespace,
+    clips: int = 4,
+    **training: Any,
 ) -> dict[str, Any]:
-    """Seconds of one job, run as a process of its own."""
+    """Seconds of one job of `clips` a step, run as a process of its own."""
     folder.mkdir()
     tree = {
         "run": str(folder / "run"),
         "base": {"name": options.base, "window_s": 5},
-        "data": {"shards": options.shards, "clips_per_step": 4},
+        "data": {"shards": options.shards, "clips_per_step": clips},
         "adapters": adapters,
         "training": {"steps": options.steps, "micro_batch": 64, "save_every_s": 3600, **training},
     }
@@ -167,6 +170,7 @@ def one_job(path: Path) -> None:
 
     loop._Loop.run, loop.keep_prefix = watched_run, watched_keep
     train(load_config(path))
+    spent["whole_cpu_seconds"] = time.process_time()
     spent["startup_seconds"] = spent.pop("began") - started - spent["prefix_seconds"]
     (path.parent / "times.json").write_text(json.dumps(spent))
 
@@ -248,10 +252,12 @@ def halving(folder: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
         for lr in (0.01, 0.03)
     ]
     rows = []
-    for name, rule in (("full grid", None), ("halving", HALVING)):
+    steps = options.halving_steps
+    halve = {"rungs": [steps // 4, steps // 2], "keep": 0.5}
+    for name, rule in (("full grid", None), ("halving", halve)):
         run = folder / name.replace(" ", "-")
-        more = {"steps": HALVING_STEPS, "dev_clips": 24, "halving": rule}
-        spent = timed(run, adapters, options, **more)
+        more = {"steps": steps, "dev_clips": 8, "halving": rule}
+        spent = timed(run, adapters, options, clips=2, **more)
         text = (run / "run" / "events.jsonl").read_text().splitlines()
         dev = next(e for e in map(json.loads, text) if e["event"] == "dev_loss")["adapters"]
         best = [
@@ -259,7 +265,10 @@ def halving(folder: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
             for language in ("bg", "el")
         ]
         rows.append(
-            {"adapters": len(adapters), "case": name, "system": "packed", **spent, "best": best}
+            {
+                **{"adapters": len(adapters), "case": name, "system": "packed", "steps": steps},
+                **{**spent, "best": best},
+            }
         )
     for row in rows:
         row["ratio"] = rows[0]["cpu_seconds"] / row["cpu_seconds"]

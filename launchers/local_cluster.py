@@ -8,6 +8,8 @@ submitit's LocalExecutor writes the job and its tasks run it, but the launcher i
 the tasks, since submitit's controller waits for all of them even when one has died (its peers then
 hang in a collective), gives a stopped task one second to save, and hides every GPU unless told
 otherwise. What a task does with signals, and how it asks to be started again, stays submitit's.
+
+Where a rank died all are started again, as on Slurm and with the same limit (salsa_dist/requeue.py).
 """
 
 from __future__ import annotations
@@ -26,25 +28,32 @@ from types import FrameType
 from typing import Any
 
 from job import Job, failure_path
+from sbatch_script import logs_of
 from submitit.core.utils import JobPaths
 from submitit.local.local import LOCAL_REQUEUE_RETURN_CODE, LocalExecutor, LocalJob
 
 from salsa_dist.errors import UserError
 from salsa_dist.failure_file import SCHEMA as FAILURE_SCHEMA
+from salsa_dist.requeue import verdict
 from salsa_dist.runs.follow import Follower
 
 POLL_S = 0.1
 SAVE_GRACE_S = 30.0  # from asking the ranks to stop to ending them
 PEER_GRACE_S = 3.0  # the same when a peer has died: nothing can be saved together any more
 TRACEBACK_LINES = 20
+USER_ERROR = 2  # the exit status of a user's mistake
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
 class LocalPlan:
-    """How to start the tasks: their number, shell lines run before each, limits, environment."""
+    """How to start the tasks: their number, shell lines run before each, limits, environment.
+
+    `tries` is the most in a row without a new checkpoint; 0: a job that failed stays failed.
+    """
 
     tasks: int
+    tries: int = 0
     setup: Sequence[str] = ()
     environment: dict[str, str] = field(default_factory=dict)
     limit_min: float | None = None
@@ -52,18 +61,19 @@ class LocalPlan:
 
 
 def run_local(
-    job: Job, folder: Path, plan: LocalPlan, started: Callable[[str, Path], None] | None = None
+    job: Job, run: Path, plan: LocalPlan, started: Callable[[str, Path], None] | None = None
 ) -> int:
-    """Run `job` to its end and return the launcher's exit status. `folder` holds a `%j`.
+    """Run `job` in run folder `run` to its end and return the launcher's exit status.
 
     `started` is told the job's id and its log folder.
     """
-    submitted = _write_job(job, folder, plan)
+    submitted = _write_job(job, logs_of(run), plan)
+    logs = submitted.paths.folder
     if started is not None:
-        started(submitted.job_id, submitted.paths.folder)
+        started(submitted.job_id, logs)
     rank0 = [Follower(_paths(submitted, 0).stdout, sys.stdout)]
     rank0.append(Follower(_paths(submitted, 0).stderr, sys.stderr))
-    print(f"{plan.tasks} ranks on this machine, logs in {submitted.paths.folder}", flush=True)
+    print(f"{plan.tasks} ranks on this machine, logs in {logs}", flush=True)
     with _stop_requests() as stop:
         while True:
             tasks = _Tasks(submitted, plan, rank0)
@@ -71,13 +81,24 @@ def run_local(
                 dead = tasks.watch(stop)
             finally:
                 tasks.end(0)
+            codes = tasks.codes()
             if stop:
                 print(f"stopped by {signal.Signals(stop[0]).name}", file=sys.stderr)
                 return 128 + stop[0]
-            if LOCAL_REQUEUE_RETURN_CODE not in tasks.codes():
-                break
-            print("the job asked to be started again: it goes on from its checkpoint", flush=True)
-    return _report(submitted, tasks.codes(), dead) if dead else 0
+            if LOCAL_REQUEUE_RETURN_CODE in codes:
+                print("the job asked to be started again: it goes on from its checkpoint", flush=True)
+                continue
+            if not dead:
+                return 0
+            status = _report(submitted, codes, dead)
+            if not plan.tries or status == USER_ERROR:
+                return status
+            again, why = verdict(run, logs, codes[dead[0]] or 0, plan.tries)
+            print(why, file=sys.stderr, flush=True)
+            if not again:
+                return status
+            for rank in range(plan.tasks):  # else the next try would be blamed for this one
+                failure_path(logs, submitted.job_id, rank).unlink(missing_ok=True)
 
 
 class _NamedOnly(LocalExecutor):
@@ -252,7 +273,7 @@ def _report(job: LocalJob[Any], codes: Sequence[int | None], dead: Sequence[int]
         print("\n".join([f"rank {first} {how}", *(_end(lines) if first else [])]), file=sys.stderr)
     elif failures[first]["user_error"]:
         print(f"error: {failures[first]['text']}", file=sys.stderr)
-        return 2
+        return USER_ERROR
     else:
         lines = _end(failures[first]["text"].splitlines())
         print("\n".join([f"rank {first} failed:", *lines]), file=sys.stderr)

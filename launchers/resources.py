@@ -49,6 +49,7 @@ class Resources(BaseModel):
     exclude: str | None = None
     nodelist: str | None = None
     dependency: str | None = None
+    array_parallelism: int | None = Field(None, ge=1, description="jobs of a sweep at once")
     python: str | None = None
     container: str | None = None
     container_mounts: list[str] = []
@@ -177,9 +178,9 @@ def refuse_slurm_only(resources: Resources, cluster: str, profile: str | None) -
         raise UserError(f"{where} runs one rank in this process: use --cluster local for more")
     refused = ["gres", "mem", "partition", "account", "qos", "constraint", "exclude", "nodelist"]
     refused += ["dependency", "sbatch", "srun", "python", "container", "container_mounts"]
-    refused += ["tries", "gpu_memory"]
+    refused += ["array_parallelism", "gpu_memory"]
     if cluster == "debug":
-        refused += ["setup", "env", "time", "gpus_per_node", "keep_snapshots"]
+        refused += ["setup", "env", "time", "gpus_per_node", "keep_snapshots", "tries"]
     given = [f"--{name.replace('_', '-')}" for name in refused if getattr(resources, name)]
     given += ["--profile"] if profile else []
     if given:

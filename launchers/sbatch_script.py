@@ -3,6 +3,8 @@
 #SBATCH --nodes=4 …          parameters()
 export HF_HUB_OFFLINE=1 …    environment, then --setup
 srun … PYTHON -m submitit…   --srun and pyxis' options before PYTHON; apptainer is part of it
+
+An array's tasks are runs of their own, each with the script that it would have alone.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from typing import Any
 
 from requeue import with_requeue
 from resources import SLURM_MINUTES, TRIES, Resources
-from submitit.slurm.slurm import SlurmExecutor
+from submitit.slurm.slurm import SlurmExecutor, _make_sbatch_string
 
 from salsa_dist.errors import UserError
 
@@ -38,12 +40,47 @@ class Sbatch(SlurmExecutor):
     def affinity(cls) -> int:
         return 2
 
+    @property
+    def minutes(self) -> int:
+        """The limit of a job's time."""
+        return int(self.parameters["time"])
+
     def script(self) -> str:
         return self._make_submission_file_text(self._submitit_command_str, uid="")
+
+    def task_script(self) -> str:
+        """What one task of an array runs; its #SBATCH lines are comments there."""
+        self.parameters["map_count"] = 1  # logs and ids are then those of an array's task
+        return self.script()
+
+    def array_script(self, runs: Sequence[Path], at_once: int) -> str:
+        """An array of as many tasks as `runs`, which runs each one's TASK_SCRIPT.
+
+        submitit has arrays too, but makes a plain SlurmExecutor for them, which knows no requeue.
+
+        Args:
+            runs: their folders.
+            at_once: most tasks that run at the same time.
+        """
+        words = "\n".join(f"  {shlex.quote(str(run.absolute()))}" for run in runs)
+        command = (
+            f"runs=(\n{words}\n)\n"
+            "run=${runs[$SLURM_ARRAY_TASK_ID]}\n"
+            "id=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID\n"
+            "logs=$run/logs/$id\n"
+            'mkdir -p "$logs"\n'
+            f'exec bash "$run/{TASK_SCRIPT}" >>"$logs/${{id}}_0_log.out" 2>>"$logs/${{id}}_0_log.err"\n'
+        )
+        own = {"map_count": len(runs), "array_parallelism": at_once, "use_srun": False, "setup": None}
+        parameters = {**self.parameters, **own}
+        return _make_sbatch_string(command, self._run.absolute() / "logs", **parameters)
 
     def _make_submission_file_text(self, command: str, uid: str) -> str:
         script = super()._make_submission_file_text(command, uid)
         return with_requeue(script, self._run, self.folder, self._tries)
+
+
+TASK_SCRIPT = "task.sh"  # in the folder of each run of an array
 
 
 def logs_of(run: Path) -> Path:
@@ -157,7 +194,7 @@ _OWN_OPTIONS = {
     },
     "ntasks_per_node": "use --tasks-per-node instead",
     "ntasks": "use --nodes and --tasks-per-node instead",
-    "array": "one launch is one job, not an array",
+    "array": "a sweep is an array, see --array-parallelism; any other launch is one job",
     "output": "logs go to the run's own folder, see `run` in the config",
     "error": "logs go to the run's own folder, see `run` in the config",
 }

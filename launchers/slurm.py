@@ -103,6 +103,10 @@ def launch(
     exclude: Annotated[str | None, typer.Option(help="nodes not to use")] = None,
     nodelist: Annotated[str | None, typer.Option(help="nodes to use")] = None,
     dependency: Annotated[str | None, typer.Option(help="such as afterok:1234")] = None,
+    array_parallelism: Annotated[
+        int | None,
+        typer.Option(min=1, help="jobs of a sweep at once", show_default="as many as --nodes hold"),
+    ] = None,
     sbatch: Annotated[
         list[str] | None,
         typer.Option(metavar="KEY[=VALUE]", help="any other sbatch option; repeatable"),
@@ -149,7 +153,7 @@ def launch(
         int | None,
         typer.Option(
             min=0,
-            help="failed tries in a row without a new checkpoint; 0: never requeue",
+            help="failed tries in a row without a new checkpoint; 0: never start again by itself",
             show_default=str(TRIES),
         ),
     ] = None,
@@ -178,6 +182,7 @@ def launch(
         exclude=exclude,
         nodelist=nodelist,
         dependency=dependency,
+        array_parallelism=array_parallelism,
         python=python,
         container=container,
         container_mounts=container_mounts or [],
@@ -200,12 +205,14 @@ def launch(
     budget, sweep_plan = resources.node_count, None
     if command == "sweep":
         sweep_plan = sweep.planned(overrides, budget)
-        checked, overrides = sweep_plan.sweep.config, []
+        checked, overrides = sweep_plan.sweep.config, _staging(resources.stage_to)
         shape = sweep_plan.sweep.file.jobs
         resources = resources.model_copy(
             update={"nodes": shape.nodes, "tasks_per_node": shape.ranks_per_node}
         )
     else:
+        if array_parallelism is not None:
+            raise UserError("--array-parallelism is about a sweep: any other launch is one job")
         overrides += _staging(resources.stage_to)
         checked = load_config(config, overrides)
     if cluster is Cluster.slurm and not dry_run and shutil.which("sbatch") is None:
@@ -226,30 +233,35 @@ def launch(
     own = {k: v for k, v in os.environ.items() if k == "SLURM_CONF" or k.startswith("SBATCH_")}
     with clean_env():  # else a launch from inside a Slurm job would inherit that job's shape
         os.environ.update(own)
-        if sweep_plan is not None and cluster is not Cluster.slurm:
-            here = _local_plan(resources)
-            return sweep.run_here(
-                lambda one: run_local(one, logs_of(checked.run), here), job, sweep_plan
-            )
         if sweep_plan is not None:
-            executor = _sbatch(command, checked, resources)
+            folder = sweep_plan.sweep.file.sweep
+            if cluster is not Cluster.slurm:
+                here = _local_plan(resources)
+                return sweep.run_here(lambda one, run: _here(one, run, here), job, sweep_plan)
+            parallel = sweep.at_once(sweep_plan, budget, resources.array_parallelism)
+
+            def executor(run: Path) -> Sbatch:
+                return _sbatch(command, checked.model_copy(update={"run": run}), resources)
+
             if dry_run:
-                print(executor.script())
+                print(sweep.script(executor, sweep_plan, parallel))
             else:
-                sweep.submit(executor, job, sweep_plan, budget)
+                code = snapshot.take(folder, sweep_plan.sweep.path)
+                snapshot.clear_old(folder, _keep_days(resources))
+                sweep.submit(executor, replace(job, code=str(code)), sweep_plan, parallel)
             return 0
         if cluster is Cluster.debug:
             submitit.DebugExecutor(logs_of(checked.run)).submit(job).result()
             return 0
         if cluster is Cluster.local:
             plan = _local_plan(resources)
-            return _here(_snapshotted(job, checked, resources, setting), checked, plan)
-        executor = _sbatch(command, checked, resources)
+            return _here(_snapshotted(job, checked, resources, setting), checked.run, plan)
+        single = _sbatch(command, checked, resources)
         if dry_run:
-            print(executor.script())
+            print(single.script())
             print(_plan(checked, resources))
             return 0
-        return _submit(executor, _snapshotted(job, checked, resources, setting), checked, resources)
+        return _submit(single, _snapshotted(job, checked, resources, setting), checked, resources)
 
 
 @dataclass(frozen=True)
@@ -264,9 +276,13 @@ def _snapshotted(job: Job, config: Config, resources: Resources, setting: Settin
     """The job, running from a snapshot in the run's folder; submit.sh there starts it again."""
     folder = snapshot.take(config.run, Path(job.config_path))
     snapshot.write_submit(config.run, folder, setting.arguments)
-    days = resources.keep_snapshots
-    snapshot.clear_old(config.run, snapshot.KEEP_DAYS if days is None else days)
+    snapshot.clear_old(config.run, _keep_days(resources))
     return replace(job, config_path=str(folder / "config.yaml"), code=str(folder))
+
+
+def _keep_days(resources: Resources) -> int:
+    days = resources.keep_snapshots
+    return snapshot.KEEP_DAYS if days is None else days
 
 
 def _sbatch(command: str, config: Config, resources: Resources) -> Sbatch:
@@ -298,7 +314,7 @@ def _submit(executor: Sbatch, job: Job, config: Config, resources: Resources) ->
     return 0
 
 
-def _here(job: Job, config: Config, plan: LocalPlan) -> int:
+def _here(job: Job, run: Path, plan: LocalPlan) -> int:
     """Run as processes of this machine, with a note of the job and of how it ended."""
     folders: list[Path] = []
 
@@ -308,7 +324,7 @@ def _here(job: Job, config: Config, plan: LocalPlan) -> int:
 
     status = 1
     try:
-        status = run_local(job, logs_of(config.run), plan, started)
+        status = run_local(job, run, plan, started)
     finally:
         for folder in folders:
             launches.note_end(folder, status)
@@ -358,6 +374,7 @@ def _local_plan(resources: Resources) -> LocalPlan:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices[:wanted])
     return LocalPlan(
         tasks=resources.ranks_per_node,
+        tries=TRIES if resources.tries is None else resources.tries,
         setup=resources.setup,
         environment=environment,
         limit_min=resources.time,

@@ -5,23 +5,34 @@
     sweep file ─► Plan (checked whole) ─► SWEEP/jobs/<id>/ ─► one Job each ─┬─ slurm  sbatch --array,
                                                                             │         as many as fit
                                                                             └─ local  each to its end
-    logs: SWEEP/logs/<job id>/
+    SWEEP/
+    ├── array.sh              the newest array's batch script
+    ├── snapshots/            the code that its jobs run
+    └── jobs/<id>/            a run like any other, which `salsa-dist runs` shows
+        ├── task.sh           what its task of the array runs
+        └── logs/<array>_<task>/
 
-`--nodes` is how many nodes the sweep may use at once; those of one job are in the sweep file. The same
-command submits what is missing or was stopped, and nothing else: don't call it while its jobs run.
+`--nodes` is how many nodes the sweep may use at once, `--array-parallelism` how many jobs; nodes and
+ranks of one job are in the sweep file. The same command submits what is missing, failed or was
+stopped; jobs that wait or run are left alone. A task that fails is requeued without the others.
 """
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from job import Job
+from sbatch_script import TASK_SCRIPT, Sbatch, logs_of
+from submitit.core.utils import DelayedSubmission, JobPaths
 
 from salsa_dist.errors import UserError
+from salsa_dist.runs import launches
+from salsa_dist.runs.status import statuses
 
 if TYPE_CHECKING:  # they import torch, which a launch that is no sweep need not wait for
     from salsa_dist.sweeps.folder import JobFolder
@@ -44,34 +55,83 @@ def planned(words: Sequence[str], nodes: int) -> Plan:
     return plan
 
 
-def submit(executor: Any, job: Job, plan: Plan, nodes: int) -> list[Any]:
-    """Submit all that is to be done as one array.
+def at_once(plan: Plan, nodes: int, most: int | None) -> int:
+    """How many jobs may run at the same time: as many as `nodes` hold, and `most` at most."""
+    fit = max(1, nodes // plan.sweep.file.jobs.nodes)
+    return fit if most is None else min(fit, most)
+
+
+def submit(executor: Callable[[Path], Sbatch], job: Job, plan: Plan, parallel: int) -> int:
+    """Submit all that is to be done as one array, a task a job.
 
     Args:
-        executor: a submitit executor with the resources of one job.
+        executor: of the run with that folder.
         job: what each does but for its config.
-        nodes: that may be used at once.
+        parallel: most jobs at the same time.
+
+    Returns: the number of jobs that were submitted.
+
+    Raises:
+        UserError: sbatch refuses it.
     """
-    folders = plan.write()
+    folders = _idle(plan.write())
     if not folders:
-        print("nothing to submit: all adapters are done")
-        return []
-    executor.update_parameters(array_parallelism=max(1, nodes // plan.sweep.file.jobs.nodes))
-    submitted: list[Any] = executor.submit_array([_of(job, folder) for folder in folders])
-    for one, folder in zip(submitted, folders, strict=True):
-        print(f"submitted job {one.job_id}: {folder.path.name}, {len(folder.adapters)} adapters")
-    print(f"status  salsa-dist sweep status {plan.sweep.path}")
-    return submitted
+        print("nothing to submit: all adapters are done, or their jobs wait or run")
+        return 0
+    sweep = plan.sweep.file.sweep.absolute()
+    for folder in folders:
+        _write(folder.path / TASK_SCRIPT, executor(folder.path).task_script())
+    (sweep / "logs").mkdir(parents=True, exist_ok=True)
+    script = sweep / "array.sh"
+    _write(script, executor(sweep).array_script([folder.path for folder in folders], parallel))
+    done = subprocess.run(["sbatch", "--parsable", str(script)], capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"sbatch refused the sweep: {' '.join(done.stderr.split())}")
+    array = done.stdout.split(";")[0].strip()
+    shape, minutes = plan.sweep.file.jobs, executor(sweep).minutes
+    for number, folder in enumerate(folders):
+        one = f"{array}_{number}"
+        paths = JobPaths(logs_of(folder.path), one)
+        paths.folder.mkdir(parents=True, exist_ok=True)
+        launches.note(paths.folder, one, "slurm", "train", shape.nodes, shape.ranks_per_node)
+        delayed = DelayedSubmission(_of(job, folder))
+        delayed.set_timeout(minutes, max_num_timeout=3)  # as submitit's own executor counts them
+        part = paths.submitted_pickle.with_suffix(".part")
+        delayed.dump(part)
+        part.replace(paths.submitted_pickle)  # its task waits for that
+        print(f"submitted job {one}: {folder.path.name}, {len(folder.adapters)} adapters")
+    print(
+        f"script  {script}\n"
+        f"status  salsa-dist sweep status {plan.sweep.path}\n"
+        f"runs    salsa-dist runs list --root {sweep / 'jobs'}\n"
+        f"cancel  scancel {array}"
+    )
+    return len(folders)
 
 
-def run_here(run: Callable[[Job], int], job: Job, plan: Plan) -> int:
-    """Run all that is to be done by `run`, one job after another; one that fails ends no other."""
+def script(executor: Callable[[Path], Sbatch], plan: Plan, parallel: int) -> str:
+    """What `submit` would give to sbatch, and what each task runs; nothing is written."""
+    sweep = plan.sweep.file.sweep.absolute()
+    open_ = [job.path for job in plan.there if not job.done]
+    runs = [*open_, *(sweep / "jobs" / f"<new job {n}>" for n in range(1, len(plan.new) + 1))]
+    if not runs:
+        return "# nothing to submit: all adapters are done"
+    array = executor(sweep).array_script(runs, parallel)
+    return f"{array}\n# --- and for each of them {TASK_SCRIPT}:\n{executor(runs[0]).task_script()}"
+
+
+def run_here(run: Callable[[Job, Path], int], job: Job, plan: Plan) -> int:
+    """Run all that is to be done by `run`, one job after another; one that fails ends no other.
+
+    Args:
+        run: runs a job with that folder to its end; the launcher's exit status.
+    """
     from salsa_dist.sweeps.folder import write_results
 
-    folders, worst = plan.write(), 0
+    folders, worst = _idle(plan.write()), 0
     for number, folder in enumerate(folders, 1):
         print(f"job {number}/{len(folders)}: {folder.path.name}", flush=True)
-        status = run(_of(job, folder))
+        status = run(_of(job, folder), folder.path)
         if status > 128:  # a signal: the sweep was asked to stop
             return status
         if status:
@@ -81,5 +141,23 @@ def run_here(run: Callable[[Job], int], job: Job, plan: Plan) -> int:
     return worst
 
 
+def _idle(folders: Sequence[JobFolder]) -> list[JobFolder]:
+    """Those that nobody works on."""
+    idle = []
+    for folder, found in zip(folders, statuses([folder.path for folder in folders]), strict=True):
+        if found.job is not None and found.active:
+            print(f"{folder.path.name} is {found.word} as job {found.job.job}: left alone")
+        else:
+            idle.append(folder)
+    return idle
+
+
 def _of(job: Job, folder: JobFolder) -> Job:
-    return replace(job, command="train", config_path=str(folder.config), overrides=())
+    return replace(job, command="train", config_path=str(folder.config.absolute()))
+
+
+def _write(path: Path, text: str) -> None:
+    # Never in place: a task of an earlier array may still read it.
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)

@@ -109,6 +109,12 @@ class DataConfig(_Section):
     seconds_per_step: float | None = Field(
         None, gt=0, description="or its seconds of audio, in clips of similar lengths"
     )
+    join_clips: int = Field(
+        1,
+        ge=1,
+        description="clips that are laid one behind the other in one audio window, at most; how many "
+        "is drawn anew each time. For short clips and a base whose window is long",
+    )
     readers: int = Field(
         4, ge=1, description="virtual readers an adapter; its batches depend on this, not on ranks"
     )
@@ -221,7 +227,11 @@ class HalvingConfig(_Section):
         min_length=1, description="steps before which adapters are dropped"
     )
     keep: float = Field(0.5, gt=0, lt=1, description="share of each group that goes on")
-    metric: Literal["dev_loss"] = Field("dev_loss", description="mean loss a label on dev clips")
+    metric: Literal["dev_loss", "cer"] = Field(
+        "dev_loss",
+        description="on dev clips: mean loss a label; or the character error rate of what evaluation's "
+        "settings decode, which is dearer",
+    )
 
 
 class SalsaMethod(_Section):
@@ -285,7 +295,7 @@ class TrainingConfig(_Section):
     decay: Literal["cosine", "none"] = "cosine"
     clip_norm: float | None = Field(1.0, gt=0, description="of one adapter's gradient; null: off")
     seed: int = 0
-    micro_batch: int = Field(16, ge=1, description="clips of one forward pass on one rank")
+    micro_batch: int = Field(16, ge=1, description="audio windows of one forward pass on one rank")
     activation_checkpointing: bool = Field(
         False, description="make activations again in backward: less memory, more time"
     )
@@ -393,6 +403,15 @@ class Config(_Section):
         return self
 
     @model_validator(mode="after")
+    def _clips_may_be_kept(self) -> Config:
+        if self.data.join_clips > 1 and self.training.prefix_cache != "off":
+            raise ValueError(
+                "data.join_clips makes other windows each time, and training.prefix_cache keeps clips: "
+                "take one of them"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _languages_suit_the_method(self) -> Config:
         several = [a.name for a in self.adapters if len(a.languages) > 1]
         if several and self.method.kind in ("mean-difference", "in-context"):
@@ -421,12 +440,16 @@ class Config(_Section):
 
     def digest(self) -> str:
         """Hash of the settings that decide the trained vectors; where things lie does not count."""
+        halving = self.training.halving
         tree = self.model_dump(
             mode="json",
             include={"base", "data", "method", "steering", "adapters", "training"},
             exclude={
                 "base": {"name", "revision", "stage_to"},
-                "data": {"workers", "shards", "max_bad", "stage_to"},
+                "data": {
+                    *("workers", "shards", "max_bad", "stage_to"),
+                    *(() if self.data.join_clips > 1 else ("join_clips",)),
+                },
                 "training": {
                     *(
                         "save_every_s",
@@ -436,10 +459,15 @@ class Config(_Section):
                         "hang_after_s",
                     ),
                     *("share_prefix", "prefix_cache", "prefix_cache_gb", "prefix_folder"),
-                    *(() if self.training.halving else ("dev_clips",)),
+                    *(() if halving else ("dev_clips",)),
                 },
             },
         )
+        if halving is not None and halving.metric == "cer":
+            # What is decoded decides who goes on.
+            tree["evaluation"] = self.evaluation.model_dump(
+                mode="json", include={"max_new_tokens", "decoding"}
+            )
         return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 

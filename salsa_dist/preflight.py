@@ -6,7 +6,8 @@
 
 Checked, and refused: the same versions everywhere, ranks laid out node by node, the run's folder
 seen and writable on every node. Measured, and said: the bandwidth of each link, the speed of each
-rank; a node or a rank far below the others is named.
+rank; a node or a rank far below the others is named; what the placement's traffic takes on these links,
+where the plan counts on better ones.
 
 Control goes over gloo, with a time limit, whatever training itself uses.
 """
@@ -30,11 +31,14 @@ import torch
 import torch.distributed as dist
 
 from salsa_dist.errors import UserError
+from salsa_dist.placement.plan import Machines, Row
 from salsa_dist.placement.ranks import Ranks
 
 _TIMEOUT = timedelta(seconds=120)  # ranks may start that much apart
 _SEEN_WITHIN_S = 10.0  # a network file system may show another node's file late
 _MESSAGE_BYTES = 4 * 2**20
+_PROBE_BYTES = 2**16
+_PROBE_S = 0.05  # a link on which the probe takes longer is too slow for more: 20 Mbit/s
 _TIMES = 3  # the best counts: the others warm up
 _SLOW = 3.0  # times slower than the median is worth a word
 _PACKAGES = ("torch", "deepspeed", "transformers", "salsa-dist")
@@ -95,6 +99,29 @@ class Preflight:
             # The versions are equal everywhere, and in the `start` event.
             "machines": [_without(asdict(machine), "versions", "folder") for machine in self.machines],
         }
+
+    def against_plan(self, row: Row) -> list[str]:
+        """What `row`'s traffic takes on the links as measured, where the plan counts on better ones.
+
+        The formula of the time is the plan's own (placement/plan.py).
+        """
+        planned = {False: Machines.node_bandwidth, True: Machines.network_bandwidth}
+        moved = {False: row.gathered_bytes_per_step, True: row.bytes_between_nodes_per_step}
+        slow, took_s = [], 0.0
+        for between, where in ((False, "inside"), (True, "between")):
+            found = _least(self.links(between))
+            if not found or not moved[between]:
+                continue
+            took_s = max(took_s, moved[between] * 8 / (found * 1e9))
+            if found * 1e9 < planned[between] * 8 / _SLOW:
+                wanted = planned[between] * 8 / 1e9
+                slow.append(f"{found:.3g} Gbit/s {where} nodes where the plan counts on {wanted:.4g}")
+        if not slow:
+            return []
+        return [
+            f"links: {', '.join(slow)}; what a step of {row.name} moves takes about "
+            f"{took_s:.2g} s, not {row.transfer_s:.2g}"
+        ]
 
     def lines(self) -> list[str]:
         nodes = f"{len(self.hosts)} node" + ("s" if len(self.hosts) > 1 else "")
@@ -242,13 +269,32 @@ def _link_gbps(ranks: Ranks, control: Any) -> float | None:
             if rank not in (first, second):
                 continue
             there = second if rank == first else first
-            best = min(
-                _timed(lambda: _there_and_back(message, rank == first, there), ranks.device)  # noqa: B023
-                for _ in range(_TIMES)
-            )
+            gbps = _exchange(message, rank == first, there)
             if rank == first:
-                mine = 2 * 8 * _MESSAGE_BYTES / best / 1e9
+                mine = gbps
     return mine
+
+
+def _exchange(message: torch.Tensor, first: bool, peer: int) -> float:
+    """Gigabits a second of `message`, (bytes,) uint8, there and back; of a part on a slow link."""
+
+    def seconds(part: torch.Tensor) -> float:
+        return min(
+            _timed(lambda: _there_and_back(part, first, peer), message.device) for _ in range(_TIMES)
+        )
+
+    part = message[:_PROBE_BYTES]
+    took = seconds(part)
+    # Both sides go on, or neither: the first one's clock counts.
+    go_on = torch.tensor([took < _PROBE_S], dtype=torch.uint8, device=message.device)
+    if first:
+        dist.send(go_on, peer)
+    else:
+        dist.recv(go_on, peer)
+    if go_on.item():
+        part = message
+        took = seconds(part)
+    return 2 * 8 * len(part) / took / 1e9
 
 
 def _there_and_back(message: torch.Tensor, first: bool, peer: int) -> None:

@@ -1,10 +1,12 @@
-"""Whether a job that failed on Slurm is started again: the last line of its batch script asks this.
+"""Whether a job that failed is started again. On Slurm the last line of its batch script asks:
 
     python -m salsa_dist.requeue RUN LOGS STATUS TRIES
 
     RUN/state/step-….safetensors        how far the run has come
     LOGS/JOB_RANK_failure.json          what stopped each rank
     LOGS/tries.jsonl                    one line a failed try: {"time", "status", "step"}
+
+`SALSA_JOB` is the job's id, of an array's task the one with its number, such as `17_2`.
 
 A rank that dies takes the others with it, and the job with them. Nothing but the next try can tell a
 broken node from a defect, so the job is requeued until `TRIES` tries in a row ended with no new
@@ -49,7 +51,7 @@ def verdict(run: Path, logs: Path, status: int, tries: int) -> tuple[bool, str]:
             f"not started again: {stuck} tries in a row ended at step {step} without a new checkpoint; "
             f"see the logs in {logs}, then launch again to go on from there"
         )
-    return True, f"the ranks ended with status {status} after step {step}: the job is requeued"
+    return True, f"the ranks ended with status {status} after step {step}: they are started again"
 
 
 def _failures(logs: Path) -> list[dict[str, Any]]:
@@ -69,7 +71,7 @@ def _newest_step(run: Path) -> int:
 
 def main(arguments: list[str]) -> int:
     run, logs, status, tries = arguments
-    job = os.environ["SLURM_JOB_ID"]
+    job = os.environ["SALSA_JOB"]
     state = subprocess.run(
         ["squeue", "--noheader", "--format=%T", "--job", job], capture_output=True, text=True
     ).stdout.strip()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from salsa_dist.config import Config, MeanDifferenceMethod, PlacementConfig
@@ -27,8 +28,10 @@ from salsa_dist.speech_llms.load import SpeechLLM
 from salsa_dist.steering.bank import AdapterSpec, Bank
 from salsa_dist.steering.sites import find_layers, select, site_modules
 from salsa_dist.steering.widths import site_widths
+from salsa_dist.training import run_lock
 from salsa_dist.training.loop import open_run
 from salsa_dist.training.saved_adapters import save_adapters
+from salsa_dist.training.watchdog import Watchdog
 
 
 def make_vectors(config: Config) -> list[Path]:
@@ -36,8 +39,9 @@ def make_vectors(config: Config) -> list[Path]:
     method = config.method
     if not isinstance(method, MeanDifferenceMethod):
         raise ValueError(f"method {method.kind} takes no mean differences")
-    with join() as ranks:
+    with join() as ranks, ExitStack() as stack:
         index = ShardIndex.load(config.data.shards)
+        stack.enter_context(run_lock.held_for_all(config.run, ranks))
         speech_llm = load_base(config.base, ranks, PlacementConfig(kind="replicate"), silent)
         layers = find_layers(speech_llm.model, speech_llm.layers)
         counts = {component: len(stack) for component, stack in layers.items()}
@@ -47,20 +51,26 @@ def make_vectors(config: Config) -> list[Path]:
         ]
         bank = Bank(specs, site_widths(layers), ranks.device)
         languages = dict.fromkeys([method.contrast, *(a.language for a in config.adapter_settings())])
-        means = {
-            language: mean_activations(
-                speech_llm,
-                bank.sites,
-                first_clips(config.data.shards, index, language, method.clips, speech_llm.window_s),
-            )
-            for language in languages
-        }
+        means = {}
+        watchdog = Watchdog(config.run, ranks.rank, ranks.world_size, config.training.hang_after_s)
+        with watchdog:
+            for number, language in enumerate(languages):
+                watchdog.at(number, f"mean activations of {language}")
+                clips = first_clips(
+                    config.data.shards, index, language, method.clips, speech_llm.window_s
+                )
+                means[language] = mean_activations(speech_llm, bank.sites, clips)
+            watchdog.at(len(languages), "waiting for the other ranks")
+            dist.barrier()
         for row, (spec, adapter) in enumerate(zip(specs, config.adapter_settings(), strict=True)):
             own = means[adapter.language]
             vectors = {s: method.scale * (means[method.contrast][s] - own[s]) for s in spec.sites}
             bank.set_row(row, vectors)
-        run = open_run(config, ranks)
-        return save_adapters(run / "adapters", bank, config, speech_llm, index, {})
+        folder = open_run(config, ranks) / "adapters"
+        if ranks.is_first:  # every rank has the same means
+            save_adapters(folder, bank, config, speech_llm, index, {})
+        dist.barrier()
+        return [folder / spec.name for spec in specs]
 
 
 def first_clips(

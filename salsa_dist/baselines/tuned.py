@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -30,23 +31,26 @@ from salsa_dist.speech_llms.load import SpeechLLM
 from salsa_dist.steering.adapter_folder import known_as
 from salsa_dist.steering.bank import Bank
 from salsa_dist.steering.sites import find_layers, select, site_modules
+from salsa_dist.training import run_lock
 from salsa_dist.training.bad_samples import BadSamples, counts_of
 from salsa_dist.training.batches import StepBatches, loader
 from salsa_dist.training.console import Console
 from salsa_dist.training.events import Events
 from salsa_dist.training.loop import make_batches, open_run, write_start
 from salsa_dist.training.optimizer import BETAS, EPS, Schedule
+from salsa_dist.training.watchdog import Watchdog
 
 
 def tune(config: Config) -> list[Path]:
     """Train every adapter of a config whose method is `lora` or `bias`; those done are left alone."""
-    with join() as ranks:
+    with join() as ranks, ExitStack() as stack:
         if config.placement.kind not in ("replicate", "auto"):
             raise UserError(
                 f"method {config.method.kind} trains weights of the base, which a sharded placement "
                 "keeps frozen: set placement.kind to replicate"
             )
         index = ShardIndex.load(config.data.shards)
+        stack.enter_context(run_lock.held_for_all(config.run, ranks))
         say = Console(ranks.is_first)
         events: Events | None = None
         folders = []
@@ -106,31 +110,36 @@ def _train(
     say(f"{settings.name}: method {config.method.kind}, {trained:,} trained numbers")
     said = 0.0
     bad = BadSamples(config.data.max_bad, events, say)
-    for step, share in enumerate(loader(batches, 0, config.data.workers)):
-        started = time.monotonic()
-        adam.zero_grad(set_to_none=True)
-        sums = torch.zeros(2, device=ranks.device)
-        for batch in share.batches:
-            losses = base.token_losses(batch)
-            losses.sum().backward()
-            sums += torch.stack([losses.detach().sum(), sums.new_tensor(float(len(losses)))])
-        loss, labels, (unusable, *_) = _reduce(parameters, sums, counts_of(share))
-        bad.after_step(step, share, unusable)
-        norm = nn.utils.clip_grad_norm_(parameters, training.clip_norm or float("inf"))
-        adam.param_groups[0]["lr"] = schedule(step)
-        if torch.isfinite(norm) and labels:
-            adam.step()
-        seconds = time.monotonic() - started
-        events.write(
-            "step",
-            step=step,
-            seconds=round(seconds, 4),
-            clips=batches.clips(step),
-            adapters={settings.name: {"loss": loss, "labels": labels, "lr": schedule(step)}},
-        )
-        if time.monotonic() - said >= 5 or step + 1 == len(batches):
-            said = time.monotonic()
-            say(f"{settings.name}: step {step + 1}/{len(batches)}  loss {loss:.3f}  {seconds:.2f} s")
+    watchdog = Watchdog(config.run, ranks.rank, ranks.world_size, training.hang_after_s)
+    with watchdog:
+        for step, share in enumerate(loader(batches, 0, config.data.workers)):
+            watchdog.at(step, f"training {settings.name}")
+            started = time.monotonic()
+            adam.zero_grad(set_to_none=True)
+            sums = torch.zeros(2, device=ranks.device)
+            for batch in share.batches:
+                losses = base.token_losses(batch)
+                losses.sum().backward()
+                sums += torch.stack([losses.detach().sum(), sums.new_tensor(float(len(losses)))])
+            loss, labels, (unusable, *_) = _reduce(parameters, sums, counts_of(share))
+            bad.after_step(step, share, unusable)
+            norm = nn.utils.clip_grad_norm_(parameters, training.clip_norm or float("inf"))
+            adam.param_groups[0]["lr"] = schedule(step)
+            if torch.isfinite(norm) and labels:
+                adam.step()
+            seconds = time.monotonic() - started
+            events.write(
+                "step",
+                step=step,
+                seconds=round(seconds, 4),
+                clips=batches.clips(step),
+                adapters={settings.name: {"loss": loss, "labels": labels, "lr": schedule(step)}},
+            )
+            if time.monotonic() - said >= 5 or step + 1 == len(batches):
+                said = time.monotonic()
+                say(
+                    f"{settings.name}: step {step + 1}/{len(batches)}  loss {loss:.3f}  {seconds:.2f} s"
+                )
     base.close()
 
 

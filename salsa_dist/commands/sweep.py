@@ -49,7 +49,8 @@ def run(file: FileArgument) -> None:
 
 @app.command()
 def status(file: FileArgument) -> None:
-    """Show how far each adapter is, and write the table of results."""
+    """Show how far each adapter is and how its job fares, and write the table of results."""
+    from salsa_dist.runs.status import statuses
     from salsa_dist.sweeps.folder import write_results
     from salsa_dist.sweeps.grid import load_sweep
     from salsa_dist.sweeps.plan import make_plan
@@ -69,3 +70,10 @@ def status(file: FileArgument) -> None:
         print(f"{row['name']:{width}}  {row['state']:8} {steps}/{total}  {losses}".rstrip())
     states = [row["state"] for row in rows]
     print(", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)))
+    open_ = [job.path for job in made.there if not job.done]
+    for found in statuses(open_):
+        number = f"  job {found.job.job}" if found.job else ""
+        detail = f"  ({found.detail})" if found.detail else ""
+        print(f"{found.run.name}: {found.word}{number}{detail}")
+        if found.failure is not None:
+            print(f"  {found.failure.text.splitlines()[-1]}\n  log {found.failure.log}")

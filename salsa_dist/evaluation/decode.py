@@ -21,7 +21,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from pathlib import Path
@@ -51,8 +51,9 @@ from salsa_dist.speech_llms.load import SpeechLLM
 from salsa_dist.steering.bank import Bank
 from salsa_dist.steering.sites import site_modules
 from salsa_dist.steering.vectors import SteeringVectors, bank_of
-from salsa_dist.training import events
+from salsa_dist.training import events, run_lock
 from salsa_dist.training.loop import open_run, write_start
+from salsa_dist.training.watchdog import Watchdog
 
 SCHEMA = "salsa-dist/hypotheses/1"
 
@@ -134,10 +135,11 @@ def evaluate(config: Config) -> Path:
     Returns the folder with the transcripts; `build_report` scores them.
     """
     folder = config.run / "evaluation"
-    with join() as ranks:
+    with join() as ranks, ExitStack() as stack:
         index = ShardIndex.load(config.data.shards)
         agree(ranks, settings_facts(config, index.hash))
         digests = {a.name: _digest(config, a.name) for a in config.adapters}
+        stack.enter_context(run_lock.held_for_all(config.run, ranks))
         if ranks.is_first:
             _make_folder(folder, config, index, digests)
         dist.barrier()
@@ -276,12 +278,15 @@ def _decode(
         clips = [replace(read[i.shard.path, i.entry.key], row=i.row) for i in batch]
         return clips, decoder.prepare(clips)
 
+    watchdog = Watchdog(config.run, ranks.rank, ranks.world_size, config.training.hang_after_s)
     with (
         jsonl.append(folder / f"window{window:g}-rank{ranks.rank}.jsonl") as out,
         ThreadPoolExecutor(1) as reader,
+        watchdog,
     ):
         coming = [reader.submit(prepared, batch) for batch in mine[:1]]
         for call, batch in enumerate(mine):
+            watchdog.at(call, f"transcribing at the {window:g} s window")
             clips, prompts = coming.pop().result()
             coming = [reader.submit(prepared, following) for following in mine[call + 1 : call + 2]]
             transcripts = decoder.answer(prompts)
@@ -293,6 +298,8 @@ def _decode(
             if ranks.is_first and (time.monotonic() - said >= 5 or call + 1 == calls):
                 said = time.monotonic()
                 print(f"transcribed {begun}/{len(items)} at the {window:g} s window", flush=True)
+        watchdog.at(calls, "waiting for the other ranks")
+        dist.barrier()
     return len(items)
 
 

@@ -25,12 +25,7 @@ from torch.nn.functional import cross_entropy
 
 from salsa_dist.config import PlacementConfig
 from salsa_dist.data.clip import Clip, silent_clip
-from salsa_dist.placement.kept_prefix import (
-    KeptPrefix,
-    only_up_to,
-    skip_convolutions,
-    start_at,
-)
+from salsa_dist.placement.kept_prefix import KeptPrefix
 from salsa_dist.placement.loading import Say, silent
 from salsa_dist.placement.ranks import Ranks, group_size
 from salsa_dist.placement.recompute import recompute_in_backward
@@ -38,7 +33,7 @@ from salsa_dist.placement.shared_prefix import SharedPrefix
 from salsa_dist.placement.zero import StepTraffic, ZeroShards, ds_settings
 from salsa_dist.speech_llms import long_audio
 from salsa_dist.speech_llms.batch import AdapterBatch, PromptBatch, Transcript
-from salsa_dist.speech_llms.family import SharesClips
+from salsa_dist.speech_llms.family import EncodesApart
 from salsa_dist.speech_llms.load import SpeechLLM
 from salsa_dist.steering.bank import Bank
 from salsa_dist.steering.sites import site_modules
@@ -98,42 +93,48 @@ class FrozenBase:
                 self.model, speech_llm.sources, self.size, settings, ranks.device, say
             )
         sites = site_modules(self.model, speech_llm.layers)
-        self._sites = sites
         self._kept: KeptPrefix | None = None
-        self._kept_now = torch.empty(0)
         self._hooks = ExitStack()
-        self.shared = SharedPrefix(bank, sites)  # before the bank: what it splits is not yet steered
+        # Before the bank: what it gives to each sample is not yet steered.
+        self.shared = SharedPrefix(bank, sites, _holder(self.model, sites.get("encoder.0")))
         self._hooks.callback(self.shared.close)
         self._hooks.enter_context(bank.attached(sites))
         if activation_checkpointing:
             self._hooks.callback(recompute_in_backward(sites.values()))
 
     @torch.no_grad()
-    def prefix_of(self, clips: Sequence[Clip]) -> Tensor:
-        """What the job's first steered layer makes of `clips` unsteered: (clips, positions, hidden)."""
-        batch = self.family.prompt_batch(clips).to(self.ranks.device, self.dtype)
-        with only_up_to(self.shared.first, self._sites) as found:
-            self.model.get_encoder()(**batch.inputs)
-        return found[0]
+    def prefix_of(self, clips: Sequence[Clip]) -> list[Tensor]:
+        """What the job's first steered layer makes of each of `clips`, (elements, …, hidden) each."""
+        batch = self.family.shared_batch(clips, clips).to(self.ranks.device, self.dtype)
+        assert batch.shared is not None
+        return list(self._prefix(batch).split(batch.shared.elements.tolist()))
 
     def start_from(self, kept: KeptPrefix) -> None:
-        """From now on take what the first steered layer puts out from `kept`, and run nothing below."""
+        """From now on take what the first steered layer puts out from `kept`."""
         self._kept = kept
-        self._hooks.callback(start_at(self.shared.first, self._sites, lambda: self._kept_now))
-        self._hooks.callback(skip_convolutions(self.model.get_encoder()))
 
     def token_losses(self, batch: AdapterBatch) -> Tensor:
         """Cross-entropy of each label of `batch`, (labels,) fp32, with each sample's own adapter on."""
         batch = batch.to(self.ranks.device, self.dtype)
-        if self._kept is not None:
-            self._kept_now = self._kept.get(batch.heard, self.ranks.device)
-        with (
-            self.shared.sharing(batch) as rows,
-            self.bank.rows(rows),
-            _narrowed_head(self.model, batch.label_positions),
-        ):
-            logits = self.model(**batch.inputs, use_cache=False).logits
+        with ExitStack() as stack:
+            if batch.shared is not None:
+                kept = self._kept
+                found = kept.get(batch.shared.keys, self.ranks.device) if kept else self._prefix(batch)
+                stack.enter_context(self.shared.the_rest(batch, found))
+            stack.enter_context(self.bank.rows(batch.rows))
+            stack.enter_context(_narrowed_head(self.model, batch.label_positions))
+            logits = self.model(**batch.whole(), use_cache=False).logits
         return cross_entropy(logits.squeeze(0).float(), batch.labels, reduction="none")
+
+    @torch.no_grad()
+    def _prefix(self, batch: AdapterBatch) -> Tensor:
+        """(elements, …, hidden) of the clips of `batch`, each once."""
+        inputs = batch.of_clips()
+        clips = len(batch.shared.keys) if batch.shared else 0
+        nothing = torch.zeros_like(batch.label_positions[:1]).expand(clips, -1)
+        with self.shared.prefix_alone() as found, _narrowed_head(self.model, nothing):
+            self.model(**inputs, use_cache=False)
+        return found[0]
 
     def generate(
         self, clips: Sequence[Clip], max_new_tokens: int, decoding: Mapping[str, Any] | None = None
@@ -150,7 +151,7 @@ class FrozenBase:
             return Prompts([], [], None)
         cut = [long_audio.pieces(clip, self.family.window_s) for clip in taking_part]
         parts = [piece for pieces in cut for piece in pieces]
-        if isinstance(self.family, SharesClips):
+        if isinstance(self.family, EncodesApart):
             heard = list({(piece.language, piece.key): piece for piece in parts}.values())
             batch = self.family.shared_prompt_batch(parts, heard)
         else:
@@ -166,9 +167,8 @@ class FrozenBase:
             return []
         batch = prompts.batch.to(self.ranks.device, self.dtype)
         options = {**batch.options, **(decoding or {})}
-        if batch.clip_of is not None:
+        if batch.shared is not None:
             options["encoder_outputs"] = self._encoded(batch)
-            batch = replace(batch, inputs={})
         batch = replace(batch, options=options)
         with self.bank.rows(batch.rows):
             transcripts = self.family.generate(
@@ -187,14 +187,17 @@ class FrozenBase:
     def _encoded(self, batch: PromptBatch) -> Any:
         """The encoder's output, of which the first entry is (samples, positions, hidden).
 
-        A clip goes once through what lies below its adapters' first layers.
+        A clip goes once through what its adapters share.
         """
-        features = batch.inputs["input_features"]
-        if not self.bank.specs:  # without adapters nothing parts a clip's samples
-            assert batch.clip_of is not None
-            features, batch = features[batch.clip_of], replace(batch, clip_of=None)
-        with self.shared.sharing(batch) as rows, self.bank.rows(rows):
-            return self.model.get_encoder()(features)
+        assert batch.shared is not None
+        encoder = self.model.get_encoder()
+        with ExitStack() as stack:
+            if self.bank.specs:
+                with self.shared.prefix_alone() as found:
+                    encoder(**batch.shared.inputs)
+                stack.enter_context(self.shared.the_rest(batch, found[0]))
+            stack.enter_context(self.bank.rows(batch.rows))
+            return encoder(**batch.shared.of_samples())
 
     def after_backward(self) -> None:
         """Release what backward left gathered."""
@@ -253,6 +256,15 @@ class FrozenBase:
     def close(self) -> None:
         """Take the bank off the base."""
         self._hooks.close()
+
+
+def _holder(model: nn.Module, layer: nn.Module | None) -> nn.Module | None:
+    """The module that holds the list of layers that `layer` is of."""
+    for module in model.modules():
+        for child in module.children():
+            if isinstance(child, nn.ModuleList) and any(own is layer for own in child):
+                return module
+    return None
 
 
 @contextmanager

@@ -1,23 +1,26 @@
 """Where several adapters take the same clip, its way up to their first steered layer is walked once.
 
-    clips heard   c0 c1 │ encoder.0 … encoder.3 │ encoder.4             │ encoder.5 …
-    rows          c0 c1 │ c0 c1                 │ c0 c1 c0·a c1·a       │ c0·a c1·a c0·b c1·b
+    clips heard   c0 c1 ─ encoder.0 … encoder.3 ┐ (the layers above pass their input on)   prefix
+                                                ▼
+    samples       c0·a c1·a c0·b c1·b           encoder.3 ─ vectors ─ encoder.4 …           the rest
+    streams                                     │ c0·a c1·a c0 c1       │ c0·a c1·a c0·b c1·b
                                                   a steers from here on   b from here on
 
 What a layer puts out before its vector is added is the same for every adapter that steers nothing
-below. So a clip goes in once, unsteered (row -1), and gets a row of its own for each adapter at the
-first layer that this adapter steers; at the encoder's last layer at the latest, since what follows
-reads as many transcripts as there are rows.
+below. So up to the job's first steered layer there is one stream a clip; above it a hook before each
+layer keeps one sample for all that are still alike, and a hook behind it gives its output to each of
+them. Between layers every sample has its elements, as if nothing were shared: the base makes its own
+masks and lengths, and the bank steers as ever.
 
-Which layers may add rows is decided once from the whole bank and is the same on all ranks; no module
-is left out anywhere, only batches are smaller.
+Which layers are walked apart is decided once from the whole bank and is the same on all ranks; each
+runs the same modules, only batches are smaller.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,19 +30,8 @@ from salsa_dist.speech_llms.batch import AdapterBatch, PromptBatch
 from salsa_dist.steering.bank import AdapterSpec, Bank
 
 
-@dataclass(frozen=True)
-class Split:
-    """What one layer's output becomes: of its first `plain` elements `keep` go on plain, what follows
-    them stays, and `begin` get rows of their own; `order` sorts the result as the transcripts are."""
-
-    plain: int
-    keep: Tensor
-    begin: Tensor
-    order: Tensor | None
-
-
 def stage_sites(specs: Sequence[AdapterSpec], encoder: Sequence[str]) -> list[str]:
-    """For each adapter, the layer at whose output its clips get rows of their own.
+    """For each adapter, the layer at whose output its clips get streams of their own.
 
     Args:
         specs: the adapters.
@@ -49,106 +41,223 @@ def stage_sites(specs: Sequence[AdapterSpec], encoder: Sequence[str]) -> list[st
 
 
 class SharedPrefix:
-    """Gives shared clips their rows, layer by layer.
+    """Walks the encoder in two parts, and shares what samples of one clip have in common in both.
 
     Args:
         bank: whose adapters share clips. Its own hooks must come after these.
         modules: every site's module.
+        encoder: the module that holds the encoder's layers; its convolutions are below the first.
     """
 
-    def __init__(self, bank: Bank, modules: Mapping[str, nn.Module]) -> None:
+    def __init__(self, bank: Bank, modules: Mapping[str, nn.Module], encoder: nn.Module | None) -> None:
         self.sites = [site for site in modules if site.startswith("encoder.")]
-        self._splits: dict[str, Split] = {}
+        self._modules = modules
+        self._encoder = encoder
+        self._tuples = False  # whether the encoder's layers put out a tuple
+        self._alike: dict[str, _Alike] = {}
         self._hooks = ExitStack()
         self._stage: list[int] = []
         if not self.sites or not bank.specs:
             return
         self._stage = [self.sites.index(s) for s in stage_sites(bank.specs, self.sites)]
         self.first = self.sites[min(self._stage)]
-        for level in sorted({*self._stage, len(self.sites) - 1}):
-            site = self.sites[level]
-            hook = modules[site].register_forward_hook(self._hook(site))
-            self._hooks.callback(hook.remove)
+        for site in self.sites[min(self._stage) + 1 :]:
+            before, behind = self._before(site), self._behind(site)
+            module = modules[site]
+            for hook in (
+                module.register_forward_pre_hook(before, with_kwargs=True),
+                module.register_forward_hook(behind),
+            ):
+                self._hooks.callback(hook.remove)
 
     @contextmanager
-    def sharing(self, batch: AdapterBatch | PromptBatch) -> Iterator[dict[str, Tensor]]:
-        """The bank's rows for `batch`, by component and, where clips are shared, by site."""
-        if batch.clip_of is None:
-            yield batch.rows
-            return
-        splits, rows = self.plan(batch.clip_of.tolist(), batch.rows["encoder"].tolist())
-        device = batch.rows["encoder"].device
-        self._splits = {
-            site: Split(
-                s.plain,
-                s.keep.to(device),
-                s.begin.to(device),
-                None if s.order is None else s.order.to(device),
-            )
-            for site, s in splits.items()
-        }
-        try:
-            yield {**batch.rows, **{site: r.to(device) for site, r in rows.items()}}
-        finally:
-            self._splits = {}
+    def prefix_alone(self) -> Iterator[list[Tensor]]:
+        """Run layers up to the first steered one alone; the block finds its output in the list."""
+        found: list[Tensor] = []
 
-    def plan(
-        self, clip_of: Sequence[int], rows: Sequence[int]
-    ) -> tuple[dict[str, Split], dict[str, Tensor]]:
-        """What happens to a batch at each layer.
+        def note(module: nn.Module, args: Any, output: Any) -> None:
+            self._tuples = isinstance(output, tuple)
+            # A copy: some encoders add to a layer's output in place.
+            found.append((output[0] if self._tuples else output).clone())
+
+        above = self.sites[self.sites.index(self.first) + 1 :]
+        llm = [site for site in self._modules if site not in self.sites]
+        with ExitStack() as stack:
+            stack.callback(self._modules[self.first].register_forward_hook(note).remove)
+            for site in above:
+                stack.callback(_replaced(self._modules[site], self._pass_on))
+            for site in llm:
+                stack.callback(_replaced(self._modules[site], lambda hidden, *args, **kwargs: hidden))
+            yield found
+
+    @contextmanager
+    def the_rest(self, batch: AdapterBatch | PromptBatch, prefix: Tensor) -> Iterator[None]:
+        """Run what lies above for all samples of `batch`, and nothing below.
 
         Args:
-            clip_of: for each transcript, which of the clips that were heard it belongs to.
-            rows: for each transcript, its adapter's row; -1 for none.
+            prefix: (elements, …, hidden), what the first steered layer makes of the clips heard.
+        """
+        assert batch.shared is not None
+        clip_of = batch.shared.clip_of.tolist()
+        sizes = batch.shared.elements.tolist()
+        starts = _starts(sizes)
+        own = torch.tensor([e for clip in clip_of for e in range(starts[clip], starts[clip + 1])])
+        put_out = prefix.index_select(0, own.to(prefix.device))
+        below = self.sites[: self.sites.index(self.first)]
+        self._alike = {
+            site: _Alike(streams, [sizes[clip] for clip in clip_of], prefix.device)
+            for site, streams in self.plan(clip_of, batch.sample_rows.tolist()).items()
+        }
+        with ExitStack() as stack:
+            for site in below:
+                stack.callback(_replaced(self._modules[site], self._pass_on))
+            first = self._modules[self.first]
+            stack.callback(_replaced(first, lambda *a, **k: (put_out,) if self._tuples else put_out))
+            for child in self._encoder.children() if self._encoder is not None else ():
+                if isinstance(child, nn.Conv1d | nn.Conv2d):
+                    stack.callback(_replaced(child, _zeros_of(child)))
+            try:
+                yield
+            finally:
+                self._alike = {}
 
-        Returns:
-            by site, the split of its output; and by site, (n,) int64 rows for the bank after it.
+    def plan(self, clip_of: Sequence[int], rows: Sequence[int]) -> dict[str, list[int]]:
+        """By layer above the first steered one, for each sample the one that walks for it.
+
+        A layer is missing where each sample walks for itself.
+
+        Args:
+            clip_of: for each sample, the clip that it is of.
+            rows: for each sample, its adapter's row; -1 for none.
         """
         last = len(self.sites) - 1
         stage = [self._stage[row] if row >= 0 else last for row in rows]
-        plain = sorted(set(clip_of))
-        walking: list[int] = []
-        splits, site_rows = {}, {}
-        for level in range(min(self._stage), last + 1):
-            begin = [e for e, s in enumerate(stage) if s == level]
-            needed = {clip_of[e] for e, s in enumerate(stage) if s > level}
-            if begin or level == last:
-                place = {clip: i for i, clip in enumerate(plain)}
-                keep = [place[clip] for clip in plain if clip in needed]
-                walking += begin
-                order = None
-                if level == last:
-                    position = {e: i for i, e in enumerate(walking)}
-                    order = torch.tensor([position[e] for e in range(len(rows))])
-                splits[self.sites[level]] = Split(
-                    len(plain),
-                    torch.tensor(keep, dtype=torch.long),
-                    torch.tensor([place[clip_of[e]] for e in begin], dtype=torch.long),
-                    order,
-                )
-                plain = [clip for clip in plain if clip in needed]
-                if level == last:
-                    walking = list(range(len(rows)))
-            site_rows[self.sites[level]] = torch.tensor(
-                [-1] * len(plain) + [rows[e] for e in walking], dtype=torch.long
-            )
-        return splits, site_rows
+        plan = {}
+        for level in range(min(self._stage) + 1, last + 1):
+            walks: dict[int, int] = {}  # by clip, the sample for all that nothing has steered yet
+            streams = [
+                i if stage[i] < level else walks.setdefault(clip, i) for i, clip in enumerate(clip_of)
+            ]
+            if len(set(streams)) < len(streams):
+                plan[self.sites[level]] = streams
+        return plan
 
     def close(self) -> None:
         """Take the hooks off."""
         self._hooks.close()
 
-    def _hook(self, site: str) -> Any:
-        def split(module: nn.Module, args: Any, output: Any) -> Any:
-            s = self._splits.get(site)
-            if s is None:
-                return output
-            hidden = output[0] if isinstance(output, tuple) else output
-            # Detached: no vector lies on a plain element's way, and every rank cuts at the same place.
-            plain, own = hidden[: s.plain].detach(), hidden[s.plain :]
-            hidden = torch.cat([plain[s.keep], own, plain[s.begin]])
-            if s.order is not None:
-                hidden = hidden[s.order]
-            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+    def _pass_on(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return (hidden,) if self._tuples else hidden
 
-        return split
+    def _before(self, site: str) -> Any:
+        names = list(inspect.signature(type(self._modules[site]).forward).parameters)[1:]
+
+        def gather(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            alike = self._alike.get(site)
+            if alike is None:
+                return None
+            given = tuple(
+                alike.kept(name == names[0], name, v) for name, v in zip(names, args, strict=False)
+            )
+            return given, {name: alike.kept(name == names[0], name, v) for name, v in kwargs.items()}
+
+        return gather
+
+    def _behind(self, site: str) -> Any:
+        def scatter(module: nn.Module, args: Any, output: Any) -> Any:
+            alike = self._alike.get(site)
+            if alike is None:
+                return output
+            if isinstance(output, tuple):
+                return (output[0].index_select(0, alike.back), *output[1:])
+            return output.index_select(0, alike.back)
+
+        return scatter
+
+
+class _Alike:
+    """Which samples walk for which, in elements.
+
+    Args:
+        streams: for each sample the one that walks for it.
+        sizes: elements of each sample.
+        device: where the base is.
+    """
+
+    def __init__(self, streams: Sequence[int], sizes: Sequence[int], device: torch.device) -> None:
+        self.walking = sorted(set(streams))
+        self.starts = _starts(sizes)
+        kept = [e for i in self.walking for e in range(self.starts[i], self.starts[i + 1])]
+        new = dict(zip(self.walking, _starts([sizes[i] for i in self.walking])[:-1], strict=True))
+        back = [new[s] + e for i, s in enumerate(streams) for e in range(sizes[i])]
+        self.keep = torch.tensor(kept, device=device)
+        self.back = torch.tensor(back, device=device)
+
+    def kept(self, is_hidden: bool, name: str, value: Any) -> Any:
+        """An argument of the layer, for those that walk alone."""
+        if not isinstance(value, Tensor):
+            return value
+        if is_hidden or (name == "attention_mask" and value.shape[0] == self.starts[-1]):
+            return value.index_select(0, self.keep)
+        return self._segments(value) if name == "cu_seqlens" else value
+
+    def _segments(self, borders: Tensor) -> Tensor:
+        """Borders of the segments that lie in the kept samples, moved to where these now are.
+
+        Args:
+            borders: (segments + 1,), where packed attention begins anew; no segment has two clips.
+        """
+        cuts = borders.tolist()
+        lengths = []
+        for i in self.walking:
+            inside = [c for c in cuts if self.starts[i] < c <= self.starts[i + 1]]
+            lengths += [b - a for a, b in zip([self.starts[i], *inside], inside, strict=False)]
+        return torch.tensor(_starts(lengths), dtype=borders.dtype, device=borders.device)
+
+
+def _starts(sizes: Sequence[int]) -> list[int]:
+    """Where each of `sizes` begins, one behind the other, and where the last ends."""
+    starts = [0]
+    for size in sizes:
+        starts.append(starts[-1] + size)
+    return starts
+
+
+def _zeros_of(conv: nn.Conv1d | nn.Conv2d) -> Callable[[Tensor], Tensor]:
+    """A forward that gives zeros of the right shape: what it would compute is known already."""
+
+    def zeros(features: Tensor) -> Tensor:
+        sizes = [
+            (size + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
+            for size, pad, kernel, stride, dilation in zip(
+                features.shape[2:],
+                _pads(conv),
+                conv.kernel_size,
+                conv.stride,
+                conv.dilation,
+                strict=True,
+            )
+        ]
+        return features.new_zeros(1).expand(features.shape[0], conv.out_channels, *sizes)
+
+    return zeros
+
+
+def _pads(conv: nn.Conv1d | nn.Conv2d) -> tuple[int, ...]:
+    if isinstance(conv.padding, str):
+        raise RuntimeError(f"{conv}: a padding in words is not known here")
+    return conv.padding
+
+
+def _replaced(module: nn.Module, forward: Callable[..., Any]) -> Callable[[], None]:
+    """Let `module` run `forward`; returns what undoes it."""
+    before = module.__dict__.get("forward")
+    module.forward = forward
+
+    def back() -> None:
+        if before is None:
+            del module.forward  # the class's own is seen again
+        else:
+            module.forward = before
+
+    return back

@@ -2,6 +2,7 @@
 
     sacct -X -j 17,18      17|FAILED|n[1-2]|None              of long ago too
     squeue --states=all    18|PENDING|(Resources)             also without accounting, and at once
+    both with --array      19_2|RUNNING|n1|None               a line a task, waiting ones too
 
 What neither knows is not in the answer.
 """
@@ -40,12 +41,22 @@ def slurm_jobs(ids: Collection[str]) -> dict[str, SlurmJob]:
         return {}
     wanted = sorted(set(ids))
     columns = "JobID,State,NodeList,Reason"
-    command = ["sacct", "-X", "--noheader", "--parsable2", "-o", columns, "-j", ",".join(wanted)]
+    command = [
+        "sacct",
+        "-X",
+        "--array",
+        "--noheader",
+        "--parsable2",
+        "-o",
+        columns,
+        "-j",
+        ",".join(wanted),
+    ]
     found = _parse(_lines(command), wanted)
     # The queue is asked of the others, and of those that accounting thinks are not over: it is ahead.
     open_ = [job for job in wanted if job not in found or found[job].active]
     if open_:
-        command = ["squeue", "--me", "--states=all", "--noheader", "--format=%i|%T|%N|%r"]
+        command = ["squeue", "--me", "--array", "--states=all", "--noheader", "--format=%i|%T|%N|%r"]
         found |= _parse(_lines(command), open_)
     return found
 

@@ -6,9 +6,7 @@ labels           (labels,) int64, in the order of those positions
 label_rows       (labels,) int64, the adapter's row of each label
 rows             component -> (n,) int64, the adapter's row of each element of that component's
                  layers' outputs (samples for most; chunks or packed tokens for some encoders)
-heard            where clips are shared by adapters: the keys of the clips that the encoder hears, once
-                 each; `inputs` holds the audio of these alone
-clip_of          (n,) int64, for each sample the one of `heard` that it is of; None: nothing is shared
+shared           the audio where adapters share clips: then `inputs` holds none
 """
 
 from __future__ import annotations
@@ -21,6 +19,44 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
+class SharedAudio:
+    """Audio of the clips that the samples of a batch are of, each clip once.
+
+    Attributes:
+        keys: of the clips.
+        inputs: audio arguments of the model's forward, clips one behind the other: (rows, …) each.
+        rows: (clips,) int64, how many rows of `inputs` each clip has.
+        elements: (clips,) int64, how many elements of an encoder layer's output each has.
+        clip_of: (n,) int64, the clip of each sample.
+    """
+
+    keys: tuple[str, ...]
+    inputs: dict[str, Tensor]
+    rows: Tensor
+    elements: Tensor
+    clip_of: Tensor
+
+    def of_samples(self) -> dict[str, Tensor]:
+        """`inputs` with the clips' rows once for each sample."""
+        ends = self.rows.cumsum(0).tolist()
+        sizes = self.rows.tolist()
+        taken = [r for c in self.clip_of.tolist() for r in range(ends[c] - sizes[c], ends[c])]
+        return {
+            name: tensor.index_select(0, torch.tensor(taken, device=tensor.device))
+            for name, tensor in self.inputs.items()
+        }
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> SharedAudio:
+        """The same with `inputs` on `device`, in the base's `dtype` where they are floating-point."""
+        return replace(self, inputs={k: _move(v, device, dtype) for k, v in self.inputs.items()})
+
+    def samples(self) -> list[int]:
+        """For each clip, the first sample that is of it."""
+        clip_of = self.clip_of.tolist()
+        return [clip_of.index(clip) for clip in range(len(self.keys))]
+
+
+@dataclass(frozen=True)
 class AdapterBatch:
     keys: list[str]
     inputs: dict[str, Tensor]
@@ -28,8 +64,23 @@ class AdapterBatch:
     labels: Tensor
     label_rows: Tensor
     rows: dict[str, Tensor]
-    heard: tuple[str, ...] = ()
-    clip_of: Tensor | None = None
+    shared: SharedAudio | None = None
+
+    @property
+    def sample_rows(self) -> Tensor:
+        """(batch,) int64, the adapter's row of each sample."""
+        return self.rows["llm"]
+
+    def whole(self) -> dict[str, Tensor]:
+        """Arguments of the model's forward for every sample."""
+        return self.inputs if self.shared is None else {**self.inputs, **self.shared.of_samples()}
+
+    def of_clips(self) -> dict[str, Tensor]:
+        """The same for each shared clip once, with the text of the first sample that is of it."""
+        assert self.shared is not None
+        first = torch.tensor(self.shared.samples())
+        texts = {k: v.index_select(0, first.to(v.device)) for k, v in self.inputs.items()}
+        return {**texts, **self.shared.inputs}
 
     def to(self, device: torch.device, dtype: torch.dtype) -> AdapterBatch:
         """On `device`, with the floating-point inputs in the base's `dtype`."""
@@ -40,6 +91,7 @@ class AdapterBatch:
             labels=self.labels.to(device),
             label_rows=self.label_rows.to(device),
             rows={k: v.to(device) for k, v in self.rows.items()},
+            shared=self.shared and self.shared.to(device, dtype),
         )
 
 
@@ -50,13 +102,18 @@ class PromptBatch:
     Attributes:
         inputs: tensors for `generate`, (batch, …).
         options: its other arguments, such as languages.
-        rows, clip_of: as in `AdapterBatch`.
+        rows, shared: as in `AdapterBatch`.
     """
 
     inputs: dict[str, Tensor]
     options: dict[str, Any]
     rows: dict[str, Tensor]
-    clip_of: Tensor | None = None
+    shared: SharedAudio | None = None
+
+    @property
+    def sample_rows(self) -> Tensor:
+        """(batch,) int64, the adapter's row of each sample."""
+        return self.rows["llm"]
 
     def to(self, device: torch.device, dtype: torch.dtype) -> PromptBatch:
         """On `device`, with the floating-point inputs in the base's `dtype`."""
@@ -64,6 +121,7 @@ class PromptBatch:
             self,
             inputs={k: _move(v, device, dtype) for k, v in self.inputs.items()},
             rows={k: v.to(device) for k, v in self.rows.items()},
+            shared=self.shared and self.shared.to(device, dtype),
         )
 
 

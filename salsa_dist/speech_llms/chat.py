@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -25,7 +25,7 @@ from torch.nn.functional import pad
 from salsa_dist.data.clip import SAMPLE_RATE, Clip
 from salsa_dist.errors import UserError
 from salsa_dist.speech_llms import languages
-from salsa_dist.speech_llms.batch import AdapterBatch, PromptBatch, Transcript
+from salsa_dist.speech_llms.batch import AdapterBatch, PromptBatch, SharedAudio, Transcript
 from salsa_dist.speech_llms.family import Checkpoint, FamilyOptions, auto_processor
 from salsa_dist.speech_llms.leaving import Stay
 from salsa_dist.speech_llms.window import audio_of
@@ -45,6 +45,11 @@ class Heard:
     features: dict[str, Tensor]
     tokens: int
     elements: int = 1
+
+    @property
+    def rows(self) -> int:
+        """How many rows the features have."""
+        return len(next(iter(self.features.values())))
 
 
 class ChatFamily(ABC):
@@ -155,6 +160,26 @@ class ChatFamily(ABC):
 
     def training_batch(self, clips: Sequence[Clip]) -> AdapterBatch:
         heard = [self.hear(audio_of(clip, self.window_s)) for clip in clips]
+        return self._batch(clips, heard, side_by_side(heard))
+
+    def shared_batch(
+        self, clips: Sequence[Clip], heard: Sequence[Clip], kept: bool = False
+    ) -> AdapterBatch:
+        once = [self.hear(audio_of(clip, self.window_s)) for clip in heard]
+        keys = tuple(clip.key for clip in heard)
+        clip_of = [keys.index(clip.key) for clip in clips]
+        shared = SharedAudio(
+            keys,
+            side_by_side(once),
+            torch.tensor([h.rows for h in once]),
+            torch.tensor([h.elements for h in once]),
+            torch.tensor(clip_of),
+        )
+        return replace(self._batch(clips, [once[c] for c in clip_of], {}), shared=shared)
+
+    def _batch(
+        self, clips: Sequence[Clip], heard: Sequence[Heard], audio: dict[str, Tensor]
+    ) -> AdapterBatch:
         prompts = [self.prompt_ids(c.language, h.tokens) for c, h in zip(clips, heard, strict=True)]
         answers = [self.answer_ids(clip) for clip in clips]
         # The last label is predicted, never read.
@@ -166,7 +191,7 @@ class ChatFamily(ABC):
         rows = torch.tensor([clip.row for clip in clips])
         return AdapterBatch(
             keys=[clip.key for clip in clips],
-            inputs={"input_ids": ids, "attention_mask": mask, **side_by_side(heard)},
+            inputs={"input_ids": ids, "attention_mask": mask, **audio},
             label_positions=positions,
             labels=torch.tensor([i for answer in answers for i in answer], dtype=torch.long),
             label_rows=rows.repeat_interleave(torch.tensor([len(answer) for answer in answers])),

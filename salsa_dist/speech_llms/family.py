@@ -96,6 +96,16 @@ class Family(Protocol):
         A clip's part of the batch depends on that clip alone, whatever it is packed with.
         """
 
+    def shared_batch(
+        self, clips: Sequence[Clip], heard: Sequence[Clip], kept: bool = False
+    ) -> AdapterBatch:
+        """`training_batch` of `clips` with the audio of `heard` alone, each key of `clips` once.
+
+        Args:
+            kept: what the encoder makes of the audio is known already: `heard` are as long as the
+                clips were and silent, and only shapes matter.
+        """
+
     def prompt_batch(self, clips: Sequence[Clip]) -> PromptBatch:
         """Audio and prompts of `clips`, to be continued by `generate`."""
 
@@ -123,21 +133,12 @@ class Family(Protocol):
 
 
 @runtime_checkable
-class SharesClips(Protocol):
-    """What a family offers beside, whose encoder layers take nothing but the layer below's output.
+class EncodesApart(Protocol):
+    """What a family offers beside, whose model is an encoder with a decoder.
 
-    Then a clip that several adapters take can go through the layers below them once. Its model is an
-    encoder with a decoder, whose `generate` takes what the encoder puts out.
+    Its `generate` takes what the encoder puts out (`encoder_outputs`), so that a clip that several
+    adapters transcribe can go through what they share of the encoder once.
     """
 
-    def shared_batch(
-        self, clips: Sequence[Clip], heard: Sequence[Clip], kept: bool = False
-    ) -> AdapterBatch:
-        """`training_batch` of `clips` with the audio of `heard`, each key of `clips` once.
-
-        Args:
-            kept: what the encoder makes of the audio is known already: its arguments may be zeros.
-        """
-
     def shared_prompt_batch(self, clips: Sequence[Clip], heard: Sequence[Clip]) -> PromptBatch:
-        """`prompt_batch` of `clips` with the audio of `heard`, each clip of `clips` once."""
+        """`prompt_batch` of `clips` with the audio of `heard` alone, each clip of `clips` once."""

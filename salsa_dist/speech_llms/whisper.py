@@ -21,7 +21,7 @@ from torch import Tensor
 from salsa_dist.data.clip import SAMPLE_RATE, Clip
 from salsa_dist.errors import UserError
 from salsa_dist.speech_llms import languages
-from salsa_dist.speech_llms.batch import AdapterBatch, PromptBatch, Transcript
+from salsa_dist.speech_llms.batch import AdapterBatch, PromptBatch, SharedAudio, Transcript
 from salsa_dist.speech_llms.family import Checkpoint, FamilyOptions, auto_processor
 from salsa_dist.speech_llms.leaving import Stay, greedy
 from salsa_dist.speech_llms.window import audio_of, fixed, shorten
@@ -91,7 +91,7 @@ class Whisper:
 
     def training_batch(self, clips: Sequence[Clip]) -> AdapterBatch:
         """Audio, prompt and transcript of `clips`; a clip without text has no labels."""
-        return self._batch(clips, self._features(clips))
+        return self._batch(clips, {"input_features": self._features(clips)})
 
     def shared_batch(
         self, clips: Sequence[Clip], heard: Sequence[Clip], kept: bool = False
@@ -102,11 +102,13 @@ class Whisper:
             features = torch.zeros(len(heard), extractor.feature_size, extractor.nb_max_frames)
         else:
             features = self._features(heard)
+        one = torch.ones(len(heard), dtype=torch.long)
         keys = tuple(clip.key for clip in heard)
         clip_of = torch.tensor([keys.index(clip.key) for clip in clips])
-        return replace(self._batch(clips, features), heard=keys, clip_of=clip_of)
+        shared = SharedAudio(keys, {"input_features": features}, one, one, clip_of)
+        return replace(self._batch(clips, {}), shared=shared)
 
-    def _batch(self, clips: Sequence[Clip], features: Tensor) -> AdapterBatch:
+    def _batch(self, clips: Sequence[Clip], audio: dict[str, Tensor]) -> AdapterBatch:
         rows = torch.tensor([clip.row for clip in clips])
         sequences, labels = [], []
         for clip in clips:
@@ -129,7 +131,7 @@ class Whisper:
         lengths = torch.tensor([len(label) for label in labels])
         return AdapterBatch(
             keys=[clip.key for clip in clips],
-            inputs={"input_features": features, "decoder_input_ids": ids},
+            inputs={**audio, "decoder_input_ids": ids},
             label_positions=positions,
             labels=torch.tensor([i for label in labels for i in label], dtype=torch.long),
             label_rows=rows.repeat_interleave(lengths),
@@ -164,11 +166,14 @@ class Whisper:
         """The same with the audio of `heard` alone, each clip of `clips` once."""
         rows = torch.tensor([clip.row for clip in clips])
         place = {(clip.language, clip.key): i for i, clip in enumerate(heard)}
+        one = torch.ones(len(heard), dtype=torch.long)
+        clip_of = torch.tensor([place[clip.language, clip.key] for clip in clips])
+        keys, features = tuple(clip.key for clip in heard), self._features(heard)
         return PromptBatch(
-            inputs={"input_features": self._features(heard)},
+            inputs={},
             options={"language": [self.announced(c.language) for c in clips], "task": "transcribe"},
             rows={"encoder": rows, "llm": rows},
-            clip_of=torch.tensor([place[clip.language, clip.key] for clip in clips]),
+            shared=SharedAudio(keys, {"input_features": features}, one, one, clip_of),
         )
 
     def in_context_batch(self, clip: Clip, examples: Sequence[Clip]) -> PromptBatch:

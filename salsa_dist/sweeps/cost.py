@@ -17,7 +17,7 @@ import torch
 
 from salsa_dist.config import Config
 from salsa_dist.speech_llms.inspection import class_of, read_config
-from salsa_dist.speech_llms.load import FAMILIES, base_revision
+from salsa_dist.speech_llms.load import base_revision
 from salsa_dist.steering.sites import find_layers, select
 
 _FRAMES_PER_S = 50  # an encoder's positions a second
@@ -33,7 +33,7 @@ class BaseFacts:
         layers: component to how many it has.
         layer_parameters: component to the parameters of one layer.
         width: numbers an encoder position has.
-        shares: its family lets clips be shared below the first steered layer.
+        shares: clips are shared below the first steered layer.
         encoder_tokens, llm_tokens: positions of one clip at the config's window.
     """
 
@@ -55,7 +55,6 @@ def base_facts(config: Config) -> BaseFacts:
         model: Any = class_of(tree, base.name)._from_config(tree)
     lists = find_layers(model, base.layers)
     window_s = base.window_s or 30.0
-    family: Any = FAMILIES.get(tree.model_type)
     in_llm = 0.0 if hasattr(tree, "max_target_positions") else _AUDIO_TOKENS_PER_S * window_s
     one = {
         component: sum(p.numel() for p in stack[len(stack) // 2].parameters())
@@ -68,7 +67,7 @@ def base_facts(config: Config) -> BaseFacts:
         layers={component: len(stack) for component, stack in lists.items()},
         layer_parameters=one,
         width=min(widths, default=0),
-        shares=config.training.share_prefix and hasattr(family, "shared_batch"),
+        shares=config.training.share_prefix,
         encoder_tokens=_FRAMES_PER_S * window_s,
         llm_tokens=_TEXT_TOKENS + in_llm,
     )

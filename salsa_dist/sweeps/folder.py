@@ -157,7 +157,7 @@ def _told(job: JobFolder) -> dict[str, dict[str, Any]]:
                 # A step made again after a stop counts once.
                 losses.setdefault(name, {})[event["step"]] = values["loss"]
         elif event["event"] == "rung":
-            dev |= event["dev_loss"]
+            dev |= event.get("dev_loss", {})  # halving by errors measures no loss
         elif event["event"] == "dev_loss":
             dev |= event["adapters"]
     told = {}

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from salsa_dist.config import Config, load_config
+from salsa_dist.data.augment import from_settings
 from salsa_dist.data.index import Shard, ShardIndex
 from salsa_dist.data.subset import take_minutes
 from salsa_dist.errors import UserError
@@ -119,16 +120,15 @@ class Plan:
 
     def _sharing(self) -> str:
         if not self.facts.shares:
-            return (
-                "clips are not shared: this base's encoder layers take more than the one below's output"
-            )
+            return "clips are not shared: training.share_prefix is false"
         kept = sum(p.kept_packed for p in self.new)
         packed = sum(p.packed for p in self.new)
         size = max(p.kept_bytes for p in self.new) / 1e9
         on = self.sweep.config.training.prefix_cache
         return (
             f"prefix kept (training.prefix_cache, now {on}): {self._cost(kept)} packed, "
-            f"{1 - kept / packed:.0%} less, for {size:.2f} GB a job"
+            f"{1 - kept / packed:.0%} less, for {size:.2f} GB a job (training.prefix_cache_gb is "
+            f"{self.sweep.config.training.prefix_cache_gb:g})"
         )
 
     def _cost(self, flop: float) -> str:
@@ -148,13 +148,13 @@ def make_plan(sweep: Sweep, nodes: int = 1) -> Plan:
     """
     facts = base_facts(sweep.config)
     indexes, problems = _indexes(sweep)
-    problems += [p for entry in sweep.entries for p in _wrong(entry, sweep, facts, indexes)]
+    wrong = {id(entry): _wrong(entry, sweep, facts, indexes) for entry in sweep.entries}
+    problems += [p for own in wrong.values() for p in own]
     rank_bytes, too_large = _memory(sweep, facts)
     problems += too_large
-    identities = []
-    if not problems:
-        identities = [identity(entry, sweep, facts, indexes[entry.corpus]) for entry in sweep.entries]
-        problems += _twice(sweep.entries, identities)
+    sound = [entry for entry in sweep.entries if not wrong[id(entry)]]
+    identities = [identity(entry, sweep, facts, indexes[entry.corpus]) for entry in sound]
+    problems += _twice(sound, identities)
     if sweep.config.method.kind != sweep.file.method:
         kind = sweep.config.method.kind
         problems.append(f"its config has the method {kind!r}: a sweep trains {sweep.file.method!r}")
@@ -172,7 +172,35 @@ def make_plan(sweep: Sweep, nodes: int = 1) -> Plan:
     covered = {i for job in there for i in job.adapters.values()}
     missing = [e for e, i in zip(sweep.entries, identities, strict=True) if i not in covered]
     new = _pack(missing, sweep, facts, indexes, nodes)
+    _refuse_prefix(sweep, new)
     return Plan(sweep, facts, identities, there, new, rank_bytes, _measured(sweep, facts, there))
+
+
+def _refuse_prefix(sweep: Sweep, new: Sequence[Packed]) -> None:
+    """Refuse a kept prefix that the jobs could not keep, before any of them starts."""
+    training = sweep.config.training
+    if training.prefix_cache == "off" or not new:
+        return
+    why = []
+    # One rank's memory holds what it draws itself; a disk holds what all ranks and jobs do.
+    if training.prefix_cache == "disk":
+        size = sum(p.kept_bytes for p in new) / 1e9
+    else:
+        jobs = sweep.file.jobs
+        size = max(p.kept_bytes for p in new) / (jobs.nodes * jobs.ranks_per_node) / 1e9
+    if size > training.prefix_cache_gb:
+        why.append(
+            f"it takes about {size:.2f} GB, more than training.prefix_cache_gb = "
+            f"{training.prefix_cache_gb:g}"
+        )
+    if not training.share_prefix:
+        why.append("it needs training.share_prefix: true")
+    if from_settings(sweep.config.data.augment.model_dump()) is not None:
+        why.append("it keeps clips as they are: set data.augment off")
+    if why:
+        raise UserError(
+            f"sweep {sweep.path} can't run with training.prefix_cache: {'; '.join(why)}; or set it off"
+        )
 
 
 def identity(entry: Entry, sweep: Sweep, facts: BaseFacts, index: ShardIndex) -> str:

@@ -16,18 +16,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from salsa_dist.data.augment import Augment
 from salsa_dist.data.clip import Clip, silent_clip
+from salsa_dist.data.joining import joined, windows
 from salsa_dist.data.plan import AdapterPlan, Draw
-from salsa_dist.data.reading import Bad, ClipReader, StepClips
+from salsa_dist.data.reading import Bad, ClipReader
 from salsa_dist.errors import UserError
+from salsa_dist.placement.kept_prefix import Known, unheard
 from salsa_dist.speech_llms.batch import AdapterBatch
-from salsa_dist.speech_llms.family import Family, SharesClips
+from salsa_dist.speech_llms.family import Family
 
-NO_AUDIO = np.zeros(0, np.float32)
+Window = list[tuple[Clip, Draw]]  # clips that the base hears one behind the other; mostly one alone
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Job:
     steps: int
     languages: tuple[str, ...]
     augment: Augment | None = None
+    join: int = 1  # clips of one audio window, at most
 
 
 @dataclass(frozen=True)
@@ -94,10 +96,10 @@ class StepBatches(Dataset[StepShare]):
         self.micro_batch = micro_batch
         # An augmented clip is another for each adapter.
         plain = all(job.augment is None for job in jobs)
-        self.share = share and plain and isinstance(family, SharesClips)
+        self.share = share and plain
         self.steps = max(job.steps for job in jobs)
         self.dropped: set[int] = set()  # rows that stopped early
-        self.texts: dict[str, str] | None = None  # transcripts by key, where no audio need be read
+        self.known: dict[str, Known] | None = None  # by key, where no audio need be read
         # Adapters with the same draws have one reader: a clip of theirs is read and decoded once.
         self._readers: list[ClipReader] = []
         self._reader_of: list[int] = []
@@ -115,15 +117,15 @@ class StepBatches(Dataset[StepShare]):
 
     def __getitem__(self, step: int) -> StepShare:
         bad: list[Bad] = []
-        clips, hopeless = self._clips(step, bad)
-        # Sorted, so that clips of one pass are of similar lengths; keys make the order certain.
-        clips.sort(key=lambda c: (c[0].seconds, c[0].key, c[0].row))
+        heard, hopeless = self._windows(step, bad)
+        # Sorted, so that windows of one pass are of similar lengths; keys make the order certain.
+        heard.sort(key=lambda w: (sum(c.seconds for c, _ in w), w[0][0].key, w[0][0].row))
         passes = max(1, -(-max(map(len, self._shares(step))) // self.micro_batch))
         batches = []
         seconds = padded = 0.0
         for i in range(passes):
-            start, end = (len(clips) * j // passes for j in (i, i + 1))
-            batch, used, missing = self._batch(clips[start:end], bad)
+            start, end = (len(heard) * j // passes for j in (i, i + 1))
+            batch, used, missing = self._batch(heard[start:end], bad)
             batches.append(batch)
             hopeless += missing
             seconds += sum(clip.seconds for clip in used)
@@ -142,59 +144,66 @@ class StepBatches(Dataset[StepShare]):
 
     def keys(self, step: int) -> list[str]:
         """Every clip of `step`, of all ranks, as planned."""
-        return [draw.entry.key for share in self._shares(step) for _, draw in share]
+        return [d.entry.key for share in self._shares(step) for _, window in share for d in window]
 
     def drawn(self, first: int) -> Iterator[Draw]:
         """What this rank draws from step `first` on, as planned; clips may come again."""
         for step in range(first, self.steps):
-            for _, draw in self._shares(step)[self.rank]:
-                yield draw
+            for _, window in self._shares(step)[self.rank]:
+                yield from window
 
-    def _clips(self, step: int, bad: list[Bad]) -> tuple[list[tuple[Clip, Draw]], int]:
-        """This rank's clips of `step`, and how many are missing."""
-        if self.texts is not None:
-            mine = self._shares(step)[self.rank]
-            return [(self._unheard(draw, row), draw) for row, draw in mine], 0
-        clips: list[tuple[Clip, Draw]] = []
+    def _windows(self, step: int, bad: list[Bad]) -> tuple[list[Window], int]:
+        """What this rank hears at `step`, and how many clips are missing from it."""
+        mine = self._shares(step)[self.rank]
+        if self.known is not None:
+            return [[(self._unheard(d, row), d) for d in window] for row, window in mine], 0
         hopeless = 0
-        made: dict[int, StepClips] = {}
+        made: dict[int, dict[int, tuple[Clip, Draw]]] = {}  # by reader, then by the draw's number
         for row in self.active(step):
             reader = self._reader_of[row]
             if reader not in made:
-                made[reader] = self._readers[reader].step(step)
-                bad += made[reader].bad
-                hopeless += made[reader].hopeless
-            clips += [(replace(clip, row=row), draw) for clip, draw in made[reader].clips]
-        return clips, hopeless
+                clips = self._readers[reader].step(step)
+                made[reader] = {draw.number: (clip, draw) for clip, draw in clips.clips}
+                bad += clips.bad
+                hopeless += clips.hopeless
+        found: list[Window] = []
+        for row, window in mine:
+            own = made[self._reader_of[row]]
+            there = [own[draw.number] for draw in window if draw.number in own]
+            if there:
+                found.append([(replace(clip, row=row), draw) for clip, draw in there])
+        return found, hopeless
 
     def _unheard(self, draw: Draw, row: int) -> Clip:
         """A clip whose way through the lower layers is kept: only its transcript is needed."""
-        assert self.texts is not None
-        key = draw.entry.key
-        return Clip(key, NO_AUDIO, self.texts[key], draw.shard.language, row)
+        assert self.known is not None
+        return unheard(draw.entry.key, self.known[draw.entry.key], draw.shard.language, row)
 
-    def _batch(
-        self, clips: list[tuple[Clip, Draw]], bad: list[Bad]
-    ) -> tuple[AdapterBatch, list[Clip], int]:
-        """One micro-batch, the clips in it, and how many of them are missing."""
+    def _batch(self, heard: list[Window], bad: list[Bad]) -> tuple[AdapterBatch, list[Clip], int]:
+        """One micro-batch, the clips in it, and how many clips are missing."""
         missing = 0
+        whole = [joined([clip for clip, _ in window]) for window in heard]
         try:
-            return self._training_batch([c for c, _ in clips]), [c for c, _ in clips], missing
+            return self._training_batch(whole), whole, missing
         except UserError:
-            # The base refuses a clip, such as for a transcript longer than it can write: each alone
-            # shows which.
+            # The base refuses one, such as for a transcript longer than it can write. What it refuses
+            # joined is heard clip by clip, and of those each alone shows which it is.
             used = []
-            for clip, draw in clips:
-                why = self._refusal(clip)
-                found = (clip, draw) if why is None else None
-                if why is not None:
-                    bad.append(Bad("refused", draw.shard.path, draw.entry.key, why))
-                    reader = self._readers[self._reader_of[clip.row]]
-                    found = reader.instead(draw, bad, self._refusal)
-                if found is None:
-                    missing += 1
-                else:
-                    used.append(replace(found[0], row=clip.row))
+            for clip, window in zip(whole, heard, strict=True):
+                if self._refusal(clip) is None:
+                    used.append(clip)
+                    continue
+                for part, draw in window:
+                    why = self._refusal(part)
+                    found = (part, draw) if why is None else None
+                    if why is not None:
+                        bad.append(Bad("refused", draw.shard.path, draw.entry.key, why))
+                        reader = self._readers[self._reader_of[part.row]]
+                        found = reader.instead(draw, bad, self._refusal)
+                    if found is None:
+                        missing += 1
+                    else:
+                        used.append(replace(found[0], row=part.row))
             return self._training_batch(used), used, missing
 
     def _refusal(self, clip: Clip) -> str | None:
@@ -209,16 +218,20 @@ class StepBatches(Dataset[StepShare]):
         clips = clips or [silent_clip(self.jobs[0].languages[0])]
         if not self.share:
             return self.family.training_batch(clips)
-        assert isinstance(self.family, SharesClips)
         heard = list({clip.key: clip for clip in clips}.values())
-        return self.family.shared_batch(clips, heard, kept=self.texts is not None)
+        return self.family.shared_batch(clips, heard, kept=self.known is not None)
 
-    def _shares(self, step: int) -> list[list[tuple[int, Draw]]]:
-        """Each rank's (row, draw) of `step`."""
-        shares: list[list[tuple[int, Draw]]] = [[] for _ in range(self.world_size)]
+    def _shares(self, step: int) -> list[list[tuple[int, list[Draw]]]]:
+        """Each rank's windows of `step`: the row, and the draws that are heard together."""
+        shares: list[list[tuple[int, list[Draw]]]] = [[] for _ in range(self.world_size)]
         for row in self.active(step):
-            for draw in self.jobs[row].plan.step(step):
-                shares[draw.reader % self.world_size].append((row, draw))
+            job = self.jobs[row]
+            draws = job.plan.step(step)
+            together = [[draw] for draw in draws]
+            if job.join > 1:
+                together = windows(draws, job.plan.seed, step, job.join, self.family.window_s)
+            for window in together:
+                shares[window[0].reader % self.world_size].append((row, window))
         return shares
 
 

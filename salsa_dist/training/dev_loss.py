@@ -1,6 +1,7 @@
-"""How well the adapters of a run do on held-out clips: mean cross-entropy a label, without decoding.
+"""How well the adapters of a run do on held-out clips: mean cross-entropy a label, or error rate.
 
-dev clips of a language x its adapters ─► token losses ─► (adapters,) sums and label counts, reduced
+dev clips of a language x its adapters ─┬► token losses ─► (adapters,) sums and label counts ─┬► reduced
+                                        └► transcripts ──► (adapters,) errors and characters ─┘
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from salsa_dist.data.clip import Clip, silent_clip
 from salsa_dist.data.index import Entry, Shard, ShardIndex
 from salsa_dist.data.reading import read_clip
 from salsa_dist.errors import UserError
+from salsa_dist.evaluation.metrics import score
 from salsa_dist.placement.frozen_base import FrozenBase
-from salsa_dist.speech_llms.family import SharesClips
-from salsa_dist.training.batches import NO_AUDIO
+from salsa_dist.placement.kept_prefix import Known, unheard
 
 
 class DevClips:
@@ -41,7 +42,7 @@ class DevClips:
         self.folder = index.folder
         self.languages = [a.languages for a in adapters]
         self.draws: dict[str, list[tuple[Shard, Entry]]] = {}
-        self.texts: dict[str, str] | None = None  # transcripts by key, where no audio need be read
+        self.known: dict[str, Known] | None = None  # by key, where no audio need be read
         for language in dict.fromkeys(x for own in self.languages for x in own):
             draws = [
                 (shard, entry)
@@ -61,23 +62,15 @@ class DevClips:
     def losses(self, base: FrozenBase, config: Config, rows: Sequence[int]) -> dict[int, float]:
         """Mean loss a label of the adapters of `rows`; the same on all ranks, which all call this."""
         ranks = base.ranks
-        samples = [
-            (draw, row)
-            for language, draws in self.draws.items()
-            for draw in draws
-            for row in rows
-            if language in self.languages[row]
-        ]
-        share = -(-len(samples) // ranks.world_size)
-        mine = samples[ranks.rank * share : (ranks.rank + 1) * share]
+        mine, share = self._share(base, rows)
         sums = torch.zeros(2, len(self.languages), device=ranks.device)
         size = config.training.micro_batch
         for start in range(0, max(share, 1), size):
             clips = self._clips(mine[start : start + size]) or [silent_clip(self.languages[0][0])]
             family = base.family
-            if config.training.share_prefix and isinstance(family, SharesClips):
+            if config.training.share_prefix:
                 heard = list({clip.key: clip for clip in clips}.values())
-                batch = family.shared_batch(clips, heard, kept=self.texts is not None)
+                batch = family.shared_batch(clips, heard, kept=self.known is not None)
             else:
                 batch = family.training_batch(clips)
             with torch.no_grad():
@@ -89,14 +82,48 @@ class DevClips:
         means = (sums[0] / sums[1]).tolist()
         return {row: means[row] for row in rows}
 
+    def error_rates(self, base: FrozenBase, config: Config, rows: Sequence[int]) -> dict[int, float]:
+        """Character error rate of the adapters of `rows`, decoded as evaluation would; as `losses`."""
+        ranks = base.ranks
+        mine, share = self._share(base, rows)
+        sums = torch.zeros(2, len(self.languages), dtype=torch.float64, device=ranks.device)
+        evaluation = config.evaluation
+        limit, decoding = evaluation.max_new_tokens, evaluation.decoding.model_dump()
+        for start in range(0, max(share, 1), evaluation.batch):
+            samples = mine[start : start + evaluation.batch]
+            read = {entry.key: read_clip(self.folder, shard, entry) for (shard, entry), _ in samples}
+            clips = [replace(read[entry.key], row=row) for (_, entry), row in samples]
+            for clip, transcript in zip(clips, base.generate(clips, limit, decoding), strict=False):
+                edits = score(clip.text, transcript.text, clip.language).characters
+                sums[:, clip.row] += torch.tensor(
+                    [edits.errors, edits.length], dtype=sums.dtype, device=sums.device
+                )
+        dist.all_reduce(sums)
+        rates = (sums[0] / sums[1]).tolist()
+        return {row: rates[row] for row in rows}
+
+    def _share(
+        self, base: FrozenBase, rows: Sequence[int]
+    ) -> tuple[list[tuple[tuple[Shard, Entry], int]], int]:
+        """This rank's dev clips, each with an adapter's row, and how many a rank has at the most."""
+        samples = [
+            (draw, row)
+            for language, draws in self.draws.items()
+            for draw in draws
+            for row in rows
+            if language in self.languages[row]
+        ]
+        share = -(-len(samples) // base.ranks.world_size)
+        return samples[base.ranks.rank * share : (base.ranks.rank + 1) * share], share
+
     def _clips(self, samples: Sequence[tuple[tuple[Shard, Entry], int]]) -> list[Clip]:
         read: dict[str, Clip] = {}
         clips = []
         for (shard, entry), row in samples:
             key = entry.key
             if key not in read:
-                if self.texts is not None:
-                    read[key] = Clip(key, NO_AUDIO, self.texts[key], shard.language)
+                if self.known is not None:
+                    read[key] = unheard(key, self.known[key], shard.language, row)
                 else:
                     read[key] = read_clip(self.folder, shard, entry)
             clips.append(replace(read[key], row=row))

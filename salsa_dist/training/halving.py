@@ -4,10 +4,11 @@
     {"schema": …, "rungs": [{"step": 20, "dev_loss": {"bg-a": 2.1, "bg-b": 2.4}, "dropped": ["bg-b"]}]}
 
 A rung lies before its step. All adapters still in the race are measured on the same clips of the dev
-split; in each group of one language and training-set size the best share goes on (Jamieson and
-Talwalkar, arXiv 1502.07943). What is dropped becomes absent from all later steps, which changes nothing
-for the others. The measure is reduced over all ranks, so each decides the same by itself; a run that
-goes on reads what was decided up to its step, and measures again only where that is not on disk.
+split, by loss or by errors (`training.halving.metric`); in each group of one language and training-set
+size the best share goes on (Jamieson and Talwalkar, arXiv 1502.07943). What is dropped becomes absent
+from all later steps, which changes nothing for the others. The measure is reduced over all ranks, so
+each decides the same by itself; a run that goes on reads what was decided up to its step, and measures
+again only where that is not on disk.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class Halving:
         return min([r for r in self.config.rungs if r > step] + [end])
 
     def decide(self, step: int, losses: Mapping[int, float], write: bool) -> list[str]:
-        """Drop the worse adapters by their dev `losses`, by row; names of the dropped.
+        """Drop the worse adapters by their `losses` or error rates, by row; names of the dropped.
 
         Args:
             write: this rank keeps the file.
@@ -71,7 +72,9 @@ class Halving:
         dropped = worse(self.adapters, losses, self.config.keep)
         record = {
             "step": step,
-            "dev_loss": {self.adapters[row].name: _number(loss) for row, loss in losses.items()},
+            self.config.metric: {
+                self.adapters[row].name: _number(loss) for row, loss in losses.items()
+            },
             "dropped": [self.adapters[row].name for row in dropped],
         }
         self.records.append(record)

@@ -18,7 +18,7 @@ import os
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -94,9 +94,9 @@ def train(config: Config) -> Trained:
         for line in checked.lines() if checked else []:
             say(line)
         placed = choose(config, ranks)
-        for line in placed.lines:
+        for line in [*placed.lines, *(checked.against_plan(placed.row) if checked else ())]:
             say(line)
-        lock = stack.enter_context(_one_job_at_a_time(config.run, ranks))
+        lock = stack.enter_context(run_lock.held_for_all(config.run, ranks))
         speech_llm = load_base(config.base, ranks, placed.placement, say)
         bank = make_bank(config, speech_llm, ranks.device)
         optimizer = PackedAdam(bank, _schedules(config), config.training.clip_norm)
@@ -144,10 +144,10 @@ def train(config: Config) -> Trained:
             own = ((draw.shard, draw.entry) for draw in batches.drawn(first))
             drawn = [*own, *(dev.drawn() if dev else ())]
             kept = keep_prefix(config, base, identity.revision, identity.shards, drawn)
-            batches.texts = kept.texts
+            batches.known = kept.known
             if dev:
-                dev.texts = kept.texts
-            events.write("prefix", site=base.shared.first, clips=len(kept.texts))
+                dev.known = kept.known
+            events.write("prefix", site=base.shared.first, clips=len(kept.known))
         trackers = None
         if ranks.is_first:
             trackers = Trackers(config.trackers, run, config.model_dump(mode="json"), first)
@@ -322,12 +322,15 @@ class _Loop:
     def _drop_worse(self, step: int) -> None:
         assert self.halving is not None
         self.watchdog.at(step, "measuring on dev clips")
-        losses = self.dev.losses(self.base, self.config, self.halving.running(step))
+        metric = self.halving.config.metric
+        measure = self.dev.losses if metric == "dev_loss" else self.dev.error_rates
+        losses = measure(self.base, self.config, self.halving.running(step))
         dropped = self.halving.decide(step, losses, self.ranks.is_first)
         names = [spec.name for spec in self.bank.specs]
         by_name = {names[row]: loss for row, loss in losses.items() if math.isfinite(loss)}
-        self.events.write("rung", step=step, dev_loss=by_name, dropped=dropped)
-        self.say(f"before step {step + 1}: dropped {len(dropped)} of {len(losses)} by their dev loss")
+        self.events.write("rung", step=step, **{metric: by_name}, dropped=dropped)
+        how = "dev loss" if metric == "dev_loss" else "CER on dev clips"
+        self.say(f"before step {step + 1}: dropped {len(dropped)} of {len(losses)} by their {how}")
 
     def _gradients(self, step: int, share: StepShare, active: list[int], stop: bool) -> Reduced:
         """Sums over this step's labels, of this rank and then of all."""
@@ -448,23 +451,6 @@ def _refuse_unwritable(run: Path) -> None:
         raise UserError(f"run folder {run} can't be written: {there} is no folder to write to")
 
 
-@contextmanager
-def _one_job_at_a_time(run: Path, ranks: Ranks) -> Iterator[run_lock.RunLock | None]:
-    """The first rank holds the run's lock; where it is refused, it is on all ranks."""
-    refused: list[str | None] = [None]
-    with ExitStack() as stack:
-        lock = None
-        if ranks.is_first:
-            try:
-                lock = stack.enter_context(run_lock.held(run))
-            except UserError as e:
-                refused = [str(e)]
-        dist.broadcast_object_list(refused, src=0)
-        if refused[0] is not None:
-            raise UserError(refused[0])
-        yield lock
-
-
 def open_run(config: Config, ranks: Ranks) -> Path:
     """Make the run's folder and write its config there."""
     if ranks.is_first:
@@ -501,7 +487,7 @@ def make_batches(config: Config, index: ShardIndex, speech_llm: SpeechLLM, ranks
             seconds_per_step=config.data.seconds_per_step,
             mix=Mix(adapter.mix.temperature or 1.0, adapter.mix.weights),
         )
-        return Job(plan, adapter.steps, adapter.languages, augment)
+        return Job(plan, adapter.steps, adapter.languages, augment, config.data.join_clips)
 
     jobs = [job(adapter) for adapter in config.adapter_settings()]
     folder = config.data.shards

@@ -20,8 +20,7 @@ from salsa_dist.data.index import Entry, Shard
 from salsa_dist.data.reading import read_clip
 from salsa_dist.errors import UserError
 from salsa_dist.placement.frozen_base import FrozenBase
-from salsa_dist.placement.kept_prefix import KeptPrefix
-from salsa_dist.speech_llms.family import SharesClips
+from salsa_dist.placement.kept_prefix import KeptPrefix, Known
 
 
 def keep_prefix(
@@ -38,11 +37,6 @@ def keep_prefix(
     """
     training = config.training
     family = base.family
-    if not isinstance(family, SharesClips):
-        raise UserError(
-            f"training.prefix_cache: what the encoder of a {type(family).__name__} base makes of one "
-            "clip can't be kept by itself; set it to off"
-        )
     if from_settings(config.data.augment.model_dump()) is not None:
         raise UserError("training.prefix_cache keeps clips as they are: set data.augment off for it")
     if not training.share_prefix:
@@ -51,7 +45,7 @@ def keep_prefix(
     silence = silent_clip(family.languages[0])
     store = KeptPrefix(_folder(config, base, revision, shards))
     # Silence first: every rank needs it, and it shows how large a clip is.
-    store.put("", "", base.prefix_of([silence])[0])
+    store.put("", Known("", len(silence.audio)), base.prefix_of([silence])[0])
     clip_bytes = store.get([""], torch.device("cpu")).nbytes
     missing = store.missing(list(wanted))
     counts = torch.tensor([len(wanted), len(missing)], dtype=torch.int64, device=base.ranks.device)
@@ -71,7 +65,7 @@ def keep_prefix(
         clips = [read_clip(config.data.shards, *wanted[key]) for key in missing[start : start + size]]
         hidden = base.prefix_of(clips or [silence])
         for clip, own in zip(clips, hidden, strict=False):
-            store.put(clip.key, clip.text, own)
+            store.put(clip.key, Known(clip.text, len(clip.audio)), own)
     store.missing(list(wanted))
     base.start_from(store)
     return store

@@ -19,11 +19,14 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
+
 from salsa_dist.errors import UserError
+from salsa_dist.placement.ranks import Ranks
 
 SCHEMA = "salsa-dist/lock/1"
 NAME = "lock.json"
@@ -159,6 +162,29 @@ def held(run: Path) -> Iterator[RunLock]:
         for folder in reversed(made):
             with suppress(OSError):
                 folder.rmdir()
+
+
+@contextmanager
+def held_for_all(run: Path, ranks: Ranks) -> Iterator[RunLock | None]:
+    """The first rank holds the lock of `run` for the job, the others get None.
+
+    Whatever writes into a run's folder holds it: training, baselines, evaluation.
+
+    Raises:
+        UserError: on all ranks alike, where the first is refused.
+    """
+    refused: list[str | None] = [None]
+    with ExitStack() as stack:
+        lock = None
+        if ranks.is_first:
+            try:
+                lock = stack.enter_context(held(run))
+            except UserError as e:
+                refused = [str(e)]
+        dist.broadcast_object_list(refused, src=0)
+        if refused[0] is not None:
+            raise UserError(refused[0])
+        yield lock
 
 
 def _read(path: Path) -> dict[str, Any]:

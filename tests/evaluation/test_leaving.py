@@ -85,12 +85,13 @@ def _plainly(llm: SpeechLLM, bank: Bank, batch: PromptBatch) -> list[list[int]]:
 def _ours(
     llm: SpeechLLM, bank: Bank, clips: list[Clip], monkeypatch: pytest.MonkeyPatch
 ) -> tuple[list[list[int]], list[int], list[int]]:
-    """Token ids of a placed base, and the batch of each pass of the first encoder and decoder layer."""
+    """Token ids of a placed base, and the batches of its first encoder and first decoder layer."""
     ids: list[list[int]] = []
     monkeypatch.setattr(
         llm.family, "transcript", lambda row: str(ids.append([int(i) for i in row])), raising=True
     )
-    layers = {part: getattr(llm.model.model, part).layers[0] for part in ("encoder", "decoder")}
+    # What a layer that is left out does not run.
+    layers = {part: getattr(llm.model.model, part).layers[0].fc1 for part in ("encoder", "decoder")}
     seen: dict[str, list[int]] = {part: [] for part in layers}
     hooks = [
         layer.register_forward_pre_hook(lambda module, args, part=part: seen[part].append(len(args[0])))
@@ -129,7 +130,7 @@ def test_a_clip_steered_in_the_llm_alone_is_encoded_once(
 ) -> None:
     clips = _clips(3, (-1, 2))
     bank = Bank([AdapterSpec("none", ("llm.1",), "add")] * 3, {"llm.1": 32})
-    last = base.model.model.encoder.layers[-1]
+    last = base.model.model.encoder.layers[-1].fc1
     seen: list[int] = []
     last.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
     _, heard, decoded = _ours(base, bank, clips, monkeypatch)

@@ -170,7 +170,7 @@ def test_a_user_error_in_the_ranks_is_one_line_and_status_2(desk: Desk) -> None:
 
 def test_a_crash_ends_the_other_ranks(desk: Desk) -> None:
     start = time.monotonic()
-    result = desk.local("crash")
+    result = desk.local("crash", "--tries", "0")
     assert time.monotonic() - start < 30
     assert result.status == 1
     assert result.err.startswith("rank 1 failed:\nTraceback")
@@ -184,9 +184,20 @@ def test_a_crash_ends_the_other_ranks(desk: Desk) -> None:
 
 
 def test_a_killed_rank_is_named(desk: Desk) -> None:
-    result = desk.local("killed")
+    result = desk.local("killed", "--tries", "2")
     assert result.status == 1
     assert result.err.startswith("rank 1 was ended by SIGKILL\n")
+    assert result.err.count("rank 1 was ended by SIGKILL\n") == 2
+    assert "they are started again" in result.err
+    assert "2 tries in a row ended at step 0 without a new checkpoint" in result.err
+
+
+def test_a_rank_that_was_killed_once_is_started_again_with_its_peers(desk: Desk) -> None:
+    result = desk.local("killed_once")
+    assert result.status == 0, result.err
+    assert "they are started again" in result.err
+    assert [desk.seen(rank)["RANK"] for rank in (0, 1)] == ["0", "1"]
+    assert not desk.alive("first.0"), "the peer of the first try is gone"
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
@@ -221,7 +232,7 @@ from local_cluster import LocalPlan, run_local
 job = Job("train", "run.yaml", target="stand_in:never_stops", local_port=1)
 plan = LocalPlan(tasks=1, limit_min=4 / 60, signal_delay_s=1)
 try:
-    run_local(job, Path("logs/%j").absolute(), plan)
+    run_local(job, Path("run"), plan)
 except slurm.UserError as error:
     sys.exit(str(error))
 """

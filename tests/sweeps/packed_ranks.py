@@ -24,14 +24,13 @@ from salsa_dist.config import PlacementConfig
 from salsa_dist.data.clip import SAMPLE_RATE, Clip, silent_clip
 from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.placement.ranks import Ranks, join
-from salsa_dist.speech_llms.family import SharesClips
 from salsa_dist.speech_llms.load import SpeechLLM, load_speech_llm
 from salsa_dist.steering.bank import AdapterSpec, Bank
 from salsa_dist.steering.sites import find_layers, select
 from salsa_dist.steering.widths import site_widths
 from salsa_dist.training.optimizer import PackedAdam, Schedule, reduce_step
 
-STEPS = 8
+STEPS = 50
 TEXTS = ["лека нощ", "one two three", "vuk", "kon ptica leti"]
 Vectors = dict[str, dict[str, torch.Tensor]]
 
@@ -67,7 +66,7 @@ class Member:
 MEMBERS = [
     Member("all", "encoder+llm", "salsa", 0.01, "bg", 1),
     Member("sometimes", "encoder:last-half", "add", 0.02, "bg", 1, rests=True),
-    Member("early", "llm:last-half", "salsa", 0.03, "el", 2, until=4),
+    Member("early", "llm:last-half", "salsa", 0.03, "el", 2, until=20),
 ]
 
 
@@ -89,11 +88,8 @@ def packed(
         # Rank 0 has two clips of each adapter, rank 1 one: unequal label counts.
         mine = [clip for i, clip in drawn if i % 2 == ranks.rank or ranks.world_size == 1]
         clips = mine or [silent_clip("bg")]
-        if isinstance(base.family, SharesClips):
-            heard = list({clip.key: clip for clip in clips}.values())
-            batch = base.family.shared_batch(clips, heard)
-        else:
-            batch = base.family.training_batch(clips)
+        heard = list({clip.key: clip for clip in clips}.values())
+        batch = base.family.shared_batch(clips, heard)
         for vector in bank.vectors.values():
             vector.grad = None
         token_losses = frozen.token_losses(batch)

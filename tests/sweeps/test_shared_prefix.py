@@ -11,8 +11,9 @@ import torch
 from conformance import ALONE
 from tiny import make_config
 
-from salsa_dist import SteeringVectors, UserError, load_config, load_speech_llm, train
+from salsa_dist import SteeringVectors, UserError, evaluate, load_config, load_speech_llm, train
 from salsa_dist.config import PlacementConfig
+from salsa_dist.evaluation.metrics import score
 from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.placement.shared_prefix import SharedPrefix
 from salsa_dist.steering.bank import AdapterSpec, Bank
@@ -81,9 +82,9 @@ def test_shared_clips_walk_once_through_what_lies_below(tiny_base: Path) -> None
     heard = list({c.key: c for c in clips}.values())
     seen: dict[str, int] = {}
     for site, module in sites.items():
-        module.register_forward_hook(
-            lambda m, args, out, site=site: seen.__setitem__(site, args[0].shape[0])
-        )
+        # What a layer's own parts get, behind the hooks of the layer itself.
+        part = module.self_attn_layer_norm
+        part.register_forward_hook(lambda m, args, out, s=site: seen.__setitem__(s, args[0].shape[0]))
     frozen.token_losses(family.shared_batch(clips, heard)).sum().backward()
     # Two clips up to encoder.1; from there a's two more, from encoder.2 on all six.
     assert [seen[f"encoder.{i}"] for i in range(3)] == [2, 2, 4]
@@ -99,9 +100,9 @@ def test_kept_prefix_runs_nothing_below(
     keep = loop.keep_prefix
 
     def watched(config: Any, base: Any, *rest: Any) -> Any:
-        layer = base._sites["encoder.0"]
-        attention = layer.self_attn
-        attention.register_forward_hook(lambda *a: calls.append(len(calls)))
+        base.model.get_encoder().layers[0].self_attn.register_forward_hook(
+            lambda *a: calls.append(len(calls))
+        )
         store = keep(config, base, *rest)
         calls.append(-1)
         return store
@@ -184,15 +185,52 @@ def test_halving_goes_on_after_a_stop_as_if_there_was_none(
         assert all(torch.equal(found[name][site], v) for site, v in vectors.items()), name
 
 
-def test_where_clips_get_rows_of_their_own() -> None:
-    """The plan of a batch by hand: transcripts of clips 0 0 1, adapters a (encoder.0) and b (llm)."""
-    layers = torch.nn.ModuleList(torch.nn.Identity() for _ in range(2))
-    sites = {f"encoder.{i}": layer for i, layer in enumerate(layers)}
-    bank = Bank(
-        [AdapterSpec("a", ("encoder.0",), "add"), AdapterSpec("b", (), "add")], {"encoder.0": 4}
+@pytest.mark.parametrize("cache", ["off", "memory"])
+def test_halving_by_errors_decodes_as_evaluation_does(
+    cache: str, tmp_path: Path, tiny_base: Path, tiny_shards: Path
+) -> None:
+    steady = {"warmup": 0, "decay": "none", "save_every_s": 60}
+    rule = {"halving": {"rungs": [10], "keep": 0.5, "metric": "cer"}, "dev_clips": 6}
+    run(tmp_path / "halved", tiny_base, tiny_shards, **steady, **rule, steps=12, prefix_cache=cache)
+    (rung,) = json.loads((tmp_path / "halved" / "run" / "halving.json").read_text())["rungs"]
+    # The same adapters as they were before that step, scored by `evaluate`.
+    folder = tmp_path / "scored"
+    folder.mkdir()
+    path = make_config(
+        *(folder, tiny_base, tiny_shards),
+        adapters=ADAPTERS,
+        training={"steps": 10, "lr": 0.01, "clip_norm": 0.3, **steady},
+        evaluation={"split": "dev", "windows_s": [None], "batch": 4, "max_new_tokens": 8},
     )
-    splits, rows = SharedPrefix(bank, sites).plan([0, 0, 1], [1, 0, 1])
-    assert splits["encoder.0"].keep.tolist() == [0, 1]
-    assert splits["encoder.0"].begin.tolist() == [0]
-    assert rows["encoder.0"].tolist() == [-1, -1, 0]
-    assert rows["encoder.1"].tolist() == [1, 0, 1]
+    config = load_config(path)
+    train(config)
+    evaluate(config)
+    errors: dict[str, list[int]] = {}
+    for file in (folder / "run" / "evaluation").glob("*.jsonl"):
+        for line in map(json.loads, file.read_text().splitlines()):
+            edits = score(line["reference"], line["hypothesis"], line["language"]).characters
+            counts = errors.setdefault(line["adapter"], [0, 0])
+            counts[0] += edits.errors
+            counts[1] += edits.length
+    wanted = {a["name"]: errors[a["name"]][0] / errors[a["name"]][1] for a in ADAPTERS}
+    assert rung["cer"] == pytest.approx(wanted)
+    assert len(set(wanted.values())) > 3
+    rivals = sorted((n for n in wanted if n != "other"), key=lambda n: wanted[n])
+    assert set(rung["dropped"]) == set(rivals[2:])
+
+
+def test_which_sample_walks_for_which() -> None:
+    """The plan of a batch by hand: clips 0 0 1 1; adapters of encoder.0, of encoder.2, of the LLM."""
+    layers = torch.nn.ModuleList(torch.nn.Identity() for _ in range(3))
+    sites = {f"encoder.{i}": layer for i, layer in enumerate(layers)}
+    specs = [AdapterSpec("a", ("encoder.0",), "add"), AdapterSpec("b", ("encoder.2",), "add")]
+    bank = Bank([*specs, AdapterSpec("c", (), "add")], dict.fromkeys(sites, 4))
+    shared = SharedPrefix(bank, sites, None)
+    assert shared.first == "encoder.0"
+    # Up to encoder.2 the second sample walks for the third, as they are of one clip and both unsteered.
+    assert shared.plan([0, 0, 0, 1], [0, 1, 2, 1]) == {
+        "encoder.1": [0, 1, 1, 3],
+        "encoder.2": [0, 1, 1, 3],
+    }
+    assert shared.plan([0, 0, 1, 2], [0, 1, 2, 1]) == {}
+    shared.close()

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from salsa_dist.data.index import ShardIndex
+from salsa_dist.data.joining import PAUSE_S
 from salsa_dist.data.plan import AdapterPlan
 from salsa_dist.errors import UserError
 from salsa_dist.speech_llms.batch import AdapterBatch
@@ -18,11 +19,19 @@ def llm(tiny_base: Path) -> SpeechLLM:
 
 
 def batches(
-    llm: SpeechLLM, folder: Path, rank: int, world: int, micro_batch: int = 16, readers: int = 4
+    llm: SpeechLLM,
+    folder: Path,
+    rank: int,
+    world: int,
+    micro_batch: int = 16,
+    readers: int = 4,
+    *,
+    join: int = 1,
+    clips: int = 5,
 ) -> StepBatches:
     index = ShardIndex.load(folder)
     jobs = [
-        Job(AdapterPlan(index.select("train", lang), 5, readers, 0, 2.0), steps, (lang,))
+        Job(AdapterPlan(index.select("train", lang), clips, readers, 0, 2.0), steps, (lang,), join=join)
         for lang, steps in (("bg", 4), ("el", 2))
     ]
     return StepBatches(jobs, folder, llm.family, rank, world, micro_batch)
@@ -87,3 +96,51 @@ def test_labels_are_the_transcripts(llm: SpeechLLM, tiny_shards: Path) -> None:
     ids = batch.inputs["decoder_input_ids"][batch.label_positions]
     prompt_end = llm.family.prompt("bg")[-1]
     assert (ids == prompt_end).sum() == 10
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_joined_clips_are_the_same_windows_on_any_number_of_ranks(
+    llm: SpeechLLM, tiny_shards: Path, world: int
+) -> None:
+    sizes = set()
+    for step in range(4):
+        whole = batches(llm, tiny_shards, 0, 1, join=3, clips=20)[step]
+        alone = contents(whole.batches)
+        shared = [batches(llm, tiny_shards, r, world, 2, join=3, clips=20)[step] for r in range(world)]
+        assert sorted(c for s in shared for c in contents(s.batches)) == alone
+        assert len({len(s.batches) for s in shared}) == 1
+        assert sum(s.seconds for s in shared) == pytest.approx(whole.seconds)
+        windows = [key.split(" + ") for key, _ in alone]
+        sizes |= {len(window) for window in windows}
+        plain = contents(batches(llm, tiny_shards, 0, 1, 99, clips=20)[step].batches)
+        assert sorted(k for window in windows for k in window) == sorted(k for k, _ in plain)
+    assert sizes >= {1, 2}
+
+
+def test_joined_clips_are_heard_and_written_in_one_order(llm: SpeechLLM, tiny_shards: Path) -> None:
+    plain, together = (batches(llm, tiny_shards, 0, 1, 99, join=join, clips=20)[0] for join in (1, 3))
+    texts: dict[tuple[str, int], str] = {}
+    for share in (plain, together):
+        (batch,) = share.batches
+        decoded = llm.family.tokenizer.decode(batch.labels, skip_special_tokens=False)
+        said = [t.strip() for t in decoded.split("<|endoftext|>") if t]
+        rows = batch.rows["encoder"].tolist()
+        for key, row, text in zip(batch.keys, rows, said, strict=True):
+            parts = key.split(" + ")
+            if len(parts) > 1:
+                assert text == " ".join(texts[k, row] for k in parts)
+            texts[key, row] = text
+    pauses = sum(key.count(" + ") for key in together.batches[0].keys)
+    assert pauses
+    assert together.seconds == pytest.approx(plain.seconds + PAUSE_S * pauses)
+
+
+def test_what_the_base_refuses_joined_is_heard_clip_by_clip(
+    llm: SpeechLLM, tiny_shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = batches(llm, tiny_shards, 0, 1, 99, clips=20)[0].batches
+    plain = contents(alone)
+    monkeypatch.setattr(llm.family, "max_tokens", alone[0].inputs["decoder_input_ids"].shape[1])
+    share = batches(llm, tiny_shards, 0, 1, 99, join=3, clips=20)[0]
+    assert not share.bad
+    assert sorted((k, row) for key, row in contents(share.batches) for k in key.split(" + ")) == plain

@@ -1,0 +1,97 @@
+"""Baselines and evaluation, like training: one job at a time in a run's folder, and no rank hangs."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny import make_config
+
+from salsa_dist.cli import run_command
+from salsa_dist.errors import UserError
+from salsa_dist.training import run_lock
+from salsa_dist.training.watchdog import HUNG
+
+JOBS = {
+    "lora": ("train", ["method.kind=lora", "method.rank=2"]),
+    "bias": ("train", ["method.kind=bias"]),
+    "mean-difference": ("train", ["method.kind=mean-difference", "method.contrast=el"]),
+    "evaluation": ("evaluate", ["method.kind=in-context", "method.pool=4", "method.examples=1"]),
+}
+
+STOPPED = """
+import os, signal, sys
+from salsa_dist.baselines import mean_difference
+from salsa_dist.cli import run_command
+from salsa_dist.placement.frozen_base import FrozenBase
+
+def stops_later(real):
+    calls = []
+    def call(*arguments, **named):
+        calls.append(1)
+        if os.environ["RANK"] == "1" and len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return real(*arguments, **named)
+    return call
+
+FrozenBase.token_losses = stops_later(FrozenBase.token_losses)
+FrozenBase.generate = stops_later(FrozenBase.generate)
+mean_difference.mean_activations = stops_later(mean_difference.mean_activations)
+run_command(sys.argv[1], sys.argv[2], sys.argv[3:])
+"""
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_a_second_job_in_a_folder_is_refused_and_writes_nothing(
+    job: str, tmp_path: Path, tiny_base: Path, tiny_shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_lock, "BEAT_S", 0.2)
+    config = make_config(tmp_path, tiny_base, tiny_shards)
+    command, overrides = JOBS[job]
+    with run_lock.held(tmp_path / "run") as first:
+        with pytest.raises(UserError, match="in use by another job"):
+            run_command(command, str(config), overrides)
+        first.check()
+        assert [path.name for path in (tmp_path / "run").iterdir()] == [run_lock.NAME]
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("job", ["bias", "mean-difference", "evaluation"])
+def test_a_rank_that_hangs_is_named_and_its_peer_ends(
+    job: str, tmp_path: Path, tiny_base: Path, tiny_shards: Path
+) -> None:
+    config = make_config(tmp_path, tiny_base, tiny_shards)
+    command, overrides = JOBS[job]
+    if job == "evaluation":
+        overrides = ["method.kind=salsa"]
+        run_command("train", str(config), [])
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ranks = []
+    for rank in (0, 1):
+        world = {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        world |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        world["SALSA_FAILURE_FILE"] = str(tmp_path / f"failure-{rank}.json")
+        words = [sys.executable, "-c", STOPPED, command, str(config), *overrides]
+        words.append("training.hang_after_s=10")
+        log = (tmp_path / f"log-{rank}").open("w")
+        ranks.append(
+            subprocess.Popen(words, env={**os.environ, **world}, stdout=log, stderr=subprocess.STDOUT)
+        )
+    try:
+        ended = ranks[0].wait(timeout=240)
+    finally:
+        for process in ranks:
+            process.kill()
+            process.wait()
+    assert ended == HUNG, (tmp_path / "log-0").read_text()
+    text = json.loads((tmp_path / "failure-0.json").read_text())["text"]
+    assert f"rank 1 (process {ranks[1].pid} on " in text
+    assert "no sign of life" in text
+    assert "waiting: rank 0" in text
