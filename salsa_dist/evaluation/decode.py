@@ -5,8 +5,14 @@
     ├── window30-rank0.jsonl  one transcript a line, as it comes
     └── summary.json          seconds, clips a second
 
+    batches  a·zero-shot a·bg b·zero-shot b·bg │ c·zero-shot … │ …      long clips first, dealt to ranks
+    thread        ready                          reading, features
+    this rank     decoding
+
 A batch mixes adapters and languages freely: each clip carries its own row of the bank, and -1 is the
-base as it is. An evaluation that was stopped goes on with the clips that are still missing.
+base as it is. A clip's rows are in one batch, so that it is read once and its way through the encoder
+is shared as far as it goes. An evaluation that was stopped goes on with the clips that are still
+missing.
 """
 
 from __future__ import annotations
@@ -15,9 +21,10 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, replace
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +54,7 @@ from salsa_dist.errors import UserError
 from salsa_dist.evaluation.run_files import BARE, ZERO_SHOT
 from salsa_dist.placement.agreement import agree, base_facts, settings_facts
 from salsa_dist.placement.choose import choose
-from salsa_dist.placement.frozen_base import FrozenBase
+from salsa_dist.placement.frozen_base import FrozenBase, Prompts
 from salsa_dist.placement.loading import load_base, silent
 from salsa_dist.placement.ranks import Ranks, join
 from salsa_dist.speech_llms import long_audio
@@ -125,7 +132,9 @@ def transcribe(
         for i in range(0, len(parts), batch):
             prompts = base.family.prompt_batch(parts[i : i + batch]).to(weight.device, weight.dtype)
             with bank.rows(prompts.rows):
-                transcripts += base.family.generate(base.model, prompts, max_new_tokens)
+                transcripts += base.family.generate(
+                    base.model, prompts, max_new_tokens, stay=lambda kept: bank.keep("llm", kept)
+                )
     of_piece = iter(transcripts)
     return [
         long_audio.joined(list(islice(of_piece, len(pieces))), clip.language).text
@@ -155,9 +164,9 @@ def evaluate(config: Config) -> Path:
         started, decoded = time.monotonic(), 0
         for window in config.evaluation.windows_s:
             for rows in _passes(config):
-                with _ready(config, placed.placement, window, rows, index, ranks) as (base, generate):
+                with _ready(config, placed.placement, window, rows, index, ranks) as decoder:
                     for own in _apart(config, rows):
-                        decoded += _decode(config, folder, index, own, base, generate, ranks)
+                        decoded += _decode(config, folder, index, own, decoder, ranks)
         if ranks.is_first:
             _summarise(folder, config, time.monotonic() - started, decoded, ranks)
     return folder
@@ -190,7 +199,19 @@ def _apart(config: Config, rows: Sequence[int]) -> list[list[int]]:
     return [list(rows)]
 
 
-_Generate = Callable[[Sequence[Clip]], list[Transcript]]
+@dataclass(frozen=True)
+class _Decoder:
+    """What transcribes the clips of a pass.
+
+    Attributes:
+        window_s: longest audio in seconds.
+        prepare: what a thread can do for clips while others are decoded.
+        answer: the transcripts of what was prepared; all ranks call it equally often.
+    """
+
+    window_s: float
+    prepare: Callable[[Sequence[Clip]], Any]
+    answer: Callable[[Any], list[Transcript]]
 
 
 @contextmanager
@@ -201,8 +222,8 @@ def _ready(
     rows: Sequence[int],
     index: ShardIndex,
     ranks: Ranks,
-) -> Iterator[tuple[FrozenBase, _Generate]]:
-    """The base with what a pass adds to it, and what transcribes its clips."""
+) -> Iterator[_Decoder]:
+    """The base with what a pass adds to it."""
     method = config.method
     settings = config.base.model_copy(update={"window_s": window})
     speech_llm = load_base(settings, ranks, placement, silent)
@@ -234,13 +255,16 @@ def _ready(
     base = FrozenBase(speech_llm, bank, ranks, placement)
     limit, decoding = config.evaluation.max_new_tokens, config.evaluation.decoding.model_dump()
 
-    def generate(clips: Sequence[Clip]) -> list[Transcript]:
-        if examples is not None:
-            return [examples.transcribe(clip, limit, decoding) for clip in clips]
-        return base.generate(clips, limit, decoding)
+    def solved(clips: Sequence[Clip]) -> list[Transcript]:
+        assert examples is not None
+        return [examples.transcribe(clip, limit, decoding) for clip in clips]
 
+    def answer(prompts: Prompts) -> list[Transcript]:
+        return base.answer(prompts, limit, decoding)
+
+    window_s = base.family.window_s
     try:
-        yield base, generate
+        yield _Decoder(window_s, list, solved) if examples else _Decoder(window_s, base.prompts, answer)
     finally:
         base.close()
 
@@ -250,12 +274,11 @@ def _decode(
     folder: Path,
     index: ShardIndex,
     rows: Sequence[int],
-    base: FrozenBase,
-    generate: _Generate,
+    decoder: _Decoder,
     ranks: Ranks,
 ) -> int:
     """Transcribe what is still missing of `rows`; returns how many clips, over all ranks."""
-    window = base.family.window_s
+    window = decoder.window_s
     done = {
         (line["key"], line["adapter"], line["method"] == BARE)
         for path in sorted(folder.glob("*.jsonl"))
@@ -271,20 +294,33 @@ def _decode(
     # Nobody may write before everybody has read what is there; and a file system that shows one rank
     # less than another would have them make unequal numbers of calls.
     agree(ranks, {f"clips left at the {window:g} s window": len(items)})
-    # Long clips first: those of a batch end together, and the last batches are short.
-    items.sort(key=lambda item: (-item.entry.seconds, item.entry.key, item.row))
+    # Long clips first: they say most, so those of a batch end together, and the last batches are short.
+    items.sort(key=lambda item: (-item.entry.seconds, item.language, item.entry.key, item.row))
     batches = _batched(items, config.evaluation.batch, window)
     mine = batches[ranks.rank :: ranks.world_size]
     # All ranks make the same number of calls: under ZeRO-3 each is a collective.
     calls = -(-len(batches) // ranks.world_size)
+    mine += [[]] * (calls - len(mine))
     said, begun = time.monotonic(), 0
+
+    def prepared(batch: Sequence[_Item]) -> tuple[list[Clip], Any]:
+        once = {(item.shard.path, item.entry.key): item for item in batch}
+        read = {at: read_clip(config.data.shards, i.shard, i.entry) for at, i in once.items()}
+        clips = [replace(read[i.shard.path, i.entry.key], row=max(i.row, -1)) for i in batch]
+        return clips, decoder.prepare(clips)
+
     watchdog = Watchdog(config.run, ranks.rank, ranks.world_size, config.training.hang_after_s)
-    with jsonl.append(folder / f"window{window:g}-rank{ranks.rank}.jsonl") as out, watchdog:
-        for call in range(calls):
+    with (
+        jsonl.append(folder / f"window{window:g}-rank{ranks.rank}.jsonl") as out,
+        ThreadPoolExecutor(1) as reader,
+        watchdog,
+    ):
+        coming = [reader.submit(prepared, batch) for batch in mine[:1]]
+        for call, batch in enumerate(mine):
             watchdog.at(call, f"transcribing at the {window:g} s window")
-            batch = mine[call] if call < len(mine) else []
-            clips = [read_clip(config.data.shards, i.shard, i.entry, max(i.row, -1)) for i in batch]
-            transcripts = generate(clips)
+            clips, prompts = coming.pop().result()
+            coming = [reader.submit(prepared, following) for following in mine[call + 1 : call + 2]]
+            transcripts = decoder.answer(prompts)
             for item, clip, transcript in zip(batch, clips, transcripts, strict=True):
                 line = _line(config, item, clip, transcript, names, window)
                 out.write(json.dumps(line, ensure_ascii=False) + "\n")
@@ -299,16 +335,23 @@ def _decode(
 
 
 def _batched(items: Sequence[_Item], size: int, window: float) -> list[list[_Item]]:
-    """`items` in order, as many a batch as make `size` clips or pieces of clips; always one."""
+    """`items` in order, as many a batch as make `size` clips or pieces of clips; always one.
+
+    What is to be transcribed of one clip is parted only where it is too much for a batch.
+    """
     batches: list[list[_Item]] = []
     room = 0
-    for item in items:
-        pieces = long_audio.most_pieces(item.entry.seconds, window)
-        if not batches or pieces > room:
-            batches.append([])
-            room = size
-        batches[-1].append(item)
-        room -= pieces
+    for _, group in groupby(items, key=lambda item: (item.language, item.entry.key)):
+        of_clip = list(group)
+        pieces = long_audio.most_pieces(of_clip[0].entry.seconds, window)
+        if room < pieces * len(of_clip) <= size:
+            room = 0
+        for item in of_clip:
+            if not batches or pieces > room:
+                batches.append([])
+                room = size
+            batches[-1].append(item)
+            room -= pieces
     return batches
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -32,10 +32,20 @@ from salsa_dist.placement.recompute import recompute_in_backward
 from salsa_dist.placement.shared_prefix import SharedPrefix
 from salsa_dist.placement.zero import StepTraffic, ZeroShards, ds_settings
 from salsa_dist.speech_llms import long_audio
-from salsa_dist.speech_llms.batch import AdapterBatch, Transcript
+from salsa_dist.speech_llms.batch import AdapterBatch, PromptBatch, Transcript
+from salsa_dist.speech_llms.family import EncodesApart
 from salsa_dist.speech_llms.load import SpeechLLM
 from salsa_dist.steering.bank import Bank
 from salsa_dist.steering.sites import site_modules
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What is ready to be transcribed: of each clip its language and pieces, and all pieces' batch."""
+
+    languages: list[str]
+    pieces: list[int]
+    batch: PromptBatch | None
 
 
 class FrozenBase:
@@ -131,21 +141,63 @@ class FrozenBase:
     ) -> list[Transcript]:
         """Transcribe `clips`, each with its own adapter on. All ranks call this equally often; a
         rank that has no clips left passes none. Clips longer than the window are cut and joined."""
+        return self.answer(self.prompts(clips), max_new_tokens, decoding)
+
+    def prompts(self, clips: Sequence[Clip]) -> Prompts:
+        """What `answer` needs of `clips`; it runs no part of the base, so it can be made in advance."""
         # Under ZeRO-3 every rank must step along, so an empty batch is one silent clip.
         taking_part = list(clips) or [silent_clip(self.family.languages[0])] * self._in_step
         if not taking_part:
-            return []
+            return Prompts([], [], None)
         cut = [long_audio.pieces(clip, self.family.window_s) for clip in taking_part]
         parts = [piece for pieces in cut for piece in pieces]
-        batch = self.family.prompt_batch(parts).to(self.ranks.device, self.dtype)
-        batch = replace(batch, options={**batch.options, **(decoding or {})})
-        with torch.inference_mode(), self.bank.rows(batch.rows):
-            transcripts = self.family.generate(self.model, batch, max_new_tokens, synced=self._in_step)
+        if isinstance(self.family, EncodesApart):
+            heard = list({(piece.language, piece.key): piece for piece in parts}.values())
+            batch = self.family.shared_prompt_batch(parts, heard)
+        else:
+            batch = self.family.prompt_batch(parts)
+        return Prompts([clip.language for clip in clips], [len(pieces) for pieces in cut], batch)
+
+    @torch.inference_mode()
+    def answer(
+        self, prompts: Prompts, max_new_tokens: int, decoding: Mapping[str, Any] | None = None
+    ) -> list[Transcript]:
+        """Transcripts of the clips that `prompts` was made of; called as often by all ranks."""
+        if prompts.batch is None:
+            return []
+        batch = prompts.batch.to(self.ranks.device, self.dtype)
+        options = {**batch.options, **(decoding or {})}
+        if batch.shared is not None:
+            options["encoder_outputs"] = self._encoded(batch)
+        batch = replace(batch, options=options)
+        with self.bank.rows(batch.rows):
+            transcripts = self.family.generate(
+                self.model,
+                batch,
+                max_new_tokens,
+                synced=self._in_step,
+                stay=lambda kept: self.bank.keep("llm", kept),
+            )
         of_piece = iter(transcripts)
         return [
-            long_audio.joined(list(islice(of_piece, len(pieces))), clip.language)
-            for clip, pieces in zip(clips, cut, strict=False)
+            long_audio.joined(list(islice(of_piece, pieces)), language)
+            for language, pieces in zip(prompts.languages, prompts.pieces, strict=False)
         ]
+
+    def _encoded(self, batch: PromptBatch) -> Any:
+        """The encoder's output, of which the first entry is (samples, positions, hidden).
+
+        A clip goes once through what its adapters share.
+        """
+        assert batch.shared is not None
+        encoder = self.model.get_encoder()
+        with ExitStack() as stack:
+            if self.bank.specs:
+                with self.shared.prefix_alone() as found:
+                    encoder(**batch.shared.inputs)
+                stack.enter_context(self.shared.the_rest(batch, found[0]))
+            stack.enter_context(self.bank.rows(batch.rows))
+            return encoder(**batch.shared.of_samples())
 
     def after_backward(self) -> None:
         """Release what backward left gathered."""

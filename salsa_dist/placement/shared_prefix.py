@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from salsa_dist.speech_llms.batch import AdapterBatch
+from salsa_dist.speech_llms.batch import AdapterBatch, PromptBatch
 from salsa_dist.steering.bank import AdapterSpec, Bank
 
 
@@ -91,7 +91,7 @@ class SharedPrefix:
             yield found
 
     @contextmanager
-    def the_rest(self, batch: AdapterBatch, prefix: Tensor) -> Iterator[None]:
+    def the_rest(self, batch: AdapterBatch | PromptBatch, prefix: Tensor) -> Iterator[None]:
         """Run what lies above for all samples of `batch`, and nothing below.
 
         Args:

@@ -46,6 +46,10 @@ class SharedAudio:
             for name, tensor in self.inputs.items()
         }
 
+    def to(self, device: torch.device, dtype: torch.dtype) -> SharedAudio:
+        """The same with `inputs` on `device`, in the base's `dtype` where they are floating-point."""
+        return replace(self, inputs={k: _move(v, device, dtype) for k, v in self.inputs.items()})
+
     def samples(self) -> list[int]:
         """For each clip, the first sample that is of it."""
         clip_of = self.clip_of.tolist()
@@ -87,11 +91,7 @@ class AdapterBatch:
             labels=self.labels.to(device),
             label_rows=self.label_rows.to(device),
             rows={k: v.to(device) for k, v in self.rows.items()},
-            shared=self.shared
-            and replace(
-                self.shared,
-                inputs={k: _move(v, device, dtype) for k, v in self.shared.inputs.items()},
-            ),
+            shared=self.shared and self.shared.to(device, dtype),
         )
 
 
@@ -102,12 +102,18 @@ class PromptBatch:
     Attributes:
         inputs: tensors for `generate`, (batch, …).
         options: its other arguments, such as languages.
-        rows: as in `AdapterBatch`.
+        rows, shared: as in `AdapterBatch`.
     """
 
     inputs: dict[str, Tensor]
     options: dict[str, Any]
     rows: dict[str, Tensor]
+    shared: SharedAudio | None = None
+
+    @property
+    def sample_rows(self) -> Tensor:
+        """(batch,) int64, the adapter's row of each sample."""
+        return self.rows["llm"]
 
     def to(self, device: torch.device, dtype: torch.dtype) -> PromptBatch:
         """On `device`, with the floating-point inputs in the base's `dtype`."""
@@ -115,6 +121,7 @@ class PromptBatch:
             self,
             inputs={k: _move(v, device, dtype) for k, v in self.inputs.items()},
             rows={k: v.to(device) for k, v in self.rows.items()},
+            shared=self.shared and self.shared.to(device, dtype),
         )
 
 

@@ -27,6 +27,7 @@ from salsa_dist.errors import UserError
 from salsa_dist.speech_llms import languages
 from salsa_dist.speech_llms.batch import AdapterBatch, PromptBatch, SharedAudio, Transcript
 from salsa_dist.speech_llms.family import Checkpoint, FamilyOptions, auto_processor
+from salsa_dist.speech_llms.leaving import Stay
 from salsa_dist.speech_llms.window import audio_of
 
 
@@ -208,8 +209,14 @@ class ChatFamily(ABC):
         )
 
     def generate(
-        self, model: Any, batch: PromptBatch, max_new_tokens: int, synced: bool = False
+        self,
+        model: Any,
+        batch: PromptBatch,
+        max_new_tokens: int,
+        synced: bool = False,
+        stay: Stay | None = None,
     ) -> list[Transcript]:
+        # All stay: some of these models keep positions of the whole batch to themselves.
         weight = next(model.parameters())
         batch = batch.to(weight.device, weight.dtype)
         ids: Tensor = model.generate(

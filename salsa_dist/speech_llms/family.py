@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from salsa_dist.data.clip import Clip
 from salsa_dist.speech_llms.batch import AdapterBatch, PromptBatch, Transcript
+from salsa_dist.speech_llms.leaving import Stay
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,12 @@ class Family(Protocol):
         """Audio and prompts of `clips`, to be continued by `generate`."""
 
     def generate(
-        self, model: Any, batch: PromptBatch, max_new_tokens: int, synced: bool = False
+        self,
+        model: Any,
+        batch: PromptBatch,
+        max_new_tokens: int,
+        synced: bool = False,
+        stay: Stay | None = None,
     ) -> list[Transcript]:
         """Transcribe a batch greedily.
 
@@ -118,7 +124,21 @@ class Family(Protocol):
             batch: from `prompt_batch`.
             max_new_tokens: limit of a transcript, in tokens.
             synced: keep stepping until all ranks are done, as sharded weights need.
+            stay: lets finished samples leave the batch, where the family can, and gets to know which
+                stay; None: all of them stay.
         """
 
     def transcript(self, ids: Sequence[int]) -> str:
         """The text that generated or label token ids stand for."""
+
+
+@runtime_checkable
+class EncodesApart(Protocol):
+    """What a family offers beside, whose model is an encoder with a decoder.
+
+    Its `generate` takes what the encoder puts out (`encoder_outputs`), so that a clip that several
+    adapters transcribe can go through what they share of the encoder once.
+    """
+
+    def shared_prompt_batch(self, clips: Sequence[Clip], heard: Sequence[Clip]) -> PromptBatch:
+        """`prompt_batch` of `clips` with the audio of `heard` alone, each clip of `clips` once."""

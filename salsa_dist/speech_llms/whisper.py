@@ -23,6 +23,7 @@ from salsa_dist.errors import UserError
 from salsa_dist.speech_llms import languages
 from salsa_dist.speech_llms.batch import AdapterBatch, PromptBatch, SharedAudio, Transcript
 from salsa_dist.speech_llms.family import Checkpoint, FamilyOptions, auto_processor
+from salsa_dist.speech_llms.leaving import Stay, greedy
 from salsa_dist.speech_llms.window import audio_of, fixed, shorten
 
 
@@ -161,6 +162,20 @@ class Whisper:
             rows={"encoder": rows, "llm": rows},
         )
 
+    def shared_prompt_batch(self, clips: Sequence[Clip], heard: Sequence[Clip]) -> PromptBatch:
+        """The same with the audio of `heard` alone, each clip of `clips` once."""
+        rows = torch.tensor([clip.row for clip in clips])
+        place = {(clip.language, clip.key): i for i, clip in enumerate(heard)}
+        one = torch.ones(len(heard), dtype=torch.long)
+        clip_of = torch.tensor([place[clip.language, clip.key] for clip in clips])
+        keys, features = tuple(clip.key for clip in heard), self._features(heard)
+        return PromptBatch(
+            inputs={},
+            options={"language": [self.announced(c.language) for c in clips], "task": "transcribe"},
+            rows={"encoder": rows, "llm": rows},
+            shared=SharedAudio(keys, {"input_features": features}, one, one, clip_of),
+        )
+
     def in_context_batch(self, clip: Clip, examples: Sequence[Clip]) -> PromptBatch:
         """`clip` behind solved examples: their audio before its own, their texts before its text."""
         audio = np.concatenate([c.audio for c in (*examples, clip)])
@@ -171,15 +186,21 @@ class Whisper:
         return replace(batch, inputs={**batch.inputs, "decoder_input_ids": ids})
 
     def generate(
-        self, model: Any, batch: PromptBatch, max_new_tokens: int, synced: bool = False
+        self,
+        model: Any,
+        batch: PromptBatch,
+        max_new_tokens: int,
+        synced: bool = False,
+        stay: Stay | None = None,
     ) -> list[Transcript]:
         """Transcribe a batch greedily.
 
         Args:
             model: the Whisper model.
-            batch: from `prompt_batch`.
+            batch: from `prompt_batch`; `encoder_outputs` in its options may stand for the features.
             max_new_tokens: limit of a transcript, in tokens; the base's own limit if that is lower.
             synced: keep stepping until all ranks are done, as sharded weights need.
+            stay: lets finished samples leave the batch, and gets to know which stay; None: all stay.
         """
         weight = next(model.parameters())
         batch = batch.to(weight.device, weight.dtype)
@@ -194,6 +215,7 @@ class Whisper:
             num_beams=1,
             max_new_tokens=max_new_tokens,
             synced_gpus=synced,
+            **({} if stay is None else {"custom_generate": greedy(stay, synced)}),
         )
         # What ended by itself holds an end token, or is padded with it, or is short.
         ended = ids.shape[1] < max_new_tokens

@@ -88,6 +88,16 @@ class Bank:
         finally:
             self._rows = None
 
+    def keep(self, component: str, kept: Tensor) -> None:
+        """From now on the batch holds only some of its elements, in a component that goes on.
+
+        Args:
+            component: `llm`, or `encoder`.
+            kept: (n,) int64, the places of those that stay.
+        """
+        if isinstance(self._rows, Mapping):
+            self._rows = {**self._rows, component: self._rows[component][kept]}
+
     @contextmanager
     def attached(self, modules: Mapping[str, nn.Module]) -> Iterator[None]:
         """Steer `modules` (by site name) until the block ends."""

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,12 @@ from tiny import make_config
 
 from salsa_dist import evaluate, load_config, load_speech_llm, train, transcribe
 from salsa_dist.config import Config, DecodingConfig
-from salsa_dist.data.clip import silent_clip
+from salsa_dist.data.clip import Clip, silent_clip
 from salsa_dist.data.index import ShardIndex
 from salsa_dist.data.reading import read_clip
 from salsa_dist.data.writer import Packed, flac, write_tar
 from salsa_dist.evaluation.report import build_report
+from salsa_dist.placement.frozen_base import FrozenBase, Prompts
 
 
 @pytest.fixture
@@ -52,6 +55,25 @@ def test_clips_longer_than_the_window_are_heard_in_pieces(config: Config) -> Non
     longest = max(lines(config.run), key=lambda line: line["seconds"])
     assert longest["seconds"] > 1
     assert len(longest["hypothesis"].split()) >= 2  # one piece's words and another's
+
+
+def test_all_of_a_clip_is_one_batch_whose_audio_is_made_while_another_is_decoded(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[tuple[str, list[str]]] = []
+    prompts = FrozenBase.prompts
+
+    def watched(self: FrozenBase, clips: Sequence[Clip]) -> Prompts:
+        made.append((threading.current_thread().name, [clip.key for clip in clips]))
+        return prompts(self, clips)
+
+    monkeypatch.setattr(FrozenBase, "prompts", watched)
+    evaluate(
+        config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"batch": 3})})
+    )
+    assert [len(keys) for _, keys in made] == [2] * 12  # a third would part zero-shot and steered
+    assert all(len(set(keys)) == 1 for _, keys in made)
+    assert threading.main_thread().name not in {thread for thread, _ in made}
 
 
 def test_stopped_evaluation_goes_on_with_what_is_missing(config: Config) -> None:

@@ -1,0 +1,86 @@
+"""Greedy decoding whose finished rows leave the batch.
+
+    step     rows
+       1     a b c d
+       9     a b d       c ended: its keys and values over the audio are read no more
+      31     b           a and d ended
+
+transformers' own loop keeps every row until the last one ends; a row that repeats itself up to the
+token limit then makes the others pay for it. What is decoded is the same: each row depends on itself
+alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+# Called with (n,) int64, the places of the rows that go on, each time that others left.
+Stay = Callable[[Tensor], None]
+
+# Rows leave once they are this share of the batch: each leaving copies the rows that stay.
+_SHARE = 0.2
+
+
+def greedy(stay: Stay, synced: bool) -> Callable[..., Tensor]:
+    """A decoding loop for `generate(custom_generate=…)` of an encoder-decoder model.
+
+    Args:
+        stay: gets to know who stays.
+        synced: keep stepping until all ranks are done, as sharded weights need.
+    """
+
+    def decode(
+        model: Any,
+        input_ids: Tensor,
+        logits_processor: Any,
+        stopping_criteria: Any,
+        generation_config: Any,
+        **made: Any,
+    ) -> Tensor:
+        heard, cache = made["encoder_outputs"][0], made["past_key_values"]
+        rows = torch.arange(len(input_ids), device=input_ids.device)
+        ids, step = input_ids, input_ids
+        whole: list[Tensor] = list(input_ids)
+        going = torch.ones_like(rows, dtype=torch.bool)
+        while True:
+            logits = model(
+                decoder_input_ids=step,
+                encoder_outputs=(heard,),
+                past_key_values=cache,
+                use_cache=True,
+            ).logits[:, -1]
+            if going.any():
+                scores = logits_processor(ids, logits.to(torch.float32, copy=True))
+                step = scores.argmax(-1, keepdim=True)
+                ids = torch.cat([ids, step], dim=-1)
+                ended = going & stopping_criteria(ids, None)
+                going = going & ~ended
+                for place in ended.nonzero().flatten().tolist():
+                    whole[rows[place]] = ids[place]
+            left = int(going.sum())
+            if not _any(left > 0, synced, ids.device):
+                break
+            # One row stays for as long as other ranks go on.
+            if 0 < left <= (1 - _SHARE) * len(rows):
+                kept = going.nonzero().flatten()
+                cache.batch_select_indices(kept)
+                heard, rows, ids, step, going = (t[kept] for t in (heard, rows, ids, step, going))
+                stay(kept)
+        return pad_sequence(whole, batch_first=True, padding_value=generation_config.pad_token_id)
+
+    return decode
+
+
+def _any(mine: bool, synced: bool, device: torch.device) -> bool:
+    """Whether any rank has rows that go on; this one's alone where ranks are not in step."""
+    if not synced:
+        return mine
+    flag = torch.tensor(int(mine), device=device)
+    dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+    return bool(flag.item())
