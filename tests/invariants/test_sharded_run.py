@@ -15,7 +15,7 @@ from salsa_dist import evaluate, load_config, load_speech_llm, train
 from salsa_dist.config import Config
 
 # 24 transcripts in batches of five: three calls of generate() for one rank, two for the other.
-EVALUATION = {"windows_s": [None], "batch": 5, "max_new_tokens": 8}
+EVALUATION = {"windows_s": [None], "batch": 8, "max_new_tokens": 8}
 
 
 def config_in(folder: Path, base: Path, shards: Path, **sections: Any) -> Config:
@@ -58,7 +58,7 @@ def test_uneven_numbers_of_batches_give_the_transcripts_of_one_process(
     run: Path, tmp_path: Path, tiny_base: Path, tiny_shards: Path
 ) -> None:
     batches = [len(f.read_text().splitlines()) for f in sorted((run / "evaluation").glob("*.jsonl"))]
-    assert batches == [5 + 5 + 4, 5 + 5]
+    assert batches == [8 + 8, 8]
     alone = config_in(tmp_path / "alone", tiny_base, tiny_shards)
     train(alone)
     evaluate(alone)
