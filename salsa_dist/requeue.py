@@ -72,6 +72,8 @@ def _newest_step(run: Path) -> int:
 def main(arguments: list[str]) -> int:
     run, logs, status, tries = arguments
     job = os.environ["SALSA_JOB"]
+    if not job:  # the batch script was run by hand, outside of Slurm
+        return 0
     state = subprocess.run(
         ["squeue", "--noheader", "--format=%T", "--job", job], capture_output=True, text=True
     ).stdout.strip()
