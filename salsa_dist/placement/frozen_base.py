@@ -93,6 +93,9 @@ class FrozenBase:
                 self.model, speech_llm.sources, self.size, settings, ranks.device, say
             )
         sites = site_modules(self.model, speech_llm.layers)
+        # Where layers are named by hand, `encoder` sites may be no part of what the family encodes with.
+        within = self.model.get_encoder().modules() if isinstance(self.family, EncodesApart) else ()
+        self._encodes_apart = any(module is sites.get("encoder.0") for module in within)
         self._kept: KeptPrefix | None = None
         self._hooks = ExitStack()
         # Before the bank: what it gives to each sample is not yet steered.
@@ -151,7 +154,8 @@ class FrozenBase:
             return Prompts([], [], None)
         cut = [long_audio.pieces(clip, self.family.window_s) for clip in taking_part]
         parts = [piece for pieces in cut for piece in pieces]
-        if isinstance(self.family, EncodesApart):
+        if self._encodes_apart:
+            assert isinstance(self.family, EncodesApart)
             heard = list({(piece.language, piece.key): piece for piece in parts}.values())
             batch = self.family.shared_prompt_batch(parts, heard)
         else:

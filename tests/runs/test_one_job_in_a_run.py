@@ -40,7 +40,7 @@ def stops_later(real):
     return call
 
 FrozenBase.token_losses = stops_later(FrozenBase.token_losses)
-FrozenBase.generate = stops_later(FrozenBase.generate)
+FrozenBase.answer = stops_later(FrozenBase.answer)
 mean_difference.mean_activations = stops_later(mean_difference.mean_activations)
 run_command(sys.argv[1], sys.argv[2], sys.argv[3:])
 """
