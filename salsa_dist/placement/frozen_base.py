@@ -93,7 +93,7 @@ class FrozenBase:
                 self.model, speech_llm.sources, self.size, settings, ranks.device, say
             )
         sites = site_modules(self.model, speech_llm.layers)
-        # Where layers are named by hand, `encoder` sites may be no part of what the family encodes with.
+        # Where layers are named by hand, `encoder` sites may be no part of what encodes.
         within = self.model.get_encoder().modules() if isinstance(self.family, EncodesApart) else ()
         self._encodes_apart = any(module is sites.get("encoder.0") for module in within)
         self._kept: KeptPrefix | None = None
