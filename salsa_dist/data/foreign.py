@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from salsa_dist.data.archive import DamagedTar
+from salsa_dist.data.file_hash import sha256_of
 from salsa_dist.data.index import FILE, Entry, Shard, ShardIndex
 from salsa_dist.data.shards import (
     AUDIO_KINDS,
@@ -26,7 +27,7 @@ from salsa_dist.data.shards import (
 )
 from salsa_dist.data.tar_samples import Found, found, tars
 from salsa_dist.data.utterance import key, split_in
-from salsa_dist.data.writer import Packed, check_name, is_key, put, sha256_of, write_tar
+from salsa_dist.data.writer import Packed, check_name, is_key, put, write_tar
 from salsa_dist.errors import UserError
 from salsa_dist.new_folder import made_beside
 

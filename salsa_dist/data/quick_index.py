@@ -11,7 +11,6 @@ whose index.json was changed; so both forms never disagree, and nobody has to ca
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -22,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from salsa_dist.data.entries import Columns
+from salsa_dist.data.file_hash import sha256_of
 
 SCHEMA = "salsa-dist/index-columns/1"
 FILE = "index.columns"
@@ -32,7 +32,7 @@ def write(folder: Path, of: str, head: dict[str, Any], columns: Columns) -> None
     """Write `folder/index.columns` for the index that lies in `folder/of`."""
     tensors: dict[str, np.ndarray[Any, Any]] = {name: getattr(columns, name) for name in _KINDS}
     tensors["head"] = np.frombuffer(json.dumps(head).encode(), np.uint8)
-    facts = json.dumps({"schema": SCHEMA, "of": _sha256(folder / of)})
+    facts = json.dumps({"schema": SCHEMA, "of": sha256_of(folder / of)})
     part = folder / f".{FILE}.{os.getpid()}"
     try:
         # One key: safetensors writes several in any order, and a build gives the same bytes always.
@@ -50,7 +50,7 @@ def read(folder: Path, of: str) -> tuple[Any, Columns] | None:
     """
     if not (folder / FILE).is_file():
         return None
-    sha256 = _sha256(folder / of)
+    sha256 = sha256_of(folder / of)
     try:
         with safe_open(folder / FILE, framework="numpy") as file:
             facts = json.loads((file.metadata() or {}).get("salsa_dist", "{}"))
@@ -74,11 +74,3 @@ def _fit(columns: Columns) -> bool:
         and len(columns.key_ends) == count
         and (not count or int(columns.key_ends[-1]) == len(columns.keys) - 1)
     )
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

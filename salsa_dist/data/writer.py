@@ -11,7 +11,6 @@ The same samples in the same order give the same bytes: times, owners and modes 
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
@@ -29,6 +28,7 @@ import numpy as np
 import soundfile
 
 from salsa_dist.data.audio import Audio
+from salsa_dist.data.file_hash import sha256_of
 from salsa_dist.data.index import Entry, Shard, ShardIndex
 from salsa_dist.data.shards import SAMPLE_RATE
 from salsa_dist.data.utterance import MAX_SECONDS
@@ -216,15 +216,6 @@ def put(part: Path, file: Path) -> None:
     with part.open("rb") as stream:
         os.fsync(stream.fileno())
     part.replace(file)
-
-
-def sha256_of(path: Path) -> str:
-    """Of a file's bytes, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def flac(audio: Audio, rate: int) -> bytes:
