@@ -19,7 +19,8 @@ from torch.distributed.rendezvous import rendezvous
 
 from salsa_dist.errors import UserError
 
-# A rank that waits longer than this for its peers gives up; loading a large base takes minutes.
+# Ranks may start that much apart, and torch lets no collective wait longer: the last resort, where a
+# watchdog ends a job long before and says who hangs.
 _TIMEOUT = timedelta(minutes=20)
 
 
@@ -39,8 +40,18 @@ class Ranks:
 
 
 @contextmanager
-def join() -> Iterator[Ranks]:
-    """Join the process group that the launcher's environment describes; leave it at the end."""
+def join(hang_after_s: float = 0.0) -> Iterator[Ranks]:
+    """Join the process group that the launcher's environment describes; leave it at the end.
+
+    Args:
+        hang_after_s: `training.hang_after_s`, where a watchdog looks after the ranks.
+
+    Raises:
+        UserError: the environment is not whole.
+        TimeoutError: ranks never came; names them.
+    """
+    # A rank that waits for one that moves is to be ended by neither.
+    timeout = max(_TIMEOUT, timedelta(seconds=4 * hang_after_s))
     env = os.environ
     rank, world = int(env.get("RANK", 0)), int(env.get("WORLD_SIZE", 1))
     local_rank = int(env.get("LOCAL_RANK", 0))
@@ -58,9 +69,10 @@ def join() -> Iterator[Ranks]:
                 "launchers/slurm.py, torchrun or accelerate launch"
             )
         store = _meeting_place(rank, world)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=_TIMEOUT)
+        _wait_for_all(store, rank, world)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
     else:
-        dist.init_process_group(backend, rank=0, world_size=1, store=dist.HashStore(), timeout=_TIMEOUT)
+        dist.init_process_group(backend, rank=0, world_size=1, store=dist.HashStore(), timeout=timeout)
     try:
         yield Ranks(rank, world, local_rank, local_world, device)
     finally:
@@ -86,6 +98,23 @@ def _meeting_place(rank: int, world: int) -> dist.Store:
             _stores.append(found)
     _joins += 1
     return dist.PrefixStore(f"join-{_joins}", _stores[0])
+
+
+def _wait_for_all(store: dist.Store, rank: int, world: int) -> None:
+    """Until every rank has come to the meeting place."""
+    store.set(f"here-{rank}", "")
+    keys = {other: f"here-{other}" for other in range(world)}
+    try:
+        store.wait(list(keys.values()), _TIMEOUT)
+    except dist.DistError as e:
+        missing = [other for other, key in keys.items() if not store.check([key])]
+        if not missing:
+            raise
+        named = ", ".join(map(str, missing[:16])) + (" …" if len(missing) > 16 else "")
+        raise TimeoutError(
+            f"rank {rank} of {world} waited {_TIMEOUT.total_seconds():g} s for rank {named}, which "
+            "never came: look at the log of that rank, or at its node"
+        ) from e
 
 
 def _store_on_socket(world: int) -> dist.Store:
