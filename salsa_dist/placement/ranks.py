@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.rendezvous import rendezvous
 
 from salsa_dist.errors import UserError
 
@@ -91,11 +91,7 @@ def _meeting_place(rank: int, world: int) -> dist.Store:
     """
     global _joins
     if not _stores:
-        if rank == 0 and "SALSA_RENDEZVOUS_FD" in os.environ:
-            _stores.append(_store_on_socket(world))
-        else:
-            found, *_ = next(rendezvous("env://", rank, world, timeout=_TIMEOUT))
-            _stores.append(found)
+        _stores.append(_store(rank, world))
     _joins += 1
     return dist.PrefixStore(f"join-{_joins}", _stores[0])
 
@@ -117,17 +113,24 @@ def _wait_for_all(store: dist.Store, rank: int, world: int) -> None:
         ) from e
 
 
-def _store_on_socket(world: int) -> dist.Store:
-    """On the port that the launcher has held since the job's start."""
+def _store(rank: int, world: int) -> dist.Store:
+    """The store that torch's `env://` would make, but for waiting: who is missing is found out here.
+
+    The first rank has it, on the port that its launcher has held since the job began, or torchrun.
+    """
     env = os.environ
+    with_launcher = env.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    held: dict[str, Any] = {}
+    if rank == 0 and not with_launcher and "SALSA_RENDEZVOUS_FD" in env:
+        held["master_listen_fd"] = int(env.pop("SALSA_RENDEZVOUS_FD"))
     return dist.TCPStore(
         env["MASTER_ADDR"],
         int(env["MASTER_PORT"]),
         world,
-        is_master=True,
+        is_master=rank == 0 and not with_launcher,
         timeout=_TIMEOUT,
         wait_for_workers=False,
-        master_listen_fd=int(env.pop("SALSA_RENDEZVOUS_FD")),
+        **held,
     )
 
 

@@ -244,6 +244,7 @@ def _choose_accelerator() -> None:
 
 def _import_deepspeed() -> Any:
     _choose_accelerator()
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed reads it even where no launcher was
     import deepspeed
 
     deepspeed.utils.logger.setLevel(logging.WARNING)
