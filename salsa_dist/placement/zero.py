@@ -130,6 +130,10 @@ class ZeroShards:
         groups = [dist.new_group(list(range(i, i + size))) for i in range(0, world, size)]
         self.group = groups[dist.get_rank() // size]
         dtype = next(model.parameters()).dtype
+        if _offload_device(settings) == "nvme":
+            # A part must fit into one of the buffers that it is read into.
+            largest = max(-(-p.numel() // size) for p in model.parameters())
+            settings["zero_optimization"]["offload_param"].setdefault("buffer_size", largest)
         keep = _cutter(deepspeed, self.group, settings, dtype)
         if sources is None:
             for parameter in model.parameters():
