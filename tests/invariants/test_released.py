@@ -36,12 +36,10 @@ CASES: dict[str, dict[str, Any]] = {
     # The layers below are run without autograd, and their clips once for both adapters.
     "last-half": {"sites": "encoder:last-half"},
     "last-half-checkpointed": {"sites": "encoder:last-half", "activation_checkpointing": True},
-    # They are run before training, and never in it.
+    # They are run before training; in it the encoder starts at its first steered layer.
     "prefix-kept": {"sites": "encoder:last-half", "prefix_cache": "memory"},
     "threshold": {"sites": "encoder+llm", "zero": THRESHOLD},
 }
-# With a kept prefix the encoder is walked from its first steered layer on, all the same by its forward.
-LEAVES_SOMETHING = [name for name in CASES if name != "threshold"]
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +82,7 @@ def test_nothing_stays_gathered_after_a_step(runs: Path, name: str) -> None:
         assert seen["after"] == [{}] * STEPS
 
 
-@pytest.mark.parametrize("name", LEAVES_SOMETHING)
+@pytest.mark.parametrize("name", CASES)
 def test_backward_had_left_weights_to_release(runs: Path, name: str) -> None:
     """Else the test above would pass on a loop that releases nothing."""
     for seen in facts(runs, name):
