@@ -169,7 +169,7 @@ def evaluate(config: Config) -> Path:
         for window in config.evaluation.windows_s:
             for rows in _passes(config):
                 watchdog.at(None, "loading the base", reads=True)
-                with _ready(config, placed.placement, window, rows, index, ranks) as decoder:
+                with _ready(config, placed.placement, window, rows, index, ranks, watchdog) as decoder:
                     for own in _apart(config, rows):
                         decoded += _decode(config, folder, index, own, decoder, ranks, watchdog)
         if ranks.is_first:
@@ -227,6 +227,7 @@ def _ready(
     rows: Sequence[int],
     index: ShardIndex,
     ranks: Ranks,
+    watchdog: Watchdog,
 ) -> Iterator[_Decoder]:
     """The base with what a pass adds to it."""
     method = config.method
@@ -248,7 +249,10 @@ def _ready(
             pool = first_clips(
                 config.data.shards, index, adapter.language, method.pool, speech_llm.window_s
             )
-            examples = InContext(method, speech_llm, pool, adapter.seed)
+            examples = InContext(
+                *(method, speech_llm, pool, adapter.seed),
+                lambda: watchdog.at(None, "hearing the examples"),
+            )
         else:
             bank = _bank(config, speech_llm, ranks)
     if isinstance(method, InContextMethod | ZeroShotMethod) and not (config.run / events.NAME).exists():
