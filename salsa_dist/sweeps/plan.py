@@ -336,6 +336,7 @@ def identity(entry: Entry, sweep: Sweep, facts: BaseFacts, index: ShardIndex) ->
             training.warmup,
             training.decay,
             training.clip_norm,
+            *([training.window_s] if training.window_s else []),
         ],
         "language": entry.language,
         "sites": select(entry.sites, facts.layers),

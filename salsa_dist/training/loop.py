@@ -98,7 +98,7 @@ def train(config: Config) -> Trained:
         for line in [*placed.lines, *(checked.against_plan(placed.row) if checked else ())]:
             say(line)
         lock = stack.enter_context(run_lock.held_for_all(config.run, ranks))
-        speech_llm = load_base(config.base, ranks, placed.placement, say)
+        speech_llm = load_base(config.base_in_training(), ranks, placed.placement, say)
         bank = make_bank(config, speech_llm, ranks.device)
         start_bank(bank, config, speech_llm)
         optimizer = PackedAdam(bank, _schedules(config), config.training.clip_norm)
