@@ -52,5 +52,5 @@ def test_a_training_window_is_part_of_what_decides_the_vectors(
 ) -> None:
     path = make_config(tmp_path, tiny_base, tiny_shards)
     assert load_config(path, ["training.window_s=1"]).digest() != load_config(path).digest()
-    with pytest.raises(UserError, match="training.window_s is 2 and base.window_s 1.5"):
+    with pytest.raises(UserError, match=r"training\.window_s is 2 and base\.window_s 1\.5"):
         load_config(path, ["training.window_s=2", "base.window_s=1.5"])
