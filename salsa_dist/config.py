@@ -304,6 +304,11 @@ _METHODS: dict[str, type[_Section]] = {
 class TrainingConfig(_Section):
     steps: int = Field(160, ge=1, description="steps of each adapter")
     lr: float = Field(1e-2, gt=0)
+    lr_scale: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        {},
+        description="by which the rate of some steering vectors is multiplied, such as {llm: 0.5, "
+        "encoder:5: 3}; of two that name a layer the last. For layers whose activations differ in size",
+    )
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps with a rising rate")
     decay: Literal["cosine", "none"] = "cosine"
     clip_norm: float | None = Field(1.0, gt=0, description="of one adapter's gradient; null: off")
@@ -504,6 +509,7 @@ class Config(_Section):
                     ),
                     *("share_prefix", "prefix_cache", "prefix_cache_gb", "prefix_folder"),
                     *(() if self.training.window_s else ("window_s",)),
+                    *(() if self.training.lr_scale else ("lr_scale",)),
                     *(() if halving else ("dev_clips",)),
                 },
             },
