@@ -1,6 +1,6 @@
 """Running a sweep's jobs on this machine, some side by side, each in processes of its own.
 
-    jobs in order ──► at most `at_once` threads, each: train, then evaluate, in processes that it waits for
+    jobs in order ──► at most `at_once` threads, each: train, then evaluate, in processes of their own
 
 A job that fails does not end the sweep: the others run, and what failed is told at the end. A signal
 goes on to the jobs, which save their states; the same command goes on from there.
