@@ -12,12 +12,13 @@ from tiny_families import FAMILIES
 
 from salsa_dist import load_config, load_speech_llm
 from salsa_dist.baselines.in_context import InContext
-from salsa_dist.baselines.mean_difference import first_clips, mean_activations
+from salsa_dist.baselines.mean_difference import mean_activations
 from salsa_dist.baselines.tunable import install
 from salsa_dist.cli import run_command
 from salsa_dist.config import BiasMethod, InContextMethod, LoraMethod
 from salsa_dist.data.clip import SAMPLE_RATE, Clip
 from salsa_dist.data.index import ShardIndex
+from salsa_dist.data.reading import first_clips
 from salsa_dist.errors import UserError
 from salsa_dist.evaluation.report import build_report, write_report
 from salsa_dist.steering.sites import site_modules
