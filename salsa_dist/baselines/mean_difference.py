@@ -42,11 +42,15 @@ def make_vectors(config: Config) -> list[Path]:
     method = config.method
     if not isinstance(method, MeanDifferenceMethod):
         raise ValueError(f"method {method.kind} takes no mean differences")
-    with join() as ranks, ExitStack() as stack:
+    hang_after_s = config.training.hang_after_s
+    with join(hang_after_s) as ranks, ExitStack() as stack:
+        watchdog = stack.enter_context(Watchdog(config.run, ranks.rank, ranks.world_size, hang_after_s))
         index = ShardIndex.load(config.data.shards)
+        watchdog.at(None, "comparing settings")
         agree(ranks, settings_facts(config, index.hash))
         stack.enter_context(run_lock.held_for_all(config.run, ranks))
         whole = PlacementConfig(kind="replicate")
+        watchdog.at(None, "loading the base", reads=True)
         speech_llm = load_base(config.base, ranks, whole, silent)
         layers = find_layers(speech_llm.model, speech_llm.layers)
         counts = {component: len(stack) for component, stack in layers.items()}
@@ -55,19 +59,16 @@ def make_vectors(config: Config) -> list[Path]:
             for a in config.adapter_settings()
         ]
         bank = Bank(specs, site_widths(layers), ranks.device)
+        watchdog.at(None, "comparing what was loaded")
         agree(ranks, base_facts(speech_llm, bank, ranks, whole))
         languages = dict.fromkeys([method.contrast, *(a.language for a in config.adapter_settings())])
         means = {}
-        watchdog = Watchdog(config.run, ranks.rank, ranks.world_size, config.training.hang_after_s)
-        with watchdog:
-            for number, language in enumerate(languages):
-                watchdog.at(number, f"mean activations of {language}")
-                clips = first_clips(
-                    config.data.shards, index, language, method.clips, speech_llm.window_s
-                )
-                means[language] = mean_activations(speech_llm, bank.sites, clips)
-            watchdog.at(len(languages), "waiting for the other ranks")
-            dist.barrier()
+        for number, language in enumerate(languages):
+            watchdog.at(number, f"mean activations of {language}")
+            clips = first_clips(config.data.shards, index, language, method.clips, speech_llm.window_s)
+            means[language] = mean_activations(speech_llm, bank.sites, clips)
+        watchdog.at(len(languages), "waiting for the other ranks")
+        dist.barrier()
         for row, (spec, adapter) in enumerate(zip(specs, config.adapter_settings(), strict=True)):
             own = means[adapter.language]
             vectors = {s: adapter.scale * (means[method.contrast][s] - own[s]) for s in spec.sites}
@@ -84,11 +85,15 @@ def make_vectors(config: Config) -> list[Path]:
         if dev is not None:
             base = FrozenBase(speech_llm, bank, ranks, PlacementConfig(kind="replicate"))
             stack.callback(base.close)
-            losses = dev.losses(base, config, range(len(specs)))
+            losses = dev.losses(
+                *(base, config, range(len(specs))),
+                lambda: watchdog.at(len(languages), "measuring on dev clips"),
+            )
             events.write("dev_loss", adapters=finite_losses(losses, [s.name for s in specs]))
         if ranks.is_first:  # every rank has the same means
             save_adapters(folder, bank, config, speech_llm, index, {})
         events.write("end", step=0)
+        watchdog.at(len(languages), "waiting for the other ranks to end")
         dist.barrier()
         return [folder / spec.name for spec in specs]
 

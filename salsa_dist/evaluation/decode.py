@@ -149,23 +149,28 @@ def evaluate(config: Config) -> Path:
     Returns the folder with the transcripts; `build_report` scores them.
     """
     folder = config.run / "evaluation"
-    with join() as ranks, ExitStack() as stack:
+    hang_after_s = config.training.hang_after_s
+    with join(hang_after_s) as ranks, ExitStack() as stack:
+        watchdog = stack.enter_context(Watchdog(config.run, ranks.rank, ranks.world_size, hang_after_s))
         index = ShardIndex.load(config.data.shards)
+        watchdog.at(None, "comparing settings")
         agree(ranks, settings_facts(config, index.hash))
         digests = {a.name: _digest(config, a.name) for a in config.adapters}
         stack.enter_context(run_lock.held_for_all(config.run, ranks))
         if ranks.is_first:
             _make_folder(folder, config, index, digests)
         dist.barrier()
+        watchdog.at(None, "choosing a placement", reads=True)
         placed = choose(config, ranks, training=False)
         if ranks.is_first:
             print(*placed.lines, sep="\n", flush=True)
         started, decoded = time.monotonic(), 0
         for window in config.evaluation.windows_s:
             for rows in _passes(config):
+                watchdog.at(None, "loading the base", reads=True)
                 with _ready(config, placed.placement, window, rows, index, ranks) as decoder:
                     for own in _apart(config, rows):
-                        decoded += _decode(config, folder, index, own, decoder, ranks)
+                        decoded += _decode(config, folder, index, own, decoder, ranks, watchdog)
         if ranks.is_first:
             _summarise(folder, config, time.monotonic() - started, decoded, ranks)
     return folder
@@ -252,6 +257,9 @@ def _ready(
         begun.close()
     agree(ranks, base_facts(speech_llm, bank, ranks, placement))
     base = FrozenBase(speech_llm, bank, ranks, placement)
+    held = base.as_loaded()
+    if ranks.is_first:
+        print(held, flush=True)
     limit, decoding = config.evaluation.max_new_tokens, config.evaluation.decoding.model_dump()
 
     def solved(clips: Sequence[Clip]) -> list[Transcript]:
@@ -275,6 +283,7 @@ def _decode(
     rows: Sequence[int],
     decoder: _Decoder,
     ranks: Ranks,
+    watchdog: Watchdog,
 ) -> int:
     """Transcribe what is still missing of `rows`; returns how many clips, over all ranks."""
     window = decoder.window_s
@@ -308,11 +317,9 @@ def _decode(
         clips = [replace(read[i.shard.path, i.entry.key], row=max(i.row, -1)) for i in batch]
         return clips, decoder.prepare(clips)
 
-    watchdog = Watchdog(config.run, ranks.rank, ranks.world_size, config.training.hang_after_s)
     with (
         jsonl.append(folder / f"window{window:g}-rank{ranks.rank}.jsonl") as out,
         ThreadPoolExecutor(1) as reader,
-        watchdog,
     ):
         coming = [reader.submit(prepared, batch) for batch in mine[:1]]
         for call, batch in enumerate(mine):

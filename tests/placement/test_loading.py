@@ -11,17 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from conformance import random_bank
 from safetensors.torch import load_file, save_file
 from tiny import make_base
 from tiny_families import FAMILIES as MAKERS
 from torch import nn
 
 from salsa_dist import UserError
-from salsa_dist.config import BaseConfig, PlacementConfig
-from salsa_dist.placement.frozen_base import FrozenBase
-from salsa_dist.placement.loading import Part, fill, load_base, silent
-from salsa_dist.placement.ranks import join
+from salsa_dist.placement.loading import Part, fill, silent
 from salsa_dist.speech_llms.load import SpeechLLM, load_speech_llm, model_class
 from salsa_dist.speech_llms.unfilled import unfilled
 
@@ -230,23 +226,3 @@ def test_a_base_in_cpu_memory_gives_the_same_gradients(kind: str, four_ranks: li
         assert facts["held_on"] == ["cpu"]
         assert facts["resident"] == facts["buffer_bytes"], "parts still count as on the device"
         assert facts["parts"] >= facts["parameters"] / (1 if kind == "replicate" else 4)
-
-
-def test_a_disk_that_cannot_take_the_base_is_refused_before_weights_are_read(
-    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("salsa_dist.speech_llms.weight_files.StoredTensor.read", None)
-    monkeypatch.setattr(
-        "deepspeed.ops.op_builder.AsyncIOBuilder.is_compatible", lambda self, verbose: False
-    )
-    for folder, message in (
-        (None, r"say in placement\.nvme_path which folder"),
-        (tmp_path / "absent", "is no folder that can be written to"),
-        (tmp_path, "install libaio-dev"),
-    ):
-        placement = PlacementConfig(kind="replicate", offload="nvme", nvme_path=folder)
-        with join() as ranks:
-            base = load_base(BaseConfig(name=str(tiny_base)), ranks, placement, silent)
-            bank = random_bank(base, ["salsa"])
-            with pytest.raises(UserError, match=message):
-                FrozenBase(base, bank, ranks, placement)
