@@ -75,11 +75,15 @@ def clear_old(run: Path, days: int) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def write_submit(run: Path, folder: Path, arguments: Sequence[str]) -> Path:
-    """Write RUN/submit.sh: `arguments` of the launcher once more, from the snapshot `folder`."""
+def write_submit(run: Path, folder: Path, arguments: Sequence[str], config: Path) -> Path:
+    """Write RUN/submit.sh: `arguments` of the launcher once more, with `config`.
+
+    Args:
+        folder: the snapshot that it runs.
+    """
     script = run.absolute() / "submit.sh"
     words = [sys.executable, str(folder / "launchers" / "slurm.py")]
-    words += [*_without_config(arguments), "--config", str(folder / "config.yaml")]
+    words += [*_without_config(arguments), "--config", str(config.absolute())]
     text = (
         "#!/usr/bin/env bash\n"
         "# The newest launch of this run again, with the code and the config that it had.\n"

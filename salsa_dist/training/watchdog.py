@@ -56,6 +56,8 @@ class Watchdog:
 
     def __enter__(self) -> Watchdog:
         self._place = (*self._place[:2], time.monotonic())
+        if self._rank == 0:
+            self._forget_others()
         self._thread.start()
         return self
 
@@ -83,6 +85,13 @@ class Watchdog:
                 faulthandler.dump_traceback_later(2 * self._hang_after_s, exit=True)
             if self._stood_s() > self._hang_after_s:
                 self._give_up(pause)
+
+    def _forget_others(self) -> None:
+        """Remove what ranks left that this start has not: it may have fewer than the one before."""
+        for path in self._folder.glob("rank-*.json"):
+            if int(path.stem.removeprefix("rank-")) >= self._world_size:
+                with suppress(OSError):
+                    path.unlink(missing_ok=True)
 
     def _stood_s(self) -> float:
         return time.monotonic() - self._place[2]

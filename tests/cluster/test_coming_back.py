@@ -91,13 +91,19 @@ def fault_link_cut(bench: Bench) -> None:
 
 
 def fault_node_killed(bench: Bench) -> None:
-    """slurmd and tasks of a node killed: requeued on the nodes that are left."""
+    """slurmd and tasks of a node killed: requeued on the nodes that are left, on fewer if need be."""
     # n3 weighs less than n1 and n2, so it is taken first.
-    run = bench.run("node", nodes="n1,n2,n3")
-    run.wait_for_step(5)
+    spare = bench.run("node", nodes="n1,n2,n3")
+    fewer = bench.run("fewer-nodes", "--min-nodes", "1", nodes="n2,n3")
+    for run in (spare, fewer):
+        run.wait_for_step(5)
+        assert run.tasks("n3"), run.logs()
     bench.cluster.crash("n3")
-    run.wait_for_requeue(3 * SOON_S)
-    ends_as_if_nothing_happened(bench, run)
+    for run in (spare, fewer):
+        run.wait_for_requeue(3 * SOON_S)
+    ends_as_if_nothing_happened(bench, spare)
+    ends_as_if_nothing_happened(bench, fewer, 1e-5)
+    assert [event["world_size"] for event in fewer.events("start")] == [2, 1]
 
 
 def fault_time_limit(bench: Bench) -> None:
