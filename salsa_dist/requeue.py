@@ -72,8 +72,8 @@ def _newest_step(run: Path) -> int:
 def _is_this_start(job: str) -> bool:
     """Whether Slurm still runs the start of `job` that this process is of.
 
-    If not it was cancelled, preempted, or requeued already by whatever stopped the ranks; on a node that
-    was cut off it may run elsewhere by now.
+    If not it was cancelled, preempted, or requeued already by whatever stopped the ranks; seen from a
+    node that was cut off, it may run elsewhere by now.
     """
     command = ["scontrol", "show", "job", "--oneliner", job]
     shown = subprocess.run(command, capture_output=True, text=True).stdout
