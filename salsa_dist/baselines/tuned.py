@@ -65,7 +65,7 @@ def tune(config: Config) -> list[Path]:
             if adapter.name in there:
                 continue
             own = config.model_copy(update={"adapters": [adapter]})
-            speech_llm = load_base(config.base, ranks, whole, say)
+            speech_llm = load_base(config.base_in_training(), ranks, whole, say)
             weights = installed(own, speech_llm, settings)
             batches = make_batches(own, index, speech_llm, ranks)
             agree(ranks, base_facts(speech_llm, Bank([], {}, ranks.device), ranks, whole))

@@ -153,7 +153,7 @@ def read_entries(
                 continue
             if adapter is None:
                 made, seed = Entry(language, ZERO_SHOT, window, ZERO_SHOT, family=ZERO_SHOT), 0
-            elif _trained_at(config, window, groups):
+            elif _compared_at(config, window, groups):
                 name = names[run, adapter] if names else method_name(config, settings[adapter])
                 made = _entry(file, settings[adapter], name, language, window)
                 seed = settings[adapter].seed
@@ -218,8 +218,8 @@ def scored(h: Hypothesis) -> metrics.Scored:
     )
 
 
-def _trained_at(config: Config, window: float, groups: Mapping[Any, Any]) -> bool:
-    """Whether adapters are compared at this window: the one that they were trained at."""
+def _compared_at(config: Config, window: float, groups: Mapping[Any, Any]) -> bool:
+    """Whether adapters are compared at this window: `base.window_s`, or the base's own."""
     if config.base.window_s is not None:
         return math.isclose(window, config.base.window_s)
     given = [w for w in config.evaluation.windows_s if w is not None]

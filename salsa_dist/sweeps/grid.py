@@ -98,6 +98,7 @@ class Jobs(_Section):
     adapters: int = Field(64, ge=1, description="most adapters of one job")
     nodes: int = Field(1, ge=1, description="nodes of one job")
     ranks_per_node: int = Field(1, ge=1)
+    at_once: int = Field(1, ge=1, description="jobs side by side where the sweep runs on this machine")
     memory_gb: float | None = Field(
         None, gt=0, description="memory of one rank; null: that of this machine, or of its GPU"
     )

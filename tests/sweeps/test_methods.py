@@ -68,7 +68,7 @@ def write(folder: Path, base: Path, shards: Path, **sections: Any) -> Path:
 def in_this_process(most: int) -> Any:
     """Runs jobs here instead of in processes of their own, and stops after `most` commands."""
 
-    def run_jobs(jobs: Sequence[JobFolder], ranks: int) -> int:
+    def run_jobs(jobs: Sequence[JobFolder], ranks: int, at_once: int) -> int:
         left = most
         for job in jobs:
             for verb in job.to_do():
@@ -233,6 +233,34 @@ def test_a_choice_is_for_each_language_or_for_all(
     assert diverged[0].chosen.lr == 0.2
     with pytest.raises(UserError, match="no try in bg, el came to a number"):
         choose(sweep, dict.fromkeys(names))
+
+
+def test_tries_in_some_languages_serve_all_and_an_entry_may_have_fewer_seeds(
+    tmp_path: Path, tiny_base: Path, tiny_shards: Path
+) -> None:
+    grid = {"language": ["bg", "el"], "seed": [0, 1, 2]}
+    methods = [
+        {"kind": "salsa", "lr": [0.1, 0.2]},
+        {"kind": "salsa", "sites": "llm", "lr": [0.1, 0.2], "seeds": 1},
+    ]
+    tuning = {"per": "all", "languages": ["el"]}
+    sweep = load_sweep(
+        write(tmp_path, tiny_base, tiny_shards, grid=grid, methods=methods, tuning=tuning)
+    )
+    tries = tries_of(sweep)
+    assert [(e.language, e.lr) for e in tries] == [("el", 0.1), ("el", 0.2)] * 2
+    measured: dict[str, float | None] = dict(
+        zip([e.name for e in tries], [0.5, 0.4, 0.1, 0.3], strict=True)
+    )
+    finals = finals_of(sweep, choose(sweep, measured))
+    assert [(e.language, e.lr, e.seed) for e in finals] == [
+        *(("bg", 0.2, seed) for seed in (0, 1, 2)),
+        *(("el", 0.2, seed) for seed in (0, 1, 2)),
+        *(("bg", 0.1, 0), ("el", 0.1, 0)),
+    ]
+    alone = write(tmp_path, tiny_base, tiny_shards, methods=methods, tuning={"languages": ["el"]})
+    with pytest.raises(UserError, match="set per: all"):
+        load_sweep(alone)
 
 
 def test_by_loss_nothing_is_decoded_for_a_try_and_all_methods_have_one_measure(
