@@ -121,9 +121,9 @@ def _beside(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _tuning(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A row for each method that had tries: {languages: [(what was tried, dev measure, chosen)]}.
+    """A row for each method that had tries: {language: [(what was tried, dev measure, chosen)]}.
 
-    A choice for several languages at once shows the mean over them.
+    A choice by several languages at once has their mean too.
     """
     made: dict[str, dict[str, Any]] = {}
     for choice in (comparison["tuning"] or {"choices": []})["choices"]:
@@ -131,10 +131,13 @@ def _tuning(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
             continue
         size = "" if choice["minutes"] is None else f", {choice['minutes']:g} min"
         row = made.setdefault(choice["method"] + size, {"tries": len(choice["tries"]), "languages": {}})
-        row["languages"][", ".join(choice["languages"])] = [
-            (t["tried"], _mean(t["dev"].values()), t["tried"] == choice["chosen"])
-            for t in choice["tries"]
-        ]
+        for tried in choice["tries"]:
+            measures = dict(tried["dev"])
+            if len(measures) > 1:
+                measures["mean"] = _mean(measures.values())
+            for language, measure in measures.items():
+                told = tried["tried"], measure, tried["tried"] == choice["chosen"]
+                row["languages"].setdefault(language, []).append(told)
     return [{"method": method, **row} for method, row in made.items()]
 
 
