@@ -60,10 +60,25 @@ def test_jsonl_with_files_parts_and_splits(tmp_path: Path) -> None:
 def test_other_columns_go_along_as_words_and_numbers_alone(tmp_path: Path) -> None:
     wave(tmp_path / "a.wav")
     row = {
-        **{"audio": "a.wav", "text": "да", "language": "bg", "id": "one", "duration": 0.5},
-        **{"grade": " K ", "age": 7, "native": True, "room": "007", "height": "1.25", "source": "mine"},
-        **{"nothing": None, "blank": " ", "long": "x" * 201, "list": [1], "tree": {"a": 1}},
-        **{"n" * 201: 1, "huge": 10**300, "loud": float("inf")},
+        "audio": "a.wav",
+        "text": "да",
+        "language": "bg",
+        "id": "one",
+        "duration": 0.5,
+        "grade": " K ",
+        "age": 7,
+        "native": True,
+        "room": "007",
+        "height": "1.25",
+        "source": "mine",
+        "nothing": None,
+        "blank": " ",
+        "long": "x" * 201,
+        "list": [1],
+        "tree": {"a": 1},
+        "n" * 201: 1,
+        "huge": 10**300,
+        "loud": float("inf"),
     }
     index = build("jsonl", rows_to(tmp_path / "a.jsonl", [row]), tmp_path / "o")
     ((_, _, facts),) = samples(index).values()
