@@ -137,6 +137,8 @@ def read_entries(
         UserError: one method and seed is there twice, or its seeds were decoded on different clips.
     """
     entries: dict[tuple[Any, ...], Entry] = {}
+    # What a run of the base alone decoded is the zero-shot of all; other runs' is only there beside it.
+    alone = any(file.config.method.kind == ZERO_SHOT for file in files)
     for run, file in zip(runs, files, strict=True):
         config = file.config
         settings = {a.name: a for a in config.adapter_settings()}
@@ -146,6 +148,8 @@ def read_entries(
                 groups[h.language, h.adapter, h.window_s].append(h)
         for (language, adapter, window), hypotheses in groups.items():
             if adapter is not None and names is not None and (run, adapter) not in names:
+                continue
+            if adapter is None and alone and config.method.kind != ZERO_SHOT:
                 continue
             if adapter is None:
                 made, seed = Entry(language, ZERO_SHOT, window, ZERO_SHOT, family=ZERO_SHOT), 0

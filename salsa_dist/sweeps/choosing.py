@@ -120,10 +120,10 @@ def finals_of(sweep: Sweep, choices: Sequence[Choice], guess: bool = False) -> l
     return list(finals.values())
 
 
-def write_chosen(sweep: Sweep, choices: Sequence[Choice]) -> None:
-    """`chosen.json`, whole or not at all."""
+def chosen_tree(sweep: Sweep, choices: Sequence[Choice]) -> dict[str, Any]:
+    """The tree of `chosen.json`."""
     tuning = sweep.file.tuning
-    tree: dict[str, Any] = {
+    return {
         "schema": SCHEMA,
         "choose_by": tuning.choose_by,
         "dev_clips": sweep.file.dev_clips,
@@ -141,6 +141,11 @@ def write_chosen(sweep: Sweep, choices: Sequence[Choice]) -> None:
             for c in choices
         ],
     }
+
+
+def write_chosen(sweep: Sweep, choices: Sequence[Choice]) -> None:
+    """`chosen.json`, whole or not at all."""
+    tree = chosen_tree(sweep, choices)
     path = sweep.file.sweep / NAME
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, json.dumps(tree, indent=1, ensure_ascii=False) + "\n")

@@ -104,6 +104,13 @@ class Jobs(_Section):
     )
 
 
+class Report(_Section):
+    """What the report of a comparison says beside its numbers."""
+
+    title: str | None = None
+    notes: str = Field("", description="such as what was cut, and why; an empty line parts paragraphs")
+
+
 class SweepFile(_Section):
     sweep: Folder = Field(description="folder of the sweep")
     config: Path | dict[str, Any] = Field(description="what all jobs share: a config file, or its tree")
@@ -116,6 +123,7 @@ class SweepFile(_Section):
     halving: HalvingConfig | None = Field(None, description="stop the worse adapters early")
     dev_clips: int = Field(32, ge=0, description="dev clips a language that adapters are measured on")
     jobs: Jobs = Jobs()
+    report: Report = Report()
 
 
 @dataclass(frozen=True)

@@ -603,8 +603,14 @@ def _decoded(entry: Entry, sweep: Sweep, index: ShardIndex) -> int:
     if "evaluate" not in _verbs(sweep, entry):
         return 0
     settings = _evaluation(sweep, entry)
-    there = sum(shard.samples for shard in index.select(settings["split"], entry.language))
-    return min(there, settings["clips"] or there) * len(settings["windows_s"])
+    there: dict[str, int] = {}
+    for shard in index.shards:
+        if shard.split == settings["split"]:
+            there[shard.language] = there.get(shard.language, 0) + shard.samples
+    forgetting = settings["forgetting"] if entry.stage == "final" else False
+    heard = {entry.language, *(there if forgetting is True else forgetting or ())}
+    clips = sum(min(there.get(x, 0), settings["clips"] or there.get(x, 0)) for x in heard)
+    return clips * len(settings["windows_s"])
 
 
 def _kinds(entries: Sequence[Entry]) -> str:
@@ -686,7 +692,12 @@ def _job_config(sweep: Sweep, entries: Sequence[Entry]) -> dict[str, Any]:
     tree["method"] = first.method.model_dump(mode="json")
     if first.stage:
         tree["evaluation"] |= _evaluation(sweep, first)
+    if first.stage == "final" and first.method.kind in ("salsa", "mean-difference"):
+        # Forgetting tells whether adapters that are off leave the base as it is.
+        tree["evaluation"]["zero_shot"] = bool(tree["evaluation"]["forgetting"])
     if first.stage == "try":
+        # A choice hears its own language alone.
+        tree["evaluation"]["forgetting"] = False
         # A learning rate that is too high loses; it does not stop the others of its job.
         tree["training"]["max_skipped"] = first.steps
     if tree["training"]["prefix_cache"] == "disk":

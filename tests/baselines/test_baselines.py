@@ -194,6 +194,17 @@ def test_only_examples_that_fit_the_window_are_taken(tiny_base: Path) -> None:
     assert ic.transcribe(clip, 5).text is not None
 
 
+def test_only_examples_whose_texts_leave_room_for_an_answer_are_taken(tiny_base: Path) -> None:
+    # The tiny base writes 48 tokens, of which the prompt takes 4; a Cyrillic letter takes two of them.
+    llm = load_speech_llm(tiny_base, window_s=2)
+    pool = [noise(f"p{i}", 0.3, text) for i, text in enumerate(("да" * 6, "не" * 2, "добро утро " * 5))]
+    ic = InContext(InContextMethod(kind="in-context", examples=3), llm, pool, 0)
+    assert len(ic.examples(noise("x", 0.3), 8)) == 2  # 24 + 9 tokens, where 36 are left
+    # Half of the 48 are kept for the answer.
+    assert [e.text for e in ic.examples(noise("x", 0.3), 100)] == ["не" * 2]
+    assert ic.transcribe(noise("x", 0.3), 100).text is not None
+
+
 def test_whisper_hears_examples_first_and_reads_their_texts(tiny_base: Path) -> None:
     family = load_speech_llm(tiny_base, window_s=2).family
     clip, example = noise("x", 0.5), noise("e", 0.4, "да")
