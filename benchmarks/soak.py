@@ -10,7 +10,9 @@ Each start is two processes of the real training loop on a tiny base, with a che
 step; whatever moment is drawn may lie in starting, reading, computing or writing. The victim is one
 rank or both; a rank that is left is ended as the local launcher ends it. The processes are forked from
 one that has imported everything, so that a start costs a second and not ten. A moment after the run's
-end is no kill and is drawn again. Moments and victims are drawn from the seed and recorded.
+end is no kill: T is then what this one took, as the machine's load changes, and another is drawn.
+Moments and victims are drawn from the seed and recorded. A soak that broke off goes on from the kills
+in OUT.
 
 {"uninterrupted_s": T, "kills": n, "equal": n, "rows": [{"kill": 0, "moment_s": …, "victims": [1],
   "last_step": steps seen before it or null, "resumed_step": …, "starts": 2, "equal": true}, …]}
@@ -41,6 +43,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 import salsa_dist  # noqa: F401, I001  first: it guards the import of transformers
 import deepspeed  # noqa: F401  its import is most of a start
 import torch
+import torch.utils.tensorboard
+import transformers.models.whisper.modeling_whisper  # noqa: F401
 from tiny import make_base, make_config, make_shards
 
 from salsa_dist import SteeringVectors, load_config, train
@@ -58,7 +62,6 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    draws = random.Random(options.seed)
     report: dict[str, Any] = {
         "date": str(date.today()),
         "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores shared with "
@@ -67,20 +70,30 @@ def main() -> None:
         "ranks": RANKS,
         "steps": options.steps,
         "seed": options.seed,
+        "too_late": 0,
+        "seconds": 0.0,
         "rows": [],
     }
+    if options.json.exists():
+        before = json.loads(options.json.read_text(encoding="utf-8"))
+        if (before["steps"], before["seed"]) != (options.steps, options.seed):
+            sys.exit(f"{options.json} is of another soak: name another file")
+        report |= {name: before[name] for name in ("too_late", "seconds", "rows")}
     with tempfile.TemporaryDirectory(prefix="soak-") as name:
         folder = Path(name)
         soak = Soak(folder, options.steps)
-        started = time.monotonic()
-        wanted, report["uninterrupted_s"] = soak.uninterrupted()
+        started = time.monotonic() - report["seconds"]
+        wanted, span_s = soak.uninterrupted()
+        report["uninterrupted_s"] = span_s
         rows = report["rows"]
         while len(rows) < options.kills:
-            moment_s = draws.uniform(0, report["uninterrupted_s"])
+            draws = random.Random(f"{options.seed} {len(rows) + report['too_late']}")
+            moment_s = draws.uniform(0, span_s)
             victims = draws.choice([[0], [1], [0, 1]])
             row = soak.killed(moment_s, victims, wanted)
             if row is None:
-                report["too_late"] = report.get("too_late", 0) + 1
+                report["too_late"] += 1
+                span_s = soak.took_s
                 continue
             rows.append({"kill": len(rows), **row})
             print(rows[-1], flush=True)
@@ -99,7 +112,7 @@ class Soak:
     """Runs of one config, each in a folder of its own below `folder`."""
 
     def __init__(self, folder: Path, steps: int) -> None:
-        self.folder = folder
+        self.folder, self.took_s = folder, 0.0  # of the newest run that ended before its kill
         base, shards = make_base(folder / "base"), make_shards(folder / "shards")
         training = {"steps": steps, "lr": 0.02, "save_every_s": 0, "hang_after_s": 60}
         self.config = make_config(folder, base, shards, training=training)
@@ -125,6 +138,7 @@ class Soak:
         if any(_code(pid) is not None for pid in ranks):
             codes = _ended(ranks, time.monotonic() + LIMIT_S)
             assert codes == [0] * RANKS, (run / "log").read_text()
+            self.took_s = time.monotonic() - started
             return None
         for rank in victims:
             os.kill(ranks[rank], signal.SIGKILL)
@@ -151,7 +165,7 @@ class Soak:
         }
 
     def _start(self, run: Path) -> list[int]:
-        """The process ids of the ranks, each the leader of a session of its own."""
+        """The process ids of the ranks, each the leader of a group of its own."""
         run.mkdir(exist_ok=True)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -171,7 +185,7 @@ def _be(rank: int, port: int, config: Path, run: Path) -> None:
     """This forked process as one rank, to its end."""
     code = 1
     try:
-        os.setsid()
+        os.setpgrp()  # not a session: Linux gives each its own share of the CPU
         log = os.open(run / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(log, 1)
         os.dup2(log, 2)

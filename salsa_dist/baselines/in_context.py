@@ -85,14 +85,18 @@ class InContext:
         return made[0]
 
     def examples(self, clip: Clip, max_new_tokens: int) -> list[Clip]:
-        """At most `examples` of the pool, the best last, as many as fit the window with the clip."""
+        """At most `examples` of the pool, the best last: what fits beside the clip and its answer."""
+        family: Any = self.speech_llm.family
         room = self.speech_llm.window_s - clip.seconds
+        tokens = family.in_context_room(max_new_tokens)
         chosen: list[Clip] = []
         for i in self._order(clip, max_new_tokens):
             example = self.pool[i]
-            if len(chosen) < self.method.examples and example.seconds <= room:
+            size = len(family.tokenizer(example.text, add_special_tokens=False).input_ids) + 1
+            if len(chosen) < self.method.examples and example.seconds <= room and size <= tokens:
                 chosen.append(example)
                 room -= example.seconds
+                tokens -= size
         return chosen[::-1]
 
     def _order(self, clip: Clip, max_new_tokens: int) -> list[int]:

@@ -12,23 +12,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from salsa_dist.config import Config, MeanDifferenceMethod, PlacementConfig
 from salsa_dist.data.clip import Clip
 from salsa_dist.data.index import ShardIndex
-from salsa_dist.data.reading import read_clip
+from salsa_dist.data.reading import first_clips
 from salsa_dist.placement.agreement import agree, base_facts, settings_facts
 from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.placement.loading import load_base, silent
 from salsa_dist.placement.ranks import join
+from salsa_dist.speech_llms.activations import listen
 from salsa_dist.speech_llms.load import SpeechLLM
 from salsa_dist.steering.bank import AdapterSpec, Bank
-from salsa_dist.steering.sites import find_layers, select, site_modules
+from salsa_dist.steering.sites import find_layers, select
 from salsa_dist.steering.widths import site_widths
 from salsa_dist.training import run_lock
 from salsa_dist.training.dev_loss import DevClips, finite_losses
@@ -99,21 +98,6 @@ def make_vectors(config: Config) -> list[Path]:
         return [folder / spec.name for spec in specs]
 
 
-def first_clips(
-    folder: Path, index: ShardIndex, language: str, count: int, window_s: float
-) -> list[Clip]:
-    """The first training clips of a language that fit the window, in the order of the shards."""
-    clips: list[Clip] = []
-    for shard in index.select("train", language):
-        for entry in shard.entries:
-            if len(clips) == count:
-                return clips
-            if entry.seconds <= window_s:
-                clips.append(read_clip(folder, shard, entry))
-    return clips
-
-
-@torch.inference_mode()
 def mean_activations(
     speech_llm: SpeechLLM, sites: Sequence[str], clips: Sequence[Clip]
 ) -> dict[str, Tensor]:
@@ -121,20 +105,9 @@ def mean_activations(
     sums: dict[str, Tensor] = {}
     counts = dict.fromkeys(sites, 0)
 
-    def hook(site: str) -> Any:
-        def add(_: Any, __: Any, output: Any) -> None:
-            hidden = (output[0] if isinstance(output, tuple) else output).flatten(0, -2).double()
-            sums[site] = sums.get(site, 0) + hidden.sum(0)
-            counts[site] += len(hidden)
+    def heard(site: str, output: Tensor) -> None:
+        sums[site] = sums.get(site, 0) + output.double().sum(0)
+        counts[site] += len(output)
 
-        return add
-
-    modules = site_modules(speech_llm.model, speech_llm.layers)
-    weight = next(speech_llm.model.parameters())
-    with ExitStack() as stack:
-        for site in sites:
-            stack.callback(modules[site].register_forward_hook(hook(site)).remove)
-        for clip in clips:  # one at a time, so that no position is padding between clips
-            made = speech_llm.family.training_batch([clip])
-            speech_llm.model(**made.to(weight.device, weight.dtype).inputs, use_cache=False)
+    listen(speech_llm, sites, clips, heard)
     return {site: sums[site] / counts[site] for site in sites}

@@ -69,7 +69,7 @@ def tune(config: Config) -> list[Path]:
                 continue
             own = config.model_copy(update={"adapters": [adapter]})
             watchdog.at(None, "loading the base", reads=True)
-            speech_llm = load_base(config.base, ranks, whole, say)
+            speech_llm = load_base(config.base_in_training(), ranks, whole, say)
             weights = installed(own, speech_llm, settings)
             batches = make_batches(own, index, speech_llm, ranks)
             watchdog.at(None, "comparing what was loaded")

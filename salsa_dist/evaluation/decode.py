@@ -34,7 +34,6 @@ import torch.distributed as dist
 from salsa_dist import jsonl
 from salsa_dist.baselines import tuned_file
 from salsa_dist.baselines.in_context import InContext
-from salsa_dist.baselines.mean_difference import first_clips
 from salsa_dist.baselines.tuned import installed
 from salsa_dist.config import (
     BiasMethod,
@@ -47,7 +46,7 @@ from salsa_dist.config import (
 from salsa_dist.data.audio import read_audio
 from salsa_dist.data.clip import SAMPLE_RATE, Clip
 from salsa_dist.data.index import Entry, Shard, ShardIndex
-from salsa_dist.data.reading import read_clip
+from salsa_dist.data.reading import first_clips, read_clip
 from salsa_dist.data.shards import TEXT_FIELDS
 from salsa_dist.data.subset import first_entries
 from salsa_dist.errors import UserError

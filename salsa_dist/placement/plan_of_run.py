@@ -37,7 +37,7 @@ def shape_of_run(config: Config, training: bool = True) -> BaseShape:
     """The base as the run, or its evaluation at the longest window, would load it."""
     base, windows = config.base, config.evaluation.windows_s
     if training:
-        window = base.window_s
+        window = config.base_in_training().window_s
     else:
         window = None if None in windows else max(w for w in windows if w is not None)
     return read_shape(
@@ -60,7 +60,7 @@ def plan_text(config: Config, nodes: int, ranks_per_node: int, memory: float) ->
 def work_of(config: Config, shape: BaseShape, training: bool = True) -> Work:
     """One step of a run: all adapters at work, clips of 10 s or as long as the window."""
     adapters = config.adapter_settings()
-    window = config.base.window_s if training else None
+    window = config.base_in_training().window_s if training else None
     longest = shape.encoder_tokens / ENCODER_TOKENS_PER_SECOND if shape.encoder_tokens else None
     clip_s = min([DEFAULT_CLIP_S, *(s for s in (window, longest) if s is not None)])
     clips = config.data.clips_of_a_step(clip_s) * len(adapters)

@@ -130,7 +130,7 @@ def _by_files(run: Path, spent: Cost | None) -> tuple[str, str]:
 
 def _done(launch: launches.Launch, spent: Cost | None) -> bool:
     # Only training leaves an `end`; another command's job that Slurm calls completed is complete.
-    return launch.command != "train" or (spent is not None and spent.finished)
+    return "train" not in launch.command.split("+") or (spent is not None and spent.finished)
 
 
 def _lives(launch: launches.Launch) -> bool:

@@ -98,9 +98,17 @@ class Jobs(_Section):
     adapters: int = Field(64, ge=1, description="most adapters of one job")
     nodes: int = Field(1, ge=1, description="nodes of one job")
     ranks_per_node: int = Field(1, ge=1)
+    at_once: int = Field(1, ge=1, description="jobs side by side where the sweep runs on this machine")
     memory_gb: float | None = Field(
         None, gt=0, description="memory of one rank; null: that of this machine, or of its GPU"
     )
+
+
+class Report(_Section):
+    """What the report of a comparison says beside its numbers."""
+
+    title: str | None = None
+    notes: str = Field("", description="such as what was cut, and why; an empty line parts paragraphs")
 
 
 class SweepFile(_Section):
@@ -115,6 +123,7 @@ class SweepFile(_Section):
     halving: HalvingConfig | None = Field(None, description="stop the worse adapters early")
     dev_clips: int = Field(32, ge=0, description="dev clips a language that adapters are measured on")
     jobs: Jobs = Jobs()
+    report: Report = Report()
 
 
 @dataclass(frozen=True)

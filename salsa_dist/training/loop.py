@@ -17,7 +17,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -106,10 +106,15 @@ def train(config: Config) -> Trained:
         watchdog.at(None, "taking the run's lock")
         lock = stack.enter_context(run_lock.held_for_all(config.run, ranks))
         watchdog.at(None, "loading the base", reads=True)
-        speech_llm = load_base(config.base, ranks, placed.placement, say)
+        speech_llm = load_base(config.base_in_training(), ranks, placed.placement, say)
         bank = make_bank(config, speech_llm, ranks.device)
         start_bank(bank, config, speech_llm)
-        optimizer = PackedAdam(bank, _schedules(config), config.training.clip_norm)
+        optimizer = PackedAdam(
+            bank,
+            _schedules(config),
+            config.training.clip_norm,
+            _scales(config.training.lr_scale, speech_llm),
+        )
         watchdog.at(None, "planning the steps", reads=True)
         batches = make_batches(config, index, speech_llm, ranks)
         identity = states.RunIdentity(
@@ -202,11 +207,16 @@ def train(config: Config) -> Trained:
 def make_bank(config: Config, speech_llm: SpeechLLM, device: torch.device) -> Bank:
     """The bank of a config's adapters, all vectors zero."""
     layers = find_layers(speech_llm.model, speech_llm.layers)
-    counts = {component: len(stack) for component, stack in layers.items()}
+    counts = _layer_counts(speech_llm)
     specs = [
         AdapterSpec(a.name, tuple(select(a.sites, counts)), a.rule) for a in config.adapter_settings()
     ]
     return Bank(specs, site_widths(layers), device)
+
+
+def _layer_counts(speech_llm: SpeechLLM) -> dict[str, int]:
+    layers = find_layers(speech_llm.model, speech_llm.layers)
+    return {component: len(stack) for component, stack in layers.items()}
 
 
 def start_bank(bank: Bank, config: Config, speech_llm: SpeechLLM) -> None:
@@ -507,6 +517,12 @@ def open_run(config: Config, ranks: Ranks) -> Path:
 def _schedules(config: Config) -> list[Schedule]:
     t = config.training
     return [Schedule(a.lr, a.steps, t.warmup, t.decay) for a in config.adapter_settings()]
+
+
+def _scales(scales: Mapping[str, float], speech_llm: SpeechLLM) -> dict[str, float]:
+    """Each named site's factor; of two that name it the last."""
+    counts = _layer_counts(speech_llm)
+    return {site: scale for words, scale in scales.items() for site in select(words, counts)}
 
 
 def make_batches(config: Config, index: ShardIndex, speech_llm: SpeechLLM, ranks: Ranks) -> StepBatches:

@@ -61,6 +61,7 @@ class Watchdog:
         # Replaced whole, since the thread reads it: step, phase, since when, whether it reads files.
         self._place: tuple[int | None, str, float, bool] = (None, "starting", time.monotonic(), False)
         self._places = 0
+        self._begun = False
         self._beat = 0
         self._read_at = (0.0, 0)  # when this process last moved by reading, and its bytes then
         # The run's folder, and those above it, that would be new.
@@ -89,6 +90,10 @@ class Watchdog:
             reads: it reads or copies gigabytes in one call: bytes that come in count as moving.
         """
         self._places += 1
+        # Not before a step: only then is it sure that no other job has the run's folder.
+        if step is not None and not self._begun and self._rank == 0:
+            self._forget_others()
+        self._begun = self._begun or step is not None
         if reads:
             self._read_at = (time.monotonic(), _bytes_moved())
         self._place = (step, phase, time.monotonic(), reads)
@@ -110,6 +115,13 @@ class Watchdog:
             self._write()
             if self._stood_s() > self._hang_after_s:
                 self._give_up(pause)
+
+    def _forget_others(self) -> None:
+        """Remove what ranks left that this start has not: it may have fewer than the one before."""
+        for path in self._folder.glob("rank-*.json"):
+            if int(path.stem.removeprefix("rank-")) >= self._world_size:
+                with suppress(OSError):
+                    path.unlink(missing_ok=True)
 
     def _stood_s(self) -> float:
         _, _, since, reads = self._place

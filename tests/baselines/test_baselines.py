@@ -12,12 +12,13 @@ from tiny_families import FAMILIES
 
 from salsa_dist import load_config, load_speech_llm
 from salsa_dist.baselines.in_context import InContext
-from salsa_dist.baselines.mean_difference import first_clips, mean_activations
+from salsa_dist.baselines.mean_difference import mean_activations
 from salsa_dist.baselines.tunable import install
 from salsa_dist.cli import run_command
 from salsa_dist.config import BiasMethod, InContextMethod, LoraMethod
 from salsa_dist.data.clip import SAMPLE_RATE, Clip
 from salsa_dist.data.index import ShardIndex
+from salsa_dist.data.reading import first_clips
 from salsa_dist.errors import UserError
 from salsa_dist.evaluation.report import build_report, write_report
 from salsa_dist.steering.sites import site_modules
@@ -191,6 +192,17 @@ def test_only_examples_that_fit_the_window_are_taken(tiny_base: Path) -> None:
     assert clip.seconds + sum(e.seconds for e in chosen) <= 2
     assert len(chosen) < 4
     assert ic.transcribe(clip, 5).text is not None
+
+
+def test_only_examples_whose_texts_leave_room_for_an_answer_are_taken(tiny_base: Path) -> None:
+    # The tiny base writes 48 tokens, of which the prompt takes 4; a Cyrillic letter takes two of them.
+    llm = load_speech_llm(tiny_base, window_s=2)
+    pool = [noise(f"p{i}", 0.3, text) for i, text in enumerate(("да" * 6, "не" * 2, "добро утро " * 5))]
+    ic = InContext(InContextMethod(kind="in-context", examples=3), llm, pool, 0)
+    assert len(ic.examples(noise("x", 0.3), 8)) == 2  # 24 + 9 tokens, where 36 are left
+    # Half of the 48 are kept for the answer.
+    assert [e.text for e in ic.examples(noise("x", 0.3), 100)] == ["не" * 2]
+    assert ic.transcribe(noise("x", 0.3), 100).text is not None
 
 
 def test_whisper_hears_examples_first_and_reads_their_texts(tiny_base: Path) -> None:

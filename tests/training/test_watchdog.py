@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from salsa_dist.training.watchdog import HUNG, report
+from salsa_dist.training.watchdog import HUNG, Watchdog, report
 
 RANK = """
 import sys, time
@@ -106,3 +106,14 @@ def test_where_all_live_the_one_furthest_behind_is_named() -> None:
     assert "all ranks live" in text
     assert "rank 1 (process 1 on n1) is in step 4, saving the state" in text
     assert "waiting: rank 0" in text
+
+
+def test_files_of_ranks_that_are_no_more_go_once_the_run_is_surely_this_jobs(tmp_path: Path) -> None:
+    left = tmp_path / "ranks" / "rank-0005.json"
+    left.parent.mkdir()
+    left.write_text("{}")
+    with Watchdog(tmp_path, 0, 2, 60) as watchdog:
+        watchdog.at(None, "taking the run's lock")
+        assert left.exists()  # another job may hold it
+        watchdog.at(0, "clips")
+        assert not left.exists()
