@@ -11,13 +11,17 @@ from typing import Any
 
 import pytest
 import torch
+from conformance import apart, clips, gradients, random_bank
 from safetensors.torch import load_file, save_file
 from tiny import make_base
 from tiny_families import FAMILIES as MAKERS
 from torch import nn
 
 from salsa_dist import UserError
-from salsa_dist.placement.loading import Part, fill, silent
+from salsa_dist.config import BaseConfig, PlacementConfig
+from salsa_dist.placement.frozen_base import FrozenBase
+from salsa_dist.placement.loading import Part, fill, load_base, silent
+from salsa_dist.placement.ranks import join
 from salsa_dist.speech_llms.load import SpeechLLM, load_speech_llm, model_class
 from salsa_dist.speech_llms.unfilled import unfilled
 
@@ -226,3 +230,24 @@ def test_a_base_in_cpu_memory_gives_the_same_gradients(kind: str, four_ranks: li
         assert facts["held_on"] == ["cpu"]
         assert facts["resident"] == facts["buffer_bytes"], "parts still count as on the device"
         assert facts["parts"] >= facts["parameters"] / (1 if kind == "replicate" else 4)
+
+
+def test_a_process_that_no_launcher_started_offloads_too(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strict = tmp_path / "ds.json"
+    zero = {"stage": 3, "stage3_param_persistence_threshold": 0}
+    strict.write_text(json.dumps({"zero_optimization": zero}))
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    found = []
+    for offload in ("none", "cpu"):
+        placement = PlacementConfig(kind="replicate", offload=offload, ds_config=strict)
+        with join() as ranks:
+            base = load_base(BaseConfig(name=str(tiny_base)), ranks, placement, silent)
+            frozen = FrozenBase(base, random_bank(base, ["salsa", "add", "salsa"]), ranks, placement)
+            found.append(gradients(frozen, clips(base))[1])
+            line = frozen.as_loaded()
+            frozen.close()
+    assert "a rank holds 0.0 MB" in line
+    assert all(apart(found[1][site], wanted) < 1e-5 for site, wanted in found[0].items())
