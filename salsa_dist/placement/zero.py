@@ -129,12 +129,11 @@ class ZeroShards:
         world = dist.get_world_size()
         groups = [dist.new_group(list(range(i, i + size))) for i in range(0, world, size)]
         self.group = groups[dist.get_rank() // size]
-        dtype = next(model.parameters()).dtype
         if _offload_device(settings) == "nvme":
             # A part must fit into one of the buffers that it is read into.
             largest = max(-(-p.numel() // size) for p in model.parameters())
             settings["zero_optimization"]["offload_param"].setdefault("buffer_size", largest)
-        keep = _cutter(deepspeed, self.group, settings, dtype)
+        keep = _cutter(deepspeed, self.group, settings)
         if sources is None:
             for parameter in model.parameters():
                 keep(parameter)
@@ -217,9 +216,7 @@ def lacks_libaio() -> bool:
     return not AsyncIOBuilder().is_compatible(verbose=False)
 
 
-def _cutter(
-    deepspeed: Any, group: Any, settings: dict[str, Any], dtype: torch.dtype
-) -> Callable[[nn.Parameter], None]:
+def _cutter(deepspeed: Any, group: Any, settings: dict[str, Any]) -> Callable[[nn.Parameter], None]:
     """What leaves a rank of `group` with its part of a parameter.
 
     `zero.Init` would send each whole parameter from the group's first rank to the others before it cuts
@@ -234,8 +231,10 @@ def _cutter(
         def keep(self, param: nn.Parameter) -> None:
             self._convert_to_zero_parameters([param])
 
+    # The precision comes from the settings. An argument `dtype` is overruled where the device has no
+    # fp16 (DeepSpeed 0.19.8, on the CPU): parts of an fp32 base would lie on disk in bf16.
     keep: Callable[[nn.Parameter], None] = Cut(
-        module=nn.Module(), data_parallel_group=group, config_dict_or_path=settings, dtype=dtype
+        module=nn.Module(), data_parallel_group=group, config_dict_or_path=settings
     ).keep
     return keep
 

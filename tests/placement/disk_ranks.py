@@ -60,7 +60,7 @@ def steer(folder: Path, out: Path, ranks: Ranks, kind: str) -> dict[str, object]
     report: dict[str, object] = {
         "apart": max(distances),
         "parts_on_disk": len(on_disk),
-        "bytes_of_them": sum(part.ds_numel * part.element_size() for part in on_disk),
+        "bytes_of_them": sum(part.ds_numel * loaded.model.dtype.itemsize for part in on_disk),
         "still_in_memory": sum(part.numel() for part in on_disk),
         "files": len(files),
         "bytes_in_files": sum(file.stat().st_size for file in files),
