@@ -1,9 +1,11 @@
 """Parts of the base that lie in files between uses give the gradients of a base in memory."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import disk_ranks
@@ -11,6 +13,8 @@ import pytest
 from tiny import make_base
 
 from salsa_dist.placement.zero import lacks_libaio
+
+HERE = Path(__file__).parent
 
 pytestmark = [
     pytest.mark.skipif(
@@ -37,7 +41,11 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[str, A
     command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0"]
     command += [disk_ranks.__file__, str(base), str(out)]
     # The first time DeepSpeed compiles its file reader, some minutes.
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=False)
+    path = os.pathsep.join(filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=1200, check=False
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     return [json.loads((out / f"rank{r}.json").read_text()) for r in range(2)]
 
