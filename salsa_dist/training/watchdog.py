@@ -157,10 +157,12 @@ class Watchdog:
     def _stack(self) -> list[str]:
         frame = sys._current_frames().get(self._main)
         frames = traceback.extract_stack(frame) if frame else []
-        own = [i for i, f in enumerate(frames) if f.filename.startswith(_PACKAGE)]
-        # Deep inside torch it is not seen what it was called for: down to a line of ours, then.
-        first = min(len(frames) - _FRAMES, own[-1] if own else len(frames))
-        return [f"{f.filename}:{f.lineno} {f.name}" for f in frames[max(0, first) :]]
+        shown = frames[-_FRAMES:]
+        # Deep inside torch it is not seen what it was called for: a line of ours goes along.
+        own = [f for f in frames if f.filename.startswith(_PACKAGE)]
+        if own and own[-1] not in shown:
+            shown = [own[-1], *shown]
+        return [f"{f.filename}:{f.lineno} {f.name}" for f in shown]
 
     def _give_up(self, pause: float) -> None:
         """Look at the others for three beats, say what was found, end this process."""
