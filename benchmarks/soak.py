@@ -9,10 +9,10 @@
 Each start is two processes of the real training loop on a tiny base, with a checkpoint after every
 step. One kill in six falls into the first two seconds, which are the start; the others up to a step's
 time after a step that is drawn, so into reading, computing or writing, however loaded the machine is.
-The victim is one rank or both; a rank that is left is ended as the local launcher ends it. The processes are forked
-from one that has imported everything, so that a start costs a second and not ten. A moment after the
-run's end is no kill, and another is drawn. Steps, moments and victims are drawn from the seed and
-recorded. A soak that broke off goes on from the kills in OUT.
+The victim is one rank or both; a rank that is left is ended as the local launcher ends it. The
+processes are forked from one that has imported everything, so that a start costs a second and not ten.
+A moment after the run's end is no kill, and another is drawn. Steps, moments and victims are drawn
+from the seed and recorded. A soak that broke off goes on from the kills in OUT.
 
 {"kills": n, "equal": n, "rows": [{"kill": 0, "moment_s": …, "victims": [1], "last_step": steps seen
   before it or null, "resumed_step": …, "starts": 2, "equal": true}, …]}
