@@ -182,7 +182,8 @@ def _container(resources: Resources) -> tuple[str, str]:
 
 
 def _mounts(resources: Resources, mounts: Sequence[Path]) -> list[str]:
-    own = [f"{path}:{path}" for path in mounts]
+    # The root of the machine is no folder that could be put into another one.
+    own = [f"{path}:{path}" for path in mounts if path != Path(path.anchor)]
     given = [part for text in resources.container_mounts for part in text.split(",")]
     return list(dict.fromkeys([*own, *given]))
 

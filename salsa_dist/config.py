@@ -529,19 +529,23 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
     List entries are addressed by number: `adapters.0.lr=0.02`.
     """
-    path = Path(path)
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as e:
-        raise UserError(f"config {path} can't be read ({e.strerror}): name a YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
-        where = " ".join(str(e).split())
-        raise UserError(f"config {path} is not valid YAML: {where}") from None
-    if not isinstance(tree, dict):
-        raise UserError(f"config {path} holds no settings: it must be a tree with run, base, data …")
+    tree = read_yaml(Path(path), "config", "run, base, data …")
     for text in overrides:
         override(tree, text)
     return parse_config(tree, str(path))
+
+
+def read_yaml(path: Path, what: str, keys: str) -> dict[str, Any]:
+    """The tree in a YAML file; `what` it is and the `keys` that it has are named in errors."""
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise UserError(f"{what} {path} can't be read ({e.strerror}): name a YAML file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        raise UserError(f"{what} {path} is not valid YAML: {' '.join(str(e).split())}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{what} {path} holds no settings: it must be a tree with {keys}")
+    return tree
 
 
 def parse_config(tree: dict[str, Any], where: str) -> Config:

@@ -9,8 +9,7 @@ Source: cuts.jsonl or cuts.jsonl.gz, or a folder of them (cuts_train.jsonl.gz, c
 as in https://lhotse.readthedocs.io/en/latest/cuts.html and corpus.html: each supervision becomes one
 utterance; its start counts from the cut's, the cut's from the recording's. Left out and counted are
 mixed and padding cuts, recordings that are no single file, and transformed ones (speed, gain, …): their
-audio lies nowhere as a file. A supervision's gender, and the words and numbers in its `custom`, go
-along.
+audio lies nowhere as a file. A supervision's gender and what is short in its `custom` go along.
 Paths are relative to the file of cuts, or else to where the build starts.
 """
 

@@ -32,7 +32,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from salsa_dist.config import (
@@ -45,6 +44,7 @@ from salsa_dist.config import (
     load_config,
     override,
     parse_config,
+    read_yaml,
 )
 from salsa_dist.errors import UserError
 from salsa_dist.sweeps.methods import MethodEntry, Tuning
@@ -188,12 +188,7 @@ def load_sweep(path: str | Path) -> Sweep:
         UserError: it can't be read, or holds what a sweep file does not; everything wrong is listed.
     """
     path = Path(path)
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as e:
-        raise UserError(f"sweep {path} can't be read ({e.strerror}): name a YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
-        raise UserError(f"sweep {path} is not valid YAML: {' '.join(str(e).split())}") from None
+    tree = read_yaml(path, "sweep", "sweep, config, grid …")
     try:
         file = SweepFile.model_validate(tree)
     except ValidationError as e:
