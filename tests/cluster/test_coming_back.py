@@ -68,8 +68,8 @@ class Bench:
 
 def ends_as_if_nothing_happened(bench: Bench, run: Run, tolerance: float = 0) -> None:
     run.wait_for_end()
-    # One restart for each fault; more were seen where the runs of all faults kept the machine busy, and why
-    # is not known. They are told with what the daemons say of them, and must go on from disk as well.
+    # One restart for each fault. More were seen where the runs of all faults kept the machine busy, and
+    # why is not known: they are told with what the daemons say of them, and go on from disk as well.
     starts = len(run.resumed_at())
     assert starts >= 2, run.logs()
     if starts > 2:
