@@ -2,20 +2,20 @@
 
     python benchmarks/soak.py --json OUT [--kills 200] [--steps 16] [--seed 0]
 
-    uninterrupted   rank 0, rank 1 ───────────────────────────► vectors      takes T seconds
-    kill i          rank 0, rank 1 ────✗ SIGKILL               a folder of its own, a moment in 0 … T
+    uninterrupted   rank 0, rank 1 ───────────────────────────► vectors
+    kill i          rank 0, rank 1 ────✗ SIGKILL               a folder of its own
                                        └─ started again ──────► vectors, the same to the bit
 
 Each start is two processes of the real training loop on a tiny base, with a checkpoint after every
-step; whatever moment is drawn may lie in starting, reading, computing or writing. The victim is one
-rank or both; a rank that is left is ended as the local launcher ends it. The processes are forked from
-one that has imported everything, so that a start costs a second and not ten. A moment after the run's
-end is no kill: T is then what this one took, as the machine's load changes, and another is drawn.
-Moments and victims are drawn from the seed and recorded. A soak that broke off goes on from the kills
-in OUT.
+step. One kill in six falls into the first two seconds, which are the start; the others up to a step's
+time after a step that is drawn, so into reading, computing or writing, however loaded the machine is.
+The victim is one rank or both; a rank that is left is ended as the local launcher ends it. The
+processes are forked from one that has imported everything, so that a start costs a second and not ten.
+A moment after the run's end is no kill, and another is drawn. Steps, moments and victims are drawn
+from the seed and recorded. A soak that broke off goes on from the kills in OUT.
 
-{"uninterrupted_s": T, "kills": n, "equal": n, "rows": [{"kill": 0, "moment_s": …, "victims": [1],
-  "last_step": steps seen before it or null, "resumed_step": …, "starts": 2, "equal": true}, …]}
+{"kills": n, "equal": n, "rows": [{"kill": 0, "moment_s": …, "victims": [1], "last_step": steps seen
+  before it or null, "resumed_step": …, "starts": 2, "equal": true}, …]}
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ from salsa_dist import SteeringVectors, load_config, train
 
 RANKS = 2
 PEER_GRACE_S = 3.0
+START_S = 2.0  # a start takes about so long where nothing else runs
 LIMIT_S = 300.0  # a start that takes so long hangs
 
 
@@ -88,12 +89,12 @@ def main() -> None:
         rows = report["rows"]
         while len(rows) < options.kills:
             draws = random.Random(f"{options.seed} {len(rows) + report['too_late']}")
-            moment_s = draws.uniform(0, span_s)
+            after_step = draws.randrange(options.steps) if draws.random() > 1 / 6 else None
+            wait_s = draws.uniform(0, START_S if after_step is None else span_s / options.steps)
             victims = draws.choice([[0], [1], [0, 1]])
-            row = soak.killed(moment_s, victims, wanted)
+            row = soak.killed(after_step, wait_s, victims, wanted)
             if row is None:
                 report["too_late"] += 1
-                span_s = soak.took_s
                 continue
             rows.append({"kill": len(rows), **row})
             print(rows[-1], flush=True)
@@ -112,7 +113,7 @@ class Soak:
     """Runs of one config, each in a folder of its own below `folder`."""
 
     def __init__(self, folder: Path, steps: int) -> None:
-        self.folder, self.took_s = folder, 0.0  # of the newest run that ended before its kill
+        self.folder = folder
         base, shards = make_base(folder / "base"), make_shards(folder / "shards")
         training = {"steps": steps, "lr": 0.02, "save_every_s": 0, "hang_after_s": 60}
         self.config = make_config(folder, base, shards, training=training)
@@ -127,19 +128,34 @@ class Soak:
         return vectors(run), round(took, 2)
 
     def killed(
-        self, moment_s: float, victims: list[int], wanted: dict[str, torch.Tensor]
+        self,
+        after_step: int | None,
+        wait_s: float,
+        victims: list[int],
+        wanted: dict[str, torch.Tensor],
     ) -> dict[str, Any] | None:
-        """One run that is killed at `moment_s` and started again; None: it had ended by then."""
+        """One run that is killed and started again; None: it had ended by then.
+
+        Args:
+            after_step: the kill waits for the end of this step; None: only for the start.
+            wait_s: and so many seconds longer.
+        """
         run = self.folder / "killed"
         shutil.rmtree(run, ignore_errors=True)
         started = time.monotonic()
         ranks = self._start(run)
-        time.sleep(max(0.0, started + moment_s - time.monotonic()))
+        while (
+            after_step is not None
+            and not any(event["step"] >= after_step for event in _events(run, "step"))
+            and all(_code(pid) is None for pid in ranks)
+        ):
+            time.sleep(0.005)
+        time.sleep(wait_s)
         if any(_code(pid) is not None for pid in ranks):
             codes = _ended(ranks, time.monotonic() + LIMIT_S)
             assert codes == [0] * RANKS, (run / "log").read_text()
-            self.took_s = time.monotonic() - started
             return None
+        moment_s = time.monotonic() - started
         for rank in victims:
             os.kill(ranks[rank], signal.SIGKILL)
         last = _events(run, "step")

@@ -304,10 +304,21 @@ _METHODS: dict[str, type[_Section]] = {
 class TrainingConfig(_Section):
     steps: int = Field(160, ge=1, description="steps of each adapter")
     lr: float = Field(1e-2, gt=0)
+    lr_scale: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        {},
+        description="by which the rate of some steering vectors is multiplied, such as {llm: 0.5, "
+        "encoder:5: 3}; of two that name a layer the last. For layers whose activations differ in size",
+    )
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps with a rising rate")
     decay: Literal["cosine", "none"] = "cosine"
     clip_norm: float | None = Field(1.0, gt=0, description="of one adapter's gradient; null: off")
     seed: int = 0
+    window_s: float | None = Field(
+        None,
+        gt=0,
+        description="audio window of the clips that are trained on, in seconds; null: base.window_s. A "
+        "shorter one costs less a step; what is learned there is used and compared at base.window_s",
+    )
     micro_batch: int = Field(16, ge=1, description="audio windows of one forward pass on one rank")
     activation_checkpointing: bool = Field(
         False, description="make activations again in backward: less memory, more time"
@@ -334,7 +345,9 @@ class TrainingConfig(_Section):
         "where guessing among 150,000 tokens costs 12; null: off",
     )
     hang_after_s: float = Field(
-        300, gt=0, description="seconds at one place of a step before a rank counts as hung"
+        300,
+        gt=0,
+        description="seconds at one place, of the start or of a step, before a rank counts as hung",
     )
     dev_clips: int = Field(
         0, ge=0, description="dev clips a language that adapters are measured on; 0: not measured"
@@ -424,6 +437,16 @@ class Config(_Section):
         return self
 
     @model_validator(mode="after")
+    def _windows_nest(self) -> Config:
+        short, compared = self.training.window_s, self.base.window_s
+        if short is not None and compared is not None and short > compared:
+            raise ValueError(
+                f"training.window_s is {short:g} and base.window_s {compared:g}: the window that is "
+                "trained on can't be the longer one"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _clips_may_be_kept(self) -> Config:
         if self.data.join_clips > 1 and self.training.prefix_cache != "off":
             raise ValueError(
@@ -461,6 +484,11 @@ class Config(_Section):
             for a in self.adapters
         ]
 
+    def base_in_training(self) -> BaseConfig:
+        """The base with the audio window that training hears."""
+        window = self.training.window_s or self.base.window_s
+        return self.base.model_copy(update={"window_s": window})
+
     def digest(self) -> str:
         """Hash of the settings that decide the trained vectors; where things lie does not count."""
         halving = self.training.halving
@@ -482,6 +510,8 @@ class Config(_Section):
                         "hang_after_s",
                     ),
                     *("share_prefix", "prefix_cache", "prefix_cache_gb", "prefix_folder"),
+                    *(() if self.training.window_s else ("window_s",)),
+                    *(() if self.training.lr_scale else ("lr_scale",)),
                     *(() if halving else ("dev_clips",)),
                 },
             },
@@ -499,19 +529,23 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
     List entries are addressed by number: `adapters.0.lr=0.02`.
     """
-    path = Path(path)
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as e:
-        raise UserError(f"config {path} can't be read ({e.strerror}): name a YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
-        where = " ".join(str(e).split())
-        raise UserError(f"config {path} is not valid YAML: {where}") from None
-    if not isinstance(tree, dict):
-        raise UserError(f"config {path} holds no settings: it must be a tree with run, base, data …")
+    tree = read_yaml(Path(path), "config", "run, base, data …")
     for text in overrides:
         override(tree, text)
     return parse_config(tree, str(path))
+
+
+def read_yaml(path: Path, what: str, keys: str) -> dict[str, Any]:
+    """The tree in a YAML file; `what` it is and the `keys` that it has are named in errors."""
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise UserError(f"{what} {path} can't be read ({e.strerror}): name a YAML file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        raise UserError(f"{what} {path} is not valid YAML: {' '.join(str(e).split())}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{what} {path} holds no settings: it must be a tree with {keys}")
+    return tree
 
 
 def parse_config(tree: dict[str, Any], where: str) -> Config:

@@ -45,6 +45,7 @@ def read(source: Path, ask: Ask, scratch: Path) -> Corpus:
                     speaker=utterance.speaker,
                     split=split or utterance.split,
                     row=i,
+                    extra=utterance.extra,
                 )
             )
     return Corpus(found, "not stated", f"Hugging Face data set {source.name}", dropped=dropped)

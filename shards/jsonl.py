@@ -6,7 +6,8 @@ Source: FILE.jsonl (or .json, or either with .gz), or a folder of them (train.js
     {"audio": "tape.flac", "start": 12.5, "end": 17.0, "text": "…"}      part of a long recording, s
 
 Audio paths are relative to the manifest. Other names of these fields are known too
-(`salsa_dist/data/manifest.py`); `--column text=sentence_clean` names any other.
+(`salsa_dist/data/manifest.py`); `--column text=sentence_clean` names any other. What other
+fields say in a word or a number, such as age and grade, goes along.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Source: a data folder, or a folder of them (train/, dev/, test/: their names tel
 
     wav.scp     RECORDING  a.wav              text       UTTERANCE  the words …
     segments    UTTERANCE RECORDING 1.5 4.25  utt2spk    UTTERANCE SPEAKER       (segments: optional)
-                                              utt2lang   UTTERANCE LANGUAGE      (else --language)
+    spk2gender SPEAKER f    (optional)        utt2lang   UTTERANCE LANGUAGE      (else --language)
 
 as in https://kaldi-asr.org/doc/data_prep.html. Paths are relative to the data folder, or, where nothing
 lies there, to the folder that the build was started in, as Kaldi has them. A wav.scp may hold commands
@@ -48,6 +48,8 @@ def data_folder(
     texts = table(folder / "text")
     speakers = table(folder / "utt2spk") if (folder / "utt2spk").exists() else {}
     languages = table(folder / "utt2lang") if (folder / "utt2lang").exists() else {}
+    of_speaker = table(folder / "spk2gender") if (folder / "spk2gender").exists() else {}
+    gender = {name: of_speaker[who] for name, who in speakers.items() if of_speaker.get(who)}
     if (folder / "segments").exists():
         parts = {name: _segment(folder, name, rest) for name, rest in _segments(folder).items()}
     else:
@@ -74,6 +76,7 @@ def data_folder(
                 split=split,
                 start=start,
                 end=end,
+                extra={"gender": gender[name]} if name in gender else {},
             )
         )
     return found

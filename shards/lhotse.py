@@ -9,7 +9,8 @@ Source: cuts.jsonl or cuts.jsonl.gz, or a folder of them (cuts_train.jsonl.gz, c
 as in https://lhotse.readthedocs.io/en/latest/cuts.html and corpus.html: each supervision becomes one
 utterance; its start counts from the cut's, the cut's from the recording's. Left out and counted are
 mixed and padding cuts, recordings that are no single file, and transformed ones (speed, gain, …): their
-audio lies nowhere as a file. Paths are relative to the file of cuts, or else to where the build starts.
+audio lies nowhere as a file. A supervision's gender and what is short in its `custom` go along.
+Paths are relative to the file of cuts, or else to where the build starts.
 """
 
 from __future__ import annotations
@@ -87,6 +88,9 @@ def utterances(row: manifest.Row, ask: Ask, dropped: dict[str, Counter[str]]) ->
                 start=start,
                 end=end,
                 channel=_channel(cut, source),
+                extra=manifest.words_and_numbers(
+                    {**(supervision.get("custom") or {}), "gender": supervision.get("gender")}
+                ),
             )
         )
     return found

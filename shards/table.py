@@ -6,7 +6,7 @@ Source: FILE.csv or FILE.tsv (or either with .gz), or a folder of them (train.ts
     clips/a.wav,"Hello, you",en,s1                  --column text=my_column
 
 CSV is quoted as in RFC 4180; in TSV a quotation mark is an ordinary character. Audio paths are relative
-to the table.
+to the table. What other columns say in a word or a number goes along.
 """
 
 from __future__ import annotations

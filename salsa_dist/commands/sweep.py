@@ -44,7 +44,7 @@ def run(file: FileArgument) -> None:
     shape = sweep.file.jobs
     while jobs := made.write():
         try:
-            code = run_jobs(jobs, shape.nodes * shape.ranks_per_node)
+            code = run_jobs(jobs, shape.nodes * shape.ranks_per_node, shape.at_once)
         finally:
             write_results(sweep.file.sweep, made.rows())
         if code:

@@ -3,7 +3,8 @@
     SOURCE: a manifest, or a folder of them; a file's name may tell its split (train.jsonl, dev.tsv)
     row {"audio_filepath": "a.wav", "text": "…", "lang": "bg"}  ──utterance──►  Utterance
 
-Field by field the first known name that a row has is taken, unless the user names the column.
+Field by field the first known name that a row has is taken, unless the user names the column. What else
+a row says in a word or a number, such as age and grade, goes along as the utterance's `extra`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -33,6 +35,10 @@ NAMES: dict[str, tuple[str, ...]] = {
     "channel": ("channel",),
 }
 MAX_LINE = 16 << 20  # characters; what is longer is no line of a manifest
+MAX_EXTRA, MAX_WORD = 32, 200  # columns of a row, and letters of a name or a text, that go along
+_NUMBER = re.compile(r"-?(?:0|[1-9]\d{0,14})(?:\.\d{1,6})?")
+# What a sample's JSON says itself.
+_TAKEN = {"text", "language", "speaker", "seconds", "licence", "source"}
 
 
 @dataclass(frozen=True)
@@ -140,7 +146,35 @@ def to_utterance(row: Row, ask: Ask) -> Utterance:
         start=start,
         end=end,
         channel=int(channel) if channel.isdecimal() else None,
+        extra=words_and_numbers(_others(row, ask)),
     )
+
+
+def words_and_numbers(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Of `values` what is a short text, a finite number or a truth value, by name: 32 at the most.
+
+    Empty ones, long texts, lists and trees are left out; nothing in them is ever more than data. A text
+    that is written like a number is one, since tables know no other: 7, not 007.
+    """
+    kept: dict[str, Any] = {}
+    for name in sorted(name for name in values if isinstance(name, str)):
+        value = values[name]
+        if isinstance(value, str):
+            value = value.strip()
+            if _NUMBER.fullmatch(value):
+                value = float(value) if "." in value else int(value)
+        sound = isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
+        if not sound or value == "" or len(str(value)) > MAX_WORD or len(name) > MAX_WORD:
+            continue
+        if name.strip() and name not in _TAKEN and len(kept) < MAX_EXTRA:
+            kept[name] = value
+    return kept
+
+
+def _others(row: Row, ask: Ask) -> dict[str, Any]:
+    """The columns that are none of our fields."""
+    known = {name for names in NAMES.values() for name in names} | set(ask.columns.values())
+    return {name: value for name, value in row.values.items() if name not in known}
 
 
 def _times(row: Row, ask: Ask) -> tuple[float | None, float | None]:

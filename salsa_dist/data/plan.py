@@ -204,7 +204,7 @@ class _Language:
             if not sum(sizes):
                 raise UserError(
                     f"{self.name}: every clip of {dealt[0].shard.path} is longer than the audio window "
-                    f"of {max_seconds:g} s; set a longer base.window_s"
+                    f"of {max_seconds:g} s; set a longer window_s"
                 )
 
     def draw(self, seed: int, n: int, m: int) -> Draw:

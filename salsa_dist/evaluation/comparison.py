@@ -6,6 +6,7 @@
     ├── cells       one a method and language: mean rates over seeds, deviation, interval, gain, errors
     ├── mean        gain of each method over the languages that it was run on
     ├── tests       paired permutation tests of each method against the best, Holm-corrected a language
+    ├── beside      each other method with the SALSA of the nearest number of trained numbers
     ├── by          cells again, of the parts that a field of the shards makes, such as age
     ├── forgetting  each adapter in the languages that it was not trained in
     ├── untouched   the base with adapters off beside the base without any
@@ -13,7 +14,8 @@
     ├── minutes     gain against minutes of training speech
     ├── norms, cosines, losses     of what was trained
     ├── examples    utterances as each kind of method heard them
-    └── cost        of each run
+    ├── cost        of each run, tries among them
+    └── title, notes, tuning       what a sweep says of itself, and what it tried on dev
 
 The interval of several seeds is a bootstrap over speakers, or utterances where they are not known, of
 their mean errors; so it tells of speakers, and the deviation of seeds.
@@ -24,6 +26,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
@@ -34,10 +37,10 @@ import numpy as np
 from salsa_dist.errors import UserError
 from salsa_dist.evaluation import examples, fields, metrics, normalise, significance, vector_facts
 from salsa_dist.evaluation.entries import Entry, read_entries, read_runs, scored
-from salsa_dist.evaluation.run_files import BARE, ZERO_SHOT, RunFiles
+from salsa_dist.evaluation.run_files import BARE, ZERO_SHOT, RunFiles, read_run
 from salsa_dist.runs.cost import cost
 
-SCHEMA = "salsa-dist/comparison/2"
+SCHEMA = "salsa-dist/comparison/3"
 METRICS: tuple[metrics.Metric, ...] = ("cer", "wer")
 EXAMPLES = 2
 """Utterances of each kind, for one language."""
@@ -45,10 +48,28 @@ POINTS = 100
 """Of a loss curve, at most; more steps are averaged."""
 
 
+@dataclass(frozen=True)
+class Told:
+    """What a sweep tells of the comparison of its runs.
+
+    Attributes:
+        title: of the page; None: made of the base's name.
+        notes: paragraphs of its own, such as what was cut.
+        tuning: what was tried on dev and what was chosen, as `chosen.json` has it.
+        tries: folders of the runs that were tries.
+    """
+
+    title: str | None = None
+    notes: tuple[str, ...] = ()
+    tuning: Mapping[str, Any] | None = None
+    tries: tuple[Path, ...] = ()
+
+
 def compare(
     runs: Sequence[Path],
     by: Sequence[str] = (),
     names: Mapping[tuple[Path, str], str] | None = None,
+    told: Told | None = None,
 ) -> dict[str, Any]:
     """The tree of `comparison.json`.
 
@@ -57,30 +78,39 @@ def compare(
         by: fields of the shards' samples whose values get rows of their own.
         names: by run and adapter, what it is compared as but for its minutes, others being left out;
             None: all adapters, by what was chosen of their method.
+        told: what a sweep adds.
 
     Raises:
         UserError: a run is missing or damaged, or they are of different bases, splits or clips; or no
             clip has a field of `by`.
     """
+    told = told or Told()
     files = read_runs(runs)
     everything = read_entries(runs, files, names)
     fields.refuse_unknown(by, (h for file in files for h in file.hypotheses))
-    entries = [e for e in everything if not e.forgets]
+    trained_in = {e.language for e in everything if e.method != ZERO_SHOT and not e.forgets}
+    # Where forgetting was looked at, the base was heard in languages that have no method of their own.
+    entries = [e for e in everything if not e.forgets and e.language in (trained_in or {e.language})]
     forgetful = {(e.method, e.window_s) for e in everything if e.forgets}
     cells = [_cell(entry, entries) for entry in entries]
+    means = _mean_gains(cells)
     return {
         "schema": SCHEMA,
+        "title": told.title,
+        "notes": list(told.notes),
+        "tuning": told.tuning,
         "base": files[0].start.base.model_dump(),
         "runs": [str(run) for run in runs],
         "split": files[0].config.evaluation.split,
         "cells": cells,
-        "mean": _mean_gains(cells),
+        "mean": means,
         "tests": [
             test
             for language in _languages(entries)
             for metric in METRICS
             for test in _tests(entries, language, metric)
         ],
+        "beside": _beside(entries, means),
         "by": [row for name in by for row in _by(name, entries)],
         "forgetting": [
             _forgotten(e, everything) for e in everything if (e.method, e.window_s) in forgetful
@@ -103,7 +133,10 @@ def compare(
             if points
         ],
         "examples": [row for language in _languages(entries) for row in _examples(entries, language)],
-        "cost": [_cost(Path(run), file) for run, file in zip(runs, files, strict=True)],
+        "cost": [
+            *(_cost(Path(run), file, "final") for run, file in zip(runs, files, strict=True)),
+            *(_cost(run, read_run(run), "try") for run in told.tries),
+        ],
         "definitions": {
             "normaliser": normalise.NORMALISER,
             "interval": f"{metrics.BOOTSTRAP} bootstrap of the mean over seeds, over speakers where "
@@ -111,7 +144,7 @@ def compare(
             "confidence": metrics.CONFIDENCE,
             "resamples": metrics.RESAMPLES,
             "test": "paired permutation of speakers' (else utterances') errors, two-sided, "
-            "Holm-corrected within a language",
+            "Holm-corrected within a language and table",
             "baseline": "of all zero-shot windows the one with the lowest rate on these very clips, "
             "which favours the baseline",
         },
@@ -264,15 +297,7 @@ def _tests(entries: Sequence[Entry], language: str, metric: metrics.Metric) -> l
         return []
     best = min(own, key=lambda e: mean(e.rates(metric)))
     others = [e for e in own if e is not best]
-    errors = {id(e): _mean_errors(e, metric) for e in own}
-    raw = []
-    for other in others:
-        _same_clips(best, other, errors[id(best)], errors[id(other)])
-        apart = np.array(
-            [errors[id(other)][k][0] - errors[id(best)][k][0] for k in errors[id(best)]],
-            dtype=np.float64,
-        )
-        raw.append(significance.permutation(apart, _groups(best)))
+    raw = [_p(best, other, metric) for other in others]
     return [
         {
             "language": language,
@@ -285,6 +310,69 @@ def _tests(entries: Sequence[Entry], language: str, metric: metrics.Metric) -> l
         }
         for other, p in zip(others, significance.holm(raw), strict=True)
     ]
+
+
+def _p(one: Entry, other: Entry, metric: metrics.Metric) -> float:
+    """Of no difference between two methods in a language."""
+    a, b = _mean_errors(one, metric), _mean_errors(other, metric)
+    _same_clips(one, other, a, b)
+    apart = np.array([b[key][0] - a[key][0] for key in a], dtype=np.float64)
+    return significance.permutation(apart, _groups(one))
+
+
+def _beside(entries: Sequence[Entry], means: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Each other method, in each language, beside a SALSA of all its languages.
+
+    That of the nearest number of trained numbers, by their ratio; beside what trains nothing, any. Of
+    several the one with the highest mean gain.
+    """
+    found = {(e.language, e.method, e.window_s): e for e in entries if e.rates("cer")}
+    whole = {e.method for e in entries if e.method == e.family}  # not of some of the speech
+    rows: list[dict[str, Any]] = []
+    for other in means:
+        if other["kind"] == "salsa" or other["method"] not in whole:
+            continue
+        numbers = other["trained_numbers"]
+        ours = [
+            row
+            for row in means
+            if row["kind"] == "salsa"
+            and row["method"] in whole
+            and row["cer"] is not None
+            and set(other["languages"]) <= set(row["languages"])
+        ]
+        if not ours:
+            continue
+        salsa = min(
+            ours,
+            key=lambda row: (
+                abs(math.log(row["trained_numbers"] / numbers)) if numbers else 0.0,
+                -row["cer"],
+            ),
+        )
+        for language in other["languages"]:
+            theirs = found.get((language, other["method"], other["window_s"]))
+            own = found.get((language, salsa["method"], salsa["window_s"]))
+            if theirs is None or own is None:
+                continue
+            rows.append(
+                {
+                    "language": language,
+                    "method": other["method"],
+                    "kind": other["kind"],
+                    "trained_numbers": numbers,
+                    "salsa": salsa["method"],
+                    "salsa_trained_numbers": salsa["trained_numbers"],
+                    "cer": mean(theirs.rates("cer")),
+                    "salsa_cer": mean(own.rates("cer")),
+                    "p": _p(own, theirs, "cer"),
+                }
+            )
+    for language in _languages(entries):
+        own_rows = [row for row in rows if row["language"] == language]
+        for row, p in zip(own_rows, significance.holm([r["p"] for r in own_rows]), strict=True):
+            row["p"] = p
+    return rows
 
 
 def _mean_gains(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -300,6 +388,7 @@ def _mean_gains(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             "kind": own[0]["kind"],
             "window_s": window,
             "languages": sorted(c["language"] for c in own),
+            "seeds": sorted({len(c["seeds"]) for c in own}),
             "trained_numbers": max(c["trained_numbers"] for c in own),
         }
         for metric in METRICS:
@@ -465,10 +554,11 @@ def _examples(entries: Sequence[Entry], language: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _cost(run: Path, file: RunFiles) -> dict[str, Any]:
+def _cost(run: Path, file: RunFiles, stage: str) -> dict[str, Any]:
     spent = cost(run)
     return {
         "run": str(run),
+        "stage": stage,
         "method": file.config.method.kind,
         "adapters": len(file.config.adapters),
         "steps": len(file.steps),

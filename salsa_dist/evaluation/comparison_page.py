@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -17,8 +17,8 @@ from markupsafe import Markup
 
 from salsa_dist.errors import UserError
 from salsa_dist.evaluation import comparison_plots, metrics, normalise, plots, tables
-from salsa_dist.evaluation.comparison import compare
-from salsa_dist.evaluation.comparison_plots import Gain
+from salsa_dist.evaluation.comparison import Told, compare
+from salsa_dist.evaluation.comparison_plots import Gain, Trained
 from salsa_dist.evaluation.pages import page_environment
 from salsa_dist.evaluation.run_files import ZERO_SHOT
 
@@ -31,22 +31,26 @@ _KINDS = {
 }
 
 
+_PARTS = ("first-third", "middle-third", "last-third", "first-half", "last-half")
+
+
 def write_comparison(
     runs: Sequence[Path],
     out: Path,
     by: Sequence[str] = (),
     names: Mapping[tuple[Path, str], str] | None = None,
+    told: Told | None = None,
 ) -> Path:
     """Compare `runs` and write the files into `out`; gives the path of the page.
 
     Args:
         by: fields of the shards' samples, such as age, whose values get tables of their own.
-        names: as in `compare`.
+        names, told: as in `compare`.
 
     Raises:
         UserError: the runs can't be compared, no clip has a field of `by`, or `out` can't be written.
     """
-    comparison = compare(runs, by, names)
+    comparison = compare(runs, by, names, told)
     texts = {
         "comparison.json": json.dumps(comparison, ensure_ascii=False, indent=1, allow_nan=False) + "\n",
         **{f"{name}.csv": text for name, text in tables.as_csv(comparison).items()},
@@ -75,8 +79,13 @@ def render(comparison: Mapping[str, Any]) -> str:
             languages=sorted({cell["language"] for cell in cells}),
             rule={cell["language"]: tables.own_rate(cell["unit"]) for cell in cells},
             rows=_rows(comparison),
+            beside=_beside(comparison),
+            tuning=_tuning(comparison),
             by=_by(comparison),
             forgetting=_forgetting(comparison),
+            untouched=_untouched(comparison),
+            cost=_cost(comparison),
+            windows=sorted({cell["window_s"] for cell in cells}),
             tests={
                 (t["language"], t["method"], t["window_s"], t["metric"]): t["p"]
                 for t in comparison["tests"]
@@ -100,6 +109,65 @@ def _rows(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
         {"method": key[0], "window_s": key[1], "cells": own[key], "mean": means.get(key)}
         for key in order
     ]
+
+
+def _beside(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row for each other method: {language: its CER, that of SALSA and p}."""
+    made: dict[str, dict[str, Any]] = {}
+    for row in comparison["beside"]:
+        table = made.setdefault(row["method"], {**row, "languages": {}})
+        table["languages"][row["language"]] = row
+    return list(made.values())
+
+
+def _tuning(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row for each method that had tries: {language: [(what was tried, dev measure, chosen)]}.
+
+    A choice by several languages at once has their mean too.
+    """
+    made: dict[str, dict[str, Any]] = {}
+    for choice in (comparison["tuning"] or {"choices": []})["choices"]:
+        if len(choice["tries"]) < 2:
+            continue
+        size = "" if choice["minutes"] is None else f", {choice['minutes']:g} min"
+        row = made.setdefault(choice["method"] + size, {"tries": len(choice["tries"]), "languages": {}})
+        for tried in choice["tries"]:
+            measures = dict(tried["dev"])
+            if len(measures) > 1:
+                measures["mean"] = _mean(measures.values())
+            for language, measure in measures.items():
+                told = tried["tried"], measure, tried["tried"] == choice["chosen"]
+                row["languages"].setdefault(language, []).append(told)
+    return [{"method": method, **row} for method, row in made.items()]
+
+
+def _mean(values: Collection[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return mean(known) if known and len(known) == len(values) else None
+
+
+def _untouched(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Runs that say the same of a language in one row, with how many they are."""
+    made: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in comparison["untouched"]:
+        said = {key: value for key, value in row.items() if key != "run"}
+        made.setdefault(tuple(said.values()), {**said, "runs": 0})["runs"] += 1
+    return sorted(made.values(), key=lambda row: (row["language"], row["window_s"]))
+
+
+def _cost(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Sums over the runs of one kind of method, tries apart, and over all."""
+    hours = ("training_device_hours", "evaluation_device_hours")
+    made: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in comparison["cost"]:
+        for key in ((row["stage"], row["method"]), ("", "all")):
+            start = {"stage": key[0], "kind": key[1], "runs": 0, "adapters": 0, "device": row["device"]}
+            own = made.setdefault(key, {**start, **dict.fromkeys(hours, 0.0)})
+            own["runs"] += 1
+            own["adapters"] += row["adapters"]
+            for what in hours:
+                own[what] += row[what] or 0.0
+    return sorted(made.values(), key=lambda row: (row["kind"] == "all", row["kind"], row["stage"]))
 
 
 def _by(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -198,11 +266,12 @@ def _gain_figures(
     ]
     if rows:
         figures["gains"] = comparison_plots.gains("gains", rows)
-    numbers: dict[str, list[tuple[float, float, float, float]]] = defaultdict(list)
+    smaller = {row["sized"] for row in comparison["minutes"] if row["sized"] != row["method"]}
+    numbers: dict[str, list[Trained]] = defaultdict(list)
     for row in comparison["mean"]:
-        found = [c["gain"] for c in cells[row["method"]].values()]
-        if found and row["trained_numbers"]:
-            point = (row["trained_numbers"], mean(found), min(found), max(found))
+        found = {language: c["gain"] for language, c in cells[row["method"]].items()}
+        if found and row["trained_numbers"] and row["method"] not in smaller:
+            point = Trained(row["method"], row["trained_numbers"], found)
             numbers[_KINDS[row["kind"]]].append(point)
     if numbers:
         figures["numbers"] = comparison_plots.gain_by_numbers(numbers)
@@ -247,5 +316,5 @@ def _site_place(sites: str) -> tuple[int, int, str]:
     if rest.isdigit():
         return (0 if component == "encoder" else 3), int(rest), sites
     if component == "encoder":
-        return (1 if rest else 2), 0, sites
+        return (1 if rest else 2), _PARTS.index(rest) if rest in _PARTS else len(_PARTS), sites
     return 3, 1_000, sites

@@ -1,13 +1,14 @@
 """The figures of a comparison, as SVG text to be put inline into its page.
 
 gains            [(method or sites, {language: Gain}), …]   a row each, a dot a language
-gain_by_numbers  {kind: [(numbers, mean, low, high), …]}    a dot a method, on a log scale
+gain_by_numbers  {kind: [Trained, …]}                       a mark a method, on a log scale
 layer_curve      {language: [(layer, gain), …]}             a line a language, and their mean
 gain_by_minutes  {language: [(minutes, Gain), …]}           a line a language
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
@@ -38,6 +39,23 @@ class Gain:
         )
 
 
+@dataclass(frozen=True)
+class Trained:
+    """A method with how many numbers it trains, and its gain as a fraction by language."""
+
+    name: str
+    numbers: int
+    gains: Mapping[str, float]
+
+    @property
+    def mean(self) -> float:
+        return mean(self.gains.values())
+
+
+def _cut(label: str) -> str:
+    return literal(label if len(label) <= _MOST else label[: _MOST - 1] + "…")
+
+
 def gains(name: str, rows: Sequence[tuple[str, Mapping[str, Gain]]]) -> str:
     """Gain in CER of each row, a dot with its interval a language, and their mean as a bar.
 
@@ -61,8 +79,7 @@ def gains(name: str, rows: Sequence[tuple[str, Mapping[str, Gain]]]) -> str:
             middle = 100 * mean(gain.value for gain in own.values())
             if len(languages) > 1:
                 axes.plot([middle, middle], [row, row + 0.44], color=INK, linewidth=2)
-            short = label if len(label) <= _MOST else label[: _MOST - 1] + "…"
-            said = f"{literal(short)}, {middle:.0f}%".replace("-0%", "0%").replace(", -", ", −")
+            said = f"{_cut(label)}, {middle:.0f}%".replace("-0%", "0%").replace(", -", ", −")
             axes.text(0.0, row - 0.04, said, transform=axes.get_yaxis_transform(), va="bottom", size=9)
         values = [100 * gain.value for _, own in rows for gain in own.values()]
         room = 5 + 0.3 * (max(values) - min(values))
@@ -80,26 +97,41 @@ def gains(name: str, rows: Sequence[tuple[str, Mapping[str, Gain]]]) -> str:
     return drawn(name, 0.9 + 0.05 * len(languages) + (0.28 + 0.075 * lanes) * len(rows), draw)
 
 
-def gain_by_numbers(points: Mapping[str, Sequence[tuple[float, float, float, float]]]) -> str:
-    """Mean gain in CER over languages against trained numbers, its line from the worst to the best."""
+def gain_by_numbers(points: Mapping[str, Sequence[Trained]]) -> str:
+    """Mean gain in CER over languages against trained numbers, with a tick for each language.
+
+    Methods of equal numbers stand side by side; a kind is named by its best.
+    """
+    at: dict[int, list[Trained]] = {}
+    for own in points.values():
+        for method in own:
+            at.setdefault(method.numbers, []).append(method)
+    few, many = min(at), max(at)
+    step = 0.018 * max(1.0, math.log10(many / few))  # decades between neighbours
+
+    def place(method: Trained) -> float:
+        own = sorted(at[method.numbers], key=lambda m: m.mean)
+        return float(method.numbers * 10 ** (step * (own.index(method) - (len(own) - 1) / 2)))
 
     def draw(axes: Axes) -> None:
-        for i, (name, own) in enumerate(points.items()):
-            x = [n for n, _, _, _ in own]
-            y = [100 * middle for _, middle, _, _ in own]
-            spread = [
-                [100 * (middle - low) for _, middle, low, _ in own],
-                [100 * (high - middle) for _, middle, _, high in own],
-            ]
-            axes.errorbar(x, y, yerr=spread, linestyle="", markersize=6, elinewidth=0.8,
-                          label=literal(name), **style(i))  # fmt: skip
+        for i, own in enumerate(points.values()):
+            shape = style(i)
+            for method in own:
+                x, ys = place(method), [100 * gain for gain in method.gains.values()]
+                axes.plot([x, x], [min(ys), max(ys)], color=shape["color"], linewidth=0.7, alpha=0.6)
+                axes.plot([x] * len(ys), ys, color=shape["color"], linestyle="", marker="_",
+                          markersize=5, alpha=0.8)  # fmt: skip
+            axes.plot([place(m) for m in own], [100 * m.mean for m in own], linestyle="", markersize=6,
+                      label=_cut(max(own, key=lambda m: m.mean).name), **shape)  # fmt: skip
         axes.set_xscale("log")
+        axes.set_xlim(few / 1.6, many * 1.6)
+        axes.axhline(0, color=INK, linewidth=0.8)
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("trained numbers")
         axes.set_ylabel("gain in CER, %")
 
-    return drawn("numbers", 3.0, draw)
+    return drawn("numbers", 3.0 + 0.2 * len(points), draw)
 
 
 def layer_curve(curves: Mapping[str, Sequence[tuple[int, float]]]) -> str:

@@ -137,6 +137,8 @@ def read_entries(
         UserError: one method and seed is there twice, or its seeds were decoded on different clips.
     """
     entries: dict[tuple[Any, ...], Entry] = {}
+    # What a run of the base alone decoded is the zero-shot of all; other runs' is only there beside it.
+    alone = any(file.config.method.kind == ZERO_SHOT for file in files)
     for run, file in zip(runs, files, strict=True):
         config = file.config
         settings = {a.name: a for a in config.adapter_settings()}
@@ -147,9 +149,11 @@ def read_entries(
         for (language, adapter, window), hypotheses in groups.items():
             if adapter is not None and names is not None and (run, adapter) not in names:
                 continue
+            if adapter is None and alone and config.method.kind != ZERO_SHOT:
+                continue
             if adapter is None:
                 made, seed = Entry(language, ZERO_SHOT, window, ZERO_SHOT, family=ZERO_SHOT), 0
-            elif _trained_at(config, window, groups):
+            elif _compared_at(config, window, groups):
                 name = names[run, adapter] if names else method_name(config, settings[adapter])
                 made = _entry(file, settings[adapter], name, language, window)
                 seed = settings[adapter].seed
@@ -214,8 +218,8 @@ def scored(h: Hypothesis) -> metrics.Scored:
     )
 
 
-def _trained_at(config: Config, window: float, groups: Mapping[Any, Any]) -> bool:
-    """Whether adapters are compared at this window: the one that they were trained at."""
+def _compared_at(config: Config, window: float, groups: Mapping[Any, Any]) -> bool:
+    """Whether adapters are compared at this window: `base.window_s`, or the base's own."""
     if config.base.window_s is not None:
         return math.isclose(window, config.base.window_s)
     given = [w for w in config.evaluation.windows_s if w is not None]

@@ -304,7 +304,7 @@ def _gains(
         zero_shot = [
             row for row in rows if (row.method, row.language, row.split) == (ZERO_SHOT, language, split)
         ]
-        steered = _at_trained_window(steered_rows, config)
+        steered = _at_compared_window(steered_rows, config)
         what = f"{adapter} ({language}, {split}, {method})"
         if not zero_shot:
             notes.append(f"no gain for {what}: it has no zero-shot row to be compared with")
@@ -313,7 +313,7 @@ def _gains(
             windows = ", ".join(f"{row.window_s:g} s" for row in steered_rows)
             notes.append(
                 f"no gain for {what}: decoded at {windows}, none of which is known to be the "
-                "window it was trained at; set base.window_s or add it to evaluation.windows_s"
+                "window it is compared at; set base.window_s or add it to evaluation.windows_s"
             )
             continue
         for metric in ("wer", "cer"):
@@ -343,10 +343,10 @@ def _gains(
     return gains, pairs, notes
 
 
-def _at_trained_window(rows: Sequence[_Row], config: Config) -> _Row | None:
-    """The row at the window that training used; None if that can't be told.
+def _at_compared_window(rows: Sequence[_Row], config: Config) -> _Row | None:
+    """The row at the window that adapters are compared at; None if that can't be told.
 
-    With `base.window_s: null` training used the base's own window. Its length is not in the config,
+    With `base.window_s: null` that is the base's own window. Its length is not in the config,
     but it is what remains of the decoded windows without those that the config gives in seconds.
     """
     if config.base.window_s is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ def plan_of(
     config: Config, machines: Machines, *, training: bool = True, shape: BaseShape | None = None
 ) -> Plan:
     """The plan of a run, or of its evaluation."""
-    placement = config.placement if training else config.evaluation.placement
+    placement = with_offload(config.placement if training else config.evaluation.placement)
     if shape is None:
         shape = shape_of_run(config, training)
     return make_plan(
@@ -36,7 +37,7 @@ def shape_of_run(config: Config, training: bool = True) -> BaseShape:
     """The base as the run, or its evaluation at the longest window, would load it."""
     base, windows = config.base, config.evaluation.windows_s
     if training:
-        window = base.window_s
+        window = config.base_in_training().window_s
     else:
         window = None if None in windows else max(w for w in windows if w is not None)
     return read_shape(
@@ -59,7 +60,7 @@ def plan_text(config: Config, nodes: int, ranks_per_node: int, memory: float) ->
 def work_of(config: Config, shape: BaseShape, training: bool = True) -> Work:
     """One step of a run: all adapters at work, clips of 10 s or as long as the window."""
     adapters = config.adapter_settings()
-    window = config.base.window_s if training else None
+    window = config.base_in_training().window_s if training else None
     longest = shape.encoder_tokens / ENCODER_TOKENS_PER_SECOND if shape.encoder_tokens else None
     clip_s = min([DEFAULT_CLIP_S, *(s for s in (window, longest) if s is not None)])
     clips = config.data.clips_of_a_step(clip_s) * len(adapters)
@@ -72,6 +73,19 @@ def work_of(config: Config, shape: BaseShape, training: bool = True) -> Work:
         checkpointing=training and config.training.activation_checkpointing,
         training=training,
     )
+
+
+def with_offload(placement: PlacementConfig) -> PlacementConfig:
+    """`placement` with the offload that its own DeepSpeed config asks for, if it says none itself."""
+    target = (user_settings(placement) or {}).get("offload_param") or {}
+    if placement.offload != "none" or target.get("device", "none") == "none":
+        return placement
+    path = target.get("nvme_path")
+    changes = {
+        "offload": target["device"],
+        "nvme_path": placement.nvme_path or (Path(path) if path else None),
+    }
+    return PlacementConfig.model_validate({**placement.model_dump(), **changes})
 
 
 def user_settings(placement: PlacementConfig) -> Mapping[str, Any] | None:

@@ -9,6 +9,7 @@ Element of an encoder layer's output: one clip.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -103,6 +104,10 @@ class Qwen2Audio(ChatFamily):
             options={},
             rows={"encoder": torch.full((len(clips),), clip.row), "llm": torch.tensor([clip.row])},
         )
+
+    def in_context_room(self, max_new_tokens: int) -> float:
+        """Tokens left for examples' texts: the LLM reads far more than a window's speech comes to."""
+        return math.inf
 
     def _chat(self, language: str, answer: str | None) -> str:
         return self._turns(language, [answer])

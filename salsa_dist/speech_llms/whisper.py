@@ -185,6 +185,11 @@ class Whisper:
         ids = torch.tensor([self.prompt(clip.language) + begun])
         return replace(batch, inputs={**batch.inputs, "decoder_input_ids": ids})
 
+    def in_context_room(self, max_new_tokens: int) -> float:
+        """Tokens left for examples' texts beside the prompt and an answer, for which half is kept."""
+        prompt = len(self.prompt(self.languages[0]))
+        return self.max_tokens - prompt - min(max_new_tokens, self.max_tokens // 2)
+
     def generate(
         self,
         model: Any,

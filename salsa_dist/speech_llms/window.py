@@ -33,7 +33,7 @@ def audio_of(clip: Clip, window_s: float) -> NDArray[np.float32]:
     if clip.seconds > window_s + 1e-6:
         raise UserError(
             f"clip {clip.key} lasts {clip.seconds:.1f} s, the audio window is "
-            f"{window_s:g} s: cut it, or set a longer base.window_s"
+            f"{window_s:g} s: cut it, or set a longer window_s"
         )
     return np.pad(clip.audio, (0, max(0, _SHORTEST - len(clip.audio))))
 
@@ -41,7 +41,7 @@ def audio_of(clip: Clip, window_s: float) -> NDArray[np.float32]:
 def longest(own_s: float, window_s: float | None) -> float:
     """The window in seconds: the base's own, or a shorter one that was asked for."""
     if window_s is not None and window_s > own_s + 1e-6:
-        raise UserError(f"base.window_s is {window_s:g}, this base's window is {own_s:g} s at most")
+        raise UserError(f"window_s is {window_s:g}, this base's window is {own_s:g} s at most")
     return own_s if window_s is None else window_s
 
 

@@ -56,7 +56,7 @@ def tries_of(sweep: Sweep) -> list[Entry]:
         _entry(sweep, corpus, language, minutes, label, setting, tuning.seed, steps, "try")
         for corpus, minutes, label, settings in _cells(sweep)
         if len(settings) > 1
-        for language in sweep.file.grid.language
+        for language in tuning.languages or sweep.file.grid.language
         for setting in settings
     ]
 
@@ -76,8 +76,9 @@ def choose(sweep: Sweep, measured: Mapping[str, float | None]) -> list[Choice]:
     tries = {(e.corpus, e.minutes, e.label, e.language, _key(e)): e.name for e in tries_of(sweep)}
     for corpus, minutes, label, settings in _cells(sweep):
         for group in groups:
+            heard = sweep.file.tuning.languages or group
             names = [
-                {x: tries.get((corpus, minutes, label, x, _key(s)), "") for x in group}
+                {x: tries.get((corpus, minutes, label, x, _key(s)), "") for x in heard}
                 for s in settings
             ]
             found = [{x: measured.get(n) for x, n in own.items()} for own in names]
@@ -110,7 +111,7 @@ def finals_of(sweep: Sweep, choices: Sequence[Choice], guess: bool = False) -> l
         if setting is None:
             continue
         for language in choice.languages:
-            for seed in grid.seed or [sweep.config.training.seed]:
+            for seed in (grid.seed or [sweep.config.training.seed])[: setting.seeds]:
                 entry = _entry(
                     *(sweep, choice.corpus, language, choice.minutes, choice.method, setting),
                     *(seed, steps, "final"),
@@ -119,10 +120,10 @@ def finals_of(sweep: Sweep, choices: Sequence[Choice], guess: bool = False) -> l
     return list(finals.values())
 
 
-def write_chosen(sweep: Sweep, choices: Sequence[Choice]) -> None:
-    """`chosen.json`, whole or not at all."""
+def chosen_tree(sweep: Sweep, choices: Sequence[Choice]) -> dict[str, Any]:
+    """The tree of `chosen.json`."""
     tuning = sweep.file.tuning
-    tree: dict[str, Any] = {
+    return {
         "schema": SCHEMA,
         "choose_by": tuning.choose_by,
         "dev_clips": sweep.file.dev_clips,
@@ -140,6 +141,11 @@ def write_chosen(sweep: Sweep, choices: Sequence[Choice]) -> None:
             for c in choices
         ],
     }
+
+
+def write_chosen(sweep: Sweep, choices: Sequence[Choice]) -> None:
+    """`chosen.json`, whole or not at all."""
+    tree = chosen_tree(sweep, choices)
     path = sweep.file.sweep / NAME
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, json.dumps(tree, indent=1, ensure_ascii=False) + "\n")
@@ -205,7 +211,10 @@ def _cells(sweep: Sweep) -> list[tuple[str, float | None, str, list[Setting]]]:
     for corpus in sweep.corpora:
         for number, minutes in enumerate(sweep.file.grid.size):
             for method in sweep.file.methods:
-                settings = [_filled(s, sweep) for s in method.settings(sweep.config.steering)]
+                settings = [
+                    replace(_filled(s, sweep), seeds=method.seeds)
+                    for s in method.settings(sweep.config.steering)
+                ]
                 trains = settings[0].lr is not None
                 if trains or number == 0:
                     label = method.label(sweep.config.steering)

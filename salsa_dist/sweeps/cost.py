@@ -34,7 +34,8 @@ class BaseFacts:
         layer_parameters: component to the parameters of one layer.
         width: numbers an encoder position has.
         shares: clips are shared below the first steered layer.
-        encoder_tokens, llm_tokens: positions of one clip at the config's window.
+        encoder_tokens, llm_tokens: positions of one clip at the window that training hears.
+        decoded_tokens: the encoder's of one clip that is transcribed.
         in_context: its family has a prompt with examples.
         linear: component to the names of linear modules inside its layers.
         biased: components whose layers have biases.
@@ -47,6 +48,7 @@ class BaseFacts:
     width: int
     shares: bool
     encoder_tokens: float
+    decoded_tokens: float
     llm_tokens: float
     in_context: bool
     linear: dict[str, frozenset[str]]
@@ -60,7 +62,7 @@ def base_facts(config: Config) -> BaseFacts:
     with torch.device("meta"):
         model: Any = class_of(tree, base.name)._from_config(tree)
     lists = find_layers(model, base.layers)
-    window_s = base.window_s or 30.0
+    window_s = config.base_in_training().window_s or 30.0
     in_llm = 0.0 if hasattr(tree, "max_target_positions") else _AUDIO_TOKENS_PER_S * window_s
     one = {
         component: sum(p.numel() for p in stack[len(stack) // 2].parameters())
@@ -75,6 +77,7 @@ def base_facts(config: Config) -> BaseFacts:
         width=min(widths, default=0),
         shares=config.training.share_prefix,
         encoder_tokens=_FRAMES_PER_S * window_s,
+        decoded_tokens=_FRAMES_PER_S * (base.window_s or 30.0),
         llm_tokens=_TEXT_TOKENS + in_llm,
         in_context=hasattr(FAMILIES.get(tree.model_type), "in_context_batch"),
         linear={
@@ -138,7 +141,7 @@ def decoding_flop(facts: BaseFacts) -> float:
     """FLOP of one clip transcribed, each layer once for each position."""
     encoder = facts.layers.get("encoder", 0) * facts.layer_parameters.get("encoder", 0)
     llm = facts.layers["llm"] * facts.layer_parameters["llm"]
-    return 2 * (encoder * facts.encoder_tokens + llm * facts.llm_tokens)
+    return 2 * (encoder * facts.decoded_tokens + llm * facts.llm_tokens)
 
 
 def _lowest(names: Sequence[str], component: str, none: int) -> int:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from salsa_dist.evaluation.comparison import Told
 from salsa_dist.evaluation.comparison_page import write_comparison
+from salsa_dist.sweeps.choosing import chosen_tree
 from salsa_dist.sweeps.folder import job_folders
 from salsa_dist.sweeps.plan import Plan
 
@@ -24,12 +26,23 @@ def write_final_report(plan: Plan) -> list[Path]:
         if job.done
         for name, identity in job.adapters.items()
     }
+    notes = tuple(" ".join(part.split()) for part in sweep.file.report.notes.split("\n\n"))
     pages = []
     for corpus in sweep.corpora:
         names: dict[tuple[Path, str], str] = {}
+        tries: list[Path] = []
         for entry, identity in zip(sweep.entries, plan.identities, strict=True):
-            if entry.stage == "final" and entry.corpus == corpus:
+            if entry.corpus == corpus and entry.stage == "final":
                 names[where[identity]] = entry.label
+            elif entry.corpus == corpus:
+                tries.append(where[identity][0])
         runs = list(dict.fromkeys(run for run, _ in names))
-        pages.append(write_comparison(runs, sweep.file.sweep / "report" / corpus, names=names))
+        told = Told(
+            title=sweep.file.report.title,
+            notes=tuple(filter(None, notes)),
+            tuning=chosen_tree(sweep, [c for c in plan.choices if c.corpus == corpus]),
+            tries=tuple(dict.fromkeys(tries)),
+        )
+        out = sweep.file.sweep / "report" / corpus
+        pages.append(write_comparison(runs, out, names=names, told=told))
     return pages

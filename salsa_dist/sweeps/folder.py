@@ -227,7 +227,8 @@ def _decoded(job: JobFolder, name: str, language: str) -> dict[str, float | None
         line for file in files for line in jsonl.read(file, HYPOTHESES) if line["language"] == language
     ]
     # The base as it is has no adapter; of several windows the shortest counts.
-    own = [line for line in every if line["adapter"] in (name, None)]
+    own = [line for line in every if line["adapter"] == name]
+    own = own or [line for line in every if line["adapter"] is None]
     shortest = min((line["window_s"] for line in own), default=None)
     last = {line["key"]: line for line in own if line["window_s"] == shortest}
     scored = [metrics.score(x["reference"], x["hypothesis"], language) for x in last.values()]

@@ -32,7 +32,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from salsa_dist.config import (
@@ -45,6 +44,7 @@ from salsa_dist.config import (
     load_config,
     override,
     parse_config,
+    read_yaml,
 )
 from salsa_dist.errors import UserError
 from salsa_dist.sweeps.methods import MethodEntry, Tuning
@@ -98,9 +98,17 @@ class Jobs(_Section):
     adapters: int = Field(64, ge=1, description="most adapters of one job")
     nodes: int = Field(1, ge=1, description="nodes of one job")
     ranks_per_node: int = Field(1, ge=1)
+    at_once: int = Field(1, ge=1, description="jobs side by side where the sweep runs on this machine")
     memory_gb: float | None = Field(
         None, gt=0, description="memory of one rank; null: that of this machine, or of its GPU"
     )
+
+
+class Report(_Section):
+    """What the report of a comparison says beside its numbers."""
+
+    title: str | None = None
+    notes: str = Field("", description="such as what was cut, and why; an empty line parts paragraphs")
 
 
 class SweepFile(_Section):
@@ -115,6 +123,7 @@ class SweepFile(_Section):
     halving: HalvingConfig | None = Field(None, description="stop the worse adapters early")
     dev_clips: int = Field(32, ge=0, description="dev clips a language that adapters are measured on")
     jobs: Jobs = Jobs()
+    report: Report = Report()
 
 
 @dataclass(frozen=True)
@@ -179,12 +188,7 @@ def load_sweep(path: str | Path) -> Sweep:
         UserError: it can't be read, or holds what a sweep file does not; everything wrong is listed.
     """
     path = Path(path)
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as e:
-        raise UserError(f"sweep {path} can't be read ({e.strerror}): name a YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
-        raise UserError(f"sweep {path} is not valid YAML: {' '.join(str(e).split())}") from None
+    tree = read_yaml(path, "sweep", "sweep, config, grid …")
     try:
         file = SweepFile.model_validate(tree)
     except ValidationError as e:

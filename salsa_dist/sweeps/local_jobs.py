@@ -1,60 +1,84 @@
-"""Running a sweep's jobs on this machine, one after another, each in a process of its own.
+"""Running a sweep's jobs on this machine, some side by side, each in processes of its own.
+
+    jobs in order ──► at most `at_once` threads, each: train, then evaluate, in processes of their own
 
 A job that fails does not end the sweep: the others run, and what failed is told at the end. A signal
-goes on to the job, which saves its state; the same command goes on from there.
+goes on to the jobs, which save their states; the same command goes on from there.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import FrameType
 
 from salsa_dist.errors import UserError
 from salsa_dist.sweeps.folder import JobFolder
 
 
-def run_jobs(jobs: Sequence[JobFolder], ranks: int) -> int:
+def run_jobs(jobs: Sequence[JobFolder], ranks: int, at_once: int = 1) -> int:
     """Do what is left of each of `jobs` on so many ranks; 0, or 128 and the signal that stopped it all.
 
     Raises:
         UserError: jobs that failed, once all have been tried.
     """
     stopped: list[int] = []
-    running: list[subprocess.Popen[bytes]] = []
+    running: set[subprocess.Popen[bytes]] = set()
 
     def stop(signum: int, frame: FrameType | None) -> None:
         stopped.append(signum)
-        for process in running:
+        for process in list(running):
             process.send_signal(signal.SIGTERM)
 
-    before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
-    failed = []
-    try:
-        for number, job in enumerate(jobs, 1):
-            print(
-                f"job {number}/{len(jobs)}: {job.path.name}, {len(job.adapters)} adapters", flush=True
+    def run(number: int, job: JobFolder) -> Path | None:
+        """The job's folder if it failed."""
+        if stopped:
+            return None
+        print(f"job {number}/{len(jobs)}: {job.path.name}, {len(job.adapters)} adapters", flush=True)
+        for verb in job.to_do():
+            # A session of its own: Ctrl-C reaches this process alone, and the job once, from here.
+            process = subprocess.Popen(
+                _command(verb, job, ranks), start_new_session=True, env=_environment(at_once)
             )
-            for verb in job.to_do():
-                # A session of its own: Ctrl-C reaches this process alone, and the job once, from here.
-                running[:] = [subprocess.Popen(_command(verb, job, ranks), start_new_session=True)]
-                code = running[0].wait()
-                if stopped:
-                    return 128 + stopped[0]
-                if code or verb in job.to_do():
-                    failed.append(job.path)
-                    break
+            running.add(process)
+            if stopped:  # by a signal that came while the process was being made
+                process.send_signal(signal.SIGTERM)
+            code = process.wait()
+            running.discard(process)
+            if stopped:
+                return None
+            if code or verb in job.to_do():
+                return job.path
+        return None
+
+    before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with ThreadPoolExecutor(at_once) as pool:
+            failed = [path for path in pool.map(run, range(1, len(jobs) + 1), jobs) if path]
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
+    if stopped:
+        return 128 + stopped[0]
     if failed:
         raise UserError(
             f"{len(failed)} of {len(jobs)} jobs failed, their messages are above: "
             + ", ".join(str(path / "config.yaml") for path in failed)
         )
     return 0
+
+
+def _environment(at_once: int) -> dict[str, str]:
+    """Jobs side by side share the cores, unless the user has said how many threads each takes."""
+    if at_once == 1:
+        return dict(os.environ)
+    threads = max(1, len(os.sched_getaffinity(0)) // at_once)
+    return {"OMP_NUM_THREADS": str(threads), **os.environ}
 
 
 def _command(verb: str, job: JobFolder, ranks: int) -> list[str]:

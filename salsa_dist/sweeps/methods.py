@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from salsa_dist.config import (
     BiasMethod,
@@ -39,6 +39,7 @@ class Setting:
     Attributes:
         tried: what tells it from the method's other tries; "" where there is none.
         seeded: whether a seed changes anything.
+        seeds: its final rows take the first so many seeds of the grid; None: all.
     """
 
     method: Method
@@ -48,6 +49,7 @@ class Setting:
     tried: str
     seeded: bool
     start_from: str | None = None
+    seeds: int | None = None
 
 
 def _listed(value: Any) -> Any:
@@ -58,6 +60,9 @@ class _Entry(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str | None = Field(None, description="in the report; null: made of its settings")
+    seeds: int | None = Field(
+        None, ge=1, description="final rows with the first so many seeds of the grid; null: with all"
+    )
 
 
 Positive = Annotated[float, Field(gt=0)]
@@ -197,6 +202,15 @@ class Tuning(BaseModel):
     per: Literal["language", "all"] = Field(
         "language", description="one setting for each language, or the best on average over all"
     )
+    languages: Annotated[list[str], Field(min_length=1)] | None = Field(
+        None, description="that tries are made in, where one setting serves all; null: all of them"
+    )
     steps: int | None = Field(None, ge=1, description="steps of a try; null: those of the final rows")
     seed: int = Field(0, description="of the tries")
     uneven: bool = Field(False, description="methods may have unequal numbers of tries")
+
+    @model_validator(mode="after")
+    def _one_setting_serves_all(self) -> Tuning:
+        if self.languages is not None and self.per != "all":
+            raise ValueError("tuning.languages makes tries in some languages for all: set per: all")
+        return self

@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -187,6 +187,8 @@ class Plan:
                 f"{label}: {len(tries)} tries ({done[0]} done), {len(rows)} final rows ({done[1]} done)"
             )
         per = "each language" if tuning.per == "language" else "all languages together"
+        if tuning.languages is not None:
+            per = f"all languages by {', '.join(tuning.languages)}"
         lines.append(
             f"tries: {tuning.steps or config.training.steps} steps, seed {tuning.seed}; the best by "
             f"{tuning.choose_by} on {self.sweep.file.dev_clips} dev clips a language, for {per}; "
@@ -320,6 +322,10 @@ def _refuse_prefix(sweep: Sweep, new: Sequence[Packed]) -> None:
         )
 
 
+def _rates_of(scales: Mapping[str, float], facts: BaseFacts) -> list[Any]:
+    return [[select(words, facts.layers), scale] for words, scale in scales.items()]
+
+
 def identity(entry: Entry, sweep: Sweep, facts: BaseFacts, index: ShardIndex) -> str:
     """SHA-256 over all that decides an adapter's vectors; its name is not of it."""
     config = sweep.config
@@ -336,6 +342,8 @@ def identity(entry: Entry, sweep: Sweep, facts: BaseFacts, index: ShardIndex) ->
             training.warmup,
             training.decay,
             training.clip_norm,
+            *([training.window_s] if training.window_s else []),
+            *([_rates_of(training.lr_scale, facts)] if training.lr_scale and kind == "salsa" else []),
         ],
         "language": entry.language,
         "sites": select(entry.sites, facts.layers),
@@ -595,8 +603,14 @@ def _decoded(entry: Entry, sweep: Sweep, index: ShardIndex) -> int:
     if "evaluate" not in _verbs(sweep, entry):
         return 0
     settings = _evaluation(sweep, entry)
-    there = sum(shard.samples for shard in index.select(settings["split"], entry.language))
-    return min(there, settings["clips"] or there) * len(settings["windows_s"])
+    there: dict[str, int] = {}
+    for shard in index.shards:
+        if shard.split == settings["split"]:
+            there[shard.language] = there.get(shard.language, 0) + shard.samples
+    forgetting = settings["forgetting"] if entry.stage == "final" else False
+    heard = {entry.language, *(there if forgetting is True else forgetting or ())}
+    clips = sum(min(there.get(x, 0), settings["clips"] or there.get(x, 0)) for x in heard)
+    return clips * len(settings["windows_s"])
 
 
 def _kinds(entries: Sequence[Entry]) -> str:
@@ -678,7 +692,12 @@ def _job_config(sweep: Sweep, entries: Sequence[Entry]) -> dict[str, Any]:
     tree["method"] = first.method.model_dump(mode="json")
     if first.stage:
         tree["evaluation"] |= _evaluation(sweep, first)
+    if first.stage == "final" and first.method.kind in ("salsa", "mean-difference"):
+        # Forgetting tells whether adapters that are off leave the base as it is.
+        tree["evaluation"]["zero_shot"] = bool(tree["evaluation"]["forgetting"])
     if first.stage == "try":
+        # A choice hears its own language alone.
+        tree["evaluation"]["forgetting"] = False
         # A learning rate that is too high loses; it does not stop the others of its job.
         tree["training"]["max_skipped"] = first.steps
     if tree["training"]["prefix_cache"] == "disk":

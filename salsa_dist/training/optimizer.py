@@ -111,10 +111,18 @@ class PackedAdam:
         bank: the vectors that it moves.
         schedules: one an adapter.
         clip_norm: largest gradient norm of one adapter, over its sites; None: not clipped.
+        scales: site to what its rates are multiplied by; 1 where a site is not named.
     """
 
-    def __init__(self, bank: Bank, schedules: Sequence[Schedule], clip_norm: float | None) -> None:
+    def __init__(
+        self,
+        bank: Bank,
+        schedules: Sequence[Schedule],
+        clip_norm: float | None,
+        scales: Mapping[str, float] | None = None,
+    ) -> None:
         self.bank = bank
+        self.scales = {site: (scales or {}).get(site, 1.0) for site in bank.sites}
         self.schedules = list(schedules)
         self.clip_norm = clip_norm
         self.first = {s: torch.zeros_like(v, requires_grad=False) for s, v in bank.vectors.items()}
@@ -131,7 +139,8 @@ class PackedAdam:
             gradients: site -> (adapters, hidden), from `reduce_step`.
 
         Returns:
-            (adapters,) gradient norms before clipping, and (adapters,) rates; 0 where nothing moved.
+            (adapters,) gradient norms before clipping, and (adapters,) rates before a site's own
+            scale; 0 where nothing moved.
         """
         # Norms are taken row by row, so an adapter's number does not depend on its neighbours.
         squares = torch.stack([g.double().square().sum(1) for g in gradients.values()]).sum(0)
@@ -157,6 +166,7 @@ class PackedAdam:
             self.first[site][rows] = first
             self.second[site][rows] = second
             change = first / (second.sqrt() / correction.unsqueeze(1) + EPS) * rate.unsqueeze(1)
+            change *= self.scales[site]
             # Only where the adapter steers: elsewhere its vector stays the identity.
             self.bank.vectors[site][rows] -= change * self.bank.steers[site][rows].unsqueeze(1)
         return norms, rates

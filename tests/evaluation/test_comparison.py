@@ -17,7 +17,7 @@ import yaml
 from safetensors.numpy import save_file
 
 from salsa_dist.errors import UserError
-from salsa_dist.evaluation.comparison import compare
+from salsa_dist.evaluation.comparison import Told, compare
 from salsa_dist.evaluation.comparison_page import write_comparison
 from salsa_dist.evaluation.pages import percent
 
@@ -97,7 +97,7 @@ def made_run(
         for x in languages
         for m, adapter, n in (
             ("zero-shot", None, zero_shot),
-            (kind, x, errors),
+            *([(kind, x, errors)] if kind != "zero-shot" else ()),
             *([("no-adapters", None, zero_shot)] if forgetting is not None else ()),
             *((kind, o, forgetting) for o in languages if o != x and forgetting is not None),
         )
@@ -170,6 +170,59 @@ def test_every_method_is_tested_against_the_best(tmp_path: Path) -> None:
     assert tests["zero-shot"]["p"] < 0.01
     (same,) = (t for name, t in tests.items() if name != "zero-shot")
     assert same["p"] == 1.0  # the two are wrong alike
+
+
+def test_each_other_method_stands_beside_the_salsa_of_nearest_size(tmp_path: Path) -> None:
+    # Both SALSAs train 4 numbers; the better one is taken. Eight wrong letters of ten are zero-shot's.
+    both = ("bg", "el")
+    runs = [
+        made_run(tmp_path, "a", 4, languages=both),
+        made_run(tmp_path, "b", 2, sites="llm", languages=both),
+        made_run(tmp_path, "few", 1, minutes=5, sites="llm", languages=both),
+        made_run(tmp_path, "bg", 0, sites="encoder:0"),  # it lacks a language
+        made_run(tmp_path, "ic", 6, method={"kind": "in-context", "examples": 2}, languages=both),
+    ]
+    rows = compare(runs)["beside"]
+    assert [(r["language"], r["salsa"], r["cer"], r["salsa_cer"]) for r in rows] == [
+        (x, "SALSA (salsa), llm", pytest.approx(0.6), pytest.approx(0.2)) for x in both
+    ]
+    assert all(r["p"] < 0.001 for r in rows)
+
+
+def test_what_a_sweep_tells_is_on_the_page(tmp_path: Path) -> None:
+    run = made_run(tmp_path, "a", 2)
+    tried = made_run(tmp_path, "try", 3)
+    choice = {
+        "method": "SALSA (salsa), encoder", "corpus": "", "minutes": None, "languages": ["bg"],
+        "tries": [{"tried": "lr0.1", "dev": {"bg": 0.5}}, {"tried": "lr0.2", "dev": {"bg": None}}],
+        "chosen": "lr0.1",
+    }  # fmt: skip
+    tuning = {"choose_by": "cer", "dev_clips": 4, "steps": 9, "seed": 7, "choices": [choice]}
+    told = Told("Four & more", ("Two seeds were cut.", "At 5 s."), tuning, (tried,))
+    html = write_comparison([run], tmp_path / "out", told=told).read_text()
+    assert "<h1>Four &amp; more</h1>" in html
+    assert "<p>Two seeds were cut.</p>" in html
+    text = text_of(html)
+    assert "CER in % of 4 dev clips a language after 9 steps with seed 7" in text
+    assert "lr0.1: <b>50.0</b>" in html
+    assert "lr0.2: no number" in text
+    # Two ranks of one thread for 50 s are 0.0278 hours each, and 0.02 of transcribing.
+    assert "salsa 1 1 0.0278 CPU-hours 0.02 CPU-hours" in text
+    assert "salsa, tries 1 1 0.0278 CPU-hours" in text
+    assert "all 2 2 0.0556 CPU-hours 0.04 CPU-hours" in text
+
+
+def test_zero_shot_is_that_of_the_run_of_the_base_alone(tmp_path: Path) -> None:
+    runs = [
+        made_run(tmp_path, "a", 2, forgetting=3, zero_shot=9),
+        made_run(tmp_path, "base", 8, method={"kind": "zero-shot"}),
+        made_run(tmp_path, "b", 2, sites="llm", forgetting=3, zero_shot=9),
+    ]
+    comparison = compare(runs)
+    assert cells(comparison)["zero-shot"]["cer"]["rate"] == pytest.approx(0.8)
+    assert [row["cer_off"] for row in comparison["untouched"]] == [0.9, 0.9]
+    html = write_comparison(runs, tmp_path / "out").read_text()
+    assert "90.000000 / 90.000000 100.000000 / 100.000000 all 20 2" in text_of(html)  # both in a row
 
 
 def test_layers_steered_alone_make_the_curve(tmp_path: Path) -> None:

@@ -57,6 +57,40 @@ def test_jsonl_with_files_parts_and_splits(tmp_path: Path) -> None:
     assert index.recipe["dropped"] == {"bg": {}, "el": {"no text": 1}}
 
 
+def test_other_columns_go_along_as_words_and_numbers_alone(tmp_path: Path) -> None:
+    wave(tmp_path / "a.wav")
+    row = {
+        "audio": "a.wav",
+        "text": "да",
+        "language": "bg",
+        "id": "one",
+        "duration": 0.5,
+        "grade": " K ",
+        "age": 7,
+        "native": True,
+        "room": "007",
+        "height": "1.25",
+        "source": "mine",
+        "nothing": None,
+        "blank": " ",
+        "long": "x" * 201,
+        "list": [1],
+        "tree": {"a": 1},
+        "n" * 201: 1,
+        "huge": 10**300,
+        "loud": float("inf"),
+    }
+    index = build("jsonl", rows_to(tmp_path / "a.jsonl", [row]), tmp_path / "o")
+    ((_, _, facts),) = samples(index).values()
+    kept = {"grade": "K", "age": 7, "native": True, "room": "007", "height": 1.25}
+    assert facts["extra"] == kept
+    assert facts["source"] != "mine"
+    row |= {f"f{i:02}": i for i in range(40)}
+    index = build("jsonl", rows_to(tmp_path / "a.jsonl", [row]), tmp_path / "p")
+    ((_, _, facts),) = samples(index).values()
+    assert len(facts["extra"]) == 32
+
+
 def test_file_names_tell_splits_and_columns_can_be_named(tmp_path: Path) -> None:
     for name in ("train", "dev", "test"):
         wave(tmp_path / f"in/{name}.wav")
@@ -79,9 +113,11 @@ def test_file_names_tell_splits_and_columns_can_be_named(tmp_path: Path) -> None
 def test_csv_is_quoted(tmp_path: Path) -> None:
     wave(tmp_path / "a b.wav")
     table = tmp_path / "all.csv"
-    table.write_text('file,text,lang\n"a b.wav","one, ""two""",en\n', encoding="utf-8")
+    head = "file,text,lang,grade,age,class\n"
+    table.write_text(head + '"a b.wav","one, ""two""",en,K,7.5,007\n', encoding="utf-8")
     ((_, _, facts),) = samples(build("table", table, tmp_path / "out")).values()
     assert facts["text"] == 'one, "two"'
+    assert facts["extra"] == {"grade": "K", "age": 7.5, "class": "007"}
 
 
 def test_nemo(tmp_path: Path) -> None:
@@ -105,6 +141,7 @@ def kaldi(folder: Path) -> Path:
     (folder / "segments").write_text("mia-1 t1 0.0 1.0\nmia-2 t1 1.0 2.0\nleo-1 t1 2.0 -1\n")
     (folder / "text").write_text("mia-1 едно\nmia-2 две и три\nleo-1\n", encoding="utf-8")
     (folder / "utt2spk").write_text("mia-1 mia\nmia-2 mia\nleo-1 leo\n")
+    (folder / "spk2gender").write_text("mia f\n")
     return folder
 
 
@@ -115,6 +152,7 @@ def test_kaldi(tmp_path: Path) -> None:
     assert found.keys() == {"bg/mia-1", "bg/mia-2"}
     split, audio, facts = found["bg/mia-2"]
     assert (split, facts["text"], facts["speaker"]) == ("dev", "две и три", "mia")
+    assert facts["extra"] == {"gender": "f"}
     assert abs(pitch(audio) - 600) < 5
     assert index.recipe["dropped"] == {"bg": {"no text": 1}}
 
@@ -147,6 +185,8 @@ def cut(**changes: Any) -> dict[str, Any]:
         "text": "две",
         "language": "bg",
         "speaker": "mia",
+        "gender": "F",
+        "custom": {"age": 9, "words": ["две"]},
     }
     return {
         "id": "c",
@@ -168,6 +208,7 @@ def test_lhotse(tmp_path: Path, name: str) -> None:
     index = build("lhotse", tmp_path / "in", tmp_path / "out", Ask(language="bg"))
     ((key, (split, audio, facts)),) = samples(index).items()
     assert (key, split, facts["text"], facts["speaker"]) == ("bg/s-1", "test", "две", "mia")
+    assert facts["extra"] == {"age": 9, "gender": "F"}
     assert (round(pitch(audio), -1), len(audio)) == (600, 16_000)
     assert index.recipe["dropped"]["bg"] == {"a MixedCut": 1, "a transformed recording": 1}
 
@@ -190,6 +231,7 @@ def test_huggingface_datasets_on_disk(tmp_path: Path) -> None:
         "audio": [str(clip) for clip in clips],
         "locale": ["bg", "bg", "bg", "el"],
         "client_id": list("abca"),
+        "age": [6, 7, 8, 9],
     }
     part = datasets.Dataset.from_dict(columns).cast_column("audio", datasets.Audio())
     both = datasets.DatasetDict({"train": part, "validation": part.select([1])})
@@ -205,6 +247,7 @@ def test_huggingface_datasets_on_disk(tmp_path: Path) -> None:
         "bg/validation-00000000": ("dev", "две", "b"),
     }
     assert abs(pitch(found["bg/validation-00000000"][1]) - 400) < 5
+    assert found["bg/train-00000001"][2]["extra"] == {"age": 7}
 
 
 def test_without_the_package_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,6 +56,7 @@ def write(folder: Path, base: Path, shards: Path, **sections: Any) -> Path:
         "dev_clips": 2,
         "tuning": {"steps": 2},
         "methods": METHODS,
+        "report": {"title": "All methods", "notes": "One language\nalone.\n\nNoise."},
         **sections,
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -67,7 +68,7 @@ def write(folder: Path, base: Path, shards: Path, **sections: Any) -> Path:
 def in_this_process(most: int) -> Any:
     """Runs jobs here instead of in processes of their own, and stops after `most` commands."""
 
-    def run_jobs(jobs: Sequence[JobFolder], ranks: int) -> int:
+    def run_jobs(jobs: Sequence[JobFolder], ranks: int, at_once: int) -> int:
         left = most
         for job in jobs:
             for verb in job.to_do():
@@ -128,6 +129,12 @@ def test_the_best_on_dev_is_chosen_and_runs_with_all_seeds_on_test(whole: Path) 
         "on the LLM": 2,
     }
     trained = {cell["method"]: cell["trained_numbers"] for cell in cells}
+    page = (sweep / "report" / "comparison.html").read_text()
+    assert "<h1>All methods</h1>" in page
+    assert "<p>One language alone.</p>\n<p>Noise.</p>" in page
+    assert page.count("2 tries of each method") == 1
+    assert all(f"lr{lr}: " in page for lr in ("0.001", "0.05", "0.1"))
+    assert "lora, tries" in page
     assert trained["mean difference to el, encoder"] == trained["zero-shot"] == 0
     assert trained["LoRA r=1 on v_proj of encoder"] == 3 * 64
     finals = [r for r in rows if r["stage"] == "final"]
@@ -228,6 +235,34 @@ def test_a_choice_is_for_each_language_or_for_all(
         choose(sweep, dict.fromkeys(names))
 
 
+def test_tries_in_some_languages_serve_all_and_an_entry_may_have_fewer_seeds(
+    tmp_path: Path, tiny_base: Path, tiny_shards: Path
+) -> None:
+    grid = {"language": ["bg", "el"], "seed": [0, 1, 2]}
+    methods = [
+        {"kind": "salsa", "lr": [0.1, 0.2]},
+        {"kind": "salsa", "sites": "llm", "lr": [0.1, 0.2], "seeds": 1},
+    ]
+    tuning = {"per": "all", "languages": ["el"]}
+    sweep = load_sweep(
+        write(tmp_path, tiny_base, tiny_shards, grid=grid, methods=methods, tuning=tuning)
+    )
+    tries = tries_of(sweep)
+    assert [(e.language, e.lr) for e in tries] == [("el", 0.1), ("el", 0.2)] * 2
+    measured: dict[str, float | None] = dict(
+        zip([e.name for e in tries], [0.5, 0.4, 0.1, 0.3], strict=True)
+    )
+    finals = finals_of(sweep, choose(sweep, measured))
+    assert [(e.language, e.lr, e.seed) for e in finals] == [
+        *(("bg", 0.2, seed) for seed in (0, 1, 2)),
+        *(("el", 0.2, seed) for seed in (0, 1, 2)),
+        *(("bg", 0.1, 0), ("el", 0.1, 0)),
+    ]
+    alone = write(tmp_path, tiny_base, tiny_shards, methods=methods, tuning={"languages": ["el"]})
+    with pytest.raises(UserError, match="set per: all"):
+        load_sweep(alone)
+
+
 def test_by_loss_nothing_is_decoded_for_a_try_and_all_methods_have_one_measure(
     tmp_path: Path, tiny_base: Path, tiny_shards: Path
 ) -> None:
@@ -311,6 +346,31 @@ def test_a_plan_counts_tries_final_rows_and_clips_to_decode(
     assert "ours: 4 tries (0 done), 6 final rows (0 done)" in text
     # 4 tries of 2 dev clips; the base and 3 seeds on 6 test clips in 2 languages.
     assert f"{4 * 2 + 2 * 6 + 6 * 6} clips to decode" in text
+
+
+def test_forgetting_is_looked_at_in_final_rows_alone_with_the_base_beside_them(
+    tmp_path: Path, tiny_base: Path, tiny_shards: Path
+) -> None:
+    methods = [{"kind": "zero-shot"}, {"kind": "salsa", "name": "ours", "lr": [0.1, 0.2]}]
+    grid = {"language": ["bg"], "seed": [0]}
+    path = write(tmp_path, tiny_base, tiny_shards, methods=methods, grid=grid)
+    tree = yaml.safe_load(path.read_text())
+    tree["config"]["evaluation"]["forgetting"] = True
+    path.write_text(yaml.safe_dump(tree))
+    # Two tries of 2 dev clips; the base and one row on 6 test clips in 2 languages.
+    assert f"{2 * 2 + 2 * 6 + 2 * 6} clips to decode" in make_plan(load_sweep(path)).text()
+    run_here(path)
+    sweep = tmp_path / "sweep"
+    assert {line["language"] for line in transcripts(sweep, "try")} == {"bg"}
+    tree = json_of(sweep / "report" / "comparison.json")
+    assert {cell["language"] for cell in tree["cells"]} == {"bg"}
+    assert {row["language"] for row in tree["forgetting"]} == {"bg", "el"}
+    assert all(row["cer"]["zero_shot"] is not None for row in tree["forgetting"])
+    assert [(r["language"], r["same"]) for r in tree["untouched"]] == [("bg", 6), ("el", 6)]
+    rows = {row["name"]: row for row in json_of(sweep / "results.json")["rows"]}
+    (final,) = (row for row in rows.values() if row["method"] == "ours" and row["stage"] == "final")
+    (cell,) = (cell for cell in tree["cells"] if cell["method"] == "ours")
+    assert final["cer"] == cell["cer"]["rate"]
 
 
 def test_salsa_starts_from_an_adapter_such_as_the_mean_difference(

@@ -67,6 +67,17 @@ def test_every_combination_is_an_adapter_with_a_readable_name(write: Any) -> Non
     assert not [n for n in names if n.startswith("el") and "lr0.1_" in n]
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [("- a list", "holds no settings"), ("a: [", "not valid YAML"), (None, "can't be read")],
+)
+def test_a_file_that_holds_no_sweep_is_told(tmp_path: Path, text: str | None, told: str) -> None:
+    if text is not None:
+        (tmp_path / "s.yaml").write_text(text)
+    with pytest.raises(UserError, match=f"^sweep .*s.yaml.*{told}"):
+        load_sweep(tmp_path / "s.yaml")
+
+
 def test_names_that_would_be_alike_get_a_hash(write: Any) -> None:
     names = [e.name for e in load_sweep(write({"sites": ["encoder:0,2", "encoder:0-2"]})).entries]
     assert len(set(names)) == 2

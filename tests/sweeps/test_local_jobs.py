@@ -1,0 +1,64 @@
+"""Jobs on this machine: side by side as many as asked for, failures told in the end."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from salsa_dist.errors import UserError
+from salsa_dist.sweeps import local_jobs
+
+MEET = """
+import os, pathlib, sys, time
+own, other = map(pathlib.Path, sys.argv[1:])
+own.mkdir()
+until = time.monotonic() + 60
+while not other.exists() and time.monotonic() < until:
+    time.sleep(0.01)
+(own / "threads").write_text(os.environ.get("OMP_NUM_THREADS", ""))
+sys.exit(0 if other.exists() else 3)
+"""
+
+
+class Job:
+    """What `run_jobs` needs of a job: it is done once its folder is there."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.config, self.adapters = path, path / "config.yaml", [""]
+
+    def to_do(self) -> list[str]:
+        return [] if self.path.exists() else ["train"]
+
+
+def test_two_jobs_at_once_meet_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs: list[Any] = [Job(tmp_path / name) for name in "ab"]
+
+    def command(verb: str, job: Any, ranks: int) -> list[str]:
+        (other,) = [j for j in jobs if j is not job]
+        return [sys.executable, "-c", MEET, str(job.path), str(other.path)]
+
+    monkeypatch.setattr(local_jobs, "_command", command)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert local_jobs.run_jobs(jobs, 1, at_once=2) == 0
+    assert all(int((job.path / "threads").read_text()) >= 1 for job in jobs)
+
+
+def test_a_job_that_fails_is_told_when_the_others_are_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs: list[Any] = [Job(tmp_path / name) for name in "abc"]
+
+    def command(verb: str, job: Any, ranks: int) -> list[str]:
+        fails = job.path.name == "a"
+        return [
+            sys.executable,
+            "-c",
+            "raise SystemExit(1)" if fails else f"import os; os.mkdir({str(job.path)!r})",
+        ]
+
+    monkeypatch.setattr(local_jobs, "_command", command)
+    with pytest.raises(UserError, match=r"1 of 3 jobs failed.*a/config\.yaml"):
+        local_jobs.run_jobs(jobs, 1)
+    assert (tmp_path / "b").exists()
+    assert (tmp_path / "c").exists()
