@@ -134,10 +134,10 @@ class Cluster:
             _kill(pid, signal.SIGKILL)
 
     def daemons_on(self, job: str) -> str:
-        """What slurmctld and the slurmds have logged of a job, for a failed test's report."""
+        """What slurmctld and the slurmds have logged of a job."""
         texts = []
         for path in sorted((self.folder / "log").glob("slurm*.log")):
-            own = [x for x in path.read_text(errors="replace").splitlines() if f"{job}" in x]
+            own = [x for x in path.read_text(errors="replace").splitlines() if job in x]
             texts.append("\n".join([f"== {path.name}", *own[-40:]]))
         return "\n".join(texts)
 

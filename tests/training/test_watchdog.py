@@ -117,3 +117,14 @@ def test_files_of_ranks_that_are_no_more_go_once_the_run_is_surely_this_jobs(tmp
         assert left.exists()  # another job may hold it
         watchdog.at(0, "clips")
         assert not left.exists()
+
+
+def test_what_ranks_left_that_are_no_more_is_forgotten_with_the_first_step(tmp_path: Path) -> None:
+    (tmp_path / "ranks").mkdir()
+    for rank in (1, 2):
+        (tmp_path / "ranks" / f"rank-{rank:04}.json").write_text("{}")
+    with Watchdog(tmp_path, 0, 2, 600) as watchdog:
+        watchdog.at(None, "loading")
+        assert (tmp_path / "ranks" / "rank-0002.json").exists(), "the folder may still be another job's"
+        watchdog.at(7, "reading clips")
+    assert [path.name for path in (tmp_path / "ranks").iterdir()] == ["rank-0001.json"]
