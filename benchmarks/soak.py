@@ -2,18 +2,20 @@
 
     python benchmarks/soak.py --json OUT [--kills 200] [--steps 16] [--seed 0]
 
-    uninterrupted   rank 0, rank 1 ───────────────────────────► vectors      takes T seconds
-    kill i          rank 0, rank 1 ────✗ SIGKILL               a folder of its own, a moment in 0 … T
+    uninterrupted   rank 0, rank 1 ───────────────────────────► vectors
+    kill i          rank 0, rank 1 ────✗ SIGKILL               a folder of its own
                                        └─ started again ──────► vectors, the same to the bit
 
 Each start is two processes of the real training loop on a tiny base, with a checkpoint after every
-step; whatever moment is drawn may lie in starting, reading, computing or writing. The victim is one
-rank or both; a rank that is left is ended as the local launcher ends it. The processes are forked from
-one that has imported everything, so that a start costs a second and not ten. A moment after the run's
-end is no kill and is drawn again. Moments and victims are drawn from the seed and recorded.
+step. One kill in six falls into the first two seconds, which are the start; the others up to a step's
+time after a step that is drawn, so into reading, computing or writing, however loaded the machine is.
+The victim is one rank or both; a rank that is left is ended as the local launcher ends it. The
+processes are forked from one that has imported everything, so that a start costs a second and not ten.
+A moment after the run's end is no kill, and another is drawn. Steps, moments and victims are drawn
+from the seed and recorded. A soak that broke off goes on from the kills in OUT.
 
-{"uninterrupted_s": T, "kills": n, "equal": n, "rows": [{"kill": 0, "moment_s": …, "victims": [1],
-  "last_step": steps seen before it or null, "resumed_step": …, "starts": 2, "equal": true}, …]}
+{"kills": n, "equal": n, "rows": [{"kill": 0, "moment_s": …, "victims": [1], "last_step": steps seen
+  before it or null, "resumed_step": …, "starts": 2, "equal": true}, …]}
 """
 
 from __future__ import annotations
@@ -41,12 +43,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 import salsa_dist  # noqa: F401, I001  first: it guards the import of transformers
 import deepspeed  # noqa: F401  its import is most of a start
 import torch
+import torch.utils.tensorboard
+import transformers.models.whisper.modeling_whisper  # noqa: F401
 from tiny import make_base, make_config, make_shards
 
 from salsa_dist import SteeringVectors, load_config, train
 
 RANKS = 2
 PEER_GRACE_S = 3.0
+START_S = 2.0  # a start takes about so long where nothing else runs
 LIMIT_S = 300.0  # a start that takes so long hangs
 
 
@@ -58,7 +63,6 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    draws = random.Random(options.seed)
     report: dict[str, Any] = {
         "date": str(date.today()),
         "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores shared with "
@@ -67,20 +71,30 @@ def main() -> None:
         "ranks": RANKS,
         "steps": options.steps,
         "seed": options.seed,
+        "too_late": 0,
+        "seconds": 0.0,
         "rows": [],
     }
+    if options.json.exists():
+        before = json.loads(options.json.read_text(encoding="utf-8"))
+        if (before["steps"], before["seed"]) != (options.steps, options.seed):
+            sys.exit(f"{options.json} is of another soak: name another file")
+        report |= {name: before[name] for name in ("too_late", "seconds", "rows")}
     with tempfile.TemporaryDirectory(prefix="soak-") as name:
         folder = Path(name)
         soak = Soak(folder, options.steps)
-        started = time.monotonic()
-        wanted, report["uninterrupted_s"] = soak.uninterrupted()
+        started = time.monotonic() - report["seconds"]
+        wanted, span_s = soak.uninterrupted()
+        report["uninterrupted_s"] = span_s
         rows = report["rows"]
         while len(rows) < options.kills:
-            moment_s = draws.uniform(0, report["uninterrupted_s"])
+            draws = random.Random(f"{options.seed} {len(rows) + report['too_late']}")
+            after_step = draws.randrange(options.steps) if draws.random() > 1 / 6 else None
+            wait_s = draws.uniform(0, START_S if after_step is None else span_s / options.steps)
             victims = draws.choice([[0], [1], [0, 1]])
-            row = soak.killed(moment_s, victims, wanted)
+            row = soak.killed(after_step, wait_s, victims, wanted)
             if row is None:
-                report["too_late"] = report.get("too_late", 0) + 1
+                report["too_late"] += 1
                 continue
             rows.append({"kill": len(rows), **row})
             print(rows[-1], flush=True)
@@ -114,18 +128,34 @@ class Soak:
         return vectors(run), round(took, 2)
 
     def killed(
-        self, moment_s: float, victims: list[int], wanted: dict[str, torch.Tensor]
+        self,
+        after_step: int | None,
+        wait_s: float,
+        victims: list[int],
+        wanted: dict[str, torch.Tensor],
     ) -> dict[str, Any] | None:
-        """One run that is killed at `moment_s` and started again; None: it had ended by then."""
+        """One run that is killed and started again; None: it had ended by then.
+
+        Args:
+            after_step: the kill waits for the end of this step; None: only for the start.
+            wait_s: and so many seconds longer.
+        """
         run = self.folder / "killed"
         shutil.rmtree(run, ignore_errors=True)
         started = time.monotonic()
         ranks = self._start(run)
-        time.sleep(max(0.0, started + moment_s - time.monotonic()))
+        while (
+            after_step is not None
+            and not any(event["step"] >= after_step for event in _events(run, "step"))
+            and all(_code(pid) is None for pid in ranks)
+        ):
+            time.sleep(0.005)
+        time.sleep(wait_s)
         if any(_code(pid) is not None for pid in ranks):
             codes = _ended(ranks, time.monotonic() + LIMIT_S)
             assert codes == [0] * RANKS, (run / "log").read_text()
             return None
+        moment_s = time.monotonic() - started
         for rank in victims:
             os.kill(ranks[rank], signal.SIGKILL)
         last = _events(run, "step")
@@ -151,7 +181,7 @@ class Soak:
         }
 
     def _start(self, run: Path) -> list[int]:
-        """The process ids of the ranks, each the leader of a session of its own."""
+        """The process ids of the ranks, each the leader of a group of its own."""
         run.mkdir(exist_ok=True)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -171,7 +201,7 @@ def _be(rank: int, port: int, config: Path, run: Path) -> None:
     """This forked process as one rank, to its end."""
     code = 1
     try:
-        os.setsid()
+        os.setpgrp()  # not a session: Linux gives each its own share of the CPU
         log = os.open(run / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(log, 1)
         os.dup2(log, 2)

@@ -65,6 +65,8 @@ class Job:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         failure = failure_path(environment.paths.folder, environment.job_id, environment.global_rank)
         failure.unlink(missing_ok=True)  # of this job before it was requeued
+        if environment.global_rank == 0:
+            _forget_ranks_from(environment.num_tasks, environment.paths.folder, environment.job_id)
         os.environ["SALSA_FAILURE_FILE"] = str(failure)
         try:
             if environment.cluster == "slurm":
@@ -119,6 +121,13 @@ def _take_code_from(folder: str) -> None:
 
 def failure_path(folder: Path, job_id: str, rank: int) -> Path:
     return folder / f"{job_id}_{rank}_failure.json"
+
+
+def _forget_ranks_from(number: int, folder: Path, job_id: str) -> None:
+    """Remove the failures of ranks that this start has not: it may have fewer than the one before."""
+    for path in folder.glob(f"{job_id}_*_failure.json"):
+        if int(path.name.removesuffix("_failure.json").rpartition("_")[2]) >= number:
+            path.unlink(missing_ok=True)
 
 
 def _cores() -> int:

@@ -36,6 +36,7 @@ class Resources(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     nodes: int | None = Field(None, ge=1)
+    min_nodes: int | None = Field(None, ge=1, description="fewer than nodes: start on what there is")
     tasks_per_node: int | None = Field(None, ge=1)
     gpus_per_node: int | None = Field(None, ge=0)
     cpus_per_task: int | None = Field(None, ge=1)
@@ -75,9 +76,39 @@ class Resources(BaseModel):
                 merged[name] = theirs if mine is None else mine
         return Resources(**merged)
 
+    def options(self) -> list[str]:
+        """The words of a command line that asks for the same."""
+        words: list[str] = []
+        for name, value in self:
+            flag = f"--{name.replace('_', '-')}"
+            if isinstance(value, dict):
+                words += [f"{flag}={k}" if v is True else f"{flag}={k}={v}" for k, v in value.items()]
+            elif isinstance(value, list):
+                words += [f"{flag}={text}" for text in value]
+            elif value is not None:
+                words.append(f"{flag}={value}")
+        return words
+
     @property
     def node_count(self) -> int:
         return self.nodes or 1
+
+    @property
+    def node_range(self) -> str:
+        """As `--nodes` of sbatch has it: `4`, or `2-4` where fewer will do."""
+        return f"{self.min_nodes}-{self.node_count}" if self.takes_fewer else f"{self.node_count}"
+
+    @property
+    def takes_fewer(self) -> bool:
+        """Whether it starts on fewer nodes than asked for.
+
+        Raises:
+            UserError: min_nodes is more than nodes.
+        """
+        least = self.min_nodes or self.node_count
+        if least > self.node_count:
+            raise UserError(f"--min-nodes {least} is more than the job's {self.node_count} (--nodes)")
+        return least < self.node_count
 
     @property
     def ranks_per_node(self) -> int:
@@ -177,7 +208,7 @@ def refuse_slurm_only(resources: Resources, cluster: str, profile: str | None) -
     if cluster == "debug" and resources.ranks_per_node > 1:
         raise UserError(f"{where} runs one rank in this process: use --cluster local for more")
     refused = ["gres", "mem", "partition", "account", "qos", "constraint", "exclude", "nodelist"]
-    refused += ["dependency", "sbatch", "srun", "python", "container", "container_mounts"]
+    refused += ["min_nodes", "dependency", "sbatch", "srun", "python", "container", "container_mounts"]
     refused += ["array_parallelism", "gpu_memory"]
     if cluster == "debug":
         refused += ["setup", "env", "time", "gpus_per_node", "keep_snapshots", "tries"]

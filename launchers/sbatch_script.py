@@ -107,12 +107,13 @@ def sbatch(run: Path, name: str, resources: Resources, mounts: Sequence[Path]) -
 
 def _parameters(name: str, resources: Resources, mounts: Sequence[Path]) -> dict[str, Any]:
     extra: dict[str, str | bool] = {} if "no_requeue" in resources.sbatch else {"requeue": True}
+    extra |= _range_of_nodes(resources)
     plain = ("gpus_per_node", "cpus_per_task", "gres", "mem", "partition", "account", "qos")
     plain += ("constraint", "exclude", "nodelist", "dependency")
     return {
         "job_name": name,
         "nodes": resources.node_count,
-        "ntasks_per_node": resources.ranks_per_node,
+        **({} if resources.takes_fewer else {"ntasks_per_node": resources.ranks_per_node}),
         **{key: getattr(resources, key) for key in plain},
         "time": resources.time or SLURM_MINUTES,
         "signal_delay_s": resources.signal_delay_s,
@@ -129,9 +130,20 @@ def _exports(env: dict[str, str]) -> list[str]:
     return [f"export {name}={shlex.quote(value)}" for name, value in values.items()]
 
 
+def _range_of_nodes(resources: Resources) -> dict[str, str | bool]:
+    # With --ntasks-per-node sbatch counts the tasks of the fewest nodes, and Slurm gives no job more
+    # nodes than tasks: a range is asked for by the cores of a node, and srun told the tasks of each.
+    if not resources.takes_fewer:
+        return {}
+    cores = resources.ranks_per_node * (resources.cpus_per_task or 1)
+    return {"nodes": resources.node_range, "mincpus": str(cores)}
+
+
 def _srun(resources: Resources, mounts: Sequence[Path]) -> list[str]:
     # One rank that dies ends the others at once: they would wait for it in a collective.
     arguments = ["--kill-on-bad-exit=1"]
+    if resources.takes_fewer:
+        arguments.append(f"--ntasks-per-node={resources.ranks_per_node}")
     if resources.cpus_per_task:  # srun has not inherited it from sbatch since Slurm 22.05
         arguments.append(f"--cpus-per-task={resources.cpus_per_task}")
     kind, image = _container(resources)
@@ -170,7 +182,8 @@ def _container(resources: Resources) -> tuple[str, str]:
 
 
 def _mounts(resources: Resources, mounts: Sequence[Path]) -> list[str]:
-    own = [f"{path}:{path}" for path in mounts]
+    # The root of the machine is no folder that could be put into another one.
+    own = [f"{path}:{path}" for path in mounts if path != Path(path.anchor)]
     given = [part for text in resources.container_mounts for part in text.split(",")]
     return list(dict.fromkeys([*own, *given]))
 
@@ -180,7 +193,7 @@ def _refuse_own_options(resources: Resources) -> None:
         if own := _OWN_OPTIONS.get(name):
             raise UserError(f"--sbatch {name.replace('_', '-')}: {own}")
     for name in resources.srun:
-        if name in ("output", "error", "ntasks", "nodes"):
+        if name in ("output", "error", "ntasks", "ntasks_per_node", "nodes"):
             raise UserError(f"--srun {name}: the launcher sets it itself")
 
 

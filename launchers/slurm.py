@@ -27,7 +27,7 @@ from contextlib import redirect_stderr
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import cloudpickle
 import job as job_module
@@ -46,8 +46,11 @@ from salsa_dist.config import Config, load_config
 from salsa_dist.errors import UserError
 from salsa_dist.runs import launches
 
+if TYPE_CHECKING:  # it imports torch, which a launch that is no sweep need not wait for
+    from salsa_dist.sweeps.folder import JobFolder
+
 DEMO = Path(__file__).resolve().parent.parent / "demo" / "demo.yaml"
-COMMANDS = ("train", "evaluate", "sweep")
+COMMANDS = ("train", "evaluate", "train+evaluate", "sweep")
 
 # A task can't import this folder, which is no installed package: the job brings its own code.
 cloudpickle.register_pickle_by_value(job_module)
@@ -68,7 +71,7 @@ def launch(
     words: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[train|evaluate] [SECTION.KEY=VALUE]... or sweep FILE",
+            metavar="[train|evaluate|train+evaluate] [SECTION.KEY=VALUE]... or sweep FILE",
             help="what to run (default: train), then settings that replace the config's",
             show_default=False,
         ),
@@ -85,6 +88,14 @@ def launch(
         ),
     ] = None,
     nodes: Annotated[int | None, typer.Option(min=1, show_default="1")] = None,
+    min_nodes: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="start on so many when --nodes are not to be had, also after a node is lost",
+            show_default="as many as --nodes",
+        ),
+    ] = None,
     tasks_per_node: Annotated[
         int | None, typer.Option(min=1, help="ranks a node; default: one a GPU, else 1")
     ] = None,
@@ -169,6 +180,7 @@ def launch(
     command, overrides = _split(words or [])
     asked = Resources(
         nodes=nodes,
+        min_nodes=min_nodes,
         tasks_per_node=tasks_per_node,
         gpus_per_node=gpus_per_node,
         cpus_per_task=cpus_per_task,
@@ -207,9 +219,8 @@ def launch(
         sweep_plan = sweep.planned(overrides, budget)
         checked, overrides = sweep_plan.sweep.config, _staging(resources.stage_to)
         shape = sweep_plan.sweep.file.jobs
-        resources = resources.model_copy(
-            update={"nodes": shape.nodes, "tasks_per_node": shape.ranks_per_node}
-        )
+        shaped = {"nodes": shape.nodes, "tasks_per_node": shape.ranks_per_node}
+        resources = resources.model_copy(update=shaped)
     else:
         if array_parallelism is not None:
             raise UserError("--array-parallelism is about a sweep: any other launch is one job")
@@ -234,10 +245,23 @@ def launch(
     with clean_env():  # else a launch from inside a Slurm job would inherit that job's shape
         os.environ.update(own)
         if sweep_plan is not None:
-            folder = sweep_plan.sweep.file.sweep
+            code = None
+            if not dry_run:
+                folder = sweep_plan.sweep.file.sweep
+                code = snapshot.take(folder, sweep_plan.sweep.path)
+                snapshot.clear_old(folder, _keep_days(resources))
+                job = replace(job, code=str(code))
+
+            def again(folder: JobFolder) -> None:
+                assert code is not None
+                alone = asked.model_copy(update={**shaped, "array_parallelism": None}).options()
+                alone += [f"--cluster={cluster.value}", *([f"--profile={profile}"] if profile else [])]
+                words = ["+".join(folder.verbs), *alone]
+                snapshot.write_submit(folder.path, code, words, folder.config)
+
             if cluster is not Cluster.slurm:
                 here = _local_plan(resources)
-                return sweep.run_here(lambda one, run: _here(one, run, here), job, sweep_plan)
+                return sweep.run_here(lambda one, run: _here(one, run, here), job, sweep_plan, again)
             parallel = sweep.at_once(sweep_plan, budget, resources.array_parallelism)
 
             def executor(run: Path) -> Sbatch:
@@ -246,9 +270,7 @@ def launch(
             if dry_run:
                 print(sweep.script(executor, sweep_plan, parallel))
             else:
-                code = snapshot.take(folder, sweep_plan.sweep.path)
-                snapshot.clear_old(folder, _keep_days(resources))
-                sweep.submit(executor, replace(job, code=str(code)), sweep_plan, parallel)
+                sweep.submit(executor, job, sweep_plan, parallel, again)
             return 0
         if cluster is Cluster.debug:
             submitit.DebugExecutor(logs_of(checked.run)).submit(job).result()
@@ -275,9 +297,10 @@ class Setting:
 def _snapshotted(job: Job, config: Config, resources: Resources, setting: Setting) -> Job:
     """The job, running from a snapshot in the run's folder; submit.sh there starts it again."""
     folder = snapshot.take(config.run, Path(job.config_path))
-    snapshot.write_submit(config.run, folder, setting.arguments)
+    kept = folder / "config.yaml"
+    snapshot.write_submit(config.run, folder, setting.arguments, kept)
     snapshot.clear_old(config.run, _keep_days(resources))
-    return replace(job, config_path=str(folder / "config.yaml"), code=str(folder))
+    return replace(job, config_path=str(kept), code=str(folder))
 
 
 def _keep_days(resources: Resources) -> int:
@@ -299,11 +322,12 @@ def _submit(executor: Sbatch, job: Job, config: Config, resources: Resources) ->
     except (FailedJobError, FailedSubmissionError) as error:
         raise UserError(f"sbatch refused the job: {' '.join(str(error).split())}") from None
     nodes, tasks = resources.node_count, resources.ranks_per_node
+    shape = f"{resources.node_range} x {tasks} ranks"
     paths = submitted.task(0).paths
     launches.note(paths.folder, submitted.job_id, "slurm", job.command, nodes, tasks)
     run = config.run
     print(
-        f"submitted job {submitted.job_id}: {job.command} on {nodes} x {tasks} ranks\n"
+        f"submitted job {submitted.job_id}: {job.command} on {shape}\n"
         f"code    {job.code}\n"
         f"logs    {paths.folder}\n"
         f"follow  salsa-dist runs logs {run} --follow\n"
@@ -339,8 +363,12 @@ def _plan(config: Config, resources: Resources) -> str:
     memory = parse_size(resources.gpu_memory or "80GB")
     if not _is_here(config.base.name):
         return f"# no placement plan: {config.base.name} is not on this machine; see salsa-dist plan"
+    least, most = resources.min_nodes or resources.node_count, resources.node_count
     try:
-        text = plan_text(config, resources.node_count, resources.ranks_per_node, memory)
+        text = plan_text(config, most, resources.ranks_per_node, memory)
+        if least < most:
+            text += f"\non {least} of the nodes:\n"
+            text += plan_text(config, least, resources.ranks_per_node, memory)
     except UserError as e:
         text = f"no placement plan: {e}"
     return "\n".join(f"# {line}".rstrip() for line in text.splitlines())

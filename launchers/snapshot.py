@@ -4,6 +4,7 @@
     ├── submit.sh                      the newest launch again: same code, same config, same options
     └── snapshots/3f9a0c1d22ab/        named after its content: launching the same makes no second one
         ├── salsa_dist/ launchers/ ds_configs/
+        ├── salsa_dist-0.1.0.dist-info/       its version, for where it is not installed: a container
         ├── config.yaml                as it was given, without the overrides
         └── snapshot.json              {"schema", "version", "commit": of the source or null}
 
@@ -59,7 +60,12 @@ def take(run: Path, config: Path) -> Path:
                 for name, path in files.items():
                     (new / name).parent.mkdir(parents=True, exist_ok=True)
                     shutil.copyfile(path, new / name)
-                facts = {"schema": SCHEMA, "version": version("salsa-dist"), "commit": _commit()}
+                number = version("salsa-dist")
+                installed = new / f"salsa_dist-{number}.dist-info"
+                installed.mkdir()
+                metadata = f"Metadata-Version: 2.1\nName: salsa-dist\nVersion: {number}\n"
+                (installed / "METADATA").write_text(metadata, encoding="utf-8")
+                facts = {"schema": SCHEMA, "version": number, "commit": _commit()}
                 (new / "snapshot.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
         except OSError as e:
             if not folder.is_dir():  # else a launch beside this one was first
@@ -75,11 +81,15 @@ def clear_old(run: Path, days: int) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def write_submit(run: Path, folder: Path, arguments: Sequence[str]) -> Path:
-    """Write RUN/submit.sh: `arguments` of the launcher once more, from the snapshot `folder`."""
+def write_submit(run: Path, folder: Path, arguments: Sequence[str], config: Path) -> Path:
+    """Write RUN/submit.sh: `arguments` of the launcher once more, with `config`.
+
+    Args:
+        folder: the snapshot that it runs.
+    """
     script = run.absolute() / "submit.sh"
     words = [sys.executable, str(folder / "launchers" / "slurm.py")]
-    words += [*_without_config(arguments), "--config", str(folder / "config.yaml")]
+    words += [*_without_config(arguments), "--config", str(config.absolute())]
     text = (
         "#!/usr/bin/env bash\n"
         "# The newest launch of this run again, with the code and the config that it had.\n"

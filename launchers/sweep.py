@@ -10,6 +10,7 @@
     ├── snapshots/            the code that its jobs run
     └── jobs/<id>/            a run like any other, which `salsa-dist runs` shows
         ├── task.sh           what its task of the array runs
+        ├── submit.sh         this job alone again: same code, same options
         └── logs/<array>_<task>/
 
 `--nodes` is how many nodes the sweep may use at once, `--array-parallelism` how many jobs; nodes and
@@ -62,13 +63,20 @@ def at_once(plan: Plan, nodes: int, most: int | None) -> int:
     return fit if most is None else min(fit, most)
 
 
-def submit(executor: Callable[[Path], Sbatch], job: Job, plan: Plan, parallel: int) -> int:
+def submit(
+    executor: Callable[[Path], Sbatch],
+    job: Job,
+    plan: Plan,
+    parallel: int,
+    again: Callable[[JobFolder], None],
+) -> int:
     """Submit all that is to be done as one array, a task a job.
 
     Args:
         executor: of the run with that folder.
         job: what each does but for its config.
         parallel: most jobs at the same time.
+        again: writes the submit.sh of one.
 
     Returns: the number of jobs that were submitted.
 
@@ -82,6 +90,7 @@ def submit(executor: Callable[[Path], Sbatch], job: Job, plan: Plan, parallel: i
     sweep = plan.sweep.file.sweep.absolute()
     for folder in folders:
         _write(folder.path / TASK_SCRIPT, executor(folder.path).task_script())
+        again(folder)
     (sweep / "logs").mkdir(parents=True, exist_ok=True)
     script = sweep / "array.sh"
     _write(script, executor(sweep).array_script([folder.path for folder in folders], parallel))
@@ -121,17 +130,21 @@ def script(executor: Callable[[Path], Sbatch], plan: Plan, parallel: int) -> str
     return f"{array}\n# --- and for each of them {TASK_SCRIPT}:\n{executor(runs[0]).task_script()}"
 
 
-def run_here(run: Callable[[Job, Path], int], job: Job, plan: Plan) -> int:
+def run_here(
+    run: Callable[[Job, Path], int], job: Job, plan: Plan, again: Callable[[JobFolder], None]
+) -> int:
     """Run all that is to be done by `run`, one job after another; one that fails ends no other.
 
     Args:
         run: runs a job with that folder to its end; the launcher's exit status.
+        again: writes the submit.sh of one.
     """
     from salsa_dist.sweeps.folder import write_results
 
     folders, worst = _idle(plan.write()), 0
     for number, folder in enumerate(folders, 1):
         print(f"job {number}/{len(folders)}: {folder.path.name}", flush=True)
+        again(folder)
         status = run(_of(job, folder), folder.path)
         if status > 128:  # a signal: the sweep was asked to stop
             return status

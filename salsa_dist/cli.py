@@ -141,6 +141,34 @@ def inspect(
     print(json.dumps(inspection.tree(), indent=1) if as_json else inspection.table())
 
 
+@app.command()
+def sizes(
+    base: Annotated[str, typer.Argument(help="folder or hub name of a base")],
+    shards: Annotated[Path, typer.Argument(help="folder of shards")],
+    language: Annotated[str, typer.Option(help="whose training clips are heard")],
+    clips: Annotated[int, typer.Option(min=1, help="how many of them")] = 32,
+) -> None:
+    """Show how large each layer's activations are for real speech, as learning rates of its vectors.
+
+    The size is the median over positions of the norm over the root of the width. As
+    `training.lr_scale` it makes a learning rate a share of what it moves.
+    """
+    from salsa_dist.data.index import ShardIndex
+    from salsa_dist.data.reading import first_clips
+    from salsa_dist.speech_llms.activations import activation_sizes
+    from salsa_dist.speech_llms.load import load_speech_llm
+
+    _quiet_transformers()
+    index = ShardIndex.load(shards)
+    speech_llm = load_speech_llm(base)
+    speech_llm.family.prompt(language)  # refuses a language that the base does not know
+    heard = first_clips(shards, index, language, clips, speech_llm.window_s)
+    print(f"# {base}, {len(heard)} training clips in {language}")
+    print("lr_scale:")
+    for site, size in activation_sizes(speech_llm, heard).items():
+        print(f"  {site.replace('.', ':')}: {size:.3g}")
+
+
 def run_command(command: str, config_path: str, overrides: list[str]) -> None:
     """`train`, `evaluate` or `train+evaluate` as one rank; the launchers call this in every task."""
     from salsa_dist.config import load_config

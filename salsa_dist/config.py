@@ -345,7 +345,9 @@ class TrainingConfig(_Section):
         "where guessing among 150,000 tokens costs 12; null: off",
     )
     hang_after_s: float = Field(
-        300, gt=0, description="seconds at one place of a step before a rank counts as hung"
+        300,
+        gt=0,
+        description="seconds at one place, of the start or of a step, before a rank counts as hung",
     )
     dev_clips: int = Field(
         0, ge=0, description="dev clips a language that adapters are measured on; 0: not measured"

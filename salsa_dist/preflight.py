@@ -19,7 +19,7 @@ import secrets
 import socket
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -135,8 +135,13 @@ class Preflight:
         return [f"{head} ({self.seconds:.1f} s)", *(f"warning: {text}" for text in self.warnings)]
 
 
-def preflight(run: Path, ranks: Ranks) -> Preflight:
+def preflight(run: Path, ranks: Ranks, whereabouts: Callable[[], str]) -> Preflight:
     """Check and measure the machines of a job of two ranks or more; call it on all.
+
+    Args:
+        run: the run's folder.
+        ranks: this process.
+        whereabouts: says where the ranks are that are furthest behind.
 
     Raises:
         UserError: on all ranks alike, with everything that is wrong, ranks and hosts named.
@@ -162,8 +167,8 @@ def preflight(run: Path, ranks: Ranks) -> Preflight:
         if "imed out" in str(e) or "imeout" in str(e):
             raise UserError(
                 f"preflight: rank {ranks.rank} on {socket.gethostname()} waited {_TIMEOUT.seconds} s "
-                "for another rank: a node is down, or its firewall or network interface "
-                "(NCCL_SOCKET_IFNAME, GLOO_SOCKET_IFNAME) keeps the ranks apart"
+                f"for another rank ({whereabouts()}): a node is down, or its firewall or network "
+                "interface (NCCL_SOCKET_IFNAME, GLOO_SOCKET_IFNAME) keeps the ranks apart"
             ) from e
         raise
     finally:

@@ -69,15 +69,25 @@ def _newest_step(run: Path) -> int:
     return max((int(name.removeprefix("step-")) for name in names), default=0)
 
 
+def _is_this_start(job: str) -> bool:
+    """Whether Slurm still runs the start of `job` that this process is of.
+
+    If not it was cancelled, preempted, or requeued already by whatever stopped the ranks; seen from a
+    node that was cut off, it may run elsewhere by now.
+    """
+    command = ["scontrol", "show", "job", "--oneliner", job]
+    shown = subprocess.run(command, capture_output=True, text=True).stdout
+    facts = dict(word.split("=", 1) for word in shown.split() if "=" in word)
+    own = os.environ.get("SLURM_RESTART_COUNT") or "0"
+    return (facts.get("JobState"), facts.get("Restarts")) == ("RUNNING", own)
+
+
 def main(arguments: list[str]) -> int:
     run, logs, status, tries = arguments
     job = os.environ["SALSA_JOB"]
     if not job:  # the batch script was run by hand, outside of Slurm
         return 0
-    state = subprocess.run(
-        ["squeue", "--noheader", "--format=%T", "--job", job], capture_output=True, text=True
-    ).stdout.strip()
-    if state != "RUNNING":  # cancelled, preempted, or requeued already by whatever stopped the ranks
+    if not _is_this_start(job):
         return 0
     again, why = verdict(Path(run), Path(logs), int(status), int(tries))
     print(f"salsa-dist: {why}", file=sys.stderr, flush=True)

@@ -143,7 +143,7 @@ class Desk:
             start_new_session=True,  # so that a test can play the terminal's Ctrl-C
         )
 
-    def finish(self, process: subprocess.Popen[str], timeout_s: float = 60) -> Result:
+    def finish(self, process: subprocess.Popen[str], timeout_s: float = 300) -> Result:
         try:
             out, err = process.communicate(timeout=timeout_s)
         except BaseException:  # the test's own time limit too

@@ -47,7 +47,7 @@ def play(ranks, name, hosts="aabb", locals="0101", run=None, versions=None, slow
     at = folder / name / "run" if run is None else Path(str(run).replace("RANK", str(rank)))
     with host, exchange, own, work:
         try:
-            found = module.preflight(at, here)
+            found = module.preflight(at, here, lambda: "")
             said = {"event": found.event(), "lines": found.lines()}
         except UserError as error:
             said = {"error": str(error)}

@@ -11,7 +11,7 @@ here by the letters of the base's zero-shot draft, since no embedding model come
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -35,13 +35,19 @@ class InContext:
         speech_llm: the base, whole on this rank.
         pool: solved clips.
         seed: of random choices.
+        moved: called before each clip of the pool that is heard.
 
     Raises:
         UserError: the family has no such prompt, or the pool is empty.
     """
 
     def __init__(
-        self, method: InContextMethod, speech_llm: SpeechLLM, pool: Sequence[Clip], seed: int
+        self,
+        method: InContextMethod,
+        speech_llm: SpeechLLM,
+        pool: Sequence[Clip],
+        seed: int,
+        moved: Callable[[], None],
     ) -> None:
         if not hasattr(speech_llm.family, "in_context_batch"):
             raise UserError(
@@ -57,7 +63,11 @@ class InContext:
         self._known: NDArray[np.float64] | None = None
         self._grams: dict[str, int] = {}
         if method.choose == "audio":
-            self._known = np.stack([self._heard(clip) for clip in self.pool])
+            heard = []
+            for clip in self.pool:
+                moved()
+                heard.append(self._heard(clip))
+            self._known = np.stack(heard)
         elif method.choose == "text":
             every = sorted({g for clip in self.pool for g in _trigrams(clip.text)})
             self._grams = {gram: i for i, gram in enumerate(every)}

@@ -12,23 +12,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from salsa_dist.config import Config, MeanDifferenceMethod, PlacementConfig
 from salsa_dist.data.clip import Clip
 from salsa_dist.data.index import ShardIndex
-from salsa_dist.data.reading import read_clip
+from salsa_dist.data.reading import first_clips
 from salsa_dist.placement.agreement import agree, base_facts, settings_facts
 from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.placement.loading import load_base, silent
 from salsa_dist.placement.ranks import join
+from salsa_dist.speech_llms.activations import listen
 from salsa_dist.speech_llms.load import SpeechLLM
 from salsa_dist.steering.bank import AdapterSpec, Bank
-from salsa_dist.steering.sites import find_layers, select, site_modules
+from salsa_dist.steering.sites import find_layers, select
 from salsa_dist.steering.widths import site_widths
 from salsa_dist.training import run_lock
 from salsa_dist.training.dev_loss import DevClips, finite_losses
@@ -43,11 +42,15 @@ def make_vectors(config: Config) -> list[Path]:
     method = config.method
     if not isinstance(method, MeanDifferenceMethod):
         raise ValueError(f"method {method.kind} takes no mean differences")
-    with join() as ranks, ExitStack() as stack:
+    hang_after_s = config.training.hang_after_s
+    with join(hang_after_s) as ranks, ExitStack() as stack:
+        watchdog = stack.enter_context(Watchdog(config.run, ranks.rank, ranks.world_size, hang_after_s))
         index = ShardIndex.load(config.data.shards)
+        watchdog.at(None, "comparing settings")
         agree(ranks, settings_facts(config, index.hash))
         stack.enter_context(run_lock.held_for_all(config.run, ranks))
         whole = PlacementConfig(kind="replicate")
+        watchdog.at(None, "loading the base", reads=True)
         speech_llm = load_base(config.base, ranks, whole, silent)
         layers = find_layers(speech_llm.model, speech_llm.layers)
         counts = {component: len(stack) for component, stack in layers.items()}
@@ -56,19 +59,16 @@ def make_vectors(config: Config) -> list[Path]:
             for a in config.adapter_settings()
         ]
         bank = Bank(specs, site_widths(layers), ranks.device)
+        watchdog.at(None, "comparing what was loaded")
         agree(ranks, base_facts(speech_llm, bank, ranks, whole))
         languages = dict.fromkeys([method.contrast, *(a.language for a in config.adapter_settings())])
         means = {}
-        watchdog = Watchdog(config.run, ranks.rank, ranks.world_size, config.training.hang_after_s)
-        with watchdog:
-            for number, language in enumerate(languages):
-                watchdog.at(number, f"mean activations of {language}")
-                clips = first_clips(
-                    config.data.shards, index, language, method.clips, speech_llm.window_s
-                )
-                means[language] = mean_activations(speech_llm, bank.sites, clips)
-            watchdog.at(len(languages), "waiting for the other ranks")
-            dist.barrier()
+        for number, language in enumerate(languages):
+            watchdog.at(number, f"mean activations of {language}")
+            clips = first_clips(config.data.shards, index, language, method.clips, speech_llm.window_s)
+            means[language] = mean_activations(speech_llm, bank.sites, clips)
+        watchdog.at(len(languages), "waiting for the other ranks")
+        dist.barrier()
         for row, (spec, adapter) in enumerate(zip(specs, config.adapter_settings(), strict=True)):
             own = means[adapter.language]
             vectors = {s: adapter.scale * (means[method.contrast][s] - own[s]) for s in spec.sites}
@@ -85,30 +85,19 @@ def make_vectors(config: Config) -> list[Path]:
         if dev is not None:
             base = FrozenBase(speech_llm, bank, ranks, PlacementConfig(kind="replicate"))
             stack.callback(base.close)
-            losses = dev.losses(base, config, range(len(specs)))
+            losses = dev.losses(
+                *(base, config, range(len(specs))),
+                lambda: watchdog.at(len(languages), "measuring on dev clips"),
+            )
             events.write("dev_loss", adapters=finite_losses(losses, [s.name for s in specs]))
         if ranks.is_first:  # every rank has the same means
             save_adapters(folder, bank, config, speech_llm, index, {})
         events.write("end", step=0)
+        watchdog.at(len(languages), "waiting for the other ranks to end")
         dist.barrier()
         return [folder / spec.name for spec in specs]
 
 
-def first_clips(
-    folder: Path, index: ShardIndex, language: str, count: int, window_s: float
-) -> list[Clip]:
-    """The first training clips of a language that fit the window, in the order of the shards."""
-    clips: list[Clip] = []
-    for shard in index.select("train", language):
-        for entry in shard.entries:
-            if len(clips) == count:
-                return clips
-            if entry.seconds <= window_s:
-                clips.append(read_clip(folder, shard, entry))
-    return clips
-
-
-@torch.inference_mode()
 def mean_activations(
     speech_llm: SpeechLLM, sites: Sequence[str], clips: Sequence[Clip]
 ) -> dict[str, Tensor]:
@@ -116,20 +105,9 @@ def mean_activations(
     sums: dict[str, Tensor] = {}
     counts = dict.fromkeys(sites, 0)
 
-    def hook(site: str) -> Any:
-        def add(_: Any, __: Any, output: Any) -> None:
-            hidden = (output[0] if isinstance(output, tuple) else output).flatten(0, -2).double()
-            sums[site] = sums.get(site, 0) + hidden.sum(0)
-            counts[site] += len(hidden)
+    def heard(site: str, output: Tensor) -> None:
+        sums[site] = sums.get(site, 0) + output.double().sum(0)
+        counts[site] += len(output)
 
-        return add
-
-    modules = site_modules(speech_llm.model, speech_llm.layers)
-    weight = next(speech_llm.model.parameters())
-    with ExitStack() as stack:
-        for site in sites:
-            stack.callback(modules[site].register_forward_hook(hook(site)).remove)
-        for clip in clips:  # one at a time, so that no position is padding between clips
-            made = speech_llm.family.training_batch([clip])
-            speech_llm.model(**made.to(weight.device, weight.dtype).inputs, use_cache=False)
+    listen(speech_llm, sites, clips, heard)
     return {site: sums[site] / counts[site] for site in sites}

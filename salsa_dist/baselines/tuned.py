@@ -45,9 +45,12 @@ from salsa_dist.training.watchdog import Watchdog
 
 def tune(config: Config) -> list[Path]:
     """Train every adapter of a config whose method is `lora` or `bias`; those done are left alone."""
-    with join() as ranks, ExitStack() as stack:
+    hang_after_s = config.training.hang_after_s
+    with join(hang_after_s) as ranks, ExitStack() as stack:
+        watchdog = stack.enter_context(Watchdog(config.run, ranks.rank, ranks.world_size, hang_after_s))
         index = ShardIndex.load(config.data.shards)
         there = [a.name for a in config.adapters if (config.run / "adapters" / a.name).is_dir()]
+        watchdog.at(None, "comparing settings")
         agree(ranks, {**settings_facts(config, index.hash), "trained before": " ".join(there)})
         if config.placement.kind not in ("replicate", "auto"):
             raise UserError(
@@ -65,9 +68,11 @@ def tune(config: Config) -> list[Path]:
             if adapter.name in there:
                 continue
             own = config.model_copy(update={"adapters": [adapter]})
+            watchdog.at(None, "loading the base", reads=True)
             speech_llm = load_base(config.base_in_training(), ranks, whole, say)
             weights = installed(own, speech_llm, settings)
             batches = make_batches(own, index, speech_llm, ranks)
+            watchdog.at(None, "comparing what was loaded")
             agree(ranks, base_facts(speech_llm, Bank([], {}, ranks.device), ranks, whole))
             if events is None:
                 # Only now, when nothing that the user gave is refused, is anything written.
@@ -76,7 +81,8 @@ def tune(config: Config) -> list[Path]:
             dev = None
             if config.training.dev_clips:
                 dev = DevClips(index, [settings], config.training.dev_clips, speech_llm.window_s)
-            _train(own, settings, speech_llm, weights, batches, dev, ranks, events, say)
+            _train(own, settings, speech_llm, weights, batches, dev, ranks, events, say, watchdog)
+            watchdog.at(settings.steps, f"saving {adapter.name}")
             if ranks.is_first:
                 tuned_file.save(folder, weights, _facts(config, settings, speech_llm, weights, index))
             dist.barrier()
@@ -110,6 +116,7 @@ def _train(
     ranks: Ranks,
     events: Events,
     say: Console,
+    watchdog: Watchdog,
 ) -> None:
     training = config.training
     base = FrozenBase(speech_llm, Bank([], {}, ranks.device), ranks, PlacementConfig(kind="replicate"))
@@ -120,38 +127,37 @@ def _train(
     say(f"{settings.name}: method {config.method.kind}, {trained:,} trained numbers")
     said = 0.0
     bad = BadSamples(config.data.max_bad, events, say)
-    watchdog = Watchdog(config.run, ranks.rank, ranks.world_size, training.hang_after_s)
-    with watchdog:
-        for step, share in enumerate(loader(batches, 0, config.data.workers)):
-            watchdog.at(step, f"training {settings.name}")
-            started = time.monotonic()
-            adam.zero_grad(set_to_none=True)
-            sums = torch.zeros(2, device=ranks.device)
-            for batch in share.batches:
-                losses = base.token_losses(batch)
-                losses.sum().backward()
-                sums += torch.stack([losses.detach().sum(), sums.new_tensor(float(len(losses)))])
-            loss, labels, (unusable, *_) = _reduce(parameters, sums, counts_of(share))
-            bad.after_step(step, share, unusable)
-            norm = nn.utils.clip_grad_norm_(parameters, training.clip_norm or float("inf"))
-            adam.param_groups[0]["lr"] = schedule(step)
-            if torch.isfinite(norm) and labels:
-                adam.step()
-            seconds = time.monotonic() - started
-            events.write(
-                "step",
-                step=step,
-                seconds=round(seconds, 4),
-                clips=batches.clips(step),
-                adapters={settings.name: {"loss": loss, "labels": labels, "lr": schedule(step)}},
-            )
-            if time.monotonic() - said >= 5 or step + 1 == len(batches):
-                said = time.monotonic()
-                say(
-                    f"{settings.name}: step {step + 1}/{len(batches)}  loss {loss:.3f}  {seconds:.2f} s"
-                )
+    for step, share in enumerate(loader(batches, 0, config.data.workers)):
+        watchdog.at(step, f"training {settings.name}")
+        started = time.monotonic()
+        adam.zero_grad(set_to_none=True)
+        sums = torch.zeros(2, device=ranks.device)
+        for batch in share.batches:
+            losses = base.token_losses(batch)
+            losses.sum().backward()
+            sums += torch.stack([losses.detach().sum(), sums.new_tensor(float(len(losses)))])
+        loss, labels, (unusable, *_) = _reduce(parameters, sums, counts_of(share))
+        bad.after_step(step, share, unusable)
+        norm = nn.utils.clip_grad_norm_(parameters, training.clip_norm or float("inf"))
+        adam.param_groups[0]["lr"] = schedule(step)
+        if torch.isfinite(norm) and labels:
+            adam.step()
+        seconds = time.monotonic() - started
+        events.write(
+            "step",
+            step=step,
+            seconds=round(seconds, 4),
+            clips=batches.clips(step),
+            adapters={settings.name: {"loss": loss, "labels": labels, "lr": schedule(step)}},
+        )
+        if time.monotonic() - said >= 5 or step + 1 == len(batches):
+            said = time.monotonic()
+            say(f"{settings.name}: step {step + 1}/{len(batches)}  loss {loss:.3f}  {seconds:.2f} s")
     if dev is not None:
-        events.write("dev_loss", adapters=finite_losses(dev.losses(base, config, [0]), [settings.name]))
+        losses_on_dev = dev.losses(
+            base, config, [0], lambda: watchdog.at(settings.steps, "measuring on dev clips")
+        )
+        events.write("dev_loss", adapters=finite_losses(losses_on_dev, [settings.name]))
     base.close()
 
 

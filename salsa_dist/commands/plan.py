@@ -64,7 +64,7 @@ def plan(
     from salsa_dist.errors import UserError
     from salsa_dist.placement.base_shape import ENCODER_TOKENS_PER_SECOND, read_shape
     from salsa_dist.placement.plan import make_plan
-    from salsa_dist.placement.plan_of_run import plan_of, user_settings
+    from salsa_dist.placement.plan_of_run import plan_of, user_settings, with_offload
     from salsa_dist.placement.sizes import parse_size
     from salsa_dist.placement.step_work import Machines, Work
 
@@ -96,6 +96,6 @@ def plan(
             window_s=window_s,
             checkpointing=checkpointing,
         )
-        settings = user_settings(PlacementConfig(ds_config=ds_config))
-        found = make_plan(shape, work, machines, settings)
+        placement = with_offload(PlacementConfig(ds_config=ds_config))
+        found = make_plan(shape, work, machines, user_settings(placement), placement.offload)
     print(json.dumps(found.tree(), indent=1) if as_json else found.table())

@@ -18,7 +18,7 @@ from torch.utils.data import get_worker_info
 
 from salsa_dist.data.augment import Augment
 from salsa_dist.data.clip import Clip
-from salsa_dist.data.index import Entry, Shard
+from salsa_dist.data.index import Entry, Shard, ShardIndex
 from salsa_dist.data.plan import LANES, AdapterPlan, Draw, by_step, pool_of
 from salsa_dist.data.shards import BadSample, Bytes, read_ranges, read_sample
 
@@ -180,3 +180,17 @@ class ClipReader:
             for entry, raw in read_ranges(self.folder / path, entries.values()):
                 found.update((number, raw) for number in by_offset[entry.offset])
         return found
+
+
+def first_clips(
+    folder: Path, index: ShardIndex, language: str, count: int, window_s: float
+) -> list[Clip]:
+    """The first training clips of a language that fit the window, in the order of the shards."""
+    clips: list[Clip] = []
+    for shard in index.select("train", language):
+        for entry in shard.entries:
+            if len(clips) == count:
+                return clips
+            if entry.seconds <= window_s:
+                clips.append(read_clip(folder, shard, entry))
+    return clips

@@ -34,7 +34,6 @@ import torch.distributed as dist
 from salsa_dist import jsonl
 from salsa_dist.baselines import tuned_file
 from salsa_dist.baselines.in_context import InContext
-from salsa_dist.baselines.mean_difference import first_clips
 from salsa_dist.baselines.tuned import installed
 from salsa_dist.config import (
     BiasMethod,
@@ -47,7 +46,7 @@ from salsa_dist.config import (
 from salsa_dist.data.audio import read_audio
 from salsa_dist.data.clip import SAMPLE_RATE, Clip
 from salsa_dist.data.index import Entry, Shard, ShardIndex
-from salsa_dist.data.reading import read_clip
+from salsa_dist.data.reading import first_clips, read_clip
 from salsa_dist.data.shards import TEXT_FIELDS
 from salsa_dist.data.subset import first_entries
 from salsa_dist.errors import UserError
@@ -150,23 +149,28 @@ def evaluate(config: Config) -> Path:
     Returns the folder with the transcripts; `build_report` scores them.
     """
     folder = config.run / "evaluation"
-    with join() as ranks, ExitStack() as stack:
+    hang_after_s = config.training.hang_after_s
+    with join(hang_after_s) as ranks, ExitStack() as stack:
+        watchdog = stack.enter_context(Watchdog(config.run, ranks.rank, ranks.world_size, hang_after_s))
         index = ShardIndex.load(config.data.shards)
+        watchdog.at(None, "comparing settings")
         agree(ranks, settings_facts(config, index.hash))
         digests = {a.name: _digest(config, a.name) for a in config.adapters}
         stack.enter_context(run_lock.held_for_all(config.run, ranks))
         if ranks.is_first:
             _make_folder(folder, config, index, digests)
         dist.barrier()
+        watchdog.at(None, "choosing a placement", reads=True)
         placed = choose(config, ranks, training=False)
         if ranks.is_first:
             print(*placed.lines, sep="\n", flush=True)
         started, decoded = time.monotonic(), 0
         for window in config.evaluation.windows_s:
             for rows in _passes(config):
-                with _ready(config, placed.placement, window, rows, index, ranks) as decoder:
+                watchdog.at(None, "loading the base", reads=True)
+                with _ready(config, placed.placement, window, rows, index, ranks, watchdog) as decoder:
                     for own in _apart(config, rows):
-                        decoded += _decode(config, folder, index, own, decoder, ranks)
+                        decoded += _decode(config, folder, index, own, decoder, ranks, watchdog)
         if ranks.is_first:
             _summarise(folder, config, time.monotonic() - started, decoded, ranks)
     return folder
@@ -222,6 +226,7 @@ def _ready(
     rows: Sequence[int],
     index: ShardIndex,
     ranks: Ranks,
+    watchdog: Watchdog,
 ) -> Iterator[_Decoder]:
     """The base with what a pass adds to it."""
     method = config.method
@@ -243,7 +248,10 @@ def _ready(
             pool = first_clips(
                 config.data.shards, index, adapter.language, method.pool, speech_llm.window_s
             )
-            examples = InContext(method, speech_llm, pool, adapter.seed)
+            examples = InContext(
+                *(method, speech_llm, pool, adapter.seed),
+                lambda: watchdog.at(None, "hearing the examples"),
+            )
         else:
             bank = _bank(config, speech_llm, ranks)
     if isinstance(method, InContextMethod | ZeroShotMethod) and not (config.run / events.NAME).exists():
@@ -253,6 +261,9 @@ def _ready(
         begun.close()
     agree(ranks, base_facts(speech_llm, bank, ranks, placement))
     base = FrozenBase(speech_llm, bank, ranks, placement)
+    held = base.as_loaded()
+    if ranks.is_first:
+        print(held, flush=True)
     limit, decoding = config.evaluation.max_new_tokens, config.evaluation.decoding.model_dump()
 
     def solved(clips: Sequence[Clip]) -> list[Transcript]:
@@ -276,6 +287,7 @@ def _decode(
     rows: Sequence[int],
     decoder: _Decoder,
     ranks: Ranks,
+    watchdog: Watchdog,
 ) -> int:
     """Transcribe what is still missing of `rows`; returns how many clips, over all ranks."""
     window = decoder.window_s
@@ -309,11 +321,9 @@ def _decode(
         clips = [replace(read[i.shard.path, i.entry.key], row=max(i.row, -1)) for i in batch]
         return clips, decoder.prepare(clips)
 
-    watchdog = Watchdog(config.run, ranks.rank, ranks.world_size, config.training.hang_after_s)
     with (
         jsonl.append(folder / f"window{window:g}-rank{ranks.rank}.jsonl") as out,
         ThreadPoolExecutor(1) as reader,
-        watchdog,
     ):
         coming = [reader.submit(prepared, batch) for batch in mine[:1]]
         for call, batch in enumerate(mine):

@@ -22,11 +22,12 @@ import torch.distributed as dist
 
 from salsa_dist.config import Config, PlacementConfig
 from salsa_dist.errors import UserError
-from salsa_dist.placement.plan_of_run import plan_of, user_settings
+from salsa_dist.placement.plan_of_run import plan_of, user_settings, with_offload
 from salsa_dist.placement.plan_table import Plan, Row
 from salsa_dist.placement.ranks import Ranks, group_size
 from salsa_dist.placement.sizes import size
 from salsa_dist.placement.step_work import GLOO_MESSAGE_BYTES, Machines
+from salsa_dist.placement.zero import lacks_libaio
 
 # Switches of DeepSpeed that keep or send weights as int8. On frozen weights cut before `initialize`
 # the int8 parts came out all zero, and cut after it nothing was quantised (tried with 0.19.8).
@@ -60,7 +61,7 @@ def choose(config: Config, ranks: Ranks, *, training: bool = True) -> Placed:
     Raises:
         UserError: the placement can't work here; the plan's table is in its text.
     """
-    placement = config.placement if training else config.evaluation.placement
+    placement = with_offload(config.placement if training else config.evaluation.placement)
     section = "placement" if training else "evaluation.placement"
     if placement.kind == "auto" and config.method.kind not in ("salsa", "mean-difference"):
         # The other methods change weights of the base or generate rank by rank: whole copies alone.
@@ -68,7 +69,18 @@ def choose(config: Config, ranks: Ranks, *, training: bool = True) -> Placed:
     even = _even_ranks(ranks)
     machines = this_job(ranks)
     plan = plan_of(config, machines, training=training)
-    return decide(plan, placement, section, even)
+    placed, refused = None, ""
+    try:
+        placed = decide(plan, placement, section, even)
+    except UserError as e:
+        refused = str(e)
+    # A disk or a library may be missing on one node alone: all say so, and none waits for it.
+    everywhere = [""] * ranks.world_size
+    dist.all_gather_object(everywhere, refused)
+    if said := next(filter(None, everywhere), ""):
+        raise UserError(said)
+    assert placed is not None
+    return placed
 
 
 def decide(plan: Plan, placement: PlacementConfig, section: str, even: bool = True) -> Placed:
@@ -195,6 +207,11 @@ def _no_target(plan: Plan, placement: PlacementConfig, row: Row, section: str) -
         return [
             f"{section}.nvme_path {placement.nvme_path} has {size(free)} free, a node would need "
             + size(need)
+        ]
+    if lacks_libaio():
+        return [
+            f"{section}.offload is nvme: DeepSpeed's async_io can't be built here, it lacks libaio's "
+            f"library and header: install libaio-dev (libaio-devel), or take {section}.offload=cpu"
         ]
     return []
 

@@ -262,6 +262,17 @@ class FrozenBase:
             **dict(zip(names, own.tolist(), strict=True)),
         }
 
+    def as_loaded(self) -> str:
+        """The placement as measured before the first step, for the log; all ranks call this."""
+        held = torch.tensor(self.resident_bytes(), dtype=torch.int64, device=self.ranks.device)
+        dist.all_reduce(held, op=dist.ReduceOp.MAX)
+        most, whole = int(held), self.base_bytes
+        sharing = f"{self.size} share a copy" if self.size > 1 else "each has a copy"
+        return (
+            f"placement {self.kind} as loaded: {self.ranks.world_size} ranks, {sharing}; a rank holds "
+            f"{most / 1e6:.1f} MB of the base's {whole / 1e6:.1f} ({most / whole:.0%}) on its device"
+        )
+
     def resident_bytes(self) -> int:
         """Bytes of the base on this rank now."""
         return self.base_bytes if self._zero is None else self._zero.resident_bytes()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ def plan_of(
     config: Config, machines: Machines, *, training: bool = True, shape: BaseShape | None = None
 ) -> Plan:
     """The plan of a run, or of its evaluation."""
-    placement = config.placement if training else config.evaluation.placement
+    placement = with_offload(config.placement if training else config.evaluation.placement)
     if shape is None:
         shape = shape_of_run(config, training)
     return make_plan(
@@ -72,6 +73,19 @@ def work_of(config: Config, shape: BaseShape, training: bool = True) -> Work:
         checkpointing=training and config.training.activation_checkpointing,
         training=training,
     )
+
+
+def with_offload(placement: PlacementConfig) -> PlacementConfig:
+    """`placement` with the offload that its own DeepSpeed config asks for, if it says none itself."""
+    target = (user_settings(placement) or {}).get("offload_param") or {}
+    if placement.offload != "none" or target.get("device", "none") == "none":
+        return placement
+    path = target.get("nvme_path")
+    changes = {
+        "offload": target["device"],
+        "nvme_path": placement.nvme_path or (Path(path) if path else None),
+    }
+    return PlacementConfig.model_validate({**placement.model_dump(), **changes})
 
 
 def user_settings(placement: PlacementConfig) -> Mapping[str, Any] | None:

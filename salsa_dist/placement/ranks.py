@@ -12,14 +12,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.rendezvous import rendezvous
 
 from salsa_dist.errors import UserError
 
-# A rank that waits longer than this for its peers gives up; loading a large base takes minutes.
+# Ranks may start that much apart, and torch lets no collective wait longer: the last resort, where a
+# watchdog ends a job long before and says who hangs.
 _TIMEOUT = timedelta(minutes=20)
 
 
@@ -39,8 +40,18 @@ class Ranks:
 
 
 @contextmanager
-def join() -> Iterator[Ranks]:
-    """Join the process group that the launcher's environment describes; leave it at the end."""
+def join(hang_after_s: float = 0.0) -> Iterator[Ranks]:
+    """Join the process group that the launcher's environment describes; leave it at the end.
+
+    Args:
+        hang_after_s: `training.hang_after_s`, where a watchdog looks after the ranks.
+
+    Raises:
+        UserError: the environment is not whole.
+        TimeoutError: ranks never came; names them.
+    """
+    # A rank that waits for one that moves is to be ended by neither.
+    timeout = max(_TIMEOUT, timedelta(seconds=4 * hang_after_s))
     env = os.environ
     rank, world = int(env.get("RANK", 0)), int(env.get("WORLD_SIZE", 1))
     local_rank = int(env.get("LOCAL_RANK", 0))
@@ -58,9 +69,10 @@ def join() -> Iterator[Ranks]:
                 "launchers/slurm.py, torchrun or accelerate launch"
             )
         store = _meeting_place(rank, world)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=_TIMEOUT)
+        _wait_for_all(store, rank, world)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
     else:
-        dist.init_process_group(backend, rank=0, world_size=1, store=dist.HashStore(), timeout=_TIMEOUT)
+        dist.init_process_group(backend, rank=0, world_size=1, store=dist.HashStore(), timeout=timeout)
     try:
         yield Ranks(rank, world, local_rank, local_world, device)
     finally:
@@ -79,26 +91,46 @@ def _meeting_place(rank: int, world: int) -> dist.Store:
     """
     global _joins
     if not _stores:
-        if rank == 0 and "SALSA_RENDEZVOUS_FD" in os.environ:
-            _stores.append(_store_on_socket(world))
-        else:
-            found, *_ = next(rendezvous("env://", rank, world, timeout=_TIMEOUT))
-            _stores.append(found)
+        _stores.append(_store(rank, world))
     _joins += 1
     return dist.PrefixStore(f"join-{_joins}", _stores[0])
 
 
-def _store_on_socket(world: int) -> dist.Store:
-    """On the port that the launcher has held since the job's start."""
+def _wait_for_all(store: dist.Store, rank: int, world: int) -> None:
+    """Until every rank has come to the meeting place."""
+    store.set(f"here-{rank}", "")
+    keys = {other: f"here-{other}" for other in range(world)}
+    try:
+        store.wait(list(keys.values()), _TIMEOUT)
+    except dist.DistError as e:
+        missing = [other for other, key in keys.items() if not store.check([key])]
+        if not missing:
+            raise
+        named = ", ".join(map(str, missing[:16])) + (" …" if len(missing) > 16 else "")
+        raise TimeoutError(
+            f"rank {rank} of {world} waited {_TIMEOUT.total_seconds():g} s for rank {named}, which "
+            "never came: look at the log of that rank, or at its node"
+        ) from e
+
+
+def _store(rank: int, world: int) -> dist.Store:
+    """The store that torch's `env://` would make, but for waiting: who is missing is found out here.
+
+    The first rank has it, on the port that its launcher has held since the job began, or torchrun.
+    """
     env = os.environ
+    with_launcher = env.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    held: dict[str, Any] = {}
+    if rank == 0 and not with_launcher and "SALSA_RENDEZVOUS_FD" in env:
+        held["master_listen_fd"] = int(env.pop("SALSA_RENDEZVOUS_FD"))
     return dist.TCPStore(
         env["MASTER_ADDR"],
         int(env["MASTER_PORT"]),
         world,
-        is_master=True,
+        is_master=rank == 0 and not with_launcher,
         timeout=_TIMEOUT,
         wait_for_workers=False,
-        master_listen_fd=int(env.pop("SALSA_RENDEZVOUS_FD")),
+        **held,
     )
 
 

@@ -65,7 +65,7 @@ def ds_settings(
         nvme_path: folder for `offload` nvme.
 
     Raises:
-        UserError: the file can't be used for a frozen base, or its offload can't work here.
+        UserError: the file can't be used for a frozen base.
     """
     if path is None:
         path = _REPOSITORY / "ds_configs" / f"{kind if isinstance(kind, str) else 'group'}.json"
@@ -85,11 +85,12 @@ def ds_settings(
         raise UserError(f"DeepSpeed config {path}: drop 'optimizer', the base is frozen")
     if offload != "none":
         target = settings["zero_optimization"].setdefault("offload_param", {})
-        target.update({"device": offload, "pin_memory": torch.cuda.is_available()})
+        target["device"] = offload
         if nvme_path is not None:
             target["nvme_path"] = str(nvme_path)
-    if _offload_device(settings) == "nvme":
-        _refuse_nvme(settings["zero_optimization"]["offload_param"])
+    if target := settings["zero_optimization"].get("offload_param"):
+        # Without a GPU there is nothing to pin for, and DeepSpeed would compile what pins for minutes.
+        target["pin_memory"] = torch.cuda.is_available() and target.get("pin_memory", True)
     # DeepSpeed insists on a batch size, which only its own training loop would use.
     settings["train_micro_batch_size_per_gpu"] = 1
     settings["bf16"] = {"enabled": dtype == torch.bfloat16}
@@ -129,6 +130,10 @@ class ZeroShards:
         groups = [dist.new_group(list(range(i, i + size))) for i in range(0, world, size)]
         self.group = groups[dist.get_rank() // size]
         dtype = next(model.parameters()).dtype
+        if _offload_device(settings) == "nvme":
+            # A part must fit into one of the buffers that it is read into.
+            largest = max(-(-p.numel() // size) for p in model.parameters())
+            settings["zero_optimization"]["offload_param"].setdefault("buffer_size", largest)
         keep = _cutter(deepspeed, self.group, settings, dtype)
         if sources is None:
             for parameter in model.parameters():
@@ -204,21 +209,12 @@ def _offload_device(settings: dict[str, Any]) -> str:
     return str(offload.get("device", "none"))
 
 
-def _refuse_nvme(offload: dict[str, Any]) -> None:
-    """Before any weight is read: the folder is there, and DeepSpeed can build what writes to it."""
-    path = offload.get("nvme_path")
-    if path is None:
-        raise UserError("placement.offload is nvme: say in placement.nvme_path which folder")
-    if not Path(path).is_dir() or not os.access(path, os.W_OK | os.X_OK):
-        raise UserError(f"placement.nvme_path is {path}, which is no folder that can be written to")
-    _import_deepspeed()
+def lacks_libaio() -> bool:
+    """Whether DeepSpeed can't build here what reads parts from files."""
+    _choose_accelerator()
     from deepspeed.ops.op_builder import AsyncIOBuilder
 
-    if not AsyncIOBuilder().is_compatible(verbose=False):
-        raise UserError(
-            "placement.offload is nvme: DeepSpeed's async_io can't be built here, it lacks libaio's "
-            "library and header: install libaio-dev (libaio-devel), or take placement.offload=cpu"
-        )
+    return not AsyncIOBuilder().is_compatible(verbose=False)
 
 
 def _cutter(
@@ -244,9 +240,15 @@ def _cutter(
     return keep
 
 
-def _import_deepspeed() -> Any:
+def _choose_accelerator() -> None:
+    """Before DeepSpeed's first import."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+def _import_deepspeed() -> Any:
+    _choose_accelerator()
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed reads it even where no launcher was
     import deepspeed
 
     deepspeed.utils.logger.setLevel(logging.WARNING)

@@ -130,7 +130,7 @@ def _by_files(run: Path, spent: Cost | None) -> tuple[str, str]:
 
 def _done(launch: launches.Launch, spent: Cost | None) -> bool:
     # Only training leaves an `end`; another command's job that Slurm calls completed is complete.
-    return launch.command != "train" or (spent is not None and spent.finished)
+    return "train" not in launch.command.split("+") or (spent is not None and spent.finished)
 
 
 def _lives(launch: launches.Launch) -> bool:
@@ -185,9 +185,11 @@ def _ranks(run: Path) -> list[dict[str, Any]]:
 
 
 def _where(rank: dict[str, Any]) -> str:
+    step = rank.get("step")
+    when = "before the first step" if step is None else f"in step {step}"
     line = (
-        f"rank {rank.get('rank')} (process {rank.get('pid')} on {rank.get('host')}) in step "
-        f"{rank.get('step')}, {rank.get('phase')}, for {rank['moved_s']:.0f} s"
+        f"rank {rank.get('rank')} (process {rank.get('pid')} on {rank.get('host')}) {when}, "
+        f"{rank.get('phase')}, for {rank['moved_s']:.0f} s"
     )
     if rank["silent_s"] > SILENT_S:
         return f"{line}, and gives no sign of life"

@@ -7,7 +7,7 @@ dev clips of a language x its adapters ─┬► token losses ─► (adapters,)
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -56,13 +56,20 @@ class DevClips:
         for draws in self.draws.values():
             yield from draws
 
-    def losses(self, base: FrozenBase, config: Config, rows: Sequence[int]) -> dict[int, float]:
-        """Mean loss a label of the adapters of `rows`; the same on all ranks, which all call this."""
+    def losses(
+        self, base: FrozenBase, config: Config, rows: Sequence[int], moved: Callable[[], None]
+    ) -> dict[int, float]:
+        """Mean loss a label of the adapters of `rows`; the same on all ranks, which all call this.
+
+        Args:
+            moved: called before each pass, as often on all ranks.
+        """
         ranks = base.ranks
         mine, share = self._share(base, rows)
         sums = torch.zeros(2, len(self.languages), device=ranks.device)
         size = config.training.micro_batch
         for start in range(0, max(share, 1), size):
+            moved()
             clips = self._clips(mine[start : start + size]) or [silent_clip(self.languages[0][0])]
             family = base.family
             # What is trained inside the encoder's layers leaves nothing below it to share.
@@ -80,7 +87,9 @@ class DevClips:
         means = (sums[0] / sums[1]).tolist()
         return {row: means[row] for row in rows}
 
-    def error_rates(self, base: FrozenBase, config: Config, rows: Sequence[int]) -> dict[int, float]:
+    def error_rates(
+        self, base: FrozenBase, config: Config, rows: Sequence[int], moved: Callable[[], None]
+    ) -> dict[int, float]:
         """Character error rate of the adapters of `rows`, decoded as evaluation would; as `losses`."""
         ranks = base.ranks
         mine, share = self._share(base, rows)
@@ -88,6 +97,7 @@ class DevClips:
         evaluation = config.evaluation
         limit, decoding = evaluation.max_new_tokens, evaluation.decoding.model_dump()
         for start in range(0, max(share, 1), evaluation.batch):
+            moved()
             samples = mine[start : start + evaluation.batch]
             read = {entry.key: read_clip(self.folder, shard, entry) for (shard, entry), _ in samples}
             clips = [replace(read[entry.key], row=row) for (_, entry), row in samples]

@@ -17,7 +17,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -84,20 +84,28 @@ def train(config: Config) -> Trained:
 
     On SIGTERM, SIGINT or SIGUSR2 all ranks stop after the same step and the state is saved.
     """
-    with join() as ranks, ExitStack() as stack:
+    hang_after_s = config.training.hang_after_s
+    with join(hang_after_s) as ranks, ExitStack() as stack:
         _refuse_unwritable(config.run)
         refuse_missing(config.trackers)
+        watchdog = stack.enter_context(Watchdog(config.run, ranks.rank, ranks.world_size, hang_after_s))
         say = Console(ranks.is_first)
         stack.callback(say.close)
         index = ShardIndex.load(config.data.shards)
+        watchdog.at(None, "comparing settings")
         agree(ranks, settings_facts(config, index.hash))
-        checked = preflight(config.run, ranks) if ranks.world_size > 1 else None
+        watchdog.at(None, "checking the machines")
+        several = ranks.world_size > 1
+        checked = preflight(config.run, ranks, watchdog.whereabouts) if several else None
         for line in checked.lines() if checked else []:
             say(line)
+        watchdog.at(None, "choosing a placement", reads=True)
         placed = choose(config, ranks)
         for line in [*placed.lines, *(checked.against_plan(placed.row) if checked else ())]:
             say(line)
+        watchdog.at(None, "taking the run's lock")
         lock = stack.enter_context(run_lock.held_for_all(config.run, ranks))
+        watchdog.at(None, "loading the base", reads=True)
         speech_llm = load_base(config.base_in_training(), ranks, placed.placement, say)
         bank = make_bank(config, speech_llm, ranks.device)
         start_bank(bank, config, speech_llm)
@@ -107,6 +115,7 @@ def train(config: Config) -> Trained:
             config.training.clip_norm,
             _scales(config.training.lr_scale, speech_llm),
         )
+        watchdog.at(None, "planning the steps", reads=True)
         batches = make_batches(config, index, speech_llm, ranks)
         identity = states.RunIdentity(
             adapters=[a.name for a in config.adapters],
@@ -116,6 +125,7 @@ def train(config: Config) -> Trained:
         )
         found = states.newest(config.run / "state", identity)
         first = found.step if found else 0
+        watchdog.at(None, "comparing what was loaded")
         agree(ranks, base_facts(speech_llm, bank, ranks, placed.placement, first))
         # Only now, when nothing that the user gave is refused, is anything written.
         run = open_run(config, ranks)
@@ -137,10 +147,12 @@ def train(config: Config) -> Trained:
                 left_out=plan.left_out,
                 languages={name: round(share, 6) for name, share in plan.shares.items()},
             )
+        watchdog.at(None, "placing the base", reads=True)
         base = FrozenBase(
             speech_llm, bank, ranks, placed.placement, config.training.activation_checkpointing, say
         )
         stack.callback(base.close)
+        say(base.as_loaded())
         signals = stack.enter_context(StopSignals())
         halving = dev = None
         if config.training.halving is not None:
@@ -151,7 +163,10 @@ def train(config: Config) -> Trained:
         if config.training.prefix_cache != "off" and first < len(batches):
             own = ((draw.shard, draw.entry) for draw in batches.drawn(first))
             drawn = [*own, *(dev.drawn() if dev else ())]
-            kept = keep_prefix(config, base, identity.revision, identity.shards, drawn)
+            kept = keep_prefix(
+                *(config, base, identity.revision, identity.shards, drawn),
+                lambda: watchdog.at(None, "keeping what lies below the first steered layer"),
+            )
             batches.known = kept.known
             if dev:
                 dev.known = kept.known
@@ -160,7 +175,6 @@ def train(config: Config) -> Trained:
         if ranks.is_first:
             trackers = Trackers(config.trackers, run, config.model_dump(mode="json"), first)
             stack.callback(trackers.close)
-        watchdog = Watchdog(run, ranks.rank, ranks.world_size, config.training.hang_after_s)
         loop = _Loop(
             *(config, ranks, base, placed, optimizer, batches, identity),
             *(events, say, signals, trackers, lock, watchdog),
@@ -169,13 +183,13 @@ def train(config: Config) -> Trained:
             loop.halve_by(halving, dev)
         step = first
         if first < len(batches):
-            with watchdog:
-                step = loop.run(first)
+            step = loop.run(first)
         finished = step == len(batches)
         adapters: list[Path] = []
         if finished:
             if dev and first < len(batches):
-                loop.measure_dev(dev)
+                loop.measure_dev(dev, step)
+            watchdog.at(step, "saving the adapters")
             if ranks.is_first:
                 stopped = halving.dropped_at if halving else {}
                 adapters = save_adapters(run / "adapters", bank, config, speech_llm, index, stopped)
@@ -183,6 +197,7 @@ def train(config: Config) -> Trained:
             say(f"trained: {len(config.adapters)} adapters in {run / 'adapters'}")
         else:
             say(f"stopped at step {step} of {len(batches)}; the same command goes on from there")
+        watchdog.at(step, "waiting for the other ranks to end")
         dist.barrier()
         say.close()
         signals.hand_over()
@@ -344,24 +359,28 @@ class _Loop:
             yield from enumerate(loader(self.batches, first, workers, end), first)
             first = end
 
-    def measure_dev(self, dev: DevClips) -> None:
-        """Write each adapter's loss on the dev clips as it is now."""
-        losses = dev.losses(self.base, self.config, range(len(self.bank.specs)))
+    def measure_dev(self, dev: DevClips, step: int) -> None:
+        """Write each adapter's loss on the dev clips as it is now, after `step` steps."""
+        rows = range(len(self.bank.specs))
+        losses = dev.losses(self.base, self.config, rows, self._on_dev_clips(step))
         names = [spec.name for spec in self.bank.specs]
         self.events.write("dev_loss", adapters=finite_losses(losses, names))
 
     def _drop_worse(self, step: int) -> None:
         assert self.halving is not None
-        self.watchdog.at(step, "measuring on dev clips")
         metric = self.halving.config.metric
         measure = self.dev.losses if metric == "dev_loss" else self.dev.error_rates
-        losses = measure(self.base, self.config, self.halving.running(step))
+        running = self.halving.running(step)
+        losses = measure(self.base, self.config, running, self._on_dev_clips(step))
         dropped = self.halving.decide(step, losses, self.ranks.is_first)
         names = [spec.name for spec in self.bank.specs]
         by_name = finite_losses(losses, names)
         self.events.write("rung", step=step, **{metric: by_name}, dropped=dropped)
         how = "dev loss" if metric == "dev_loss" else "CER on dev clips"
         self.say(f"before step {step + 1}: dropped {len(dropped)} of {len(losses)} by their {how}")
+
+    def _on_dev_clips(self, step: int) -> Callable[[], None]:
+        return lambda: self.watchdog.at(step, "measuring on dev clips")
 
     def _gradients(self, step: int, share: StepShare, active: list[int], stop: bool) -> Reduced:
         """Sums over this step's labels, of this rank and then of all."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -24,13 +24,19 @@ from salsa_dist.placement.kept_prefix import KeptPrefix, Known
 
 
 def keep_prefix(
-    config: Config, base: FrozenBase, revision: str, shards: str, drawn: Iterable[tuple[Shard, Entry]]
+    config: Config,
+    base: FrozenBase,
+    revision: str,
+    shards: str,
+    drawn: Iterable[tuple[Shard, Entry]],
+    moved: Callable[[], None],
 ) -> KeptPrefix:
     """Fill a store with all clips of `drawn`, and start training from it. All ranks call this.
 
     Args:
         revision, shards: hashes of the base and of the shard list.
         drawn: all clips that this rank will take.
+        moved: called before each pass, as often on all ranks.
 
     Raises:
         UserError: the base can't, or there is no room for so many clips.
@@ -43,6 +49,7 @@ def keep_prefix(
         raise UserError("training.prefix_cache needs training.share_prefix: true")
     wanted = {entry.key: (shard, entry) for shard, entry in drawn}
     silence = silent_clip(family.languages[0])
+    moved()
     store = KeptPrefix(_folder(config, base, revision, shards))
     # Silence first: every rank needs it, and it shows how large a clip is.
     store.put("", Known("", len(silence.audio)), base.prefix_of([silence])[0])
@@ -62,6 +69,7 @@ def keep_prefix(
         )
     size = training.micro_batch
     for start in range(0, most_missing, size):
+        moved()
         clips = [read_clip(config.data.shards, *wanted[key]) for key in missing[start : start + size]]
         hidden = base.prefix_of(clips or [silence])
         for clip, own in zip(clips, hidden, strict=False):

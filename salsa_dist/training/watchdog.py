@@ -1,11 +1,14 @@
 """Finds a rank that hangs, says which and where, and ends this process so that the job comes back.
 
     RUN/ranks/rank-0003.json   {"schema": …, "rank": 3, "host": "n2", "pid": 4711, "beat": 12,
-                                "step": 118, "phase": "passes", "since_s": 0.4, "stack": […] or null}
+                                "place": 391, "step": 118 or null, "phase": "passes",
+                                "since_s": 0.4, "stack": […] or null}
 
-A thread in every rank rewrites its own file a few times in `hang_after_s`. Only when its rank itself
-has not moved for that long does it read the others': whose beat stands still is stopped, lost or
-unreachable. The rank then ends with status `HUNG`; a launcher ends the others and starts again. The
+It watches from the moment that the ranks have met to the end: comparing settings, choosing a placement,
+staging, loading, each step. A thread in every rank rewrites its own file a few times in
+`hang_after_s`. Only when its rank itself has not moved for that long does it read the others': whose
+beat stands still is stopped, lost or unreachable. Where another one is no further and still moves, it
+is waited for; else the rank ends with status `HUNG`; a launcher ends the others and starts again. The
 stack is there once a rank stood for half of that time.
 
 Where even the thread can't run (a file system that hangs, a library that keeps the interpreter's
@@ -27,12 +30,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import psutil
+
+from salsa_dist.errors import UserError
 from salsa_dist.failure_file import write_failure
 
 SCHEMA = "salsa-dist/rank/1"
 FOLDER = "ranks"
 HUNG = 75  # BSD's EX_TEMPFAIL: trying again may help
 _FRAMES = 6  # of a stack, the innermost
+_PACKAGE = str(Path(__file__).parents[1])
+_NAMED = 16  # ranks, in one line
+_READ_BYTES = 2**20  # so much read or written is a move; the files of this module are far smaller
 
 
 class Watchdog:
@@ -49,13 +58,19 @@ class Watchdog:
         self._rank, self._world_size = rank, world_size
         self._hang_after_s = hang_after_s
         self._main = threading.get_ident()
-        self._place = (0, "start", time.monotonic())  # replaced whole: read by the thread
+        # Replaced whole, since the thread reads it: step, phase, since when, whether it reads files.
+        self._place: tuple[int | None, str, float, bool] = (None, "starting", time.monotonic(), False)
+        self._places = 0
+        self._begun = False
         self._beat = 0
+        self._read_at = (0.0, 0)  # when this process last moved by reading, and its bytes then
+        # The run's folder, and those above it, that would be new.
+        self._new = [folder for folder in (run, *run.parents) if not folder.exists()]
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def __enter__(self) -> Watchdog:
-        self._place = (*self._place[:2], time.monotonic())
+        self.at(None, "starting")
         self._thread.start()
         return self
 
@@ -63,33 +78,65 @@ class Watchdog:
         self._end.set()
         self._thread.join()
         faulthandler.cancel_dump_traceback_later()
-        if kind is None:
-            with suppress(OSError):
-                self._file(self._rank).unlink(missing_ok=True)
+        if kind is None or issubclass(kind, UserError):
+            self._leave_nothing()
 
-    def at(self, step: int, phase: str) -> None:
-        """The main thread is now in `phase` of `step`."""
-        self._place = (step, phase, time.monotonic())
+    def at(self, step: int | None, phase: str, *, reads: bool = False) -> None:
+        """The main thread is now in `phase` of `step`; all ranks say the same, one after the other.
+
+        Args:
+            step: None before the first one.
+            phase: in words that follow 'is'.
+            reads: it reads or copies gigabytes in one call: bytes that come in count as moving.
+        """
+        self._places += 1
+        # Not before a step: only then is it sure that no other job has the run's folder.
+        if step is not None and not self._begun and self._rank == 0:
+            self._forget_others()
+        self._begun = self._begun or step is not None
+        if reads:
+            self._read_at = (time.monotonic(), _bytes_moved())
+        self._place = (step, phase, time.monotonic(), reads)
+
+    def whereabouts(self) -> str:
+        """Where the ranks are that are furthest behind, as far as their files tell."""
+        seen = self._others()
+        furthest = min((_place_of(now) for now in seen), default=0)
+        behind = [rank for rank, now in enumerate(seen) if _place_of(now) == furthest]
+        return "; ".join(_where(rank, seen[rank]) for rank in behind[:_NAMED])
 
     def _watch(self) -> None:
         # Seldom enough for thousands of ranks on one file system, often enough to see three beats.
         pause = min(10.0, self._hang_after_s / 5)
-        place = None
         self._write()  # at once: a rank that is never seen can't be said to be anywhere
         while not self._end.wait(pause):
+            # Anew with each beat: it is for the case that there are no more of them.
+            faulthandler.dump_traceback_later(2 * self._hang_after_s, exit=True)
             self._write()
-            if self._place != place:
-                place = self._place
-                faulthandler.dump_traceback_later(2 * self._hang_after_s, exit=True)
             if self._stood_s() > self._hang_after_s:
                 self._give_up(pause)
 
+    def _forget_others(self) -> None:
+        """Remove what ranks left that this start has not: it may have fewer than the one before."""
+        for path in self._folder.glob("rank-*.json"):
+            if int(path.stem.removeprefix("rank-")) >= self._world_size:
+                with suppress(OSError):
+                    path.unlink(missing_ok=True)
+
     def _stood_s(self) -> float:
-        return time.monotonic() - self._place[2]
+        _, _, since, reads = self._place
+        if reads:
+            at, count = self._read_at
+            now = _bytes_moved()
+            if now - count > _READ_BYTES:
+                at = time.monotonic()
+                self._read_at = (at, now)
+            since = max(since, at)
+        return time.monotonic() - since
 
     def _write(self) -> None:
         self._beat += 1
-        step, phase, _ = self._place
+        step, phase, _, _ = self._place
         stood_s = self._stood_s()
         fields = {
             "schema": SCHEMA,
@@ -97,6 +144,7 @@ class Watchdog:
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "beat": self._beat,
+            "place": self._places,
             "step": step,
             "phase": phase,
             "since_s": round(stood_s, 1),
@@ -108,8 +156,11 @@ class Watchdog:
 
     def _stack(self) -> list[str]:
         frame = sys._current_frames().get(self._main)
-        frames = traceback.extract_stack(frame)[-_FRAMES:] if frame else []
-        return [f"{f.filename}:{f.lineno} {f.name}" for f in frames]
+        frames = traceback.extract_stack(frame) if frame else []
+        own = [i for i, f in enumerate(frames) if f.filename.startswith(_PACKAGE)]
+        # Deep inside torch it is not seen what it was called for: down to a line of ours, then.
+        first = min(len(frames) - _FRAMES, own[-1] if own else len(frames))
+        return [f"{f.filename}:{f.lineno} {f.name}" for f in frames[max(0, first) :]]
 
     def _give_up(self, pause: float) -> None:
         """Look at the others for three beats, say what was found, end this process."""
@@ -118,18 +169,47 @@ class Watchdog:
             if self._end.wait(pause) or self._stood_s() < self._hang_after_s:
                 return  # it moved after all
             self._write()
-        text = report(before, self._others(), self._world_size, self._hang_after_s)
+        after = self._others()
+        if waits_for_a_mover(self._rank, before, after, self._hang_after_s):
+            return
+        text = report(before, after, self._world_size, self._hang_after_s)
         write_failure(self._rank, text, user_error=False)
         print(f"error: {text}", file=sys.stderr)
         faulthandler.dump_traceback(all_threads=True)
         sys.stderr.flush()
         os._exit(HUNG)
 
+    def _leave_nothing(self) -> None:
+        """No file of this rank, and no folder that holds nothing else."""
+        with suppress(OSError):
+            file = self._file(self._rank)
+            mine = _read(file)
+            # A second job that is refused its folder leaves the first one's files alone.
+            if (mine.get("pid"), mine.get("host")) == (os.getpid(), socket.gethostname()):
+                file.unlink()
+            self._folder.rmdir()
+            for folder in dict.fromkeys([self._folder.parent, *self._new]):
+                folder.rmdir()
+
     def _others(self) -> list[dict[str, Any]]:
         return [_read(self._file(rank)) for rank in range(self._world_size)]
 
     def _file(self, rank: int) -> Path:
         return self._folder / f"rank-{rank:04d}.json"
+
+
+def waits_for_a_mover(
+    rank: int, before: list[dict[str, Any]], after: list[dict[str, Any]], hang_after_s: float
+) -> bool:
+    """Whether a rank that is no further than `rank` still moves, from all files three beats apart."""
+    mine = _place_of(after[rank])
+    return any(
+        now.get("beat") != then.get("beat")
+        and _place_of(now) <= mine
+        and now.get("since_s", 0.0) < hang_after_s
+        for other, (then, now) in enumerate(zip(before, after, strict=True))
+        if other != rank and now
+    )
 
 
 def report(
@@ -150,25 +230,40 @@ def report(
         waiting = [rank for rank in range(world_size) if rank not in silent]
     else:
         head = f"all ranks live, but none has moved for {hang_after_s:g} s; "
-        furthest = min((now.get("step", 0) for now in after), default=0)
-        behind = [r for r in range(world_size) if after[r].get("step", 0) == furthest]
+        furthest = min((_place_of(now) for now in after), default=0)
+        behind = [rank for rank in range(world_size) if _place_of(after[rank]) == furthest]
         lines = [_where(rank, after[rank]) for rank in behind]
         waiting = [rank for rank in range(world_size) if rank not in behind]
+    lines = lines[:_NAMED]
     if waiting:
-        names = ", ".join(map(str, waiting[:16])) + (" …" if len(waiting) > 16 else "")
+        names = ", ".join(map(str, waiting[:_NAMED])) + (" …" if len(waiting) > _NAMED else "")
         lines.append(f"waiting: rank {names}")
-    return head + "; ".join(lines[:16])
+    return head + "; ".join(lines)
 
 
 def _where(rank: int, seen: dict[str, Any]) -> str:
     if not seen:
         return f"rank {rank} was never seen"
-    stack = seen.get("stack")
-    at = f" at {stack[-1]}" if stack else ""
-    return (
-        f"rank {rank} (process {seen['pid']} on {seen['host']}) is in step {seen['step']}, "
-        f"{seen['phase']}{at}"
-    )
+    stack = seen.get("stack") or []
+    own = [frame for frame in stack[:-1] if frame.startswith(_PACKAGE)]
+    at = "".join(f" at {frame}" for frame in stack[-1:]) + "".join(f" from {f}" for f in own[-1:])
+    when = "before the first step" if seen["step"] is None else f"in step {seen['step']}"
+    return f"rank {rank} (process {seen['pid']} on {seen['host']}) is {when}, {seen['phase']}{at}"
+
+
+def _place_of(seen: dict[str, Any]) -> int:
+    """How many places a rank has been at: all ranks go through the same ones."""
+    return int(seen.get("place", 0))
+
+
+def _bytes_moved() -> int:
+    """Bytes that this process has read and written so far; 0 where the system does not count them."""
+    try:
+        counted = psutil.Process().io_counters()
+    except (AttributeError, psutil.Error, OSError):
+        return 0
+    # By calls, and by what storage gave: a file that is mapped into memory shows only in the latter.
+    return int(counted.read_chars + counted.write_chars + counted.read_bytes + counted.write_bytes)
 
 
 def _read(path: Path) -> dict[str, Any]:

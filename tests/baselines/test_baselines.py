@@ -12,12 +12,13 @@ from tiny_families import FAMILIES
 
 from salsa_dist import load_config, load_speech_llm
 from salsa_dist.baselines.in_context import InContext
-from salsa_dist.baselines.mean_difference import first_clips, mean_activations
+from salsa_dist.baselines.mean_difference import mean_activations
 from salsa_dist.baselines.tunable import install
 from salsa_dist.cli import run_command
 from salsa_dist.config import BiasMethod, InContextMethod, LoraMethod
 from salsa_dist.data.clip import SAMPLE_RATE, Clip
 from salsa_dist.data.index import ShardIndex
+from salsa_dist.data.reading import first_clips
 from salsa_dist.errors import UserError
 from salsa_dist.evaluation.report import build_report, write_report
 from salsa_dist.steering.sites import site_modules
@@ -159,7 +160,7 @@ def solver(base: Path, choose: str, examples: int = 2) -> InContext:
     )
     texts = ["добро утро", "лека нощ", "благодаря", "да"]
     pool = [noise(str(i), 0.3 + 0.1 * i, text) for i, text in enumerate(texts)]
-    return InContext(method, load_speech_llm(base, window_s=2), pool, seed=1)
+    return InContext(method, load_speech_llm(base, window_s=2), pool, 1, lambda: None)
 
 
 def test_examples_come_by_seed_and_clip_alone(tiny_base: Path) -> None:
@@ -235,7 +236,7 @@ def test_qwen2_audio_hears_each_example_as_a_turn(tmp_path: Path) -> None:
 def test_a_family_without_such_a_prompt_says_so(tmp_path: Path) -> None:
     llm = load_speech_llm(FAMILIES["qwen3_asr"](tmp_path / "base"))
     with pytest.raises(UserError, match="in-context can't be done on"):
-        InContext(InContextMethod(kind="in-context"), llm, [noise("a", 0.5, "да")], 0)
+        InContext(InContextMethod(kind="in-context"), llm, [noise("a", 0.5, "да")], 0, lambda: None)
 
 
 def test_in_context_by_command(config_file: Path) -> None:

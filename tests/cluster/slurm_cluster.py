@@ -133,6 +133,14 @@ class Cluster:
         for pid in self.processes(node):
             _kill(pid, signal.SIGKILL)
 
+    def daemons_on(self, job: str) -> str:
+        """What slurmctld and the slurmds have logged of a job, for a failed test's report."""
+        texts = []
+        for path in sorted((self.folder / "log").glob("slurm*.log")):
+            own = [x for x in path.read_text(errors="replace").splitlines() if f"{job}" in x]
+            texts.append("\n".join([f"== {path.name}", *own[-40:]]))
+        return "\n".join(texts)
+
     def wait_idle(self, node: str) -> None:
         def idle() -> bool:
             state = self.slurm("sinfo", "--noheader", "--nodes", node, "--format=%T").strip()

@@ -67,8 +67,7 @@ class Bench:
 
 def ends_as_if_nothing_happened(bench: Bench, run: Run, tolerance: float = 0) -> None:
     run.wait_for_end()
-    # On a busy machine Slurm may send the end of a job's first start to its second as well.
-    assert len(run.resumed_at()) >= 2, run.logs()
+    assert len(run.resumed_at()) == 2, run.logs() + bench.cluster.daemons_on(run.job)
     assert all(step > 0 for step in run.resumed_at()[1:]), "it began from step 0"
     assert_equal(run, bench.uninterrupted(), tolerance)
 
@@ -91,13 +90,19 @@ def fault_link_cut(bench: Bench) -> None:
 
 
 def fault_node_killed(bench: Bench) -> None:
-    """slurmd and tasks of a node killed: requeued on the nodes that are left."""
+    """slurmd and tasks of a node killed: requeued on the nodes that are left, on fewer if need be."""
     # n3 weighs less than n1 and n2, so it is taken first.
-    run = bench.run("node", nodes="n1,n2,n3")
-    run.wait_for_step(5)
+    spare = bench.run("node", nodes="n1,n2,n3")
+    fewer = bench.run("fewer-nodes", "--min-nodes", "1", nodes="n2,n3")
+    for run in (spare, fewer):
+        run.wait_for_step(5)
+        assert run.tasks("n3"), run.logs()
     bench.cluster.crash("n3")
-    run.wait_for_requeue(3 * SOON_S)
-    ends_as_if_nothing_happened(bench, run)
+    for run in (spare, fewer):
+        run.wait_for_requeue(3 * SOON_S)
+    ends_as_if_nothing_happened(bench, spare)
+    ends_as_if_nothing_happened(bench, fewer, 1e-5)
+    assert [event["world_size"] for event in fewer.events("start")] == [2, 1]
 
 
 def fault_time_limit(bench: Bench) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -42,8 +43,11 @@ class OnSlurm:
         self.cluster, self.file = cluster, file
 
     def submit(self, *options: str) -> str:
-        command = [sys.executable, ROOT / "launchers/slurm.py", "sweep", self.file]
-        done = self.cluster.run(*command, "--nodes", "2", *options)
+        command = (sys.executable, ROOT / "launchers/slurm.py", "sweep", self.file)
+        return self.run(*command, "--nodes", "2", *options)
+
+    def run(self, *command: str | Path) -> str:
+        done = self.cluster.run(*command)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
@@ -75,7 +79,8 @@ def test_a_sweep_is_an_array_whose_killed_task_comes_back_alone(
     cluster: Cluster, tiny_base: Path, tiny_shards: Path, tmp_path: Path
 ) -> None:
     sweep = OnSlurm(cluster, sweep_file(tmp_path, tiny_base, tiny_shards))
-    said = sweep.submit("--array-parallelism", "1", "--exclude", "n3,n4")
+    own = ("--exclude", "n3,n4", "--setup", "export TOLD='to all'", "--sbatch", "comment=ours")
+    said = sweep.submit("--array-parallelism", "1", *own)
     assert said.count("submitted job ") == 2
     jobs = sweep.jobs()
     first, last = sorted(jobs)
@@ -100,6 +105,20 @@ def test_a_sweep_is_an_array_whose_killed_task_comes_back_alone(
     assert len(resumed) == 2
     assert resumed[1] > 0, "it began from step 0"
     _assert_as_uninterrupted(jobs[last], tmp_path / "uninterrupted")
+
+    # Its submit.sh does one of them again, as it was asked for.
+    shutil.rmtree(jobs[last].path / "adapters")
+    script = jobs[last].path / "submit.sh"
+    shown = sweep.run(script, "--dry-run")
+    for line in ("#SBATCH --exclude=n3,n4", "#SBATCH --comment=ours", "export TOLD='to all'"):
+        assert f"\n{line}\n" in shown, shown
+    assert "--array" not in shown
+    again = sweep.run(script).split("submitted job ")[1].split(":")[0]
+    state = ("squeue", "--noheader", "--states=all", "--format=%T", "--job", again)
+    wait_until(lambda: cluster.slurm(*state).strip() == "COMPLETED", "one is done again", END_S)
+    assert jobs[last].events()[-1]["event"] == "end"
+    assert jobs[last].done
+    assert not (jobs[first].path / "logs" / again).exists()
 
 
 def _steps(job: JobFolder) -> int:

@@ -68,6 +68,17 @@ def test_gres_dependency_and_srun_pass_on(desk: Desk) -> None:
     assert " --mpi=pmix --overlap /opt/py -u -m submitit.core._submit " in srun
 
 
+def test_fewer_nodes_are_asked_for_by_the_cores_of_one(desk: Desk) -> None:
+    shape = ("--nodes", "4", "--tasks-per-node", "2", "--cpus-per-task", "3")
+    script = dry(desk, *shape, "--min-nodes", "2")
+    asked = sbatch_lines(script)
+    assert (asked["nodes"], asked["mincpus"]) == ("2-4", "6")
+    assert "ntasks-per-node" not in asked, "Slurm would give no more than the fewest"
+    (srun,) = [line for line in script.splitlines() if line.startswith("srun ")]
+    assert " --ntasks-per-node=2 --cpus-per-task=3 " in srun
+    assert dry(desk, *shape, "--min-nodes", "4") == dry(desk, *shape)
+
+
 def test_a_container_sees_the_run_under_its_own_path(desk: Desk) -> None:
     options = ("--gpus-per-node", "2", "--container-mounts", "/scratch:/scratch")
     (srun,) = [
@@ -99,6 +110,9 @@ def test_the_dry_run_tells_the_placement(desk: Desk, tiny_base: Path) -> None:
     plan = [x for x in dry(desk, *shape, f"base.name={tiny_base}").splitlines() if x.startswith("# ")]
     assert all(any(kind in line for line in plan) for kind in ("replicate", "node", "full"))
     assert "auto" in plan[-1]
+    fewer = dry(desk, *shape, f"base.name={tiny_base}", "--min-nodes", "2")
+    assert "\n# 4 nodes x 8 ranks" in fewer
+    assert "\n# 2 nodes x 8 ranks" in fewer.partition("\n# on 2 of the nodes:\n")[2]
     assert "# no placement plan: tiny is not on this machine" in dry(desk, *shape)
 
 
@@ -113,6 +127,7 @@ def test_the_dry_run_tells_the_placement(desk: Desk, tiny_base: Path) -> None:
         (PROFILES, ("--profile", "big", "--cluster", "local"), "--dry-run"),
         ("{}", ("--env", "A-B=1"), "NAME=VALUE"),
         ("{}", ("--srun", "ntasks=3"), "--srun ntasks"),
+        ("{}", ("--nodes", "2", "--min-nodes", "3"), "--min-nodes 3 is more than the job's 2"),
         ("{}", ("--container-mounts", "/a:/a"), "--container"),
     ],
 )

@@ -3,7 +3,9 @@
 import json
 from pathlib import Path
 
-from salsa_dist.requeue import verdict
+import pytest
+
+from salsa_dist.requeue import main, verdict
 
 
 def checkpoint(run: Path, step: int) -> None:
@@ -30,3 +32,29 @@ def test_a_users_mistake_is_not_tried_again(tmp_path: Path) -> None:
     again, why = verdict(tmp_path, tmp_path, 2, 3)
     assert not again
     assert "no such shard" in why
+
+
+@pytest.mark.parametrize(
+    ("shown", "own", "requeued"),
+    [
+        ("JobId=7 JobState=RUNNING Requeue=1 Restarts=2 BatchFlag=1", "2", True),
+        ("JobId=7 JobState=RUNNING Requeue=1 Restarts=0 BatchFlag=1", "", True),
+        ("JobId=7 JobState=RUNNING Requeue=1 Restarts=3 BatchFlag=1", "2", False),
+        ("JobId=7 JobState=PENDING Requeue=1 Restarts=3 BatchFlag=1", "2", False),
+        ("JobId=7 JobState=CANCELLED Requeue=1 Restarts=2 BatchFlag=1", "2", False),
+    ],
+)
+def test_only_the_start_that_slurm_still_runs_is_requeued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shown: str, own: str, requeued: bool
+) -> None:
+    scontrol = tmp_path / "scontrol"
+    asked = tmp_path / "asked"
+    scontrol.write_text(f'#!/bin/sh\n[ "$1" = show ] && echo "{shown}" || echo "$@" >{asked}\n')
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setenv("SALSA_JOB", "7")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", own)
+    assert main([str(tmp_path), str(tmp_path), "137", "3"]) == 0
+    assert asked.exists() == requeued
+    if requeued:
+        assert asked.read_text() == "requeue 7\n"

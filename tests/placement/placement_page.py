@@ -145,18 +145,21 @@ placement of its own, `evaluation.placement`, `auto` too: every decoded token pa
 decoder's weights, so each rank that need not gather them saves most there.
 
 `auto` is decided once, at the start, from the least memory of any rank (on CPU: what is free, divided by
-the ranks of a node), and alike on all ranks. The run's first line and its `placement` event say what was
-taken and why; the measured bytes follow after the third step. What can't work is refused before any
+the ranks of a node), and alike on all ranks. The run's first lines and its `placement` event say what was
+taken and why; once the base is loaded a line tells how much of it a rank really holds, and what a step
+gathers and sends follows after the third one. What can't work is refused by all ranks before any
 weight is read, with the table: too little memory for the base and the vectors alone, ranks that
 can't be cut into equal groups, `node` over nodes of unequal ranks, an offload target that is missing or
-too small, and int8 weights (`zero_quantized_nontrainable_weights`, or a quantised base that is cut).
-Where only the estimate of activations is too large, the run starts and warns.
+too small on any node, `nvme` without libaio, and int8 weights (`zero_quantized_nontrainable_weights`, or
+a quantised base that is cut). Where only the estimate of activations is too large, the run starts and warns.
 
 Ranks that would run other modules than their peers are found before they train: each states its versions,
 settings, shards, base, weights' shapes and steered layers, and where two differ all stop with one line that
 names who and in what. So it is for LoRA, biases, mean differences and evaluation too. A rank that hangs
-later is named by the others, with the step, the phase and the line where it stands
-(`training.hang_after_s`).
+is named by the others, with the step, the phase and the line where it stands (`training.hang_after_s`),
+from the first comparison of settings on: while a placement is chosen, the base is staged or loaded, and
+in every step. A rank that still reads is waited for, however long it takes; one that never came to the
+job at all is named after 20 minutes.
 
 ## Memory of a process, beside that of its tensors
 

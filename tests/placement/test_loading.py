@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conformance import random_bank
+from conformance import apart, clips, gradients, random_bank
 from safetensors.torch import load_file, save_file
 from tiny import make_base
 from tiny_families import FAMILIES as MAKERS
@@ -232,21 +232,22 @@ def test_a_base_in_cpu_memory_gives_the_same_gradients(kind: str, four_ranks: li
         assert facts["parts"] >= facts["parameters"] / (1 if kind == "replicate" else 4)
 
 
-def test_a_disk_that_cannot_take_the_base_is_refused_before_weights_are_read(
+def test_a_process_that_no_launcher_started_offloads_too(
     tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("salsa_dist.speech_llms.weight_files.StoredTensor.read", None)
-    monkeypatch.setattr(
-        "deepspeed.ops.op_builder.AsyncIOBuilder.is_compatible", lambda self, verbose: False
-    )
-    for folder, message in (
-        (None, r"say in placement\.nvme_path which folder"),
-        (tmp_path / "absent", "is no folder that can be written to"),
-        (tmp_path, "install libaio-dev"),
-    ):
-        placement = PlacementConfig(kind="replicate", offload="nvme", nvme_path=folder)
+    strict = tmp_path / "ds.json"
+    zero = {"stage": 3, "stage3_param_persistence_threshold": 0}
+    strict.write_text(json.dumps({"zero_optimization": zero}))
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    found = []
+    for offload in ("none", "cpu"):
+        placement = PlacementConfig(kind="replicate", offload=offload, ds_config=strict)
         with join() as ranks:
             base = load_base(BaseConfig(name=str(tiny_base)), ranks, placement, silent)
-            bank = random_bank(base, ["salsa"])
-            with pytest.raises(UserError, match=message):
-                FrozenBase(base, bank, ranks, placement)
+            frozen = FrozenBase(base, random_bank(base, ["salsa", "add", "salsa"]), ranks, placement)
+            found.append(gradients(frozen, clips(base))[1])
+            line = frozen.as_loaded()
+            frozen.close()
+    assert "a rank holds 0.0 MB" in line
+    assert all(apart(found[1][site], wanted) < 1e-5 for site, wanted in found[0].items())

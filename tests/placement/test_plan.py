@@ -11,6 +11,7 @@ from typing import Any
 import measured_placements
 import placement_page
 import pytest
+import torch
 from safetensors.torch import load_file
 from tiny import make_base, make_config
 from typer.testing import CliRunner
@@ -21,13 +22,15 @@ from salsa_dist.errors import UserError
 from salsa_dist.placement.base_shape import BaseShape, read_shape
 from salsa_dist.placement.choose import decide
 from salsa_dist.placement.plan import make_plan
-from salsa_dist.placement.plan_of_run import plan_text
+from salsa_dist.placement.plan_of_run import plan_text, with_offload
 from salsa_dist.placement.plan_table import Plan
 from salsa_dist.placement.sizes import parse_size
 from salsa_dist.placement.step_cost import activation_bytes, flops
 from salsa_dist.placement.step_work import Machines, Work
 from salsa_dist.placement.weight_bytes import resident_bytes
+from salsa_dist.placement.zero import ds_settings
 
+DS_CONFIGS = Path(__file__).parents[2] / "ds_configs"
 CASES = range(len(measured_placements.CASES))
 # What a step sends besides weights: the all-reduce, 2 x 3 messages of each of four ranks, each with
 # the frames and acknowledgements of TCP around it.
@@ -223,16 +226,55 @@ def test_int8_that_would_come_back_as_zeros_is_refused(shape: BaseShape, tmp_pat
         decide(quantised, PlacementConfig(kind="full"), "placement")
 
 
+@pytest.mark.parametrize(
+    ("placement", "message"),
+    [
+        ({"kind": 2}, r"placement\.kind is 2"),
+        ({"kind": "replicate", "offload": "nvme"}, r"say in placement\.nvme_path which folder"),
+        ({"kind": "replicate", "offload": "nvme", "nvme_path": "."}, "install libaio-dev"),
+        # It asks for the disk itself.
+        ({"kind": "replicate", "ds_config": DS_CONFIGS / "nvme-offload.json"}, "install libaio-dev"),
+    ],
+)
 def test_a_run_is_refused_before_its_base_is_read(
-    tiny_base: Path, tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    placement: dict[str, Any],
+    message: str,
+    tiny_base: Path,
+    tiny_shards: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from salsa_dist.training import loop
 
     monkeypatch.setattr(loop, "load_base", lambda *a, **k: pytest.fail("the base was read"))
-    path = make_config(tmp_path, tiny_base, tiny_shards, placement={"kind": 2})
-    with pytest.raises(UserError, match=r"placement\.kind is 2"):
+    monkeypatch.setattr(
+        "deepspeed.ops.op_builder.AsyncIOBuilder.is_compatible", lambda self, verbose: False
+    )
+    settings = {name: str(v) if isinstance(v, Path) else v for name, v in placement.items()}
+    path = make_config(tmp_path, tiny_base, tiny_shards, placement=settings)
+    with pytest.raises(UserError, match=message) as refused:
         loop.train(load_config(path))
+    assert "ranks a copy" in str(refused.value)  # the plan's table
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("path", sorted(DS_CONFIGS.glob("*.json")), ids=lambda path: path.stem)
+def test_each_deepspeed_config_can_be_planned_with_and_trained_with(
+    path: Path, tiny_base: Path
+) -> None:
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    words = ["plan", "--base", str(tiny_base), "--nodes", "1", "--gpus-per-node", "2"]
+    done = CliRunner().invoke(app, [*words, "--gpu-memory", "1GB", "--ds-config", str(path)])
+    assert done.exit_code == 0, done.output
+    offload = path.stem.removesuffix("-offload") if path.stem.endswith("-offload") else "none"
+    found = with_offload(PlacementConfig(kind="full", ds_config=path))
+    assert found.offload == offload
+    row = "node" if offload == "none" else f"node + {offload}"
+    assert row in done.output  # of one node: as good as full
+    settings = ds_settings(path, "full", torch.bfloat16, found.offload, found.nvme_path)
+    assert settings["bf16"]["enabled"]
+    DeepSpeedZeroConfig(**settings["zero_optimization"])  # DeepSpeed itself knows every key
 
 
 def test_a_tight_fit_is_a_warning(shape: BaseShape) -> None:

@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from salsa_dist.training.watchdog import HUNG, report
+from salsa_dist.training.watchdog import HUNG, Watchdog, report
 
 RANK = """
 import sys, time
@@ -67,14 +67,53 @@ def test_ranks_that_move_are_left_alone(tmp_path: Path) -> None:
     moving = start(tmp_path, 1, 1, 40)
     _, log = moving.communicate(timeout=60)
     assert (moving.returncode, log) == (0, "")
-    assert not list((tmp_path / "ranks").iterdir())
+    assert not tmp_path.exists() or not list(tmp_path.iterdir())
+
+
+LOADING = """
+import sys, time
+from pathlib import Path
+from salsa_dist.training.watchdog import Watchdog
+run, rank = Path(sys.argv[1]), int(sys.argv[2])
+until = time.monotonic() + 12
+with Watchdog(run, rank, 2, 3) as watchdog, open("/dev/zero", "rb") as weights:
+    watchdog.at(None, "loading the base", reads=True)
+    while rank == 1 and time.monotonic() < until:
+        weights.read(2**21)
+        time.sleep(0.2)
+    watchdog.at(None, "comparing what was loaded")
+    while rank == 0 and not (run / "loaded").exists():
+        time.sleep(0.2)
+    if rank == 1:
+        (run / "loaded").touch()
+"""
+
+
+def test_a_rank_that_still_reads_is_waited_for(tmp_path: Path) -> None:
+    """One reads weights for four times as long as ranks may stand, and the other waits for it."""
+    words = [sys.executable, "-c", LOADING, str(tmp_path)]
+    both = [subprocess.Popen([*words, str(r)], stderr=subprocess.PIPE, text=True) for r in (0, 1)]
+    logs = [process.communicate(timeout=120)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], logs
 
 
 def test_where_all_live_the_one_furthest_behind_is_named() -> None:
     def seen(beat: int, step: int) -> dict[str, object]:
-        return {"beat": beat, "step": step, "phase": "saving the state", "pid": 1, "host": "n1"}
+        where = {"place": 3 * step, "step": step, "phase": "saving the state"}
+        return {"beat": beat, "pid": 1, "host": "n1", **where}
 
     text = report([seen(1, 5), seen(1, 4)], [seen(4, 5), seen(4, 4)], 2, 60)
     assert "all ranks live" in text
     assert "rank 1 (process 1 on n1) is in step 4, saving the state" in text
     assert "waiting: rank 0" in text
+
+
+def test_files_of_ranks_that_are_no_more_go_once_the_run_is_surely_this_jobs(tmp_path: Path) -> None:
+    left = tmp_path / "ranks" / "rank-0005.json"
+    left.parent.mkdir()
+    left.write_text("{}")
+    with Watchdog(tmp_path, 0, 2, 60) as watchdog:
+        watchdog.at(None, "taking the run's lock")
+        assert left.exists()  # another job may hold it
+        watchdog.at(0, "clips")
+        assert not left.exists()

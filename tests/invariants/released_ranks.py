@@ -1,0 +1,75 @@
+"""One of two ranks that train with the base cut over both; started by test_released.py.
+
+    torchrun --nproc_per_node 2 released_ranks.py OUT
+
+OUT/CASE.yaml is a run's config. Of each, OUT/CASE-rankR.json tells by step what of the base lay whole
+on this rank when backward had ended, and what when the step's sum over all ranks began.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import salsa_dist  # noqa: F401 -- before transformers
+from salsa_dist.config import load_config
+from salsa_dist.placement.frozen_base import FrozenBase
+from salsa_dist.training import loop
+
+Whole = dict[str, int]
+
+
+class Watched(FrozenBase):
+    """Notes what backward left gathered, before it is released."""
+
+    now: Watched
+    left: list[Whole]
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        Watched.now, Watched.left = self, []
+
+    def after_backward(self) -> None:
+        self.left.append(self.whole())
+        super().after_backward()
+
+    def whole(self) -> Whole:
+        """Elements of each weight that is whole here, and may not stay so."""
+        named: list[tuple[str, Any]] = list(self.model.named_parameters())
+        return {n: p.data.numel() for n, p in named if p.data.numel() > 0 and not p.ds_persist}
+
+
+def main(out: Path) -> None:
+    torch.set_num_threads(1)
+    after: list[Whole] = []
+    reduce_step = loop.reduce_step
+
+    def noted(*arguments: Any) -> Any:
+        after.append(Watched.now.whole())
+        return reduce_step(*arguments)
+
+    loop.FrozenBase = Watched  # type: ignore[misc]
+    loop.reduce_step = noted
+    for config in sorted(out.glob("*.yaml")):
+        after.clear()
+        loop.train(load_config(config))
+        base = Watched.now
+        persistent: list[Any] = [p for p in base.model.parameters() if p.ds_persist]
+        facts = {
+            "left": Watched.left,
+            "after": after,
+            "steps": len(after),
+            "base_bytes": base.base_bytes,
+            "buffer_bytes": sum(b.numel() * b.element_size() for b in base.model.buffers()),
+            "persistent_bytes": sum(p.ds_numel * p.element_size() for p in persistent),
+        }
+        rank = base.ranks.rank
+        (out / f"{config.stem}-rank{rank}.json").write_text(json.dumps(facts))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

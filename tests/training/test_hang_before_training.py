@@ -1,0 +1,124 @@
+"""A rank that never arrives at a collective before training is named, with where it is, and all end."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from tiny import make_config
+
+from salsa_dist.placement import ranks as ranks_module
+from salsa_dist.placement.ranks import join
+from salsa_dist.training.watchdog import HUNG
+
+pytestmark = pytest.mark.timeout(400)
+
+# The second rank calls something of the loop's start, and does not come back.
+HELD_UP = """
+import os, signal, sys, time
+from salsa_dist.cli import run_command
+from salsa_dist.evaluation import decode
+from salsa_dist.training import loop
+
+def reads_for_ever(*arguments, **named):
+    time.sleep(10_000)
+
+def is_stopped(*arguments, **named):
+    time.sleep(4)  # two beats: so that it was seen there
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+where, name, how, *words = sys.argv[1:]
+if os.environ["RANK"] == "1":
+    setattr({"train": loop, "evaluate": decode}[where], name, globals()[how])
+run_command(where, words[0], words[1:])
+"""
+
+
+@contextmanager
+def two_ranks(folder: Path, *words: str) -> Iterator[list["subprocess.Popen[bytes]"]]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    both = []
+    for rank in (0, 1):
+        world = {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        world |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        world["SALSA_FAILURE_FILE"] = str(folder / f"failure-{rank}.json")
+        with (folder / f"log-{rank}").open("w") as log:
+            both.append(
+                subprocess.Popen(
+                    [sys.executable, "-c", HELD_UP, *words],
+                    env={**os.environ, **world},
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                )
+            )
+    try:
+        yield both
+    finally:
+        for process in both:
+            process.kill()
+            process.wait()
+
+
+def failure(folder: Path, rank: int) -> str:
+    return str(json.loads((folder / f"failure-{rank}.json").read_text())["text"])
+
+
+def test_a_rank_that_hangs_in_loading_is_named_with_its_stack(
+    tmp_path: Path, tiny_base: Path, tiny_shards: Path
+) -> None:
+    config = make_config(tmp_path, tiny_base, tiny_shards)
+    words = ("train", "load_base", "reads_for_ever", str(config), "training.hang_after_s=10")
+    with two_ranks(tmp_path, *words) as both:
+        statuses = [process.wait(timeout=240) for process in both]
+    logs = [(tmp_path / f"log-{rank}").read_text() for rank in (0, 1)]
+    # Both find out; where one ends a moment earlier, the other sees its connection close.
+    found = [rank for rank, status in enumerate(statuses) if status == HUNG]
+    assert found, logs
+    for rank in found:
+        text = failure(tmp_path, rank)
+        assert "\n" not in text
+        assert "all ranks live, but none has moved for 10 s" in text
+        assert f"rank 1 (process {both[1].pid} on " in text
+        assert "is before the first step, loading the base at " in text
+        assert "reads_for_ever" in text
+        assert "loop.py" in text  # and who called it
+        assert text.endswith("waiting: rank 0")
+        assert f"error: {text}" in logs[rank]
+        assert ("in agree", "in reads_for_ever")[rank] in logs[rank]  # every line of its own stack
+
+
+def test_a_rank_that_is_stopped_while_evaluation_starts_is_named(
+    tmp_path: Path, tiny_base: Path, tiny_shards: Path
+) -> None:
+    config = make_config(tmp_path, tiny_base, tiny_shards)
+    words = ("evaluate", "choose", "is_stopped", str(config), "method.kind=zero-shot")
+    with two_ranks(tmp_path, *words, "training.hang_after_s=10") as both:
+        ended = both[0].wait(timeout=240)
+        os.kill(both[1].pid, signal.SIGCONT)
+    assert ended == HUNG, (tmp_path / "log-0").read_text()
+    text = failure(tmp_path, 0)
+    assert f"rank 1 (process {both[1].pid} on " in text
+    assert "is before the first step, choosing a placement, and gives no sign of life" in text
+
+
+def test_ranks_that_never_came_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    world = {"RANK": "0", "WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    for name, value in world.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(ranks_module, "_TIMEOUT", timedelta(seconds=2))
+    monkeypatch.setattr(ranks_module, "_stores", [])
+    said = r"rank 0 of 3 waited 2 s for rank 1, 2, which never came"
+    with pytest.raises(TimeoutError, match=said), join():
+        pass
