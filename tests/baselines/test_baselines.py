@@ -198,7 +198,8 @@ def test_only_examples_whose_texts_leave_room_for_an_answer_are_taken(tiny_base:
     # The tiny base writes 48 tokens, of which the prompt takes 4; a Cyrillic letter takes two of them.
     llm = load_speech_llm(tiny_base, window_s=2)
     pool = [noise(f"p{i}", 0.3, text) for i, text in enumerate(("да" * 6, "не" * 2, "добро утро " * 5))]
-    ic = InContext(InContextMethod(kind="in-context", examples=3), llm, pool, 0)
+    method = InContextMethod(kind="in-context", examples=3)
+    ic = InContext(method, llm, pool, 0, lambda: None)
     assert len(ic.examples(noise("x", 0.3), 8)) == 2  # 24 + 9 tokens, where 36 are left
     # Half of the 48 are kept for the answer.
     assert [e.text for e in ic.examples(noise("x", 0.3), 100)] == ["не" * 2]

@@ -172,6 +172,16 @@ def test_every_method_is_tested_against_the_best(tmp_path: Path) -> None:
     assert same["p"] == 1.0  # the two are wrong alike
 
 
+def test_methods_that_are_better_on_different_clips_do_not_differ(tmp_path: Path) -> None:
+    runs = [
+        made_run(tmp_path, "a", 2, harder=lambda i: 4 * (i % 2)),
+        made_run(tmp_path, "b", 2, sites="llm", harder=lambda i: 4 * (1 - i % 2)),
+    ]
+    tests = {t["method"]: t["p"] for t in compare(runs)["tests"] if t["metric"] == "cer"}
+    assert tests.pop("zero-shot") < 0.05
+    assert list(tests.values()) == [1.0]
+
+
 def test_each_other_method_stands_beside_the_salsa_of_nearest_size(tmp_path: Path) -> None:
     # Both SALSAs train 4 numbers; the better one is taken. Eight wrong letters of ten are zero-shot's.
     both = ("bg", "el")
