@@ -22,7 +22,7 @@ from salsa_dist.errors import UserError
 from salsa_dist.placement.base_shape import BaseShape, read_shape
 from salsa_dist.placement.choose import decide
 from salsa_dist.placement.plan import make_plan
-from salsa_dist.placement.plan_of_run import plan_text, with_offload
+from salsa_dist.placement.plan_of_run import plan_of, plan_text, with_offload
 from salsa_dist.placement.plan_table import Plan
 from salsa_dist.placement.sizes import parse_size
 from salsa_dist.placement.step_cost import activation_bytes, flops
@@ -155,6 +155,30 @@ def test_auto_takes_the_fewest_ranks_a_copy_that_fit(shape: BaseShape, kind: str
 def by_memory(shape: BaseShape, memory: float) -> Plan:
     """A plan for 4 x 2 devices, where what is not the base takes what it takes here."""
     return make_plan(shape, work(shape), Machines(4, 2, memory, host_memory=1e12), STRICT)
+
+
+def test_evaluation_takes_the_smallest_placement_that_fits_it(
+    tmp_path: Path, tiny_base: Path, tiny_shards: Path
+) -> None:
+    """Less memory than training needs of a whole copy, and enough for transcribing with one."""
+    training = {"steps": 1, "micro_batch": 64}
+    evaluation = {"windows_s": [None], "batch": 1}
+    path = make_config(tmp_path, tiny_base, tiny_shards, training=training, evaluation=evaluation)
+    config = load_config(path)
+
+    def plan(memory: float, training: bool) -> Plan:
+        return plan_of(config, Machines(2, 2, memory, host_memory=1e12), training=training)
+
+    needs = {t: plan(1e9, t).row("replicate").device_bytes for t in (True, False)}  # type: ignore[union-attr]
+    assert needs[False] < needs[True]
+    memory = (needs[True] - 1000) / 0.9
+    trained, evaluated = plan(memory, True), plan(memory, False)
+    assert decide(evaluated, config.evaluation.placement, "evaluation.placement").placement.kind == (
+        "replicate"
+    )
+    assert trained.chosen is None or trained.chosen.ranks_a_copy > 1
+    tight = plan((needs[False] - 1000) / 0.9, False)
+    assert tight.chosen is None or tight.chosen.ranks_a_copy > 1
 
 
 STRICT = {
