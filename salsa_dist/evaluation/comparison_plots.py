@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from statistics import mean
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from salsa_dist.evaluation.svg import INK, drawn, literal, style
 
@@ -126,8 +126,7 @@ def gain_by_numbers(points: Mapping[str, Sequence[Trained]]) -> str:
         axes.set_xscale("log")
         axes.set_xlim(few / 1.6, many * 1.6)
         axes.axhline(0, color=INK, linewidth=0.8)
-        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        _ticks_at(axes, sorted(at), 1.2 + 0.3 * math.log10(many / few), "{:,.0f}")
         axes.set_xlabel("trained numbers")
         axes.set_ylabel("gain in CER, %")
 
@@ -167,13 +166,19 @@ def gain_by_minutes(curves: Mapping[str, Sequence[tuple[float, Gain]]]) -> str:
             axes.errorbar([m for m, _ in ordered], y, yerr=spread, linewidth=1.5, elinewidth=0.8,
                           capsize=2, label=literal(language), **style(i))  # fmt: skip
         axes.set_xscale("log")
-        sizes = sorted({minutes for own in curves.values() for minutes, _ in own})
-        # Of sizes that lie closer than their numbers are wide, the first gets its number.
-        told = [x for k, x in enumerate(sizes) if k == 0 or x > 1.25 * sizes[k - 1]]
-        axes.set_xticks(told, [f"{x:.3g}" for x in told])
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        _ticks_at(axes, sorted({m for own in curves.values() for m, _ in own}), 1.25, "{:.3g}")
         axes.axhline(0, color=INK, linewidth=0.8)
         axes.set_xlabel("minutes of training speech")
         axes.set_ylabel("gain in CER, %")
 
     return drawn("minutes", 3.0, draw)
+
+
+def _ticks_at(axes: Axes, places: Sequence[float], apart: float, text: str) -> None:
+    """Ticks of a log axis where there are marks; of places nearer than `apart` times the first is told."""
+    told: list[float] = []
+    for place in places:
+        if not told or place > apart * told[-1]:
+            told.append(place)
+    axes.set_xticks(told, [text.format(place) for place in told])
+    axes.xaxis.set_minor_formatter(NullFormatter())
