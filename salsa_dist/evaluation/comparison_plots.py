@@ -175,7 +175,7 @@ def gain_by_minutes(curves: Mapping[str, Sequence[tuple[float, Gain]]]) -> str:
 
 
 def _ticks_at(axes: Axes, places: Sequence[float], apart: float, text: str) -> None:
-    """Ticks of a log axis where there are marks; of places nearer than `apart` times the first is told."""
+    """Ticks of a log axis where marks are; of places nearer than `apart` times the first is told."""
     told: list[float] = []
     for place in places:
         if not told or place > apart * told[-1]:
