@@ -67,6 +67,7 @@ class Watchdog:
         # The run's folder, and those above it, that would be new.
         self._new = [folder for folder in (run, *run.parents) if not folder.exists()]
         self._end = threading.Event()
+        self._writing = threading.Lock()  # both threads write
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def __enter__(self) -> Watchdog:
@@ -93,10 +94,13 @@ class Watchdog:
         # Not before a step: only then is it sure that no other job has the run's folder.
         if step is not None and not self._begun and self._rank == 0:
             self._forget_others()
-        self._begun = self._begun or step is not None
+        begins = step is not None and not self._begun
+        self._begun = self._begun or begins
         if reads:
             self._read_at = (time.monotonic(), _bytes_moved())
         self._place = (step, phase, time.monotonic(), reads)
+        if begins:
+            self._write()  # a rank that is stopped before its next beat is not to be taken for starting
 
     def whereabouts(self) -> str:
         """Where the ranks are that are furthest behind, as far as their files tell."""
@@ -135,24 +139,25 @@ class Watchdog:
         return time.monotonic() - since
 
     def _write(self) -> None:
-        self._beat += 1
-        step, phase, _, _ = self._place
-        stood_s = self._stood_s()
-        fields = {
-            "schema": SCHEMA,
-            "rank": self._rank,
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "beat": self._beat,
-            "place": self._places,
-            "step": step,
-            "phase": phase,
-            "since_s": round(stood_s, 1),
-            "stack": self._stack() if stood_s > self._hang_after_s / 2 else None,
-        }
-        with suppress(OSError):  # a full disk hangs nobody
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self._file(self._rank).write_text(json.dumps(fields), encoding="utf-8")
+        with self._writing:
+            self._beat += 1
+            step, phase, _, _ = self._place
+            stood_s = self._stood_s()
+            fields = {
+                "schema": SCHEMA,
+                "rank": self._rank,
+                "host": socket.gethostname(),
+                "pid": os.getpid(),
+                "beat": self._beat,
+                "place": self._places,
+                "step": step,
+                "phase": phase,
+                "since_s": round(stood_s, 1),
+                "stack": self._stack() if stood_s > self._hang_after_s / 2 else None,
+            }
+            with suppress(OSError):  # a full disk hangs nobody
+                self._folder.mkdir(parents=True, exist_ok=True)
+                self._file(self._rank).write_text(json.dumps(fields), encoding="utf-8")
 
     def _stack(self) -> list[str]:
         frame = sys._current_frames().get(self._main)

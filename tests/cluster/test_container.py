@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from importlib.metadata import distribution
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -24,7 +24,8 @@ def test_a_run_in_a_container_sees_its_mounts_alone_and_comes_back(
     image = tmp_path / "tools.sif"
     # Python and its packages, but not salsa-dist: the job brings its own.
     folders = {os.path.realpath(sys.base_prefix), sys.base_prefix, sys.prefix}
-    lines = [*sorted(folders), f"-{distribution('salsa-dist')._path}"]  # type: ignore[attr-defined]
+    own = Path(sysconfig.get_path("purelib")).glob("salsa_dist-*.dist-info")
+    lines = [*sorted(folders), *(f"-{folder}" for folder in own)]
     image.write_text("\n".join(lines) + "\n", encoding="utf-8")
     runs = []
     for name, options in {

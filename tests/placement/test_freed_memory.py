@@ -40,5 +40,7 @@ def test_freed_weights_leave_the_process() -> None:
         done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
         return int(done.stdout)
 
-    assert grown("as glibc does") > 40 << 20  # else this machine's C library shows nothing
     assert grown("at once") < 4 << 20
+    # Else this machine's C library shows nothing. A kernel that is short of time or memory may take
+    # pages of a process that waits, so not the first try alone counts.
+    assert max(grown("as glibc does") for _ in range(3)) > 40 << 20

@@ -92,7 +92,11 @@ with Watchdog(run, rank, 2, 3) as watchdog, open("/dev/zero", "rb") as weights:
 def test_a_rank_that_still_reads_is_waited_for(tmp_path: Path) -> None:
     """One reads weights for four times as long as ranks may stand, and the other waits for it."""
     words = [sys.executable, "-c", LOADING, str(tmp_path)]
-    both = [subprocess.Popen([*words, str(r)], stderr=subprocess.PIPE, text=True) for r in (0, 1)]
+    both = [subprocess.Popen([*words, "1"], stderr=subprocess.PIPE, text=True)]
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "ranks" / "rank-0001.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    both.append(subprocess.Popen([*words, "0"], stderr=subprocess.PIPE, text=True))
     logs = [process.communicate(timeout=120)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], logs
 
