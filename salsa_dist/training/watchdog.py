@@ -157,7 +157,10 @@ class Watchdog:
             }
             with suppress(OSError):  # a full disk hangs nobody
                 self._folder.mkdir(parents=True, exist_ok=True)
-                self._file(self._rank).write_text(json.dumps(fields), encoding="utf-8")
+                # Replaced whole: ranks that wait for each other read at the moment that others write.
+                part = self._file(self._rank).with_suffix(".part")
+                part.write_text(json.dumps(fields), encoding="utf-8")
+                part.replace(self._file(self._rank))
 
     def _stack(self) -> list[str]:
         frame = sys._current_frames().get(self._main)

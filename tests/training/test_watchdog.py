@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -132,3 +133,16 @@ def test_what_ranks_left_that_are_no_more_is_forgotten_with_the_first_step(tmp_p
         assert (tmp_path / "ranks" / "rank-0002.json").exists(), "the folder may still be another job's"
         watchdog.at(7, "reading clips")
     assert [path.name for path in (tmp_path / "ranks").iterdir()] == ["rank-0001.json"]
+
+
+def test_a_ranks_file_is_whole_whenever_it_is_read(tmp_path: Path) -> None:
+    """Ranks that give up at one moment write and read each other's files at once."""
+    with Watchdog(tmp_path, 0, 2, 60) as watchdog:
+        watchdog.at(0, "clips")
+        path = tmp_path / "ranks" / "rank-0000.json"
+        until = time.monotonic() + 1
+        writer = threading.Thread(target=lambda: [watchdog._write() for _ in range(2000)])
+        writer.start()
+        while writer.is_alive() and time.monotonic() < until:
+            assert json.loads(path.read_text())["rank"] == 0
+        writer.join()
