@@ -11,6 +11,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from salsa_dist.whole_file import replace_file
+
 SCHEMA = 1
 VARIABLE = "SALSA_FAILURE_FILE"
 
@@ -27,7 +29,5 @@ def write_failure(rank: int, text: str, user_error: bool) -> None:
         "text": text.strip(),
     }
     path = Path(os.environ[VARIABLE])
-    part = path.with_suffix(".part")
     with suppress(OSError):
-        part.write_text(json.dumps(record), encoding="utf-8")
-        part.replace(path)
+        replace_file(path, json.dumps(record))

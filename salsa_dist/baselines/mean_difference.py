@@ -27,7 +27,7 @@ from salsa_dist.placement.ranks import join
 from salsa_dist.speech_llms.activations import listen
 from salsa_dist.speech_llms.load import SpeechLLM
 from salsa_dist.steering.bank import AdapterSpec, Bank
-from salsa_dist.steering.sites import find_layers, select
+from salsa_dist.steering.sites import find_layers, layer_counts, select
 from salsa_dist.steering.widths import site_widths
 from salsa_dist.training import run_lock
 from salsa_dist.training.dev_loss import DevClips, finite_losses
@@ -53,7 +53,7 @@ def make_vectors(config: Config) -> list[Path]:
         watchdog.at(None, "loading the base", reads=True)
         speech_llm = load_base(config.base, ranks, whole, silent)
         layers = find_layers(speech_llm.model, speech_llm.layers)
-        counts = {component: len(stack) for component, stack in layers.items()}
+        counts = layer_counts(layers)
         specs = [
             AdapterSpec(a.name, tuple(select(a.sites, counts)), "add")
             for a in config.adapter_settings()

@@ -31,7 +31,7 @@ from salsa_dist.placement.ranks import Ranks, join
 from salsa_dist.speech_llms.load import SpeechLLM
 from salsa_dist.steering.adapter_folder import known_as
 from salsa_dist.steering.bank import Bank
-from salsa_dist.steering.sites import find_layers, select, site_modules
+from salsa_dist.steering.sites import find_layers, layer_counts, select, site_modules
 from salsa_dist.training import run_lock
 from salsa_dist.training.bad_samples import BadSamples, counts_of
 from salsa_dist.training.batches import StepBatches, loader
@@ -100,7 +100,7 @@ def installed(
     if not isinstance(config.method, LoraMethod | BiasMethod):
         raise ValueError(f"method {config.method.kind} trains no weights of the base")
     found = find_layers(speech_llm.model, speech_llm.layers)
-    chosen = select(settings.sites, {component: len(stack) for component, stack in found.items()})
+    chosen = select(settings.sites, layer_counts(found))
     modules = site_modules(speech_llm.model, speech_llm.layers)
     layers = {site: modules[site] for site in chosen}
     return install(config.method, speech_llm.model, layers, settings.seed)

@@ -17,6 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from salsa_dist.whole_file import replace_file
+
 LAUNCH_SCHEMA = "salsa-dist/launch/1"
 ENDED_SCHEMA = "salsa-dist/ended/1"
 
@@ -82,9 +84,7 @@ def end_status(folder: Path) -> int | None:
 
 def _write(path: Path, record: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(record) + "\n", encoding="utf-8")
-    part.replace(path)
+    replace_file(path, json.dumps(record) + "\n")
 
 
 def _read(path: Path, schema: str) -> dict[str, Any] | None:

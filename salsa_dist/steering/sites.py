@@ -13,7 +13,7 @@ the one whose path says so.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 
 from torch import nn
 
@@ -70,6 +70,11 @@ def find_layers(model: nn.Module, layers: Mapping[str, str] | None = None) -> di
             "it must be a speech-LLM with an audio encoder or a decoder"
         )
     return {component: found[component] for component in COMPONENTS if component in found}
+
+
+def layer_counts(layers: Mapping[str, Sized]) -> dict[str, int]:
+    """How many layers each component of `find_layers` has, as `select` wants it."""
+    return {component: len(stack) for component, stack in layers.items()}
 
 
 def site_modules(model: nn.Module, layers: Mapping[str, str] | None = None) -> dict[str, nn.Module]:

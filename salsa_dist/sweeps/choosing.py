@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from salsa_dist.errors import UserError
-from salsa_dist.sweeps.folder import replace_file
 from salsa_dist.sweeps.grid import Entry, Sweep, entry_name
 from salsa_dist.sweeps.methods import Setting
+from salsa_dist.whole_file import replace_file
 
 SCHEMA = "salsa-dist/chosen/1"
 NAME = "chosen.json"

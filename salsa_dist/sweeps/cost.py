@@ -18,7 +18,7 @@ import torch
 from salsa_dist.config import Config
 from salsa_dist.speech_llms.inspection import class_of, read_config
 from salsa_dist.speech_llms.load import FAMILIES, base_revision
-from salsa_dist.steering.sites import find_layers, select
+from salsa_dist.steering.sites import find_layers, layer_counts, select
 
 _FRAMES_PER_S = 50  # an encoder's positions a second
 _TEXT_TOKENS = 32  # prompt and transcript of a clip
@@ -72,7 +72,7 @@ def base_facts(config: Config) -> BaseFacts:
     return BaseFacts(
         revision=base_revision(base.name, tree),
         parameters=sum(p.numel() for p in model.parameters()),
-        layers={component: len(stack) for component, stack in lists.items()},
+        layers=layer_counts(lists),
         layer_parameters=one,
         width=min(widths, default=0),
         shares=config.training.share_prefix,

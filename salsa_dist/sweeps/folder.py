@@ -37,6 +37,7 @@ from salsa_dist.evaluation.comparison import METRICS
 from salsa_dist.evaluation.decode import SCHEMA as HYPOTHESES
 from salsa_dist.new_folder import made_beside
 from salsa_dist.steering.adapter_folder import FACTS
+from salsa_dist.whole_file import replace_file
 
 SCHEMA = "salsa-dist/sweep-job/2"
 RESULTS_SCHEMA = "salsa-dist/sweep-results/1"
@@ -239,10 +240,3 @@ def _decoded(job: JobFolder, name: str, language: str) -> dict[str, float | None
 def _rate(edits: Sequence[metrics.Edits]) -> float | None:
     length = sum(one.length for one in edits)
     return sum(one.errors for one in edits) / length if length else None
-
-
-def replace_file(path: Path, text: str) -> None:
-    """Write `path` whole or not at all."""
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

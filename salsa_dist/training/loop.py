@@ -46,7 +46,7 @@ from salsa_dist.preflight import preflight
 from salsa_dist.speech_llms.load import SpeechLLM
 from salsa_dist.steering.adapter_folder import known_as
 from salsa_dist.steering.bank import AdapterSpec, Bank
-from salsa_dist.steering.sites import find_layers, select
+from salsa_dist.steering.sites import find_layers, layer_counts, select
 from salsa_dist.steering.vectors import SteeringVectors
 from salsa_dist.steering.widths import site_widths
 from salsa_dist.training import run_lock
@@ -207,16 +207,11 @@ def train(config: Config) -> Trained:
 def make_bank(config: Config, speech_llm: SpeechLLM, device: torch.device) -> Bank:
     """The bank of a config's adapters, all vectors zero."""
     layers = find_layers(speech_llm.model, speech_llm.layers)
-    counts = _layer_counts(speech_llm)
+    counts = layer_counts(layers)
     specs = [
         AdapterSpec(a.name, tuple(select(a.sites, counts)), a.rule) for a in config.adapter_settings()
     ]
     return Bank(specs, site_widths(layers), device)
-
-
-def _layer_counts(speech_llm: SpeechLLM) -> dict[str, int]:
-    layers = find_layers(speech_llm.model, speech_llm.layers)
-    return {component: len(stack) for component, stack in layers.items()}
 
 
 def start_bank(bank: Bank, config: Config, speech_llm: SpeechLLM) -> None:
@@ -521,7 +516,7 @@ def _schedules(config: Config) -> list[Schedule]:
 
 def _scales(scales: Mapping[str, float], speech_llm: SpeechLLM) -> dict[str, float]:
     """Each named site's factor; of two that name it the last."""
-    counts = _layer_counts(speech_llm)
+    counts = layer_counts(find_layers(speech_llm.model, speech_llm.layers))
     return {site: scale for words, scale in scales.items() for site in select(words, counts)}
 
 

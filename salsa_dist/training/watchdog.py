@@ -34,6 +34,7 @@ import psutil
 
 from salsa_dist.errors import UserError
 from salsa_dist.failure_file import write_failure
+from salsa_dist.whole_file import replace_file
 
 SCHEMA = "salsa-dist/rank/1"
 FOLDER = "ranks"
@@ -91,11 +92,12 @@ class Watchdog:
             reads: it reads or copies gigabytes in one call: bytes that come in count as moving.
         """
         self._places += 1
-        # Not before a step: only then is it sure that no other job has the run's folder.
-        if step is not None and not self._begun and self._rank == 0:
-            self._forget_others()
         begins = step is not None and not self._begun
-        self._begun = self._begun or begins
+        if begins:
+            self._begun = True
+            # Not before a step: only then is it sure that no other job has the run's folder.
+            if self._rank == 0:
+                self._forget_others()
         if reads:
             self._read_at = (time.monotonic(), _bytes_moved())
         self._place = (step, phase, time.monotonic(), reads)
@@ -158,9 +160,7 @@ class Watchdog:
             with suppress(OSError):  # a full disk hangs nobody
                 self._folder.mkdir(parents=True, exist_ok=True)
                 # Replaced whole: ranks that wait for each other read at the moment that others write.
-                part = self._file(self._rank).with_suffix(".part")
-                part.write_text(json.dumps(fields), encoding="utf-8")
-                part.replace(self._file(self._rank))
+                replace_file(self._file(self._rank), json.dumps(fields))
 
     def _stack(self) -> list[str]:
         frame = sys._current_frames().get(self._main)

@@ -14,16 +14,11 @@ from typing import Any
 import pytest
 import released_ranks
 import yaml
+from placed_gradients import STRICT
 from tiny import make_config
 from tiny_families import FAMILIES
 
 STEPS = 4
-STRICT = {
-    "stage": 3,
-    "stage3_param_persistence_threshold": 0,
-    "stage3_max_reuse_distance": 0,
-    "stage3_prefetch_bucket_size": 0,
-}
 # Weights of up to 40 elements may stay, 200 elements in all.
 THRESHOLD = {
     **STRICT,

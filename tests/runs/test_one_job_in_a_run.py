@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from tiny import make_config
+from two_ranks import two_ranks
 
 from salsa_dist.cli import run_command
 from salsa_dist.errors import UserError
@@ -71,26 +68,9 @@ def test_a_rank_that_hangs_is_named_and_its_peer_ends(
     if job == "evaluation":
         overrides = ["method.kind=salsa"]
         run_command("train", str(config), [])
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    ranks = []
-    for rank in (0, 1):
-        world = {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-        world |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        world["SALSA_FAILURE_FILE"] = str(tmp_path / f"failure-{rank}.json")
-        words = [sys.executable, "-c", STOPPED, command, str(config), *overrides]
-        words.append("training.hang_after_s=30")
-        log = (tmp_path / f"log-{rank}").open("w")
-        ranks.append(
-            subprocess.Popen(words, env={**os.environ, **world}, stdout=log, stderr=subprocess.STDOUT)
-        )
-    try:
+    words = (command, str(config), *overrides, "training.hang_after_s=30")
+    with two_ranks(tmp_path, STOPPED, *words) as ranks:
         ended = ranks[0].wait(timeout=500)
-    finally:
-        for process in ranks:
-            process.kill()
-            process.wait()
     assert ended == HUNG, (tmp_path / "log-0").read_text()
     text = json.loads((tmp_path / "failure-0.json").read_text())["text"]
     assert f"rank 1 (process {ranks[1].pid} on " in text

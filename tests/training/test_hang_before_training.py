@@ -4,15 +4,12 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from tiny import make_config
+from two_ranks import two_ranks
 
 from salsa_dist.placement import ranks as ranks_module
 from salsa_dist.placement.ranks import join
@@ -41,33 +38,6 @@ run_command(where, words[0], words[1:])
 """
 
 
-@contextmanager
-def two_ranks(folder: Path, *words: str) -> Iterator[list["subprocess.Popen[bytes]"]]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    both = []
-    for rank in (0, 1):
-        world = {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-        world |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        world["SALSA_FAILURE_FILE"] = str(folder / f"failure-{rank}.json")
-        with (folder / f"log-{rank}").open("w") as log:
-            both.append(
-                subprocess.Popen(
-                    [sys.executable, "-c", HELD_UP, *words],
-                    env={**os.environ, **world},
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                )
-            )
-    try:
-        yield both
-    finally:
-        for process in both:
-            process.kill()
-            process.wait()
-
-
 def failure(folder: Path, rank: int) -> str:
     return str(json.loads((folder / f"failure-{rank}.json").read_text())["text"])
 
@@ -77,7 +47,7 @@ def test_a_rank_that_hangs_in_loading_is_named_with_its_stack(
 ) -> None:
     config = make_config(tmp_path, tiny_base, tiny_shards)
     words = ("train", "load_base", "reads_for_ever", str(config), "training.hang_after_s=30")
-    with two_ranks(tmp_path, *words) as both:
+    with two_ranks(tmp_path, HELD_UP, *words) as both:
         statuses = [process.wait(timeout=500) for process in both]
     logs = [(tmp_path / f"log-{rank}").read_text() for rank in (0, 1)]
     # Both find out; where one ends a moment earlier, the other sees its connection close.
@@ -101,7 +71,7 @@ def test_a_rank_that_is_stopped_while_evaluation_starts_is_named(
 ) -> None:
     config = make_config(tmp_path, tiny_base, tiny_shards)
     words = ("evaluate", "choose", "is_stopped", str(config), "method.kind=zero-shot")
-    with two_ranks(tmp_path, *words, "training.hang_after_s=30") as both:
+    with two_ranks(tmp_path, HELD_UP, *words, "training.hang_after_s=30") as both:
         ended = both[0].wait(timeout=500)
         os.kill(both[1].pid, signal.SIGCONT)
     assert ended == HUNG, (tmp_path / "log-0").read_text()
