@@ -69,7 +69,8 @@ def tune(config: Config) -> list[Path]:
                 continue
             own = config.model_copy(update={"adapters": [adapter]})
             watchdog.at(None, "loading the base", reads=True)
-            speech_llm = load_base(config.base_in_training(), ranks, whole, say)
+            stride = config.training.silence_stride
+            speech_llm = load_base(config.base_in_training(), ranks, whole, say, stride)
             weights = installed(own, speech_llm, settings)
             batches = make_batches(own, index, speech_llm, ranks)
             watchdog.at(None, "comparing what was loaded")

@@ -50,7 +50,9 @@ class Part:
         return min(self.index * length, elements), min((self.index + 1) * length, elements)
 
 
-def load_base(base: BaseConfig, ranks: Ranks, placement: PlacementConfig, say: Say) -> SpeechLLM:
+def load_base(
+    base: BaseConfig, ranks: Ranks, placement: PlacementConfig, say: Say, silence_stride: int = 1
+) -> SpeechLLM:
     """The base as `placement` wants it: whole on this rank's device, or with its weights unread.
 
     Every rank calls this. With `base.stage_to`, the files are copied to this node's own disk first.
@@ -61,7 +63,7 @@ def load_base(base: BaseConfig, ranks: Ranks, placement: PlacementConfig, say: S
     elsewhere = group_size(placement.kind, ranks) > 1 or placement.offload != "none"
     copy = None if base.stage_to is None else staged(base, ranks, say)
     say(f"loading base {base.name}")
-    settings = base.model_dump(exclude={"stage_to"})
+    settings = base.model_dump(exclude={"stage_to"}) | {"silence_stride": silence_stride}
     return load_speech_llm(**settings, device=ranks.device, copy=copy, filled=not elsewhere)
 
 

@@ -78,6 +78,11 @@ class ChatFamily(ABC):
         audio_token: str,
         end: str,
     ) -> None:
+        if options.silence_stride > 1:
+            raise UserError(
+                f"training.silence_stride is {options.silence_stride}, and base {checkpoint.name} "
+                "hears no silence behind a clip, as Whisper does: leave it at 1"
+            )
         self.tokenizer = getattr(checkpoint.processor, "tokenizer", checkpoint.processor)
         self.options = options
         self.window_s = window_s

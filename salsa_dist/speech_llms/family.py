@@ -44,11 +44,14 @@ class FamilyOptions:
         prompt: the instruction that stands in for the authors' own, `{language}` in it being the
             language's English name; only for bases that take one.
         language_as: languages to be announced to the base as another, such as `{"tw": "yo"}`.
+        silence_stride: in training, positions of silence that one heard stands for; only for bases
+            that hear one window whatever the clip's length.
     """
 
     window_s: float | None = None
     prompt: str | None = None
     language_as: Mapping[str, str] = field(default_factory=dict)
+    silence_stride: int = 1
 
 
 def auto_processor(name: str, revision: str | None) -> Any:

@@ -96,6 +96,7 @@ def load_speech_llm(
     device: str | torch.device = "cpu",
     copy: Path | None = None,
     filled: bool = True,
+    silence_stride: int = 1,
 ) -> SpeechLLM:
     """Load a base through transformers' public classes, without remote code.
 
@@ -111,6 +112,7 @@ def load_speech_llm(
         copy: a folder with the same files to read them from, such as one on this node's own disk.
         filled: False leaves the weights in their files; a base whose checkpoint does not let them be
             read one by one (see `unfilled`) comes whole all the same, on the CPU.
+        silence_stride: positions of silence that one heard stands for in training (`thin_silence`).
 
     Raises:
         UserError: no such base, a base of an unknown family, one that wants remote code, or one whose
@@ -119,7 +121,7 @@ def load_speech_llm(
     from transformers import AutoConfig
 
     name = os.path.expanduser(name)
-    options = FamilyOptions(window_s, prompt, language_as or {})
+    options = FamilyOptions(window_s, prompt, language_as or {}, silence_stride)
     try:
         config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     except UNREADABLE as e:

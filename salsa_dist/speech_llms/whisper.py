@@ -5,7 +5,8 @@
 
 The encoder is built for 30 s whatever the clip's length. A shorter window keeps the first positions
 of its embedding and pads the features to that window; it costs less and changes the base, so scores
-are shown beside those at the base's own window.
+are shown beside those at the base's own window. In training the silence behind a clip can be heard in
+part (`thin_silence.py`); transcripts are always made of all of it.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from salsa_dist.speech_llms import languages
 from salsa_dist.speech_llms.batch import AdapterBatch, PromptBatch, SharedAudio, Transcript
 from salsa_dist.speech_llms.family import Checkpoint, FamilyOptions, auto_processor
 from salsa_dist.speech_llms.leaving import Stay, greedy
+from salsa_dist.speech_llms.thin_silence import hear_thinly, heard_positions
 from salsa_dist.speech_llms.window import audio_of, fixed, shorten
 
 
@@ -64,11 +66,14 @@ class Whisper:
             processor.feature_extractor, config.max_source_positions, options.window_s
         )
         self.window_s: float = self.features.n_samples / SAMPLE_RATE
+        self.silence_stride = options.silence_stride
 
     def fit(self, model: Any) -> None:
         """Shorten `model`'s encoder to the window, in place, before its weights are placed."""
         shorten(model.get_encoder(), self.positions)
         model.config.max_source_positions = self.positions
+        if self.silence_stride > 1:
+            hear_thinly(model, model.get_encoder().layers, model.get_decoder().layers)
 
     def announced(self, language: str) -> str:
         """The language whose token the prompt has."""
@@ -91,7 +96,7 @@ class Whisper:
 
     def training_batch(self, clips: Sequence[Clip]) -> AdapterBatch:
         """Audio, prompt and transcript of `clips`; a clip without text has no labels."""
-        return self._batch(clips, {"input_features": self._features(clips)})
+        return self._batch(clips, {"input_features": self._features(clips), **self._heard(clips)})
 
     def shared_batch(
         self, clips: Sequence[Clip], heard: Sequence[Clip], kept: bool = False
@@ -105,7 +110,8 @@ class Whisper:
         one = torch.ones(len(heard), dtype=torch.long)
         keys = tuple(clip.key for clip in heard)
         clip_of = torch.tensor([keys.index(clip.key) for clip in clips])
-        shared = SharedAudio(keys, {"input_features": features}, one, one, clip_of)
+        audio = {"input_features": features, **self._heard(heard)}
+        shared = SharedAudio(keys, audio, one, one, clip_of)
         return replace(self._batch(clips, {}), shared=shared)
 
     def _batch(self, clips: Sequence[Clip], audio: dict[str, Tensor]) -> AdapterBatch:
@@ -232,6 +238,13 @@ class Whisper:
     def transcript(self, ids: Sequence[int]) -> str:
         """The text that token ids stand for."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+
+    def _heard(self, clips: Sequence[Clip]) -> dict[str, Tensor]:
+        """Which positions training hears; nothing where it hears all."""
+        if self.silence_stride == 1:
+            return {}
+        per_second = self.positions / self.window_s
+        return heard_positions(clips, self.positions, per_second, self.silence_stride)
 
     def _features(self, clips: Sequence[Clip]) -> Tensor:
         """(batch, mel bins, frames) float32."""

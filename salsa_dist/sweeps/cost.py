@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from salsa_dist.config import Config
+from salsa_dist.placement.step_work import DEFAULT_CLIP_S
 from salsa_dist.speech_llms.inspection import class_of, read_config
 from salsa_dist.speech_llms.load import FAMILIES, base_revision
 from salsa_dist.steering.sites import find_layers, layer_counts, select
@@ -63,6 +64,8 @@ def base_facts(config: Config) -> BaseFacts:
         model: Any = class_of(tree, base.name)._from_config(tree)
     lists = find_layers(model, base.layers)
     window_s = config.base_in_training().window_s or 30.0
+    clip_s = min(window_s, DEFAULT_CLIP_S)
+    heard_s = clip_s + (window_s - clip_s) / config.training.silence_stride
     in_llm = 0.0 if hasattr(tree, "max_target_positions") else _AUDIO_TOKENS_PER_S * window_s
     one = {
         component: sum(p.numel() for p in stack[len(stack) // 2].parameters())
@@ -76,7 +79,7 @@ def base_facts(config: Config) -> BaseFacts:
         layer_parameters=one,
         width=min(widths, default=0),
         shares=config.training.share_prefix,
-        encoder_tokens=_FRAMES_PER_S * window_s,
+        encoder_tokens=_FRAMES_PER_S * heard_s,
         decoded_tokens=_FRAMES_PER_S * (base.window_s or 30.0),
         llm_tokens=_TEXT_TOKENS + in_llm,
         in_context=hasattr(FAMILIES.get(tree.model_type), "in_context_batch"),

@@ -343,6 +343,7 @@ def identity(entry: Entry, sweep: Sweep, facts: BaseFacts, index: ShardIndex) ->
             training.decay,
             training.clip_norm,
             *([training.window_s] if training.window_s else []),
+            *([{"silence_stride": training.silence_stride}] if training.silence_stride > 1 else []),
             *([_rates_of(training.lr_scale, facts)] if training.lr_scale and kind == "salsa" else []),
         ],
         "language": entry.language,

@@ -106,7 +106,8 @@ def train(config: Config) -> Trained:
         watchdog.at(None, "taking the run's lock")
         lock = stack.enter_context(run_lock.held_for_all(config.run, ranks))
         watchdog.at(None, "loading the base", reads=True)
-        speech_llm = load_base(config.base_in_training(), ranks, placed.placement, say)
+        stride = config.training.silence_stride
+        speech_llm = load_base(config.base_in_training(), ranks, placed.placement, say, stride)
         bank = make_bank(config, speech_llm, ranks.device)
         start_bank(bank, config, speech_llm)
         optimizer = PackedAdam(

@@ -1,0 +1,105 @@
+"""Short clips in a long window: of the silence behind a clip only some positions are heard in training.
+
+    window      |-- clip --|00000000000000000000000|   all positions of Whisper's encoder
+    heard       |-- clip --|   ·   ·   ·   ·   ·   |   the clip's, and one of each `stride` behind it
+    stand for    1 1 1 1 1 1   8   8   8   8   8       positions, in every attention over them
+
+A key that stands for n others weighs n times as much in a softmax: log n is added to its score. Were
+the n alike, that would be exact. They nearly are in silence, where little but the position differs,
+and a window that is mostly silence costs a fraction. Cutting the window instead (`window_s`) leaves
+the silence out, which the base then meets when it is used. `benchmarks/thin_silence.py` measures both.
+
+What is heard of a clip depends on that clip alone, whatever it is packed with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from salsa_dist.data.clip import Clip
+
+# Behind a clip's end, in seconds: what still sounds there, and what convolutions carry over it.
+_MARGIN_S = 0.5
+
+
+def heard_positions(
+    clips: Sequence[Clip], window: int, per_second: float, stride: int
+) -> dict[str, Tensor]:
+    """Which positions of its window are heard of each clip, and how many each of them stands for.
+
+    Args:
+        clips: of a batch.
+        window: positions of the whole window.
+        per_second: positions of a second.
+        stride: positions of silence that one stands for.
+
+    Returns:
+        Arguments for a model that `hear_thinly` has been told of: `heard_positions` and `stand_for`,
+        both (batch, heard) int64. A clip that hears fewer than another stands for 0 in the rest.
+    """
+    heard, counts = [], []
+    for clip in clips:
+        sounding = min(window, round((clip.seconds + _MARGIN_S) * per_second))
+        starts = torch.arange(sounding, window, stride)
+        sizes = (starts + stride).clamp(max=window) - starts
+        heard.append(torch.cat([torch.arange(sounding), starts + sizes // 2]))
+        counts.append(torch.cat([torch.ones(sounding, dtype=torch.long), sizes]))
+    pad = nn.utils.rnn.pad_sequence
+    return {"heard_positions": pad(heard, batch_first=True), "stand_for": pad(counts, batch_first=True)}
+
+
+def hear_thinly(model: nn.Module, encoder: Sequence[nn.Module], decoder: Sequence[nn.Module]) -> None:
+    """Let `model` take `heard_positions` and `stand_for`; without them it hears all positions.
+
+    It works by hooks before the layers, so it goes with whatever is hooked behind them or wrapped
+    around their inside.
+
+    Args:
+        model: takes the arguments.
+        encoder: its encoder's layers; what they get beside (batch, positions, hidden) is an
+            `attention_mask`, None so far.
+        decoder: its decoder's layers, which get an `encoder_attention_mask`.
+    """
+    now: dict[str, Tensor] = {}
+
+    def begin(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        kwargs = dict(kwargs)
+        heard, stand_for = kwargs.pop("heard_positions", None), kwargs.pop("stand_for", None)
+        if heard is not None:
+            now["heard"] = heard.unsqueeze(-1)
+            # log 0 is -inf: where a clip hears no more than others, nobody listens.
+            now["scores"] = stand_for.float().log()[:, None, None, :]
+        return args, kwargs
+
+    def end(module: nn.Module, args: Any, output: Any) -> None:
+        now.clear()
+
+    def thin(module: nn.Module, args: Any, kwargs: Any) -> Any:
+        if not now:
+            return None
+        hidden, *others = args
+        heard = now["heard"].expand(-1, -1, hidden.shape[-1])
+        return (hidden.gather(1, heard), *others), kwargs
+
+    def weigh(name: str, place: int) -> Any:
+        def hook(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+            if not now:
+                return None
+            scores = now["scores"].to(args[0].dtype)
+            if len(args) > place:
+                return (*args[:place], scores, *args[place + 1 :]), kwargs
+            return args, {**kwargs, name: scores}
+
+        return hook
+
+    model.register_forward_pre_hook(begin, with_kwargs=True)
+    model.register_forward_hook(end, always_call=True)
+    encoder[0].register_forward_pre_hook(thin, with_kwargs=True)
+    for layer in encoder:
+        layer.register_forward_pre_hook(weigh("attention_mask", 1), with_kwargs=True)
+    for layer in decoder:
+        layer.register_forward_pre_hook(weigh("encoder_attention_mask", 3), with_kwargs=True)

@@ -1,0 +1,145 @@
+"""Hearing part of the silence behind a clip: what is exact in it, and what it must leave alone."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny import make_config
+from tiny_families import make_qwen2_audio
+from torch import Tensor
+
+from salsa_dist import load_config, train
+from salsa_dist.config import PlacementConfig
+from salsa_dist.data.clip import SAMPLE_RATE, Clip, silent_clip
+from salsa_dist.errors import UserError
+from salsa_dist.placement.frozen_base import FrozenBase
+from salsa_dist.placement.ranks import Ranks, join
+from salsa_dist.speech_llms.load import load_speech_llm
+from salsa_dist.speech_llms.thin_silence import heard_positions
+from salsa_dist.steering.bank import AdapterSpec, Bank
+from salsa_dist.steering.vectors import SteeringVectors
+
+SITES = tuple(f"{component}.{i}" for component in ("encoder", "llm") for i in range(3))
+
+
+def clip(seconds: float, row: int = 0, text: str = "vuk lisa", seed: int = 0) -> Clip:
+    noise = np.random.default_rng(seed).standard_normal(round(SAMPLE_RATE * seconds))
+    audio = (0.1 * noise).astype(np.float32)
+    return replace(silent_clip("bg"), key=f"{seconds}-{seed}", audio=audio, text=text, row=row)
+
+
+class Base:
+    """A tiny Whisper with two rows of vectors that steer, hearing one position of `stride`."""
+
+    def __init__(self, folder: Path, ranks: Ranks, stride: int, again: bool = False) -> None:
+        self.llm = load_speech_llm(folder, silence_stride=stride)
+        specs = [AdapterSpec("a", SITES, "salsa"), AdapterSpec("b", SITES[2:], "add")]
+        self.bank = Bank(specs, dict.fromkeys(SITES, 32))
+        generator = torch.Generator().manual_seed(1)
+        for vector in self.bank.vectors.values():
+            vector.data.copy_(0.3 * torch.randn(vector.shape, generator=generator))
+        placement = PlacementConfig(kind="replicate")
+        self.frozen = FrozenBase(self.llm, self.bank, ranks, placement, again)
+
+    def losses(self, clips: list[Clip], share: bool = False) -> tuple[Tensor, Tensor]:
+        """Losses of the labels, and the gradient of their sum, one behind the other."""
+        heard = list({c.key: c for c in clips}.values())
+        family = self.llm.family
+        batch = family.shared_batch(clips, heard) if share else family.training_batch(clips)
+        for vector in self.bank.vectors.values():
+            vector.grad = None
+        losses = self.frozen.token_losses(batch)
+        losses.sum().backward()
+        gradients = [v.grad.flatten() for v in self.bank.vectors.values() if v.grad is not None]
+        return losses.detach(), torch.cat(gradients)
+
+
+@pytest.fixture
+def ranks() -> Any:
+    with join() as ranks:
+        yield ranks
+
+
+def test_every_position_is_stood_for_once() -> None:
+    clips = [clip(s) for s in (0.3, 0.75, 1.9)]
+    batch = heard_positions(clips, window=100, per_second=50, stride=7)
+    heard, stand_for = batch["heard_positions"], batch["stand_for"]
+    assert stand_for.sum(1).tolist() == [100, 100, 100]
+    assert stand_for.gt(0).sum(1).tolist() == [40 + 9, 62 + 6, 100]
+    for row, seconds in zip(range(3), (0.3, 0.75, 1.9), strict=True):
+        sounding = min(100, round((seconds + 0.5) * 50))
+        own = heard[row][stand_for[row] > 0]
+        assert own[:sounding].tolist() == list(range(sounding))
+        assert stand_for[row][:sounding].eq(1).all()
+        assert own.diff().gt(0).all()
+        assert own.max() < 100
+
+
+@pytest.mark.parametrize("stride", [2, 7])
+def test_it_is_exact_where_silence_is_alike(tiny_base: Path, ranks: Ranks, stride: int) -> None:
+    whole, thin = Base(tiny_base, ranks, 1), Base(tiny_base, ranks, stride)
+    clips = [clip(0.3), clip(0.6, row=1, text="kon", seed=1)]
+    batch = heard_positions(clips, window=100, per_second=50, stride=stride)
+    # What each position's representative is, for all positions.
+    of = torch.stack([h.repeat_interleave(n) for h, n in zip(*batch.values(), strict=True)]).unsqueeze(
+        -1
+    )
+    whole.llm.model.get_encoder().layers[0].register_forward_pre_hook(
+        lambda module, args: (args[0].gather(1, of.expand_as(args[0])), *args[1:])
+    )
+    expected, gradient = whole.losses(clips)
+    found, own = thin.losses(clips)
+    assert torch.allclose(found, expected, atol=1e-5)
+    # What reaches one that stands for n is what would reach all of them.
+    assert torch.allclose(own, gradient, atol=1e-5)
+
+
+def test_a_clip_is_heard_the_same_in_any_company(tiny_base: Path, ranks: Ranks) -> None:
+    base = Base(tiny_base, ranks, 5)
+    short, long = clip(0.3), clip(1.4, row=1, text="kotka ptica riba", seed=1)
+    alone = [base.losses([c]) for c in (short, long)]
+    losses, gradient = base.losses([short, long])
+    assert torch.allclose(losses, torch.cat([losses for losses, _ in alone]), atol=1e-5)
+    assert torch.allclose(gradient, alone[0][1] + alone[1][1], atol=1e-5)
+
+
+def test_sharing_clips_and_checkpointing_change_nothing(tiny_base: Path, ranks: Ranks) -> None:
+    clips = [clip(0.3), clip(0.3, row=1), clip(1.1, row=1, seed=1)]
+    losses, gradient = Base(tiny_base, ranks, 5).losses(clips)
+    for base, share in ((Base(tiny_base, ranks, 5), True), (Base(tiny_base, ranks, 5, True), False)):
+        again = base.losses(clips, share)
+        assert torch.allclose(again[0], losses, atol=1e-5)
+        assert torch.allclose(again[1], gradient, atol=1e-5)
+
+
+def test_transcripts_are_of_the_whole_window(tiny_base: Path, ranks: Ranks) -> None:
+    whole, thin = Base(tiny_base, ranks, 1), Base(tiny_base, ranks, 5)
+    clips = [clip(0.3), clip(1.1, row=1, seed=1)]
+    thin.losses(clips)
+    features = torch.zeros(2, 80, 200)
+    assert thin.llm.model.get_encoder()(features).last_hidden_state.shape[1] == 100
+    texts = [[t.text for t in base.frozen.generate(clips, 12)] for base in (whole, thin)]
+    assert texts[0] == texts[1]
+    assert not torch.allclose(whole.losses(clips)[0], thin.losses(clips)[0], atol=1e-4)
+
+
+def test_training_by_it_is_another_run(tmp_path: Path, tiny_base: Path, tiny_shards: Path) -> None:
+    path = make_config(tmp_path, tiny_base, tiny_shards)
+    configs = [
+        load_config(path, [f"run={tmp_path / str(stride)}", f"training.silence_stride={stride}"])
+        for stride in (1, 4)
+    ]
+    assert configs[0].digest() == load_config(path).digest() != configs[1].digest()
+    whole, thin = (SteeringVectors.load(train(c).adapters[0]).vectors for c in configs)
+    assert not torch.allclose(whole["encoder.0"], thin["encoder.0"])
+    with pytest.raises(UserError, match="silence_stride hears part of a window"):
+        load_config(path, ["training.silence_stride=4", "training.prefix_cache=memory"])
+
+
+def test_a_base_that_hears_no_silence_refuses_it(tmp_path: Path) -> None:
+    folder = make_qwen2_audio(tmp_path / "base")
+    with pytest.raises(UserError, match=r"silence_stride is 8, and base .* hears no silence"):
+        load_speech_llm(folder, silence_stride=8)
