@@ -109,6 +109,22 @@ def test_trained_by_commands_and_decoded_beside_zero_shot(
     assert {x["key"]: x["hypothesis"] for x in salsa if x["method"] == "zero-shot"} == plain
 
 
+def test_tuning_hears_what_steering_hears(config_file: Path, tmp_path: Path) -> None:
+    def first_loss(stride: int, method: list[str]) -> float:
+        run = tmp_path / f"{stride}-{len(method)}"
+        run_command(
+            "train",
+            str(config_file),
+            [*method, "training.steps=1", f"training.silence_stride={stride}", f"run={run}"],
+        )
+        return losses(run, "bg")[0]
+
+    whole, thin = first_loss(1, LORA), first_loss(5, LORA)
+    assert whole == pytest.approx(first_loss(1, []), abs=1e-5)
+    assert thin == pytest.approx(first_loss(5, []), abs=1e-5)
+    assert abs(whole - thin) > 1e-4
+
+
 def test_an_adapter_that_is_done_is_left_alone(config_file: Path) -> None:
     overrides = [*LORA, "training.steps=2"]
     config = load_config(config_file, overrides)
