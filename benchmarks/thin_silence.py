@@ -20,6 +20,7 @@ import random
 import statistics
 import sys
 import time
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -87,7 +88,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     index = ShardIndex.load(options.shards)
-    clips = first_clips(options.shards, index, options.language, options.clips, 5.0)
+    found_clips = first_clips(options.shards, index, options.language, options.clips, 5.0)
+    clips = [replace(clip, row=0) for clip in found_clips]  # of the one adapter
     with join() as ranks:
         variants = [Variant(v, options.base, options.dtype, ranks) for v in VARIANTS]
         for variant in variants:
