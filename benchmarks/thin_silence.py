@@ -36,8 +36,8 @@ from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.placement.ranks import Ranks, join
 from salsa_dist.speech_llms.load import load_speech_llm
 from salsa_dist.steering.bank import AdapterSpec, Bank
-from salsa_dist.steering.sites import site_modules
-from salsa_dist.steering.widths import output_width
+from salsa_dist.steering.sites import find_layers
+from salsa_dist.steering.widths import site_widths
 
 CACHE = Path("~/.cache/salsa-dist").expanduser()
 VARIANTS: tuple[dict[str, Any], ...] = (
@@ -61,9 +61,8 @@ class Variant:
     def __init__(self, options: dict[str, Any], name: str, dtype: str, ranks: Ranks) -> None:
         self.options = options
         self.llm = load_speech_llm(name, dtype=dtype, **options)
-        sites = site_modules(self.llm.model)
-        widths = {site: output_width(module) for site, module in sites.items()}
-        self.bank = Bank([AdapterSpec("a", tuple(sites), "salsa")], widths)
+        widths = site_widths(find_layers(self.llm.model))
+        self.bank = Bank([AdapterSpec("a", tuple(widths), "salsa")], widths)
         self.base = FrozenBase(self.llm, self.bank, ranks, PlacementConfig(kind="replicate"))
 
     def step(self, clip: Clip) -> Step:
@@ -118,9 +117,9 @@ def main() -> None:
 
 def row(variant: Variant, whole: list[Step], own: list[Step]) -> dict[str, Any]:
     """One variant beside the whole window: medians over the clips, and the worst direction."""
-    cosines = [cosine(w.gradient, o.gradient) for w, o in zip(whole, own, strict=True)]
-    summed = [torch.stack([step.gradient for step in steps]).sum(0) for steps in (whole, own)]
     pairs = list(zip(whole, own, strict=True))
+    cosines = [cosine(w.gradient, o.gradient) for w, o in pairs]
+    summed = [torch.stack([step.gradient for step in steps]).sum(0) for steps in (whole, own)]
     return {
         "silence_stride": variant.options.get("silence_stride", 1),
         "window_s": variant.llm.window_s,

@@ -148,6 +148,8 @@ def _write_failure(rank: int, error: Exception, user_error: bool) -> None:
 
 def _meet(folder: Path) -> None:
     """Agree on a port that is rank 0's own. submitit's is made from the job id, whoever has it."""
+    from salsa_dist.whole_file import replace_file
+
     attempt = os.environ.get("SLURM_RESTART_COUNT") or "0"
     path = folder / f"rendezvous-{attempt}.json"
     if os.environ["SLURM_PROCID"] == "0":
@@ -155,9 +157,7 @@ def _meet(folder: Path) -> None:
         listening = socket.create_server(("", 0), backlog=4096, dualstack_ipv6=False)
         port = listening.getsockname()[1]
         os.environ["SALSA_RENDEZVOUS_FD"] = str(listening.detach())
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps({"address": socket.gethostname(), "port": port}), encoding="utf-8")
-        part.replace(path)
+        replace_file(path, json.dumps({"address": socket.gethostname(), "port": port}))
     else:
         until = time.monotonic() + RENDEZVOUS_S
         while not path.exists():

@@ -35,6 +35,7 @@ from submitit.core.utils import DelayedSubmission, JobPaths
 from salsa_dist.errors import UserError
 from salsa_dist.runs import launches
 from salsa_dist.runs.status import statuses
+from salsa_dist.whole_file import replace_file
 
 if TYPE_CHECKING:  # they import torch, which a launch that is no sweep need not wait for
     from salsa_dist.sweeps.folder import JobFolder
@@ -88,12 +89,12 @@ def submit(
         print("nothing to submit: all is done, or their jobs wait or run")
         return 0
     sweep = plan.sweep.file.sweep.absolute()
-    for folder in folders:
-        _write(folder.path / TASK_SCRIPT, executor(folder.path).task_script())
+    for folder in folders:  # never in place: a task of an earlier array may still read it
+        replace_file(folder.path / TASK_SCRIPT, executor(folder.path).task_script())
         again(folder)
     (sweep / "logs").mkdir(parents=True, exist_ok=True)
     script = sweep / "array.sh"
-    _write(script, executor(sweep).array_script([folder.path for folder in folders], parallel))
+    replace_file(script, executor(sweep).array_script([folder.path for folder in folders], parallel))
     done = subprocess.run(["sbatch", "--parsable", str(script)], capture_output=True, text=True)
     if done.returncode:
         raise UserError(f"sbatch refused the sweep: {' '.join(done.stderr.split())}")
@@ -168,10 +169,3 @@ def _idle(folders: Sequence[JobFolder]) -> list[JobFolder]:
 
 def _of(job: Job, folder: JobFolder) -> Job:
     return replace(job, command="+".join(folder.to_do()), config_path=str(folder.config.absolute()))
-
-
-def _write(path: Path, text: str) -> None:
-    # Never in place: a task of an earlier array may still read it.
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)

@@ -32,7 +32,7 @@ from salsa_dist.steering.widths import site_widths
 from salsa_dist.training import run_lock
 from salsa_dist.training.dev_loss import DevClips, finite_losses
 from salsa_dist.training.events import Events
-from salsa_dist.training.loop import open_run, write_start
+from salsa_dist.training.run_start import open_run, write_start
 from salsa_dist.training.saved_adapters import save_adapters
 from salsa_dist.training.watchdog import Watchdog
 

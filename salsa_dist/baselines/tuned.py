@@ -38,8 +38,9 @@ from salsa_dist.training.batches import StepBatches, loader
 from salsa_dist.training.console import Console
 from salsa_dist.training.dev_loss import DevClips, finite_losses
 from salsa_dist.training.events import Events
-from salsa_dist.training.loop import make_batches, open_run, write_start
+from salsa_dist.training.from_config import make_batches
 from salsa_dist.training.optimizer import BETAS, EPS, Schedule
+from salsa_dist.training.run_start import open_run, write_start
 from salsa_dist.training.watchdog import Watchdog
 
 

@@ -63,7 +63,7 @@ from salsa_dist.steering.bank import Bank
 from salsa_dist.steering.sites import site_modules
 from salsa_dist.steering.vectors import SteeringVectors, bank_of
 from salsa_dist.training import events, run_lock
-from salsa_dist.training.loop import open_run, write_start
+from salsa_dist.training.run_start import open_run, write_start
 from salsa_dist.training.watchdog import Watchdog
 
 SCHEMA = "salsa-dist/hypotheses/1"

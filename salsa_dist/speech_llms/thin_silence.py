@@ -67,7 +67,6 @@ def hear_thinly(model: nn.Module, encoder: Sequence[nn.Module], decoder: Sequenc
     now: dict[str, Tensor] = {}
 
     def begin(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-        kwargs = dict(kwargs)
         heard, stand_for = kwargs.pop("heard_positions", None), kwargs.pop("stand_for", None)
         if heard is not None:
             now["heard"] = heard.unsqueeze(-1)

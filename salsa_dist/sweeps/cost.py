@@ -36,6 +36,7 @@ class BaseFacts:
         width: numbers an encoder position has.
         shares: clips are shared below the first steered layer.
         encoder_tokens, llm_tokens: positions of one clip at the window that training hears.
+        heard_tokens: the encoder's of a clip of ten seconds, where silence behind it is heard in part.
         decoded_tokens: the encoder's of one clip that is transcribed.
         in_context: its family has a prompt with examples.
         linear: component to the names of linear modules inside its layers.
@@ -49,6 +50,7 @@ class BaseFacts:
     width: int
     shares: bool
     encoder_tokens: float
+    heard_tokens: float
     decoded_tokens: float
     llm_tokens: float
     in_context: bool
@@ -79,7 +81,8 @@ def base_facts(config: Config) -> BaseFacts:
         layer_parameters=one,
         width=min(widths, default=0),
         shares=config.training.share_prefix,
-        encoder_tokens=_FRAMES_PER_S * heard_s,
+        encoder_tokens=_FRAMES_PER_S * window_s,
+        heard_tokens=_FRAMES_PER_S * heard_s,
         decoded_tokens=_FRAMES_PER_S * (base.window_s or 30.0),
         llm_tokens=_TEXT_TOKENS + in_llm,
         in_context=hasattr(FAMILIES.get(tree.model_type), "in_context_batch"),
@@ -116,7 +119,7 @@ def clip_cost(facts: BaseFacts, sites: Sequence[str], shared: bool, kept: bool =
         kept: what lies below the first steered layer comes from the cache.
     """
     encoder, llm = facts.layers.get("encoder", 0), facts.layers["llm"]
-    one_encoder = 2 * facts.layer_parameters.get("encoder", 0) * facts.encoder_tokens
+    one_encoder = 2 * facts.layer_parameters.get("encoder", 0) * facts.heard_tokens
     one_llm = 2 * facts.layer_parameters["llm"] * facts.llm_tokens
     chosen = [select(words, facts.layers) for words in sites]
     first_encoder = [_lowest(names, "encoder", encoder) for names in chosen]

@@ -14,28 +14,18 @@ losses and label counts are reduced once, and each adapter is stepped as if it w
 from __future__ import annotations
 
 import math
-import os
-import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 import torch.distributed as dist
-import yaml
 
-import salsa_dist
-from salsa_dist.config import AdapterSettings, Config
-from salsa_dist.data.augment import from_settings
+from salsa_dist.config import Config
 from salsa_dist.data.index import ShardIndex
-from salsa_dist.data.mixing import Mix
-from salsa_dist.data.plan import AdapterPlan
-from salsa_dist.data.subset import take_minutes
 from salsa_dist.errors import UserError
 from salsa_dist.placement.agreement import agree, base_facts, settings_facts
 from salsa_dist.placement.choose import Placed, choose
@@ -43,24 +33,19 @@ from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.placement.loading import load_base
 from salsa_dist.placement.ranks import Ranks, join
 from salsa_dist.preflight import preflight
-from salsa_dist.speech_llms.load import SpeechLLM
-from salsa_dist.steering.adapter_folder import known_as
-from salsa_dist.steering.bank import AdapterSpec, Bank
-from salsa_dist.steering.sites import find_layers, layer_counts, select
-from salsa_dist.steering.vectors import SteeringVectors
-from salsa_dist.steering.widths import site_widths
 from salsa_dist.training import run_lock
 from salsa_dist.training import state as states
 from salsa_dist.training.bad_samples import BadSamples, counts_of
-from salsa_dist.training.batches import Job, StepBatches, StepShare, loader
+from salsa_dist.training.batches import StepBatches, StepShare, loader
 from salsa_dist.training.console import Console
 from salsa_dist.training.dev_loss import DevClips, finite_losses
 from salsa_dist.training.events import Events
+from salsa_dist.training.from_config import make_bank, make_batches, schedules, site_scales, start_bank
 from salsa_dist.training.halving import Halving
-from salsa_dist.training.optimizer import PackedAdam, Reduced, Schedule, reduce_step
+from salsa_dist.training.optimizer import PackedAdam, Reduced, reduce_step
 from salsa_dist.training.prefix_pass import keep_prefix
+from salsa_dist.training.run_start import open_run, refuse_unwritable, write_start
 from salsa_dist.training.saved_adapters import save_adapters
-from salsa_dist.training.staged_shards import staged_shards
 from salsa_dist.training.stop_signals import StopSignals
 from salsa_dist.training.trackers import Trackers, refuse_missing
 from salsa_dist.training.watchdog import Watchdog
@@ -86,7 +71,7 @@ def train(config: Config) -> Trained:
     """
     hang_after_s = config.training.hang_after_s
     with join(hang_after_s) as ranks, ExitStack() as stack:
-        _refuse_unwritable(config.run)
+        refuse_unwritable(config.run)
         refuse_missing(config.trackers)
         watchdog = stack.enter_context(Watchdog(config.run, ranks.rank, ranks.world_size, hang_after_s))
         say = Console(ranks.is_first)
@@ -112,9 +97,9 @@ def train(config: Config) -> Trained:
         start_bank(bank, config, speech_llm)
         optimizer = PackedAdam(
             bank,
-            _schedules(config),
+            schedules(config),
             config.training.clip_norm,
-            _scales(config.training.lr_scale, speech_llm),
+            site_scales(config.training.lr_scale, speech_llm),
         )
         watchdog.at(None, "planning the steps", reads=True)
         batches = make_batches(config, index, speech_llm, ranks)
@@ -177,11 +162,22 @@ def train(config: Config) -> Trained:
             trackers = Trackers(config.trackers, run, config.model_dump(mode="json"), first)
             stack.callback(trackers.close)
         loop = _Loop(
-            *(config, ranks, base, placed, optimizer, batches, identity),
-            *(events, say, signals, trackers, lock, watchdog),
+            config=config,
+            ranks=ranks,
+            base=base,
+            placed=placed,
+            optimizer=optimizer,
+            batches=batches,
+            identity=identity,
+            events=events,
+            say=say,
+            signals=signals,
+            trackers=trackers,
+            lock=lock,
+            watchdog=watchdog,
+            dev=dev,
+            halving=halving,
         )
-        if halving is not None and dev is not None:
-            loop.halve_by(halving, dev)
         step = first
         if first < len(batches):
             step = loop.run(first)
@@ -189,7 +185,7 @@ def train(config: Config) -> Trained:
         adapters: list[Path] = []
         if finished:
             if dev and first < len(batches):
-                loop.measure_dev(dev, step)
+                loop.measure_dev(step)
             watchdog.at(step, "saving the adapters")
             if ranks.is_first:
                 stopped = halving.dropped_at if halving else {}
@@ -205,101 +201,30 @@ def train(config: Config) -> Trained:
         return Trained(step, finished, adapters)
 
 
-def make_bank(config: Config, speech_llm: SpeechLLM, device: torch.device) -> Bank:
-    """The bank of a config's adapters, all vectors zero."""
-    layers = find_layers(speech_llm.model, speech_llm.layers)
-    counts = layer_counts(layers)
-    specs = [
-        AdapterSpec(a.name, tuple(select(a.sites, counts)), a.rule) for a in config.adapter_settings()
-    ]
-    return Bank(specs, site_widths(layers), device)
-
-
-def start_bank(bank: Bank, config: Config, speech_llm: SpeechLLM) -> None:
-    """Set the rows whose adapters start from a saved one; sites that it lacks stay zero.
-
-    Raises:
-        UserError: it can't be read, is of another base, or shares no site with the adapter.
-    """
-    for row, (spec, adapter) in enumerate(zip(bank.specs, config.adapter_settings(), strict=True)):
-        if adapter.start_from is not None:
-            saved = SteeringVectors.load(adapter.start_from)
-            saved.check(speech_llm)
-            own = {site: vector for site, vector in saved.vectors.items() if site in spec.sites}
-            if not own:
-                raise UserError(
-                    f"adapter {spec.name}: start_from {adapter.start_from} steers none of its sites, "
-                    f"{adapter.sites}"
-                )
-            bank.set_row(row, own)
-
-
-def write_start(events: Events, ranks: Ranks, speech_llm: SpeechLLM, first: int) -> None:
-    """The event that every run begins with, and each resume of it at step `first`."""
-    events.write(
-        "start",
-        world_size=ranks.world_size,
-        resumed_step=first,
-        startup_s=round(time.time() - psutil.Process().create_time(), 1),
-        threads=torch.get_num_threads(),
-        base={
-            "name": known_as(speech_llm.name),
-            "revision": speech_llm.revision,
-            "parameters": speech_llm.parameters,
-        },
-        environment=environment(),
-    )
-
-
-def environment() -> dict[str, str]:
-    """Versions of what decides a result."""
-    names = ("torch", "deepspeed", "transformers", "accelerate", "webdataset", "jiwer", "submitit")
-    return {
-        "salsa-dist": version("salsa-dist"),
-        "python": platform.python_version(),
-        **{name: version(name) for name in names},
-        "torchaudio": salsa_dist.torchaudio_guard.status(),
-        "machine": f"{platform.system()} {platform.machine()}",
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-    }
-
-
+@dataclass
 class _Loop:
     """The steps of one run, from where it is to its end or to a signal."""
 
-    def __init__(
-        self,
-        config: Config,
-        ranks: Ranks,
-        base: FrozenBase,
-        placed: Placed,
-        optimizer: PackedAdam,
-        batches: StepBatches,
-        identity: states.RunIdentity,
-        events: Events,
-        say: Console,
-        signals: StopSignals,
-        trackers: Trackers | None,
-        lock: run_lock.RunLock | None,
-        watchdog: Watchdog,
-    ) -> None:
-        self.config = config
-        self.ranks = ranks
-        self.base = base
-        self.placed = placed
-        self.bank = base.bank
-        self.optimizer = optimizer
-        self.batches = batches
-        self.identity = identity
-        self.events = events
-        self.say = say
-        self.signals = signals
-        self.trackers = trackers
-        self.lock = lock
-        self.watchdog = watchdog
-        self.skipped_in_a_row = 0
-        self.halving: Halving | None = None
-        self.bad = BadSamples(config.data.max_bad, events, say)
+    config: Config
+    ranks: Ranks
+    base: FrozenBase
+    placed: Placed
+    optimizer: PackedAdam
+    batches: StepBatches
+    identity: states.RunIdentity
+    events: Events
+    say: Console
+    signals: StopSignals
+    trackers: Trackers | None
+    lock: run_lock.RunLock | None
+    watchdog: Watchdog
+    dev: DevClips | None
+    halving: Halving | None
+    skipped_in_a_row: int = 0
+
+    def __post_init__(self) -> None:
+        self.bank = self.base.bank
+        self.bad = BadSamples(self.config.data.max_bad, self.events, self.say)
 
     def run(self, first: int) -> int:
         """Do the steps from `first` on; returns the step to go on with."""
@@ -335,10 +260,6 @@ class _Loop:
             started = time.monotonic()
         return step + 1
 
-    def halve_by(self, halving: Halving, dev: DevClips) -> None:
-        """Drop the worse adapters at the rungs of `halving`, by their losses on `dev`."""
-        self.halving, self.dev = halving, dev
-
     def _steps(self, first: int) -> Iterator[tuple[int, StepShare]]:
         """Each step with this rank's share. Nothing is read ahead past a rung: who goes on is open."""
         while first < len(self.batches):
@@ -355,15 +276,17 @@ class _Loop:
             yield from enumerate(loader(self.batches, first, workers, end), first)
             first = end
 
-    def measure_dev(self, dev: DevClips, step: int) -> None:
+    def measure_dev(self, step: int) -> None:
         """Write each adapter's loss on the dev clips as it is now, after `step` steps."""
+        assert self.dev is not None
         rows = range(len(self.bank.specs))
-        losses = dev.losses(self.base, self.config, rows, self._on_dev_clips(step))
+        losses = self.dev.losses(self.base, self.config, rows, self._on_dev_clips(step))
         names = [spec.name for spec in self.bank.specs]
         self.events.write("dev_loss", adapters=finite_losses(losses, names))
 
     def _drop_worse(self, step: int) -> None:
         assert self.halving is not None
+        assert self.dev is not None
         metric = self.halving.config.metric
         measure = self.dev.losses if metric == "dev_loss" else self.dev.error_rates
         running = self.halving.running(step)
@@ -489,74 +412,6 @@ class _Loop:
             folder = self.config.run / "state"
             size = states.save(folder, captured, self.identity, training.keep)
             self.events.write("checkpoint", step=step, bytes=size)
-
-
-def _refuse_unwritable(run: Path) -> None:
-    """Before minutes of loading: the run's folder, or the nearest one above it, can be written."""
-    there = next(p for p in [run, *run.absolute().parents] if p.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(f"run folder {run} can't be written: {there} is no folder to write to")
-
-
-def open_run(config: Config, ranks: Ranks) -> Path:
-    """Make the run's folder and write its config there."""
-    if ranks.is_first:
-        try:
-            config.run.mkdir(parents=True, exist_ok=True)
-            text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-            (config.run / "config.yaml").write_text(text, encoding="utf-8")
-        except OSError as e:
-            raise UserError(f"run folder {config.run} can't be written: {e.strerror}") from None
-    return config.run
-
-
-def _schedules(config: Config) -> list[Schedule]:
-    t = config.training
-    return [Schedule(a.lr, a.steps, t.warmup, t.decay) for a in config.adapter_settings()]
-
-
-def _scales(scales: Mapping[str, float], speech_llm: SpeechLLM) -> dict[str, float]:
-    """Each named site's factor; of two that name it the last."""
-    counts = layer_counts(find_layers(speech_llm.model, speech_llm.layers))
-    return {site: scale for words, scale in scales.items() for site in select(words, counts)}
-
-
-def make_batches(config: Config, index: ShardIndex, speech_llm: SpeechLLM, ranks: Ranks) -> StepBatches:
-    """Every step's clips of this rank, for all adapters of a config."""
-    augment = from_settings(config.data.augment.model_dump())
-
-    def job(adapter: AdapterSettings) -> Job:
-        for language in adapter.languages:
-            speech_llm.family.prompt(language)  # refuses a language that the base does not know
-        shards = [shard for name in adapter.languages for shard in index.select("train", name)]
-        if adapter.minutes is not None:
-            shards = take_minutes(shards, adapter.minutes, adapter.seed)
-        plan = AdapterPlan(
-            shards,
-            config.data.clips_per_step,
-            config.data.readers,
-            adapter.seed,
-            speech_llm.window_s,
-            seconds_per_step=config.data.seconds_per_step,
-            mix=Mix(adapter.mix.temperature or 1.0, adapter.mix.weights),
-        )
-        return Job(plan, adapter.steps, adapter.languages, augment, config.data.join_clips)
-
-    jobs = [job(adapter) for adapter in config.adapter_settings()]
-    folder = config.data.shards
-    if config.data.stage_to is not None:
-        used = [s for a in config.adapters for x in a.languages for s in index.select("train", x)]
-        folder = staged_shards(index, used, config.data.stage_to, ranks, Console(ranks.is_first))
-    return StepBatches(
-        jobs,
-        folder,
-        speech_llm.family,
-        ranks.rank,
-        ranks.world_size,
-        config.training.micro_batch,
-        # What is trained inside the encoder's layers leaves nothing below it to share.
-        config.training.share_prefix and config.method.kind == "salsa",
-    )
 
 
 def _number(value: torch.Tensor) -> float | None:

@@ -16,7 +16,7 @@ from salsa_dist.placement.ranks import join
 from salsa_dist.steering.bank import AdapterSpec, Bank
 from salsa_dist.steering.rules import RULES
 from salsa_dist.steering.sites import site_modules
-from salsa_dist.training.loop import make_bank
+from salsa_dist.training.from_config import make_bank
 from salsa_dist.training.optimizer import PackedAdam
 
 

@@ -84,11 +84,9 @@ def test_it_is_exact_where_silence_is_alike(tiny_base: Path, ranks: Ranks, strid
     clips = [clip(0.3), clip(0.6, row=1, text="kon", seed=1)]
     batch = heard_positions(clips, window=100, per_second=50, stride=stride)
     # What each position's representative is, for all positions.
-    of = torch.stack([h.repeat_interleave(n) for h, n in zip(*batch.values(), strict=True)]).unsqueeze(
-        -1
-    )
+    of = torch.stack([h.repeat_interleave(n) for h, n in zip(*batch.values(), strict=True)])
     whole.llm.model.get_encoder().layers[0].register_forward_pre_hook(
-        lambda module, args: (args[0].gather(1, of.expand_as(args[0])), *args[1:])
+        lambda module, args: (args[0].gather(1, of[..., None].expand_as(args[0])), *args[1:])
     )
     expected, gradient = whole.losses(clips)
     found, own = thin.losses(clips)

@@ -20,6 +20,7 @@ from salsa_dist.placement.shared_prefix import SharedPrefix
 from salsa_dist.steering.bank import AdapterSpec, Bank
 from salsa_dist.steering.sites import site_modules
 from salsa_dist.training import loop
+from salsa_dist.training.from_config import make_batches
 
 STEPS = 50
 ADAPTERS: list[dict[str, Any]] = [
@@ -100,7 +101,7 @@ def test_a_walk_in_two_parts_is_for_shared_clips_alone(
     adapters = [{"name": f"a{i}", "language": "bg", "seed": seed} for i, seed in enumerate(seeds)]
     config = load_config(make_config(tmp_path, tiny_base, tiny_shards, adapters=adapters))
     index = ShardIndex.load(config.data.shards)
-    (batch,) = loop.make_batches(config, index, load_speech_llm(tiny_base), ALONE)[0].batches
+    (batch,) = make_batches(config, index, load_speech_llm(tiny_base), ALONE)[0].batches
     assert (batch.shared is not None) == (seeds[0] == seeds[1])
 
 

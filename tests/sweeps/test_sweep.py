@@ -13,7 +13,7 @@ import yaml
 from salsa_dist import UserError, load_config, train
 from salsa_dist.data.index import ShardIndex
 from salsa_dist.data.subset import take_minutes
-from salsa_dist.sweeps.cost import base_facts, clip_cost
+from salsa_dist.sweeps.cost import activation_bytes, base_facts, clip_cost
 from salsa_dist.sweeps.folder import job_folders, write_results
 from salsa_dist.sweeps.grid import load_sweep
 from salsa_dist.sweeps.plan import Plan, make_plan
@@ -178,6 +178,19 @@ def test_sharing_makes_late_layers_cheaper_than_early_ones(write: Any) -> None:
     kept = clip_cost(facts, late, True, kept=True)
     assert kept.once > 0
     assert kept.each_step + kept.once == pytest.approx(clip_cost(facts, late, True).each_step)
+
+
+def test_silence_heard_in_part_is_cheaper_and_another_adapter(write: Any) -> None:
+    whole, part = (
+        load_sweep(write(overrides={"training.silence_stride": stride, "base.window_s": 30}))
+        for stride in (1, 16)
+    )
+    of_whole, of_part = base_facts(whole.config), base_facts(part.config)
+    whole_step, part_step = (clip_cost(f, ["encoder"], True).each_step for f in (of_whole, of_part))
+    assert 0.3 < part_step / whole_step < 0.6  # of 30 s, a clip of ten and a sixteenth of the rest
+    # A step of the longest clips holds whole windows all the same.
+    assert activation_bytes(of_part, part.config) == activation_bytes(of_whole, whole.config)
+    assert make_plan(whole, 1).identities != make_plan(part, 1).identities
 
 
 def test_only_what_is_missing_runs(write: Any, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from salsa_dist.data.index import ShardIndex
 from salsa_dist.evaluation.report import build_report
 from salsa_dist.placement.ranks import Ranks
 from salsa_dist.speech_llms.load import load_speech_llm
-from salsa_dist.training.loop import make_batches
+from salsa_dist.training.from_config import make_batches
 
 STEPS = 14
 

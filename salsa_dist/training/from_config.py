@@ -1,0 +1,104 @@
+"""What a config names, made for this rank: the bank, the rates, and the clips of each step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from salsa_dist.config import AdapterSettings, Config
+from salsa_dist.data.augment import from_settings
+from salsa_dist.data.index import ShardIndex
+from salsa_dist.data.mixing import Mix
+from salsa_dist.data.plan import AdapterPlan
+from salsa_dist.data.subset import take_minutes
+from salsa_dist.errors import UserError
+from salsa_dist.placement.ranks import Ranks
+from salsa_dist.speech_llms.load import SpeechLLM
+from salsa_dist.steering.bank import AdapterSpec, Bank
+from salsa_dist.steering.sites import find_layers, layer_counts, select
+from salsa_dist.steering.vectors import SteeringVectors
+from salsa_dist.steering.widths import site_widths
+from salsa_dist.training.batches import Job, StepBatches
+from salsa_dist.training.console import Console
+from salsa_dist.training.optimizer import Schedule
+from salsa_dist.training.staged_shards import staged_shards
+
+
+def make_bank(config: Config, speech_llm: SpeechLLM, device: torch.device) -> Bank:
+    """The bank of a config's adapters, all vectors zero."""
+    layers = find_layers(speech_llm.model, speech_llm.layers)
+    counts = layer_counts(layers)
+    specs = [
+        AdapterSpec(a.name, tuple(select(a.sites, counts)), a.rule) for a in config.adapter_settings()
+    ]
+    return Bank(specs, site_widths(layers), device)
+
+
+def start_bank(bank: Bank, config: Config, speech_llm: SpeechLLM) -> None:
+    """Set the rows whose adapters start from a saved one; sites that it lacks stay zero.
+
+    Raises:
+        UserError: it can't be read, is of another base, or shares no site with the adapter.
+    """
+    for row, (spec, adapter) in enumerate(zip(bank.specs, config.adapter_settings(), strict=True)):
+        if adapter.start_from is not None:
+            saved = SteeringVectors.load(adapter.start_from)
+            saved.check(speech_llm)
+            own = {site: vector for site, vector in saved.vectors.items() if site in spec.sites}
+            if not own:
+                raise UserError(
+                    f"adapter {spec.name}: start_from {adapter.start_from} steers none of its sites, "
+                    f"{adapter.sites}"
+                )
+            bank.set_row(row, own)
+
+
+def schedules(config: Config) -> list[Schedule]:
+    """Each adapter's learning rate over its steps."""
+    t = config.training
+    return [Schedule(a.lr, a.steps, t.warmup, t.decay) for a in config.adapter_settings()]
+
+
+def site_scales(scales: Mapping[str, float], speech_llm: SpeechLLM) -> dict[str, float]:
+    """Each named site's factor; of two that name it the last."""
+    counts = layer_counts(find_layers(speech_llm.model, speech_llm.layers))
+    return {site: scale for words, scale in scales.items() for site in select(words, counts)}
+
+
+def make_batches(config: Config, index: ShardIndex, speech_llm: SpeechLLM, ranks: Ranks) -> StepBatches:
+    """Every step's clips of this rank, for all adapters of a config."""
+    augment = from_settings(config.data.augment.model_dump())
+
+    def job(adapter: AdapterSettings) -> Job:
+        for language in adapter.languages:
+            speech_llm.family.prompt(language)  # refuses a language that the base does not know
+        shards = [shard for name in adapter.languages for shard in index.select("train", name)]
+        if adapter.minutes is not None:
+            shards = take_minutes(shards, adapter.minutes, adapter.seed)
+        plan = AdapterPlan(
+            shards,
+            config.data.clips_per_step,
+            config.data.readers,
+            adapter.seed,
+            speech_llm.window_s,
+            seconds_per_step=config.data.seconds_per_step,
+            mix=Mix(adapter.mix.temperature or 1.0, adapter.mix.weights),
+        )
+        return Job(plan, adapter.steps, adapter.languages, augment, config.data.join_clips)
+
+    jobs = [job(adapter) for adapter in config.adapter_settings()]
+    folder = config.data.shards
+    if config.data.stage_to is not None:
+        used = [s for a in config.adapters for x in a.languages for s in index.select("train", x)]
+        folder = staged_shards(index, used, config.data.stage_to, ranks, Console(ranks.is_first))
+    return StepBatches(
+        jobs,
+        folder,
+        speech_llm.family,
+        ranks.rank,
+        ranks.world_size,
+        config.training.micro_batch,
+        # What is trained inside the encoder's layers leaves nothing below it to share.
+        config.training.share_prefix and config.method.kind == "salsa",
+    )
