@@ -215,14 +215,19 @@ class Plan:
     def _sharing(self) -> str:
         if not self.facts.shares:
             return "clips are not shared: training.share_prefix is false"
+        config = self.sweep.config
+        if config.data.join_clips > 1 or config.training.silence_stride > 1:
+            return (
+                "a prefix can't be kept: data.join_clips and training.silence_stride make other windows"
+            )
         kept = sum(p.kept_packed for p in self.new)
         packed = sum(p.packed for p in self.new)
         size = max(p.kept_bytes for p in self.new) / 1e9
-        on = self.sweep.config.training.prefix_cache
+        on, room = config.training.prefix_cache, config.training.prefix_cache_gb
         return (
             f"prefix kept (training.prefix_cache, now {on}): {self._cost(kept)} packed, "
             f"{1 - kept / packed:.0%} less, for {size:.2f} GB a job (training.prefix_cache_gb is "
-            f"{self.sweep.config.training.prefix_cache_gb:g})"
+            f"{room:g})"
         )
 
     def _cost(self, flop: float) -> str:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from tiny import make_config
@@ -43,6 +47,13 @@ run_command(sys.argv[1], sys.argv[2], sys.argv[3:])
 """
 
 
+class Hanging(NamedTuple):
+    """A job of two ranks, and the folder that both write to."""
+
+    folder: Path
+    ranks: list[subprocess.Popen[bytes]]
+
+
 @pytest.mark.parametrize("job", JOBS)
 def test_a_second_job_in_a_folder_is_refused_and_writes_nothing(
     job: str, tmp_path: Path, tiny_base: Path, tiny_shards: Path, monkeypatch: pytest.MonkeyPatch
@@ -58,21 +69,32 @@ def test_a_second_job_in_a_folder_is_refused_and_writes_nothing(
         assert not {name for name in there if "lock" not in name}
 
 
+@pytest.fixture(scope="module")
+def hanging(
+    tiny_base: Path, tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Hanging]]:
+    """Jobs whose second rank is stopped, all at once: most of their time they wait."""
+    with ExitStack() as stack:
+        started = {}
+        for job in ("evaluation", "bias", "mean-difference"):
+            folder = tmp_path_factory.mktemp(job)
+            config = make_config(folder, tiny_base, tiny_shards)
+            command, overrides = JOBS[job]
+            if job == "evaluation":
+                overrides = ["method.kind=salsa"]
+                run_command("train", str(config), [])
+            words = (command, str(config), *overrides, "training.hang_after_s=30")
+            started[job] = Hanging(folder, stack.enter_context(two_ranks(folder, STOPPED, *words)))
+        yield started
+
+
 @pytest.mark.timeout(1100)
 @pytest.mark.parametrize("job", ["bias", "mean-difference", "evaluation"])
-def test_a_rank_that_hangs_is_named_and_its_peer_ends(
-    job: str, tmp_path: Path, tiny_base: Path, tiny_shards: Path
-) -> None:
-    config = make_config(tmp_path, tiny_base, tiny_shards)
-    command, overrides = JOBS[job]
-    if job == "evaluation":
-        overrides = ["method.kind=salsa"]
-        run_command("train", str(config), [])
-    words = (command, str(config), *overrides, "training.hang_after_s=30")
-    with two_ranks(tmp_path, STOPPED, *words) as ranks:
-        ended = ranks[0].wait(timeout=500)
-    assert ended == HUNG, (tmp_path / "log-0").read_text()
-    text = json.loads((tmp_path / "failure-0.json").read_text())["text"]
+def test_a_rank_that_hangs_is_named_and_its_peer_ends(job: str, hanging: dict[str, Hanging]) -> None:
+    folder, ranks = hanging[job]
+    ended = ranks[0].wait(timeout=500)
+    assert ended == HUNG, (folder / "log-0").read_text()
+    text = json.loads((folder / "failure-0.json").read_text())["text"]
     assert f"rank 1 (process {ranks[1].pid} on " in text
     assert "no sign of life" in text
     assert "waiting: rank 0" in text

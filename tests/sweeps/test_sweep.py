@@ -190,7 +190,9 @@ def test_silence_heard_in_part_is_cheaper_and_another_adapter(write: Any) -> Non
     assert 0.3 < part_step / whole_step < 0.6  # of 30 s, a clip of ten and a sixteenth of the rest
     # A step of the longest clips holds whole windows all the same.
     assert activation_bytes(of_part, part.config) == activation_bytes(of_whole, whole.config)
-    assert make_plan(whole, 1).identities != make_plan(part, 1).identities
+    plans = [make_plan(sweep, 1) for sweep in (whole, part)]
+    assert plans[0].identities != plans[1].identities
+    assert ["a prefix can't be kept" in made.text() for made in plans] == [False, True]
 
 
 def test_only_what_is_missing_runs(write: Any, tmp_path: Path) -> None:
