@@ -1,9 +1,10 @@
 """A rank that never arrives at a collective before training is named, with where it is, and all end."""
 
 import json
-import os
-import signal
 import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 
@@ -42,19 +43,37 @@ def failure(folder: Path, rank: int) -> str:
     return str(json.loads((folder / f"failure-{rank}.json").read_text())["text"])
 
 
-def test_a_rank_that_hangs_in_loading_is_named_with_its_stack(
-    tmp_path: Path, tiny_base: Path, tiny_shards: Path
-) -> None:
-    config = make_config(tmp_path, tiny_base, tiny_shards)
-    words = ("train", "load_base", "reads_for_ever", str(config), "training.hang_after_s=30")
-    with two_ranks(tmp_path, HELD_UP, *words) as both:
-        statuses = [process.wait(timeout=500) for process in both]
-    logs = [(tmp_path / f"log-{rank}").read_text() for rank in (0, 1)]
+Started = dict[str, tuple[Path, list[subprocess.Popen[bytes]]]]
+
+
+@pytest.fixture(scope="module")
+def held_up(
+    tiny_base: Path, tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Started]:
+    """Two jobs of two ranks by their command, each with its folder; both at once, since they wait."""
+    with ExitStack() as stack:
+        started: Started = {}
+        for command, *words in (
+            ("train", "load_base", "reads_for_ever"),
+            ("evaluate", "choose", "is_stopped", "method.kind=zero-shot"),
+        ):
+            folder = tmp_path_factory.mktemp(command)
+            config = make_config(folder, tiny_base, tiny_shards)
+            words[2:2] = [str(config), "training.hang_after_s=30"]
+            both = stack.enter_context(two_ranks(folder, HELD_UP, command, *words))
+            started[command] = (folder, both)
+        yield started
+
+
+def test_a_rank_that_hangs_in_loading_is_named_with_its_stack(held_up: Started) -> None:
+    folder, both = held_up["train"]
+    statuses = [process.wait(timeout=500) for process in both]
+    logs = [(folder / f"log-{rank}").read_text() for rank in (0, 1)]
     # Both find out; where one ends a moment earlier, the other sees its connection close.
     found = [rank for rank, status in enumerate(statuses) if status == HUNG]
     assert found, logs
     for rank in found:
-        text = failure(tmp_path, rank)
+        text = failure(folder, rank)
         assert "\n" not in text
         assert "all ranks live, but none has moved for 30 s" in text
         assert f"rank 1 (process {both[1].pid} on " in text
@@ -66,16 +85,11 @@ def test_a_rank_that_hangs_in_loading_is_named_with_its_stack(
         assert ("in agree", "in reads_for_ever")[rank] in logs[rank]  # every line of its own stack
 
 
-def test_a_rank_that_is_stopped_while_evaluation_starts_is_named(
-    tmp_path: Path, tiny_base: Path, tiny_shards: Path
-) -> None:
-    config = make_config(tmp_path, tiny_base, tiny_shards)
-    words = ("evaluate", "choose", "is_stopped", str(config), "method.kind=zero-shot")
-    with two_ranks(tmp_path, HELD_UP, *words, "training.hang_after_s=30") as both:
-        ended = both[0].wait(timeout=500)
-        os.kill(both[1].pid, signal.SIGCONT)
-    assert ended == HUNG, (tmp_path / "log-0").read_text()
-    text = failure(tmp_path, 0)
+def test_a_rank_that_is_stopped_while_evaluation_starts_is_named(held_up: Started) -> None:
+    folder, both = held_up["evaluate"]
+    ended = both[0].wait(timeout=500)
+    assert ended == HUNG, (folder / "log-0").read_text()
+    text = failure(folder, 0)
     assert f"rank 1 (process {both[1].pid} on " in text
     assert "is before the first step, choosing a placement, and gives no sign of life" in text
 
