@@ -1,0 +1,110 @@
+"""What a job of some entries is: what it does, its config, and the identity of each entry."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from salsa_dist.config import Config
+from salsa_dist.data.index import ShardIndex
+from salsa_dist.steering.sites import select
+from salsa_dist.steering.vectors import SteeringVectors
+from salsa_dist.sweeps.cost import BaseFacts
+from salsa_dist.sweeps.grid import Entry, Sweep
+
+UNTRAINED = ("in-context", "zero-shot")
+
+
+def verbs(sweep: Sweep, entry: Entry) -> list[str]:
+    """What a job of such entries does."""
+    train = [] if entry.method.kind in UNTRAINED else ["train"]
+    decodes = entry.stage == "final" or (entry.stage == "try" and sweep.file.tuning.choose_by == "cer")
+    return [*train, *(["evaluate"] if decodes else [])]
+
+
+def evaluation(sweep: Sweep, entry: Entry) -> dict[str, Any]:
+    """Settings of what is decoded: the base as it is at all windows, adapters at that of training."""
+    own = sweep.config.evaluation
+    tree = own.model_dump(mode="json", exclude={"batch", "placement"})
+    if entry.method.kind != "zero-shot":
+        tree |= {"windows_s": [sweep.config.base.window_s], "zero_shot": False}
+    if entry.stage == "try":
+        tree |= {"split": "dev", "clips": sweep.file.dev_clips}
+    return tree
+
+
+def job_config(sweep: Sweep, entries: Sequence[Entry]) -> dict[str, Any]:
+    """The config file of a job of `entries`, as a tree."""
+    tree = sweep.config.model_dump(mode="json")
+    tree["data"]["shards"] = str(Path(sweep.corpora[entries[0].corpus]).absolute())
+    tree["adapters"] = [
+        {
+            "name": e.name,
+            "language": e.language,
+            "sites": e.sites,
+            "rule": e.rule,
+            "lr": e.lr,
+            "seed": e.seed,
+            "minutes": e.minutes,
+            "steps": e.steps,
+            "scale": getattr(e.method, "scale", None),
+            "start_from": str(e.start_from.absolute()) if e.start_from else None,
+        }
+        for e in entries
+    ]
+    first = entries[0]
+    tree["method"] = first.method.model_dump(mode="json")
+    if first.stage:
+        tree["evaluation"] |= evaluation(sweep, first)
+    if first.stage == "final" and first.method.kind in ("salsa", "mean-difference"):
+        # Forgetting tells whether adapters that are off leave the base as it is.
+        tree["evaluation"]["zero_shot"] = bool(tree["evaluation"]["forgetting"])
+    if first.stage == "try":
+        # A choice hears its own language alone.
+        tree["evaluation"]["forgetting"] = False
+        # A learning rate that is too high loses; it does not stop the others of its job.
+        tree["training"]["max_skipped"] = first.steps
+    if tree["training"]["prefix_cache"] == "disk":
+        tree["training"]["prefix_folder"] = str((sweep.file.sweep / "prefix").absolute())
+    Config.model_validate(tree)
+    return tree
+
+
+def identity(entry: Entry, sweep: Sweep, facts: BaseFacts, index: ShardIndex) -> str:
+    """SHA-256 over all that decides an adapter's vectors; its name is not of it."""
+    config = sweep.config
+    training = config.training
+    kind = entry.method.kind
+    tree: dict[str, Any] = {
+        "method": kind if kind == "salsa" else entry.method.model_dump(mode="json"),
+        "revision": facts.revision,
+        "shards": index.hash,
+        "base": config.base.model_dump(mode="json", exclude={"name", "revision"}),
+        "data": config.data.model_dump(mode="json", exclude={"shards", "workers"}),
+        "training": [
+            entry.steps or training.steps,
+            training.warmup,
+            training.decay,
+            training.clip_norm,
+            *([training.window_s] if training.window_s else []),
+            *([{"silence_stride": training.silence_stride}] if training.silence_stride > 1 else []),
+            *([_rates_of(training.lr_scale, facts)] if training.lr_scale and kind == "salsa" else []),
+        ],
+        "language": entry.language,
+        "sites": select(entry.sites, facts.layers),
+        "adapter": [entry.rule, entry.lr, entry.seed, entry.minutes],
+    }
+    if entry.start_from is not None:
+        tree["start_from"] = SteeringVectors.load(entry.start_from).digest()
+    if kind in UNTRAINED:
+        del tree["training"], tree["sites"]
+    if "evaluate" in verbs(sweep, entry):
+        tree["evaluation"] = evaluation(sweep, entry)
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+
+
+def _rates_of(scales: Mapping[str, float], facts: BaseFacts) -> list[Any]:
+    return [[select(words, facts.layers), scale] for words, scale in scales.items()]

@@ -1,0 +1,193 @@
+"""What keeps a sweep, or one entry of it, from being run: found before anything is written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from importlib.util import find_spec
+
+import torch
+
+from salsa_dist.config import BiasMethod, InContextMethod, LoraMethod, MeanDifferenceMethod
+from salsa_dist.data.augment import from_settings
+from salsa_dist.data.index import ShardIndex
+from salsa_dist.data.subset import take_minutes
+from salsa_dist.errors import UserError
+from salsa_dist.placement.ranks import Ranks, group_size
+from salsa_dist.steering.sites import select
+from salsa_dist.steering.vectors import SteeringVectors
+from salsa_dist.sweeps.cost import BaseFacts, activation_bytes
+from salsa_dist.sweeps.grid import Entry, Sweep
+from salsa_dist.sweeps.packing import Packed, mean_clip_s
+
+# Memory that a rank needs beside the base and its activations: Python, torch and its libraries.
+_PROCESS_BYTES = 1e9
+
+
+def wrong_with(
+    entry: Entry, sweep: Sweep, facts: BaseFacts, indexes: dict[str, ShardIndex]
+) -> list[str]:
+    """What keeps one adapter from being trained."""
+    problems = _wrong_method(entry, sweep, facts, indexes)
+    if entry.lr is not None and not entry.lr > 0:
+        problems.append(f"{entry.name}: lr is {entry.lr:g}, it must be more than 0")
+    try:
+        if not select(entry.sites, facts.layers):
+            problems.append(f"{entry.name}: sites {entry.sites!r} are none")
+    except UserError as e:
+        problems.append(str(e))
+    if entry.corpus not in indexes:
+        if entry.corpus not in sweep.corpora:
+            problems.append(f"{entry.name}: no corpus {entry.corpus!r} in the grid")
+        return problems
+    index, data = indexes[entry.corpus], sweep.config.data
+    try:
+        shards = index.select("train", entry.language)
+        if entry.minutes is not None:
+            shards = take_minutes(shards, entry.minutes, entry.seed or 0)
+        clips = sum(len(shard.entries) for shard in shards)
+        a_step = data.clips_of_a_step(mean_clip_s(shards))
+        if clips < a_step:
+            problems.append(f"{entry.language}: too few clips, {clips} for {a_step} a step")
+        if len(shards) < data.readers:
+            problems.append(
+                f"{entry.language}: {len(shards)} training shards for {data.readers} readers; lower "
+                "data.readers"
+            )
+        if sweep.config.training.dev_clips:
+            index.select("dev", entry.language)
+        if entry.stage == "final":
+            index.select(sweep.config.evaluation.split, entry.language)
+    except UserError as e:
+        problems.append(str(e))
+    return problems
+
+
+def _wrong_method(
+    entry: Entry, sweep: Sweep, facts: BaseFacts, indexes: dict[str, ShardIndex]
+) -> list[str]:
+    """What keeps its method from being done on this base, in this sweep."""
+    method, config = entry.method, sweep.config
+    problems = []
+    if entry.start_from is not None:
+        try:
+            SteeringVectors.load(entry.start_from)
+        except UserError as e:
+            problems.append(f"{entry.label}: {e}")
+    if isinstance(method, LoraMethod | BiasMethod | InContextMethod):
+        ways = {"placement": config.placement, "evaluation.placement": config.evaluation.placement}
+        for key, placement in ways.items():
+            if placement.kind not in ("replicate", "auto") or placement.offload != "none":
+                problems.append(
+                    f"{entry.label} needs a whole base on each rank: set {key}.kind to replicate and "
+                    "offload to none"
+                )
+    if isinstance(method, InContextMethod):
+        if not facts.in_context:
+            problems.append(f"{entry.label} can't be done on this base: it has no prompt with examples")
+        if method.choose == "audio" and "encoder" not in facts.layers:
+            problems.append(f"{entry.label} can't be done on this base: it has no encoder")
+    if isinstance(method, MeanDifferenceMethod):
+        if entry.language == method.contrast:
+            problems.append(f"{entry.label}: {entry.language} is in the grid too, and can't differ")
+        if entry.corpus in indexes:
+            try:
+                indexes[entry.corpus].select("train", method.contrast)
+            except UserError as e:
+                problems.append(f"{entry.label}: {e}")
+    if isinstance(method, LoraMethod | BiasMethod):
+        try:
+            chosen = {site.partition(".")[0] for site in select(entry.sites, facts.layers)}
+        except UserError:
+            return problems  # told elsewhere
+        if isinstance(method, LoraMethod):
+            there = {name for component in chosen for name in facts.linear[component]}
+            if lacking := [t for t in method.targets if t not in there]:
+                problems.append(
+                    f"{entry.label}: these layers have no linear {', '.join(lacking)}; they have "
+                    + ", ".join(sorted(there))
+                )
+            if find_spec("peft") is None:
+                problems.append(f"{entry.label} needs PEFT: pip install 'salsa-dist[baselines]'")
+        elif not chosen & facts.biased:
+            problems.append(f"{entry.label}: these layers have no biases")
+        elif config.base.dtype != "float32":
+            problems.append(f"{entry.label} trains in fp32: set base.dtype to float32")
+    return problems
+
+
+def twice(entries: Sequence[Entry], identities: Sequence[str]) -> list[str]:
+    """Entries that are the same adapter as another, or called like one."""
+    first: dict[str, Entry] = {}
+    problems = []
+    for entry, own in zip(entries, identities, strict=True):
+        if own in first:
+            problems.append(f"{entry.name} is the same adapter as {first[own].name}: leave one out")
+        first.setdefault(own, entry)
+    names = [e.name for e in entries]
+    return problems or [f"two adapters are called {n}" for n in set(names) if names.count(n) > 1]
+
+
+def memory(sweep: Sweep, facts: BaseFacts) -> tuple[float, list[str]]:
+    """Bytes that one rank of a job needs, and what is wrong with that."""
+    jobs, config = sweep.file.jobs, sweep.config
+    world = jobs.nodes * jobs.ranks_per_node
+    ranks = Ranks(0, world, 0, jobs.ranks_per_node, torch.device("cpu"))
+    kind = config.placement.kind
+    try:
+        # `auto` shares no more than it must.
+        sizes = [1, jobs.ranks_per_node, world] if kind == "auto" else [group_size(kind, ranks)]
+    except UserError as e:
+        return 0.0, [str(e)]
+    problems = []
+    if world > config.data.readers:
+        problems.append(
+            f"a job has {world} ranks and data.readers is {config.data.readers}: give each rank one"
+        )
+    each = 4 if config.base.dtype == "float32" else 2
+    beside = activation_bytes(facts, config) + _PROCESS_BYTES
+    have = jobs.memory_gb * 1e9 if jobs.memory_gb else _own_memory()
+    needs = {size: facts.parameters * each / size + beside for size in sizes}
+    sharing = next((size for size, need in needs.items() if need <= have), sizes[-1])
+    need = needs[sharing]
+    if need > have:
+        problems.append(
+            f"it can never fit: a rank needs about {need / 1e9:.1f} GB (base "
+            f"{facts.parameters * each / 1e9:.1f} GB over {sharing} ranks, a micro-batch of "
+            f"{config.training.micro_batch}) and has {have / 1e9:.1f}; "
+            "share the base among more ranks (placement.kind), or lower training.micro_batch"
+        )
+    return need, problems
+
+
+def _own_memory() -> float:
+    if torch.cuda.is_available():
+        return float(torch.cuda.get_device_properties(0).total_memory)
+    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+def refuse_prefix(sweep: Sweep, new: Sequence[Packed]) -> None:
+    """Refuse a kept prefix that the jobs could not keep, before any of them starts."""
+    training = sweep.config.training
+    if training.prefix_cache == "off" or not new:
+        return
+    why = []
+    # One rank's memory holds what it draws itself; a disk holds what all ranks and jobs do.
+    if training.prefix_cache == "disk":
+        size = sum(p.kept_bytes for p in new) / 1e9
+    else:
+        jobs = sweep.file.jobs
+        size = max(p.kept_bytes for p in new) / (jobs.nodes * jobs.ranks_per_node) / 1e9
+    if size > training.prefix_cache_gb:
+        why.append(
+            f"it takes about {size:.2f} GB, more than training.prefix_cache_gb = "
+            f"{training.prefix_cache_gb:g}"
+        )
+    if not training.share_prefix:
+        why.append("it needs training.share_prefix: true")
+    if from_settings(sweep.config.data.augment.model_dump()) is not None:
+        why.append("it keeps clips as they are: set data.augment off")
+    if why:
+        raise UserError(
+            f"sweep {sweep.path} can't run with training.prefix_cache: {'; '.join(why)}; or set it off"
+        )
