@@ -39,7 +39,8 @@ def run_jobs(jobs: Sequence[JobFolder], ranks: int, at_once: int = 1) -> int:
         """The job's folder if it failed."""
         if stopped:
             return None
-        print(f"job {number}/{len(jobs)}: {job.path.name}, {len(job.adapters)} adapters", flush=True)
+        line = f"job {number}/{len(jobs)}: {job.path.name}, {len(job.adapters)} adapters\n"
+        print(line, end="", flush=True)  # in one write: another thread may print now
         for verb in job.to_do():
             # A session of its own: Ctrl-C reaches this process alone, and the job once, from here.
             process = subprocess.Popen(
