@@ -32,10 +32,15 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-import numpy as np
-
-from salsa_dist.errors import UserError
-from salsa_dist.evaluation import examples, fields, metrics, normalise, significance, vector_facts
+from salsa_dist.evaluation import (
+    examples,
+    fields,
+    metrics,
+    normalise,
+    paired,
+    significance,
+    vector_facts,
+)
 from salsa_dist.evaluation.entries import Entry, read_entries, read_runs, scored
 from salsa_dist.evaluation.run_files import BARE, ZERO_SHOT, RunFiles, read_run
 from salsa_dist.runs.cost import cost
@@ -208,11 +213,11 @@ def _cell(entry: Entry, entries: Sequence[Entry]) -> dict[str, Any]:
     }
     for metric in METRICS:
         rates = entry.rates(metric)
-        low, high = _interval(entry, metric)
+        low, high = paired.interval(entry, metric)
         baseline = _baseline(entries, entry.language, metric)
         gain: list[float | None] = [None, None, None]
         if baseline is not None and entry.method != ZERO_SHOT and rates:
-            gain = _gain(baseline, entry, metric)
+            gain = paired.gain(baseline, entry, metric)
         cell[metric] = {
             "rate": mean(rates) if rates else None,
             "deviation": stdev(rates) if len(rates) > 1 else None,
@@ -245,51 +250,6 @@ def _baseline(entries: Sequence[Entry], language: str, metric: metrics.Metric) -
     return min(known, key=lambda e: e.rates(metric)[0], default=None)
 
 
-def _mean_errors(entry: Entry, metric: metrics.Metric) -> dict[str, tuple[float, int]]:
-    """key -> errors, averaged over seeds, and reference length, of the clips that have a reference."""
-    return {
-        u.key: (
-            mean(scored[u.key].edits(metric).errors for scored in entry.seeds.values()),
-            u.edits(metric).length,
-        )
-        for u in entry.utterances
-        if not u.empty_reference
-    }
-
-
-def _groups(entry: Entry) -> np.ndarray:
-    """What is drawn together, for the clips of `_mean_errors`."""
-    return metrics.clusters([u for u in entry.utterances if not u.empty_reference])
-
-
-def _interval(entry: Entry, metric: metrics.Metric) -> metrics.Interval:
-    values = list(_mean_errors(entry, metric).values())
-    return metrics.bootstrap(
-        np.array([errors for errors, _ in values], dtype=np.float64),
-        np.array([length for _, length in values], dtype=np.float64),
-        metrics.ratio,
-        _groups(entry),
-    )
-
-
-def _gain(baseline: Entry, entry: Entry, metric: metrics.Metric) -> list[float | None]:
-    before, after = _mean_errors(baseline, metric), _mean_errors(entry, metric)
-    _same_clips(baseline, entry, before, after)
-    b = np.array([before[k][0] for k in before], dtype=np.float64)
-    a = np.array([after[k][0] for k in before], dtype=np.float64)
-    if not b.sum():
-        return [None, None, None]
-    return [float(metrics.fall(b, a)), *metrics.bootstrap(b, a, metrics.fall, _groups(baseline))]
-
-
-def _same_clips(one: Entry, other: Entry, a: Mapping[str, Any], b: Mapping[str, Any]) -> None:
-    if {k: v[1] for k, v in a.items()} != {k: v[1] for k, v in b.items()}:
-        raise UserError(
-            f"{one.language}: {one.method} and {other.method} were decoded on different clips or "
-            "references; evaluate both on the same shards and split"
-        )
-
-
 def _tests(entries: Sequence[Entry], language: str, metric: metrics.Metric) -> list[dict[str, Any]]:
     """Each method of a language against its best."""
     own = [e for e in entries if e.language == language and e.rates(metric)]
@@ -297,7 +257,7 @@ def _tests(entries: Sequence[Entry], language: str, metric: metrics.Metric) -> l
         return []
     best = min(own, key=lambda e: mean(e.rates(metric)))
     others = [e for e in own if e is not best]
-    raw = [_p(best, other, metric) for other in others]
+    raw = [paired.p_value(best, other, metric) for other in others]
     return [
         {
             "language": language,
@@ -310,14 +270,6 @@ def _tests(entries: Sequence[Entry], language: str, metric: metrics.Metric) -> l
         }
         for other, p in zip(others, significance.holm(raw), strict=True)
     ]
-
-
-def _p(one: Entry, other: Entry, metric: metrics.Metric) -> float:
-    """Of no difference between two methods in a language."""
-    a, b = _mean_errors(one, metric), _mean_errors(other, metric)
-    _same_clips(one, other, a, b)
-    apart = np.array([b[key][0] - a[key][0] for key in a], dtype=np.float64)
-    return significance.permutation(apart, _groups(one))
 
 
 def _beside(entries: Sequence[Entry], means: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -365,7 +317,7 @@ def _beside(entries: Sequence[Entry], means: Sequence[Mapping[str, Any]]) -> lis
                     "salsa_trained_numbers": salsa["trained_numbers"],
                     "cer": mean(theirs.rates("cer")),
                     "salsa_cer": mean(own.rates("cer")),
-                    "p": _p(own, theirs, "cer"),
+                    "p": paired.p_value(own, theirs, "cer"),
                 }
             )
     for language in _languages(entries):
@@ -426,7 +378,7 @@ def _forgotten(entry: Entry, entries: Sequence[Entry]) -> dict[str, Any]:
         baseline = _baseline(entries, entry.language, metric)
         gain: list[float | None] = [None, None, None]
         if baseline is not None and rates:
-            gain = _gain(baseline, entry, metric)
+            gain = paired.gain(baseline, entry, metric)
         row[metric] = {
             "rate": mean(rates) if rates else None,
             "zero_shot": baseline.rates(metric)[0] if baseline else None,
