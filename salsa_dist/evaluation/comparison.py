@@ -45,7 +45,7 @@ from salsa_dist.evaluation.entries import Entry, read_entries, read_runs, scored
 from salsa_dist.evaluation.run_files import BARE, ZERO_SHOT, RunFiles, read_run
 from salsa_dist.runs.cost import cost
 
-SCHEMA = "salsa-dist/comparison/3"
+SCHEMA = "salsa-dist/comparison/4"
 METRICS: tuple[metrics.Metric, ...] = ("cer", "wer")
 EXAMPLES = 2
 """Utterances of each kind, for one language."""
@@ -390,14 +390,15 @@ def _forgotten(entry: Entry, entries: Sequence[Entry]) -> dict[str, Any]:
 
 
 def _sites(entries: Sequence[Entry], cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Gain in CER of each choice of sites, of steering vectors; `layer` where one alone is steered."""
+    """Gain in CER of each choice of sites, of steering vectors; `layer` where it is one alone."""
     return [
         {
             "language": e.language,
             "method": e.method,
             "rule": e.rule,
             "sites": e.sites,
-            "layer": e.layer,
+            "component": e.layer[0] if e.layer else None,
+            "layer": e.layer[1] if e.layer else None,
             **{kind: c["cer"][kind] for kind in ("gain", "gain_low", "gain_high")},
         }
         for e, c in zip(entries, cells, strict=True)
@@ -406,11 +407,11 @@ def _sites(entries: Sequence[Entry], cells: Sequence[Mapping[str, Any]]) -> list
 
 
 def _minutes(entries: Sequence[Entry], cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Gain in CER against minutes of training speech, of methods that were trained on several."""
-    sizes: dict[str, set[float]] = defaultdict(set)
+    """Gain in CER against minutes of training speech, where a language has a method at several."""
+    sizes: dict[tuple[str, str], set[float]] = defaultdict(set)
     for e in entries:
         if e.minutes is not None:
-            sizes[e.family].add(e.minutes)
+            sizes[e.language, e.family].add(e.minutes)
     return [
         {
             "language": e.language,
@@ -420,7 +421,7 @@ def _minutes(entries: Sequence[Entry], cells: Sequence[Mapping[str, Any]]) -> li
             **{kind: c["cer"][kind] for kind in ("gain", "gain_low", "gain_high")},
         }
         for e, c in zip(entries, cells, strict=True)
-        if e.minutes is not None and e.method != ZERO_SHOT and len(sizes[e.family]) > 1
+        if e.minutes is not None and e.method != ZERO_SHOT and len(sizes[e.language, e.family]) > 1
     ]
 
 

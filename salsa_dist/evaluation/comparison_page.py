@@ -281,18 +281,20 @@ def _gain_figures(
         # Of two rules, the one that was tried at more sites.
         rule = max(dict.fromkeys(rules), key=rules.count)
         own = [row for row in known if row["rule"] == rule]
-        layers: dict[str, list[tuple[int, float]]] = defaultdict(list)
+        layers: dict[str, dict[str, list[tuple[int, float]]]] = defaultdict(lambda: defaultdict(list))
         sites: dict[str, dict[str, Gain]] = defaultdict(dict)
         for row in own:
             sites[row["sites"]][row["language"]] = _gain(row)
             if row["layer"] is not None:
-                layers[row["language"]].append((row["layer"], row["gain"]))
-        if any(len(points) > 1 for points in layers.values()):
-            figures["layers"] = comparison_plots.layer_curve(dict(sorted(layers.items())))
+                layers[row["component"]][row["language"]].append((row["layer"], row["gain"]))
+        for component, curves_of in layers.items():
+            if any(len(points) > 1 for points in curves_of.values()):
+                curve = comparison_plots.layer_curve(component, dict(sorted(curves_of.items())))
+                figures[f"{component}_layers"] = curve
         if len(sites) > 1:
             ordered = sorted(sites.items(), key=lambda item: _site_place(item[0]))
             figures["sites"] = comparison_plots.gains("sites", ordered)
-        about["layers"] = about["sites"] = f"rule {rule}"
+        about["sites"] = f"rule {rule}"
     families = [row["method"] for row in comparison["minutes"] if row["gain"] is not None]
     if families:
         family = max(dict.fromkeys(families), key=families.count)

@@ -2,7 +2,7 @@
 
 gains            [(method or sites, {language: Gain}), …]   a row each, a dot a language
 gain_by_numbers  {kind: [Trained, …]}                       a mark a method, on a log scale
-layer_curve      {language: [(layer, gain), …]}             a line a language, and their mean
+layer_curve      {language: [(layer, gain), …]}             a component: a line a language, their mean
 gain_by_minutes  {language: [(minutes, Gain), …]}           a line a language
 """
 
@@ -133,8 +133,8 @@ def gain_by_numbers(points: Mapping[str, Sequence[Trained]]) -> str:
     return drawn("numbers", 3.0 + 0.2 * len(points), draw)
 
 
-def layer_curve(curves: Mapping[str, Sequence[tuple[int, float]]]) -> str:
-    """Gain against the one encoder layer that is steered, one line a language, and their mean."""
+def layer_curve(component: str, curves: Mapping[str, Sequence[tuple[int, float]]]) -> str:
+    """Gain against the one layer of a component that is steered, a line a language, and their mean."""
 
     def draw(axes: Axes) -> None:
         for i, (language, own) in enumerate(curves.items()):
@@ -149,10 +149,10 @@ def layer_curve(curves: Mapping[str, Sequence[tuple[int, float]]]) -> str:
             axes.plot(layers, middle, color=INK, linewidth=2.5, label="mean")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.axhline(0, color=INK, linewidth=0.8)
-        axes.set_xlabel("encoder layer steered alone")
+        axes.set_xlabel(f"{component} layer steered alone")
         axes.set_ylabel("gain in CER, %")
 
-    return drawn("layers", 3.0, draw)
+    return drawn(f"{component}-layers", 3.0, draw)
 
 
 def gain_by_minutes(curves: Mapping[str, Sequence[tuple[float, Gain]]]) -> str:

@@ -71,11 +71,10 @@ class Entry:
         return self.method != ZERO_SHOT and self.language not in self.learned
 
     @property
-    def layer(self) -> int | None:
-        """The encoder layer, if one alone is steered."""
+    def layer(self) -> tuple[str, int] | None:
+        """Component and number of the layer, if one alone is steered."""
         component, _, rest = self.sites.partition(":")
-        alone = self.kind == "salsa" and component == "encoder" and rest.isdigit()
-        return int(rest) if alone else None
+        return (component, int(rest)) if self.kind == "salsa" and rest.isdigit() else None
 
     @property
     def utterances(self) -> list[metrics.Scored]:

@@ -236,9 +236,13 @@ def test_zero_shot_is_that_of_the_run_of_the_base_alone(tmp_path: Path) -> None:
 
 
 def test_layers_steered_alone_make_the_curve(tmp_path: Path) -> None:
-    runs = [made_run(tmp_path, f"l{n}", 6 - n, sites=f"encoder:{n}") for n in range(3)]
-    curve = [(row["layer"], row["gain"]) for row in compare(runs)["sites"]]
-    assert curve == [(n, pytest.approx((8 - (6 - n)) / 8)) for n in range(3)]
+    alone = [("encoder", 0), ("encoder", 1), ("encoder", 2), ("llm", 0), ("llm", 1)]
+    runs = [made_run(tmp_path, f"{c}{n}", 6 - n, sites=f"{c}:{n}") for c, n in alone]
+    curve = [(row["component"], row["layer"], row["gain"]) for row in compare(runs)["sites"]]
+    assert curve == [(c, n, pytest.approx((8 - (6 - n)) / 8)) for c, n in alone]
+    html = write_comparison(runs, tmp_path / "out").read_text()
+    for component in ("encoder", "llm"):
+        assert f"{component} layer steered alone" in html
 
 
 def test_what_can_not_be_compared_is_refused_all_at_once(tmp_path: Path) -> None:
@@ -384,12 +388,20 @@ def test_gain_against_minutes_of_speech(tmp_path: Path) -> None:
     ]
 
 
+def test_languages_of_other_sizes_are_no_curve(tmp_path: Path) -> None:
+    runs = [
+        made_run(tmp_path, "bg", 6, minutes=5, languages=("bg",)),
+        made_run(tmp_path, "el", 4, minutes=10, languages=("el",)),
+    ]
+    assert compare(runs)["minutes"] == []
+
+
 def test_sites_and_cost_and_losses(tmp_path: Path) -> None:
     chosen = {"encoder:1": 5, "encoder:last-half": 4, "llm": 2}
     runs = [made_run(tmp_path, s.replace(":", "-"), n, sites=s) for s, n in chosen.items()]
     comparison = compare(runs)
-    assert [(r["sites"], r["layer"]) for r in comparison["sites"]] == [
-        ("encoder:1", 1), ("encoder:last-half", None), ("llm", None),
+    assert [(r["sites"], r["component"], r["layer"]) for r in comparison["sites"]] == [
+        ("encoder:1", "encoder", 1), ("encoder:last-half", None, None), ("llm", None, None),
     ]  # fmt: skip
     cost = comparison["cost"][0]
     # Two ranks of one thread from 20 s before the start to the last event, 30 s after it.
