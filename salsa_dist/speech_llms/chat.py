@@ -65,6 +65,7 @@ class ChatFamily(ABC):
 
     MODEL_TYPES: ClassVar[tuple[str, ...]]
     MODEL_CLASS: ClassVar[str | None] = None
+    FIXED_WINDOW: ClassVar[bool] = False
 
     @staticmethod
     def load_processor(name: str, revision: str | None) -> Any:
@@ -78,11 +79,6 @@ class ChatFamily(ABC):
         audio_token: str,
         end: str,
     ) -> None:
-        if options.silence_stride > 1:
-            raise UserError(
-                f"training.silence_stride is {options.silence_stride}, and base {checkpoint.name} "
-                "hears no silence behind a clip, as Whisper does: leave it at 1"
-            )
         self.tokenizer = getattr(checkpoint.processor, "tokenizer", checkpoint.processor)
         self.options = options
         self.window_s = window_s

@@ -69,10 +69,12 @@ class Family(Protocol):
         languages: codes that the base knows by name, sorted; never empty.
         MODEL_TYPES: `model_type` of the configs that it is for.
         MODEL_CLASS: transformers class of the model; None: the one its own tables name.
+        FIXED_WINDOW: it hears one window whatever a clip's length, so silence behind short ones.
     """
 
     MODEL_TYPES: ClassVar[tuple[str, ...]]
     MODEL_CLASS: ClassVar[str | None]
+    FIXED_WINDOW: ClassVar[bool]
     window_s: float
     languages: list[str]
 

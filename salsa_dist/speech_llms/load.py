@@ -131,6 +131,7 @@ def load_speech_llm(
         raise UserError(
             f"base {name} is a {config.model_type!r} model; known families are {', '.join(FAMILIES)}"
         )
+    refuse_stride(name, config.model_type, silence_stride)
     files = (name, revision) if copy is None else (str(copy), None)
     cls = model_class(config, family_class.MODEL_CLASS)
     precision = getattr(torch, dtype)
@@ -171,6 +172,20 @@ def load_speech_llm(
         layers=layers or {},
         sources=sources,
     )
+
+
+def refuse_stride(name: str, model_type: str, silence_stride: int) -> None:
+    """Refuse, before weights are read, to thin a silence that a base does not hear.
+
+    Raises:
+        UserError: its windows are as long as its clips.
+    """
+    family = FAMILIES.get(model_type)
+    if silence_stride > 1 and family is not None and not family.FIXED_WINDOW:
+        raise UserError(
+            f"training.silence_stride is {silence_stride}, and base {name} hears no silence behind a "
+            "clip, as Whisper does: leave it at 1"
+        )
 
 
 def model_class(config: Any, named: str | None) -> Any:

@@ -18,7 +18,7 @@ import torch
 from salsa_dist.config import Config
 from salsa_dist.placement.step_work import DEFAULT_CLIP_S
 from salsa_dist.speech_llms.inspection import class_of, read_config
-from salsa_dist.speech_llms.load import FAMILIES, base_revision
+from salsa_dist.speech_llms.load import FAMILIES, base_revision, refuse_stride
 from salsa_dist.steering.sites import find_layers, layer_counts, select
 
 _FRAMES_PER_S = 50  # an encoder's positions a second
@@ -59,9 +59,10 @@ class BaseFacts:
 
 
 def base_facts(config: Config) -> BaseFacts:
-    """Facts of the config's base; a `UserError` for one that can't be built."""
+    """Facts of the config's base; a `UserError` for one that can't be built, or trained so."""
     base = config.base
     tree: Any = read_config(base.name, base.revision)
+    refuse_stride(base.name, tree.model_type, config.training.silence_stride)
     with torch.device("meta"):
         model: Any = class_of(tree, base.name)._from_config(tree)
     lists = find_layers(model, base.layers)

@@ -21,6 +21,7 @@ from salsa_dist.speech_llms.load import load_speech_llm
 from salsa_dist.speech_llms.thin_silence import heard_positions
 from salsa_dist.steering.bank import AdapterSpec, Bank
 from salsa_dist.steering.vectors import SteeringVectors
+from salsa_dist.sweeps.cost import base_facts
 
 SITES = tuple(f"{component}.{i}" for component in ("encoder", "llm") for i in range(3))
 
@@ -137,7 +138,12 @@ def test_training_by_it_is_another_run(tmp_path: Path, tiny_base: Path, tiny_sha
         load_config(path, ["training.silence_stride=4", "training.prefix_cache=memory"])
 
 
-def test_a_base_that_hears_no_silence_refuses_it(tmp_path: Path) -> None:
+def test_a_base_that_hears_no_silence_refuses_it_unread(tmp_path: Path, tiny_shards: Path) -> None:
     folder = make_qwen2_audio(tmp_path / "base")
+    for weights in Path(folder).glob("*.safetensors"):
+        weights.unlink()
     with pytest.raises(UserError, match=r"silence_stride is 8, and base .* hears no silence"):
         load_speech_llm(folder, silence_stride=8)
+    path = make_config(tmp_path, folder, tiny_shards, training={"steps": 2, "silence_stride": 8})
+    with pytest.raises(UserError, match=r"silence_stride is 8, and base .* hears no silence"):
+        base_facts(load_config(path))
