@@ -38,8 +38,8 @@ from salsa_dist.training.batches import StepBatches, loader
 from salsa_dist.training.console import Console
 from salsa_dist.training.dev_loss import DevClips, finite_losses
 from salsa_dist.training.events import Events
-from salsa_dist.training.from_config import make_batches
-from salsa_dist.training.optimizer import BETAS, EPS, Schedule
+from salsa_dist.training.from_config import make_batches, schedule_of
+from salsa_dist.training.optimizer import BETAS, EPS
 from salsa_dist.training.run_start import open_run, write_start
 from salsa_dist.training.watchdog import Watchdog
 
@@ -123,7 +123,7 @@ def _train(
     training = config.training
     base = FrozenBase(speech_llm, Bank([], {}, ranks.device), ranks, PlacementConfig(kind="replicate"))
     parameters = list(weights.values())
-    schedule = Schedule(settings.lr, settings.steps, training.warmup, training.decay)
+    schedule = schedule_of(settings, training)
     adam = torch.optim.Adam(parameters, betas=BETAS, eps=EPS)
     trained = sum(p.numel() for p in parameters)
     say(f"{settings.name}: method {config.method.kind}, {trained:,} trained numbers")

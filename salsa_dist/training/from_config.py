@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from salsa_dist.config import AdapterSettings, Config
+from salsa_dist.config import AdapterSettings, Config, TrainingConfig
 from salsa_dist.data.augment import from_settings
 from salsa_dist.data.index import ShardIndex
 from salsa_dist.data.mixing import Mix
@@ -54,10 +54,9 @@ def start_bank(bank: Bank, config: Config, speech_llm: SpeechLLM) -> None:
             bank.set_row(row, own)
 
 
-def schedules(config: Config) -> list[Schedule]:
-    """Each adapter's learning rate over its steps."""
-    t = config.training
-    return [Schedule(a.lr, a.steps, t.warmup, t.decay) for a in config.adapter_settings()]
+def schedule_of(adapter: AdapterSettings, training: TrainingConfig) -> Schedule:
+    """An adapter's learning rate over its steps."""
+    return Schedule(adapter.lr, adapter.steps, training.warmup, training.decay)
 
 
 def site_scales(scales: Mapping[str, float], speech_llm: SpeechLLM) -> dict[str, float]:

@@ -40,7 +40,13 @@ from salsa_dist.training.batches import StepBatches, StepShare, loader
 from salsa_dist.training.console import Console
 from salsa_dist.training.dev_loss import DevClips, finite_losses
 from salsa_dist.training.events import Events
-from salsa_dist.training.from_config import make_bank, make_batches, schedules, site_scales, start_bank
+from salsa_dist.training.from_config import (
+    make_bank,
+    make_batches,
+    schedule_of,
+    site_scales,
+    start_bank,
+)
 from salsa_dist.training.halving import Halving
 from salsa_dist.training.optimizer import PackedAdam, Reduced, reduce_step
 from salsa_dist.training.prefix_pass import keep_prefix
@@ -97,7 +103,7 @@ def train(config: Config) -> Trained:
         start_bank(bank, config, speech_llm)
         optimizer = PackedAdam(
             bank,
-            schedules(config),
+            [schedule_of(adapter, config.training) for adapter in config.adapter_settings()],
             config.training.clip_norm,
             site_scales(config.training.lr_scale, speech_llm),
         )
