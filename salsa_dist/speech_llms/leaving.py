@@ -23,8 +23,15 @@ from torch.nn.utils.rnn import pad_sequence
 # Called with (n,) int64, the places of the rows that go on, each time that others left.
 Stay = Callable[[Tensor], None]
 
+# What transformers calls the cache of keys and values: from 5.24 on, and before.
+_CACHE_NAMES = ("cache", "past_key_values")
+
 # Rows leave once they are this share of the batch: each leaving copies the rows that stay.
 _SHARE = 0.2
+
+
+class NoCacheError(Exception):
+    """`generate` handed over no cache that rows can be taken out of; nothing was decoded."""
 
 
 def greedy(stay: Stay, synced: bool) -> Callable[..., Tensor]:
@@ -33,6 +40,8 @@ def greedy(stay: Stay, synced: bool) -> Callable[..., Tensor]:
     Args:
         stay: gets to know who stays.
         synced: keep stepping until all ranks are done, as sharded weights need.
+
+    The loop raises NoCacheError, before its first step, where transformers hands it no such cache.
     """
 
     def decode(
@@ -43,7 +52,10 @@ def greedy(stay: Stay, synced: bool) -> Callable[..., Tensor]:
         generation_config: Any,
         **made: Any,
     ) -> Tensor:
-        heard, cache = made["encoder_outputs"][0], made["past_key_values"]
+        name = next((n for n in _CACHE_NAMES if made.get(n) is not None), None)
+        if name is None or not hasattr(made[name], "batch_select_indices"):
+            raise NoCacheError
+        heard, cache = made["encoder_outputs"][0], made[name]
         rows = torch.arange(len(input_ids), device=input_ids.device)
         ids, step = input_ids, input_ids
         whole: list[Tensor] = list(input_ids)
@@ -52,8 +64,8 @@ def greedy(stay: Stay, synced: bool) -> Callable[..., Tensor]:
             logits = model(
                 decoder_input_ids=step,
                 encoder_outputs=(heard,),
-                past_key_values=cache,
                 use_cache=True,
+                **{name: cache},
             ).logits[:, -1]
             if going.any():
                 scores = logits_processor(ids, logits.to(torch.float32, copy=True))

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -24,7 +25,7 @@ from salsa_dist.errors import UserError
 from salsa_dist.speech_llms import languages
 from salsa_dist.speech_llms.batch import AdapterBatch, PromptBatch, SharedAudio, Transcript
 from salsa_dist.speech_llms.family import Checkpoint, FamilyOptions, auto_processor
-from salsa_dist.speech_llms.leaving import Stay, greedy
+from salsa_dist.speech_llms.leaving import NoCacheError, Stay, greedy
 from salsa_dist.speech_llms.thin_silence import hear_thinly, heard_positions
 from salsa_dist.speech_llms.window import audio_of, fixed, shorten
 
@@ -219,7 +220,8 @@ class Whisper:
         begun = batch.inputs.get("decoder_input_ids")
         prompt = len(self.prompt(self.languages[0])) if begun is None else begun.shape[1]
         max_new_tokens = min(max_new_tokens, self.max_tokens - prompt)
-        ids: Tensor = model.generate(
+        transcribe = partial(
+            model.generate,
             **batch.inputs,
             **batch.options,
             return_timestamps=False,
@@ -227,8 +229,14 @@ class Whisper:
             num_beams=1,
             max_new_tokens=max_new_tokens,
             synced_gpus=synced,
-            **({} if stay is None else {"custom_generate": greedy(stay, synced)}),
         )
+        if stay is None:
+            ids: Tensor = transcribe()
+        else:
+            try:
+                ids = transcribe(custom_generate=greedy(stay, synced))
+            except NoCacheError:  # slower, and the same tokens: every row stays until the last one ends
+                ids = transcribe()
         # What ended by itself holds an end token, or is padded with it, or is short.
         ended = ids.shape[1] < max_new_tokens
         finished = [ended or bool((row == self.eos).any()) for row in ids]

@@ -160,3 +160,16 @@ def test_a_rank_that_is_done_steps_along_and_changes_nothing(
     assert ours == plain
     assert len(decoded) == LIMIT + 5
     assert min(decoded) > 0
+
+
+def test_a_cache_by_another_name_is_decoded_by_transformers_itself(
+    base: SpeechLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clips = _clips(5, (-1,))
+    bank = Bank([], {})
+    plain = _plainly(base, bank, base.family.prompt_batch(clips))
+    monkeypatch.setattr(leaving, "_CACHE_NAMES", ("some_later_name",))
+    ours, heard, decoded = _ours(base, bank, clips, monkeypatch)
+    assert ours == plain
+    assert heard == [5]
+    assert min(decoded) == 5
