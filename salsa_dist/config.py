@@ -41,7 +41,16 @@ from pydantic import (
 
 from salsa_dist.errors import UserError
 
-Rule = Literal["salsa", "add"]
+
+def _known_rule(name: str) -> str:
+    from salsa_dist.steering.rules import RULES  # torch comes with it: only where a rule is named
+
+    if name not in RULES:
+        raise ValueError(f"no such update rule; known are {', '.join(RULES)}")
+    return name
+
+
+Rule = Annotated[str, AfterValidator(_known_rule)]
 
 
 class _Section(BaseModel):

@@ -72,7 +72,10 @@ def unpack(raw: bytes, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         found = metadata.get("schema", "no schema")
         raise UserError(f"adapter {path} is of {found}, this version reads {SCHEMA}")
     if metadata.get("rule") not in RULES:
-        raise UserError(f"adapter {path} has an unknown rule {metadata.get('rule')!r}")
+        known = ", ".join(RULES)
+        raise UserError(
+            f"adapter {path} has an unknown update rule {metadata.get('rule')!r}: known are {known}"
+        )
     for site, entry in header.items():
         if not isinstance(entry, dict) or entry.get("dtype") != "F32":
             raise UserError(f"adapter {path}: the vector of {site!r} is not of dtype F32")

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
-from salsa_dist.steering.rules import RULES
+from salsa_dist.steering.rules import rule_named
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,9 @@ class Bank:
         specs: one entry an adapter, in row order.
         widths: hidden size of each site that any adapter steers.
         device: where the vectors live.
+
+    Raises:
+        UserError: a rule is unknown.
     """
 
     def __init__(
@@ -56,8 +59,10 @@ class Bank:
             site: torch.tensor([site in spec.sites for spec in specs], device=device)
             for site in self.sites
         }
-        self._rules = sorted({spec.rule for spec in specs})
-        self._keeps_norm = torch.tensor([spec.rule == "salsa" for spec in specs], device=device)
+        names = sorted({spec.rule for spec in specs})
+        self._rules = [rule_named(name) for name in names]
+        # (adapters,) the place of each row's rule among them.
+        self._rule_of = torch.tensor([names.index(spec.rule) for spec in specs], device=device)
         self._rows: Mapping[str, Tensor] | int | None = None
 
     def set_row(self, row: int, vectors: Mapping[str, Tensor]) -> None:
@@ -144,8 +149,10 @@ class Bank:
         vector = embedding(index, vectors).masked_fill(plain.unsqueeze(1), 0.0)
         shape = (rows.shape[0], *([1] * (hidden.ndim - 2)), vectors.shape[1])
         vector = vector.view(shape)
-        if len(self._rules) == 1:
-            return RULES[self._rules[0]](hidden, vector)
-        # Both for all, then the right one of each: asking which rows are here would make a GPU wait.
-        keeps_norm = self._keeps_norm[index].view(rows.shape[0], *([1] * (hidden.ndim - 1)))
-        return torch.where(keeps_norm, RULES["salsa"](hidden, vector), RULES["add"](hidden, vector))
+        # All rules for all, then the right one of each: asking which are here would make a GPU wait.
+        steered, *others = [rule.apply(hidden, vector) for rule in self._rules]
+        if others:
+            rule_of = self._rule_of[index].view(rows.shape[0], *([1] * (hidden.ndim - 1)))
+            for number, other in enumerate(others, 1):
+                steered = torch.where(rule_of == number, other, steered)
+        return steered

@@ -14,6 +14,8 @@ from typing import Any
 
 import yaml
 
+from salsa_dist.steering.rules import rule_named
+
 # Licences as corpora state them, in the hub's words; any other is `other`, with its name beside.
 _LICENCES = {
     **{name: name for name in ("apache-2.0", "mit", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0")},
@@ -63,7 +65,7 @@ def _what_it_is(facts: Mapping[str, Any]) -> str:
         component = site.partition(".")[0]
         sites[component] = sites.get(component, 0) + 1
     where = " and ".join(f"{n} layer{'s' * (n > 1)} of the {c}" for c, n in sites.items())
-    formula = {"salsa": "s = h + v, h' = s · |h| / |s|", "add": "h' = h + v"}[facts["rule"]]
+    formula = rule_named(facts["rule"]).formula
     model = f" ({base['architecture']})" if base["architecture"] else ""
     revision = f" at revision `{base['revision']}`" if base["revision"] else ""
     language = f" for the language `{facts['language']}`" if facts["language"] else ""

@@ -1,17 +1,26 @@
-"""The two update rules: how a steering vector changes an activation.
+"""The update rules: how a steering vector changes an activation.
 
     salsa   s = h + v,  h' = s * (|h| / |s|)     turns the activation, keeps its norm
     add     h' = h + v
 
 `salsa` is the update of SALSA (arXiv 2606.00460) as secondary sources give it; the norms are taken
 over the hidden dimension, for each position by itself.
+
+A further rule is a function here and a line in `RULES`; configs, banks and adapters then know its name.
+In a bank of several rules each is applied to every sample and the right result taken, so a rule must
+give finite numbers and gradients for any activation.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.linalg import vector_norm
+
+from salsa_dist.errors import UserError
 
 # Below this norm a row counts as zero: no direction to turn. It also keeps 1/|s| finite in backward.
 _TINY = 1e-10
@@ -48,4 +57,28 @@ def salsa(hidden: Tensor, vector: Tensor) -> Tensor:
     return (steered * ratio).to(hidden.dtype)
 
 
-RULES = {"salsa": salsa, "add": add}
+@dataclass(frozen=True)
+class UpdateRule:
+    """One rule.
+
+    Attributes:
+        apply: takes activations (..., hidden) and fp32 vectors broadcastable to them; gives the steered
+            activations in the same shape and dtype. A zero vector must change no bit.
+        formula: for model cards.
+    """
+
+    apply: Callable[[Tensor, Tensor], Tensor]
+    formula: str
+
+
+RULES = {
+    "salsa": UpdateRule(salsa, "s = h + v, h' = s · |h| / |s|"),
+    "add": UpdateRule(add, "h' = h + v"),
+}
+
+
+def rule_named(name: str) -> UpdateRule:
+    """The rule of that name, or a `UserError` with those that are known."""
+    if name not in RULES:
+        raise UserError(f"unknown update rule {name!r}: known are {', '.join(RULES)}")
+    return RULES[name]

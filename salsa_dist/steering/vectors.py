@@ -37,7 +37,7 @@ class SteeringVectors:
 
     Args:
         vectors: site name to vector, (hidden,) fp32.
-        rule: `salsa` or `add`.
+        rule: a name in `rules.RULES`, such as `salsa`.
         name, language: what it is called, and for which language it is.
         base, revision, architecture, model_type: what it was made for, as far as known; all but the
             name are checked when it is put on a model.

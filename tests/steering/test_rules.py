@@ -1,13 +1,19 @@
-"""The two rules: what they promise of norms, of zeros and of gradients."""
+"""The rules: what they promise of norms, of zeros and of gradients."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from tiny import make_config
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from salsa_dist.steering.rules import RULES, add, salsa
+from salsa_dist import SteeringVectors, load_config, train
+from salsa_dist.errors import UserError
+from salsa_dist.steering.bank import AdapterSpec, Bank
+from salsa_dist.steering.rules import RULES, UpdateRule, add, salsa
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -22,7 +28,7 @@ def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tens
 def test_a_zero_vector_changes_no_bit(rule: str, dtype: torch.dtype, scale: float) -> None:
     hidden = (scale * draw(3, 7, 33)).to(dtype)
     hidden[0, 2] = 0.0
-    out = RULES[rule](hidden, torch.zeros(3, 1, 33))
+    out = RULES[rule].apply(hidden, torch.zeros(3, 1, 33))
     assert out.dtype == dtype
     assert torch.equal(out, hidden)
 
@@ -77,4 +83,52 @@ def test_a_vector_that_cancels_the_activation_makes_no_nan() -> None:
 def test_gradients_equal_finite_differences(rule: str, start: str) -> None:
     hidden = draw(2, 3, 6).double().requires_grad_()
     vector = (draw(2, 1, 6, seed=1) * (start == "some")).double().requires_grad_()
-    assert gradcheck(RULES[rule], (hidden, vector))
+    assert gradcheck(RULES[rule].apply, (hidden, vector))
+
+
+@pytest.fixture
+def third(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A rule that the package does not have: `h' = h (1 + tanh v)`."""
+    rule = UpdateRule(lambda h, v: (h * (1 + torch.tanh(v))).to(h.dtype), "h' = h (1 + tanh v)")
+    monkeypatch.setitem(RULES, "stretch", rule)
+    return "stretch"
+
+
+def steered(rules: list[str], rows: Tensor) -> tuple[Tensor, Tensor]:
+    """(6, 5, 16) steered activations and the (adapters, 16) gradient of a loss."""
+    bank = Bank([AdapterSpec(f"{i}", ("llm.0",), rule) for i, rule in enumerate(rules)], {"llm.0": 16})
+    with torch.no_grad():
+        bank.vectors["llm.0"].copy_(draw(3, 16, seed=1))
+    out = bank.steer("llm.0", draw(6, 5, 16), rows)
+    (out * draw(6, 5, 16, seed=2)).sum().backward()
+    gradient = bank.vectors["llm.0"].grad
+    assert gradient is not None
+    return out, gradient
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
+def test_each_row_of_a_mixed_bank_is_of_its_own_rule(third: str, order: tuple[int, ...]) -> None:
+    rules = [("salsa", "add", third)[i] for i in order]
+    rows = torch.tensor([0, 1, 2, -1, 2, 0])
+    out, gradient = steered(rules, rows)
+    for row, rule in enumerate(rules):
+        alone, of_alone = steered([rule] * 3, rows)
+        assert torch.equal(out[rows == row], alone[rows == row])
+        assert torch.equal(gradient[row], of_alone[row])
+        other = steered([rules[row - 1]] * 3, rows)[0]
+        assert not torch.allclose(out[rows == row], other[rows == row], rtol=0.01)
+    assert torch.equal(out[3], draw(6, 5, 16)[3])
+
+
+def test_a_registered_rule_is_trained_and_saved_by_name(
+    third: str, tmp_path: Path, tiny_base: Path, tiny_shards: Path
+) -> None:
+    path = make_config(tmp_path, tiny_base, tiny_shards)
+    done = train(load_config(path, [f"adapters.0.rule={third}", "training.steps=2"]))
+    assert [SteeringVectors.load(a).rule for a in done.adapters] == [third, "add"]
+    assert "h' = h (1 + tanh v)" in (done.adapters[0] / "README.md").read_text(encoding="utf-8")
+
+
+def test_an_unknown_rule_is_refused_with_those_that_are_known() -> None:
+    with pytest.raises(UserError, match="unknown update rule 'sing': known are salsa, add"):
+        Bank([AdapterSpec("a", ("llm.0",), "sing")], {"llm.0": 16})

@@ -283,7 +283,7 @@ def _set_metadata(key: str, value: str) -> Callable[[dict[str, Any], dict[str, s
         (_drop_one, "does not match its vectors"),
         (_drop_one_everywhere, "disagree on the sites"),
         (_no_site, "no site"),
-        (_set_metadata("rule", "sing"), "unknown rule 'sing'"),
+        (_set_metadata("rule", "sing"), "unknown update rule 'sing': known are salsa, add"),
         (_set_metadata("rule", "add"), "disagree on the rule"),
         (_set_metadata("schema", "salsa-dist/adapter/99"), "salsa-dist/adapter/99"),
         (_set_metadata("base", "another"), "disagree on the base"),
