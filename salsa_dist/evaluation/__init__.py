@@ -1,1 +1,1 @@
-"""Decoding, error rates with their normalisers, and the report of a run."""
+"""Decoding, and the report of a run."""

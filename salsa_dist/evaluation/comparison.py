@@ -35,18 +35,16 @@ from typing import Any
 from salsa_dist.evaluation import (
     examples,
     fields,
-    metrics,
-    normalise,
     paired,
-    significance,
     vector_facts,
 )
 from salsa_dist.evaluation.entries import Entry, read_entries, read_runs, scored
 from salsa_dist.evaluation.run_files import BARE, ZERO_SHOT, RunFiles, read_run
+from salsa_dist.metrics import error_rates, normalise, significance
 from salsa_dist.runs.cost import cost
 
 SCHEMA = "salsa-dist/comparison/4"
-METRICS: tuple[metrics.Metric, ...] = ("cer", "wer")
+METRICS: tuple[error_rates.Metric, ...] = ("cer", "wer")
 EXAMPLES = 2
 """Utterances of each kind, for one language."""
 POINTS = 100
@@ -144,10 +142,10 @@ def compare(
         ],
         "definitions": {
             "normaliser": normalise.NORMALISER,
-            "interval": f"{metrics.BOOTSTRAP} bootstrap of the mean over seeds, over speakers where "
-            "two or more are known, else over utterances",
-            "confidence": metrics.CONFIDENCE,
-            "resamples": metrics.RESAMPLES,
+            "interval": f"{error_rates.BOOTSTRAP} bootstrap of the mean over seeds, over speakers "
+            "where two or more are known, else over utterances",
+            "confidence": error_rates.CONFIDENCE,
+            "resamples": error_rates.RESAMPLES,
             "test": "paired permutation of speakers' (else utterances') errors, two-sided, "
             "Holm-corrected within a language and table",
             "baseline": "of all zero-shot windows the one with the lowest rate on these very clips, "
@@ -161,7 +159,7 @@ def untouched(run: Path | str, file: RunFiles) -> list[dict[str, Any]]:
 
     One row a language and window, of a run that was evaluated with `evaluation.forgetting`.
     """
-    found: dict[tuple[str, float], dict[str, dict[str, metrics.Scored]]] = {}
+    found: dict[tuple[str, float], dict[str, dict[str, error_rates.Scored]]] = {}
     texts: dict[tuple[str, float], dict[str, dict[str, str]]] = {}
     for h in file.hypotheses:
         if h.adapter is None:
@@ -182,7 +180,7 @@ def untouched(run: Path | str, file: RunFiles) -> list[dict[str, Any]]:
         }
         for metric in METRICS:
             for name, method in (("off", ZERO_SHOT), ("without", BARE)):
-                row[f"{metric}_{name}"] = metrics.corpus_rate(list(own[method].values()), metric)
+                row[f"{metric}_{name}"] = error_rates.corpus_rate(list(own[method].values()), metric)
         rows.append(row)
     return rows
 
@@ -232,7 +230,7 @@ def _cell(entry: Entry, entries: Sequence[Entry]) -> dict[str, Any]:
     return cell
 
 
-def _kinds_of_errors(entry: Entry, metric: metrics.Metric) -> dict[str, float | None]:
+def _kinds_of_errors(entry: Entry, metric: error_rates.Metric) -> dict[str, float | None]:
     """Substitutions, deletions and insertions over the reference's tokens, means over seeds."""
     spoken = [
         u.edits(metric) for s in entry.seeds.values() for u in s.values() if not u.empty_reference
@@ -244,13 +242,13 @@ def _kinds_of_errors(entry: Entry, metric: metrics.Metric) -> dict[str, float | 
     }
 
 
-def _baseline(entries: Sequence[Entry], language: str, metric: metrics.Metric) -> Entry | None:
+def _baseline(entries: Sequence[Entry], language: str, metric: error_rates.Metric) -> Entry | None:
     """The better zero-shot of all windows, chosen on the very clips: that favours the baseline."""
     known = [e for e in entries if e.language == language and e.method == ZERO_SHOT and e.rates(metric)]
     return min(known, key=lambda e: e.rates(metric)[0], default=None)
 
 
-def _tests(entries: Sequence[Entry], language: str, metric: metrics.Metric) -> list[dict[str, Any]]:
+def _tests(entries: Sequence[Entry], language: str, metric: error_rates.Metric) -> list[dict[str, Any]]:
     """Each method of a language against its best."""
     own = [e for e in entries if e.language == language and e.rates(metric)]
     if len(own) < 2:

@@ -16,11 +16,12 @@ from typing import Any
 from markupsafe import Markup
 
 from salsa_dist.errors import UserError
-from salsa_dist.evaluation import comparison_plots, metrics, normalise, plots, tables
+from salsa_dist.evaluation import comparison_plots, plots, tables
 from salsa_dist.evaluation.comparison import Told, compare
 from salsa_dist.evaluation.comparison_plots import Gain, Trained
 from salsa_dist.evaluation.pages import page_environment
 from salsa_dist.evaluation.run_files import ZERO_SHOT
+from salsa_dist.metrics import error_rates, normalise
 
 _KINDS = {
     "salsa": "SALSA",
@@ -92,7 +93,7 @@ def render(comparison: Mapping[str, Any]) -> str:
             },
             figures={name: Markup(svg) for name, svg in figures.items()},
             about=about,
-            align=metrics.align,
+            align=error_rates.align,
             unit=normalise.unit,
         )
     )

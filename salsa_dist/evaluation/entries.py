@@ -35,8 +35,8 @@ from salsa_dist.config import (
     MeanDifferenceMethod,
 )
 from salsa_dist.errors import UserError
-from salsa_dist.evaluation import metrics
 from salsa_dist.evaluation.run_files import BARE, ZERO_SHOT, Hypothesis, RunFiles, read_run
+from salsa_dist.metrics import error_rates
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Entry:
     minutes: float | None = None
     family: str = ""
     learned: tuple[str, ...] = ()
-    seeds: dict[int, dict[str, metrics.Scored]] = field(default_factory=dict)
+    seeds: dict[int, dict[str, error_rates.Scored]] = field(default_factory=dict)
     texts: dict[int, dict[str, Hypothesis]] = field(default_factory=dict)
     vectors: dict[int, dict[str, NDArray[np.float32]]] = field(default_factory=dict)
     losses: dict[int, list[tuple[int, float | None]]] = field(default_factory=dict)
@@ -77,14 +77,16 @@ class Entry:
         return (component, int(rest)) if self.kind == "salsa" and rest.isdigit() else None
 
     @property
-    def utterances(self) -> list[metrics.Scored]:
+    def utterances(self) -> list[error_rates.Scored]:
         """Those of its first seed, by key."""
         first = self.seeds[min(self.seeds)]
         return [first[key] for key in sorted(first)]
 
-    def rates(self, metric: metrics.Metric) -> list[float]:
+    def rates(self, metric: error_rates.Metric) -> list[float]:
         """Of each seed."""
-        made = [metrics.corpus_rate(list(scored.values()), metric) for scored in self.seeds.values()]
+        made = [
+            error_rates.corpus_rate(list(scored.values()), metric) for scored in self.seeds.values()
+        ]
         return [rate for rate in made if rate is not None]
 
     def part(self, keys: Collection[str]) -> Entry:
@@ -211,8 +213,8 @@ def _entry(
     )
 
 
-def scored(h: Hypothesis) -> metrics.Scored:
-    return metrics.score(
+def scored(h: Hypothesis) -> error_rates.Scored:
+    return error_rates.score(
         h.reference, h.hypothesis, h.language, finished=h.finished, key=h.key, speaker=h.speaker
     )
 

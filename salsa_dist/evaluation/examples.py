@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import median
 
-from salsa_dist.evaluation import metrics
+from salsa_dist.metrics import error_rates
 
 
 def chosen(
-    before: Sequence[metrics.Scored], after: Sequence[metrics.Scored], most: int
+    before: Sequence[error_rates.Scored], after: Sequence[error_rates.Scored], most: int
 ) -> list[tuple[str, str]]:
     """(kind, key) of up to `most` utterances of each kind: improved, typical, worse."""
     then = {u.key: u for u in after}

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from salsa_dist.errors import UserError
-from salsa_dist.evaluation import metrics, significance
 from salsa_dist.evaluation.entries import Entry
+from salsa_dist.metrics import error_rates, significance
 
 
-def _mean_errors(entry: Entry, metric: metrics.Metric) -> dict[str, tuple[float, int]]:
+def _mean_errors(entry: Entry, metric: error_rates.Metric) -> dict[str, tuple[float, int]]:
     """key -> errors, averaged over seeds, and reference length, of the clips that have a reference."""
     return {
         u.key: (
@@ -25,18 +25,18 @@ def _mean_errors(entry: Entry, metric: metrics.Metric) -> dict[str, tuple[float,
     }
 
 
-def interval(entry: Entry, metric: metrics.Metric) -> metrics.Interval:
+def interval(entry: Entry, metric: error_rates.Metric) -> error_rates.Interval:
     """Of its rate, over speakers, or utterances where they are not known."""
     values = list(_mean_errors(entry, metric).values())
-    return metrics.bootstrap(
+    return error_rates.bootstrap(
         np.array([errors for errors, _ in values], dtype=np.float64),
         np.array([length for _, length in values], dtype=np.float64),
-        metrics.ratio,
+        error_rates.ratio,
         _groups(entry),
     )
 
 
-def gain(baseline: Entry, entry: Entry, metric: metrics.Metric) -> list[float | None]:
+def gain(baseline: Entry, entry: Entry, metric: error_rates.Metric) -> list[float | None]:
     """The share of the baseline's errors that is gone, and its interval; None where it has none."""
     before, after = _mean_errors(baseline, metric), _mean_errors(entry, metric)
     _same_clips(baseline, entry, before, after)
@@ -44,10 +44,13 @@ def gain(baseline: Entry, entry: Entry, metric: metrics.Metric) -> list[float | 
     a = np.array([after[k][0] for k in before], dtype=np.float64)
     if not b.sum():
         return [None, None, None]
-    return [float(metrics.fall(b, a)), *metrics.bootstrap(b, a, metrics.fall, _groups(baseline))]
+    return [
+        float(error_rates.fall(b, a)),
+        *error_rates.bootstrap(b, a, error_rates.fall, _groups(baseline)),
+    ]
 
 
-def p_value(one: Entry, other: Entry, metric: metrics.Metric) -> float:
+def p_value(one: Entry, other: Entry, metric: error_rates.Metric) -> float:
     """Of no difference between two methods in a language: a paired permutation test."""
     a, b = _mean_errors(one, metric), _mean_errors(other, metric)
     _same_clips(one, other, a, b)
@@ -57,7 +60,7 @@ def p_value(one: Entry, other: Entry, metric: metrics.Metric) -> float:
 
 def _groups(entry: Entry) -> np.ndarray:
     """What is drawn together, for the clips of `_mean_errors`."""
-    return metrics.clusters([u for u in entry.utterances if not u.empty_reference])
+    return error_rates.clusters([u for u in entry.utterances if not u.empty_reference])
 
 
 def _same_clips(one: Entry, other: Entry, a: Mapping[str, Any], b: Mapping[str, Any]) -> None:

@@ -34,11 +34,12 @@ from markupsafe import Markup
 
 from salsa_dist.config import Config
 from salsa_dist.errors import UserError
-from salsa_dist.evaluation import examples, fields, metrics, normalise, plots, tables, vector_facts
+from salsa_dist.evaluation import examples, fields, plots, tables, vector_facts
 from salsa_dist.evaluation.comparison import untouched
 from salsa_dist.evaluation.entries import scored
 from salsa_dist.evaluation.pages import page_environment
 from salsa_dist.evaluation.run_files import BARE, ZERO_SHOT, Hypothesis, RunFiles, read_run
+from salsa_dist.metrics import error_rates, normalise
 from salsa_dist.runs.cost import cost
 
 SCHEMA = "salsa-dist/report/1"
@@ -55,9 +56,9 @@ class _Row:
         self.adapter, self.window_s = first.adapter, first.window_s
         self.texts = {h.key: h for h in hypotheses}
         self.scored = [scored(h) for h in hypotheses]
-        self.summary = metrics.summarise(self.scored)
+        self.summary = error_rates.summarise(self.scored)
 
-    def rate(self, metric: metrics.Metric) -> float | None:
+    def rate(self, metric: error_rates.Metric) -> float | None:
         return self.summary.wer if metric == "wer" else self.summary.cer
 
 
@@ -105,7 +106,7 @@ def render(report: Mapping[str, Any], config_text: str) -> str:
             config_text=config_text,
             best=_best(report["results"]),
             figures={name: Markup(svg) for name, svg in _figures(report).items()},
-            align=metrics.align,
+            align=error_rates.align,
             unit=normalise.unit,
         )
     )
@@ -183,11 +184,11 @@ def _build(run: Path, files: RunFiles, by: Sequence[str]) -> dict[str, Any]:
         "environment": files.start.environment,
         "definitions": {
             "normaliser": normalise.NORMALISER,
-            "interval": f"{metrics.BOOTSTRAP} bootstrap over speakers where two or more are known, "
+            "interval": f"{error_rates.BOOTSTRAP} bootstrap over speakers where two or more are known, "
             "else over utterances",
-            "confidence": metrics.CONFIDENCE,
-            "resamples": metrics.RESAMPLES,
-            "seed": metrics.SEED,
+            "confidence": error_rates.CONFIDENCE,
+            "resamples": error_rates.RESAMPLES,
+            "seed": error_rates.SEED,
         },
         "notes": notes,
     }
@@ -322,7 +323,7 @@ def _gains(
                 continue
             baseline = min(known, key=lambda pair: pair[0])[1]
             try:
-                gain = metrics.relative_gain(baseline.scored, steered.scored, metric)
+                gain = error_rates.relative_gain(baseline.scored, steered.scored, metric)
             except UserError as e:
                 raise UserError(f"{what}: {e}") from None
             gains.append(
@@ -359,7 +360,7 @@ def _at_compared_window(rows: Sequence[_Row], config: Config) -> _Row | None:
     return own[0] if len(own) == 1 else None
 
 
-def _changes(before: _Row, after: _Row, metric: metrics.Metric) -> dict[str, int]:
+def _changes(before: _Row, after: _Row, metric: error_rates.Metric) -> dict[str, int]:
     """How many utterances have fewer errors, as many, or more."""
     steered = {u.key: u.edits(metric).errors for u in after.scored}
     falls = [u.edits(metric).errors - steered[u.key] for u in before.scored if not u.empty_reference]

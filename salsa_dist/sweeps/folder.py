@@ -32,9 +32,9 @@ import yaml
 from salsa_dist import jsonl
 from salsa_dist.baselines import tuned_file
 from salsa_dist.errors import UserError
-from salsa_dist.evaluation import metrics
 from salsa_dist.evaluation.comparison import METRICS
 from salsa_dist.evaluation.decode import SCHEMA as HYPOTHESES
+from salsa_dist.metrics import error_rates
 from salsa_dist.new_folder import made_beside
 from salsa_dist.steering.adapter_folder import FACTS
 from salsa_dist.whole_file import replace_file
@@ -232,11 +232,11 @@ def _decoded(job: JobFolder, name: str, language: str) -> dict[str, float | None
     own = own or [line for line in every if line["adapter"] is None]
     shortest = min((line["window_s"] for line in own), default=None)
     last = {line["key"]: line for line in own if line["window_s"] == shortest}
-    scored = [metrics.score(x["reference"], x["hypothesis"], language) for x in last.values()]
+    scored = [error_rates.score(x["reference"], x["hypothesis"], language) for x in last.values()]
     spoken = [one for one in scored if not one.empty_reference]
     return {metric: _rate([one.edits(metric) for one in spoken]) for metric in METRICS}
 
 
-def _rate(edits: Sequence[metrics.Edits]) -> float | None:
+def _rate(edits: Sequence[error_rates.Edits]) -> float | None:
     length = sum(one.length for one in edits)
     return sum(one.errors for one in edits) / length if length else None

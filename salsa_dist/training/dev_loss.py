@@ -19,7 +19,7 @@ from salsa_dist.data.index import Entry, Shard, ShardIndex
 from salsa_dist.data.reading import read_clip
 from salsa_dist.data.subset import first_entries
 from salsa_dist.errors import UserError
-from salsa_dist.evaluation.metrics import score
+from salsa_dist.metrics.error_rates import score
 from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.placement.kept_prefix import Known, unheard
 

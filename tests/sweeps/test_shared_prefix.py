@@ -14,7 +14,7 @@ from tiny import make_config
 from salsa_dist import SteeringVectors, UserError, evaluate, load_config, load_speech_llm, train
 from salsa_dist.config import PlacementConfig
 from salsa_dist.data.index import ShardIndex
-from salsa_dist.evaluation.metrics import score
+from salsa_dist.metrics.error_rates import score
 from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.placement.shared_prefix import SharedPrefix
 from salsa_dist.steering.bank import AdapterSpec, Bank

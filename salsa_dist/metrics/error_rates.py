@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from salsa_dist.errors import UserError
-from salsa_dist.evaluation import normalise
+from salsa_dist.metrics import normalise
 
 Metric = Literal["wer", "cer"]
 Interval = tuple[float | None, float | None]

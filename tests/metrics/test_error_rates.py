@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from salsa_dist.errors import UserError
-from salsa_dist.evaluation.metrics import (
+from salsa_dist.metrics.error_rates import (
     Edits,
     Scored,
     align,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from salsa_dist.evaluation.normalise import characters, mixed_tokens, normalise, unit, words
+from salsa_dist.metrics.normalise import characters, mixed_tokens, normalise, unit, words
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from salsa_dist.evaluation import metrics
+from salsa_dist.metrics import error_rates
 
 
 def permutation(apart: NDArray[np.float64], groups: NDArray[np.int64]) -> float:
     """Two-sided p of no difference, for (utterances,) paired differences and the group of each."""
-    sums = metrics.by_cluster(apart, groups)
+    sums = error_rates.by_cluster(apart, groups)
     if not sums.any():
         return 1.0
     if len(sums) == 1:
@@ -29,8 +29,8 @@ def permutation(apart: NDArray[np.float64], groups: NDArray[np.int64]) -> float:
         lambda x, axis=-1: x.sum(axis=axis),
         permutation_type="samples",
         vectorized=True,
-        n_resamples=metrics.RESAMPLES,
-        rng=np.random.default_rng(metrics.SEED),
+        n_resamples=error_rates.RESAMPLES,
+        rng=np.random.default_rng(error_rates.SEED),
     )
     return float(found.pvalue)
 

@@ -1,0 +1,1 @@
+"""Error rates of transcripts, what they compare, and the statistics on them: nothing else of ours."""
