@@ -169,6 +169,17 @@ def sizes(
         print(f"  {site.replace('.', ':')}: {size:.3g}")
 
 
+@app.command(
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def launch(context: typer.Context) -> None:
+    """Run on Slurm nodes, or as several processes here; `launch --help` lists the options."""
+    from salsa_dist.launch.command import main as launch_main
+
+    raise typer.Exit(launch_main(context.args))
+
+
 def run_command(command: str, config_path: str, overrides: list[str]) -> None:
     """`train`, `evaluate` or `train+evaluate` as one rank; the launchers call this in every task."""
     from salsa_dist.config import load_config

@@ -16,9 +16,11 @@ ROOT = Path(__file__).resolve().parents[1]
 LAUNCHERS = ROOT / "launchers"
 ACCELERATE = f"{LAUNCHERS}/accelerate/"
 DEMO = ROOT / "demo" / "demo.yaml"
-# The path is set in the launcher alone: its tasks must do without the launchers' folder.
-PATH = f"import sys; sys.path.insert(0, {str(LAUNCHERS)!r})\n"
-DRIVER = PATH + "import slurm; sys.exit(slurm.main(target='stand_in:' + sys.argv.pop(1)))"
+DRIVER = """
+import sys
+from salsa_dist.launch.command import main
+sys.exit(main(target="stand_in:" + sys.argv.pop(1)))
+"""
 
 STAND_IN = """
 import json, os, signal, sys, time

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
-from launching import ACCELERATE, DEMO, PATH, Desk, sbatch_lines, seen_everywhere, submit
+from launching import ACCELERATE, DEMO, Desk, sbatch_lines, seen_everywhere, submit
 
 
 @pytest.fixture
@@ -225,18 +225,19 @@ def test_a_job_that_was_signalled_starts_again(desk: Desk) -> None:
 
 def test_the_time_limit_warns_and_then_ends(desk: Desk) -> None:
     code = """
-import slurm
+import sys
 from pathlib import Path
-from job import Job
-from local_cluster import LocalPlan, run_local
+from salsa_dist.errors import UserError
+from salsa_dist.launch.job import Job
+from salsa_dist.launch.local_cluster import LocalPlan, run_local
 job = Job("train", "run.yaml", target="stand_in:never_stops", local_port=1)
 plan = LocalPlan(tasks=1, limit_min=4 / 60, signal_delay_s=1)
 try:
     run_local(job, Path("run"), plan)
-except slurm.UserError as error:
+except UserError as error:
     sys.exit(str(error))
 """
-    result = desk.finish(desk.start(sys.executable, "-c", PATH + code))
+    result = desk.finish(desk.start(sys.executable, "-c", code))
     assert "--time" in result.err
     assert result.err.count("\n") == 1
     assert (desk.folder / "warned.0").exists()

@@ -10,7 +10,7 @@ What is in a failure file is said in salsa_dist/failure_file.py.
 On Slurm, rank 0 listens on a port that was free on its node, and says so to the others in a file
 `rendezvous-<times requeued>.json` beside the logs: `{"address": …, "port": …}`.
 
-The class is pickled by value (this folder is no installed package), so it imports what it needs
+The class is pickled by value (a container need not have salsa_dist), so it imports what it needs
 where it needs it, and nothing heavy before the rank's environment is set.
 """
 

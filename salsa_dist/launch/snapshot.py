@@ -35,7 +35,7 @@ KEEP_DAYS = 30
 _PACKAGE = Path(salsa_dist.__file__).resolve().parent
 _FOLDERS = {
     "salsa_dist": _PACKAGE,
-    "launchers": Path(__file__).resolve().parent,
+    "launchers": _PACKAGE.parent / "launchers",
     "ds_configs": _PACKAGE.parent / "ds_configs",
 }
 

@@ -28,11 +28,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from job import Job
-from sbatch_script import TASK_SCRIPT, Sbatch, logs_of
 from submitit.core.utils import DelayedSubmission, JobPaths
 
 from salsa_dist.errors import UserError
+from salsa_dist.launch.job import Job
+from salsa_dist.launch.sbatch_script import TASK_SCRIPT, Sbatch, logs_of
 from salsa_dist.runs import launches
 from salsa_dist.runs.status import statuses
 from salsa_dist.whole_file import replace_file

@@ -15,11 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from requeue import with_requeue
-from resources import SLURM_MINUTES, TRIES, Resources
 from submitit.slurm.slurm import SlurmExecutor, _make_sbatch_string
 
 from salsa_dist.errors import UserError
+from salsa_dist.launch.options import SLURM_MINUTES, TRIES, Resources
+from salsa_dist.launch.requeue import with_requeue
 
 
 class Sbatch(SlurmExecutor):
@@ -108,7 +108,15 @@ def sbatch(run: Path, name: str, resources: Resources, mounts: Sequence[Path]) -
 def _parameters(name: str, resources: Resources, mounts: Sequence[Path]) -> dict[str, Any]:
     extra: dict[str, str | bool] = {} if "no_requeue" in resources.sbatch else {"requeue": True}
     extra |= _range_of_nodes(resources)
-    plain = ("gpus_per_node", "cpus_per_task", "gres", "mem", "partition", "account", "qos")
+    plain: tuple[str, ...] = (
+        "gpus_per_node",
+        "cpus_per_task",
+        "gres",
+        "mem",
+        "partition",
+        "account",
+        "qos",
+    )
     plain += ("constraint", "exclude", "nodelist", "dependency")
     return {
         "job_name": name,
