@@ -26,8 +26,8 @@ import csv
 from collections import Counter
 from pathlib import Path
 
-from salsa_dist.data.manifest import lines
-from salsa_dist.data.utterance import SPLITS, Ask, Corpus, Utterance, key
+from salsa_dist.corpus.manifest import lines
+from salsa_dist.corpus.utterance import SPLITS, Ask, Corpus, Utterance, key
 from salsa_dist.errors import UserError
 
 LICENCE = "CC0-1.0"

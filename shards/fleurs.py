@@ -25,9 +25,9 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path, PurePosixPath
 
-from salsa_dist.data.archive import unpack
-from salsa_dist.data.manifest import lines
-from salsa_dist.data.utterance import SPLITS, Ask, Corpus, Utterance, key
+from salsa_dist.corpus.archive import unpack
+from salsa_dist.corpus.manifest import lines
+from salsa_dist.corpus.utterance import SPLITS, Ask, Corpus, Utterance, key
 from salsa_dist.errors import UserError
 from salsa_dist.new_folder import made_beside
 

@@ -6,7 +6,7 @@ the splits: train, validation, test). Needs `pip install 'salsa-dist[datasets]'`
     Features: {"audio": Audio(…), "sentence": Value("string"), "locale": …, "client_id": …}
 
 as in https://huggingface.co/docs/datasets/audio_load. The audio column is the first of the type Audio;
-the names of the others are those of `salsa_dist/data/manifest.py`, or `--column text=…`. Audio is taken
+the others are named as in `salsa_dist/corpus/manifest.py`, or by `--column text=…`. Audio is taken
 as the file that it is, from the Arrow tables or beside them; `datasets` decodes nothing.
 """
 
@@ -17,8 +17,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from salsa_dist.data import manifest
-from salsa_dist.data.utterance import Ask, Corpus, Utterance, key, split_in
+from salsa_dist.corpus import manifest
+from salsa_dist.corpus.utterance import Ask, Corpus, Utterance, key, split_in
 from salsa_dist.errors import UserError
 
 

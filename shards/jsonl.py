@@ -6,7 +6,7 @@ Source: FILE.jsonl (or .json, or either with .gz), or a folder of them (train.js
     {"audio": "tape.flac", "start": 12.5, "end": 17.0, "text": "…"}      part of a long recording, s
 
 Audio paths are relative to the manifest. Other names of these fields are known too
-(`salsa_dist/data/manifest.py`); `--column text=sentence_clean` names any other. What other
+(`salsa_dist/corpus/manifest.py`); `--column text=sentence_clean` names any other. What other
 fields say in a word or a number, such as age and grade, goes along.
 """
 
@@ -14,8 +14,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from salsa_dist.data import manifest
-from salsa_dist.data.utterance import Ask, Corpus
+from salsa_dist.corpus import manifest
+from salsa_dist.corpus.utterance import Ask, Corpus
 
 SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
 

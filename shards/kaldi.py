@@ -16,8 +16,8 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from salsa_dist.data.manifest import lines
-from salsa_dist.data.utterance import Ask, Corpus, Utterance, key, split_in
+from salsa_dist.corpus.manifest import lines
+from salsa_dist.corpus.utterance import Ask, Corpus, Utterance, key, split_in
 from salsa_dist.errors import UserError
 
 

@@ -19,8 +19,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from salsa_dist.data import manifest
-from salsa_dist.data.utterance import Ask, Corpus, Utterance, key, split_in
+from salsa_dist.corpus import manifest
+from salsa_dist.corpus.utterance import Ask, Corpus, Utterance, key, split_in
 from salsa_dist.errors import UserError
 
 SUFFIXES = (".jsonl", ".jsonl.gz")

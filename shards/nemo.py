@@ -15,8 +15,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from salsa_dist.data import manifest
-from salsa_dist.data.utterance import Ask, Corpus
+from salsa_dist.corpus import manifest
+from salsa_dist.corpus.utterance import Ask, Corpus
 from salsa_dist.errors import UserError
 
 SUFFIXES = (".json", ".jsonl", ".json.gz")

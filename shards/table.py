@@ -2,7 +2,7 @@
 
 Source: FILE.csv or FILE.tsv (or either with .gz), or a folder of them (train.tsv, dev.tsv, …).
 
-    path,sentence,language,speaker                  names: as in `salsa_dist/data/manifest.py`, or
+    path,sentence,language,speaker                  names: as in `salsa_dist/corpus/manifest.py`, or
     clips/a.wav,"Hello, you",en,s1                  --column text=my_column
 
 CSV is quoted as in RFC 4180; in TSV a quotation mark is an ordinary character. Audio paths are relative
@@ -15,8 +15,8 @@ import csv
 from collections.abc import Iterator
 from pathlib import Path
 
-from salsa_dist.data import manifest
-from salsa_dist.data.utterance import Ask, Corpus
+from salsa_dist.corpus import manifest
+from salsa_dist.corpus.utterance import Ask, Corpus
 from salsa_dist.errors import UserError
 
 SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")

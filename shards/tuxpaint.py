@@ -24,8 +24,8 @@ from pathlib import Path
 
 import soundfile
 
-from salsa_dist.data.text import clean, same
-from salsa_dist.data.utterance import Ask, Corpus, Utterance
+from salsa_dist.corpus.text import clean, same
+from salsa_dist.corpus.utterance import Ask, Corpus, Utterance
 from salsa_dist.errors import UserError
 
 LICENCE = "GPL-2"

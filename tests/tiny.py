@@ -21,7 +21,7 @@ from transformers import (
     WhisperTokenizer,
 )
 
-from salsa_dist.data.writer import Sample, ShardWriter
+from salsa_dist.corpus.writer import Sample, ShardWriter
 
 SPECIAL = [
     *("<|endoftext|>", "<|startoftranscript|>", "<|bg|>", "<|el|>", "<|en|>", "<|translate|>"),

@@ -61,8 +61,8 @@ def build(
     Stopped or killed, it goes on when it is started again. The shards are the same bytes whatever the
     number of processes.
     """
-    from salsa_dist.data.build import build as build_shards
-    from salsa_dist.data.utterance import Ask
+    from salsa_dist.corpus.build import build as build_shards
+    from salsa_dist.corpus.utterance import Ask
 
     columns = dict(part.partition("=")[::2] for part in column or [])
     if not all(columns.values()):
@@ -102,8 +102,8 @@ def lint(
     """
     from collections import Counter
 
-    from salsa_dist.data.lint import Bounds
-    from salsa_dist.data.lint import lint as lint_shards
+    from salsa_dist.corpus.lint import Bounds
+    from salsa_dist.corpus.lint import lint as lint_shards
 
     bounds = Bounds(min_seconds, max_seconds, rate)
     problems, samples = lint_shards(folder, bounds, _cores(workers))
@@ -129,7 +129,7 @@ def stats(folder: Folder, as_json: AsJson = False) -> None:
     """How much of what there is, by the index."""
     from rich.console import Console
 
-    from salsa_dist.data import stats as of_shards
+    from salsa_dist.corpus import stats as of_shards
     from salsa_dist.data.index import ShardIndex
 
     index = ShardIndex.load(folder)
@@ -152,7 +152,7 @@ def index(
 
     A sample is audio (flac, wav, mp3, ogg, opus) and its text in .txt or .json.
     """
-    from salsa_dist.data.foreign import index_tars
+    from salsa_dist.corpus.foreign import index_tars
 
     made, left_out = index_tars(folder, language, split)
     _report(left_out)
@@ -178,7 +178,7 @@ def reshard(
     ] = None,
 ) -> None:
     """Copy samples into shards of another size, one language and split a shard."""
-    from salsa_dist.data.foreign import reshard as reshard_tars
+    from salsa_dist.corpus.foreign import reshard as reshard_tars
 
     size = round(shard_size * 1e6) if shard_size else None
     made, left_out = reshard_tars(folder, out, samples_per_shard, size, language, split)

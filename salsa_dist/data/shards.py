@@ -30,10 +30,10 @@ import soxr
 
 from salsa_dist.data.audio import Audio
 from salsa_dist.data.index import Entry
-from salsa_dist.data.utterance import MAX_SECONDS
 from salsa_dist.errors import UserError
 
 SAMPLE_RATE = 16_000  # Hz, of what is read
+MAX_SECONDS = 600.0  # of one sample; a few bytes of FLAC can claim hours of silence
 RATES = (4_000, 384_000)  # Hz, lowest and highest of what lies in a shard
 MAX_BYTES = 256 << 20  # of one sample in the tar: 600 s of 48 kHz stereo fit
 MAX_VALUES = 1 << 26  # channels times samples, decoded: so do they here

@@ -13,10 +13,10 @@ from tiny import make_config
 
 from salsa_dist import evaluate, load_config, load_speech_llm, train, transcribe
 from salsa_dist.config import Config, DecodingConfig
+from salsa_dist.corpus.writer import Packed, flac, write_tar
 from salsa_dist.data.clip import Clip, silent_clip
 from salsa_dist.data.index import ShardIndex
 from salsa_dist.data.reading import read_clip
-from salsa_dist.data.writer import Packed, flac, write_tar
 from salsa_dist.evaluation.report import build_report
 from salsa_dist.placement.frozen_base import FrozenBase, Prompts
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from clips import samples, wave
 
+from salsa_dist.corpus.recipes import RECIPES
 from salsa_dist.data.index import ShardIndex
-from salsa_dist.data.recipes import RECIPES
 
 PAGE = RECIPES.parent / "docs/adding-a-corpus.md"
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from clips import pitch, samples, tree, wave
 
-from salsa_dist.data.build import build
-from salsa_dist.data.utterance import Ask
+from salsa_dist.corpus.build import build
+from salsa_dist.corpus.utterance import Ask
 from salsa_dist.errors import UserError
 
 
@@ -253,7 +253,7 @@ def test_huggingface_datasets_on_disk(tmp_path: Path) -> None:
 def test_without_the_package_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
-    from salsa_dist.data.recipes import load_recipe
+    from salsa_dist.corpus.recipes import load_recipe
 
     load_recipe("huggingface").load.cache_clear()
     monkeypatch.setitem(sys.modules, "datasets", None)
@@ -323,7 +323,7 @@ def test_a_gzip_of_rubbish_or_of_endless_lines(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(UserError, match="can't be read"):
         build("jsonl", tmp_path, tmp_path / "out")
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b" " * 10_000_000))
-    monkeypatch.setattr("salsa_dist.data.manifest.MAX_LINE", 1 << 20)
+    monkeypatch.setattr("salsa_dist.corpus.manifest.MAX_LINE", 1 << 20)
     with pytest.raises(UserError, match="has more than 1048576 characters"):
         build("jsonl", tmp_path, tmp_path / "out")
     assert tree(tmp_path).keys() == {"a.jsonl.gz"}

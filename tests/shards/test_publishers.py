@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from clips import pitch, samples, wave
 
-from salsa_dist.data.build import build
-from salsa_dist.data.utterance import Ask
+from salsa_dist.corpus.build import build
+from salsa_dist.corpus.utterance import Ask
 from salsa_dist.errors import UserError
 
 # The header of release 17.0.

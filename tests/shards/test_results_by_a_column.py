@@ -9,7 +9,7 @@ from tiny import make_config
 
 from salsa_dist.cli import report, run_command
 from salsa_dist.config import load_config
-from salsa_dist.data.build import build
+from salsa_dist.corpus.build import build
 
 
 def test_results_by_the_grade_in_a_manifest(tmp_path: Path, tiny_base: Path) -> None:

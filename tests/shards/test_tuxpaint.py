@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import soundfile
 
-from salsa_dist.data.build import build
+from salsa_dist.corpus.build import build
+from salsa_dist.corpus.recipes import load_recipe
+from salsa_dist.corpus.text import same
+from salsa_dist.corpus.utterance import Ask
 from salsa_dist.data.index import ShardIndex
-from salsa_dist.data.recipes import load_recipe
 from salsa_dist.data.shards import read_range, read_sample
-from salsa_dist.data.text import same
-from salsa_dist.data.utterance import Ask
 from salsa_dist.errors import UserError
 
 RECIPE = load_recipe("tuxpaint")

@@ -45,7 +45,13 @@ def _load(path: Path) -> ModuleType:
         raise UserError(f"recipe {path} can't be imported: it must be a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except ModuleNotFoundError as e:
+        if not (e.name or "").startswith("salsa_dist.data."):
+            raise
+        now = str(e.name).replace(".data.", ".corpus.")
+        raise UserError(f"recipe {path} imports {e.name}: its name is {now} now") from None
     if not callable(getattr(module, "read", None)):
         raise UserError(f"recipe {path} has no function read(source, ask, scratch)")
     return module

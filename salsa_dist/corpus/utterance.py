@@ -17,7 +17,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-MAX_SECONDS = 600.0  # of one sample; a few bytes of FLAC can claim hours of silence
+from salsa_dist.data.shards import MAX_SECONDS
+
 SPLITS = ("train", "dev", "test")
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9_/-]+")

@@ -16,7 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from salsa_dist.data.archive import DamagedTar
+from salsa_dist.corpus.archive import DamagedTar
+from salsa_dist.corpus.tar_samples import Found, found, tars
+from salsa_dist.corpus.utterance import key, split_in
+from salsa_dist.corpus.writer import Packed, check_name, is_key, put, write_tar
 from salsa_dist.data.file_hash import sha256_of
 from salsa_dist.data.index import FILE, Entry, Shard, ShardIndex
 from salsa_dist.data.shards import (
@@ -25,9 +28,6 @@ from salsa_dist.data.shards import (
     open_audio,
     read_facts,
 )
-from salsa_dist.data.tar_samples import Found, found, tars
-from salsa_dist.data.utterance import key, split_in
-from salsa_dist.data.writer import Packed, check_name, is_key, put, write_tar
 from salsa_dist.errors import UserError
 from salsa_dist.new_folder import made_beside
 

@@ -30,15 +30,16 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from salsa_dist.data import card, splits
+from salsa_dist.corpus import card, splits
+from salsa_dist.corpus.packing import Made, Task, kept, make
+from salsa_dist.corpus.recipes import load_recipe, name_of
+from salsa_dist.corpus.stats import table
+from salsa_dist.corpus.text import RULES, clean
+from salsa_dist.corpus.utterance import Ask, Corpus, Utterance
+from salsa_dist.corpus.writer import check_name, is_key
 from salsa_dist.data.audio import resampler
 from salsa_dist.data.index import FILE, ShardIndex
-from salsa_dist.data.packing import Made, Task, kept, make
-from salsa_dist.data.recipes import load_recipe, name_of
-from salsa_dist.data.stats import table
-from salsa_dist.data.text import RULES, clean
-from salsa_dist.data.utterance import MAX_SECONDS, Ask, Corpus, Utterance
-from salsa_dist.data.writer import check_name, is_key
+from salsa_dist.data.shards import MAX_SECONDS
 from salsa_dist.errors import UserError
 
 # Each rank reads shards of its own, so there are several, however few clips a split has.

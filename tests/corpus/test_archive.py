@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from salsa_dist.data import archive
-from salsa_dist.data.archive import DamagedTar, members, unpack
+from salsa_dist.corpus import archive
+from salsa_dist.corpus.archive import DamagedTar, members, unpack
 from salsa_dist.errors import UserError
 
 

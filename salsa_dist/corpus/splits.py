@@ -13,8 +13,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 
-from salsa_dist.data.text import same
-from salsa_dist.data.utterance import SPLITS, Ask, Utterance
+from salsa_dist.corpus.text import same
+from salsa_dist.corpus.utterance import SPLITS, Ask, Utterance
 
 # With fewer speakers in a language, whole speakers make poor splits.
 MIN_SPEAKERS = 10

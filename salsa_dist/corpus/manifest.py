@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from salsa_dist.data.utterance import Ask, Corpus, Utterance, key, split_in
+from salsa_dist.corpus.utterance import Ask, Corpus, Utterance, key, split_in
 from salsa_dist.errors import UserError
 
 NAMES: dict[str, tuple[str, ...]] = {

@@ -16,13 +16,13 @@ from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
-from salsa_dist.data.archive import DamagedTar
+from salsa_dist.corpus.archive import DamagedTar
+from salsa_dist.corpus.tar_samples import Found, found, tars
+from salsa_dist.corpus.text import same
+from salsa_dist.corpus.utterance import split_in
 from salsa_dist.data.file_hash import sha256_of
 from salsa_dist.data.index import FILE, Shard, ShardIndex
-from salsa_dist.data.shards import BadSample, open_audio, read_facts
-from salsa_dist.data.tar_samples import Found, found, tars
-from salsa_dist.data.text import same
-from salsa_dist.data.utterance import MAX_SECONDS, split_in
+from salsa_dist.data.shards import MAX_SECONDS, BadSample, open_audio, read_facts
 from salsa_dist.errors import UserError
 
 

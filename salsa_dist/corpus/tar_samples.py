@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from salsa_dist.data.archive import members, unsafe_name
+from salsa_dist.corpus.archive import members, unsafe_name
 from salsa_dist.data.shards import DANGEROUS_KINDS, KINDS, MAX_BYTES, key_and_kind
 
 

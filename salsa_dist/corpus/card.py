@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from salsa_dist.corpus.stats import rows
 from salsa_dist.data.index import ShardIndex
-from salsa_dist.data.stats import rows
 
 BINS = 12
 WIDTH = 40  # characters of the longest bar

@@ -20,14 +20,14 @@ from typing import Any
 import soundfile
 
 from salsa_dist import torchaudio_guard
+from salsa_dist.corpus.recipes import load_recipe
+from salsa_dist.corpus.text import clean
+from salsa_dist.corpus.utterance import Ask, Utterance
+from salsa_dist.corpus.writer import Packed, flac, put, write_tar
 from salsa_dist.data.audio import decode, resample, resampler
 from salsa_dist.data.file_hash import sha256_of
 from salsa_dist.data.index import Entry, Shard
-from salsa_dist.data.recipes import load_recipe
 from salsa_dist.data.shards import AUDIO_KINDS, MAX_BYTES, RATES
-from salsa_dist.data.text import clean
-from salsa_dist.data.utterance import Ask, Utterance
-from salsa_dist.data.writer import Packed, flac, put, write_tar
 from salsa_dist.errors import UserError
 
 SCHEMA = "salsa-dist/made-shard/1"

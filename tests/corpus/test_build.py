@@ -15,12 +15,12 @@ import soundfile
 from clips import pitch, samples, tree, wave
 
 import salsa_dist
-from salsa_dist.data import build as build_module
-from salsa_dist.data.build import build
+from salsa_dist.corpus import build as build_module
+from salsa_dist.corpus.build import build
+from salsa_dist.corpus.splits import deal, shuffled
+from salsa_dist.corpus.utterance import Ask, Utterance, key, split_in
+from salsa_dist.corpus.writer import is_key
 from salsa_dist.data.index import ShardIndex
-from salsa_dist.data.splits import deal, shuffled
-from salsa_dist.data.utterance import Ask, Utterance, key, split_in
-from salsa_dist.data.writer import is_key
 from salsa_dist.errors import UserError
 
 CLIPS = 40
@@ -80,9 +80,9 @@ def test_another_seed_makes_others(manifest: Path, whole: Path, tmp_path: Path) 
 
 BUILD = """
 import sys, time
-from salsa_dist.data import packing
-from salsa_dist.data.build import build
-from salsa_dist.data.utterance import Ask
+from salsa_dist.corpus import packing
+from salsa_dist.corpus.build import build
+from salsa_dist.corpus.utterance import Ask
 if __name__ == "__main__":
     slow = packing.flac  # so that there is a middle to be killed in
     packing.flac = lambda *args: (time.sleep(0.02), slow(*args))[1]
@@ -298,3 +298,10 @@ def test_keys_stay_two_and_safe() -> None:
 )
 def test_splits_in_names(name: str, split: str | None) -> None:
     assert split_in(name) == split
+
+
+def test_a_recipe_of_an_older_version_is_told_the_new_name(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.py"
+    recipe.write_text("from salsa_dist.data.utterance import Ask\n")
+    with pytest.raises(UserError, match=r"its name is salsa_dist\.corpus\.utterance now"):
+        build(str(recipe), tmp_path, tmp_path / "out")

@@ -13,11 +13,11 @@ import pytest
 import soundfile
 from clips import tone, tree
 
+from salsa_dist.corpus.lint import Bounds, Problem, lint
+from salsa_dist.corpus.stats import rows
+from salsa_dist.corpus.writer import Sample, ShardWriter
 from salsa_dist.data.index import FILE, ShardIndex
-from salsa_dist.data.lint import Bounds, Problem, lint
 from salsa_dist.data.shards import SAMPLE_RATE
-from salsa_dist.data.stats import rows
-from salsa_dist.data.writer import Sample, ShardWriter
 from salsa_dist.errors import UserError
 
 

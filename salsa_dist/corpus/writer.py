@@ -30,8 +30,7 @@ import soundfile
 from salsa_dist.data.audio import Audio
 from salsa_dist.data.file_hash import sha256_of
 from salsa_dist.data.index import Entry, Shard, ShardIndex
-from salsa_dist.data.shards import SAMPLE_RATE
-from salsa_dist.data.utterance import MAX_SECONDS
+from salsa_dist.data.shards import MAX_SECONDS, SAMPLE_RATE
 from salsa_dist.errors import UserError
 
 NAME = re.compile(r"[A-Za-z0-9_-]+")

@@ -1,0 +1,1 @@
+"""Corpora made into tar shards: recipes, splits, writing, lint, statistics, the card."""
