@@ -370,7 +370,9 @@ class PlacementConfig(_Section):
         "the fewest whose memory suffices",
     )
     ds_config: Path | None = Field(
-        None, description="DeepSpeed config; null: the one in ds_configs/ for this placement"
+        None,
+        description="DeepSpeed config: a file, or one in ds_configs/ such as lean.json; null: the one "
+        "there for this placement",
     )
     offload: Literal["none", "cpu", "nvme"] = Field(
         "none", description="where a shared base's parts are between uses: the device, RAM, or a disk"

@@ -1,4 +1,4 @@
-"""Finding a recipe: a Python file in the repository's `shards/` folder, or any `.py` file by its path.
+"""Finding a recipe: a built-in Python file, in `shards/`, or any `.py` file by its path.
 
 read(source: Path, ask: Ask) -> Corpus         what the corpus holds; decodes no audio
 audio_of(utterance) -> Path | bytes            only where an utterance's audio is not a file
@@ -12,9 +12,10 @@ from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 
+from salsa_dist import built_in
 from salsa_dist.errors import UserError
 
-RECIPES = Path(__file__).resolve().parents[2] / "shards"
+RECIPES = built_in.folder("shards")
 
 
 def load_recipe(recipe: str) -> ModuleType:

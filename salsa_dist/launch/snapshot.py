@@ -8,8 +8,9 @@
         ├── config.yaml                as it was given, without the overrides
         └── snapshot.json              {"schema", "version", "commit": of the source or null}
 
-So the source may change while a job waits in the queue, or between a job and its requeue. A
-snapshot's time is that of its last use: each launch, and each start of a job, renews it.
+So the source, or the installed package, may change while a job waits in the queue, or between a job
+and its requeue. A snapshot's time is that of its last use: each launch, and each start of a job,
+renews it.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import salsa_dist
+from salsa_dist import built_in
 from salsa_dist.errors import UserError
 from salsa_dist.new_folder import made_beside
 
@@ -35,9 +37,10 @@ KEEP_DAYS = 30
 _PACKAGE = Path(salsa_dist.__file__).resolve().parent
 _FOLDERS = {
     "salsa_dist": _PACKAGE,
-    "launchers": _PACKAGE.parent / "launchers",
-    "ds_configs": _PACKAGE.parent / "ds_configs",
+    "launchers": built_in.folder("launchers"),
+    "ds_configs": built_in.folder("ds_configs"),
 }
+_INSIDE = [("built_in", name) for name in built_in.FOLDERS]  # of an installed package
 
 
 def take(run: Path, config: Path) -> Path:
@@ -108,7 +111,8 @@ def write_submit(run: Path, folder: Path, arguments: Sequence[str], config: Path
 
 def _files(top: Path) -> Iterator[Path]:
     for path in sorted(top.rglob("*")):
-        if path.is_file() and "__pycache__" not in path.parts:
+        within = path.relative_to(top).parts
+        if path.is_file() and "__pycache__" not in within and within[:2] not in _INSIDE:
             yield path
 
 
@@ -125,6 +129,8 @@ def _without_config(arguments: Sequence[str]) -> list[str]:
 
 def _commit() -> str | None:
     """The commit of the source, with `-dirty` where files differ from it; None outside git."""
+    if built_in.INSTALLED:  # a repository around it is somebody else's
+        return None
     command = ["git", "-C", str(_PACKAGE.parent), "describe", "--always", "--dirty", "--abbrev=40"]
     command += ["--exclude=*"]
     try:

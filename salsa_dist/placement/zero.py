@@ -25,12 +25,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from salsa_dist import built_in
 from salsa_dist.errors import UserError
 from salsa_dist.placement.freed_memory import give_back_at_once
 from salsa_dist.placement.loading import Part, Say, fill
 from salsa_dist.speech_llms.weight_files import StoredTensor
-
-_REPOSITORY = Path(__file__).parents[2]
 
 
 @dataclass
@@ -58,7 +57,7 @@ def ds_settings(
     """The DeepSpeed config of a placement, with the precision of the base and offload filled in.
 
     Args:
-        path: the user's own file; None: the one in ds_configs/ that is named after the placement.
+        path: a file, or the name of one in ds_configs/; None: the one there of the placement's name.
         kind: `placement.kind`.
         dtype: of the base.
         offload: where parts are between uses; `none` leaves what the file says.
@@ -68,7 +67,9 @@ def ds_settings(
         UserError: the file can't be used for a frozen base.
     """
     if path is None:
-        path = _REPOSITORY / "ds_configs" / f"{kind if isinstance(kind, str) else 'group'}.json"
+        name = kind if isinstance(kind, str) else "group"
+        path = built_in.folder("ds_configs") / f"{name}.json"
+    path = built_in.ds_config(path)
     try:
         settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except OSError as e:
