@@ -1,1 +1,1 @@
-"""Decoding, and the report of a run."""
+"""Decoding."""

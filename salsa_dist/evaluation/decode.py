@@ -50,7 +50,7 @@ from salsa_dist.data.reading import first_clips, read_clip
 from salsa_dist.data.shards import TEXT_FIELDS
 from salsa_dist.data.subset import first_entries
 from salsa_dist.errors import UserError
-from salsa_dist.evaluation.run_files import BARE, ZERO_SHOT
+from salsa_dist.evaluation.transcripts import BARE, ZERO_SHOT
 from salsa_dist.placement.agreement import agree, base_facts, settings_facts
 from salsa_dist.placement.choose import choose
 from salsa_dist.placement.frozen_base import FrozenBase, Prompts

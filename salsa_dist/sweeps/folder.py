@@ -32,10 +32,10 @@ import yaml
 from salsa_dist import jsonl
 from salsa_dist.baselines import tuned_file
 from salsa_dist.errors import UserError
-from salsa_dist.evaluation.comparison import METRICS
 from salsa_dist.evaluation.decode import SCHEMA as HYPOTHESES
 from salsa_dist.metrics import error_rates
 from salsa_dist.new_folder import made_beside
+from salsa_dist.report.comparison import METRICS
 from salsa_dist.steering.adapter_folder import FACTS
 from salsa_dist.whole_file import replace_file
 

@@ -17,8 +17,8 @@ from salsa_dist.corpus.writer import Packed, flac, write_tar
 from salsa_dist.data.clip import Clip, silent_clip
 from salsa_dist.data.index import ShardIndex
 from salsa_dist.data.reading import read_clip
-from salsa_dist.evaluation.report import build_report
 from salsa_dist.placement.frozen_base import FrozenBase, Prompts
+from salsa_dist.report.one_run import build_report
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from tiny import make_config
 
 from salsa_dist import SteeringVectors, UserError, load_config, train
 from salsa_dist.data.index import ShardIndex
-from salsa_dist.evaluation.report import build_report
 from salsa_dist.placement.ranks import Ranks
+from salsa_dist.report.one_run import build_report
 from salsa_dist.speech_llms.load import load_speech_llm
 from salsa_dist.training.from_config import make_batches
 

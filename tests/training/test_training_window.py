@@ -10,8 +10,8 @@ from tiny import make_config
 from salsa_dist import evaluate, load_config, train
 from salsa_dist.config import Config
 from salsa_dist.errors import UserError
-from salsa_dist.evaluation.report import build_report
 from salsa_dist.placement.plan_of_run import shape_of_run
+from salsa_dist.report.one_run import build_report
 from salsa_dist.steering.vectors import SteeringVectors
 
 

@@ -17,8 +17,8 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from scipy.ndimage import uniform_filter1d
 
-from salsa_dist.evaluation.svg import COLOURS, INK, LONG_LABEL, MARKERS, SERIES, drawn, literal, style
-from salsa_dist.evaluation.vector_facts import site_order
+from salsa_dist.report.svg import COLOURS, INK, LONG_LABEL, MARKERS, SERIES, drawn, literal, style
+from salsa_dist.report.vector_facts import site_order
 
 
 @dataclass(frozen=True)

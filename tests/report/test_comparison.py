@@ -17,9 +17,9 @@ import yaml
 from safetensors.numpy import save_file
 
 from salsa_dist.errors import UserError
-from salsa_dist.evaluation.comparison import Told, compare
-from salsa_dist.evaluation.comparison_page import write_comparison
-from salsa_dist.evaluation.pages import percent
+from salsa_dist.report.comparison import Told, compare
+from salsa_dist.report.comparison_page import write_comparison
+from salsa_dist.report.pages import percent
 
 CLIPS = 20
 LETTERS = "abcdefghij"

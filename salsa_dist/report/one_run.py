@@ -34,12 +34,13 @@ from markupsafe import Markup
 
 from salsa_dist.config import Config
 from salsa_dist.errors import UserError
-from salsa_dist.evaluation import examples, fields, plots, tables, vector_facts
-from salsa_dist.evaluation.comparison import untouched
-from salsa_dist.evaluation.entries import scored
-from salsa_dist.evaluation.pages import page_environment
-from salsa_dist.evaluation.run_files import BARE, ZERO_SHOT, Hypothesis, RunFiles, read_run
+from salsa_dist.evaluation.transcripts import BARE, ZERO_SHOT
 from salsa_dist.metrics import error_rates, normalise
+from salsa_dist.report import examples, fields, plots, tables, vector_facts
+from salsa_dist.report.comparison import untouched
+from salsa_dist.report.entries import scored
+from salsa_dist.report.pages import page_environment
+from salsa_dist.report.run_files import Hypothesis, RunFiles, read_run
 from salsa_dist.runs.cost import cost
 
 SCHEMA = "salsa-dist/report/1"

@@ -8,7 +8,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 def page_environment() -> Environment:
     """Templates of this folder, with everything in them escaped."""
     environment = Environment(
-        loader=PackageLoader("salsa_dist.evaluation", "."),
+        loader=PackageLoader("salsa_dist.report", "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -32,15 +32,16 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from salsa_dist.evaluation import (
+from salsa_dist.evaluation.transcripts import BARE, ZERO_SHOT
+from salsa_dist.metrics import error_rates, normalise, significance
+from salsa_dist.report import (
     examples,
     fields,
     paired,
     vector_facts,
 )
-from salsa_dist.evaluation.entries import Entry, read_entries, read_runs, scored
-from salsa_dist.evaluation.run_files import BARE, ZERO_SHOT, RunFiles, read_run
-from salsa_dist.metrics import error_rates, normalise, significance
+from salsa_dist.report.entries import Entry, read_entries, read_runs, scored
+from salsa_dist.report.run_files import RunFiles, read_run
 from salsa_dist.runs.cost import cost
 
 SCHEMA = "salsa-dist/comparison/4"

@@ -29,10 +29,6 @@ from salsa_dist.baselines import tuned_file
 from salsa_dist.config import Config, load_config
 from salsa_dist.errors import UserError
 
-ZERO_SHOT = "zero-shot"
-BARE = "no-adapters"
-"""The method of transcripts by the base with no adapters beside it, not even ones that are off."""
-
 
 class _Line(BaseModel):
     """One line of a file. Fields that we do not read may be there."""

@@ -24,7 +24,7 @@ import yaml
 from safetensors.numpy import save_file
 
 from salsa_dist.errors import UserError
-from salsa_dist.evaluation.report import build_report, write_report
+from salsa_dist.report.one_run import build_report, write_report
 
 REFERENCES = {"u1": "Me dɔ wo.", "u2": "ɛyɛ", "u3": "Da yie paa!", "u4": "[noise]"}
 DECODED = {

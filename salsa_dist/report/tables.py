@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from salsa_dist.evaluation.pages import percent
+from salsa_dist.report.pages import percent
 
 RATES = ("rate", "deviation", "low", "high", "gain", "gain_low", "gain_high")
 ERRORS = ("substitutions", "deletions", "insertions")

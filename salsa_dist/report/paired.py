@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from salsa_dist.errors import UserError
-from salsa_dist.evaluation.entries import Entry
 from salsa_dist.metrics import error_rates, significance
+from salsa_dist.report.entries import Entry
 
 
 def _mean_errors(entry: Entry, metric: error_rates.Metric) -> dict[str, tuple[float, int]]:

@@ -35,8 +35,9 @@ from salsa_dist.config import (
     MeanDifferenceMethod,
 )
 from salsa_dist.errors import UserError
-from salsa_dist.evaluation.run_files import BARE, ZERO_SHOT, Hypothesis, RunFiles, read_run
+from salsa_dist.evaluation.transcripts import BARE, ZERO_SHOT
 from salsa_dist.metrics import error_rates
+from salsa_dist.report.run_files import Hypothesis, RunFiles, read_run
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,12 @@ from typing import Any
 from markupsafe import Markup
 
 from salsa_dist.errors import UserError
-from salsa_dist.evaluation import comparison_plots, plots, tables
-from salsa_dist.evaluation.comparison import Told, compare
-from salsa_dist.evaluation.comparison_plots import Gain, Trained
-from salsa_dist.evaluation.pages import page_environment
-from salsa_dist.evaluation.run_files import ZERO_SHOT
+from salsa_dist.evaluation.transcripts import ZERO_SHOT
 from salsa_dist.metrics import error_rates, normalise
+from salsa_dist.report import comparison_plots, plots, tables
+from salsa_dist.report.comparison import Told, compare
+from salsa_dist.report.comparison_plots import Gain, Trained
+from salsa_dist.report.pages import page_environment
 
 _KINDS = {
     "salsa": "SALSA",

@@ -16,7 +16,7 @@ from statistics import mean
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
-from salsa_dist.evaluation.svg import INK, drawn, literal, style
+from salsa_dist.report.svg import INK, drawn, literal, style
 
 _MOST = 46  # letters that fit the figure's width
 
