@@ -1,13 +1,34 @@
 """Config: typed, overridable, and every mistake named with its nearest right key."""
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 import yaml
+from pydantic import BaseModel
 from tiny import make_config
 
-from salsa_dist.config import load_config
+from salsa_dist.config import Config, load_config, parse_config
+from salsa_dist.config.annotations import sections_below
 from salsa_dist.errors import UserError
+
+
+def keys_of(section: type[BaseModel], place: str = "") -> Iterator[tuple[str, str]]:
+    """Every key of the schema, with the place of its section: `adapters.0`, `method:lora`."""
+    for name, field in section.model_fields.items():
+        yield place, name
+        for below in sections_below(field.annotation):
+            tag = {"adapters": "adapters.0", "method": f"method:{kind_of(below)}"}.get(name, name)
+            yield from keys_of(below, f"{place}.{tag}" if place else tag)
+
+
+def kind_of(section: type[BaseModel]) -> str:
+    return (
+        str(get_args(section.model_fields["kind"].annotation)[0])
+        if "kind" in section.model_fields
+        else ""
+    )
 
 
 @pytest.fixture
@@ -42,6 +63,60 @@ def test_overrides_reach_every_depth(path: Path) -> None:
     ],
 )
 def test_mistakes_are_named(path: Path, override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        load_config(path, [override])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "key", [f"{place}.{name}" if place else name for place, name in keys_of(Config)]
+)
+@pytest.mark.parametrize("mistake", [lambda k: k + k[-1], lambda k: k[:-1] + "_" + k[-1]])
+def test_a_typo_anywhere_is_one_line_with_the_right_key(
+    path: Path, key: str, mistake: Callable[[str], str]
+) -> None:
+    place, _, name = key.rpartition(".")
+    tree = yaml.safe_load(path.read_text())
+    wrong = mistake(name)
+    section = tree
+    for part in place.split(".") if place else []:
+        # A method's keys are known by its kind.
+        kind = part.removeprefix("method:") if part.startswith("method:") else None
+        at: Any = int(part) if part.isdigit() else "method" if kind else part
+        if kind:
+            section[at] = {"kind": kind}
+        elif isinstance(section, dict) and not isinstance(section.get(at), dict | list):
+            section[at] = {}
+        section = section[at]
+    section[wrong] = 1
+    shown = ".".join(
+        "method" if p.startswith("method:") else p for p in [*place.split("."), wrong] if p
+    )
+    with pytest.raises(UserError) as caught:
+        parse_config(tree, "here")
+    assert "\n" not in str(caught.value)
+    assert f"unknown key {shown!r}; did you mean {name!r}?" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "training.halving={rungs: [3], metrik: cer}",
+            "'training.halving.metrik'; did you mean 'metric'",
+        ),
+        ("method={kind: loar}", "method.kind: 'loar' is unknown; did you mean 'lora'"),
+        ("method={rank: 3}", "'method.kind' is missing"),
+        ("method=lora", "method: .*dictionary"),
+        ("trackers=[tensorbord]", "trackers.0: .*'tensorboard'"),
+        ("placement.kind=nod", "placement.kind: .*'node'.* or .*integer"),
+        ("adapters.0.language=[bg, 3]", "adapters.0.language.1: "),
+        ("adapters.0.mix={weights: {bg: much}}", "adapters.0.mix.weights.bg: "),
+        ("data={1: 2}", "unknown key 'data.1'; known are shards"),
+        ("training.lr_scale={1: 2}", "training.lr_scale.1: "),
+    ],
+)
+def test_mistakes_inside_unions_and_lists_are_named(path: Path, override: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         load_config(path, [override])
     assert "\n" not in str(caught.value)

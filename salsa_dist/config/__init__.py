@@ -1,6 +1,6 @@
 """Settings of a run: their schema, and how a file and overrides fill it."""
 
-from salsa_dist.config.loading import load_config, override, parse_config, read_yaml
+from salsa_dist.config.loading import explained, load_config, override, parse_config, read_yaml
 from salsa_dist.config.schema import (
     AdapterConfig,
     AdapterSettings,
@@ -49,6 +49,7 @@ __all__ = [
     "SteeringConfig",
     "TrainingConfig",
     "ZeroShotMethod",
+    "explained",
     "load_config",
     "override",
     "parse_config",

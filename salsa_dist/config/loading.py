@@ -10,12 +10,13 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from salsa_dist.config.schema import _METHODS, AdapterConfig, Config
+from salsa_dist.config.annotations import is_section, types_of
+from salsa_dist.config.schema import Config
 from salsa_dist.errors import UserError
 
 
@@ -35,9 +36,9 @@ def read_yaml(path: Path, what: str, keys: str) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as e:
-        raise UserError(f"{what} {path} can't be read ({e.strerror}): name a YAML file") from None
+        raise UserError(f"{what} {path} can't be read ({e.strerror}): name a YAML file") from e
     except (yaml.YAMLError, UnicodeDecodeError) as e:
-        raise UserError(f"{what} {path} is not valid YAML: {' '.join(str(e).split())}") from None
+        raise UserError(f"{what} {path} is not valid YAML: {' '.join(str(e).split())}") from e
     if not isinstance(tree, dict):
         raise UserError(f"{what} {path} holds no settings: it must be a tree with {keys}")
     return tree
@@ -48,7 +49,7 @@ def parse_config(tree: dict[str, Any], where: str) -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as e:
-        raise UserError(f"{where}: " + "; ".join(_explain(err) for err in e.errors())) from None
+        raise UserError(f"{where}: {explained(e, Config)}") from e
 
 
 def override(tree: dict[str, Any], text: str) -> None:
@@ -67,33 +68,69 @@ def override(tree: dict[str, Any], text: str) -> None:
                     node[part] = {}
                 node = node[part]
         node[int(last) if isinstance(node, list) else last] = yaml.safe_load(value)
-    except (ValueError, IndexError, AttributeError, TypeError):
-        raise UserError(f"override {text!r}: the config has no place {key!r}") from None
-    except yaml.YAMLError:
-        raise UserError(f"override {text!r}: {value!r} is not a YAML value") from None
+    except (ValueError, IndexError, AttributeError, TypeError) as e:
+        raise UserError(f"override {text!r}: the config has no place {key!r}") from e
+    except yaml.YAMLError as e:
+        raise UserError(f"override {text!r}: {value!r} is not a YAML value") from e
 
 
-def _explain(error: Any) -> str:
-    """One pydantic error in our words."""
-    loc = [str(part) for part in error["loc"]]
-    dotted = ".".join(loc)
-    if error["type"] == "extra_forbidden":
-        known = _keys_at(loc[:-1])
-        near = difflib.get_close_matches(loc[-1], known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else "known are " + ", ".join(known)
-        return f"unknown key {dotted!r}; {hint}"
+def explained(error: ValidationError, schema: type[BaseModel]) -> str:
+    """Everything that is wrong with a tree of `schema`, in one line; an unknown key by the nearest."""
+    wrong: dict[str, list[str]] = {}
+    for one in error.errors():
+        place, said = _explain(one, schema)
+        wrong.setdefault(place, []).append(said)
+    # A union says what is wrong for each of its types.
+    return "; ".join(f"{place}{' or '.join(dict.fromkeys(said))}" for place, said in wrong.items())
+
+
+def _explain(error: Any, schema: type[BaseModel]) -> tuple[str, str]:
+    """One pydantic error in our words: its place, and what is wrong there."""
+    keys, known = _place(error["loc"], schema)
+    dotted = ".".join(keys)
+    if error["type"] in ("extra_forbidden", "invalid_key"):
+        said = f"; {_nearest(keys[-1], known)}" if known else ""
+        return f"unknown key {dotted!r}", said
     if error["type"] == "missing":
-        return f"{dotted!r} is missing"
+        return f"{dotted!r} is missing", ""
+    if error["type"] == "union_tag_invalid":
+        context = error["ctx"]
+        tags = [tag.strip().strip("'") for tag in context["expected_tags"].split(",")]
+        dotted = f"{dotted}.{context['discriminator'].strip(chr(39))}"
+        return f"{dotted}: ", f"{context['tag']!r} is unknown; {_nearest(context['tag'], tags)}"
+    if error["type"] == "union_tag_not_found":
+        dotted = f"{dotted}.{error['ctx']['discriminator'].strip(chr(39))}"
+        return f"{dotted!r} is missing", ""
     message = error["msg"].removeprefix("Value error, ")
-    return f"{dotted}: {message} (got {error['input']!r})" if dotted else message
+    return (f"{dotted}: ", f"{message} (got {error['input']!r})") if dotted else ("", message)
 
 
-def _keys_at(loc: Sequence[str]) -> list[str]:
-    model: Any = Config
+def _nearest(word: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else "known are " + ", ".join(known)
+
+
+def _place(loc: Sequence[str | int], schema: type[BaseModel]) -> tuple[list[str], list[str]]:
+    """An error's place as keys, without the types that pydantic names in it; the keys known there."""
+    keys: list[str] = []
+    known: list[str] = []
+    here: Any = schema
     for part in loc:
-        if part in _METHODS:
-            model = _METHODS[part]
-        elif not part.isdigit() and part != "method":
-            annotation = model.model_fields[part].annotation
-            model = AdapterConfig if part == "adapters" else annotation
-    return list(model.model_fields)
+        types = types_of(here)
+        if len(types) > 1:  # the error is about one type of a union, which is named and is no key
+            here = next((t for t in types if is_section(t) and part in _tags(t)), Any)
+            continue
+        if part == "[key]":
+            continue
+        keys.append(str(part))
+        if is_section(types[0]):
+            known = list(types[0].model_fields)
+            here = types[0].model_fields[part].annotation if part in known else Any
+        else:
+            here = (get_args(types[0]) or (Any,))[-1]
+    return keys, known
+
+
+def _tags(section: type[BaseModel]) -> tuple[Any, ...]:
+    kind = section.model_fields.get("kind")
+    return get_args(kind.annotation) if kind else ()

@@ -290,14 +290,6 @@ class ZeroShotMethod(_Section):
 
 
 Method = SalsaMethod | LoraMethod | BiasMethod | MeanDifferenceMethod | InContextMethod | ZeroShotMethod
-_METHODS: dict[str, type[_Section]] = {
-    "salsa": SalsaMethod,
-    "lora": LoraMethod,
-    "bias": BiasMethod,
-    "mean-difference": MeanDifferenceMethod,
-    "in-context": InContextMethod,
-    "zero-shot": ZeroShotMethod,
-}
 
 
 class TrainingConfig(_Section):

@@ -41,6 +41,7 @@ from salsa_dist.config import (
     Method,
     Rule,
     SalsaMethod,
+    explained,
     load_config,
     override,
     parse_config,
@@ -192,9 +193,7 @@ def load_sweep(path: str | Path) -> Sweep:
     try:
         file = SweepFile.model_validate(tree)
     except ValidationError as e:
-        places = [(".".join(map(str, err["loc"])), err) for err in e.errors()]
-        what = "; ".join(f"{place}: {err['msg']} (got {err['input']!r})" for place, err in places)
-        raise UserError(f"sweep {path}: {what}") from None
+        raise UserError(f"sweep {path}: {explained(e, SweepFile)}") from e
     config = _shared_config(file, path)
     corpora = file.grid.corpus or {"": config.data.shards}
     entries = [] if file.methods else _entries(file, config, corpora)
