@@ -20,21 +20,21 @@ from salsa_dist.config import Config, MeanDifferenceMethod, PlacementConfig
 from salsa_dist.data.clip import Clip
 from salsa_dist.data.index import ShardIndex
 from salsa_dist.data.reading import first_clips
-from salsa_dist.placement.agreement import agree, base_facts, settings_facts
 from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.placement.loading import load_base, silent
 from salsa_dist.placement.ranks import join
+from salsa_dist.run.agreement import agree, base_facts, settings_facts
+from salsa_dist.run.events import Events
+from salsa_dist.run.lock import held_for_all
+from salsa_dist.run.start import open_run, write_start
+from salsa_dist.run.watchdog import Watchdog
 from salsa_dist.speech_llms.activations import listen
 from salsa_dist.speech_llms.load import SpeechLLM
 from salsa_dist.steering.bank import AdapterSpec, Bank
 from salsa_dist.steering.sites import find_layers, layer_counts, select
 from salsa_dist.steering.widths import site_widths
-from salsa_dist.training import run_lock
 from salsa_dist.training.dev_loss import DevClips, finite_losses
-from salsa_dist.training.events import Events
-from salsa_dist.training.run_start import open_run, write_start
 from salsa_dist.training.saved_adapters import save_adapters
-from salsa_dist.training.watchdog import Watchdog
 
 
 def make_vectors(config: Config) -> list[Path]:
@@ -48,7 +48,7 @@ def make_vectors(config: Config) -> list[Path]:
         index = ShardIndex.load(config.data.shards)
         watchdog.at(None, "comparing settings")
         agree(ranks, settings_facts(config, index.hash))
-        stack.enter_context(run_lock.held_for_all(config.run, ranks))
+        stack.enter_context(held_for_all(config.run, ranks))
         whole = PlacementConfig(kind="replicate")
         watchdog.at(None, "loading the base", reads=True)
         speech_llm = load_base(config.base, ranks, whole, silent)

@@ -24,24 +24,24 @@ from salsa_dist.baselines.tunable import install
 from salsa_dist.config import AdapterSettings, BiasMethod, Config, LoraMethod, PlacementConfig
 from salsa_dist.data.index import ShardIndex
 from salsa_dist.errors import UserError
-from salsa_dist.placement.agreement import agree, base_facts, settings_facts
 from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.placement.loading import load_base
 from salsa_dist.placement.ranks import Ranks, join
+from salsa_dist.run.agreement import agree, base_facts, settings_facts
+from salsa_dist.run.console import Console
+from salsa_dist.run.events import Events
+from salsa_dist.run.lock import held_for_all
+from salsa_dist.run.start import open_run, write_start
+from salsa_dist.run.watchdog import Watchdog
 from salsa_dist.speech_llms.load import SpeechLLM
 from salsa_dist.steering.adapter_folder import known_as
 from salsa_dist.steering.bank import Bank
 from salsa_dist.steering.sites import find_layers, layer_counts, select, site_modules
-from salsa_dist.training import run_lock
 from salsa_dist.training.bad_samples import BadSamples, counts_of
 from salsa_dist.training.batches import StepBatches, loader
-from salsa_dist.training.console import Console
 from salsa_dist.training.dev_loss import DevClips, finite_losses
-from salsa_dist.training.events import Events
 from salsa_dist.training.from_config import make_batches, schedule_of
 from salsa_dist.training.optimizer import BETAS, EPS
-from salsa_dist.training.run_start import open_run, write_start
-from salsa_dist.training.watchdog import Watchdog
 
 
 def tune(config: Config) -> list[Path]:
@@ -58,7 +58,7 @@ def tune(config: Config) -> list[Path]:
                 f"method {config.method.kind} trains weights of the base, which a sharded placement "
                 "keeps frozen: set placement.kind to replicate"
             )
-        stack.enter_context(run_lock.held_for_all(config.run, ranks))
+        stack.enter_context(held_for_all(config.run, ranks))
         say = Console(ranks.is_first)
         events: Events | None = None
         folders = []

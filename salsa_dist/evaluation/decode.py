@@ -51,20 +51,21 @@ from salsa_dist.data.shards import TEXT_FIELDS
 from salsa_dist.data.subset import first_entries
 from salsa_dist.errors import UserError
 from salsa_dist.evaluation.transcripts import BARE, ZERO_SHOT
-from salsa_dist.placement.agreement import agree, base_facts, settings_facts
 from salsa_dist.placement.choose import choose
 from salsa_dist.placement.frozen_base import FrozenBase, Prompts
 from salsa_dist.placement.loading import load_base, silent
 from salsa_dist.placement.ranks import Ranks, join
+from salsa_dist.run import events
+from salsa_dist.run.agreement import agree, base_facts, settings_facts
+from salsa_dist.run.lock import held_for_all
+from salsa_dist.run.start import open_run, write_start
+from salsa_dist.run.watchdog import Watchdog
 from salsa_dist.speech_llms import long_audio
 from salsa_dist.speech_llms.batch import Transcript
 from salsa_dist.speech_llms.load import SpeechLLM
 from salsa_dist.steering.bank import Bank
 from salsa_dist.steering.sites import site_modules
 from salsa_dist.steering.vectors import SteeringVectors, bank_of
-from salsa_dist.training import events, run_lock
-from salsa_dist.training.run_start import open_run, write_start
-from salsa_dist.training.watchdog import Watchdog
 
 SCHEMA = "salsa-dist/hypotheses/1"
 _BARE = -2  # row of the base with no adapters beside it, not even ones that are off
@@ -156,7 +157,7 @@ def evaluate(config: Config) -> Path:
         watchdog.at(None, "comparing settings")
         agree(ranks, settings_facts(config, index.hash))
         digests = {a.name: _digest(config, a.name) for a in config.adapters}
-        stack.enter_context(run_lock.held_for_all(config.run, ranks))
+        stack.enter_context(held_for_all(config.run, ranks))
         if ranks.is_first:
             _make_folder(folder, config, index, digests)
         dist.barrier()

@@ -6,7 +6,7 @@
            │                        │ MASTER_ADDR MASTER_PORT OMP_NUM_THREADS
            └── <job>_<r>_failure.json ◄── whatever stopped this rank
 
-What is in a failure file is said in salsa_dist/failure_file.py.
+What is in a failure file is said in salsa_dist/run/failure_file.py.
 On Slurm, rank 0 listens on a port that was free on its node, and says so to the others in a file
 `rendezvous-<times requeued>.json` beside the logs: `{"address": …, "port": …}`.
 
@@ -138,7 +138,7 @@ def _cores() -> int:
 
 
 def _write_failure(rank: int, error: Exception, user_error: bool) -> None:
-    from salsa_dist.failure_file import write_failure
+    from salsa_dist.run.failure_file import write_failure
 
     # The first frame is the call above, which tells a reader nothing.
     inner = error.__traceback__.tb_next if error.__traceback__ else None

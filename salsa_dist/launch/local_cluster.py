@@ -31,10 +31,10 @@ from submitit.core.utils import JobPaths
 from submitit.local.local import LOCAL_REQUEUE_RETURN_CODE, LocalExecutor, LocalJob
 
 from salsa_dist.errors import UserError
-from salsa_dist.failure_file import SCHEMA as FAILURE_SCHEMA
 from salsa_dist.launch.job import Job, failure_path
 from salsa_dist.launch.sbatch_script import logs_of
 from salsa_dist.requeue import verdict
+from salsa_dist.run.failure_file import SCHEMA as FAILURE_SCHEMA
 from salsa_dist.runs.follow import Follower
 
 POLL_S = 0.1

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from salsa_dist.training.events import NAME, SCHEMA
+from salsa_dist.run.events import NAME, SCHEMA
 
 
 @dataclass(frozen=True)

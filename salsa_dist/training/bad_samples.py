@@ -15,8 +15,8 @@ import torch.distributed as dist
 
 from salsa_dist.data.reading import ATTEMPTS, KINDS, Bad
 from salsa_dist.errors import UserError
+from salsa_dist.run.events import Events
 from salsa_dist.training.batches import StepShare
-from salsa_dist.training.events import Events
 
 NAMED = 10  # samples said by name; then one at each doubling
 

@@ -14,13 +14,13 @@ from salsa_dist.data.plan import AdapterPlan
 from salsa_dist.data.subset import take_minutes
 from salsa_dist.errors import UserError
 from salsa_dist.placement.ranks import Ranks
+from salsa_dist.run.console import Console
 from salsa_dist.speech_llms.load import SpeechLLM
 from salsa_dist.steering.bank import AdapterSpec, Bank
 from salsa_dist.steering.sites import find_layers, layer_counts, select
 from salsa_dist.steering.vectors import SteeringVectors
 from salsa_dist.steering.widths import site_widths
 from salsa_dist.training.batches import Job, StepBatches
-from salsa_dist.training.console import Console
 from salsa_dist.training.optimizer import Schedule
 from salsa_dist.training.staged_shards import staged_shards
 

@@ -27,19 +27,23 @@ import torch.distributed as dist
 from salsa_dist.config import Config
 from salsa_dist.data.index import ShardIndex
 from salsa_dist.errors import UserError
-from salsa_dist.placement.agreement import agree, base_facts, settings_facts
 from salsa_dist.placement.choose import Placed, choose
 from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.placement.loading import load_base
 from salsa_dist.placement.ranks import Ranks, join
-from salsa_dist.preflight import preflight
-from salsa_dist.training import run_lock
+from salsa_dist.run.agreement import agree, base_facts, settings_facts
+from salsa_dist.run.console import Console
+from salsa_dist.run.events import Events
+from salsa_dist.run.lock import RunLock, held_for_all
+from salsa_dist.run.preflight import preflight
+from salsa_dist.run.start import open_run, refuse_unwritable, write_start
+from salsa_dist.run.stop_signals import StopSignals
+from salsa_dist.run.trackers import Trackers, refuse_missing
+from salsa_dist.run.watchdog import Watchdog
 from salsa_dist.training import state as states
 from salsa_dist.training.bad_samples import BadSamples, counts_of
 from salsa_dist.training.batches import StepBatches, StepShare, loader
-from salsa_dist.training.console import Console
 from salsa_dist.training.dev_loss import DevClips, finite_losses
-from salsa_dist.training.events import Events
 from salsa_dist.training.from_config import (
     make_bank,
     make_batches,
@@ -50,11 +54,7 @@ from salsa_dist.training.from_config import (
 from salsa_dist.training.halving import Halving
 from salsa_dist.training.optimizer import PackedAdam, Reduced, reduce_step
 from salsa_dist.training.prefix_pass import keep_prefix
-from salsa_dist.training.run_start import open_run, refuse_unwritable, write_start
 from salsa_dist.training.saved_adapters import save_adapters
-from salsa_dist.training.stop_signals import StopSignals
-from salsa_dist.training.trackers import Trackers, refuse_missing
-from salsa_dist.training.watchdog import Watchdog
 
 # The placement is measured on this step after a start: DeepSpeed records the order of modules in the
 # first, and prefetches by it from the second on.
@@ -95,7 +95,7 @@ def train(config: Config) -> Trained:
         for line in [*placed.lines, *(checked.against_plan(placed.row) if checked else ())]:
             say(line)
         watchdog.at(None, "taking the run's lock")
-        lock = stack.enter_context(run_lock.held_for_all(config.run, ranks))
+        lock = stack.enter_context(held_for_all(config.run, ranks))
         watchdog.at(None, "loading the base", reads=True)
         stride = config.training.silence_stride
         speech_llm = load_base(config.base_in_training(), ranks, placed.placement, say, stride)
@@ -222,7 +222,7 @@ class _Loop:
     say: Console
     signals: StopSignals
     trackers: Trackers | None
-    lock: run_lock.RunLock | None
+    lock: RunLock | None
     watchdog: Watchdog
     dev: DevClips | None
     halving: Halving | None

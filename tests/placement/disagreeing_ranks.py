@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from salsa_dist.errors import UserError
-from salsa_dist.placement.agreement import agree
 from salsa_dist.placement.ranks import join
+from salsa_dist.run.agreement import agree
 
 # Case: what each rank brings.
 CASES: dict[str, list[dict[str, Any]]] = {

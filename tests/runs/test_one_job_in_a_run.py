@@ -15,8 +15,8 @@ from two_ranks import two_ranks
 
 from salsa_dist.cli import run_command
 from salsa_dist.errors import UserError
-from salsa_dist.training import run_lock
-from salsa_dist.training.watchdog import HUNG
+from salsa_dist.run import lock as run_lock
+from salsa_dist.run.watchdog import HUNG
 
 JOBS = {
     "lora": ("train", ["method.kind=lora", "method.rank=2"]),

@@ -17,8 +17,8 @@ from tiny import make_base, make_config
 
 from salsa_dist import SteeringVectors, UserError, load_config, train
 from salsa_dist.placement.frozen_base import FrozenBase
+from salsa_dist.run.events import Events
 from salsa_dist.training import state as states
-from salsa_dist.training.events import Events
 
 IDENTITY = states.RunIdentity(["bg"], "revision", "shards", "config")
 

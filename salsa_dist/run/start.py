@@ -16,9 +16,9 @@ import salsa_dist
 from salsa_dist.config import Config
 from salsa_dist.errors import UserError
 from salsa_dist.placement.ranks import Ranks
+from salsa_dist.run.events import Events
 from salsa_dist.speech_llms.load import SpeechLLM
 from salsa_dist.steering.adapter_folder import known_as
-from salsa_dist.training.events import Events
 
 
 def refuse_unwritable(run: Path) -> None:

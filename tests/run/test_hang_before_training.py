@@ -14,7 +14,7 @@ from two_ranks import two_ranks
 
 from salsa_dist.placement import ranks as ranks_module
 from salsa_dist.placement.ranks import join
-from salsa_dist.training.watchdog import HUNG
+from salsa_dist.run.watchdog import HUNG
 
 pytestmark = pytest.mark.timeout(1100)
 

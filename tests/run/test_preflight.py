@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from salsa_dist.placement.plan_table import Row
-from salsa_dist.preflight import Machine, Preflight
+from salsa_dist.run.preflight import Machine, Preflight
 
 PLAY = """
 import json, os, sys, time

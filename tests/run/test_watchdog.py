@@ -9,12 +9,12 @@ import threading
 import time
 from pathlib import Path
 
-from salsa_dist.training.watchdog import HUNG, Watchdog, report
+from salsa_dist.run.watchdog import HUNG, Watchdog, report
 
 RANK = """
 import sys, time
 from pathlib import Path
-from salsa_dist.training.watchdog import Watchdog
+from salsa_dist.run.watchdog import Watchdog
 run, rank, hang = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
 with Watchdog(run, rank, 2, hang) as watchdog:
     for step in range(int(sys.argv[4])):
@@ -74,7 +74,7 @@ def test_ranks_that_move_are_left_alone(tmp_path: Path) -> None:
 LOADING = """
 import sys, time
 from pathlib import Path
-from salsa_dist.training.watchdog import Watchdog
+from salsa_dist.run.watchdog import Watchdog
 run, rank = Path(sys.argv[1]), int(sys.argv[2])
 until = time.monotonic() + 12
 with Watchdog(run, rank, 2, 3) as watchdog, open("/dev/zero", "rb") as weights:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from salsa_dist.errors import UserError
-from salsa_dist.training import run_lock
+from salsa_dist.run import lock as run_lock
 
 
 def rewrite(run: Path, **fields: Any) -> None:
@@ -31,7 +31,7 @@ def left_behind(run: Path) -> None:
     code = f"""
 import os, signal
 from pathlib import Path
-from salsa_dist.training import run_lock
+from salsa_dist.run import lock as run_lock
 with run_lock.held(Path({str(run)!r})):
     os.kill(os.getpid(), signal.SIGKILL)
 """

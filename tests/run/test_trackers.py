@@ -11,8 +11,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny import make_config
 
 from salsa_dist import UserError, load_config, train
-from salsa_dist.training.console import Console
-from salsa_dist.training.trackers import Trackers
+from salsa_dist.run.console import Console
+from salsa_dist.run.trackers import Trackers
 
 WANDB = """
 import json, pathlib

@@ -33,7 +33,7 @@ from typing import Any
 import psutil
 
 from salsa_dist.errors import UserError
-from salsa_dist.failure_file import write_failure
+from salsa_dist.run.failure_file import write_failure
 from salsa_dist.whole_file import replace_file
 
 SCHEMA = "salsa-dist/rank/1"

@@ -13,7 +13,7 @@ import pytest
 from tiny import make_base, make_config
 
 from salsa_dist.config import load_config
-from salsa_dist.placement.agreement import settings_facts
+from salsa_dist.run.agreement import settings_facts
 
 # Far below the time after which a rank gives its peers up by itself.
 SOON_S = 240

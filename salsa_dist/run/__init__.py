@@ -1,0 +1,1 @@
+"""What every run stands on, whatever it does: its lock, watchdog, signals, events and trackers."""
