@@ -15,8 +15,6 @@ Config
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +27,16 @@ from pydantic import (
     ConfigDict,
     Field,
     model_validator,
+)
+
+from salsa_dist.config.decides import (
+    Both,
+    Coverage,
+    Neither,
+    Place,
+    Transcripts,
+    Vectors,
+    VectorsByOrder,
 )
 
 
@@ -55,25 +63,25 @@ Folder = Annotated[Path, BeforeValidator(_expand)]
 
 
 class BaseConfig(_Section):
-    name: Annotated[str, BeforeValidator(_expand)] = Field(
+    name: Place[Annotated[str, BeforeValidator(_expand)]] = Field(
         description="folder with a Hugging Face checkpoint, or a name on a hub"
     )
-    revision: str | None = Field(None, description="hub branch, tag or commit")
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    window_s: float | None = Field(
+    revision: Neither[str | None] = Field(None, description="hub branch, tag or commit")
+    dtype: Both[Literal["float32", "bfloat16", "float16"]] = "float32"
+    window_s: Vectors[float | None] = Field(
         None, gt=0, description="audio window in seconds; null: the base's own"
     )
-    stage_to: str | None = Field(
+    stage_to: Place[str | None] = Field(
         None,
         description="folder on each node's own disk for a copy of the base: $SLURM_TMPDIR",
     )
-    prompt: str | None = Field(
+    prompt: Both[str | None] = Field(
         None, description="instruction instead of the authors' own; {language} becomes its name"
     )
-    layers: dict[str, str] = Field(
+    layers: Both[dict[str, str]] = Field(
         {}, description="layer lists of an odd base, such as {encoder: model.audio_tower.layers}"
     )
-    language_as: dict[str, str] = Field(
+    language_as: Both[dict[str, str]] = Field(
         {}, description="languages announced to the base as another, such as {tw: yo}"
     )
 
@@ -88,40 +96,42 @@ def _range(lowest: float) -> Any:
 
 
 class AugmentConfig(_Section):
-    speed: Annotated[tuple[float, float], _range(0.1)] | None = Field(
+    speed: Vectors[Annotated[tuple[float, float], _range(0.1)] | None] = Field(
         None, description="range of factors, such as [0.9, 1.1]; null: off"
     )
-    noise_db: Annotated[tuple[float, float], _range(-100)] | None = Field(
+    noise_db: Vectors[Annotated[tuple[float, float], _range(-100)] | None] = Field(
         None, description="range of signal-to-noise ratios in dB, such as [10, 30]; null: off"
     )
-    time_masks: int = Field(0, ge=0, le=20, description="stretches made silent, a tenth of a clip each")
-    frequency_masks: int = Field(
+    time_masks: Vectors[int] = Field(
+        0, ge=0, le=20, description="stretches made silent, a tenth of a clip each"
+    )
+    frequency_masks: Vectors[int] = Field(
         0, ge=0, le=20, description="bands taken out, an eighth of the spectrum each at most"
     )
 
 
 class DataConfig(_Section):
-    shards: Folder = Field(description="folder with tar shards and their index.json")
-    clips_per_step: int | None = Field(
+    shards: Place[Folder] = Field(description="folder with tar shards and their index.json")
+    clips_per_step: Vectors[int | None] = Field(
         None, ge=1, description="clips of one adapter step, over all ranks; 8 if neither is set"
     )
-    seconds_per_step: float | None = Field(
+    seconds_per_step: Vectors[float | None] = Field(
         None, gt=0, description="or its seconds of audio, in clips of similar lengths"
     )
-    join_clips: int = Field(
+    join_clips: Vectors[int] = Field(
         1,
         ge=1,
         description="clips that are laid one behind the other in one audio window, at most; how many "
         "is drawn anew each time. For short clips and a base whose window is long",
     )
-    readers: int = Field(
+    readers: Vectors[int] = Field(
         4, ge=1, description="virtual readers an adapter; its batches depend on this, not on ranks"
     )
-    workers: int = Field(0, ge=0, description="processes a rank that read ahead; 0: none")
-    max_bad: int = Field(
+    workers: Neither[int] = Field(0, ge=0, description="processes a rank that read ahead; 0: none")
+    max_bad: Neither[int] = Field(
         100, ge=0, description="samples that may be unusable, and are replaced, before the run stops"
     )
-    stage_to: str | None = Field(
+    stage_to: Place[str | None] = Field(
         None, description="folder on each node's own disk for copies of the shards: $SLURM_TMPDIR"
     )
     augment: AugmentConfig = AugmentConfig()
@@ -144,17 +154,19 @@ class DataConfig(_Section):
 
 
 class SteeringConfig(_Section):
-    sites: str = Field("encoder", description="encoder, llm, encoder:0-3, encoder:last-half+llm …")
-    rule: Rule = Field("salsa", description="salsa keeps the activation's norm; add does not")
+    sites: Vectors[str] = Field(
+        "encoder", description="encoder, llm, encoder:0-3, encoder:last-half+llm …"
+    )
+    rule: Vectors[Rule] = Field("salsa", description="salsa keeps the activation's norm; add does not")
 
 
 class MixConfig(_Section):
     """How often an adapter draws from each of its languages."""
 
-    temperature: float | None = Field(
+    temperature: Vectors[float | None] = Field(
         None, gt=0, description="T of p ~ n^(1/T), n being a language's clips; 1 if neither is set"
     )
-    weights: dict[str, Annotated[float, Field(gt=0)]] | None = Field(
+    weights: Vectors[dict[str, Annotated[float, Field(gt=0)]] | None] = Field(
         None, description="or a weight for each language, such as {bg: 2, el: 1}"
     )
 
@@ -168,21 +180,21 @@ class MixConfig(_Section):
 class AdapterConfig(_Section):
     """One adapter. What is left out is taken from `steering`, `training` and `data`."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    language: str | Annotated[list[str], Field(min_length=1)] = Field(
+    name: Neither[str] = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    language: Vectors[str | Annotated[list[str], Field(min_length=1)]] = Field(
         description="a language code, or a list of several to be mixed"
     )
     mix: MixConfig = MixConfig()
-    sites: str | None = None
-    rule: Rule | None = None
-    lr: float | None = Field(None, gt=0)
-    steps: int | None = Field(None, ge=1)
-    seed: int | None = None
-    minutes: float | None = Field(
+    sites: Vectors[str | None] = None
+    rule: Vectors[Rule | None] = None
+    lr: Vectors[float | None] = Field(None, gt=0)
+    steps: Vectors[int | None] = Field(None, ge=1)
+    seed: Vectors[int | None] = None
+    minutes: Vectors[float | None] = Field(
         None, gt=0, description="of speech to train on, chosen by the seed; null: all there is"
     )
-    scale: float | None = Field(None, description="of a mean difference; null: the method's")
-    start_from: Folder | None = Field(
+    scale: Vectors[float | None] = Field(None, description="of a mean difference; null: the method's")
+    start_from: Vectors[Folder | None] = Field(
         None, description="an adapter's folder or file that training starts from; null: from zero"
     )
 
@@ -228,11 +240,11 @@ class AdapterSettings:
 class HalvingConfig(_Section):
     """Successive halving: at each rung the worse adapters of a language stop."""
 
-    rungs: list[Annotated[int, Field(ge=1)]] = Field(
+    rungs: Vectors[list[Annotated[int, Field(ge=1)]]] = Field(
         min_length=1, description="steps before which adapters are dropped"
     )
-    keep: float = Field(0.5, gt=0, lt=1, description="share of each group that goes on")
-    metric: Literal["dev_loss", "cer"] = Field(
+    keep: Vectors[float] = Field(0.5, gt=0, lt=1, description="share of each group that goes on")
+    metric: Vectors[Literal["dev_loss", "cer"]] = Field(
         "dev_loss",
         description="on dev clips: mean loss a label; or the character error rate of what evaluation's "
         "settings decode, which is dearer",
@@ -242,16 +254,16 @@ class HalvingConfig(_Section):
 class SalsaMethod(_Section):
     """Steering vectors, trained: what this project is for."""
 
-    kind: Literal["salsa"] = "salsa"
+    kind: Vectors[Literal["salsa"]] = "salsa"
 
 
 class LoraMethod(_Section):
     """Low-rank updates of linear weights in the layers of the sites, by PEFT."""
 
-    kind: Literal["lora"]
-    rank: int = Field(8, ge=1)
-    alpha: int = Field(16, ge=1)
-    targets: list[str] = Field(
+    kind: Vectors[Literal["lora"]]
+    rank: Vectors[int] = Field(8, ge=1)
+    alpha: Vectors[int] = Field(16, ge=1)
+    targets: Vectors[list[str]] = Field(
         ["q_proj", "v_proj"], min_length=1, description="names of linear modules inside a layer"
     )
 
@@ -259,95 +271,103 @@ class LoraMethod(_Section):
 class BiasMethod(_Section):
     """Every bias in the layers of the sites."""
 
-    kind: Literal["bias"]
+    kind: Vectors[Literal["bias"]]
 
 
 class MeanDifferenceMethod(_Section):
     """Vectors that are not trained: mean activations of another language's speech less one's own."""
 
-    kind: Literal["mean-difference"]
-    contrast: str = Field(description="language that the base knows well, in the same shards")
-    scale: float = Field(1.0, description="how much of the difference; chosen on dev")
-    clips: int = Field(100, ge=1, description="training clips of each language")
+    kind: Vectors[Literal["mean-difference"]]
+    contrast: Vectors[str] = Field(description="language that the base knows well, in the same shards")
+    scale: Vectors[float] = Field(1.0, description="how much of the difference; chosen on dev")
+    clips: Vectors[int] = Field(100, ge=1, description="training clips of each language")
 
 
 class InContextMethod(_Section):
     """Solved examples before each utterance; nothing is trained."""
 
-    kind: Literal["in-context"]
-    examples: int = Field(4, ge=1, description="fewer where they do not fit the window")
-    choose: Literal["random", "audio", "text"] = Field(
+    kind: Both[Literal["in-context"]]
+    examples: Both[int] = Field(4, ge=1, description="fewer where they do not fit the window")
+    choose: Both[Literal["random", "audio", "text"]] = Field(
         "random",
         description="at random; or nearest by the base's own encoder, or by the letters of its draft",
     )
-    pool: int = Field(200, ge=1, description="training clips to choose from")
+    pool: Both[int] = Field(200, ge=1, description="training clips to choose from")
 
 
 class ZeroShotMethod(_Section):
     """The base as it is."""
 
-    kind: Literal["zero-shot"]
+    kind: Vectors[Literal["zero-shot"]]
 
 
 Method = SalsaMethod | LoraMethod | BiasMethod | MeanDifferenceMethod | InContextMethod | ZeroShotMethod
 
 
 class TrainingConfig(_Section):
-    steps: int = Field(160, ge=1, description="steps of each adapter")
-    lr: float = Field(1e-2, gt=0)
-    lr_scale: dict[str, Annotated[float, Field(gt=0)]] = Field(
+    steps: Vectors[int] = Field(160, ge=1, description="steps of each adapter")
+    lr: Vectors[float] = Field(1e-2, gt=0)
+    lr_scale: VectorsByOrder[dict[str, Annotated[float, Field(gt=0)]]] = Field(
         {},
         description="by which the rate of some steering vectors is multiplied, such as {llm: 0.5, "
         "encoder:5: 3}; of two that name a layer the last. For layers whose activations differ in size",
     )
-    warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps with a rising rate")
-    decay: Literal["cosine", "none"] = "cosine"
-    clip_norm: float | None = Field(1.0, gt=0, description="of one adapter's gradient; null: off")
-    seed: int = 0
-    window_s: float | None = Field(
+    warmup: Vectors[float] = Field(
+        0.05, ge=0, lt=1, description="share of the steps with a rising rate"
+    )
+    decay: Vectors[Literal["cosine", "none"]] = "cosine"
+    clip_norm: Vectors[float | None] = Field(
+        1.0, gt=0, description="of one adapter's gradient; null: off"
+    )
+    seed: Vectors[int] = 0
+    window_s: Vectors[float | None] = Field(
         None,
         gt=0,
         description="audio window of the clips that are trained on, in seconds; null: base.window_s. A "
         "shorter one costs less a step; what is learned there is used and compared at base.window_s",
     )
-    silence_stride: int = Field(
+    silence_stride: Vectors[int] = Field(
         1,
         ge=1,
         description="for Whisper, whose window is 30 s whatever a clip's length: of the silence behind "
         "a clip training hears one position of so many, which stands for them. With 8 short clips are "
         "several times cheaper, and gradients nearly the same; 1 hears all",
     )
-    micro_batch: int = Field(16, ge=1, description="audio windows of one forward pass on one rank")
-    activation_checkpointing: bool = Field(
+    micro_batch: Neither[int] = Field(
+        16, ge=1, description="audio windows of one forward pass on one rank"
+    )
+    activation_checkpointing: Neither[bool] = Field(
         False, description="make activations again in backward: less memory, more time"
     )
-    share_prefix: bool = Field(
+    share_prefix: Neither[bool] = Field(
         True, description="a clip that several adapters take is heard once, up to their first layer"
     )
-    prefix_cache: Literal["off", "memory", "disk"] = Field(
+    prefix_cache: Neither[Literal["off", "memory", "disk"]] = Field(
         "off", description="keep what lies below the first steered layer, computed once a clip"
     )
-    prefix_cache_gb: float = Field(
+    prefix_cache_gb: Neither[float] = Field(
         4, gt=0, description="room for it: of each rank's memory, or of the disk in all"
     )
-    prefix_folder: Folder | None = Field(
+    prefix_folder: Place[Folder | None] = Field(
         None, description="where it is kept on disk; null: in the run's folder"
     )
-    save_every_s: float = Field(60, ge=0, description="seconds between two checkpoints")
-    keep: int = Field(2, ge=1, description="checkpoints kept")
-    max_skipped: int = Field(10, ge=0, description="skipped steps in a row before the run stops")
-    max_loss: float | None = Field(
+    save_every_s: Neither[float] = Field(60, ge=0, description="seconds between two checkpoints")
+    keep: Neither[int] = Field(2, ge=1, description="checkpoints kept")
+    max_skipped: Vectors[int] = Field(
+        10, ge=0, description="skipped steps in a row before the run stops"
+    )
+    max_loss: Vectors[float | None] = Field(
         30.0,
         gt=0,
         description="a step of a larger loss is skipped, as one with a NaN gradient; nats a label, "
         "where guessing among 150,000 tokens costs 12; null: off",
     )
-    hang_after_s: float = Field(
+    hang_after_s: Neither[float] = Field(
         300,
         gt=0,
         description="seconds at one place, of the start or of a step, before a rank counts as hung",
     )
-    dev_clips: int = Field(
+    dev_clips: Vectors[int] = Field(
         0, ge=0, description="dev clips a language that adapters are measured on; 0: not measured"
     )
     halving: HalvingConfig | None = Field(
@@ -356,20 +376,20 @@ class TrainingConfig(_Section):
 
 
 class PlacementConfig(_Section):
-    kind: Literal["replicate", "node", "full", "auto"] | int = Field(
+    kind: Neither[Literal["replicate", "node", "full", "auto"] | int] = Field(
         "auto",
         description="ranks that share one copy: replicate (1), node, full (all), or a number; auto: "
         "the fewest whose memory suffices",
     )
-    ds_config: Path | None = Field(
+    ds_config: Place[Path | None] = Field(
         None,
         description="DeepSpeed config: a file, or one in ds_configs/ such as lean.json; null: the one "
         "there for this placement",
     )
-    offload: Literal["none", "cpu", "nvme"] = Field(
+    offload: Neither[Literal["none", "cpu", "nvme"]] = Field(
         "none", description="where a shared base's parts are between uses: the device, RAM, or a disk"
     )
-    nvme_path: Folder | None = Field(
+    nvme_path: Place[Folder | None] = Field(
         None, description="folder on each node's own disk, for offload: nvme"
     )
 
@@ -377,23 +397,23 @@ class PlacementConfig(_Section):
 class DecodingConfig(_Section):
     """Greedy decoding, as generate() of transformers understands these words."""
 
-    repetition_penalty: float = Field(1.0, gt=0)
-    no_repeat_ngram_size: int = Field(0, ge=0, description="0: off")
+    repetition_penalty: Transcripts[float] = Field(1.0, gt=0)
+    no_repeat_ngram_size: Transcripts[int] = Field(0, ge=0, description="0: off")
 
 
 class EvaluationConfig(_Section):
-    split: str = "test"
-    clips: int | None = Field(
+    split: Transcripts[str] = "test"
+    clips: Transcripts[int | None] = Field(
         None, ge=1, description="the first so many of each language that fit the window; null: all"
     )
-    windows_s: list[float | None] = Field(
+    windows_s: Coverage[list[float | None]] = Field(
         [None], min_length=1, description="audio windows in seconds; null: the base's own"
     )
-    batch: int = Field(16, ge=1, description="clips of one generate() call")
-    max_new_tokens: int = Field(96, ge=1)
+    batch: Neither[int] = Field(16, ge=1, description="clips of one generate() call")
+    max_new_tokens: Transcripts[int] = Field(96, ge=1)
     decoding: DecodingConfig = DecodingConfig()
-    zero_shot: bool = Field(True, description="decode the clips without an adapter too")
-    forgetting: bool | list[str] = Field(
+    zero_shot: Coverage[bool] = Field(True, description="decode the clips without an adapter too")
+    forgetting: Coverage[bool | list[str]] = Field(
         False,
         description="decode each adapter in other languages too, true: in all of the shards, or in "
         "those listed; and the base once more without adapters beside it",
@@ -402,7 +422,7 @@ class EvaluationConfig(_Section):
 
 
 class Config(_Section):
-    run: Folder = Field(description="folder of this run")
+    run: Place[Folder] = Field(description="folder of this run")
     base: BaseConfig
     data: DataConfig
     method: Annotated[Method, Field(discriminator="kind")] = SalsaMethod()
@@ -411,7 +431,7 @@ class Config(_Section):
     training: TrainingConfig = TrainingConfig()
     placement: PlacementConfig = PlacementConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
-    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(
+    trackers: Neither[list[Literal["tensorboard", "wandb", "trackio"]]] = Field(
         ["tensorboard"], description="where the curves are drawn: tensorboard, wandb, trackio"
     )
 
@@ -493,38 +513,3 @@ class Config(_Section):
         """The base with the audio window that training hears."""
         window = self.training.window_s or self.base.window_s
         return self.base.model_copy(update={"window_s": window})
-
-    def digest(self) -> str:
-        """Hash of the settings that decide the trained vectors; where things lie does not count."""
-        halving = self.training.halving
-        tree = self.model_dump(
-            mode="json",
-            include={"base", "data", "method", "steering", "adapters", "training"},
-            exclude={
-                "base": {"name", "revision", "stage_to"},
-                "data": {
-                    *("workers", "shards", "max_bad", "stage_to"),
-                    *(() if self.data.join_clips > 1 else ("join_clips",)),
-                },
-                "training": {
-                    *(
-                        "save_every_s",
-                        "keep",
-                        "micro_batch",
-                        "activation_checkpointing",
-                        "hang_after_s",
-                    ),
-                    *("share_prefix", "prefix_cache", "prefix_cache_gb", "prefix_folder"),
-                    *(() if self.training.window_s else ("window_s",)),
-                    *(() if self.training.lr_scale else ("lr_scale",)),
-                    *(() if self.training.silence_stride > 1 else ("silence_stride",)),
-                    *(() if halving else ("dev_clips",)),
-                },
-            },
-        )
-        if halving is not None and halving.metric == "cer":
-            # What is decoded decides who goes on.
-            tree["evaluation"] = self.evaluation.model_dump(
-                mode="json", include={"max_new_tokens", "decoding"}
-            )
-        return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()

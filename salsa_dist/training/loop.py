@@ -25,6 +25,8 @@ import torch
 import torch.distributed as dist
 
 from salsa_dist.config import Config
+from salsa_dist.config.fingerprint import digest
+from salsa_dist.config.release_0_1 import digest_of_release_0_1
 from salsa_dist.data.index import ShardIndex
 from salsa_dist.errors import UserError
 from salsa_dist.placement.choose import Placed, choose
@@ -113,7 +115,8 @@ def train(config: Config) -> Trained:
             adapters=[a.name for a in config.adapters],
             revision=speech_llm.revision,
             shards=index.hash,
-            config=config.digest(),
+            config=digest(config, "vectors"),
+            config_0_1=digest_of_release_0_1(config),
         )
         found = states.newest(config.run / "state", identity)
         first = found.step if found else 0

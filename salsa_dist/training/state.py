@@ -6,6 +6,8 @@
     └── metadata "state": JSON, and "digest": SHA-256 of the tensors
             schema, step, adapters, revision, shards, config
 
+    States of release 0.1, of schema 1, had another digest of the settings in `config`.
+
 All of it is replicated on every rank, so the first rank alone writes it, and any number of ranks can
 go on from it. A file appears whole or not at all; one that is torn all the same is passed over.
 """
@@ -28,7 +30,8 @@ from torch import Tensor
 from salsa_dist.errors import UserError
 from salsa_dist.training.optimizer import PackedAdam
 
-SCHEMA = "salsa-dist/state/1"
+SCHEMA = "salsa-dist/state/2"
+SCHEMA_0_1 = "salsa-dist/state/1"
 
 
 @dataclass(frozen=True)
@@ -40,12 +43,20 @@ class RunIdentity:
         revision: of the frozen base.
         shards: hash of the shard list.
         config: digest of the settings that decide the vectors.
+        config_0_1: the same as release 0.1 made it; None where it would have known other settings.
     """
 
     adapters: list[str]
     revision: str
     shards: str
     config: str
+    config_0_1: str | None = None
+
+    def fields(self, schema: str = SCHEMA) -> dict[str, object]:
+        """As a state of `schema` has them."""
+        fields = asdict(self)
+        older = fields.pop("config_0_1")
+        return {**fields, "config": older} if schema == SCHEMA_0_1 else fields
 
 
 @dataclass(frozen=True)
@@ -83,7 +94,7 @@ def save(folder: Path, state: TrainState, identity: RunIdentity, keep: int) -> i
     path = folder / f"step-{state.step:08d}.safetensors"
     temporary = path.with_suffix(".part")
     metadata = {
-        "state": json.dumps({"schema": SCHEMA, "step": state.step, **asdict(identity)}),
+        "state": json.dumps({"schema": SCHEMA, "step": state.step, **identity.fields()}),
         "digest": _digest(state.tensors),
     }
     raw = serialized(state.tensors, metadata)
@@ -119,12 +130,13 @@ def newest(folder: Path, identity: RunIdentity) -> TrainState | None:
         if found is None:
             continue
         fields, state = found
-        if fields.get("schema") != SCHEMA:
+        schema = fields.get("schema")
+        if schema not in (SCHEMA, SCHEMA_0_1):
             raise UserError(
-                f"state {path} is of schema {fields.get('schema')!r}, this version reads {SCHEMA}: "
+                f"state {path} is of schema {schema!r}, this version reads {SCHEMA}: "
                 "go on with the version that wrote it, or name another run folder"
             )
-        for name, mine in asdict(identity).items():
+        for name, mine in identity.fields(str(schema)).items():
             if fields.get(name) != mine:
                 raise UserError(
                     f"state {path} was made with other {_WHAT[name]}: name another run folder, or "
@@ -150,7 +162,7 @@ def _read(path: Path) -> tuple[dict[str, object], TrainState] | None:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError):
         return None
-    if fields.get("schema") == SCHEMA and metadata.get("digest") != _digest(tensors):
+    if fields.get("schema") in (SCHEMA, SCHEMA_0_1) and metadata.get("digest") != _digest(tensors):
         return None
     return fields, TrainState(int(fields.get("step", 0)), tensors)
 

@@ -1,0 +1,42 @@
+"""What a config field decides, declared with its type: `lr: Vectors[float]`.
+
+Vectors      what is trained; and so what it transcribes
+Transcripts  what a transcript says, whatever was trained
+Both         each of them by itself, such as the precision of the base
+Coverage     which transcripts there are; each says itself of which it is
+Place        where something lies: it may differ from node to node, and what lies there is compared
+Neither      time, memory, what is kept: no result
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal, TypeVar
+
+from pydantic.fields import FieldInfo
+
+Kind = Literal["vectors", "transcripts", "coverage", "place"]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Decides:
+    """Mark of a field: what its value decides, and whether the order of a mapping counts."""
+
+    kinds: frozenset[Kind]
+    ordered: bool = False
+
+
+Vectors = Annotated[T, Decides(frozenset({"vectors"}))]
+VectorsByOrder = Annotated[T, Decides(frozenset({"vectors"}), ordered=True)]
+Transcripts = Annotated[T, Decides(frozenset({"transcripts"}))]
+Both = Annotated[T, Decides(frozenset({"vectors", "transcripts"}))]
+Coverage = Annotated[T, Decides(frozenset({"coverage"}))]
+Place = Annotated[T, Decides(frozenset({"place"}))]
+Neither = Annotated[T, Decides(frozenset())]
+
+
+def decided_by(field: FieldInfo) -> Decides:
+    """The one declaration of a field."""
+    [mark] = [m for m in field.metadata if isinstance(m, Decides)]
+    return mark

@@ -1,0 +1,93 @@
+"""What decides a result, made from what each field of the schema declares (`decides.py`).
+
+settings(config, "vectors")   {"adapters.0.lr": 0.01, "training.max_loss": 20.0, …}
+digest(config, "vectors")     SHA-256 of that as JSON
+
+Values that are the field's default are left out, so that a new key turns no old checkpoint away. An
+adapter's own settings and those that it takes from `training` and `steering` are the same. A base and
+shards are not of it: they count by hashes of what they hold, which stand beside a digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import to_jsonable_python
+
+from salsa_dist.config.annotations import sections_below
+from salsa_dist.config.decides import Kind, decided_by
+from salsa_dist.config.schema import Config, SteeringConfig, TrainingConfig
+
+
+def digest(config: Config, kind: Kind) -> str:
+    """SHA-256 over the settings that decide `kind`."""
+    return digest_of(settings(config, kind))
+
+
+def digest_of(facts: Any) -> str:
+    """SHA-256 over facts as JSON has them."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def settings(config: Config, kind: Kind) -> dict[str, Any]:
+    """The settings that decide `kind` and are not their defaults, by dotted key."""
+    halving = config.training.halving
+    found = _deciding(_filled(config), kind)
+    if kind == "vectors" and halving is not None and halving.metric == "cer":
+        # What is decoded decides who goes on.
+        decoded = _deciding(config, "transcripts").items()
+        found |= {k: v for k, v in decoded if k.startswith(("evaluation.max_new", "evaluation.decod"))}
+    return found
+
+
+def places(config: Config) -> set[str]:
+    """Dotted keys of settings that only say where something lies."""
+    return {key for key, field, _ in leaves(config) if "place" in decided_by(field).kinds}
+
+
+def leaves(section: BaseModel, place: str = "") -> Iterator[tuple[str, FieldInfo, Any]]:
+    """Every setting below `section`: its dotted key, its field, its value."""
+    for name, field in type(section).model_fields.items():
+        key, value = f"{place}.{name}" if place else name, getattr(section, name)
+        if not sections_below(field.annotation):
+            yield key, field, value
+            continue
+        entries = {f"{key}.{i}": v for i, v in enumerate(value)} if isinstance(value, list) else {}
+        for at, below in (entries or {key: value}).items():
+            if below is not None:
+                yield from leaves(below, at)
+
+
+def _deciding(config: Config, kind: Kind) -> dict[str, Any]:
+    return {
+        key: to_jsonable_python(list(value.items()) if decided_by(field).ordered else value)
+        for key, field, value in leaves(config)
+        if kind in decided_by(field).kinds and value != field.get_default(call_default_factory=True)
+    }
+
+
+def _filled(config: Config) -> Config:
+    """The same run with each adapter's settings in its own entry; dev clips only where they decide."""
+    adapters = [
+        entry.model_copy(update={k: getattr(own, k) for k in ("sites", "rule", "lr", "steps", "seed")})
+        for entry, own in zip(config.adapters, config.adapter_settings(), strict=True)
+    ]
+    training: dict[str, Any] = {k: _default(TrainingConfig, k) for k in ("lr", "steps", "seed")}
+    if config.training.halving is None:
+        training["dev_clips"] = _default(TrainingConfig, "dev_clips")
+    return config.model_copy(
+        update={
+            "adapters": adapters,
+            "steering": SteeringConfig(),
+            "training": config.training.model_copy(update=training),
+        }
+    )
+
+
+def _default(section: type[BaseModel], name: str) -> Any:
+    return section.model_fields[name].get_default(call_default_factory=True)
