@@ -330,10 +330,10 @@ def ours(kind: str, folder: Path, meeting: Path, ranks: Any) -> tuple[Any, dict[
     import torch
 
     from salsa_dist.config import PlacementConfig
-    from salsa_dist.placement.base_shape import read_shape
     from salsa_dist.placement.frozen_base import FrozenBase
-    from salsa_dist.placement.plan import make_plan
-    from salsa_dist.placement.step_work import GLOO_MESSAGE_BYTES, Machines, Work
+    from salsa_dist.planner.base_shape import read_shape
+    from salsa_dist.planner.plan import make_plan
+    from salsa_dist.planner.step_work import GLOO_MESSAGE_BYTES, Machines, Work
     from salsa_dist.speech_llms.load import load_speech_llm
     from salsa_dist.steering.bank import AdapterSpec, Bank
     from salsa_dist.training.optimizer import PackedAdam, Schedule, reduce_step
@@ -384,7 +384,7 @@ def stock(_: str, folder: Path, meeting: Path, ranks: Any) -> tuple[Any, dict[st
     from transformers import WhisperForConditionalGeneration
 
     from salsa_dist.placement import zero
-    from salsa_dist.placement.base_shape import read_shape
+    from salsa_dist.planner.base_shape import read_shape
     from salsa_dist.speech_llms.load import load_speech_llm
     from salsa_dist.steering.rules import salsa
     from salsa_dist.steering.sites import site_modules

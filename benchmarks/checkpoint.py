@@ -34,7 +34,7 @@ import torch
 from torch import Tensor, nn
 
 from salsa_dist.placement.ranks import join
-from salsa_dist.placement.zero import ds_settings
+from salsa_dist.planner.ds_settings import ds_settings
 from salsa_dist.speech_llms.load import SpeechLLM, load_speech_llm
 from salsa_dist.steering.bank import AdapterSpec, Bank
 from salsa_dist.steering.rules import salsa

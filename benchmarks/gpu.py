@@ -48,7 +48,8 @@ import salsa_dist  # noqa: F401 -- before transformers
 from salsa_dist.config import PlacementConfig
 from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.placement.ranks import Ranks, join
-from salsa_dist.placement.zero import _import_deepspeed, ds_settings
+from salsa_dist.placement.zero import _import_deepspeed
+from salsa_dist.planner.ds_settings import ds_settings
 from salsa_dist.speech_llms.batch import AdapterBatch
 from salsa_dist.speech_llms.load import SpeechLLM
 from salsa_dist.steering.bank import AdapterSpec, Bank

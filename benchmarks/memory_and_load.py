@@ -156,7 +156,8 @@ def as_rank(system: str, folder: Path, out: Path) -> None:
     from salsa_dist.placement.frozen_base import FrozenBase
     from salsa_dist.placement.loading import load_base, silent
     from salsa_dist.placement.ranks import Ranks, join
-    from salsa_dist.placement.zero import _import_deepspeed, ds_settings
+    from salsa_dist.placement.zero import _import_deepspeed
+    from salsa_dist.planner.ds_settings import ds_settings
     from salsa_dist.speech_llms.load import load_speech_llm
 
     torch.set_num_threads(1)

@@ -62,11 +62,11 @@ def plan(
     """
     from salsa_dist.config import PlacementConfig, load_config
     from salsa_dist.errors import UserError
-    from salsa_dist.placement.base_shape import ENCODER_TOKENS_PER_SECOND, read_shape
-    from salsa_dist.placement.plan import make_plan
-    from salsa_dist.placement.plan_of_run import plan_of, user_settings, with_offload
-    from salsa_dist.placement.sizes import parse_size
-    from salsa_dist.placement.step_work import Machines, Work
+    from salsa_dist.planner.base_shape import ENCODER_TOKENS_PER_SECOND, read_shape
+    from salsa_dist.planner.plan import make_plan
+    from salsa_dist.planner.plan_of_run import plan_of, user_settings, with_offload
+    from salsa_dist.planner.sizes import parse_size
+    from salsa_dist.planner.step_work import Machines, Work
 
     if (config is None) == (base is None):
         raise UserError("name one of both: a run's CONFIG, or a base with --base")

@@ -364,8 +364,8 @@ def _here(job: Job, run: Path, plan: LocalPlan) -> int:
 
 def _plan(config: Config, resources: Resources) -> str:
     """What each placement would cost, as comments below the script."""
-    from salsa_dist.placement.plan_of_run import plan_text
-    from salsa_dist.placement.sizes import parse_size  # slow to import
+    from salsa_dist.planner.plan_of_run import plan_text
+    from salsa_dist.planner.sizes import parse_size  # slow to import
 
     memory = parse_size(resources.gpu_memory or "80GB")
     if not _is_here(config.base.name):

@@ -22,12 +22,12 @@ import torch.distributed as dist
 
 from salsa_dist.config import Config, PlacementConfig
 from salsa_dist.errors import UserError
-from salsa_dist.placement.plan_of_run import plan_of, user_settings, with_offload
-from salsa_dist.placement.plan_table import Plan, Row
 from salsa_dist.placement.ranks import Ranks, group_size
-from salsa_dist.placement.sizes import size
-from salsa_dist.placement.step_work import GLOO_MESSAGE_BYTES, Machines
 from salsa_dist.placement.zero import lacks_libaio
+from salsa_dist.planner.plan_of_run import plan_of, user_settings, with_offload
+from salsa_dist.planner.plan_table import Plan, Row
+from salsa_dist.planner.sizes import size
+from salsa_dist.planner.step_work import GLOO_MESSAGE_BYTES, Machines
 
 # Switches of DeepSpeed that keep or send weights as int8. On frozen weights cut before `initialize`
 # the int8 parts came out all zero, and cut after it nothing was quantised (tried with 0.19.8).

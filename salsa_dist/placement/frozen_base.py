@@ -30,7 +30,8 @@ from salsa_dist.placement.loading import Say, silent
 from salsa_dist.placement.ranks import Ranks, group_size
 from salsa_dist.placement.recompute import recompute_in_backward
 from salsa_dist.placement.shared_prefix import SharedPrefix
-from salsa_dist.placement.zero import StepTraffic, ZeroShards, ds_settings
+from salsa_dist.placement.zero import StepTraffic, ZeroShards
+from salsa_dist.planner.ds_settings import ds_settings
 from salsa_dist.speech_llms import long_audio
 from salsa_dist.speech_llms.batch import AdapterBatch, PromptBatch, Transcript
 from salsa_dist.speech_llms.family import EncodesApart

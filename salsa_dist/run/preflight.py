@@ -31,9 +31,7 @@ import torch
 import torch.distributed as dist
 
 from salsa_dist.errors import UserError
-from salsa_dist.placement.plan_table import Row
 from salsa_dist.placement.ranks import Ranks
-from salsa_dist.placement.step_work import Machines
 
 _TIMEOUT = timedelta(seconds=120)  # ranks may start that much apart
 _SEEN_WITHIN_S = 10.0  # a network file system may show another node's file late
@@ -88,48 +86,30 @@ class Preflight:
             if here.link_gbps is not None and (here.host != there.host) == between
         ]
 
+    def slowest_link(self, between: bool) -> float | None:
+        """Gigabits a second of the slowest link between nodes, or inside them; None: there is none."""
+        links = self.links(between)
+        return round(min(links), 4) if links else None
+
     def event(self) -> dict[str, Any]:
         """Fields of the `preflight` event."""
         return {
             "nodes": len(self.hosts),
             "hosts": self.hosts,
             "seconds": round(self.seconds, 2),
-            "gbps_inside": _least(self.links(between=False)),
-            "gbps_between": _least(self.links(between=True)),
+            "gbps_inside": self.slowest_link(between=False),
+            "gbps_between": self.slowest_link(between=True),
             "warnings": self.warnings,
             # The versions are equal everywhere, and in the `start` event.
             "machines": [_without(asdict(machine), "versions", "folder") for machine in self.machines],
         }
 
-    def against_plan(self, row: Row) -> list[str]:
-        """What `row`'s traffic takes on the links as measured, where the plan counts on better ones.
-
-        The formula of the time is the plan's own (placement/plan.py).
-        """
-        planned = {False: Machines.node_bandwidth, True: Machines.network_bandwidth}
-        moved = {False: row.gathered_bytes_per_step, True: row.bytes_between_nodes_per_step}
-        slow, took_s = [], 0.0
-        for between, where in ((False, "inside"), (True, "between")):
-            found = _least(self.links(between))
-            if not found or not moved[between]:
-                continue
-            took_s = max(took_s, moved[between] * 8 / (found * 1e9))
-            if found * 1e9 < planned[between] * 8 / _SLOW:
-                wanted = planned[between] * 8 / 1e9
-                slow.append(f"{found:.3g} Gbit/s {where} nodes where the plan counts on {wanted:.4g}")
-        if not slow:
-            return []
-        return [
-            f"links: {', '.join(slow)}; what a step of {row.name} moves takes about "
-            f"{took_s:.2g} s, not {row.transfer_s:.2g}"
-        ]
-
     def lines(self) -> list[str]:
         nodes = f"{len(self.hosts)} node" + ("s" if len(self.hosts) > 1 else "")
         speeds = [
-            f"{_least(found):.3g} Gbit/s {where} nodes"
+            f"{found:.3g} Gbit/s {where} nodes"
             for where, between in (("inside", False), ("between", True))
-            if (found := self.links(between))
+            if (found := self.slowest_link(between)) is not None
         ]
         head = f"preflight: {len(self.machines)} ranks on {nodes}, slowest link {', '.join(speeds)}"
         return [f"{head} ({self.seconds:.1f} s)", *(f"warning: {text}" for text in self.warnings)]
@@ -324,10 +304,6 @@ def _rounds(world: int) -> list[list[int]]:
 
 def _pairs(machines: Sequence[Machine]) -> list[tuple[Machine, Machine]]:
     return list(zip(machines, [*machines[1:], machines[0]], strict=True))
-
-
-def _least(values: Sequence[float]) -> float | None:
-    return round(min(values), 4) if values else None
 
 
 def _other_versions(machines: Sequence[Machine]) -> list[str]:

@@ -12,7 +12,7 @@ import psutil
 import torch
 import yaml
 
-import salsa_dist
+from salsa_dist import torchaudio_guard
 from salsa_dist.config import Config
 from salsa_dist.errors import UserError
 from salsa_dist.placement.ranks import Ranks
@@ -64,7 +64,7 @@ def environment() -> dict[str, str]:
         "salsa-dist": version("salsa-dist"),
         "python": platform.python_version(),
         **{name: version(name) for name in names},
-        "torchaudio": salsa_dist.torchaudio_guard.status(),
+        "torchaudio": torchaudio_guard.status(),
         "machine": f"{platform.system()} {platform.machine()}",
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
     }

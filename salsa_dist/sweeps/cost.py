@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from salsa_dist.config import Config
-from salsa_dist.placement.step_work import DEFAULT_CLIP_S
+from salsa_dist.planner.step_work import DEFAULT_CLIP_S
 from salsa_dist.speech_llms.inspection import class_of, read_config
 from salsa_dist.speech_llms.load import FAMILIES, base_revision, refuse_stride
 from salsa_dist.steering.sites import find_layers, layer_counts, select

@@ -33,6 +33,7 @@ from salsa_dist.placement.choose import Placed, choose
 from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.placement.loading import load_base
 from salsa_dist.placement.ranks import Ranks, join
+from salsa_dist.planner.links import slower_than_planned
 from salsa_dist.run.agreement import agree, base_facts, settings_facts
 from salsa_dist.run.console import Console
 from salsa_dist.run.events import Events
@@ -94,8 +95,12 @@ def train(config: Config) -> Trained:
             say(line)
         watchdog.at(None, "choosing a placement", reads=True)
         placed = choose(config, ranks)
-        for line in [*placed.lines, *(checked.against_plan(placed.row) if checked else ())]:
+        for line in placed.lines:
             say(line)
+        if checked:
+            links = (checked.slowest_link(between) for between in (False, True))
+            for line in slower_than_planned(placed.row, *links):
+                say(line)
         watchdog.at(None, "taking the run's lock")
         lock = stack.enter_context(held_for_all(config.run, ranks))
         watchdog.at(None, "loading the base", reads=True)

@@ -20,11 +20,11 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from salsa_dist.config import PlacementConfig
 from salsa_dist.data.clip import silent_clip
-from salsa_dist.placement.base_shape import read_shape
 from salsa_dist.placement.frozen_base import FrozenBase
-from salsa_dist.placement.plan import make_plan
 from salsa_dist.placement.ranks import Ranks, join
-from salsa_dist.placement.step_work import GLOO_MESSAGE_BYTES, Machines, Work
+from salsa_dist.planner.base_shape import read_shape
+from salsa_dist.planner.plan import make_plan
+from salsa_dist.planner.step_work import GLOO_MESSAGE_BYTES, Machines, Work
 from salsa_dist.speech_llms.load import load_speech_llm
 from salsa_dist.steering.bank import AdapterSpec, Bank
 from salsa_dist.training.optimizer import reduce_step

@@ -8,14 +8,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-from salsa_dist.placement.plan_table import Row
-from salsa_dist.run.preflight import Machine, Preflight
 
 PLAY = """
 import json, os, sys, time
@@ -126,28 +122,3 @@ def test_a_link_that_crawls_does_not_hold_up_the_job(played: Path) -> None:
     event = said(played, "slow")["event"]
     assert event["seconds"] < 30
     assert event["gbps_between"] == pytest.approx(0.001, rel=0.2)
-
-
-def _row(**changes: Any) -> Row:
-    numbers = {field.name: 0 for field in fields(Row)}
-    return Row(**{**numbers, "placement": "full", "offload": "none", "fits": True, **changes})
-
-
-def _measured(inside: float, between: float) -> Preflight:
-    """Two nodes of two ranks; links in Gbit/s."""
-    machines = [
-        Machine(rank, rank % 2, 2, "ab"[rank // 2], "cpu", {}, 0.1, (inside, between)[rank % 2], None)
-        for rank in range(4)
-    ]
-    return Preflight(machines, [], 1.0)
-
-
-def test_slower_links_than_the_plan_counts_on_are_said_with_what_they_cost() -> None:
-    row = _row(gathered_bytes_per_step=10**9, bytes_between_nodes_per_step=10**9, transfer_s=1e9 / 25e9)
-    (line,) = _measured(inside=2000, between=8).against_plan(row)
-    assert "8 Gbit/s between nodes where the plan counts on 200" in line
-    assert "inside" not in line
-    assert line.endswith("a step of full moves takes about 1 s, not 0.04")
-    assert not _measured(inside=2000, between=190).against_plan(row)
-    nothing = _row(gathered_bytes_per_step=0, bytes_between_nodes_per_step=0)
-    assert not _measured(inside=1, between=1).against_plan(nothing), "no traffic, no matter"

@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from salsa_dist.placement.base_shape import BaseShape
-from salsa_dist.placement.step_work import Work, differentiated, first_layer, recomputed
-from salsa_dist.placement.zero import ds_settings
+from salsa_dist.planner.base_shape import BaseShape
+from salsa_dist.planner.ds_settings import ds_settings
+from salsa_dist.planner.step_work import Work, differentiated, first_layer, recomputed
 
 
 def resident_bytes(

@@ -11,9 +11,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from salsa_dist.placement.base_shape import BaseShape
-from salsa_dist.placement.sizes import seconds, size
-from salsa_dist.placement.step_work import USABLE, Machines, Work
+from salsa_dist.planner.base_shape import BaseShape
+from salsa_dist.planner.sizes import seconds, size
+from salsa_dist.planner.step_work import USABLE, Machines, Work
 
 
 @dataclass(frozen=True)

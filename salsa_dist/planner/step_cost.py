@@ -5,8 +5,8 @@ See docs/placement.md for how well the estimates meet what was measured.
 
 from __future__ import annotations
 
-from salsa_dist.placement.base_shape import BaseShape
-from salsa_dist.placement.step_work import Work, differentiated, first_layer, recomputed, tokens_of
+from salsa_dist.planner.base_shape import BaseShape
+from salsa_dist.planner.step_work import Work, differentiated, first_layer, recomputed, tokens_of
 
 
 def flops(shape: BaseShape, work: Work) -> float:

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from salsa_dist.config import Config, PlacementConfig
-from salsa_dist.placement.base_shape import ENCODER_TOKENS_PER_SECOND, BaseShape, read_shape
-from salsa_dist.placement.plan import make_plan
-from salsa_dist.placement.plan_table import Plan
-from salsa_dist.placement.step_work import DEFAULT_CLIP_S, Machines, Work
-from salsa_dist.placement.zero import ds_settings
+from salsa_dist.planner.base_shape import ENCODER_TOKENS_PER_SECOND, BaseShape, read_shape
+from salsa_dist.planner.ds_settings import ds_settings
+from salsa_dist.planner.plan import make_plan
+from salsa_dist.planner.plan_table import Plan
+from salsa_dist.planner.step_work import DEFAULT_CLIP_S, Machines, Work
 
 
 def plan_of(

@@ -19,16 +19,16 @@ from typer.testing import CliRunner
 from salsa_dist.cli import app
 from salsa_dist.config import PlacementConfig, load_config
 from salsa_dist.errors import UserError
-from salsa_dist.placement.base_shape import BaseShape, read_shape
 from salsa_dist.placement.choose import decide
-from salsa_dist.placement.plan import make_plan
-from salsa_dist.placement.plan_of_run import plan_of, plan_text, with_offload
-from salsa_dist.placement.plan_table import Plan
-from salsa_dist.placement.sizes import parse_size
-from salsa_dist.placement.step_cost import activation_bytes, flops
-from salsa_dist.placement.step_work import Machines, Work
-from salsa_dist.placement.weight_bytes import resident_bytes
-from salsa_dist.placement.zero import ds_settings
+from salsa_dist.planner.base_shape import BaseShape, read_shape
+from salsa_dist.planner.ds_settings import ds_settings
+from salsa_dist.planner.plan import make_plan
+from salsa_dist.planner.plan_of_run import plan_of, plan_text, with_offload
+from salsa_dist.planner.plan_table import Plan
+from salsa_dist.planner.sizes import parse_size
+from salsa_dist.planner.step_cost import activation_bytes, flops
+from salsa_dist.planner.step_work import Machines, Work
+from salsa_dist.planner.weight_bytes import resident_bytes
 
 DS_CONFIGS = Path(__file__).parents[2] / "ds_configs"
 CASES = range(len(measured_placements.CASES))

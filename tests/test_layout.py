@@ -1,0 +1,60 @@
+"""Imports between our packages go one way: from a line below to the lines above it.
+
+Imports inside functions count as well: a cycle that is put off is one all the same.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1] / "salsa_dist"
+
+# A package or module of salsa_dist/ imports only what stands above it here.
+ORDER = [
+    *("errors", "built_in", "whole_file", "new_folder", "jsonl", "requeue"),
+    *("torchaudio_guard", "libraries", "versions"),
+    *("steering", "config", "data", "corpus", "speech_llms", "metrics"),
+    *("planner", "placement", "run", "methods", "training", "baselines", "evaluation"),
+    *("__init__", "runs", "report", "sweeps", "launch", "commands", "cli", "__main__"),
+]
+
+
+def imports() -> Iterator[tuple[str, str, str]]:
+    """Who imports whom, by package or module of salsa_dist/, and where."""
+    for path in sorted(ROOT.rglob("*.py")):
+        importer = path.relative_to(ROOT).with_suffix("").parts[0]
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module is not None:
+                at_top = node.module == "salsa_dist"
+                names = [f"salsa_dist.{a.name}" if at_top else node.module for a in node.names]
+            elif isinstance(node, ast.Import):
+                names = [a.name for a in node.names]
+            else:
+                continue
+            for name in names:
+                package, *rest = name.split(".")
+                imported = rest[0] if rest else "__init__"
+                if package == "salsa_dist" and imported != importer:
+                    yield importer, imported, f"{path.relative_to(ROOT.parent)}:{node.lineno}"
+
+
+def test_every_package_has_its_place_in_the_order() -> None:
+    found = {path.relative_to(ROOT).with_suffix("").parts[0] for path in ROOT.rglob("*.py")}
+    assert sorted(found - set(ORDER)) == [], "name its place in ORDER"
+
+
+def test_no_import_runs_back_up() -> None:
+    place = {name: i for i, name in enumerate(ORDER)}
+    wrong = [
+        f"{where}: {importer} imports {imported}"
+        for importer, imported, where in imports()
+        if imported in place and importer in place and place[imported] > place[importer]
+    ]
+    assert wrong == []
+
+
+def test_the_planner_does_without_deepspeed() -> None:
+    for path in (ROOT / "planner").glob("*.py"):
+        assert "import deepspeed" not in path.read_text(encoding="utf-8"), path
