@@ -17,7 +17,7 @@ PLAY = """
 import json, os, sys, time
 from pathlib import Path
 from unittest import mock
-from salsa_dist import preflight as module
+from salsa_dist.run import preflight as module
 from salsa_dist.errors import UserError
 from salsa_dist.placement.ranks import Ranks, join
 
