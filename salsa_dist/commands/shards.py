@@ -53,6 +53,12 @@ def build(
     max_seconds: Annotated[float, typer.Option(help="what is longer is dropped")] = 600.0,
     dev_share: Annotated[float, typer.Option(help="where the corpus has no splits")] = 0.05,
     test_share: Annotated[float, typer.Option(help="where the corpus has no splits")] = 0.05,
+    keep: Annotated[
+        str, typer.Option(help="doubtful samples that stay: cut-off,clipped, …; default: all dropped")
+    ] = "",
+    max_dropped: Annotated[
+        float, typer.Option(help="share whose audio may be of no use; more is an error")
+    ] = 0.1,
     seed: Annotated[int, typer.Option(help="of the splits and the order")] = 0,
     workers: Workers = None,
 ) -> None:
@@ -79,8 +85,9 @@ def build(
         max_seconds=max_seconds,
         dev_share=dev_share,
         test_share=test_share,
+        keep=tuple(sorted(part for part in keep.split(",") if part)),
     )
-    build_shards(recipe, source, out, ask, _cores(workers))
+    build_shards(recipe, source, out, ask, _cores(workers), max_dropped)
 
 
 @app.command()
@@ -127,8 +134,6 @@ def lint(
 @app.command()
 def stats(folder: Folder, as_json: AsJson = False) -> None:
     """How much of what there is, by the index."""
-    from rich.console import Console
-
     from salsa_dist.corpus import stats as of_shards
     from salsa_dist.data.index import ShardIndex
 
@@ -136,7 +141,7 @@ def stats(folder: Folder, as_json: AsJson = False) -> None:
     if as_json:
         print(json.dumps({"name": index.name, "hash": index.hash, "rows": of_shards.rows(index)}))
     else:
-        Console().print(of_shards.table(index))
+        print(of_shards.said(index))
 
 
 @app.command()

@@ -30,10 +30,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from salsa_dist.corpus import card, splits
+from salsa_dist.corpus import card, doubts, splits
 from salsa_dist.corpus.packing import Made, Task, kept, make
 from salsa_dist.corpus.recipes import load_recipe, name_of
-from salsa_dist.corpus.stats import table
+from salsa_dist.corpus.stats import said
 from salsa_dist.corpus.text import RULES, clean
 from salsa_dist.corpus.utterance import Ask, Corpus, Utterance
 from salsa_dist.corpus.writer import check_name, is_key
@@ -44,15 +44,26 @@ from salsa_dist.errors import UserError
 
 # Each rank reads shards of its own, so there are several, however few clips a split has.
 MIN_SHARDS = {"train": 8, "dev": 1, "test": 2}
+MAX_DROPPED = 0.1
+# Dropped because the user asked so, and no sign of a damaged corpus.
+ASKED = ("too short", "too long")
 
 
 def build(
-    recipe: str, source: str | Path, out: str | Path, ask: Ask | None = None, workers: int = 1
+    recipe: str,
+    source: str | Path,
+    out: str | Path,
+    ask: Ask | None = None,
+    workers: int = 1,
+    max_dropped: float = MAX_DROPPED,
 ) -> ShardIndex:
     """The shards that `recipe` makes of `source`, built into `out` or found there.
 
+    `max_dropped` is the share of a language's utterances whose audio may turn out to be of no use.
+
     Raises:
-        UserError: no such recipe, a source that it can't read, or an `out` that holds other things.
+        UserError: no such recipe, a source that it can't read, an `out` that holds other things, or
+            more dropped than that.
     """
     ask = ask or Ask()
     module, name = load_recipe(recipe), name_of(recipe)
@@ -71,12 +82,10 @@ def build(
         dropped = {language: Counter(counts) for language, counts in corpus.dropped.items()}
         tasks, how = plan(recipe, source, corpus, ask, dropped)
         made = _make_all(tasks, folder, workers)
+        _check_dropped(tasks, made, max_dropped)
         index = _finish(name, out, folder, corpus, ask, tasks, made, how, dropped)
         shutil.rmtree(scratch, ignore_errors=True)
-    Console().print(table(index))
-    for language, counts in sorted(index.recipe["dropped"].items()):
-        said = ", ".join(f"{n} {why}" for why, n in counts.items()) or "nothing"
-        Console().print(f"dropped in {language}: {said}", soft_wrap=True)
+    print(said(index))
     return index
 
 
@@ -87,6 +96,7 @@ def plan(
     by_language: dict[str, list[Utterance]] = {}
     there: Counter[str] = Counter()
     seen: set[str] = set()
+    audio: set[tuple[object, ...]] = set()
     for utterance in corpus.utterances:
         language = utterance.language
         there[language] += 1
@@ -95,6 +105,12 @@ def plan(
         key = f"{language}/{utterance.key}"
         if not is_key(key):
             raise UserError(f"recipe {recipe!r}: {key!r} can't be a key: make it with utterance.key")
+        u = utterance
+        place = (language, u.audio, u.row, u.start, u.end, u.channel)
+        if place in audio:
+            dropped.setdefault(language, Counter())["same audio again"] += 1
+            continue
+        audio.add(place)
         if key in seen:
             raise UserError(f"{source}: two utterances in {language} are called {utterance.key}")
         seen.add(key)
@@ -138,6 +154,8 @@ def _check(ask: Ask, workers: int) -> None:
         wrong.append(f"seconds go from more than 0 to {MAX_SECONDS:g}, the shortest first")
     if not (ask.dev_share >= 0 and ask.test_share >= 0 and ask.dev_share + ask.test_share < 1):
         wrong.append("the shares of dev and test are 0 or more, and leave something to train on")
+    if unknown := [kind for kind in ask.keep if kind not in doubts.KINDS]:
+        wrong.append(f"no kind of doubt is {', '.join(unknown)}: there are {', '.join(doubts.KINDS)}")
     if wrong:
         raise UserError("; ".join(wrong))
 
@@ -224,6 +242,26 @@ def _worker() -> None:
     threading.Thread(target=leave_with_parent, daemon=True).start()
 
 
+def _check_dropped(tasks: Sequence[Task], made: dict[str, Made], most: float) -> None:
+    """Raises: UserError: more of a language's audio is of no use than the share `most`."""
+    if not any(one.shard for one in made.values()):
+        return  # nothing is left, which is told another way
+    tried: Counter[str] = Counter()
+    gone: dict[str, list[tuple[str, str]]] = {}
+    for task in tasks:
+        tried[task.language] += len(task.utterances)
+        gone.setdefault(task.language, []).extend(made[task.path].dropped)
+    for language, dropped in sorted(gone.items()):
+        bad = [(key, why) for key, why in dropped if why.split(":")[0] not in ASKED]
+        if len(bad) > most * tried[language]:
+            kinds = Counter(why.split(":")[0] for _, why in bad)
+            raise UserError(
+                f"{len(bad)} of {tried[language]} utterances in {language} can't be used "
+                f"({', '.join(f'{n} {kind}' for kind, n in kinds.most_common())}), such as {bad[0][0]} "
+                f"({bad[0][1]}): mend the source, or allow more than {most:g} with --max-dropped"
+            )
+
+
 def _remove_others(tasks: Sequence[Task], folder: Path) -> None:
     """What another corpus, or a process killed while it wrote, left in the folder."""
     ours = {folder / task.path for task in tasks}
@@ -272,6 +310,7 @@ def _finish(
         "audio": "as it came" if ask.rate is None else f"mono FLAC, 16 bit, {ask.rate} Hz",
         "resampler": resampler(),
         "asked": ask.facts(),
+        "touched": {lang: dict(sorted(n.items())) for lang, n in sorted(corpus.touched.items())},
         "dropped": {lang: dict(sorted(counts.items())) for lang, counts in sorted(dropped.items())},
         **corpus.facts,
     }
@@ -303,7 +342,8 @@ def _already_built(name: str, out: Path, ask: Ask) -> ShardIndex:
             f"{out} holds the languages {built}, not {sorted(ask.languages)}: name another folder"
         )
     asked = index.recipe.get("asked", Ask().facts())
-    other = [k for k, v in ask.facts().items() if asked.get(k) != v]
+    usual = Ask().facts()  # what an older build was not asked yet
+    other = [k for k, v in ask.facts().items() if asked.get(k, usual[k]) != v]
     if other:
         raise UserError(
             f"{out} was built with another {', '.join(other)} "

@@ -29,6 +29,7 @@ def write(index: ShardIndex) -> str:
         _table(index),
         "## Texts",
         "\n".join(f"- {rule}" for rule in _listed(facts["text"])),
+        *_touched(facts.get("touched", {})),
         "## Splits",
         "\n".join(f"- {line}" for line in _said(facts["splits"])),
         "## Left out",
@@ -65,10 +66,19 @@ def _said(how: dict[str, str] | str) -> list[str]:
 
 
 def _dropped(dropped: dict[str, dict[str, Any]]) -> list[str]:
+    return [f"{language}: {line}" for language, line in _counted(dropped)]
+
+
+def _counted(counts: dict[str, dict[str, Any]]) -> list[tuple[str, str]]:
     return [
-        f"{language}: " + (", ".join(f"{n} {why}" for why, n in counts.items()) or "nothing")
-        for language, counts in dropped.items()
+        (language, ", ".join(f"{n} {what}" for what, n in own.items()) or "nothing")
+        for language, own in counts.items()
     ]
+
+
+def _touched(touched: dict[str, dict[str, int]]) -> list[str]:
+    lines = [f"- {language}: {line}" for language, line in _counted(touched)]
+    return ["Utterances that a rule changed:", "\n".join(lines)] if lines else []
 
 
 def _seconds(index: ShardIndex) -> dict[str, list[float]]:

@@ -1,6 +1,6 @@
 """`shards lint`: every shard and sample that is damaged, and what two splits share.
 
-    folder ─► each tar, in its own process: sha256, tar, names, audio, rate, length, text, index
+    folder ─► each tar, in its own process: sha256, tar, names, audio, rate, length, doubts, text, index
            ─► all together: speakers and texts of a language that are in two splits
            ─► Problem ── shard, sample (None: the whole shard), kind, what
 
@@ -16,19 +16,21 @@ from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
+from salsa_dist.corpus import doubts
 from salsa_dist.corpus.archive import DamagedTar
 from salsa_dist.corpus.tar_samples import Found, found, tars
 from salsa_dist.corpus.text import same
 from salsa_dist.corpus.utterance import split_in
 from salsa_dist.data.file_hash import sha256_of
 from salsa_dist.data.index import FILE, Shard, ShardIndex
-from salsa_dist.data.shards import MAX_SECONDS, BadSample, open_audio, read_facts
+from salsa_dist.data.shards import AUDIO_KINDS, MAX_SECONDS, BadSample, open_channels, read_facts
 from salsa_dist.errors import UserError
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong; `kind` is shard, tar, index, name, audio, length, rate, text or split."""
+    """What is wrong; `kind` is shard, tar, index, name, audio, length, rate, text, split, or one of
+    `doubts.KINDS`."""
 
     shard: str
     sample: str | None
@@ -46,6 +48,7 @@ class Bounds:
     min_seconds: float = 0.1
     max_seconds: float = MAX_SECONDS
     rate: int | None = None
+    keep: tuple[str, ...] = ()  # kinds of doubtful samples that the build was asked to keep
 
 
 @dataclass
@@ -74,6 +77,7 @@ def lint(folder: Path, bounds: Bounds, workers: int = 1) -> tuple[list[Problem],
         index = ShardIndex.load(folder)
         if bounds.rate is None:
             bounds = replace(bounds, rate=index.sample_rate or None)
+        bounds = replace(bounds, keep=tuple(index.recipe.get("asked", {}).get("keep", ())))
         known = {shard.path: shard for shard in index.shards}
         problems += [
             Problem(path, None, "index", f"is not in {FILE}") for path in shards if path not in known
@@ -162,7 +166,7 @@ def _check_sample(
         problem(sample.key, "name", note)
     seconds = None
     try:
-        audio, rate = open_audio(sample.files, path, sample.key)
+        audio, rate = open_channels(sample.files, path, sample.key)
         seconds = len(audio) / rate
         if bounds.rate and rate != bounds.rate:
             problem(sample.key, "rate", f"has {rate} Hz, not {bounds.rate}")
@@ -177,6 +181,14 @@ def _check_sample(
     except BadSample as e:
         problem(sample.key, "text", _without_place(e, path))
         return seconds
+    if seconds is not None:
+        kind = next(kind for kind in AUDIO_KINDS if kind in sample.files)
+        for doubt in (
+            doubts.of_header(sample.files[kind]),
+            doubts.of_audio(audio, rate, facts["text"]),
+        ):
+            if doubt and doubts.kind_of(doubt) not in bounds.keep:
+                problem(sample.key, doubts.kind_of(doubt), f"is {doubt}")
     language = str(facts.get("language", ""))
     if facts.get("speaker"):
         result.speakers.setdefault((language, str(facts["speaker"])), sample.key)

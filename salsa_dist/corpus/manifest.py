@@ -12,10 +12,11 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -101,16 +102,58 @@ def json_rows(path: Path) -> Iterator[Row]:
 
 
 def corpus(rows: Iterable[Row], ask: Ask, source: str) -> Corpus:
-    """All rows as utterances; those without a text are left out and counted."""
-    found = []
+    """All rows as utterances; those that lack a text or an audio file are left out and counted.
+
+    Raises:
+        UserError: as `to_utterance`; or no row at all has a text, or an audio file.
+    """
+    found: list[Utterance] = []
+    elsewhere: list[int] = []
     dropped: dict[str, Counter[str]] = {}
+    lacking: dict[str, UserError] = {}
     for row in rows:
+        language = _text(row, ask, "language") or ask.language or "any"
+        missing = next((field for field in ("audio", "text") if not _given(row, ask, field)), None)
+        if missing:
+            lacking.setdefault(missing, _lacks(row, ask, missing))
+            dropped.setdefault(language, Counter())[f"no {missing}"] += 1
+            continue
         utterance = to_utterance(row, ask)
         if utterance.text.strip():
+            if _elsewhere(row, ask):
+                elsewhere.append(len(found))
             found.append(utterance)
         elif ask.wants(utterance.language):
             dropped.setdefault(utterance.language, Counter())["no text"] += 1
+    if not found and lacking:
+        raise next(iter(lacking.values()))
+    _named_without_their_place(found, elsewhere)
     return Corpus(found, "not stated", source, dropped=dropped)
+
+
+def _given(row: Row, ask: Ask, field: str) -> bool:
+    return _value(row, ask, field) not in (None, "")
+
+
+def _elsewhere(row: Row, ask: Ask) -> bool:
+    """Whether the row has no key of its own, and audio that does not lie beside its manifest."""
+    audio = Path(_text(row, ask, "audio") or "")
+    beside = audio.is_absolute() and not audio.is_relative_to(row.file.parent.absolute())
+    return beside and not _text(row, ask, "key")
+
+
+def _named_without_their_place(found: list[Utterance], which: list[int]) -> None:
+    """Keys of audio that lies elsewhere: its path below the folder that all of it is in."""
+    if not which:
+        return
+    root = os.path.commonpath([found[i].audio.parent for i in which])
+    for i in which:
+        found[i] = replace(found[i], key=_key_of(found[i].audio.relative_to(root), found[i].start))
+
+
+def _key_of(audio: Path, start: float | None) -> str:
+    part = "" if start is None else f"-{round(start * 1000):08d}"
+    return key(audio.with_suffix("").as_posix().lstrip("/.") + part)
 
 
 def to_utterance(row: Row, ask: Ask) -> Utterance:
@@ -132,12 +175,13 @@ def to_utterance(row: Row, ask: Ask) -> Utterance:
         raise UserError(f"{row.place}: {audio!r} is no file: fetch or write the audio first")
     start, end = _times(row, ask)
     named = _text(row, ask, "key")
-    place = Path(audio).with_suffix("").as_posix().lstrip("/.")
-    part = "" if start is None else f"-{round(start * 1000):08d}"
+    place, folder = Path(audio), row.file.parent.absolute()
+    if place.is_absolute() and place.is_relative_to(folder):
+        place = place.relative_to(folder)
     split = _text(row, ask, "split")
     channel = _text(row, ask, "channel") or ""
     return Utterance(
-        key=key(named or place + part),
+        key=key(named) if named else _key_of(place, start),
         audio=row.file.parent / audio,
         text=text,
         language=language,

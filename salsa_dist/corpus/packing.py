@@ -20,11 +20,12 @@ from typing import Any
 import soundfile
 
 from salsa_dist import torchaudio_guard
+from salsa_dist.corpus import doubts
 from salsa_dist.corpus.recipes import load_recipe
 from salsa_dist.corpus.text import clean
 from salsa_dist.corpus.utterance import Ask, Utterance
 from salsa_dist.corpus.writer import Packed, flac, put, write_tar
-from salsa_dist.data.audio import decode, resample, resampler
+from salsa_dist.data.audio import Audio, channels, mono, resample, resampler
 from salsa_dist.data.file_hash import sha256_of
 from salsa_dist.data.index import Entry, Shard
 from salsa_dist.data.shards import AUDIO_KINDS, MAX_BYTES, RATES
@@ -50,7 +51,8 @@ class Task:
     def digest(self) -> str:
         """Equal for two tasks that make the same bytes; files that changed make another."""
         digest = hashlib.sha256()
-        head = (self.recipe, self.path, self.ask.rate, self.ask.min_seconds, self.ask.max_seconds)
+        ask = self.ask
+        head = (self.recipe, self.path, ask.rate, ask.min_seconds, ask.max_seconds, ask.keep)
         digest.update(repr((*head, self.licence, self.source, resampler())).encode())
         for u in self.utterances:
             about = (*(getattr(u, name) for name in u.__slots__ if name != "extra"), dict(u.extra))
@@ -138,11 +140,13 @@ def _pack(utterance: Utterance, task: Task) -> Packed:
         raise UserError(f"audio file is missing: {source}")
     ask = task.ask
     whole = (utterance.start, utterance.end, utterance.channel) == (None, None, None)
-    if ask.rate is None and whole:
-        kind, raw, seconds = _as_it_came(source)
+    if utterance.end is None:
+        _refuse(doubts.of_header(source), ask)
+    if as_it_came := ask.rate is None and whole:
+        kind, raw, several, rate = _as_it_came(source)
     else:
         try:
-            audio, rate = decode(
+            several, rate = channels(
                 source,
                 start=utterance.start or 0.0,
                 end=utterance.end,
@@ -152,9 +156,11 @@ def _pack(utterance: Utterance, task: Task) -> Packed:
         except UserError as e:
             kind = "too long" if "is longer than" in str(e) else "unreadable audio"
             raise UserError(f"{kind}: {e}") from None
-        seconds = len(audio) / rate
-        if seconds >= ask.min_seconds:
-            audio, rate = resample(audio, rate, ask.rate or rate), ask.rate or rate
+    seconds = len(several) / rate
+    if seconds >= ask.min_seconds:
+        _refuse(doubts.of_audio(several, rate, text), ask)
+        if not as_it_came:
+            audio, rate = resample(mono(several), rate, ask.rate or rate), ask.rate or rate
             kind, raw, seconds = "flac", flac(audio, rate), len(audio) / rate
     if seconds < ask.min_seconds:
         raise UserError(f"too short: {seconds:.3f} s")
@@ -173,20 +179,25 @@ def _pack(utterance: Utterance, task: Task) -> Packed:
     return Packed(utterance.key, kind, raw, facts, seconds)
 
 
-def _as_it_came(source: Path | bytes) -> tuple[str, bytes, float]:
-    """Kind, bytes and seconds of a recording that is kept; it is decoded to know that it is sound."""
+def _refuse(doubt: str | None, ask: Ask) -> None:
+    if doubt and doubts.kind_of(doubt) not in ask.keep:
+        raise UserError(doubt)
+
+
+def _as_it_came(source: Path | bytes) -> tuple[str, bytes, Audio, int]:
+    """Kind and bytes of a recording that is kept, `(samples, channels)` of it, and its rate in Hz."""
     if isinstance(source, Path) and source.stat().st_size > MAX_BYTES:
         raise UserError(f"too long: {source} has more than {MAX_BYTES} bytes")
     raw = source.read_bytes() if isinstance(source, Path) else source
     try:
-        audio, rate = decode(raw, str(source) if isinstance(source, Path) else None)
+        several, rate = channels(raw, str(source) if isinstance(source, Path) else None)
         with soundfile.SoundFile(io.BytesIO(raw)) as file:
             kind = {"MPEG": "mp3", "WAVEX": "wav"}.get(file.format, file.format.lower())
     except UserError as e:
         raise UserError(f"unreadable audio: {e}") from None
     if kind not in AUDIO_KINDS or not RATES[0] <= rate <= RATES[1]:
         raise UserError(f"not a kind that shards hold: {kind} at {rate} Hz")
-    return kind, raw, len(audio) / rate
+    return kind, raw, several, rate
 
 
 @contextmanager

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from rich.table import Table
 
 from salsa_dist.data.index import Shard, ShardIndex
 
@@ -41,10 +40,32 @@ def rows(index: ShardIndex) -> list[dict[str, Any]]:
     return found
 
 
-def table(index: ShardIndex) -> Table:
-    """`rows` for a terminal."""
-    found = rows(index)
-    shown = Table(*(name.removesuffix("_s") for name in found[0]), title=str(index.folder))
-    for row in found:
-        shown.add_row(*(str(value) for value in row.values()))
-    return shown
+def said(index: ShardIndex) -> str:
+    """`rows` as a table that fits 80 columns, and below it what was dropped and which texts changed."""
+    heads = [name.removesuffix("_s") if name != "megabytes" else "MB" for name in _SHOWN]
+    lines = [heads, *([_shown(name, row[name]) for name in _SHOWN] for row in rows(index))]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
+    parts = [str(index.folder)]
+    for line in lines:
+        cells = [
+            cell.ljust(width) if i < 2 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        parts.append("  ".join(cells).rstrip())
+    for title, name in (("dropped in", "dropped"), ("texts changed in", "touched")):
+        for language, counts in sorted(index.recipe.get(name, {}).items()):
+            counted = ", ".join(f"{n} {why}" for why, n in counts.items()) or "nothing"
+            parts.append(f"{title} {language}: {counted}")
+    return "\n".join(parts)
+
+
+_SHOWN = ["language", "split", "shards", "samples", "hours", "p5_s", "p50_s", "p95_s", "longest_s"]
+_SHOWN.append("megabytes")
+
+
+def _shown(name: str, value: Any) -> str:
+    if name.endswith("_s"):
+        return f"{value:.1f}"
+    if name in ("hours", "megabytes"):
+        return f"{value:.3g}" if value < 100 else f"{value:.0f}"
+    return str(value)

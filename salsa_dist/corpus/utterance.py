@@ -66,6 +66,7 @@ class Corpus:
     Attributes:
         utterances: in any order, unless `ordered`.
         text_rules: what the recipe did to texts, beyond the rules of `text.py`.
+        touched: for each language, how many utterances each rule for texts changed.
         dropped: for each language, how many utterances the recipe left out, and why.
         facts: whatever else belongs into the dataset card.
         ordered: keep the order given, it was shuffled by the recipe; else `build` shuffles.
@@ -75,6 +76,7 @@ class Corpus:
     licence: str
     source: str
     text_rules: tuple[str, ...] = ()
+    touched: Mapping[str, Counter[str]] = field(default_factory=dict)
     dropped: Mapping[str, Counter[str]] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
     ordered: bool = False
@@ -94,6 +96,7 @@ class Ask:
         samples_per_shard: at most so many.
         min_seconds, max_seconds: what is shorter or longer is dropped.
         dev_share, test_share: of the utterances, where the corpus has no splits.
+        keep: kinds of doubtful samples (`doubts.py`) that stay in.
     """
 
     languages: tuple[str, ...] | None = None
@@ -107,10 +110,11 @@ class Ask:
     max_seconds: float = MAX_SECONDS
     dev_share: float = 0.05
     test_share: float = 0.05
+    keep: tuple[str, ...] = ()
 
     def facts(self) -> dict[str, Any]:
         """As JSON, without languages and seed, which the index has elsewhere."""
-        facts = {**asdict(self), "columns": dict(self.columns)}
+        facts = {**asdict(self), "columns": dict(self.columns), "keep": list(self.keep)}
         return {k: v for k, v in facts.items() if k not in ("languages", "seed")}
 
     def wants(self, language: str) -> bool:

@@ -1,6 +1,7 @@
 """Audio files to mono float32 arrays: decoding, mixing down, resampling.
 
-    file or bytes ──decode──► (samples,) float32 in [-1, 1], rate in Hz ──resample──► (samples,)
+    file or bytes ──channels──► (samples, channels) ──mono──► (samples,) ──resample──► (samples,)
+                            float32 in [-1, 1], rate in Hz            decode: the first two
 
 soundfile decodes wav, flac, ogg and mp3 in process; starting a program per clip is slow, and
 torchaudio's own reader wants a library as choosy about torch as torchaudio itself.
@@ -31,13 +32,32 @@ def decode(
     channel: int | None = None,
     max_seconds: float | None = None,
 ) -> tuple[Audio, int]:
-    """`source` as mono: `(samples,)` float32, and its rate in Hz.
+    """`source` as mono: `(samples,)` float32, and its rate in Hz; all else is as in `channels`."""
+    several, rate = channels(source, name, start, end, channel, max_seconds)
+    return mono(several), rate
+
+
+def mono(several: Audio) -> Audio:
+    """The mean `(samples,)` of `(samples, channels)`."""
+    one = several[:, 0] if several.shape[1] == 1 else several.mean(axis=1, dtype=np.float32)
+    return np.ascontiguousarray(one)
+
+
+def channels(
+    source: str | Path | bytes,
+    name: str | None = None,
+    start: float = 0.0,
+    end: float | None = None,
+    channel: int | None = None,
+    max_seconds: float | None = None,
+) -> tuple[Audio, int]:
+    """`source` as it was recorded: `(samples, channels)` float32, and its rate in Hz.
 
     Args:
         source: path, or the bytes of a file.
         name: what errors call it.
         start, end: seconds; the part that is read. None: to the end.
-        channel: the one that is taken, from 0; None: the mean of all.
+        channel: the only one that is kept, from 0; None: all.
         max_seconds: a longer part is refused unread, whatever a header claims.
 
     Raises:
@@ -55,19 +75,20 @@ def decode(
                 raise UserError(f"{name} has {file.channels} channels, no channel {channel}")
             if first:
                 file.seek(first)
-            channels = file.read(last - first, dtype="float32", always_2d=True)
-            cut_off = file.format == "FLAC" and len(channels) < last - first
+            several: Audio = file.read(last - first, dtype="float32", always_2d=True)
+            cut_off = file.format == "FLAC" and len(several) < last - first
     except (soundfile.SoundFileError, OSError, TypeError, ValueError, MemoryError) as e:
         reason = " ".join(str(e).split())
         raise UserError(f"{name} can't be read as audio ({reason}): mend or drop it") from None
-    if not len(channels):
+    if not len(several):
         raise UserError(f"{name} holds no audio: drop it")
     if cut_off:
-        raise UserError(f"{name} is cut off: {len(channels)} of {last - first} samples; drop it")
-    mono = channels.mean(axis=1, dtype=np.float32) if channel is None else channels[:, channel]
-    if not np.isfinite(mono).all():
+        raise UserError(f"{name} is cut off: {len(several)} of {last - first} samples; drop it")
+    if channel is not None:
+        several = several[:, channel : channel + 1]
+    if not np.isfinite(several).all():
         raise UserError(f"{name} holds NaN or infinite samples: mend or drop it")
-    return np.ascontiguousarray(mono), rate
+    return several, rate
 
 
 def _part(name: str, frames: int, rate: int, start: float, end: float | None) -> tuple[int, int]:

@@ -226,6 +226,12 @@ def key_and_kind(name: str) -> tuple[str, str]:
 
 def open_audio(files: Mapping[str, Bytes], shard: str | Path, key: str | None) -> tuple[Audio, int]:
     """`(samples,)` float32 and its rate in Hz, of a sample's files by kind. Raises: BadSample."""
+    audio, rate = open_channels(files, shard, key)
+    return (audio if audio.ndim == 1 else audio.mean(axis=1, dtype=np.float32)), rate
+
+
+def open_channels(files: Mapping[str, Bytes], shard: str | Path, key: str | None) -> tuple[Audio, int]:
+    """As `open_audio`, but `(samples, channels)` where there are several."""
 
     def bad(what: str, kind: str) -> BadSample:
         return BadSample(shard, key, what, kind)
@@ -250,8 +256,6 @@ def open_audio(files: Mapping[str, Bytes], shard: str | Path, key: str | None) -
         raise bad(f"has unreadable audio ({' '.join(str(e).split())})", "audio") from None
     if not len(audio) or cut_off:
         raise bad(f"has unreadable audio ({len(audio)} of {claimed} samples)", "audio")
-    if audio.ndim > 1:
-        audio = audio.mean(axis=1, dtype=np.float32)
     if not whole_numbers and not np.isfinite(audio).all():
         raise bad("has unreadable audio (NaN or infinite samples)", "audio")
     return audio, rate

@@ -219,7 +219,12 @@ def test_what_can_t_be_used_is_dropped_counted_and_named(tmp_path: Path) -> None
     rows.append({"audio": "good.wav", "start": 5, "end": 6, "text": "извън"})
     (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, rows)))
     ask = Ask(language="bg", max_seconds=2)
-    index = build("jsonl", tmp_path / "m.jsonl", tmp_path / "out", ask)
+    with pytest.raises(
+        UserError, match=r"5 of 8 utterances in bg can't be used \(4 unreadable audio, 1 "
+    ):
+        build("jsonl", tmp_path / "m.jsonl", tmp_path / "out", ask)
+    assert not (tmp_path / "out").exists()
+    index = build("jsonl", tmp_path / "m.jsonl", tmp_path / "out", ask, max_dropped=0.7)
     assert samples(index).keys() == {"bg/good"}
     counts = {"audio file is missing": 1, "too long": 1, "too short": 1, "unreadable audio": 4}
     assert index.recipe["dropped"] == {"bg": counts}

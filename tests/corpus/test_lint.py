@@ -16,7 +16,7 @@ from clips import tone, tree
 from salsa_dist.corpus.lint import Bounds, Problem, lint
 from salsa_dist.corpus.stats import rows
 from salsa_dist.corpus.writer import Sample, ShardWriter
-from salsa_dist.data.index import FILE, ShardIndex
+from salsa_dist.data.index import FILE, Entry, Shard, ShardIndex
 from salsa_dist.data.shards import SAMPLE_RATE
 from salsa_dist.errors import UserError
 
@@ -219,3 +219,26 @@ def test_stats(tmp_path: Path) -> None:
     assert (train["shards"], train["samples"], train["longest_s"]) == (2, 6, 0.8)
     assert train["mean_s"] == pytest.approx(0.55, abs=0.001)
     assert train["hours"] == pytest.approx(3.3 / 3600, abs=1e-4)
+
+
+def test_stats_fit_80_columns_and_nothing_is_cut(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from salsa_dist.commands.shards import stats
+
+    entries = [Entry(f"k{i}", 3.0 + i % 27, 10 * i, 10) for i in range(20_000)]
+    shard = Shard("a/b.tar", "train", "cmn_hans_cn", 20_000, 3e5, 123_456_789_012, "0" * 64, entries)
+    facts = {
+        "dropped": {"cmn_hans_cn": {"no text": 12_345}},
+        "touched": {"cmn_hans_cn": {"fillers": 7}},
+    }
+    ShardIndex(tmp_path, "x", 16_000, 0, facts, (shard,)).save(tmp_path)
+    stats(tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1:] == [
+        "language     split  shards  samples  hours   p5   p50   p95  longest      MB",
+        "cmn_hans_cn  train       1    20000   88.9  4.0  16.0  28.0     29.0  123457",
+        "dropped in cmn_hans_cn: 12345 no text",
+        "texts changed in cmn_hans_cn: 7 fillers",
+    ]
+    assert max(map(len, lines[1:])) <= 80

@@ -120,6 +120,42 @@ def test_csv_is_quoted(tmp_path: Path) -> None:
     assert facts["extra"] == {"grade": "K", "age": 7.5, "class": "007"}
 
 
+def test_rows_without_a_text_and_rows_of_one_file_are_dropped_and_counted(tmp_path: Path) -> None:
+    for name in "abc":
+        wave(tmp_path / f"{name}.wav")
+    rows = [
+        {"audio": "a.wav", "text": "one", "language": "bg"},
+        {"audio": "b.wav", "text": None, "language": "bg"},
+        {"audio": "b.wav", "language": "bg"},
+        {"audio": None, "text": "two", "language": "bg"},
+        {"audio": "a.wav", "text": "the same file again", "language": "bg"},
+        {"audio": "a.wav", "text": "under another name", "language": "bg", "id": "x"},
+        {"audio": "a.wav", "text": "a part", "language": "bg", "start": 0.1, "end": 0.4},
+        {"audio": "c.wav", "text": "three", "language": "bg"},
+    ]
+    index = build("jsonl", rows_to(tmp_path / "m.jsonl", rows), tmp_path / "out")
+    texts = {facts["text"] for _, _, facts in samples(index).values()}
+    assert texts == {"one", "a part", "three"}
+    counts = {"no audio": 1, "no text": 2, "same audio again": 2}
+    assert index.recipe["dropped"] == {"bg": counts}
+
+
+def test_keys_do_not_tell_where_on_the_disk_the_audio_lies(tmp_path: Path) -> None:
+    made = []
+    for home in ("one", "another/disk"):
+        for name in ("x/a", "y/a"):
+            wave(tmp_path / home / f"clips/{name}.wav")
+        wave(tmp_path / home / "m/near.wav")
+        rows = [
+            {"audio": str(tmp_path / home / f"clips/{name}.wav"), "text": name, "language": "bg"}
+            for name in ("x/a", "y/a")
+        ]
+        rows.append({"audio": str(tmp_path / home / "m/near.wav"), "text": "near", "language": "bg"})
+        manifest = rows_to(tmp_path / home / "m/m.jsonl", rows)
+        made.append(samples(build("jsonl", manifest, tmp_path / home / "out")).keys())
+    assert made[0] == made[1] == {"bg/x/a", "bg/y/a", "bg/near"}
+
+
 def test_nemo(tmp_path: Path) -> None:
     tape(tmp_path / "in/tape.wav")
     rows = [
@@ -289,8 +325,9 @@ def test_without_the_package_datasets(tmp_path: Path, monkeypatch: pytest.Monkey
         (
             "jsonl",
             "a.jsonl",
-            '{"audio": "a.wav", "text": "x", "lang": "bg"}\n' * 2,
-            "two utterances in bg are called a",
+            '{"audio": "a.wav", "text": "x", "lang": "bg", "id": "one"}\n'
+            '{"audio": "b.wav", "text": "x", "lang": "bg", "id": "one"}',
+            "two utterances in bg are called one",
         ),
         ("jsonl", "a.txt", "", r"holds no \*\.jsonl"),
         ("table", "a.csv", "path,text\na.wav\n", "line 2: 1 cells for 2 columns"),

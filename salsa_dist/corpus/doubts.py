@@ -1,0 +1,113 @@
+"""Audio that is not what it says it is, and transcripts that can't be of their audio.
+
+    file ──of_header──► cut-off                                        its header claims more
+    (samples, channels), text ──of_audio──► silent, cancelling (channels), clipped,
+                                            text-too-long, text-too-short
+
+A build drops a sample that is in doubt, counts it by kind and names it in dropped.tsv; the kinds in
+`Ask.keep` it keeps. `shards lint` finds the same in shards and in tars that others made.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from pathlib import Path
+
+import numpy as np
+
+from salsa_dist.corpus.text import same
+from salsa_dist.data.audio import Audio
+from salsa_dist.errors import UserError
+
+CUT_OFF, SILENT, CANCELLING, CLIPPED = "cut-off", "silent", "cancelling", "clipped"
+LONG, SHORT = "text-too-long", "text-too-short"
+KINDS = (CUT_OFF, SILENT, CANCELLING, CLIPPED, LONG, SHORT)
+
+STEP = 2.0**-15  # one step of 16 bits: what stays within two of them is no sound
+CANCELLED = 1e-3  # the mean's energy, of that of its channels; unrelated ones have a half of it
+FULL, CLIPPED_SHARE = 0.995, 0.1  # so many samples at full scale are no peaks any more
+# Letters and digits: nobody reads faster.
+MOST_PER_SECOND, GRACE_S = 35, 0.5
+# Nor is anybody recorded so long for so few words.
+FEWEST_PER_SECOND, PATIENCE_S = 0.2, 10.0
+
+_UNKNOWN = 0x7FFFF000  # a length that a program writes before it knows it, and higher ones
+_HEAD = 1 << 16  # bytes in which a file's sound begins
+
+
+def of_header(source: Path | bytes) -> str | None:
+    """What is wrong with a WAV or NIST SPHERE file that holds fewer bytes than its header claims.
+
+    Raises:
+        UserError: a SPHERE file that nothing here can decode.
+    """
+    if isinstance(source, bytes):
+        head, size = source[:_HEAD], len(source)
+    else:
+        with source.open("rb") as file:
+            head, size = file.read(_HEAD), os.fstat(file.fileno()).st_size
+    if head[:8] == b"NIST_1A\n" and "shorten" in sphere_header(head).get("sample_coding", ""):
+        name = "SPHERE file" if isinstance(source, bytes) else source
+        raise UserError(
+            f"unreadable audio: {name} is compressed by shorten: convert it, with "
+            "'sph2pipe -f wav IN OUT'"
+        )
+    claimed = _claimed(head)
+    if claimed is None or claimed <= size:
+        return None
+    return f"{CUT_OFF}: {size} of the {claimed} bytes that its header claims"
+
+
+def of_audio(audio: Audio, rate: int, text: str) -> str | None:
+    """What is wrong with `(samples,)` or `(samples, channels)` in [-1, 1] at `rate` Hz; it says `text`."""
+    several = audio.reshape(len(audio), -1)
+    if np.ptp(several, axis=0).max() <= 2 * STEP:
+        return f"{SILENT}: no sound in {len(audio) / rate:.2f} s"
+    if several.shape[1] > 1:
+        energy = float(np.square(several, dtype=np.float64).mean())
+        mixed = float(np.square(several.mean(axis=1, dtype=np.float64)).mean())
+        if mixed < CANCELLED * energy:
+            return f"{CANCELLING}: the mean of {several.shape[1]} has nothing left; name one of them"
+    share = float((np.abs(several) >= FULL).mean())
+    if share > CLIPPED_SHARE:
+        return f"{CLIPPED}: {share:.0%} of its samples are at full scale"
+    letters, seconds = len(same(text).replace(" ", "")), len(audio) / rate
+    if letters > MOST_PER_SECOND * (seconds + GRACE_S):
+        return f"{LONG}: {letters} letters in {seconds:.2f} s"
+    if seconds > PATIENCE_S and letters < FEWEST_PER_SECOND * seconds:
+        return f"{SHORT}: {letters} letters in {seconds:.2f} s"
+    return None
+
+
+def kind_of(doubt: str) -> str:
+    """The kind of what `of_header` or `of_audio` said."""
+    return doubt.partition(":")[0]
+
+
+def _claimed(head: bytes) -> int | None:
+    """Bytes that the file must have by its header; None where it does not say."""
+    if head[:4] == b"RIFF" and head[8:12] == b"WAVE":
+        at = 12
+        while at + 8 <= len(head):
+            name, length = struct.unpack_from("<4sI", head, at)
+            if name == b"data":
+                return None if length >= _UNKNOWN else at + 8 + int(length)
+            at += 8 + length + length % 2
+    elif head[:8] == b"NIST_1A\n":
+        fields = sphere_header(head)
+        try:
+            size = [int(fields[k]) for k in ("sample_count", "channel_count", "sample_n_bytes")]
+            return int(head[8:16]) + size[0] * size[1] * size[2]
+        except (KeyError, ValueError):
+            return None
+    return None
+
+
+def sphere_header(head: bytes) -> dict[str, str]:
+    """The fields of a NIST SPHERE header: a name, a type and a value a line."""
+    fields = {}
+    for line in head[16:].partition(b"end_head")[0].decode("ascii", "replace").splitlines():
+        name, _, rest = line.partition(" ")
+        fields[name] = rest.partition(" ")[2].strip()
+    return fields
