@@ -60,7 +60,7 @@ def of_header(source: Path | bytes) -> str | None:
 
 
 def of_audio(audio: Audio, rate: int, text: str) -> str | None:
-    """What is wrong with `(samples,)` or `(samples, channels)` in [-1, 1] at `rate` Hz; it says `text`."""
+    """What is wrong with `(samples,)` or `(samples, channels)` at `rate` Hz that say `text`."""
     several = audio.reshape(len(audio), -1)
     if np.ptp(several, axis=0).max() <= 2 * STEP:
         return f"{SILENT}: no sound in {len(audio) / rate:.2f} s"
