@@ -23,6 +23,18 @@ _ADAPTER = (
     "start_from",
 )
 _TRAINING = ("steps", "lr", "warmup", "decay", "clip_norm", "seed", "max_skipped", "max_loss")
+_METHOD = (
+    "kind",
+    "rank",
+    "alpha",
+    "targets",
+    "contrast",
+    "scale",
+    "clips",
+    "examples",
+    "choose",
+    "pool",
+)
 _AUGMENT = ("speed", "noise_db", "time_masks", "frequency_masks")
 # Its keys, as pydantic's `include` wants them.
 _KEYS: dict[str, Any] = {
@@ -31,7 +43,7 @@ _KEYS: dict[str, Any] = {
         **dict.fromkeys(("clips_per_step", "seconds_per_step", "readers", "join_clips"), True),
         "augment": dict.fromkeys(_AUGMENT, True),
     },
-    "method": {"kind": True},
+    "method": dict.fromkeys((*_METHOD, "examples", "choose", "pool"), True),
     "steering": {"sites": True, "rule": True},
     "adapters": {
         "__all__": {**dict.fromkeys(_ADAPTER, True), "mix": dict.fromkeys(_MIX, True)},

@@ -23,8 +23,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from pydantic_core import to_jsonable_python
 
 from salsa_dist.config import Config, PlacementConfig
+from salsa_dist.config.decides import decided_by
+from salsa_dist.config.fingerprint import leaves
 from salsa_dist.errors import UserError
 from salsa_dist.placement.ranks import Ranks, group_size
 from salsa_dist.speech_llms.load import SpeechLLM
@@ -32,8 +35,6 @@ from salsa_dist.steering.bank import Bank
 
 # These decide which modules a base has, and in which order hooks gather their weights.
 _DECIDING_PACKAGES = ("salsa-dist", "torch", "transformers", "deepspeed")
-# Where things lie may differ from node to node; what lies there is compared by its hash.
-_PLACES = ("run", "base.name", "data.shards")
 _NAMED = 3
 
 
@@ -61,12 +62,15 @@ def agree(ranks: Ranks, facts: Mapping[str, Any]) -> None:
 
 def settings_facts(config: Config, shards: str) -> dict[str, Any]:
     """What is known before the base is loaded: versions, the settings, the shards' hash."""
-    tree = config.model_dump(mode="json")
-    settings = {key: value for key, value in _flat(tree, "") if key not in _PLACES}
-    for name in ("placement", "evaluation.placement"):
-        key = f"{name}.ds_config"
-        if settings.get(key) is not None:
-            settings[key] = _contents(Path(settings[key]))
+    settings: dict[str, Any] = {}
+    for key, field, value in leaves(config):
+        if "place" not in decided_by(field).kinds:
+            settings[key] = to_jsonable_python(value)
+        elif key.endswith("ds_config") and value is not None:
+            settings[key] = _contents(value)
+        else:
+            # Where things lie may differ from node to node; what lies there is compared by its hash.
+            settings[key] = None if value is None else "given"
     return {
         **{f"version of {name}": version(name) for name in _DECIDING_PACKAGES},
         "kind of device": "cuda" if torch.cuda.is_available() else "cpu",
@@ -103,17 +107,6 @@ def base_facts(
         "steered layers": " ".join(bank.sites),
         **{f"sites of {s.name}": f"{s.rule} at {' '.join(s.sites)}" for s in bank.specs},
     }
-
-
-def _flat(value: Any, key: str) -> list[tuple[str, Any]]:
-    """A settings tree as dotted keys."""
-    if isinstance(value, dict):
-        below = [(str(name), v) for name, v in value.items()]
-    elif isinstance(value, list):
-        below = [(str(i), v) for i, v in enumerate(value)]
-    else:
-        return [(key, value)]
-    return [pair for name, v in below for pair in _flat(v, f"{key}.{name}" if key else name)]
 
 
 def _contents(path: Path) -> str:

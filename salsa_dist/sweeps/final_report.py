@@ -10,7 +10,6 @@ from pathlib import Path
 from salsa_dist.report.comparison import Told
 from salsa_dist.report.comparison_page import write_comparison
 from salsa_dist.sweeps.choosing import chosen_tree
-from salsa_dist.sweeps.folder import job_folders
 from salsa_dist.sweeps.plan import Plan
 
 
@@ -22,7 +21,7 @@ def write_final_report(plan: Plan) -> list[Path]:
     sweep = plan.sweep
     where = {
         identity: (job.path, name)
-        for job in job_folders(sweep.file.sweep)
+        for job in plan.jobs()
         if job.done
         for name, identity in job.adapters.items()
     }

@@ -25,6 +25,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -39,7 +40,8 @@ from salsa_dist.report.comparison import METRICS
 from salsa_dist.steering.adapter_folder import FACTS
 from salsa_dist.whole_file import replace_file
 
-SCHEMA = "salsa-dist/sweep-job/2"
+SCHEMA = "salsa-dist/sweep-job/3"
+SCHEMA_0_1 = "salsa-dist/sweep-job/2"  # its identities were made otherwise
 RESULTS_SCHEMA = "salsa-dist/sweep-results/1"
 
 
@@ -96,18 +98,31 @@ class JobFolder:
         return {name: rung["step"] for rung in rungs for name in rung["dropped"]}
 
 
-def job_folders(sweep: Path) -> list[JobFolder]:
-    """The jobs that are there, by name of their folder."""
+def job_folders(sweep: Path, older: Mapping[str, str] = MappingProxyType({})) -> list[JobFolder]:
+    """The jobs that are there, by name of their folder.
+
+    Args:
+        older: see `older_identities`.
+    """
     found = []
     for path in sorted((sweep / "jobs").glob("*/job.json")):
         try:
             tree = json.loads(path.read_text(encoding="utf-8"))
-            if tree["schema"] != SCHEMA:
+            if tree["schema"] not in (SCHEMA, SCHEMA_0_1):
                 raise ValueError(f"its schema is {tree['schema']!r}")
-            found.append(JobFolder(path.parent, dict(tree["adapters"]), tuple(tree["verbs"])))
+            adapters = dict(tree["adapters"])
+            if tree["schema"] == SCHEMA_0_1:
+                config = yaml.safe_load((path.parent / "config.yaml").read_text(encoding="utf-8"))
+                adapters = {n: older.get(known_by(own, config), own) for n, own in adapters.items()}
+            found.append(JobFolder(path.parent, adapters, tuple(tree["verbs"])))
         except (OSError, ValueError, KeyError, TypeError) as e:
             raise UserError(f"{path} is damaged ({e}): remove that job's folder") from None
     return found
+
+
+def known_by(older: str, config: Mapping[str, Any]) -> str:
+    """An identity of that release, with what it forgot: the limits of the job that `config` is of."""
+    return f"{older} {config['training']['max_loss']} {config['training']['max_skipped']}"
 
 
 def make_job(

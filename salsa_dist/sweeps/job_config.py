@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from salsa_dist.config import Config
+from salsa_dist.config.fingerprint import digest_of, settings
 from salsa_dist.data.index import ShardIndex
 from salsa_dist.steering.sites import select
 from salsa_dist.steering.vectors import SteeringVectors
@@ -74,37 +73,27 @@ def job_config(sweep: Sweep, entries: Sequence[Entry]) -> dict[str, Any]:
 
 
 def identity(entry: Entry, sweep: Sweep, facts: BaseFacts, index: ShardIndex) -> str:
-    """SHA-256 over all that decides an adapter's vectors; its name is not of it."""
-    config = sweep.config
-    training = config.training
-    kind = entry.method.kind
-    tree: dict[str, Any] = {
-        "method": kind if kind == "salsa" else entry.method.model_dump(mode="json"),
-        "revision": facts.revision,
-        "shards": index.hash,
-        "base": config.base.model_dump(mode="json", exclude={"name", "revision"}),
-        "data": config.data.model_dump(mode="json", exclude={"shards", "workers"}),
-        "training": [
-            entry.steps or training.steps,
-            training.warmup,
-            training.decay,
-            training.clip_norm,
-            *([training.window_s] if training.window_s else []),
-            *([{"silence_stride": training.silence_stride}] if training.silence_stride > 1 else []),
-            *([_rates_of(training.lr_scale, facts)] if training.lr_scale and kind == "salsa" else []),
-        ],
-        "language": entry.language,
-        "sites": select(entry.sites, facts.layers),
-        "adapter": [entry.rule, entry.lr, entry.seed, entry.minutes],
-    }
-    if entry.start_from is not None:
-        tree["start_from"] = SteeringVectors.load(entry.start_from).digest()
-    if kind in UNTRAINED:
-        del tree["training"], tree["sites"]
-    if "evaluate" in verbs(sweep, entry):
-        tree["evaluation"] = evaluation(sweep, entry)
-    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+    """SHA-256 over all that decides an adapter's vectors and transcripts; its name is not of it.
 
-
-def _rates_of(scales: Mapping[str, float], facts: BaseFacts) -> list[Any]:
-    return [[select(words, facts.layers), scale] for words, scale in scales.items()]
+    Sites count by what they are in this base, and an adapter to start from by its vectors. What a job
+    decides by halving does not count: what was trained to its end is the same without.
+    """
+    config = Config.model_validate(job_config(sweep, [entry]))
+    config = config.model_copy(
+        update={"training": config.training.model_copy(update={"halving": None})}
+    )
+    tree: dict[str, Any] = {"revision": facts.revision, "shards": index.hash}
+    does = verbs(sweep, entry)
+    if "train" in does:
+        decided = settings(config, "vectors")
+        decided["adapters.0.sites"] = select(entry.sites, facts.layers)
+        if entry.start_from is not None:
+            decided["adapters.0.start_from"] = SteeringVectors.load(entry.start_from).digest()
+        scales = config.training.lr_scale if entry.method.kind == "salsa" else {}
+        decided["training.lr_scale"] = [[select(w, facts.layers), scale] for w, scale in scales.items()]
+        tree["vectors"] = decided
+    else:
+        tree["adapter"] = [entry.method.kind, entry.language, entry.seed]
+    if "evaluate" in does:
+        tree |= {kind: settings(config, kind) for kind in ("transcripts", "coverage")}
+    return digest_of(tree)

@@ -31,6 +31,7 @@ from salsa_dist.sweeps.grid import Entry, Sweep
 from salsa_dist.sweeps.job_config import identity, job_config, verbs
 from salsa_dist.sweeps.packing import Packed, decoding_rates, measured_flop, pack
 from salsa_dist.sweeps.problems import memory, refuse_prefix, twice, wrong_with
+from salsa_dist.sweeps.release_0_1 import older_identities
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Plan:
         flop_per_s: measured over the sweep's own steps so far; None: none was made.
         choices: of a comparison, what was chosen so far.
         later: of a comparison, jobs for final rows that wait for tries, by a guess of what is chosen.
+        older: what release 0.1 knew the adapters by, see `older_identities`.
     """
 
     sweep: Sweep
@@ -56,6 +58,7 @@ class Plan:
     clips_per_s: dict[str, float] = field(default_factory=dict)
     choices: list[Choice] = field(default_factory=list)
     later: list[Packed] = field(default_factory=list)
+    older: dict[str, str] = field(default_factory=dict)
 
     def write(self) -> list[JobFolder]:
         """Make the new jobs' folders; all jobs that are not done, old ones first."""
@@ -77,7 +80,11 @@ class Plan:
     def rows(self) -> list[dict[str, Any]]:
         """The table of results as it is now."""
         trees = [entry.row() for entry in self.sweep.entries]
-        return result_rows(trees, self.identities, job_folders(self.sweep.file.sweep))
+        return result_rows(trees, self.identities, self.jobs())
+
+    def jobs(self) -> list[JobFolder]:
+        """All jobs in the sweep's folder as they are now, those of other adapters too."""
+        return job_folders(self.sweep.file.sweep, self.older)
 
     @property
     def finished(self) -> bool:
@@ -207,7 +214,8 @@ def make_plan(sweep: Sweep, nodes: int = 1) -> Plan:
         problems += [p for entry in everything for p in wrong_with(entry, sweep, facts, indexes)]
         if not problems:
             own = [identity(e, sweep, facts, indexes[e.corpus]) for e in tries]
-            rows = result_rows([e.row() for e in tries], own, job_folders(folder))
+            older = older_identities(tries, sweep, facts, indexes)
+            rows = result_rows([e.row() for e in tries], own, job_folders(folder, older))
             by = "cer" if sweep.file.tuning.choose_by == "cer" else "dev_loss"
             choices = choose(sweep, {r["name"]: r[by] for r in rows if r["state"] == "done"})
             finals = finals_of(sweep, choices)
@@ -234,7 +242,8 @@ def make_plan(sweep: Sweep, nodes: int = 1) -> Plan:
         count = len(dict.fromkeys(problems))
         raise UserError(f"sweep {sweep.path} can't run, {count} problems:{listed}")
     wanted = set(identities)
-    there = [j for j in job_folders(folder) if wanted & set(j.adapters.values())]
+    older = older_identities(sound, sweep, facts, indexes)
+    there = [j for j in job_folders(folder, older) if wanted & set(j.adapters.values())]
     if sweep.file.halving is None:
         # What an earlier halving cut short is not done for a sweep that has none.
         there = [j for j in there if not (j.done and j.dropped())]
@@ -247,6 +256,7 @@ def make_plan(sweep: Sweep, nodes: int = 1) -> Plan:
         clips_per_s=decoding_rates(there),
         choices=choices,
         later=pack(waiting, sweep, facts, indexes, nodes),
+        older=older,
     )
 
 

@@ -1,0 +1,83 @@
+"""What release 0.1 knew an entry of a sweep by, so that jobs that it made are found again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from salsa_dist.config import Config
+from salsa_dist.config.release_0_1 import digest_of_release_0_1
+from salsa_dist.data.index import ShardIndex
+from salsa_dist.steering.sites import select
+from salsa_dist.steering.vectors import SteeringVectors
+from salsa_dist.sweeps.cost import BaseFacts
+from salsa_dist.sweeps.folder import known_by
+from salsa_dist.sweeps.grid import Entry, Sweep
+from salsa_dist.sweeps.job_config import UNTRAINED, evaluation, identity, job_config, verbs
+
+# Its keys; later ones were not of it.
+_BASE = {"dtype", "window_s", "stage_to", "prompt", "layers", "language_as"}
+_DATA = {
+    "clips_per_step",
+    "seconds_per_step",
+    "join_clips",
+    "readers",
+    "max_bad",
+    "stage_to",
+    "augment",
+}
+_EVALUATION = ("split", "clips", "windows_s", "max_new_tokens", "decoding", "zero_shot", "forgetting")
+
+
+def older_identities(
+    entries: Sequence[Entry], sweep: Sweep, facts: BaseFacts, indexes: Mapping[str, ShardIndex]
+) -> dict[str, str]:
+    """By what release 0.1 knew an entry by, its identity of today."""
+    found = {}
+    for entry in entries:
+        tree = job_config(sweep, [entry])
+        index = indexes[entry.corpus]
+        if digest_of_release_0_1(Config.model_validate(tree)) is not None:
+            older = known_by(_identity(entry, sweep, facts, index), tree)
+            found[older] = identity(entry, sweep, facts, index)
+    return found
+
+
+def _identity(entry: Entry, sweep: Sweep, facts: BaseFacts, index: ShardIndex) -> str:
+    """SHA-256 of an entry as release 0.1 made it."""
+    config = sweep.config
+    training = config.training
+    kind = entry.method.kind
+    tree: dict[str, Any] = {
+        "method": kind if kind == "salsa" else entry.method.model_dump(mode="json"),
+        "revision": facts.revision,
+        "shards": index.hash,
+        "base": config.base.model_dump(mode="json", include=_BASE),
+        "data": config.data.model_dump(mode="json", include=_DATA),
+        "training": [
+            entry.steps or training.steps,
+            training.warmup,
+            training.decay,
+            training.clip_norm,
+            *([training.window_s] if training.window_s else []),
+            *([{"silence_stride": training.silence_stride}] if training.silence_stride > 1 else []),
+            *([_rates_of(training.lr_scale, facts)] if training.lr_scale and kind == "salsa" else []),
+        ],
+        "language": entry.language,
+        "sites": select(entry.sites, facts.layers),
+        "adapter": [entry.rule, entry.lr, entry.seed, entry.minutes],
+    }
+    if entry.start_from is not None:
+        tree["start_from"] = SteeringVectors.load(entry.start_from).digest()
+    if kind in UNTRAINED:
+        del tree["training"], tree["sites"]
+    if "evaluate" in verbs(sweep, entry):
+        told = evaluation(sweep, entry)
+        tree["evaluation"] = {key: told[key] for key in _EVALUATION}
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+
+
+def _rates_of(scales: Mapping[str, float], facts: BaseFacts) -> list[Any]:
+    return [[select(words, facts.layers), scale] for words, scale in scales.items()]
