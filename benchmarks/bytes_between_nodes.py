@@ -383,13 +383,13 @@ def stock(_: str, folder: Path, meeting: Path, ranks: Any) -> tuple[Any, dict[st
     import torch
     from transformers import WhisperForConditionalGeneration
 
-    from salsa_dist.placement import zero
+    from salsa_dist.libraries.deepspeed import start_deepspeed
     from salsa_dist.planner.base_shape import read_shape
     from salsa_dist.speech_llms.load import load_speech_llm
     from salsa_dist.steering.rules import salsa
     from salsa_dist.steering.sites import site_modules
 
-    deepspeed = zero._import_deepspeed()
+    deepspeed = start_deepspeed()
     config = {**settings(), "train_micro_batch_size_per_gpu": CLIPS_PER_RANK}
     shape = read_shape(folder, dtype="float32")
     batch = load_speech_llm(folder).family.training_batch(clips())

@@ -111,9 +111,9 @@ def ours(base: SpeechLLM, folder: Path, saves: int) -> dict[str, Any]:
 
 
 def deepspeeds(base: SpeechLLM, folder: Path, saves: int) -> dict[str, Any]:
-    from salsa_dist.placement.zero import _import_deepspeed
+    from salsa_dist.libraries.deepspeed import start_deepspeed
 
-    deepspeed = _import_deepspeed()
+    deepspeed = start_deepspeed()
     os.environ.setdefault("LOCAL_RANK", "0")  # the engine insists, in a single process too
     model = steered(base)
     settings = ds_settings(None, "full", torch.float32)

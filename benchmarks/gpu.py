@@ -46,9 +46,9 @@ from torch.profiler import ProfilerActivity, profile
 
 import salsa_dist  # noqa: F401 -- before transformers
 from salsa_dist.config import PlacementConfig
+from salsa_dist.libraries.deepspeed import start_deepspeed
 from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.placement.ranks import Ranks, join
-from salsa_dist.placement.zero import _import_deepspeed
 from salsa_dist.planner.ds_settings import ds_settings
 from salsa_dist.speech_llms.batch import AdapterBatch
 from salsa_dist.speech_llms.load import SpeechLLM
@@ -202,7 +202,7 @@ def cut(model: Any) -> Callable[[], None]:
 
     A run never does this, one rank sharing with nobody; here it shows what the machinery itself costs.
     """
-    deepspeed = _import_deepspeed()
+    deepspeed = start_deepspeed()
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed's engine insists
     settings = ds_settings(None, "full", torch.bfloat16)
     group = dist.new_group([0])

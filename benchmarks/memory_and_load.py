@@ -153,10 +153,10 @@ def as_rank(system: str, folder: Path, out: Path) -> None:
     from conformance import clips, gradients, random_bank
 
     from salsa_dist.config import BaseConfig, PlacementConfig
+    from salsa_dist.libraries.deepspeed import start_deepspeed
     from salsa_dist.placement.frozen_base import FrozenBase
     from salsa_dist.placement.loading import load_base, silent
     from salsa_dist.placement.ranks import Ranks, join
-    from salsa_dist.placement.zero import _import_deepspeed
     from salsa_dist.planner.ds_settings import ds_settings
     from salsa_dist.speech_llms.load import load_speech_llm
 
@@ -167,7 +167,7 @@ def as_rank(system: str, folder: Path, out: Path) -> None:
         ranks = Ranks(world.rank, world.world_size, world.rank % nodes, nodes, world.device)
         lean = REPOSITORY / "ds_configs/lean.json"
         # Libraries are no part of what loading takes: a tiny base has them all imported.
-        _import_deepspeed()
+        start_deepspeed()
         for filled in (True, False):
             load_speech_llm(folder.with_name("tiny"), filled=filled)
         memory = Memory()

@@ -10,9 +10,9 @@ print(transcribe(base, ["clip.ogg"], language="bg", vectors=vectors))
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from salsa_dist import torchaudio_guard
+from salsa_dist.libraries.torchaudio import settle_before_transformers
 
-torchaudio_guard.install()  # before anything imports transformers
+settle_before_transformers()
 
 if TYPE_CHECKING:
     from salsa_dist.config import load_config as load_config

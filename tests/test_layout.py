@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1] / "salsa_dist"
 # A package or module of salsa_dist/ imports only what stands above it here.
 ORDER = [
     *("errors", "built_in", "whole_file", "new_folder", "jsonl", "requeue"),
-    *("torchaudio_guard", "libraries", "versions"),
+    *("libraries", "versions"),
     *("steering", "config", "data", "corpus", "speech_llms", "metrics"),
     *("planner", "placement", "run", "methods", "training", "baselines", "evaluation"),
     *("__init__", "runs", "report", "sweeps", "launch", "commands", "cli", "__main__"),

@@ -19,7 +19,6 @@ from typing import Any
 
 import soundfile
 
-from salsa_dist import torchaudio_guard
 from salsa_dist.corpus import doubts
 from salsa_dist.corpus.recipes import load_recipe
 from salsa_dist.corpus.text import clean
@@ -30,6 +29,7 @@ from salsa_dist.data.file_hash import sha256_of
 from salsa_dist.data.index import Entry, Shard
 from salsa_dist.data.shards import AUDIO_KINDS, MAX_BYTES, RATES
 from salsa_dist.errors import UserError
+from salsa_dist.libraries import torchaudio
 
 SCHEMA = "salsa-dist/made-shard/1"
 
@@ -203,7 +203,7 @@ def _as_it_came(source: Path | bytes) -> tuple[str, bytes, Audio, int]:
 @contextmanager
 def _one_thread() -> Iterator[None]:
     """torch on one thread: sums made by several may differ in a bit, with their number."""
-    if not torchaudio_guard.works():
+    if not torchaudio.works():
         yield
         return
     import torch

@@ -17,8 +17,8 @@ import numpy.typing as npt
 import soundfile
 import soxr
 
-from salsa_dist import torchaudio_guard
 from salsa_dist.errors import UserError
+from salsa_dist.libraries import torchaudio
 
 Audio = npt.NDArray[np.float32]
 OVERSHOOT_S = 0.1
@@ -107,7 +107,7 @@ def resample(audio: Audio, from_hz: int, to_hz: int) -> Audio:
     """`(samples,)` at `from_hz` to `(samples · to_hz / from_hz,)`; `resampler()` says by what."""
     if from_hz == to_hz:
         return audio
-    if torchaudio_guard.works():
+    if torchaudio.works():
         import torch
         from torchaudio.functional import resample as by_torchaudio
 
@@ -119,8 +119,8 @@ def resample(audio: Audio, from_hz: int, to_hz: int) -> Audio:
 
 def resampler() -> str:
     """What `resample` uses on this machine; belongs into the recipe of whatever is built with it."""
-    if torchaudio_guard.works():
-        return f"torchaudio {torchaudio_guard.status()}"
+    if torchaudio.works():
+        return f"torchaudio {torchaudio.status()}"
     return f"soxr {soxr.__version__}"
 
 

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from salsa_dist import torchaudio_guard
 from salsa_dist.data.audio import Audio, resample
 from salsa_dist.data.clip import SAMPLE_RATE
+from salsa_dist.libraries import torchaudio
 
 _FFT, _HOP = 512, 128  # samples
 _BANDS = _FFT // 2 + 1
@@ -74,7 +74,7 @@ class Augment:
 
 def mask(kept: torch.Tensor, widest: int, axis: int, seed: int) -> torch.Tensor:
     """`kept`, (bands, frames), with at most `widest` neighbours along `axis` set to 0, by `seed`."""
-    if torchaudio_guard.works():
+    if torchaudio.works():
         from torchaudio.functional import mask_along_axis
 
         # It draws from torch's own generator, which the rest of the program must find as it was.

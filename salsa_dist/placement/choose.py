@@ -22,8 +22,8 @@ import torch.distributed as dist
 
 from salsa_dist.config import Config, PlacementConfig
 from salsa_dist.errors import UserError
+from salsa_dist.libraries.deepspeed import why_no_async_io
 from salsa_dist.placement.ranks import Ranks, group_size
-from salsa_dist.placement.zero import lacks_libaio
 from salsa_dist.planner.plan_of_run import plan_of, user_settings, with_offload
 from salsa_dist.planner.plan_table import Plan, Row
 from salsa_dist.planner.sizes import size
@@ -208,10 +208,10 @@ def _no_target(plan: Plan, placement: PlacementConfig, row: Row, section: str) -
             f"{section}.nvme_path {placement.nvme_path} has {size(free)} free, a node would need "
             + size(need)
         ]
-    if lacks_libaio():
+    if (lacking := why_no_async_io()) is not None:
         return [
-            f"{section}.offload is nvme: DeepSpeed's async_io can't be built here, it lacks libaio's "
-            f"library and header: install libaio-dev (libaio-devel), or take {section}.offload=cpu"
+            f"{section}.offload is nvme: DeepSpeed's async_io can't be built here, {lacking}, or take "
+            f"{section}.offload=cpu"
         ]
     return []
 

@@ -25,6 +25,7 @@ from torch.nn.functional import cross_entropy
 
 from salsa_dist.config import PlacementConfig
 from salsa_dist.data.clip import Clip, silent_clip
+from salsa_dist.libraries.deepspeed import part_of
 from salsa_dist.placement.kept_prefix import KeptPrefix
 from salsa_dist.placement.loading import Say, silent
 from salsa_dist.placement.ranks import Ranks, group_size
@@ -282,7 +283,7 @@ class FrozenBase:
         """SHA-256 of what this rank holds of the base: its whole weights, or its parts of them."""
         digest = hashlib.sha256()
         for p in self.model.parameters():
-            held = getattr(p, "ds_tensor", p.data) if self._zero else p.data
+            held = part_of(p) if self._zero else p.data
             digest.update(held.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 

@@ -29,6 +29,7 @@ from salsa_dist.config import Config, PlacementConfig
 from salsa_dist.config.decides import decided_by
 from salsa_dist.config.fingerprint import leaves
 from salsa_dist.errors import UserError
+from salsa_dist.libraries.deepspeed import true_shape
 from salsa_dist.placement.ranks import Ranks, group_size
 from salsa_dist.speech_llms.load import SpeechLLM
 from salsa_dist.steering.bank import Bank
@@ -93,9 +94,7 @@ def base_facts(
     """
     weights = hashlib.sha256()
     for name, p in speech_llm.model.named_parameters():
-        # ZeRO-3 keeps the true shape of a weight that is elsewhere in `ds_shape`.
-        shape = tuple(getattr(p, "ds_shape", p.shape))
-        weights.update(f"{name} {shape} {p.dtype}\n".encode())
+        weights.update(f"{name} {tuple(true_shape(p))} {p.dtype}\n".encode())
     return {
         "base": speech_llm.revision,
         "model class": type(speech_llm.model).__name__,

@@ -12,9 +12,9 @@ import psutil
 import torch
 import yaml
 
-from salsa_dist import torchaudio_guard
 from salsa_dist.config import Config
 from salsa_dist.errors import UserError
+from salsa_dist.libraries import torchaudio
 from salsa_dist.placement.ranks import Ranks
 from salsa_dist.run.events import Events
 from salsa_dist.speech_llms.load import SpeechLLM
@@ -64,7 +64,7 @@ def environment() -> dict[str, str]:
         "salsa-dist": version("salsa-dist"),
         "python": platform.python_version(),
         **{name: version(name) for name in names},
-        "torchaudio": torchaudio_guard.status(),
+        "torchaudio": torchaudio.status(),
         "machine": f"{platform.system()} {platform.machine()}",
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
     }

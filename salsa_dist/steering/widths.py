@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from salsa_dist.errors import UserError
+from salsa_dist.libraries.deepspeed import true_shape
 
 
 def site_widths(layers: Mapping[str, nn.ModuleList]) -> dict[str, int]:
@@ -41,8 +42,7 @@ def output_width(layer: nn.Module) -> int:
         kind = type(module).__name__
         weight: Any = getattr(module, "weight", None)
         if "Norm" in kind and "Batch" not in kind and weight is not None:
-            # ZeRO-3 keeps the true shape of a weight that is elsewhere in `ds_shape`.
-            shape = getattr(weight, "ds_shape", weight.shape)
+            shape = true_shape(weight)
             if len(shape) == 1:
                 found.append((name.count("."), int(shape[0])))
     if not found:

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from salsa_dist import torchaudio_guard
 from salsa_dist.data.audio import Audio, decode, read_audio, resample, resampler
 from salsa_dist.errors import UserError
+from salsa_dist.libraries import torchaudio
 
 
 def tone(rate: int, seconds: float = 0.5, hz: float = 440) -> Audio:
@@ -18,9 +18,9 @@ def tone(rate: int, seconds: float = 0.5, hz: float = 440) -> Audio:
 
 @pytest.mark.parametrize("works", [True, False])
 def test_resampling_keeps_the_tone(monkeypatch: pytest.MonkeyPatch, works: bool) -> None:
-    if works and not torchaudio_guard.works():
+    if works and not torchaudio.works():
         pytest.skip("no torchaudio works here")
-    monkeypatch.setattr(torchaudio_guard, "works", lambda: works)
+    monkeypatch.setattr(torchaudio, "works", lambda: works)
     changed = resample(tone(44_100), 44_100, 16_000)
     assert changed.dtype == np.float32
     assert len(changed) == 8_000

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from salsa_dist import torchaudio_guard
 from salsa_dist.data.augment import Augment, from_settings, mask
+from salsa_dist.libraries import torchaudio
 
 RATE = 16_000
 
@@ -49,7 +49,7 @@ def test_masks_take_out_a_stretch_or_a_band() -> None:
     assert 0.02 < np.mean(bands) < 0.3
 
 
-@pytest.mark.skipif(not torchaudio_guard.works(), reason="torchaudio can't be imported here")
+@pytest.mark.skipif(not torchaudio.works(), reason="torchaudio can't be imported here")
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("widest", [0, 1, 7, 40])
 def test_masks_of_torchaudio_and_ours_are_the_same(
@@ -59,7 +59,7 @@ def test_masks_of_torchaudio_and_ours_are_the_same(
     state = torch.get_rng_state()
     by_torchaudio = [mask(ones, widest, axis, seed) for seed in range(50)]
     assert torch.equal(torch.get_rng_state(), state)
-    monkeypatch.setattr(torchaudio_guard, "works", lambda: False)
+    monkeypatch.setattr(torchaudio, "works", lambda: False)
     by_us = [mask(ones, widest, axis, seed) for seed in range(50)]
     assert all(map(torch.equal, by_torchaudio, by_us))
     masked = {int((one == 0).sum()) // (50, 41)[axis] for one in by_us}

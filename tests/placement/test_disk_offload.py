@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,14 +11,12 @@ import disk_ranks
 import pytest
 from tiny import make_base
 
-from salsa_dist.placement.zero import lacks_libaio
+from salsa_dist.libraries.deepspeed import why_no_async_io
 
 HERE = Path(__file__).parent
 
 pytestmark = [
-    pytest.mark.skipif(
-        not shutil.which("g++") or lacks_libaio(), reason="libaio-dev or g++ is missing here"
-    ),
+    pytest.mark.skipif(why_no_async_io() is not None, reason="libaio-dev or g++ is missing here"),
     pytest.mark.timeout(1500),
 ]
 

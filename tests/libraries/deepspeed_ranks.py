@@ -1,0 +1,89 @@
+"""One rank of two that partition a tiny model by DeepSpeed and write down what became of it.
+
+deepspeed_ranks.py OUT     OUT/rank-0.json and OUT/rank-1.json
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from salsa_dist.libraries import deepspeed as library
+from salsa_dist.placement.ranks import join
+from salsa_dist.planner.ds_settings import ds_settings
+
+
+class Scaled(nn.Module):
+    """A layer with a weight of its own, whose input carries no gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(4, 5, bias=False), nn.ReLU(), nn.Linear(5, 4))
+        self.scale = nn.Parameter(torch.ones(6, 4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = self.inner(x) * self.scale.sum()
+        return output
+
+
+def main(out: Path) -> None:
+    with join() as ranks:
+        deepspeed = library.start_deepspeed()
+        torch.manual_seed(0)
+        model: Any = Scaled().eval()
+        model.requires_grad_(False)
+        large, bias = model.inner[0].weight, model.inner[2].bias
+        whole = large.detach().clone()
+        settings = ds_settings(None, "full", torch.float32)
+        settings["zero_optimization"]["stage3_param_persistence_threshold"] = 4  # the bias alone
+        sent: list[int] = []
+        broadcast = dist.broadcast
+
+        def watched_broadcast(tensor: Any, *args: Any, **kwargs: Any) -> Any:
+            sent.append(tensor.numel())
+            return broadcast(tensor, *args, **kwargs)
+
+        dist.broadcast = watched_broadcast
+        keep = library.part_keeper(deepspeed, dist.group.WORLD, settings)
+        for parameter in model.parameters():
+            keep(parameter)
+        found = {
+            "broadcast": sent.copy(),
+            "shape": list(library.true_shape(large)),
+            "empty": large.data.numel() == 0,
+            "part": library.part_of(large).tolist(),
+            "own": whole.flatten()[ranks.rank * 10 : ranks.rank * 10 + 10].tolist(),
+            "compiles": deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"],
+        }
+        engine, *_ = deepspeed.initialize(model=model, config=settings, dist_init_required=False)
+        hooks = engine.optimizer
+        model.eval()
+        found["stay_whole"] = [library.stays_whole(large), library.stays_whole(bias)]
+        coordinator = library.fetching(hooks)
+        fetch, seen = coordinator.fetch_sub_module, []
+
+        def watched(*args: Any, **kwargs: Any) -> None:
+            before = library.is_gathered(large)
+            fetch(*args, **kwargs)
+            seen.append([before, library.is_gathered(large)])
+
+        coordinator.fetch_sub_module = watched
+        vector = torch.zeros(5, requires_grad=True)
+        steer = model.inner[0].register_forward_hook(lambda module, args, output: output + vector)
+        model(torch.randn(2, 4)).sum().backward()
+        steer.remove()
+        found["fetched"] = [False, True] in seen
+        found["gathered_after_backward"] = library.is_gathered(model.scale)
+        library.release_leftovers(hooks)
+        found["gathered_after_release"] = library.is_gathered(model.scale)
+        (out / f"rank-{ranks.rank}.json").write_text(json.dumps(found), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

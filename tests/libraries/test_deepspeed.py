@@ -1,0 +1,78 @@
+"""What salsa_dist/libraries/deepspeed.py assumes, seen on two ranks."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from salsa_dist.libraries import deepspeed
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    out = tmp_path_factory.mktemp("deepspeed")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parents[1]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, str(HERE / "deepspeed_ranks.py"), str(out)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr
+    return [json.loads((out / f"rank-{rank}.json").read_text(encoding="utf-8")) for rank in (0, 1)]
+
+
+def test_deepspeed_compiles_no_collective_on_a_cpu(ranks: list[dict[str, Any]]) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("about machines without a GPU")
+    assert [rank["compiles"] for rank in ranks] == [False, False]
+
+
+def test_a_rank_keeps_one_run_of_elements_and_sends_none(ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
+        assert rank["part"] == pytest.approx(rank["own"])
+        assert rank["broadcast"] == []
+
+
+def test_a_partitioned_weight_knows_its_shape_and_its_part(ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
+        assert rank["shape"] == [5, 4]
+        assert rank["empty"]
+        assert len(rank["part"]) == 10
+
+
+def test_small_weights_stay_whole(ranks: list[dict[str, Any]]) -> None:
+    assert [rank["stay_whole"] for rank in ranks] == [[False, True]] * 2
+
+
+def test_a_fetch_gathers_and_is_seen(ranks: list[dict[str, Any]]) -> None:
+    assert all(rank["fetched"] for rank in ranks)
+
+
+def test_what_backward_left_gathered_is_released(ranks: list[dict[str, Any]]) -> None:
+    assert all(rank["gathered_after_backward"] for rank in ranks), "nothing to release: no proof"
+    assert not any(rank["gathered_after_release"] for rank in ranks)
+
+
+def test_what_disk_offload_lacks_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    monkeypatch.setattr(AsyncIOBuilder, "is_compatible", lambda self, verbose: True)
+    monkeypatch.setenv("CXX", "a-compiler-nobody-has")
+    assert "lacks a C++ compiler (a-compiler-nobody-has)" in (deepspeed.why_no_async_io() or "")
+    monkeypatch.setenv("CXX", sys.executable)  # something that is there
+    assert deepspeed.why_no_async_io() is None
+    monkeypatch.setattr(AsyncIOBuilder, "is_compatible", lambda self, verbose: False)
+    assert "libaio-dev" in (deepspeed.why_no_async_io() or "")
