@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -15,6 +16,7 @@ import typer
 from salsa_dist.commands import plan, runs, shards, sweep
 from salsa_dist.config import Config
 from salsa_dist.errors import UserError
+from salsa_dist.versions import named_in, table, warn_if_outside
 
 app = typer.Typer(
     help="Steer large frozen speech-LLMs with kilobytes of learned vectors.",
@@ -102,7 +104,7 @@ def transcribe(
     from salsa_dist.speech_llms.load import load_speech_llm
     from salsa_dist.steering.vectors import SteeringVectors
 
-    _quiet_transformers()
+    _prepare_libraries()
     if adapter is None and (force or scale != 1):
         raise UserError("--scale and --force are about an adapter: name one with --adapter")
     vectors = SteeringVectors.load(adapter).scaled(scale) if adapter else None
@@ -135,7 +137,7 @@ def inspect(
         for site, vector in vectors.vectors.items():
             print(f"{site}  width {len(vector)}  norm {vector.norm():.3f}")
         return
-    _quiet_transformers()
+    _prepare_libraries()
     named = dict(part.partition("=")[::2] for part in layers or [])
     inspection = inspect_base(base, named)
     print(json.dumps(inspection.tree(), indent=1) if as_json else inspection.table())
@@ -158,7 +160,7 @@ def sizes(
     from salsa_dist.speech_llms.activations import activation_sizes
     from salsa_dist.speech_llms.load import load_speech_llm
 
-    _quiet_transformers()
+    _prepare_libraries()
     index = ShardIndex.load(shards)
     speech_llm = load_speech_llm(base)
     speech_llm.family.prompt(language)  # refuses a language that the base does not know
@@ -180,12 +182,18 @@ def launch(context: typer.Context) -> None:
     raise typer.Exit(launch_main(context.args))
 
 
+@app.command()
+def version() -> None:
+    """Show versions of salsa-dist and of the libraries it uses, with the ranges that were tested."""
+    print(table())
+
+
 def run_command(command: str, config_path: str, overrides: list[str]) -> None:
     """`train`, `evaluate` or `train+evaluate` as one rank; the launchers call this in every task."""
     from salsa_dist.config import load_config
 
     config = load_config(config_path, overrides)
-    _quiet_transformers()
+    _prepare_libraries()
     for verb in command.split("+"):
         if verb == "train":
             if not _train(config):
@@ -217,8 +225,9 @@ def _train(config: Config) -> bool:
     return True
 
 
-def _quiet_transformers() -> None:
-    """Keep its notes on generation arguments, a progress bar a rank and retries out of the logs."""
+def _prepare_libraries() -> None:
+    """Warn of versions that were not tested, and quiet transformers: its notes and progress bars."""
+    warn_if_outside()
     from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
@@ -234,3 +243,9 @@ def main() -> None:
     except UserError as error:
         print(f"salsa-dist: {error}", file=sys.stderr)
         sys.exit(2)
+    except Exception as error:
+        if (line := named_in(error)) is None:
+            raise
+        traceback.print_exc()
+        print(f"salsa-dist: {line}", file=sys.stderr)
+        sys.exit(1)

@@ -67,7 +67,9 @@ def plan(
     from salsa_dist.planner.plan_of_run import plan_of, user_settings, with_offload
     from salsa_dist.planner.sizes import parse_size
     from salsa_dist.planner.step_work import Machines, Work
+    from salsa_dist.versions import warn_if_outside
 
+    warn_if_outside()
     if (config is None) == (base is None):
         raise UserError("name one of both: a run's CONFIG, or a base with --base")
     if dtype not in (None, "float32", "bfloat16", "float16"):

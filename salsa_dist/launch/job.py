@@ -139,10 +139,13 @@ def _cores() -> int:
 
 def _write_failure(rank: int, error: Exception, user_error: bool) -> None:
     from salsa_dist.run.failure_file import write_failure
+    from salsa_dist.versions import named_in
 
     # The first frame is the call above, which tells a reader nothing.
     inner = error.__traceback__.tb_next if error.__traceback__ else None
     text = str(error) if user_error else "".join(traceback.format_exception(None, error, inner))
+    if not user_error and (line := named_in(error)) is not None:
+        text += line
     write_failure(rank, text, user_error)
 
 

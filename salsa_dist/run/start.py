@@ -19,6 +19,7 @@ from salsa_dist.placement.ranks import Ranks
 from salsa_dist.run.events import Events
 from salsa_dist.speech_llms.load import SpeechLLM
 from salsa_dist.steering.adapter_folder import known_as
+from salsa_dist.versions import libraries
 
 
 def refuse_unwritable(run: Path) -> None:
@@ -54,6 +55,7 @@ def write_start(events: Events, ranks: Ranks, speech_llm: SpeechLLM, first: int)
             "parameters": speech_llm.parameters,
         },
         environment=environment(),
+        tested={lib.name: lib.tested for lib in libraries()},
     )
 
 
