@@ -24,7 +24,7 @@ from salsa_dist.config import Config, load_config
 from salsa_dist.corpus.build import build
 from salsa_dist.corpus.utterance import Ask
 from salsa_dist.errors import UserError
-from salsa_dist.report.one_run import write_report
+from salsa_dist.report.write import write_report
 from salsa_dist.speech_llms.whisper_from_ctranslate2 import convert
 
 HERE = Path(__file__).resolve().parent

@@ -72,8 +72,7 @@ def report(
 
     Of several RUNS, a comparison: languages by methods with intervals and tests, in the same formats.
     """
-    from salsa_dist.report.comparison_page import write_comparison
-    from salsa_dist.report.one_run import write_report
+    from salsa_dist.report.write import write_comparison, write_report
 
     if len(runs) == 1 and out is None:
         print(write_report(runs[0], by or []))

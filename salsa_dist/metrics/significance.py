@@ -1,6 +1,6 @@
 """Whether a method differs from another by more than chance.
 
-    errors of A less those of B, a clip each ──summed a speaker──> (groups,) ──signs drawn anew──> p
+    errors of A less those of B, per clip ──summed per speaker──> (groups,) ──random signs──> p
 
 Paired, and clustered as the intervals are: where speakers are known a speaker's clips change sides
 together, since their errors go together.
@@ -14,23 +14,23 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from salsa_dist.metrics import error_rates
+from salsa_dist.metrics import intervals
 
 
 def permutation(apart: NDArray[np.float64], groups: NDArray[np.int64]) -> float:
     """Two-sided p of no difference, for (utterances,) paired differences and the group of each."""
-    sums = error_rates.by_cluster(apart, groups)
+    sums = intervals.by_cluster(apart, groups)
     if not sums.any():
         return 1.0
     if len(sums) == 1:
-        return 1.0  # one sign, drawn anew, is as far from nought as before
+        return 1.0  # either sign is as far from zero
     found = stats.permutation_test(
         (sums,),
         lambda x, axis=-1: x.sum(axis=axis),
         permutation_type="samples",
         vectorized=True,
-        n_resamples=error_rates.RESAMPLES,
-        rng=np.random.default_rng(error_rates.SEED),
+        n_resamples=intervals.RESAMPLES,
+        rng=np.random.default_rng(intervals.SEED),
     )
     return float(found.pvalue)
 

@@ -1,24 +1,22 @@
-"""Several runs over one base, side by side: languages x methods, seeds averaged, tests between them.
+"""Runs over one base, side by side: languages x methods, seeds averaged, tests between methods.
 
-    RUN, RUN, … ──read_entries──> [Entry] ──compare──> comparison.json, .csv, .tex, .html
+RUN, RUN, … ──read_entries──> [Entry] ──results_of──> [Result] ──tree_of──> comparison.json
+                                                              and, for one run, report.json
 
-    comparison
-    ├── cells       one a method and language: mean rates over seeds, deviation, interval, gain, errors
-    ├── mean        gain of each method over the languages that it was run on
-    ├── tests       paired permutation tests of each method against the best, Holm-corrected a language
-    ├── beside      each other method with the SALSA of the nearest number of trained numbers
-    ├── by          cells again, of the parts that a field of the shards makes, such as age
-    ├── forgetting  each adapter in the languages that it was not trained in
-    ├── untouched   the base with adapters off beside the base without any
-    ├── sites       gain of each choice of sites: layers alone, halves, thirds, LLM
-    ├── minutes     gain against minutes of training speech
-    ├── norms, cosines, losses     of what was trained
-    ├── examples    utterances as each kind of method heard them
-    ├── cost        of each run, tries among them
-    └── title, notes, tuning       what a sweep says of itself, and what it tried on dev
-
-The interval of several seeds is a bootstrap over speakers, or utterances where they are not known, of
-their mean errors; so it tells of speakers, and the deviation of seeds.
+comparison
+├── cells       per method and language: mean rates over seeds, deviation, interval, gain, errors
+├── mean        gain of each method over the languages that it was run on
+├── tests       paired permutation tests of each method against the best, Holm-corrected
+├── beside      each other method with the SALSA of the nearest number of trained numbers
+├── by          cells again, of the parts that a field of the shards makes, such as age
+├── forgetting  each adapter in the languages that it was not trained in
+├── untouched   the base with adapters off beside the base without any
+├── sites       gain of each choice of sites: single layers, halves, thirds, LLM
+├── minutes     gain against minutes of training speech
+├── norms, cosines, losses     of what was trained
+├── examples    utterances, as each kind of method transcribed them
+├── cost        of each run, trials among them
+└── title, notes, tuning       what a sweep says of itself, and what it tried on dev
 """
 
 from __future__ import annotations
@@ -29,27 +27,36 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 from salsa_dist.evaluation.transcripts import BARE, ZERO_SHOT
-from salsa_dist.metrics import error_rates, normalise, significance
-from salsa_dist.report import (
-    examples,
-    fields,
-    paired,
-    vector_facts,
-)
+from salsa_dist.metrics import intervals, normalise
+from salsa_dist.metrics.error_rates import Scored, corpus_rate
+from salsa_dist.metrics.summary import rates, spoken_of
+from salsa_dist.report import examples, fields, results, vector_facts
 from salsa_dist.report.entries import Entry, read_entries, read_runs, scored
+from salsa_dist.report.results import METRICS, Result, best_zero_shot, cell_of, results_of
 from salsa_dist.report.run_files import RunFiles, read_run
 from salsa_dist.runs.cost import cost
 
 SCHEMA = "salsa-dist/comparison/4"
-METRICS: tuple[error_rates.Metric, ...] = ("cer", "wer")
 EXAMPLES = 2
 """Utterances of each kind, for one language."""
 POINTS = 100
 """Of a loss curve, at most; more steps are averaged."""
+DEFINITIONS = {
+    "normaliser": normalise.NORMALISER,
+    "interval": f"{intervals.BOOTSTRAP} bootstrap of the mean over seeds, over speakers "
+    "where two or more are known, else over utterances",
+    "confidence": intervals.CONFIDENCE,
+    "resamples": intervals.RESAMPLES,
+    "seed": intervals.SEED,
+    "test": "paired permutation of speakers' (else utterances') errors, two-sided, "
+    "Holm-corrected within a language and table",
+    "baseline": "of all zero-shot windows the one with the lowest rate on these very clips, "
+    "which favours the baseline",
+}
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,7 @@ class Told:
         title: of the page; None: made of the base's name.
         notes: paragraphs of its own, such as what was cut.
         tuning: what was tried on dev and what was chosen, as `chosen.json` has it.
-        tries: folders of the runs that were tries.
+        tries: folders of the runs that were trials.
     """
 
     title: str | None = None
@@ -90,34 +97,41 @@ def compare(
     """
     told = told or Told()
     files = read_runs(runs)
-    everything = read_entries(runs, files, names)
     fields.refuse_unknown(by, (h for file in files for h in file.hypotheses))
-    trained_in = {e.language for e in everything if e.method != ZERO_SHOT and not e.forgets}
-    # Where forgetting was looked at, the base was heard in languages that have no method of their own.
-    entries = [e for e in everything if not e.forgets and e.language in (trained_in or {e.language})]
-    forgetful = {(e.method, e.window_s) for e in everything if e.forgets}
-    cells = [_cell(entry, entries) for entry in entries]
-    means = _mean_gains(cells)
+    entries = read_entries(runs, files, names)
+    found = results_of([e for e in entries if e.compared])
+    tree = tree_of(runs, files, found, parts([r.entry for r in plain(found)], by), told)
+    return {**tree, "notes": [*told.notes, *notes_of(entries, found)]}
+
+
+def tree_of(
+    runs: Sequence[Path],
+    files: Sequence[RunFiles],
+    found: Sequence[Result],
+    by: Sequence[tuple[str, str, Result]],
+    told: Told,
+) -> dict[str, Any]:
+    """The tree of what was found, in one run or in many, but for its notes."""
+    shown = plain(found)
+    own = [result for result in shown if result.entry.compared]
+    entries, cells = [result.entry for result in own], [cell_of(result) for result in own]
+    means = results.mean_gains(cells)
     return {
         "schema": SCHEMA,
         "title": told.title,
-        "notes": list(told.notes),
+        "notes": [],
         "tuning": told.tuning,
         "base": files[0].start.base.model_dump(),
         "runs": [str(run) for run in runs],
         "split": files[0].config.evaluation.split,
-        "cells": cells,
+        "cells": [cell_of(result) for result in shown],
         "mean": means,
-        "tests": [
-            test
-            for language in _languages(entries)
-            for metric in METRICS
-            for test in _tests(entries, language, metric)
-        ],
-        "beside": _beside(entries, means),
-        "by": [row for name in by for row in _by(name, entries)],
+        "tests": results.tests(own),
+        "beside": results.beside(own, means),
+        "by": [{"field": name, "value": value, **cell_of(part)} for name, value, part in by],
         "forgetting": [
-            _forgotten(e, everything) for e in everything if (e.method, e.window_s) in forgetful
+            {**cell_of(result), "trained_in": "+".join(result.entry.learned)}
+            for result in forgetting(found)
         ],
         "untouched": [
             row for run, file in zip(runs, files, strict=True) for row in untouched(run, file)
@@ -131,28 +145,73 @@ def compare(
         ],
         "cosines": _cosines(entries),
         "losses": [
-            {"language": e.language, "method": e.method, "seed": seed, "points": _thinned(points)}
+            {"language": e.language, "method": e.method, "seed": seed, "points": thinned(points)}
             for e in entries
             for seed, points in sorted(e.losses.items())
             if points
         ],
-        "examples": [row for language in _languages(entries) for row in _examples(entries, language)],
+        "examples": [
+            row
+            for language in sorted({e.language for e in entries})
+            for row in _examples([e for e in entries if e.language == language])
+        ],
         "cost": [
             *(_cost(Path(run), file, "final") for run, file in zip(runs, files, strict=True)),
             *(_cost(run, read_run(run), "try") for run in told.tries),
         ],
-        "definitions": {
-            "normaliser": normalise.NORMALISER,
-            "interval": f"{error_rates.BOOTSTRAP} bootstrap of the mean over seeds, over speakers "
-            "where two or more are known, else over utterances",
-            "confidence": error_rates.CONFIDENCE,
-            "resamples": error_rates.RESAMPLES,
-            "test": "paired permutation of speakers' (else utterances') errors, two-sided, "
-            "Holm-corrected within a language and table",
-            "baseline": "of all zero-shot windows the one with the lowest rate on these very clips, "
-            "which favours the baseline",
-        },
+        "definitions": DEFINITIONS,
     }
+
+
+def plain(found: Sequence[Result]) -> list[Result]:
+    """Those in languages that a method was trained in; all, where nothing was trained."""
+    learned = {r.entry.language for r in found if r.entry.method != ZERO_SHOT and not r.entry.forgets}
+    # Where forgetting was measured, the base was decoded in languages that have no method of their own.
+    return [r for r in found if not r.entry.forgets and (r.entry.language in learned or not learned)]
+
+
+def forgetting(found: Sequence[Result]) -> list[Result]:
+    """All results of methods that were decoded in languages that they were not trained in."""
+    ours = {(r.entry.method, r.entry.window_s) for r in found if r.entry.forgets and r.entry.compared}
+    return [r for r in found if (r.entry.method, r.entry.window_s) in ours]
+
+
+def parts(entries: Sequence[Entry], by: Sequence[str]) -> list[tuple[str, str, Result]]:
+    """(field, value, result) of each value of each field, in each language that has it."""
+    made = []
+    for name, language in product(by, sorted({e.language for e in entries})):
+        own = [e for e in entries if e.language == language]
+        facts = {key: h.fields for e in own for texts in e.texts.values() for key, h in texts.items()}
+        if any(name in f for f in facts.values()):
+            for value, keys in fields.by_value(name, facts):
+                made += [(name, value, r) for r in results_of([e.part(keys) for e in own])]
+    return made
+
+
+def notes_of(entries: Sequence[Entry], found: Sequence[Result]) -> list[str]:
+    """Why some methods have no gain, and whether transcripts were cut off."""
+    notes = []
+    groups: dict[tuple[str, str, str], list[Entry]] = defaultdict(list)
+    for e in entries:
+        if e.method != ZERO_SHOT:
+            groups[e.method, e.language, e.split].append(e)
+    zero_shot = {(e.language, e.split) for e in entries if e.method == ZERO_SHOT}
+    for (method, language, split), own in groups.items():
+        what = f"no gain for {method} ({language}, {split})"
+        if (language, split) not in zero_shot:
+            notes.append(f"{what}: it has no zero-shot row to be compared with")
+        elif not any(e.compared for e in own):
+            windows = ", ".join(f"{e.window_s:g} s" for e in own)
+            notes.append(
+                f"{what}: decoded at {windows}, none of which is known to be the window it is "
+                "compared at; set base.window_s or add it to evaluation.windows_s"
+            )
+    if truncated := sum(r.summary.truncated for r in found):
+        notes.append(
+            f"{truncated} hypotheses were cut off at the token limit while still shorter than "
+            "their reference: a larger evaluation.max_new_tokens may lower the error rates"
+        )
+    return notes
 
 
 def untouched(run: Path | str, file: RunFiles) -> list[dict[str, Any]]:
@@ -160,7 +219,7 @@ def untouched(run: Path | str, file: RunFiles) -> list[dict[str, Any]]:
 
     One row a language and window, of a run that was evaluated with `evaluation.forgetting`.
     """
-    found: dict[tuple[str, float], dict[str, dict[str, error_rates.Scored]]] = {}
+    found: dict[tuple[str, float], dict[str, dict[str, Scored]]] = {}
     texts: dict[tuple[str, float], dict[str, dict[str, str]]] = {}
     for h in file.hypotheses:
         if h.adapter is None:
@@ -181,215 +240,13 @@ def untouched(run: Path | str, file: RunFiles) -> list[dict[str, Any]]:
         }
         for metric in METRICS:
             for name, method in (("off", ZERO_SHOT), ("without", BARE)):
-                row[f"{metric}_{name}"] = error_rates.corpus_rate(list(own[method].values()), metric)
+                row[f"{metric}_{name}"] = corpus_rate(list(own[method].values()), metric)
         rows.append(row)
     return rows
 
 
-def _cell(entry: Entry, entries: Sequence[Entry]) -> dict[str, Any]:
-    seeds = list(entry.seeds.values())
-    spoken = [u for u in entry.utterances if not u.empty_reference]
-    speakers = len({u.speaker for u in spoken} - {None})
-    cell: dict[str, Any] = {
-        "language": entry.language,
-        "method": entry.method,
-        "kind": entry.kind,
-        "window_s": entry.window_s,
-        "trained_numbers": entry.trained,
-        "minutes": entry.minutes,
-        "seeds": sorted(entry.seeds),
-        "unit": normalise.unit(entry.language),
-        "utterances": len(entry.utterances),
-        "speakers": speakers,
-        "interval_over": "speakers" if speakers > 1 else "utterances",
-        "runaways": sum(u.runaway for s in seeds for u in s.values()),
-        "truncated": sum(u.truncated for s in seeds for u in s.values()),
-        "empty": sum(u.empty_hypothesis for s in seeds for u in s.values()),
-        "empty_references": len(entry.utterances) - len(spoken),
-        "empty_reference_insertions": sum(
-            u.words.insertions for s in seeds for u in s.values() if u.empty_reference
-        ),
-    }
-    for metric in METRICS:
-        rates = entry.rates(metric)
-        low, high = paired.interval(entry, metric)
-        baseline = _baseline(entries, entry.language, metric)
-        gain: list[float | None] = [None, None, None]
-        if baseline is not None and entry.method != ZERO_SHOT and rates:
-            gain = paired.gain(baseline, entry, metric)
-        cell[metric] = {
-            "rate": mean(rates) if rates else None,
-            "deviation": stdev(rates) if len(rates) > 1 else None,
-            "low": low,
-            "high": high,
-            "gain": gain[0],
-            "gain_low": gain[1],
-            "gain_high": gain[2],
-            "baseline_window_s": baseline.window_s if baseline else None,
-            **_kinds_of_errors(entry, metric),
-        }
-    return cell
-
-
-def _kinds_of_errors(entry: Entry, metric: error_rates.Metric) -> dict[str, float | None]:
-    """Substitutions, deletions and insertions over the reference's tokens, means over seeds."""
-    spoken = [
-        u.edits(metric) for s in entry.seeds.values() for u in s.values() if not u.empty_reference
-    ]
-    length = sum(e.length for e in spoken)
-    return {
-        kind: sum(getattr(e, kind) for e in spoken) / length if length else None
-        for kind in ("substitutions", "deletions", "insertions")
-    }
-
-
-def _baseline(entries: Sequence[Entry], language: str, metric: error_rates.Metric) -> Entry | None:
-    """The better zero-shot of all windows, chosen on the very clips: that favours the baseline."""
-    known = [e for e in entries if e.language == language and e.method == ZERO_SHOT and e.rates(metric)]
-    return min(known, key=lambda e: e.rates(metric)[0], default=None)
-
-
-def _tests(entries: Sequence[Entry], language: str, metric: error_rates.Metric) -> list[dict[str, Any]]:
-    """Each method of a language against its best."""
-    own = [e for e in entries if e.language == language and e.rates(metric)]
-    if len(own) < 2:
-        return []
-    best = min(own, key=lambda e: mean(e.rates(metric)))
-    others = [e for e in own if e is not best]
-    raw = [paired.p_value(best, other, metric) for other in others]
-    return [
-        {
-            "language": language,
-            "metric": metric,
-            "best": best.method,
-            "best_window_s": best.window_s,
-            "method": other.method,
-            "window_s": other.window_s,
-            "p": p,
-        }
-        for other, p in zip(others, significance.holm(raw), strict=True)
-    ]
-
-
-def _beside(entries: Sequence[Entry], means: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Each other method, in each language, beside a SALSA of all its languages.
-
-    That of the nearest number of trained numbers, by their ratio; beside what trains nothing, any. Of
-    several the one with the highest mean gain.
-    """
-    found = {(e.language, e.method, e.window_s): e for e in entries if e.rates("cer")}
-    whole = {e.method for e in entries if e.method == e.family}  # not of some of the speech
-    rows: list[dict[str, Any]] = []
-    for other in means:
-        if other["kind"] == "salsa" or other["method"] not in whole:
-            continue
-        numbers = other["trained_numbers"]
-        ours = [
-            row
-            for row in means
-            if row["kind"] == "salsa"
-            and row["method"] in whole
-            and row["cer"] is not None
-            and set(other["languages"]) <= set(row["languages"])
-        ]
-        if not ours:
-            continue
-        salsa = min(
-            ours,
-            key=lambda row: (
-                abs(math.log(row["trained_numbers"] / numbers)) if numbers else 0.0,
-                -row["cer"],
-            ),
-        )
-        for language in other["languages"]:
-            theirs = found.get((language, other["method"], other["window_s"]))
-            own = found.get((language, salsa["method"], salsa["window_s"]))
-            if theirs is None or own is None:
-                continue
-            rows.append(
-                {
-                    "language": language,
-                    "method": other["method"],
-                    "kind": other["kind"],
-                    "trained_numbers": numbers,
-                    "salsa": salsa["method"],
-                    "salsa_trained_numbers": salsa["trained_numbers"],
-                    "cer": mean(theirs.rates("cer")),
-                    "salsa_cer": mean(own.rates("cer")),
-                    "p": paired.p_value(own, theirs, "cer"),
-                }
-            )
-    for language in _languages(entries):
-        own_rows = [row for row in rows if row["language"] == language]
-        for row, p in zip(own_rows, significance.holm([r["p"] for r in own_rows]), strict=True):
-            row["p"] = p
-    return rows
-
-
-def _mean_gains(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Methods by their mean gain in CER, the best first."""
-    groups: dict[tuple[str, float], list[Mapping[str, Any]]] = defaultdict(list)
-    for cell in cells:
-        if cell["method"] != ZERO_SHOT:
-            groups[cell["method"], cell["window_s"]].append(cell)
-    made = []
-    for (method, window), own in groups.items():
-        row: dict[str, Any] = {
-            "method": method,
-            "kind": own[0]["kind"],
-            "window_s": window,
-            "languages": sorted(c["language"] for c in own),
-            "seeds": sorted({len(c["seeds"]) for c in own}),
-            "trained_numbers": max(c["trained_numbers"] for c in own),
-        }
-        for metric in METRICS:
-            gains = [c[metric]["gain"] for c in own if c[metric]["gain"] is not None]
-            row[metric] = mean(gains) if gains else None
-        made.append(row)
-    return sorted(made, key=lambda row: -(row["cer"] if row["cer"] is not None else -math.inf))
-
-
-def _by(name: str, entries: Sequence[Entry]) -> list[dict[str, Any]]:
-    """The cells of each value of a field."""
-    rows = []
-    for language in _languages(entries):
-        own = [e for e in entries if e.language == language]
-        facts = {key: h.fields for key, h in next(iter(own[0].texts.values())).items()}
-        if not any(name in f for f in facts.values()):
-            continue
-        for value, keys in fields.by_value(name, facts):
-            parts = [e.part(keys) for e in own]
-            rows += [{"field": name, "value": value, **_cell(part, parts)} for part in parts]
-    return rows
-
-
-def _forgotten(entry: Entry, entries: Sequence[Entry]) -> dict[str, Any]:
-    """One adapter's method in one language, beside the base's better zero-shot there."""
-    row: dict[str, Any] = {
-        "method": entry.method,
-        "window_s": entry.window_s,
-        "trained_in": "+".join(entry.learned),
-        "language": entry.language,
-        "seeds": sorted(entry.seeds),
-    }
-    for metric in METRICS:
-        rates = entry.rates(metric)
-        baseline = _baseline(entries, entry.language, metric)
-        gain: list[float | None] = [None, None, None]
-        if baseline is not None and rates:
-            gain = paired.gain(baseline, entry, metric)
-        row[metric] = {
-            "rate": mean(rates) if rates else None,
-            "zero_shot": baseline.rates(metric)[0] if baseline else None,
-            "gain": gain[0],
-            "gain_low": gain[1],
-            "gain_high": gain[2],
-        }
-    return row
-
-
 def _sites(entries: Sequence[Entry], cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Gain in CER of each choice of sites, of steering vectors; `layer` where it is one alone."""
+    """Gain in CER of each choice of sites, of steering vectors; `layer` where it is a single one."""
     return [
         {
             "language": e.language,
@@ -460,7 +317,7 @@ def _cosines(entries: Sequence[Entry]) -> list[dict[str, Any]]:
     return rows
 
 
-def _thinned(points: Sequence[tuple[int, float | None]]) -> list[list[float]]:
+def thinned(points: Sequence[tuple[int, float | None]]) -> list[list[float]]:
     """(step, loss) of finite losses, means over as many steps as leave no more than POINTS."""
     finite = [(step, loss) for step, loss in points if loss is not None and math.isfinite(loss)]
     size = max(1, -(-len(finite) // POINTS))
@@ -468,25 +325,32 @@ def _thinned(points: Sequence[tuple[int, float | None]]) -> list[list[float]]:
     return [[round(mean(s for s, _ in b), 1), round(mean(x for _, x in b), 5)] for b in blocks]
 
 
-def _examples(entries: Sequence[Entry], language: str) -> list[dict[str, Any]]:
-    """Utterances of a language as the best of each kind of method heard them, its first seed's.
+def _examples(own: Sequence[Entry]) -> list[dict[str, Any]]:
+    """Utterances of a language by the best of each kind of method, its first seed's.
 
     Which are shown is decided by the zero-shot and the best method over all.
     """
-    own = [e for e in entries if e.language == language and e.rates("wer")]
-    zero_shot = _baseline(own, language, "wer")
-    ordered = sorted(own, key=lambda e: mean(e.rates("wer")))
-    rivals = [e for e in ordered if e.method != ZERO_SHOT]
-    if zero_shot is None or not rivals:
+    known = sorted(
+        (e for e in own if e.compared and e.method != ZERO_SHOT and rates(e.seeds, "wer")),
+        key=lambda e: mean(rates(e.seeds, "wer")),
+    )
+    best_of_kind = list({e.kind: e for e in reversed(known)}.values())
+    shown = sorted(best_of_kind, key=lambda e: mean(rates(e.seeds, "wer")))
+    return examples_of(own, shown, EXAMPLES) if shown else []
+
+
+def examples_of(entries: Sequence[Entry], shown: Sequence[Entry], most: int) -> list[dict[str, Any]]:
+    """Up to `most` utterances of each kind, by zero-shot and each of `shown`; the first decides."""
+    zero_shot = best_zero_shot(entries, shown[0], "wer")
+    if zero_shot is None:
         return []
-    best_of_kind = list({e.kind: e for e in reversed(rivals)}.values())
-    shown = [zero_shot, *sorted(best_of_kind, key=lambda e: mean(e.rates("wer")))]
     rows = []
-    for kind, key in examples.chosen(zero_shot.utterances, rivals[0].utterances, EXAMPLES):
-        heard = [(e, min(e.seeds)) for e in shown]
+    chosen = examples.chosen(spoken_of(zero_shot.seeds), spoken_of(shown[0].seeds), most)
+    for kind, key in chosen:
+        first = [(e, min(e.seeds)) for e in (zero_shot, *shown)]
         rows.append(
             {
-                "language": language,
+                "language": zero_shot.language,
                 "key": key,
                 "kind": kind,
                 "reference": zero_shot.texts[0][key].reference,
@@ -499,7 +363,7 @@ def _examples(entries: Sequence[Entry], language: str) -> list[dict[str, Any]]:
                         "errors": e.seeds[seed][key].words.errors,
                         "text": e.texts[seed][key].hypothesis,
                     }
-                    for e, seed in heard
+                    for e, seed in first
                 ],
             }
         )
@@ -520,7 +384,3 @@ def _cost(run: Path, file: RunFiles, stage: str) -> dict[str, Any]:
         "evaluation_seconds": file.evaluation.seconds if file.evaluation else None,
         "evaluation_device_hours": file.evaluation.device_hours if file.evaluation else None,
     }
-
-
-def _languages(entries: Sequence[Entry]) -> list[str]:
-    return sorted({e.language for e in entries})

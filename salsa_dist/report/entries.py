@@ -1,9 +1,9 @@
-"""What several runs decoded, sorted into entries: one method in one language, all its seeds.
+"""What runs decoded, sorted into entries: one method in one language, split and window, all its seeds.
 
     RUN, RUN, … ──read_run──> RunFiles ──read_entries──> [Entry, …]
 
     Entry
-    ├── language, method, window_s, kind, sites, rule, minutes     what it is
+    ├── language, split, method, window_s, kind, sites, rule, minutes     what it is
     ├── learned       the languages that it was trained in; `language` is another in a forgetting row
     ├── seeds         seed -> scored utterances by key
     ├── texts         seed -> hypotheses by key
@@ -11,7 +11,8 @@
     └── losses        seed -> (step, loss) of its training
 
 A method's name holds what was chosen of it (rule, sites, rank, minutes), not its learning rate: of
-several rates one must have been chosen on dev before; two of the same seed are an error.
+several rates one must have been chosen on dev before; two of the same seed are an error. In the report
+of one run each adapter goes by its own name.
 """
 
 from __future__ import annotations
@@ -36,32 +37,37 @@ from salsa_dist.config import (
 )
 from salsa_dist.errors import UserError
 from salsa_dist.evaluation.transcripts import BARE, ZERO_SHOT
-from salsa_dist.metrics import error_rates
+from salsa_dist.metrics.error_rates import Scored, score
 from salsa_dist.report.run_files import Hypothesis, RunFiles, read_run
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One method in one language and window.
+    """One method in one language, split and window.
 
     Attributes:
         kind: the method's kind in the config, such as `salsa`.
+        adapter: its name in the run, that of the first seed; None for zero-shot.
+        compared: whether this is the window that adapters are compared at; true for zero-shot.
         trained: numbers that were trained, 0 for none.
         minutes: of speech that it was trained on; None where that is not known.
         family: its name without the minutes.
     """
 
     language: str
+    split: str
     method: str
     window_s: float
     kind: str
+    adapter: str | None = None
+    compared: bool = True
     trained: int = 0
     sites: str = ""
     rule: str = ""
     minutes: float | None = None
     family: str = ""
     learned: tuple[str, ...] = ()
-    seeds: dict[int, dict[str, error_rates.Scored]] = field(default_factory=dict)
+    seeds: dict[int, dict[str, Scored]] = field(default_factory=dict)
     texts: dict[int, dict[str, Hypothesis]] = field(default_factory=dict)
     vectors: dict[int, dict[str, NDArray[np.float32]]] = field(default_factory=dict)
     losses: dict[int, list[tuple[int, float | None]]] = field(default_factory=dict)
@@ -76,19 +82,6 @@ class Entry:
         """Component and number of the layer, if one alone is steered."""
         component, _, rest = self.sites.partition(":")
         return (component, int(rest)) if self.kind == "salsa" and rest.isdigit() else None
-
-    @property
-    def utterances(self) -> list[error_rates.Scored]:
-        """Those of its first seed, by key."""
-        first = self.seeds[min(self.seeds)]
-        return [first[key] for key in sorted(first)]
-
-    def rates(self, metric: error_rates.Metric) -> list[float]:
-        """Of each seed."""
-        made = [
-            error_rates.corpus_rate(list(scored.values()), metric) for scored in self.seeds.values()
-        ]
-        return [rate for rate in made if rate is not None]
 
     def part(self, keys: Collection[str]) -> Entry:
         """Only these utterances."""
@@ -128,12 +121,17 @@ def read_entries(
     runs: Sequence[Path],
     files: Sequence[RunFiles],
     names: Mapping[tuple[Path, str], str] | None = None,
+    *,
+    each: bool = False,
 ) -> list[Entry]:
-    """All entries, those of forgetting among them.
+    """All entries, those of forgetting and of other windows among them, in a fixed order.
+
+    By language and split; in each zero-shot first, then methods in the order of runs and adapters.
 
     Args:
         names: by run and adapter, what it is compared as but for its minutes, others being left out;
             None: all adapters, by what was chosen of their method.
+        each: every adapter goes by its own name, and transcripts of all splits count.
 
     Raises:
         UserError: one method and seed is there twice, or its seeds were decoded on different clips.
@@ -142,26 +140,34 @@ def read_entries(
     # What a run of the base alone decoded is the zero-shot of all; other runs' is only there beside it.
     alone = any(file.config.method.kind == ZERO_SHOT for file in files)
     for run, file in zip(runs, files, strict=True):
-        config = file.config
-        settings = {a.name: a for a in config.adapter_settings()}
-        groups: dict[tuple[str, str | None, float], list[Hypothesis]] = defaultdict(list)
+        settings = {a.name: a for a in file.config.adapter_settings()}
+        groups: dict[tuple[str, str, str | None, float], list[Hypothesis]] = defaultdict(list)
         for h in file.hypotheses:
-            if h.method != BARE:
-                groups[h.language, h.adapter, h.window_s].append(h)
-        for (language, adapter, window), hypotheses in groups.items():
-            if adapter is not None and names is not None and (run, adapter) not in names:
-                continue
-            if adapter is None and alone and config.method.kind != ZERO_SHOT:
-                continue
+            if h.method != BARE and (each or h.split == file.config.evaluation.split):
+                groups[h.language, h.split, h.adapter, h.window_s].append(h)
+        places = [None, *settings]
+        for key in sorted(groups, key=lambda k: (places.index(k[2]) if k[2] in places else -1, *k[3:])):
+            language, split, adapter, window = key
+            hypotheses = groups[key]
             if adapter is None:
-                made, seed = Entry(language, ZERO_SHOT, window, ZERO_SHOT, family=ZERO_SHOT), 0
-            elif _compared_at(config, window, groups):
-                name = names[run, adapter] if names else method_name(config, settings[adapter])
-                made = _entry(file, settings[adapter], name, language, window)
-                seed = settings[adapter].seed
-            else:
+                if alone and file.config.method.kind != ZERO_SHOT:
+                    continue
+                made, seed = Entry(language, split, ZERO_SHOT, window, ZERO_SHOT, family=ZERO_SHOT), 0
+            elif adapter not in settings:
+                raise UserError(
+                    f"{run} has transcripts of adapter {adapter!r}, which its config.yaml lacks: "
+                    f"remove {run}/evaluation and evaluate again"
+                )
+            elif names is not None and (run, adapter) not in names:
                 continue
-            entry = entries.setdefault((language, made.method, window, made.learned), made)
+            else:
+                own = settings[adapter]
+                windows = {w for x, s, a, w in groups if (x, s, a) == key[:3]}
+                family = names[run, adapter] if names else method_name(file.config, own)
+                made = _entry(file, own, adapter if each else family, hypotheses[0], named=each)
+                made = replace(made, compared=window == _compared_window(file.config, windows))
+                seed = own.seed
+            entry = entries.setdefault((language, split, made.method, window, made.learned), made)
             if seed in entry.seeds and adapter is not None:
                 raise UserError(
                     f"{run}: {made.method} in {language} with seed {seed} is there twice: choose the "
@@ -176,7 +182,12 @@ def read_entries(
                     for step in file.steps
                     if adapter in step.adapters
                 ]
-    return [_checked(entry) for entry in entries.values()]
+    return [
+        _checked(entry)
+        for entry in sorted(
+            entries.values(), key=lambda e: (e.language, e.split, e.method != ZERO_SHOT)
+        )
+    ]
 
 
 def method_name(config: Config, adapter: AdapterSettings) -> str:
@@ -195,38 +206,48 @@ def method_name(config: Config, adapter: AdapterSettings) -> str:
 
 
 def _entry(
-    file: RunFiles, adapter: AdapterSettings, family: str, language: str, window: float
+    file: RunFiles, adapter: AdapterSettings, family: str, first: Hypothesis, *, named: bool
 ) -> Entry:
-    learned = file.config.method.kind != "mean-difference"
+    kind = file.config.method.kind
+    learned = kind != "mean-difference"
     trained = {a.name: a.trained_numbers for a in file.adapters if learned}
-    heard = next((d.minutes for d in file.data if d.adapter == adapter.name), None)
+    used = next((d.minutes for d in file.data if d.adapter == adapter.name), None)
     return Entry(
-        language=language,
-        method=family if adapter.minutes is None else f"{family}, {adapter.minutes:g} min",
-        window_s=window,
-        kind=file.config.method.kind,
+        language=first.language,
+        split=first.split,
+        method=family if named or adapter.minutes is None else f"{family}, {adapter.minutes:g} min",
+        window_s=first.window_s,
+        kind=kind,
+        adapter=adapter.name,
         trained=trained.get(adapter.name, 0),
-        sites=adapter.sites if file.config.method.kind != "in-context" else "",
-        rule=adapter.rule if file.config.method.kind == "salsa" else "",
-        minutes=heard if adapter.minutes is None else adapter.minutes,
+        sites=adapter.sites if kind != "in-context" else "",
+        rule=adapter.rule if kind == "salsa" else "",
+        minutes=used if adapter.minutes is None else adapter.minutes,
         family=family,
         learned=adapter.languages,
     )
 
 
-def scored(h: Hypothesis) -> error_rates.Scored:
-    return error_rates.score(
+def scored(h: Hypothesis) -> Scored:
+    return score(
         h.reference, h.hypothesis, h.language, finished=h.finished, key=h.key, speaker=h.speaker
     )
 
 
-def _compared_at(config: Config, window: float, groups: Mapping[Any, Any]) -> bool:
-    """Whether adapters are compared at this window: `base.window_s`, or the base's own."""
+def _compared_window(config: Config, windows: Collection[float]) -> float | None:
+    """The one of an adapter's windows that it is compared at; None if that can't be told.
+
+    With `base.window_s: null` that is the base's own window. Its length is not in the config, but it
+    is what remains of the decoded windows without those that the config gives in seconds.
+    """
     if config.base.window_s is not None:
-        return math.isclose(window, config.base.window_s)
-    given = [w for w in config.evaluation.windows_s if w is not None]
-    windows = {w for _, _, w in groups}
-    return len(windows) == 1 or not any(math.isclose(window, w) for w in given)
+        own = [w for w in windows if math.isclose(w, config.base.window_s)]
+    elif len(windows) == 1:
+        own = list(windows)
+    else:
+        given = [w for w in config.evaluation.windows_s if w is not None]
+        own = [w for w in windows if not any(math.isclose(w, g) for g in given)]
+    return own[0] if len(own) == 1 else None
 
 
 def _checked(entry: Entry) -> Entry:

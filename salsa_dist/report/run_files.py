@@ -1,11 +1,11 @@
-"""Reading what a run left in its folder, for the report. Nothing is trusted: every line is checked.
+"""Reading the files of a run, for its report. Nothing is trusted: every line is checked.
 
     RUN/
     ├── config.yaml                    -> RunFiles.config, .config_text
     ├── events.jsonl                   -> .start, .starts, .placement, .steps (the last of each step)
     ├── adapters/NAME/adapter.safetensors, or another method's tuned.safetensors
     │                                  -> .adapters, in the config's order
-    └── evaluation/*.jsonl             -> .hypotheses (the last line of each key of a row)
+    └── evaluation/*.jsonl             -> .hypotheses (the last line of each clip), in a fixed order
         └── summary.json               -> .evaluation, if it is there
 
 A run that was not evaluated has no hypotheses; whatever else is missing or damaged is a `UserError`
@@ -157,7 +157,7 @@ class RunFiles:
     placement: Placement | None
     data: list[Data]
     bad_samples: list[BadSample]
-    """Each once, however often it was drawn."""
+    """Each once, however often it was sampled."""
     steps: list[Step]
     adapters: list[AdapterFile]
     hypotheses: list[Hypothesis]
@@ -194,7 +194,7 @@ def read_run(run: Path) -> RunFiles:
         bad_samples=list(events.bad.values()),
         steps=[events.steps[number] for number in sorted(events.steps)],
         adapters=_adapters(run, config, train),
-        hypotheses=list(newest.values()),
+        hypotheses=[newest[place] for place in sorted(newest, key=_order)],
         evaluation=(
             _parse(
                 EvaluationSummary,
@@ -206,6 +206,12 @@ def read_run(run: Path) -> RunFiles:
             else None
         ),
     )
+
+
+def _order(place: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Whichever rank decoded a clip, and in which try, its transcript has the same place."""
+    language, split, method, adapter, window_s, key = place
+    return language, split, method, adapter or "", window_s, key
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
-"""A comparison as tables: CSV for spreadsheets, LaTeX for papers. Their numbers are the JSON's.
+"""Reports as tables: CSV for spreadsheets, LaTeX for papers. Their numbers are the JSON's.
 
-comparison ──as_csv──> {"comparison": text, "comparison-by": …, "comparison-forgetting": …}
-           ──as_latex──> error rates, and gains; methods by languages, the best in bold
+comparison ──comparison_csv──> {"comparison": text, "comparison-by": …, "comparison-forgetting": …}
+           ──comparison_latex> error rates, and gains; methods by languages, the best in bold
+report     ──report_csv──────> {"report": text, "report-by": …}
+           ──report_latex────> a row per language, adapter and window
 """
 
 from __future__ import annotations
@@ -12,9 +14,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from salsa_dist.report.pages import percent
+from salsa_dist.report.numbers import percent
 
 RATES = ("rate", "deviation", "low", "high", "gain", "gain_low", "gain_high")
+FORGETTING = ("rate", "zero_shot", "gain", "gain_low", "gain_high")
 ERRORS = ("substitutions", "deletions", "insertions")
 _COUNTS = (
     *("utterances", "speakers", "interval_over", "runaways", "truncated", "empty"),
@@ -22,7 +25,7 @@ _COUNTS = (
 )
 
 
-def as_csv(comparison: Mapping[str, Any]) -> dict[str, str]:
+def comparison_csv(comparison: Mapping[str, Any]) -> dict[str, str]:
     """Text of each file by its name; rates and gains as fractions. Files without rows are left out."""
     tests = {
         (t["language"], t["method"], t["window_s"], t["metric"]): t["p"] for t in comparison["tests"]
@@ -35,14 +38,23 @@ def as_csv(comparison: Mapping[str, Any]) -> dict[str, str]:
         {
             **{k: row[k] for k in ("trained_in", "language", "method", "window_s")},
             "seeds": len(row["seeds"]),
-            **{f"{metric}_{k}": value for metric in ("cer", "wer") for k, value in row[metric].items()},
+            **{f"{metric}_{k}": row[metric][k] for metric in ("cer", "wer") for k in FORGETTING},
         }
         for row in comparison["forgetting"]
     ]
-    return {name: csv_text(rows) for name, rows in files.items() if rows}
+    return _texts(files)
 
 
-def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+def report_csv(report: Mapping[str, Any]) -> dict[str, str]:
+    """As `comparison_csv`, of the rows of report.json."""
+    return _texts({"report": report["results"], "report-by": report["by"]})
+
+
+def _texts(files: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, str]:
+    return {name: _csv(rows) for name, rows in files.items() if rows}
+
+
+def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows of the same keys, with a head; what is not known is empty."""
     out = io.StringIO()
     writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
@@ -51,8 +63,8 @@ def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
     return out.getvalue()
 
 
-def as_latex(comparison: Mapping[str, Any]) -> str:
-    """Three tables: CER; the rate of each language's own rule; gain in CER, with its intervals."""
+def comparison_latex(comparison: Mapping[str, Any]) -> str:
+    """Three tables: CER; the rate over each language's own unit; gain in CER, with its intervals."""
     cells = comparison["cells"]
     languages = sorted({cell["language"] for cell in cells})
     rule = {cell["language"]: own_rate(cell["unit"]) for cell in cells}
@@ -70,14 +82,38 @@ def as_latex(comparison: Mapping[str, Any]) -> str:
     return "\n".join(tables)
 
 
-def best_rates(cells: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], float]:
-    """The lowest rate by language and metric."""
-    best: dict[tuple[str, str], float] = {}
+def report_latex(report: Mapping[str, Any]) -> str:
+    """The results as one table, the best of each language and split in bold."""
+    cells = report["cells"]
+    best, rows = best_rates(cells), []
+    for cell in cells:
+        line = [f"{cell['language']}, {cell['method']}, {cell['window_s']:g} s"]
+        for metric in ("wer", "cer"):
+            rate = cell[metric]
+            text = latex_percent(rate["rate"])
+            if rate["rate"] is not None and rate["rate"] == best[place(cell, metric)]:
+                text = rf"\textbf{{{text}}}"
+            if rate["low"] is not None:
+                text += f" ({latex_percent(rate['low'])}--{latex_percent(rate['high'])})"
+            line.append(text)
+        rows.append(line)
+    rule = "/".join(sorted({own_rate(cell["unit"]) for cell in cells}, reverse=True))
+    return latex_table(["language, method, window", f"{rule}, %", "CER, %"], rows)
+
+
+def place(cell: Mapping[str, Any], metric: str) -> tuple[str, str, str]:
+    """Which cells' rates are compared with each other."""
+    return cell["language"], cell["split"], metric
+
+
+def best_rates(cells: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str, str], float]:
+    """The lowest rate by `place`."""
+    best: dict[tuple[str, str, str], float] = {}
     for cell in cells:
         for metric in ("wer", "cer"):
-            if cell[metric]["rate"] is not None:
-                place = cell["language"], metric
-                best[place] = min(cell[metric]["rate"], best.get(place, math.inf))
+            rate = cell[metric]["rate"]
+            if rate is not None:
+                best[place(cell, metric)] = min(rate, best.get(place(cell, metric), math.inf))
     return best
 
 
@@ -137,8 +173,8 @@ def _rates(
     for name, own in _by_method(cells):
         row = [name]
         for language in languages:
-            rate = own[language][metric] if language in own else None
-            row.append(_rate(rate, best.get((language, metric))) if rate else "--")
+            cell = own.get(language)
+            row.append(_rate(cell[metric], best.get(place(cell, metric))) if cell else "--")
         rows.append(row)
     return latex_table([title, *(heads or languages)], rows)
 

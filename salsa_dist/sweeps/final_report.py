@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from salsa_dist.report.comparison import Told
-from salsa_dist.report.comparison_page import write_comparison
+from salsa_dist.report.write import write_comparison
 from salsa_dist.sweeps.choosing import chosen_tree
 from salsa_dist.sweeps.plan import Plan
 

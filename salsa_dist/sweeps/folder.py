@@ -36,7 +36,7 @@ from salsa_dist.errors import UserError
 from salsa_dist.evaluation.decode import SCHEMA as HYPOTHESES
 from salsa_dist.metrics import error_rates
 from salsa_dist.new_folder import made_beside
-from salsa_dist.report.comparison import METRICS
+from salsa_dist.report.results import METRICS
 from salsa_dist.steering.adapter_folder import FACTS
 from salsa_dist.whole_file import replace_file
 

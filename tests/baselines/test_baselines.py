@@ -20,7 +20,8 @@ from salsa_dist.data.clip import SAMPLE_RATE, Clip
 from salsa_dist.data.index import ShardIndex
 from salsa_dist.data.reading import first_clips
 from salsa_dist.errors import UserError
-from salsa_dist.report.one_run import build_report, write_report
+from salsa_dist.report.one_run import build_report
+from salsa_dist.report.write import write_report
 from salsa_dist.steering.sites import site_modules
 from salsa_dist.steering.vectors import SteeringVectors
 

@@ -18,8 +18,9 @@ from safetensors.numpy import save_file
 
 from salsa_dist.errors import UserError
 from salsa_dist.report.comparison import Told, compare
-from salsa_dist.report.comparison_page import write_comparison
-from salsa_dist.report.pages import percent
+from salsa_dist.report.numbers import percent
+from salsa_dist.report.tables import ERRORS, RATES
+from salsa_dist.report.write import write_comparison
 
 CLIPS = 20
 LETTERS = "abcdefghij"
@@ -213,12 +214,12 @@ def test_what_a_sweep_tells_is_on_the_page(tmp_path: Path) -> None:
     assert "<h1>Four &amp; more</h1>" in html
     assert "<p>Two seeds were cut.</p>" in html
     text = text_of(html)
-    assert "CER in % of 4 dev clips a language after 9 steps with seed 7" in text
+    assert "CER in % on 4 dev clips per language after 9 steps with seed 7" in text
     assert "lr0.1: <b>50.0</b>" in html
     assert "lr0.2: no number" in text
     # Two ranks of one thread for 50 s are 0.0278 hours each, and 0.02 of transcribing.
     assert "salsa 1 1 0.0278 CPU-hours 0.02 CPU-hours" in text
-    assert "salsa, tries 1 1 0.0278 CPU-hours" in text
+    assert "salsa, trials 1 1 0.0278 CPU-hours" in text
     assert "all 2 2 0.0556 CPU-hours 0.04 CPU-hours" in text
 
 
@@ -436,9 +437,9 @@ def test_page_csv_json_and_latex_hold_the_same_numbers(tmp_path: Path) -> None:
     for cell, row in zip(tree["cells"], rows, strict=True):
         assert (row["language"], row["method"]) == (cell["language"], cell["method"])
         for metric in ("cer", "wer"):
-            for name, value in cell[metric].items():
-                if name != "baseline_window_s":
-                    assert row[f"{metric}_{name}"] == ("" if value is None else str(value))
+            for name in (*RATES, *ERRORS):
+                value = cell[metric][name]
+                assert row[f"{metric}_{name}"] == ("" if value is None else str(value))
         said = percent(cell["cer"]["rate"])
         interval = f"{percent(cell['cer']['low'])} to {percent(cell['cer']['high'])}"
         deviation = cell["cer"]["deviation"]

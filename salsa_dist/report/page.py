@@ -1,27 +1,25 @@
-"""A comparison as files: one HTML page, JSON for programs, CSV for spreadsheets, LaTeX for papers.
+"""The page of a report: one HTML file, no script, nothing fetched. One template for a run and for many.
 
-comparison ──write_comparison──> OUT/comparison.html, .json, .csv, .tex
-                                 OUT/comparison-by.csv, -forgetting.csv     where there are such rows
+report.json's tree     ──report_page──────> text
+comparison.json's tree ──comparison_page──> text
 """
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Collection, Mapping
 from statistics import mean
 from typing import Any
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from salsa_dist.errors import UserError
 from salsa_dist.evaluation.transcripts import ZERO_SHOT
 from salsa_dist.metrics import error_rates, normalise
-from salsa_dist.report import comparison_plots, plots, tables
-from salsa_dist.report.comparison import Told, compare
+from salsa_dist.report import comparison_plots, numbers, plots, tables
+from salsa_dist.report.comparison import thinned
 from salsa_dist.report.comparison_plots import Gain, Trained
-from salsa_dist.report.pages import page_environment
+from salsa_dist.report.one_run import Report
 
 _KINDS = {
     "salsa": "SALSA",
@@ -30,73 +28,75 @@ _KINDS = {
     "mean-difference": "mean difference",
     "in-context": "in-context",
 }
-
-
 _PARTS = ("first-third", "middle-third", "last-third", "first-half", "last-half")
 
 
-def write_comparison(
-    runs: Sequence[Path],
-    out: Path,
-    by: Sequence[str] = (),
-    names: Mapping[tuple[Path, str], str] | None = None,
-    told: Told | None = None,
-) -> Path:
-    """Compare `runs` and write the files into `out`; gives the path of the page.
-
-    Args:
-        by: fields of the shards' samples, such as age, whose values get tables of their own.
-        names, told: as in `compare`.
-
-    Raises:
-        UserError: the runs can't be compared, no clip has a field of `by`, or `out` can't be written.
-    """
-    comparison = compare(runs, by, names, told)
-    texts = {
-        "comparison.json": json.dumps(comparison, ensure_ascii=False, indent=1, allow_nan=False) + "\n",
-        **{f"{name}.csv": text for name, text in tables.as_csv(comparison).items()},
-        "comparison.tex": tables.as_latex(comparison),
-        "comparison.html": render(comparison),
-    }
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for name, text in texts.items():
-            (out / name).write_text(text, encoding="utf-8")
-    except OSError as e:
-        raise UserError(f"the comparison can't be written to {out} ({e.strerror})") from None
-    return out / "comparison.html"
+def report_page(report: Report) -> str:
+    """Of one run: its adapters, what they gain, what they cost."""
+    return _page(report.tree, _run_figures(report), {}, report)
 
 
-def render(comparison: Mapping[str, Any]) -> str:
-    """The page: one file that needs no other."""
-    cells = comparison["cells"]
-    figures, about = _figures(comparison)
-    return (
-        page_environment()
-        .get_template("comparison.html")
-        .render(
-            c=comparison,
-            best=tables.best_rates(cells),
-            languages=sorted({cell["language"] for cell in cells}),
-            rule={cell["language"]: tables.own_rate(cell["unit"]) for cell in cells},
-            rows=_rows(comparison),
-            beside=_beside(comparison),
-            tuning=_tuning(comparison),
-            by=_by(comparison),
-            forgetting=_forgetting(comparison),
-            untouched=_untouched(comparison),
-            cost=_cost(comparison),
-            windows=sorted({cell["window_s"] for cell in cells}),
-            tests={
-                (t["language"], t["method"], t["window_s"], t["metric"]): t["p"]
-                for t in comparison["tests"]
-            },
-            figures={name: Markup(svg) for name, svg in figures.items()},
-            about=about,
-            align=error_rates.align,
-            unit=normalise.unit,
-        )
+def comparison_page(comparison: Mapping[str, Any]) -> str:
+    """Of several runs: methods by languages."""
+    return _page(comparison, *_comparison_figures(comparison), None)
+
+
+def _page(
+    c: Mapping[str, Any], figures: Mapping[str, str], about: Mapping[str, str], report: Report | None
+) -> str:
+    cells = c["cells"]
+    environment = Environment(
+        loader=PackageLoader("salsa_dist.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
+    environment.filters |= numbers.FILTERS
+    return environment.get_template("page.html").render(
+        c=c,
+        run=report.facts if report else None,
+        config_text=report.config_text if report else "",
+        best=tables.best_rates(cells),
+        languages=sorted({cell["language"] for cell in cells}),
+        places=_places(c, sort=report is None),
+        splits={cell["split"] for cell in cells},
+        rule={cell["language"]: tables.own_rate(cell["unit"]) for cell in cells},
+        own_rate=tables.own_rate,
+        rows=_rows(c),
+        beside=_beside(c),
+        tuning=_tuning(c),
+        by=_by(c),
+        forgetting=_forgetting(c, each=report is not None),
+        untouched=_untouched(c),
+        cost=_cost(c),
+        windows=sorted({cell["window_s"] for cell in cells}),
+        tests={
+            (t["language"], t["split"], t["method"], t["window_s"]): t["p"]
+            for t in c["tests"]
+            if t["metric"] == "cer"
+        },
+        winners={
+            (t["language"], t["split"], t["best"], t["best_window_s"])
+            for t in c["tests"]
+            if t["metric"] == "cer"
+        },
+        figures={name: Markup(svg) for name, svg in figures.items()},
+        about=defaultdict(str, about),
+        align=error_rates.align,
+        unit=normalise.unit,
+    )
+
+
+def _places(c: Mapping[str, Any], *, sort: bool) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """Cells by language and split; if asked for, zero-shot first and methods by their mean gain."""
+    ranks = {(row["method"], row["window_s"]): i for i, row in enumerate(c["mean"])}
+    places: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for cell in sorted(c["cells"], key=lambda x: (x["language"], x["split"])):
+        places[cell["language"], cell["split"]].append(cell)
+    for own in places.values() if sort else ():
+        own.sort(key=lambda x: ranks.get((x["method"], x["window_s"]), -1))
+    return dict(places)
 
 
 def _rows(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -122,7 +122,7 @@ def _beside(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _tuning(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A row for each method that had tries: {language: [(what was tried, dev measure, chosen)]}.
+    """A row for each method that had trials: {language: [(what was tried, dev measure, chosen)]}.
 
     A choice by several languages at once has their mean too.
     """
@@ -148,7 +148,7 @@ def _mean(values: Collection[float | None]) -> float | None:
 
 
 def _untouched(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Runs that say the same of a language in one row, with how many they are."""
+    """Runs with the same numbers for a language in one row, with how many they are."""
     made: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in comparison["untouched"]:
         said = {key: value for key, value in row.items() if key != "run"}
@@ -157,7 +157,7 @@ def _untouched(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _cost(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Sums over the runs of one kind of method, tries apart, and over all."""
+    """Sums over the runs of one kind of method, trials apart, and over all."""
     hours = ("training_device_hours", "evaluation_device_hours")
     made: dict[tuple[str, str], dict[str, Any]] = {}
     for row in comparison["cost"]:
@@ -190,15 +190,16 @@ def _by(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
     return list(made.values())
 
 
-def _forgetting(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A matrix for each method: what it was trained in by the language that it was decoded in."""
+def _forgetting(comparison: Mapping[str, Any], *, each: bool) -> list[dict[str, Any]]:
+    """A matrix per method, or of all adapters: what was trained by the language it was decoded in."""
     made: dict[tuple[str, float], dict[str, Any]] = {}
     for row in comparison["forgetting"]:
-        key = row["method"], row["window_s"]
+        key = "" if each else row["method"], row["window_s"]
+        name = row["method"] if each else row["trained_in"]
         table = made.setdefault(
             key, {"method": key[0], "window_s": key[1], "rows": {}, "columns": set()}
         )
-        table["rows"].setdefault(row["trained_in"], {})[row["language"]] = row
+        table["rows"].setdefault(name, {})[row["language"]] = row
         table["columns"].add(row["language"])
     own = made.values()
     return [
@@ -206,7 +207,41 @@ def _forgetting(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _figures(comparison: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
+def _run_figures(report: Report) -> dict[str, str]:
+    """Rates of each language, or adapter where a language has several; what the adapters learned."""
+    figures: dict[str, str] = {}
+    cells = report.tree["cells"]
+    steered = {(cell["language"], cell["method"]) for cell in cells if cell["method"] != ZERO_SHOT}
+    rivals = len(steered) > len({language for language, _ in steered})
+    splits = {cell["split"] for cell in cells}
+    losses: dict[str, Any] = {
+        name: thinned(points) for name, points in report.facts["training"]["loss"].items()
+    }
+    norms, cosines = report.older["norms"], report.older["cosines"]
+    if any(losses.values()):
+        figures["loss"] = plots.loss_curves(losses)
+    if any(norms.values()):
+        figures["norms"] = plots.site_norms(norms)
+    if cosines:
+        names = list(cosines)
+        figures["cosines"] = plots.cosines(names, [[cosines[a][b] for b in names] for a in names])
+    for metric in ("wer", "cer"):
+        rows: dict[str, list[plots.Point]] = defaultdict(list)
+        for cell in cells:
+            rate = cell[metric]
+            # Over characters alone, the rate over words has the same numbers.
+            if rate["rate"] is not None and (metric == "cer" or cell["unit"] != "character"):
+                place = cell["language"] + (f" ({cell['split']})" if len(splits) > 1 else "")
+                if rivals and cell["method"] != ZERO_SHOT:
+                    place += f": {cell['method']}"
+                label = f"{cell['kind']}, {cell['window_s']:g} s"
+                rows[place].append(plots.Point(label, rate["rate"], rate["low"], rate["high"]))
+        if rows:
+            figures[metric] = plots.error_rates(metric.upper(), list(rows.items()))
+    return figures
+
+
+def _comparison_figures(comparison: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
     """The figures by name, and what their captions say of which methods they show."""
     figures: dict[str, str] = {}
     about: dict[str, str] = {}

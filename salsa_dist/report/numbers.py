@@ -1,24 +1,6 @@
-"""What all HTML pages share: their templates, and how numbers are written in them."""
+"""How numbers are written on pages and in tables."""
 
 from __future__ import annotations
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
-
-def page_environment() -> Environment:
-    """Templates of this folder, with everything in them escaped."""
-    environment = Environment(
-        loader=PackageLoader("salsa_dist.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "percent": percent, "digits": digits, "size": size, "duration": duration,
-        "number": "{:,}".format,
-    }  # fmt: skip
-    return environment
 
 
 def percent(fraction: float | None) -> str:
@@ -50,3 +32,13 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes} min"
     return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
+
+
+FILTERS = {
+    "percent": percent,
+    "digits": digits,
+    "size": size,
+    "duration": duration,
+    "number": "{:,}".format,
+}
+"""For templates."""

@@ -1,0 +1,251 @@
+"""Each entry in numbers, beside its zero-shot; methods beside each other.
+
+[Entry, …] ──results_of──> [Result, …] ──cell_of──> a cell of the JSON
+                                ├── mean_gains   methods by their mean gain over languages
+                                ├── tests        each method of a language against its best
+                                └── beside       each other method with a SALSA of its size
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from statistics import mean
+from typing import Any
+
+from salsa_dist.errors import UserError
+from salsa_dist.evaluation.transcripts import ZERO_SHOT
+from salsa_dist.metrics import normalise, significance
+from salsa_dist.metrics.error_rates import Metric
+from salsa_dist.metrics.summary import Gain, Rate, Summary, gain, p_value, rates, summarise
+from salsa_dist.report.entries import Entry
+
+METRICS: tuple[Metric, ...] = ("cer", "wer")
+
+
+@dataclass(frozen=True)
+class Result:
+    """One entry in numbers.
+
+    Attributes:
+        baselines: by metric, the zero-shot of the lowest rate over all windows. It is chosen on the
+            very clips that are compared, which favours the baseline: a gain errs to the low side.
+        gains: by metric, over that baseline; none for zero-shot and for windows that aren't compared.
+    """
+
+    entry: Entry
+    summary: Summary
+    baselines: Mapping[Metric, Entry]
+    gains: Mapping[Metric, Gain]
+
+    def rate(self, metric: Metric) -> Rate:
+        return self.summary.cer if metric == "cer" else self.summary.wer
+
+
+def results_of(entries: Sequence[Entry]) -> list[Result]:
+    """Of each entry, in their order.
+
+    Raises:
+        UserError: an entry and its zero-shot were decoded on different clips.
+    """
+    made = []
+    for entry in entries:
+        baselines: dict[Metric, Entry] = {}
+        gains: dict[Metric, Gain] = {}
+        for metric in METRICS:
+            baseline = best_zero_shot(entries, entry, metric)
+            if baseline is None:
+                continue
+            baselines[metric] = baseline
+            if entry.method != ZERO_SHOT and entry.compared and rates(entry.seeds, metric):
+                with _named(entry, baseline):
+                    gains[metric] = gain(baseline.seeds, entry.seeds, metric)
+        made.append(Result(entry, summarise(entry.seeds), baselines, gains))
+    return made
+
+
+def best_zero_shot(entries: Sequence[Entry], like: Entry, metric: Metric) -> Entry | None:
+    """The zero-shot entry of the lowest rate in the language and split of `like`."""
+    known = [
+        e
+        for e in entries
+        if e.method == ZERO_SHOT
+        and (e.language, e.split) == (like.language, like.split)
+        and rates(e.seeds, metric)
+    ]
+    return min(known, key=lambda e: rates(e.seeds, metric)[0], default=None)
+
+
+def cell_of(result: Result) -> dict[str, Any]:
+    entry, s = result.entry, result.summary
+    cell: dict[str, Any] = {
+        "language": entry.language,
+        "split": entry.split,
+        "method": entry.method,
+        "kind": entry.kind,
+        "window_s": entry.window_s,
+        "trained_numbers": entry.trained,
+        "minutes": entry.minutes,
+        "seeds": sorted(entry.seeds),
+        "unit": normalise.unit(entry.language),
+        "utterances": s.utterances,
+        "ref_words": s.ref_words,
+        "speakers": s.speakers,
+        "interval_over": "speakers" if s.speakers > 1 else "utterances",
+        "runaways": s.runaways,
+        "truncated": s.truncated,
+        "empty": s.empty_hypotheses,
+        "empty_references": s.empty_references,
+        "empty_reference_insertions": s.empty_reference_insertions,
+    }
+    for metric in METRICS:
+        rate, baseline, own = (
+            result.rate(metric),
+            result.baselines.get(metric),
+            result.gains.get(metric),
+        )
+        cell[metric] = {
+            "rate": rate.rate,
+            "deviation": rate.deviation,
+            "low": rate.low,
+            "high": rate.high,
+            "gain": own.relative if own else None,
+            "gain_low": own.low if own else None,
+            "gain_high": own.high if own else None,
+            "zero_shot": rates(baseline.seeds, metric)[0] if baseline else None,
+            "baseline_window_s": baseline.window_s if baseline else None,
+            "improved": own.improved if own else None,
+            "unchanged": own.unchanged if own else None,
+            "worse": own.worse if own else None,
+            "substitutions": rate.substitutions,
+            "deletions": rate.deletions,
+            "insertions": rate.insertions,
+        }
+    return cell
+
+
+def mean_gains(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Methods by their mean gain in CER, the best first."""
+    groups: dict[tuple[str, float], list[Mapping[str, Any]]] = defaultdict(list)
+    for cell in cells:
+        if cell["method"] != ZERO_SHOT:
+            groups[cell["method"], cell["window_s"]].append(cell)
+    made = []
+    for (method, window), own in groups.items():
+        row: dict[str, Any] = {
+            "method": method,
+            "kind": own[0]["kind"],
+            "window_s": window,
+            "languages": sorted(c["language"] for c in own),
+            "seeds": sorted({len(c["seeds"]) for c in own}),
+            "trained_numbers": max(c["trained_numbers"] for c in own),
+        }
+        for metric in METRICS:
+            gains = [c[metric]["gain"] for c in own if c[metric]["gain"] is not None]
+            row[metric] = mean(gains) if gains else None
+        made.append(row)
+    return sorted(made, key=lambda row: -(row["cer"] if row["cer"] is not None else -math.inf))
+
+
+def tests(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """Each method of a language against its best, by either metric."""
+    groups: dict[tuple[str, str], list[Entry]] = defaultdict(list)
+    for result in results:
+        if result.entry.compared:
+            groups[result.entry.language, result.entry.split].append(result.entry)
+    rows: list[dict[str, Any]] = []
+    for (language, split), entries in groups.items():
+        for metric in METRICS:
+            own = [e for e in entries if rates(e.seeds, metric)]
+            if len(own) < 2:
+                continue
+            best = min(own, key=lambda e: mean(rates(e.seeds, metric)))
+            others = [e for e in own if e is not best]
+            raw = [_p(best, other, metric) for other in others]
+            rows += [
+                {
+                    "language": language,
+                    "split": split,
+                    "metric": metric,
+                    "best": best.method,
+                    "best_window_s": best.window_s,
+                    "method": other.method,
+                    "window_s": other.window_s,
+                    "p": p,
+                }
+                for other, p in zip(others, significance.holm(raw), strict=True)
+            ]
+    return rows
+
+
+def beside(results: Sequence[Result], means: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Each other method, in each language, beside a SALSA of all its languages.
+
+    That of the nearest number of trained numbers, by their ratio; beside what trains nothing, any. Of
+    several the one with the highest mean gain.
+    """
+    entries = [result.entry for result in results]
+    found = {(e.language, e.method, e.window_s): e for e in entries if rates(e.seeds, "cer")}
+    whole = {e.method for e in entries if e.method == e.family}  # not of some of the speech
+    rows: list[dict[str, Any]] = []
+    for other in means:
+        if other["kind"] == "salsa" or other["method"] not in whole:
+            continue
+        numbers = other["trained_numbers"]
+        ours = [
+            row
+            for row in means
+            if row["kind"] == "salsa"
+            and row["method"] in whole
+            and row["cer"] is not None
+            and set(other["languages"]) <= set(row["languages"])
+        ]
+        if not ours:
+            continue
+        salsa = min(
+            ours,
+            key=lambda row: (
+                abs(math.log(row["trained_numbers"] / numbers)) if numbers else 0.0,
+                -row["cer"],
+            ),
+        )
+        for language in other["languages"]:
+            theirs = found.get((language, other["method"], other["window_s"]))
+            own = found.get((language, salsa["method"], salsa["window_s"]))
+            if theirs is None or own is None:
+                continue
+            rows.append(
+                {
+                    "language": language,
+                    "method": other["method"],
+                    "kind": other["kind"],
+                    "trained_numbers": numbers,
+                    "salsa": salsa["method"],
+                    "salsa_trained_numbers": salsa["trained_numbers"],
+                    "cer": mean(rates(theirs.seeds, "cer")),
+                    "salsa_cer": mean(rates(own.seeds, "cer")),
+                    "p": _p(own, theirs, "cer"),
+                }
+            )
+    for language in sorted({e.language for e in entries}):
+        own_rows = [row for row in rows if row["language"] == language]
+        for row, p in zip(own_rows, significance.holm([r["p"] for r in own_rows]), strict=True):
+            row["p"] = p
+    return rows
+
+
+def _p(one: Entry, other: Entry, metric: Metric) -> float:
+    with _named(one, other):
+        return p_value(one.seeds, other.seeds, metric)
+
+
+@contextmanager
+def _named(one: Entry, other: Entry) -> Iterator[None]:
+    """Errors say which two were compared."""
+    try:
+        yield
+    except UserError as e:
+        raise UserError(f"{one.language}: {one.method} and {other.method} were {e}") from None
