@@ -56,7 +56,7 @@ def loss_curves(losses: Mapping[str, Sequence[tuple[float, float | None]]]) -> s
             axes.plot(steps, np.nanmedian(table, axis=0), color=COLOURS[0], linewidth=2.5,
                       label=f"median of {len(smooth)}")  # fmt: skip
         axes.set_xlabel("step")
-        axes.set_ylabel("loss (nats a token)")
+        axes.set_ylabel("loss (nats per token)")
 
     return drawn("loss", 3.0, draw)
 
@@ -84,7 +84,8 @@ def site_norms(norms: Mapping[str, Mapping[str, float]]) -> str:
         every = max(1, -(-len(sites) // 12))
         axes.set_xticks(range(0, len(sites), every), sites[::every], rotation=45, ha="right",
                         rotation_mode="anchor")  # fmt: skip
-        axes.set_ylim(bottom=0)
+        most = max((norm for of in norms.values() for norm in of.values()), default=0.0)
+        axes.set_ylim(0, 1.08 * most or 1.0)
         axes.set_ylabel("L2 norm of the vector")
 
     return drawn("norms", 3.2, draw)
@@ -119,7 +120,7 @@ def error_rates(metric: str, rows: Sequence[tuple[str, Sequence[Point]]]) -> str
 
 
 def cosines(names: Sequence[str], values: Sequence[Sequence[float | None]]) -> str:
-    """How much the vectors of each pair of `names` point the same way, from -1 to 1."""
+    """Cosine between the vectors of each pair of `names`."""
 
     def draw(axes: Axes) -> None:
         size = 9 if len(names) <= 8 else 6.5

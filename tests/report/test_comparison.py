@@ -491,8 +491,8 @@ def test_examples_mark_each_kind_of_error_without_colour_too(tmp_path: Path) -> 
     file.write_text("".join(json.dumps(x) + "\n" for x in lines))
     html = write_comparison([run], tmp_path / "out").read_text()
     assert '<mark title="instead of: two">too</mark>' in html
-    assert '<del title="left out">one</del>' in html
-    assert '<ins title="added">four</ins>' in html
+    assert '<del title="deleted">one</del>' in html
+    assert '<ins title="inserted">four</ins>' in html
     style = html[html.index("<style") : html.index("</style>")]
     assert re.search(r"mark \{[^}]*dashed", style)
     assert re.search(r"ins::before \{ content: \"\+\"", style)
