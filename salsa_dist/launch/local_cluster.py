@@ -33,6 +33,7 @@ from submitit.local.local import LOCAL_REQUEUE_RETURN_CODE, LocalExecutor, Local
 from salsa_dist.errors import UserError
 from salsa_dist.launch.job import Job, failure_path
 from salsa_dist.launch.sbatch_script import logs_of
+from salsa_dist.libraries.submitit import task_words
 from salsa_dist.requeue import verdict
 from salsa_dist.run.failure_file import SCHEMA as FAILURE_SCHEMA
 from salsa_dist.runs.follow import Follower
@@ -205,7 +206,7 @@ class _Tasks:
 
 
 def _start_task(job: LocalJob[Any], plan: LocalPlan, rank: int) -> subprocess.Popen[bytes]:
-    python = [sys.executable, "-u", "-m", "submitit.core._submit", str(job.paths.folder)]
+    python = [sys.executable, "-u", *task_words(job.paths.folder)]
     command = python
     if plan.setup:  # as in an sbatch script; exec keeps the process that signals are sent to
         command = ["bash", "-c", "\n".join([*plan.setup, 'exec "$@"']), "setup", *python]

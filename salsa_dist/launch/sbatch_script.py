@@ -15,16 +15,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from submitit.slurm.slurm import SlurmExecutor, _make_sbatch_string
-
 from salsa_dist.errors import UserError
 from salsa_dist.launch.options import SLURM_MINUTES, TRIES, Resources
 from salsa_dist.launch.requeue import with_requeue
+from salsa_dist.libraries.submitit import RewritingExecutor, sbatch_text
 
 
-class Sbatch(SlurmExecutor):
-    """SlurmExecutor that can also be made where there is no Slurm, to show its script, and whose jobs
-    ask to be started again when they fail.
+class Sbatch(RewritingExecutor):
+    """submitit's executor, whose jobs ask to be started again when they fail.
 
     Args:
         run: folder of the run; logs go below it.
@@ -36,17 +34,10 @@ class Sbatch(SlurmExecutor):
         super().__init__(logs_of(run), python=python)
         self._run, self._tries = run, tries
 
-    @classmethod
-    def affinity(cls) -> int:
-        return 2
-
     @property
     def minutes(self) -> int:
         """The limit of a job's time."""
         return int(self.parameters["time"])
-
-    def script(self) -> str:
-        return self._make_submission_file_text(self._submitit_command_str, uid="")
 
     def task_script(self) -> str:
         """What one task of an array runs; its #SBATCH lines are comments there."""
@@ -73,10 +64,9 @@ class Sbatch(SlurmExecutor):
         )
         own = {"map_count": len(runs), "array_parallelism": at_once, "use_srun": False, "setup": None}
         parameters = {**self.parameters, **own}
-        return _make_sbatch_string(command, self._run.absolute() / "logs", **parameters)
+        return sbatch_text(command, self._run.absolute() / "logs", **parameters)
 
-    def _make_submission_file_text(self, command: str, uid: str) -> str:
-        script = super()._make_submission_file_text(command, uid)
+    def rewrite(self, script: str) -> str:
         return with_requeue(script, self._run, self.folder, self._tries)
 
 

@@ -90,7 +90,7 @@ def true_shape(weight: Tensor) -> torch.Size:
 def part_of(weight: Tensor) -> Tensor:
     """This rank's part of a partitioned weight, padded to the length that all ranks have.
 
-    Assumes that it is `ds_tensor`; where it is offloaded its own length may be 0, and
+    Assumes that the part is `ds_tensor`; where it is offloaded its own length may be 0, and
     `ds_tensor.ds_numel` is the true one.
 
     Seen: DeepSpeed 0.19.8.
@@ -104,7 +104,7 @@ def part_of(weight: Tensor) -> Tensor:
 def stays_whole(weight: Tensor) -> bool:
     """Whether a partitioned weight is so small that every rank keeps it whole.
 
-    Assumes that DeepSpeed marks these by `ds_persist`.
+    Assumes that DeepSpeed marks small weights by `ds_persist`.
 
     Seen: DeepSpeed 0.19.8.
     Else: an AttributeError before training.
@@ -116,7 +116,7 @@ def stays_whole(weight: Tensor) -> bool:
 def is_gathered(weight: Tensor) -> bool:
     """Whether a partitioned weight is whole on this rank now.
 
-    Assumes that `ds_status` is NOT_AVAILABLE as long as it is not.
+    Assumes that `ds_status` is NOT_AVAILABLE until the weight is gathered.
 
     Seen: DeepSpeed 0.19.8.
     Else: an AttributeError at the first measured step.
@@ -140,7 +140,7 @@ def release_leftovers(hooks: Any) -> None:
 def fetching(hooks: Any) -> Any:
     """The object whose `fetch_sub_module` gathers the weights of a module before it runs.
 
-    Assumes that the hooks look that method up at each call, so that it can be wrapped.
+    Assumes that the hooks look up `fetch_sub_module` at each call, so that it can be wrapped.
 
     Seen: DeepSpeed 0.19.8.
     Else: an AttributeError at the first measured step, or a step in which nothing was gathered.

@@ -32,7 +32,7 @@ def settle() -> None:
     Assumes that torchaudio loads its compiled part by `_load_lib` of `torchaudio._extension.utils`, and
     does without where that function answers False.
 
-    Seen: torchaudio 2.6 to 2.11.
+    Seen: torchaudio 2.11.
     Else: torchaudio is hidden. Resampling and masking fall back to soxr and to our own; Granite-Speech,
         whose features need it, is refused by transformers.
     Test: test_a_compiled_part_that_fails_is_done_without
@@ -61,7 +61,7 @@ def settle_before_transformers() -> None:
 
     Assumes that `import transformers` by itself imports no torchaudio: only its models do.
 
-    Seen: transformers 5.17 to 5.24.
+    Seen: transformers 5.24.
     Else: where salsa_dist is imported second, transformers itself fails, by torchaudio's OSError.
     Test: test_transformers_by_itself_imports_no_torchaudio
     """
@@ -99,7 +99,7 @@ def set_aside() -> list[Path]:
 
     Assumes that torchaudio does without a compiled file that is not in its `lib` folder.
 
-    Seen: torchaudio 2.6 to 2.11.
+    Seen: torchaudio 2.11.
     Else: nothing is renamed, and `settle` does what it can in each process.
     Test: test_what_is_set_aside_lets_transformers_be_imported_first
     """

@@ -18,6 +18,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -144,7 +145,7 @@ def _places(model: nn.Module) -> list[tuple[torch.Tensor, list[tuple[nn.Module, 
     """Every parameter and buffer once, with all places that it is in: tied ones have several."""
     found: dict[int, tuple[torch.Tensor, list[tuple[nn.Module, str]]]] = {}
     for module in model.modules():
-        for leaf, tensor in [*module._parameters.items(), *module._buffers.items()]:
-            if tensor is not None:
-                found.setdefault(id(tensor), (tensor, []))[1].append((module, leaf))
+        own: dict[str, Any] = {"recurse": False, "remove_duplicate": False}
+        for leaf, tensor in [*module.named_parameters(**own), *module.named_buffers(**own)]:
+            found.setdefault(id(tensor), (tensor, []))[1].append((module, leaf))
     return list(found.values())

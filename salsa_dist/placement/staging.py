@@ -33,7 +33,7 @@ def staged(base: BaseConfig, ranks: Ranks, say: Callable[[str], None]) -> Path:
 
     def make() -> Path:
         source = source_folder(base.name, base.revision)
-        mark = base_revision(str(source), None).removeprefix("local-")
+        mark = base_revision(str(source)).removeprefix("local-")
         parent = node_folder("base.stage_to", base.stage_to or "")
         folder = parent / f"{Path(base.name).name}-{mark}"
         _copy(source, folder, say)

@@ -25,6 +25,7 @@ import torch
 from torch import nn
 
 from salsa_dist.errors import UserError
+from salsa_dist.libraries.transformers import without_weights
 from salsa_dist.speech_llms.inspection import class_of, read_config
 from salsa_dist.speech_llms.load import FAMILIES, UNREADABLE
 from salsa_dist.speech_llms.window import longest, shorten
@@ -180,8 +181,7 @@ def build_empty(config: Any, name: str, dtype: str) -> nn.Module:
     else:
         model_class = class_of(config, name)
     try:
-        with torch.device("meta"):
-            model: nn.Module = model_class._from_config(config, dtype=getattr(torch, dtype))
+        model: nn.Module = without_weights(model_class, config, getattr(torch, dtype))
     except (*UNREADABLE, ImportError) as e:
         reason = " ".join(str(e).split())[:240]
         raise UserError(f"base {name}: no model can be built from its config: {reason}") from None

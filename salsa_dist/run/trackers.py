@@ -10,13 +10,13 @@ curve is worth a run.
 from __future__ import annotations
 
 import importlib.util
-import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from salsa_dist.errors import UserError
+from salsa_dist.libraries.accelerate import trackers
 
 PROJECT = "salsa-dist"
 
@@ -89,11 +89,7 @@ def refuse_missing(kinds: Sequence[str]) -> None:
 
 
 def _make(kind: str, run: Path, first_step: int) -> Any:
-    from accelerate import tracking
-
-    # accelerate's own logger wants accelerate's state, which one rank alone must not make: it would
-    # choose a device and a number of threads of its own.
-    setattr(tracking, "logger", logging.getLogger(tracking.__name__))  # noqa: B010
+    tracking = trackers()
     tracker: Any
     if kind == "tensorboard":
         tracker = tracking.TensorBoardTracker("tensorboard", run, purge_step=first_step)

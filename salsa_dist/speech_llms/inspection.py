@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from salsa_dist.errors import UserError
+from salsa_dist.libraries.transformers import listed_class, without_weights
 from salsa_dist.speech_llms.family import auto_processor
 from salsa_dist.speech_llms.load import FAMILIES, UNREADABLE, base_revision
 from salsa_dist.speech_llms.noise_inputs import noise_inputs
@@ -114,7 +115,7 @@ def inspect_base(
     return Inspection(
         base=name,
         architecture=model_class.__name__,
-        revision=base_revision(name, config),
+        revision=base_revision(name, revision),
         parameters=sum(p.numel() for p in model.parameters()),
         probed=has_weights,
         sites=[r for r in reports if not r.reason],
@@ -141,8 +142,7 @@ def read_config(name: str, revision: str | None = None) -> Any:
         if model_type in CONFIG_MAPPING:
             config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
             thinker = getattr(config, "thinker_config", None)
-            if thinker is not None:  # of a model that also talks, the part that listens and writes
-                thinker._commit_hash = getattr(config, "_commit_hash", None)
+            # Of a model that also talks, the part that listens and writes.
             return config if thinker is None else thinker
     except UNREADABLE as e:
         raise UserError(f"base {name} can't be loaded: {_one_line(e)}") from None
@@ -160,11 +160,9 @@ def read_config(name: str, revision: str | None = None) -> Any:
 def class_of(config: Any, name: str) -> Any:
     """The transformers class that a base is loaded with."""
     import transformers
-    from transformers import AutoModelForMultimodalLM, AutoModelForSpeechSeq2Seq
 
-    for auto in (AutoModelForSpeechSeq2Seq, AutoModelForMultimodalLM):
-        if type(config) in auto._model_mapping:
-            return auto._model_mapping[type(config)]
+    if (listed := listed_class(config)) is not None:
+        return listed
     architecture = (config.architectures or [""])[0]
     if architecture and (found := getattr(transformers, architecture, None)) is not None:
         return found
@@ -229,8 +227,7 @@ def _load(name: str, revision: str | None, model_class: Any) -> Any:
 def _empty(config: Any, model_class: Any, name: str) -> nn.Module:
     """The model without weights."""
     try:
-        with torch.device("meta"):
-            model: nn.Module = model_class._from_config(config)
+        model: nn.Module = without_weights(model_class, config)
     except (*UNREADABLE, ImportError) as e:
         raise UserError(f"base {name}: no model can be built from its config: {_one_line(e)}") from None
     return model

@@ -6,6 +6,7 @@ import re
 from collections.abc import Container
 
 from salsa_dist.errors import UserError
+from salsa_dist.libraries.transformers import whisper_languages
 
 # Scripts written without spaces between words.
 _NO_SPACES = {"zh", "yue", "ja", "th", "lo", "my", "km", "bo"}
@@ -38,14 +39,11 @@ def has_no_spaces(language: str) -> bool:
 def english_name(language: str) -> str | None:
     """`Bulgarian`, or `Chinese and English` for mixed speech; None if no part's name is known."""
     # Every language that Whisper was trained on, which is the longest list at hand.
-    from transformers.models.whisper.tokenization_whisper import LANGUAGES
-
-    names = [LANGUAGES[part].title() for part in parts(language) if part in LANGUAGES]
+    known = whisper_languages()
+    names = [known[part].title() for part in parts(language) if part in known]
     return " and ".join(dict.fromkeys(names)) or None
 
 
 def named() -> list[str]:
     """Codes that `english_name` knows, sorted."""
-    from transformers.models.whisper.tokenization_whisper import LANGUAGES
-
-    return sorted(LANGUAGES)
+    return sorted(whisper_languages())

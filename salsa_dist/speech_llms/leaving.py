@@ -20,11 +20,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from salsa_dist.libraries.transformers import cache_in
+
 # Called with (n,) int64, the places of the rows that go on, each time that others left.
 Stay = Callable[[Tensor], None]
-
-# What transformers calls the cache of keys and values: from 5.24 on, and before.
-_CACHE_NAMES = ("cache", "past_key_values")
 
 # Rows leave once they are this share of the batch: each leaving copies the rows that stay.
 _SHARE = 0.2
@@ -52,10 +51,10 @@ def greedy(stay: Stay, synced: bool) -> Callable[..., Tensor]:
         generation_config: Any,
         **made: Any,
     ) -> Tensor:
-        name = next((n for n in _CACHE_NAMES if made.get(n) is not None), None)
-        if name is None or not hasattr(made[name], "batch_select_indices"):
+        if (found := cache_in(made)) is None:
             raise NoCacheError
-        heard, cache = made["encoder_outputs"][0], made[name]
+        name, cache = found
+        heard = made["encoder_outputs"][0]
         rows = torch.arange(len(input_ids), device=input_ids.device)
         ids, step = input_ids, input_ids
         whole: list[Tensor] = list(input_ids)

@@ -24,6 +24,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from salsa_dist.errors import UserError
+from salsa_dist.libraries.transformers import commit_of, listed_class
 from salsa_dist.speech_llms import (
     glm_asr,
     granite_speech,
@@ -167,7 +168,7 @@ def load_speech_llm(
         model=model.to(device) if filled else model,
         family=family,
         name=name,
-        revision=base_revision(name, config),
+        revision=base_revision(name, revision),
         parameters=sum(p.numel() for p in model.parameters()),
         layers=layers or {},
         sources=sources,
@@ -196,17 +197,13 @@ def model_class(config: Any, named: str | None) -> Any:
         named: its name, where the family knows better than transformers' own tables.
     """
     import transformers
-    from transformers import AutoModelForMultimodalLM, AutoModelForSpeechSeq2Seq
 
     if named is not None:
         return getattr(transformers, named)
-    for auto in (AutoModelForSpeechSeq2Seq, AutoModelForMultimodalLM):
-        if type(config) in auto._model_mapping:
-            return auto._model_mapping[type(config)]
-    return getattr(transformers, config.architectures[0])
+    return listed_class(config) or getattr(transformers, config.architectures[0])
 
 
-def base_revision(name: str, config: Any) -> str:
+def base_revision(name: str, revision: str | None = None) -> str:
     """What pins a base's weights.
 
     For a hub name its commit. For a folder, `local-` and 16 hex digits of a SHA-256 over config.json
@@ -216,7 +213,7 @@ def base_revision(name: str, config: Any) -> str:
     """
     folder = Path(name)
     if not folder.is_dir():
-        return str(getattr(config, "_commit_hash", None) or "unknown")
+        return commit_of(name, revision) or "unknown"
     digest = hashlib.sha256()
     settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     settings.pop("transformers_version", None)

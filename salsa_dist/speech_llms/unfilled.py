@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from salsa_dist.libraries.transformers import compute_buffers, file_in, renaming
 from salsa_dist.speech_llms.weight_files import StoredTensor, safetensors_files, stored_tensors
 
 
@@ -54,13 +55,8 @@ def unfilled(
         revision: hub branch, tag or commit.
         dtype: precision of the weights.
     """
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter
-    from transformers.utils import cached_file
-
     files = safetensors_files(name, revision)
-    options: dict[str, Any] = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
-    if files is None or cached_file(name, "adapter_config.json", **options) is not None:
+    if files is None or file_in(name, "adapter_config.json", revision) is not None:
         return None
     stored = stored_tensors(files)
     empty = {k: torch.empty(t.shape, dtype=t.dtype, device="meta") for k, t in stored.items()}
@@ -73,13 +69,13 @@ def unfilled(
         output_loading_info=True,
     )
     model.config.name_or_path = name
-    mapping = get_model_conversion_mapping(model)
-    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
-    renamings = [entry for entry in mapping if not isinstance(entry, WeightConverter)]
+    rename = renaming(model)
+    if rename is None:
+        return None
     names = model.state_dict()
     sources: dict[str, StoredTensor] = {}
     for key, tensor in stored.items():
-        target, converted = _target(key, renamings, converters, model.base_model_prefix, names)
+        target, converted = rename(key)
         if converted:
             return None
         if target in names:
@@ -91,18 +87,6 @@ def unfilled(
     _compute_buffers(model, read)
     _take_generation_config(model, name, revision)
     return Unfilled(model, sources, loading_info)
-
-
-def _target(
-    key: str, renamings: list[Any], converters: list[Any], prefix: str, names: dict[str, Any]
-) -> tuple[str, bool]:
-    """The model's name for a stored tensor, and whether more than its name changes."""
-    from transformers.core_model_loading import rename_source_key
-
-    target, pattern = rename_source_key(key, renamings, converters, prefix, names)
-    if target not in names and key in names:
-        target, pattern = rename_source_key(key, [], [], prefix, names)
-    return target, pattern is not None
 
 
 def _tie_what_is_stored_twice(model: Any, sources: dict[str, StoredTensor]) -> None:
@@ -125,10 +109,7 @@ def _compute_buffers(model: Any, read: Container[int]) -> None:
     for name, buffer in list(model.named_buffers()):
         if buffer.is_meta and id(buffer) not in read:
             _set(model, name, torch.empty_like(buffer, device="cpu"))
-    for module in model.modules():
-        module._is_hf_initialized = False  # looked at before, while there was nothing to fill
-    # It leaves alone what comes from the checkpoint: those tensors are marked.
-    model.initialize_weights()
+    compute_buffers(model)
 
 
 def _take_generation_config(model: Any, name: str, revision: str | None) -> None:

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from salsa_dist.errors import UserError
+from salsa_dist.libraries.transformers import file_in
 
 _DTYPES = {
     "F64": torch.float64,
@@ -121,12 +122,10 @@ def stored_tensors(files: Iterable[Path]) -> dict[str, StoredTensor]:
 
 def safetensors_files(name: str, revision: str | None) -> list[Path] | None:
     """The weight files of a folder or hub name, fetched if need be; None: it has other kinds only."""
-    from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+    from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
     def file(wanted: str) -> Path | None:
-        options = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
-        found = cached_file(name, wanted, **options)
-        return None if found is None else Path(found)
+        return file_in(name, wanted, revision)
 
     if (single := file(SAFE_WEIGHTS_NAME)) is not None:
         return [single]

@@ -44,6 +44,7 @@ from transformers import (
 )
 
 from salsa_dist.errors import UserError
+from salsa_dist.libraries.transformers import keep_as_written
 from salsa_dist.new_folder import made_beside
 
 _VERSION, _SPEC, _REVISION = 6, "WhisperSpec", 3
@@ -400,9 +401,7 @@ def _generation_config(
         return_timestamps=False,
         **extra,
     )
-    # Said outright in the file: a config marked as derived from config.json may be derived again
-    # from there, and lang_to_id would be lost.
-    generation._from_model_config = False
+    keep_as_written(generation)
     return generation
 
 

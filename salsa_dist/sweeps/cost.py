@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from salsa_dist.config import Config
+from salsa_dist.libraries.transformers import without_weights
 from salsa_dist.planner.step_work import DEFAULT_CLIP_S
 from salsa_dist.speech_llms.inspection import class_of, read_config
 from salsa_dist.speech_llms.load import FAMILIES, base_revision, refuse_stride
@@ -63,8 +64,7 @@ def base_facts(config: Config) -> BaseFacts:
     base = config.base
     tree: Any = read_config(base.name, base.revision)
     refuse_stride(base.name, tree.model_type, config.training.silence_stride)
-    with torch.device("meta"):
-        model: Any = class_of(tree, base.name)._from_config(tree)
+    model: Any = without_weights(class_of(tree, base.name), tree)
     lists = find_layers(model, base.layers)
     window_s = config.base_in_training().window_s or 30.0
     clip_s = min(window_s, DEFAULT_CLIP_S)
@@ -76,7 +76,7 @@ def base_facts(config: Config) -> BaseFacts:
     }
     widths = [p.shape[0] for p in lists.get("encoder", lists["llm"])[0].parameters() if p.ndim == 1]
     return BaseFacts(
-        revision=base_revision(base.name, tree),
+        revision=base_revision(base.name, base.revision),
         parameters=sum(p.numel() for p in model.parameters()),
         layers=layer_counts(lists),
         layer_parameters=one,

@@ -13,6 +13,7 @@ from torch import Tensor
 from salsa_dist import load_speech_llm
 from salsa_dist.config import PlacementConfig
 from salsa_dist.data.clip import Clip
+from salsa_dist.libraries import transformers as libraries
 from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.placement.ranks import join
 from salsa_dist.speech_llms import leaving
@@ -168,7 +169,7 @@ def test_a_cache_by_another_name_is_decoded_by_transformers_itself(
     clips = _clips(5, (-1,))
     bank = Bank([], {})
     plain = _plainly(base, bank, base.family.prompt_batch(clips))
-    monkeypatch.setattr(leaving, "_CACHE_NAMES", ("some_later_name",))
+    monkeypatch.setattr(libraries, "_CACHE_NAMES", ("some_later_name",))
     ours, heard, decoded = _ours(base, bank, clips, monkeypatch)
     assert ours == plain
     assert heard == [5]

@@ -1,0 +1,169 @@
+"""transformers behind its public classes: how decoding hands over a cache, how weights are named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+# What `generate` calls the cache of keys and values: from 5.24 on, and before.
+_CACHE_NAMES = ("cache", "past_key_values")
+
+
+def cache_in(made: Mapping[str, Any]) -> tuple[str, Any] | None:
+    """The cache among what `generate` hands to a decoding loop of our own, and its name there.
+
+    Assumes that `generate(custom_generate=loop)` makes the cache before it calls `loop(**made)`, and
+    that rows can be taken out of it by `batch_select_indices`.
+
+    Seen: transformers 5.23 (under the name `past_key_values`) and 5.24 (`cache`).
+    Else: None, and transformers decodes by its own loop: the same tokens, slower.
+    Test: test_generate_hands_a_cache_to_a_custom_loop
+    """
+    name = next((n for n in _CACHE_NAMES if made.get(n) is not None), None)
+    if name is None or not hasattr(made[name], "batch_select_indices"):
+        return None
+    return name, made[name]
+
+
+def listed_class(config: Any) -> Any | None:
+    """The class that transformers' tables of speech-LLMs list for a config; None: they list none.
+
+    Assumes that the tables are `_model_mapping` of the Auto classes, by type of config.
+
+    Seen: transformers 5.24.
+    Else: None, and the class is the one that the checkpoint's config.json names in `architectures`.
+    Test: test_the_tables_of_auto_classes_can_be_read
+    """
+    from transformers import AutoModelForMultimodalLM, AutoModelForSpeechSeq2Seq
+
+    for auto in (AutoModelForSpeechSeq2Seq, AutoModelForMultimodalLM):
+        table = getattr(auto, "_model_mapping", {})
+        if type(config) in table:
+            return table[type(config)]
+    return None
+
+
+def without_weights(model_class: Any, config: Any, dtype: torch.dtype | None = None) -> Any:
+    """A model of `config` on the meta device: shapes and no numbers.
+
+    Assumes that `_from_config` makes a model in a precision and keeps in fp32 what its class keeps so.
+
+    Seen: transformers 5.24.
+    Else: the class is called, and all of its weights are of `dtype`.
+    Test: test_a_model_is_built_without_weights
+    """
+    with torch.device("meta"):
+        if hasattr(model_class, "_from_config"):
+            return model_class._from_config(config, **({} if dtype is None else {"dtype": dtype}))
+        model = model_class(config)
+        return model if dtype is None else model.to(dtype)
+
+
+def commit_of(name: str, revision: str | None) -> str | None:
+    """The hub commit of a hub name as it is on this machine; None: it can't be told.
+
+    Assumes that the path of a file of the hub's cache is `…/snapshots/COMMIT/FILE`. transformers itself
+    no longer keeps the commit in a config (5.24).
+
+    Seen: transformers 5.24.
+    Else: None. The base's revision is then `unknown`, so adapters of two commits are not told apart.
+    Test: test_the_commit_of_a_hub_name_is_known
+    """
+    found = file_in(name, "config.json", revision)
+    if found is None or found.parent.parent.name != "snapshots":
+        return None
+    return found.parent.name
+
+
+def file_in(name: str, wanted: str, revision: str | None) -> Path | None:
+    """A file of a folder or hub name, fetched if need be; None: there is no such file.
+
+    Assumes that `cached_file`, given `_raise_exceptions_for_missing_entries=False`, answers None then.
+
+    Seen: transformers 5.24.
+    Else: for a folder it is not asked; for a hub name a TypeError before anything is loaded.
+    Test: test_a_file_that_is_not_there_is_none
+    """
+    if Path(name).is_dir():
+        file = Path(name, wanted)
+        return file if file.is_file() else None
+    from transformers.utils import cached_file
+
+    options: dict[str, Any] = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
+    found = cached_file(name, wanted, **options)
+    return None if found is None else Path(found)
+
+
+def renaming(model: Any) -> Callable[[str], tuple[str, bool]] | None:
+    """From the name of a stored tensor to its name in `model`, and whether more than that changes.
+
+    Assumes that `get_model_conversion_mapping` lists the renames and conversions of a checkpoint and
+    that `rename_source_key` applies them to one name, as `from_pretrained` does.
+
+    Seen: transformers 5.24.
+    Else: None, and each rank loads the base whole before it keeps its part: more host memory, the same
+        weights.
+    Test: test_stored_names_become_the_models
+    """
+    try:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter, rename_source_key
+    except ImportError:
+        return None
+    mapping = get_model_conversion_mapping(model)
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    renamings: list[Any] = [entry for entry in mapping if not isinstance(entry, WeightConverter)]
+    names, prefix = model.state_dict(), model.base_model_prefix
+
+    def rename(key: str) -> tuple[str, bool]:
+        target, pattern = rename_source_key(key, renamings, converters, prefix, names)
+        if target not in names and key in names:
+            target, pattern = rename_source_key(key, [], [], prefix, names)
+        return target, pattern is not None
+
+    return rename
+
+
+def compute_buffers(model: Any) -> None:
+    """Compute the buffers that no checkpoint holds, such as rotary frequencies, where they are empty.
+
+    Assumes that `initialize_weights` computes them for modules that are not marked by
+    `_is_hf_initialized`, and leaves tensors alone that came from a checkpoint.
+
+    Seen: transformers 5.24.
+    Else: an AttributeError before training.
+    Test: test_buffers_that_no_file_holds_are_computed
+    """
+    for module in model.modules():
+        module._is_hf_initialized = False  # looked at before, while there was nothing to fill
+    model.initialize_weights()
+
+
+def keep_as_written(generation: Any) -> None:
+    """Have a generation config saved and read as it is.
+
+    Assumes that a config marked `_from_model_config` may be derived again from config.json, which
+    would lose `lang_to_id`.
+
+    Seen: transformers 5.24.
+    Else: nothing: the mark means nothing then.
+    Test: test_a_generation_config_is_kept_as_written
+    """
+    generation._from_model_config = False
+
+
+def whisper_languages() -> dict[str, str]:
+    """Language codes and English names that Whisper was trained with.
+
+    Assumes that Whisper's tokenizer module lists them as `LANGUAGES`.
+
+    Seen: transformers 5.24.
+    Else: an ImportError that names the version, where a chat family asks for a language's name.
+    Test: test_whispers_languages_are_listed
+    """
+    from transformers.models.whisper.tokenization_whisper import LANGUAGES
+
+    return dict(LANGUAGES)

@@ -1,0 +1,134 @@
+"""What salsa_dist/libraries/transformers.py assumes of the installed transformers."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import make_base
+
+from salsa_dist.libraries import transformers as library
+from salsa_dist.speech_llms.load import load_speech_llm
+from salsa_dist.speech_llms.unfilled import unfilled
+
+
+def _llama() -> Any:
+    from transformers import LlamaConfig
+
+    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "vocab_size": 8}
+    return LlamaConfig(**size, num_attention_heads=2, num_key_value_heads=2)
+
+
+def test_generate_hands_a_cache_to_a_custom_loop(tiny_base: Path) -> None:
+    model = load_speech_llm(tiny_base).model
+    seen: dict[str, Any] = {}
+
+    def loop(model: Any, input_ids: torch.Tensor, **made: Any) -> torch.Tensor:
+        seen.update(made)
+        return torch.cat([input_ids, input_ids[:, -1:]], dim=-1)  # Whisper wants at least one token
+
+    model.generate(torch.zeros(2, 80, 200), custom_generate=loop, max_new_tokens=2)
+    found = library.cache_in(seen)
+    assert found is not None, f"no cache among {sorted(seen)}"
+    assert found[0] in ("cache", "past_key_values")
+
+
+def test_the_tables_of_auto_classes_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    import transformers
+
+    config = transformers.WhisperConfig()
+    assert library.listed_class(config) is transformers.WhisperForConditionalGeneration
+    for auto in (transformers.AutoModelForSpeechSeq2Seq, transformers.AutoModelForMultimodalLM):
+        monkeypatch.setattr(auto, "_model_mapping", {})
+    assert library.listed_class(config) is None
+
+
+def test_a_model_is_built_without_weights() -> None:
+    from transformers import LlamaForCausalLM
+
+    model = library.without_weights(LlamaForCausalLM, _llama(), torch.bfloat16)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert {p.device.type for p in model.parameters()} == {"meta"}
+    # Where `_from_config` is gone, the class is called.
+    made = library.without_weights(lambda config: LlamaForCausalLM(config), _llama(), torch.bfloat16)
+    shapes = {n: (p.shape, p.dtype, p.device) for n, p in model.named_parameters()}
+    assert {n: (p.shape, p.dtype, p.device) for n, p in made.named_parameters()} == shapes
+
+
+def test_the_commit_of_a_hub_name_is_known(tmp_path: Path) -> None:
+    """A hub's cache made by hand, read by a process that takes it for the user's and has no network."""
+    commit = "0123456789" * 4
+    repository = tmp_path / "hub" / "models--some--base"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    make_base(repository / "snapshots" / commit)
+    code = "from salsa_dist import load_speech_llm; print(load_speech_llm('some/base').revision)"
+    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    environment.pop("HF_HUB_CACHE", None)
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1:] == [commit], done.stderr
+
+
+def test_a_file_that_is_not_there_is_none(tiny_base: Path) -> None:
+    from transformers.utils import cached_file
+
+    assert library.file_in(str(tiny_base), "config.json", None) == tiny_base / "config.json"
+    assert library.file_in(str(tiny_base), "adapter_config.json", None) is None
+    options = {"_raise_exceptions_for_missing_entries": False}
+    assert cached_file(str(tiny_base), "adapter_config.json", **options) is None
+
+
+def test_stored_names_become_the_models(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import AutoConfig, WhisperForConditionalGeneration, WhisperModel
+
+    model = library.without_weights(
+        WhisperForConditionalGeneration, AutoConfig.from_pretrained(tiny_base)
+    )
+    rename = library.renaming(model)
+    assert rename is not None
+    key = "model.encoder.conv1.weight"
+    assert rename(key) == (key, False)
+    body = library.renaming(library.without_weights(WhisperModel, model.config))
+    assert body is not None
+    assert body(key) == ("encoder.conv1.weight", False)
+    # Without transformers' own renames the base is loaded whole.
+    arguments = (WhisperForConditionalGeneration, model.config, str(tiny_base), None, torch.float32)
+    assert unfilled(*arguments) is not None
+    with monkeypatch.context() as absent:
+        absent.setitem(sys.modules, "transformers.core_model_loading", None)
+        assert library.renaming(model) is None
+    monkeypatch.setattr("salsa_dist.speech_llms.unfilled.renaming", lambda model: None)
+    assert unfilled(*arguments) is None
+    assert load_speech_llm(tiny_base, filled=False).sources is None
+
+
+def test_buffers_that_no_file_holds_are_computed() -> None:
+    from transformers import LlamaForCausalLM
+
+    real = LlamaForCausalLM(_llama())
+    wanted = real.model.rotary_emb.inv_freq.clone()
+    weight = real.lm_head.weight.detach().clone()
+    real.lm_head.weight._is_hf_initialized = True  # as what comes from a checkpoint is marked
+    real.model.rotary_emb.inv_freq.fill_(float("nan"))
+    library.compute_buffers(real)
+    assert torch.equal(real.model.rotary_emb.inv_freq, wanted)
+    assert torch.equal(real.lm_head.weight, weight)
+
+
+def test_a_generation_config_is_kept_as_written(tmp_path: Path) -> None:
+    from transformers import GenerationConfig
+
+    generation = GenerationConfig(lang_to_id={"<|bg|>": 3})
+    library.keep_as_written(generation)
+    generation.save_pretrained(tmp_path)
+    assert GenerationConfig.from_pretrained(tmp_path).lang_to_id == {"<|bg|>": 3}
+
+
+def test_whispers_languages_are_listed() -> None:
+    assert library.whisper_languages()["bg"] == "bulgarian"
+    assert len(library.whisper_languages()) > 90
