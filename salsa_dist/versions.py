@@ -47,7 +47,7 @@ class Library:
 def libraries() -> tuple[Library, ...]:
     """Python, and each package that every installation needs; empty where ours is not installed."""
     try:
-        lines, python = requires(_OURS) or [], metadata(_OURS)["Requires-Python"]
+        lines, python = requires(_OURS) or [], metadata(_OURS)["Requires-Python"] or ""
     except PackageNotFoundError:  # run from a folder of files
         return ()
     found = {"python": Library("python", platform.python_version(), _written(SpecifierSet(python)))}

@@ -4,7 +4,7 @@
     ├── submit.sh                      the newest launch again: same code, same config, same options
     └── snapshots/3f9a0c1d22ab/        named after its content: launching the same makes no second one
         ├── salsa_dist/ launchers/ ds_configs/
-        ├── salsa_dist-0.1.0.dist-info/       its version, for where it is not installed: a container
+        ├── salsa_dist-0.1.0.dist-info/       its version and tested ranges, for a container
         ├── config.yaml                as it was given, without the overrides
         └── snapshot.json              {"schema", "version", "commit": of the source or null}
 
@@ -24,7 +24,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from importlib.metadata import version
+from importlib.metadata import metadata, version
 from pathlib import Path
 
 import salsa_dist
@@ -66,8 +66,7 @@ def take(run: Path, config: Path) -> Path:
                 number = version("salsa-dist")
                 installed = new / f"salsa_dist-{number}.dist-info"
                 installed.mkdir()
-                metadata = f"Metadata-Version: 2.1\nName: salsa-dist\nVersion: {number}\n"
-                (installed / "METADATA").write_text(metadata, encoding="utf-8")
+                (installed / "METADATA").write_text(_metadata(), encoding="utf-8")
                 facts = {"schema": SCHEMA, "version": number, "commit": _commit()}
                 (new / "snapshot.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
         except OSError as e:
@@ -125,6 +124,13 @@ def _without_config(arguments: Sequence[str]) -> list[str]:
         elif not word.startswith("--config="):
             kept.append(word)
     return kept
+
+
+def _metadata() -> str:
+    """What pip knows of this package, without its description."""
+    kept = ("Metadata-Version", "Name", "Version", "Requires-Python", "Requires-Dist")
+    found = metadata("salsa-dist")
+    return "".join(f"{key}: {value}\n" for key in kept for value in found.get_all(key) or [])
 
 
 def _commit() -> str | None:

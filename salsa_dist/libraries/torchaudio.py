@@ -61,7 +61,7 @@ def settle_before_transformers() -> None:
 
     Assumes that `import transformers` by itself imports no torchaudio: only its models do.
 
-    Seen: transformers 5.24.
+    Seen: transformers 5.17 and 5.24.
     Else: where salsa_dist is imported second, transformers itself fails, by torchaudio's OSError.
     Test: test_transformers_by_itself_imports_no_torchaudio
     """

@@ -18,7 +18,7 @@ def cache_in(made: Mapping[str, Any]) -> tuple[str, Any] | None:
     Assumes that `generate(custom_generate=loop)` makes the cache before it calls `loop(**made)`, and
     that rows can be taken out of it by `batch_select_indices`.
 
-    Seen: transformers 5.23 (under the name `past_key_values`) and 5.24 (`cache`).
+    Seen: transformers 5.17 and 5.23 (under the name `past_key_values`), and 5.24 (`cache`).
     Else: None, and transformers decodes by its own loop: the same tokens, slower.
     Test: test_generate_hands_a_cache_to_a_custom_loop
     """
@@ -33,7 +33,7 @@ def listed_class(config: Any) -> Any | None:
 
     Assumes that the tables are `_model_mapping` of the Auto classes, by type of config.
 
-    Seen: transformers 5.24.
+    Seen: transformers 5.17 and 5.24.
     Else: None, and the class is the one that the checkpoint's config.json names in `architectures`.
     Test: test_the_tables_of_auto_classes_can_be_read
     """
@@ -51,7 +51,7 @@ def without_weights(model_class: Any, config: Any, dtype: torch.dtype | None = N
 
     Assumes that `_from_config` makes a model in a precision and keeps in fp32 what its class keeps so.
 
-    Seen: transformers 5.24.
+    Seen: transformers 5.17 and 5.24.
     Else: the class is called, and all of its weights are of `dtype`.
     Test: test_a_model_is_built_without_weights
     """
@@ -68,7 +68,7 @@ def commit_of(name: str, revision: str | None) -> str | None:
     Assumes that the path of a file of the hub's cache is `…/snapshots/COMMIT/FILE`. transformers itself
     no longer keeps the commit in a config (5.24).
 
-    Seen: transformers 5.24.
+    Seen: transformers 5.17 and 5.24.
     Else: None. The base's revision is then `unknown`, so adapters of two commits are not told apart.
     Test: test_the_commit_of_a_hub_name_is_known
     """
@@ -83,7 +83,7 @@ def file_in(name: str, wanted: str, revision: str | None) -> Path | None:
 
     Assumes that `cached_file`, given `_raise_exceptions_for_missing_entries=False`, answers None then.
 
-    Seen: transformers 5.24.
+    Seen: transformers 5.17 and 5.24.
     Else: for a folder it is not asked; for a hub name a TypeError before anything is loaded.
     Test: test_a_file_that_is_not_there_is_none
     """
@@ -103,7 +103,7 @@ def renaming(model: Any) -> Callable[[str], tuple[str, bool]] | None:
     Assumes that `get_model_conversion_mapping` lists the renames and conversions of a checkpoint and
     that `rename_source_key` applies them to one name, as `from_pretrained` does.
 
-    Seen: transformers 5.24.
+    Seen: transformers 5.17 and 5.24.
     Else: None, and each rank loads the base whole before it keeps its part: more host memory, the same
         weights.
     Test: test_stored_names_become_the_models
@@ -133,7 +133,7 @@ def compute_buffers(model: Any) -> None:
     Assumes that `initialize_weights` computes them for modules that are not marked by
     `_is_hf_initialized`, and leaves tensors alone that came from a checkpoint.
 
-    Seen: transformers 5.24.
+    Seen: transformers 5.17 and 5.24.
     Else: an AttributeError before training.
     Test: test_buffers_that_no_file_holds_are_computed
     """
@@ -148,7 +148,7 @@ def keep_as_written(generation: Any) -> None:
     Assumes that a config marked `_from_model_config` may be derived again from config.json, which
     would lose `lang_to_id`.
 
-    Seen: transformers 5.24.
+    Seen: transformers 5.17 and 5.24.
     Else: nothing: the mark means nothing then.
     Test: test_a_generation_config_is_kept_as_written
     """
@@ -160,7 +160,7 @@ def whisper_languages() -> dict[str, str]:
 
     Assumes that Whisper's tokenizer module lists them as `LANGUAGES`.
 
-    Seen: transformers 5.24.
+    Seen: transformers 5.17 and 5.24.
     Else: an ImportError that names the version, where a chat family asks for a language's name.
     Test: test_whispers_languages_are_listed
     """

@@ -7,6 +7,8 @@ import os
 import shutil
 import sys
 import time
+from email import message_from_string
+from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
@@ -47,6 +49,9 @@ def test_the_snapshot_holds_what_a_run_needs(desk: Desk) -> None:
         assert {p for p in source if "__pycache__" not in p.parts} <= kept
     facts = json.loads((snapshot / "snapshot.json").read_text())
     assert facts["schema"] == "salsa-dist/snapshot/1"
+    (kept_metadata,) = snapshot.glob("salsa_dist-*.dist-info/METADATA")
+    ranges = message_from_string(kept_metadata.read_text(encoding="utf-8")).get_all("Requires-Dist")
+    assert ranges == requires("salsa-dist")
 
 
 def test_submit_sh_launches_the_same_again(desk: Desk) -> None:
