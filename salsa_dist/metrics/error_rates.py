@@ -26,6 +26,7 @@ import numpy as np
 from salsa_dist.metrics import normalise
 
 Metric = Literal["wer", "cer"]
+METRICS: tuple[Metric, ...] = ("cer", "wer")
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,11 @@ from salsa_dist.report.run_files import RunFiles, read_run
 from salsa_dist.runs.cost import cost
 
 SCHEMA = "salsa-dist/report/1"
+_COUNTS = (
+    *("substitutions", "deletions", "insertions", "runaways", "truncated", "empty_references"),
+    *("empty_reference_insertions", "empty_hypotheses", "speakers"),
+)
+_GAINS = {"low": "relative_low", "high": "relative_high"}
 EXAMPLES = 3
 """Utterances of each kind, for one adapter."""
 
@@ -152,14 +157,10 @@ def _older(
 
 
 def _row(result: Result) -> dict[str, Any]:
-    entry, s = result.entry, result.summary
+    s = result.summary
     return {
-        "adapter": entry.adapter,
-        "language": entry.language,
-        "method": entry.kind,
-        "window_s": entry.window_s,
-        "split": entry.split,
-        "unit": normalise.unit(entry.language),
+        **_who(result),
+        "unit": normalise.unit(result.entry.language),
         "utterances": s.utterances,
         "ref_words": s.ref_words,
         "wer": s.wer.rate,
@@ -168,38 +169,29 @@ def _row(result: Result) -> dict[str, Any]:
         "cer": s.cer.rate,
         "cer_low": s.cer.low,
         "cer_high": s.cer.high,
-        "substitutions": s.substitutions,
-        "deletions": s.deletions,
-        "insertions": s.insertions,
-        "runaways": s.runaways,
-        "truncated": s.truncated,
-        "empty_references": s.empty_references,
-        "empty_reference_insertions": s.empty_reference_insertions,
-        "empty_hypotheses": s.empty_hypotheses,
-        "speakers": s.speakers,
+        **{name: getattr(s, name) for name in _COUNTS},
+    }
+
+
+def _who(result: Result) -> dict[str, Any]:
+    entry = result.entry
+    return {
+        "adapter": entry.adapter,
+        "language": entry.language,
+        "method": entry.kind,
+        "window_s": entry.window_s,
+        "split": entry.split,
     }
 
 
 def _gains(result: Result) -> list[dict[str, Any]]:
     """A row per metric."""
-    entry = result.entry
     return [
         {
-            "adapter": entry.adapter,
-            "language": entry.language,
-            "split": entry.split,
-            "method": entry.kind,
+            **_who(result),
             "metric": metric,
-            "window_s": entry.window_s,
             "baseline_window_s": result.baselines[metric].window_s,
-            "baseline": gain.baseline,
-            "steered": gain.steered,
-            "relative": gain.relative,
-            "relative_low": gain.low,
-            "relative_high": gain.high,
-            "improved": gain.improved,
-            "unchanged": gain.unchanged,
-            "worse": gain.worse,
+            **{_GAINS.get(name, name): value for name, value in vars(gain).items()},
         }
         for metric, gain in sorted(result.gains.items(), reverse=True)  # words first
     ]

@@ -12,18 +12,27 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import mean
 from typing import Any
 
 from salsa_dist.errors import UserError
 from salsa_dist.evaluation.transcripts import ZERO_SHOT
 from salsa_dist.metrics import normalise, significance
-from salsa_dist.metrics.error_rates import Metric
-from salsa_dist.metrics.summary import Gain, Rate, Summary, gain, p_value, rates, summarise
+from salsa_dist.metrics.error_rates import METRICS, Metric
+from salsa_dist.metrics.summary import Gain, Summary, gain, p_value, rates, summarise
 from salsa_dist.report.entries import Entry
 
-METRICS: tuple[Metric, ...] = ("cer", "wer")
+_COUNTS = (
+    *("utterances", "ref_words", "speakers", "runaways", "truncated"),
+    *("empty_references", "empty_reference_insertions"),
+)
+_CHANGES = {
+    "gain": "relative",
+    "gain_low": "low",
+    "gain_high": "high",
+    **{name: name for name in ("improved", "unchanged", "worse")},
+}
 
 
 @dataclass(frozen=True)
@@ -40,9 +49,6 @@ class Result:
     summary: Summary
     baselines: Mapping[Metric, Entry]
     gains: Mapping[Metric, Gain]
-
-    def rate(self, metric: Metric) -> Rate:
-        return self.summary.cer if metric == "cer" else self.summary.wer
 
 
 def results_of(entries: Sequence[Entry]) -> list[Result]:
@@ -91,38 +97,17 @@ def cell_of(result: Result) -> dict[str, Any]:
         "minutes": entry.minutes,
         "seeds": sorted(entry.seeds),
         "unit": normalise.unit(entry.language),
-        "utterances": s.utterances,
-        "ref_words": s.ref_words,
-        "speakers": s.speakers,
-        "interval_over": "speakers" if s.speakers > 1 else "utterances",
-        "runaways": s.runaways,
-        "truncated": s.truncated,
+        **{name: getattr(s, name) for name in _COUNTS},
         "empty": s.empty_hypotheses,
-        "empty_references": s.empty_references,
-        "empty_reference_insertions": s.empty_reference_insertions,
+        "interval_over": "speakers" if s.speakers > 1 else "utterances",
     }
     for metric in METRICS:
-        rate, baseline, own = (
-            result.rate(metric),
-            result.baselines.get(metric),
-            result.gains.get(metric),
-        )
+        own, baseline = result.gains.get(metric), result.baselines.get(metric)
         cell[metric] = {
-            "rate": rate.rate,
-            "deviation": rate.deviation,
-            "low": rate.low,
-            "high": rate.high,
-            "gain": own.relative if own else None,
-            "gain_low": own.low if own else None,
-            "gain_high": own.high if own else None,
+            **asdict(s.cer if metric == "cer" else s.wer),
+            **{name: getattr(own, of) if own else None for name, of in _CHANGES.items()},
             "zero_shot": rates(baseline.seeds, metric)[0] if baseline else None,
             "baseline_window_s": baseline.window_s if baseline else None,
-            "improved": own.improved if own else None,
-            "unchanged": own.unchanged if own else None,
-            "worse": own.worse if own else None,
-            "substitutions": rate.substitutions,
-            "deletions": rate.deletions,
-            "insertions": rate.insertions,
         }
     return cell
 

@@ -12,8 +12,10 @@ import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Any
 
+from salsa_dist.metrics.error_rates import METRICS
 from salsa_dist.report.numbers import percent
 
 RATES = ("rate", "deviation", "low", "high", "gain", "gain_low", "gain_high")
@@ -84,20 +86,23 @@ def comparison_latex(comparison: Mapping[str, Any]) -> str:
 
 def report_latex(report: Mapping[str, Any]) -> str:
     """The results as one table, the best of each language and split in bold."""
-    cells = report["cells"]
-    best, rows = best_rates(cells), []
-    for cell in cells:
-        line = [f"{cell['language']}, {cell['method']}, {cell['window_s']:g} s"]
+    best: dict[tuple[str, ...], float] = {}
+    for row, metric in product(report["results"], METRICS):
+        if row[metric] is not None:
+            best[place(row, metric)] = min(row[metric], best.get(place(row, metric), math.inf))
+    rows = []
+    for row in report["results"]:
+        line = [f"{row['language']}, {row['adapter'] or row['method']}, {row['window_s']:g} s"]
         for metric in ("wer", "cer"):
-            rate = cell[metric]
-            text = latex_percent(rate["rate"])
-            if rate["rate"] is not None and rate["rate"] == best[place(cell, metric)]:
+            text = latex_percent(row[metric])
+            if row[metric] is not None and row[metric] == best[place(row, metric)]:
                 text = rf"\textbf{{{text}}}"
-            if rate["low"] is not None:
-                text += f" ({latex_percent(rate['low'])}--{latex_percent(rate['high'])})"
+            if row[f"{metric}_low"] is not None:
+                ends = (latex_percent(row[f"{metric}_{end}"]) for end in ("low", "high"))
+                text += f" ({'--'.join(ends)})"
             line.append(text)
         rows.append(line)
-    rule = "/".join(sorted({own_rate(cell["unit"]) for cell in cells}, reverse=True))
+    rule = "/".join(sorted({own_rate(row["unit"]) for row in report["results"]}, reverse=True))
     return latex_table(["language, method, window", f"{rule}, %", "CER, %"], rows)
 
 

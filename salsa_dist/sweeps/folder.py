@@ -36,7 +36,6 @@ from salsa_dist.errors import UserError
 from salsa_dist.evaluation.decode import SCHEMA as HYPOTHESES
 from salsa_dist.metrics import error_rates
 from salsa_dist.new_folder import made_beside
-from salsa_dist.report.results import METRICS
 from salsa_dist.steering.adapter_folder import FACTS
 from salsa_dist.whole_file import replace_file
 
@@ -249,7 +248,7 @@ def _decoded(job: JobFolder, name: str, language: str) -> dict[str, float | None
     last = {line["key"]: line for line in own if line["window_s"] == shortest}
     scored = [error_rates.score(x["reference"], x["hypothesis"], language) for x in last.values()]
     spoken = [one for one in scored if not one.empty_reference]
-    return {metric: _rate([one.edits(metric) for one in spoken]) for metric in METRICS}
+    return {metric: _rate([one.edits(metric) for one in spoken]) for metric in error_rates.METRICS}
 
 
 def _rate(edits: Sequence[error_rates.Edits]) -> float | None:

@@ -132,9 +132,9 @@ def test_the_best_on_dev_is_chosen_and_runs_with_all_seeds_on_test(whole: Path) 
     page = (sweep / "report" / "comparison.html").read_text()
     assert "<h1>All methods</h1>" in page
     assert "<p>One language alone.</p>\n<p>Noise.</p>" in page
-    assert page.count("2 tries of each method") == 1
+    assert page.count("2 trials per method") == 1
     assert all(f"lr{lr}: " in page for lr in ("0.001", "0.05", "0.1"))
-    assert "lora, tries" in page
+    assert "lora, trials" in page
     assert trained["mean difference to el, encoder"] == trained["zero-shot"] == 0
     assert trained["LoRA r=1 on v_proj of encoder"] == 3 * 64
     finals = [r for r in rows if r["stage"] == "final"]
