@@ -16,9 +16,9 @@ from markupsafe import Markup
 
 from salsa_dist.evaluation.transcripts import ZERO_SHOT
 from salsa_dist.metrics import error_rates, normalise
-from salsa_dist.report import comparison_plots, numbers, plots, tables
+from salsa_dist.report import gain_plots, numbers, plots, tables
 from salsa_dist.report.comparison import thinned
-from salsa_dist.report.comparison_plots import Gain, Trained
+from salsa_dist.report.gain_plots import Gain, Trained
 from salsa_dist.report.one_run import Report
 
 _KINDS = {
@@ -301,7 +301,7 @@ def _gain_figures(
         if row["method"] in cells and row["method"] not in elsewhere
     ]
     if rows:
-        figures["gains"] = comparison_plots.gains("gains", rows)
+        figures["gains"] = gain_plots.gains("gains", rows)
     smaller = {row["sized"] for row in comparison["minutes"] if row["sized"] != row["method"]}
     numbers: dict[str, list[Trained]] = defaultdict(list)
     for row in comparison["mean"]:
@@ -310,7 +310,7 @@ def _gain_figures(
             point = Trained(row["method"], row["trained_numbers"], found)
             numbers[_KINDS[row["kind"]]].append(point)
     if numbers:
-        figures["numbers"] = comparison_plots.gain_by_numbers(numbers)
+        figures["numbers"] = gain_plots.gain_by_numbers(numbers)
     known = [row for row in comparison["sites"] if row["gain"] is not None]
     rules = [row["rule"] for row in known]
     if rules:
@@ -325,11 +325,11 @@ def _gain_figures(
                 layers[row["component"]][row["language"]].append((row["layer"], row["gain"]))
         for component, curves_of in layers.items():
             if any(len(points) > 1 for points in curves_of.values()):
-                curve = comparison_plots.layer_curve(component, dict(sorted(curves_of.items())))
+                curve = gain_plots.layer_curve(component, dict(sorted(curves_of.items())))
                 figures[f"{component}_layers"] = curve
         if len(sites) > 1:
             ordered = sorted(sites.items(), key=lambda item: _site_place(item[0]))
-            figures["sites"] = comparison_plots.gains("sites", ordered)
+            figures["sites"] = gain_plots.gains("sites", ordered)
         about["sites"] = f"rule {rule}"
     families = [row["method"] for row in comparison["minutes"] if row["gain"] is not None]
     if families:
@@ -339,7 +339,7 @@ def _gain_figures(
             if row["method"] == family and row["gain"] is not None:
                 curves[row["language"]].append((row["minutes"], _gain(row)))
         about["minutes"] = family
-        figures["minutes"] = comparison_plots.gain_by_minutes(dict(sorted(curves.items())))
+        figures["minutes"] = gain_plots.gain_by_minutes(dict(sorted(curves.items())))
 
 
 def _gain(row: Mapping[str, Any]) -> Gain:

@@ -1,8 +1,8 @@
-"""The figures of a run's report, as SVG text to be put inline into its page.
+"""Rates, losses, norms and cosines, as SVG text to be put inline into its page.
 
-loss_curves    {adapter: [(step, loss), …]}       one line an adapter, faint, and its running mean
-site_norms     {adapter: {site: norm}}            one line an adapter, broken between modules
-error_rates    [(language, [Point, …]), …]        dots with intervals, one row a language
+loss_curves    {adapter: [(step, loss), …]}       one faint line per adapter, and its running mean
+site_norms     {adapter: {site: norm}}            one line per adapter, broken between modules
+error_rates    [(language, [Point, …]), …]        dots with intervals, one row per language
 cosines        (names, names) numbers             a heat map with its numbers in it
 """
 
@@ -92,7 +92,7 @@ def site_norms(norms: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def error_rates(metric: str, rows: Sequence[tuple[str, Sequence[Point]]]) -> str:
-    """Rates with their intervals: one row a language, one colour and marker a label."""
+    """Rates with their intervals: one row per language, one colour and marker per label."""
     labels = list(dict.fromkeys(point.label for _, points in rows for point in points))
 
     def draw(axes: Axes) -> None:

@@ -23,11 +23,11 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError, safe_open
 
 from salsa_dist.baselines import tuned_file
 from salsa_dist.config import Config, load_config
 from salsa_dist.errors import UserError
+from salsa_dist.steering import adapter_file
 
 
 class _Line(BaseModel):
@@ -290,17 +290,11 @@ def _read_adapter(run: Path, name: str, command: str) -> AdapterFile:
     if not file.is_file():
         raise UserError(f"{file} is missing: the run has not ended; go on with `{command}`")
     try:
-        with safe_open(file, framework="numpy") as opened:
-            metadata = opened.metadata() or {}
-            vectors = {site: opened.get_tensor(site) for site in opened.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, TypeError, ValueError) as e:
-        raise _damaged(str(file), str(e), command) from None
-    if metadata.get("schema") != "salsa-dist/adapter/1":
-        raise _damaged(str(file), f"its schema is {metadata.get('schema')!r}", command)
-    if missing := sorted({"language", "rule", "sites"} - metadata.keys()):
-        raise _damaged(str(file), f"its metadata has no {', '.join(missing)}", command)
-    if bad := [site for site, v in vectors.items() if v.ndim != 1 or not np.isfinite(v).all()]:
-        raise _damaged(str(file), f"{bad[0]} is not one finite vector", command)
+        vectors, metadata = adapter_file.unpack(adapter_file.read(file), file)
+    except UserError as e:
+        raise UserError(f"{e}; `{command}` makes it again") from None
+    if "language" not in metadata:
+        raise _damaged(str(file), "its metadata has no language", command)
     return AdapterFile(
         name=name,
         language=metadata["language"],
@@ -308,8 +302,8 @@ def _read_adapter(run: Path, name: str, command: str) -> AdapterFile:
         sites=metadata["sites"],
         file=str(file.relative_to(run)),
         file_bytes=file.stat().st_size,
-        trained_numbers=sum(v.size for v in vectors.values()),
-        vectors=vectors,
+        trained_numbers=sum(v.numel() for v in vectors.values()),
+        vectors={site: v.numpy() for site, v in vectors.items()},
     )
 
 

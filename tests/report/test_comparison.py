@@ -125,7 +125,7 @@ def made_run(
             {"encoder.0": vector},
             run / "adapters" / x / "adapter.safetensors",
             metadata={
-                "schema": "salsa-dist/adapter/1", "rule": "salsa", "sites": sites, "language": x,
+                "schema": "salsa-dist/adapter/1", "rule": "salsa", "sites": "encoder.0", "language": x,
             },
         )  # fmt: skip
     return run

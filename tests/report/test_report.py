@@ -114,7 +114,8 @@ def run(tmp_path: Path) -> Path:
         run / "adapters" / "twi-a" / "adapter.safetensors",
         metadata={
             "schema": "salsa-dist/adapter/1", "name": "twi-a", "base": "org/base",
-            "revision": "abc", "rule": "salsa", "sites": "encoder+llm", "language": "twi",
+            "revision": "abc", "rule": "salsa", "language": "twi",
+            "sites": "encoder.2 encoder.10 llm.0",
         },
     )  # fmt: skip
     return run

@@ -1,9 +1,9 @@
-"""The figures of a comparison, as SVG text to be put inline into its page.
+"""Gains over zero-shot, as SVG text to be put inline into its page.
 
-gains            [(method or sites, {language: Gain}), …]   a row each, a dot a language
-gain_by_numbers  {kind: [Trained, …]}                       a mark a method, on a log scale
-layer_curve      {language: [(layer, gain), …]}             a component: a line a language, their mean
-gain_by_minutes  {language: [(minutes, Gain), …]}           a line a language
+gains            [(method or sites, {language: Gain}), …]   one row each, one dot per language
+gain_by_numbers  {kind: [Trained, …]}                       one mark per method, on a log scale
+layer_curve      {language: [(layer, gain), …]}             one line per language, and their mean
+gain_by_minutes  {language: [(minutes, Gain), …]}           one line per language
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def _cut(label: str) -> str:
 
 
 def gains(name: str, rows: Sequence[tuple[str, Mapping[str, Gain]]]) -> str:
-    """Gain in CER of each row, a dot with its interval a language, and their mean as a bar.
+    """Gain in CER of each row: one dot with its interval per language, and a bar for their mean.
 
     Long intervals are cut off at the edge, so that the gains can be told apart.
     """
@@ -134,7 +134,7 @@ def gain_by_numbers(points: Mapping[str, Sequence[Trained]]) -> str:
 
 
 def layer_curve(component: str, curves: Mapping[str, Sequence[tuple[int, float]]]) -> str:
-    """Gain against the one layer of a component that is steered, a line a language, and their mean."""
+    """Gain against the single steered layer of a component: one line per language, and their mean."""
 
     def draw(axes: Axes) -> None:
         for i, (language, own) in enumerate(curves.items()):
