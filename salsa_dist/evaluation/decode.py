@@ -50,6 +50,7 @@ from salsa_dist.data.reading import first_clips, read_clip
 from salsa_dist.data.shards import TEXT_FIELDS
 from salsa_dist.data.subset import first_entries
 from salsa_dist.errors import UserError
+from salsa_dist.evaluation.kept import keep_only
 from salsa_dist.evaluation.transcripts import BARE, ZERO_SHOT
 from salsa_dist.placement.choose import choose
 from salsa_dist.placement.frozen_base import FrozenBase, Prompts
@@ -62,7 +63,7 @@ from salsa_dist.run.start import open_run, write_start
 from salsa_dist.run.watchdog import Watchdog
 from salsa_dist.speech_llms import long_audio
 from salsa_dist.speech_llms.batch import Transcript
-from salsa_dist.speech_llms.load import SpeechLLM
+from salsa_dist.speech_llms.load import SpeechLLM, revision_of
 from salsa_dist.steering.bank import Bank
 from salsa_dist.steering.sites import site_modules
 from salsa_dist.steering.vectors import SteeringVectors, bank_of
@@ -158,8 +159,9 @@ def evaluate(config: Config) -> Path:
         agree(ranks, settings_facts(config, index.hash))
         digests = {a.name: _digest(config, a.name) for a in config.adapters}
         stack.enter_context(held_for_all(config.run, ranks))
-        if ranks.is_first:
-            _make_folder(folder, config, index, digests)
+        revision = revision_of(config.base.name, config.base.revision)
+        if ranks.is_first and (differ := keep_only(config, revision, index.hash, digests)):
+            print(f"transcribing anew: other {', '.join(differ)}", flush=True)
         dist.barrier()
         watchdog.at(None, "choosing a placement", reads=True)
         placed = choose(config, ranks, training=False)
@@ -449,26 +451,6 @@ def _digest(config: Config, name: str) -> str:
     if isinstance(method, InContextMethod):
         return method.model_dump_json()
     return _adapter(config, name).digest()
-
-
-def _make_folder(folder: Path, config: Config, index: ShardIndex, digests: Mapping[str, str]) -> None:
-    """Keep earlier transcripts only if all that they depend on is the same."""
-    settings = {
-        "schema": SCHEMA,
-        "base": config.base.model_dump(mode="json", exclude={"stage_to"}),
-        "shards": index.hash,
-        "split": config.evaluation.split,
-        "clips": config.evaluation.clips,
-        "max_new_tokens": config.evaluation.max_new_tokens,
-        "decoding": config.evaluation.decoding.model_dump(),
-        "adapters": dict(digests),
-    }
-    path = folder / "settings.json"
-    if not path.is_file() or json.loads(path.read_text(encoding="utf-8")) != settings:
-        for old in folder.glob("*.json*"):
-            old.unlink()
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(settings, indent=2), encoding="utf-8")
 
 
 def _summarise(folder: Path, config: Config, seconds: float, clips: int, ranks: Ranks) -> None:

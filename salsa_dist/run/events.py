@@ -42,3 +42,18 @@ class Events:
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
+
+
+def read(run: Path) -> list[dict[str, Any]]:
+    """The events of a run so far, without half a line at the end; none where it has not begun.
+
+    Raises:
+        UserError: a line is damaged, or of another schema.
+    """
+    path = run / NAME
+    return list(jsonl.read(path, SCHEMA)) if path.is_file() else []
+
+
+def last_start(run: Path) -> dict[str, Any] | None:
+    """How a run began, or went on, the last time; None where it has not begun."""
+    return next((e for e in reversed(read(run)) if e["event"] == "start"), None)

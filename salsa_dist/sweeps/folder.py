@@ -36,6 +36,7 @@ from salsa_dist.errors import UserError
 from salsa_dist.evaluation.decode import SCHEMA as HYPOTHESES
 from salsa_dist.metrics import error_rates
 from salsa_dist.new_folder import made_beside
+from salsa_dist.run import events
 from salsa_dist.steering.adapter_folder import FACTS
 from salsa_dist.whole_file import replace_file
 
@@ -74,19 +75,11 @@ class JobFolder:
 
     @property
     def begun(self) -> bool:
-        return (self.path / "events.jsonl").is_file()
+        return (self.path / events.NAME).is_file()
 
     def events(self) -> list[dict[str, Any]]:
         """What the run told, half a line at the end left out."""
-        try:
-            text = (self.path / "events.jsonl").read_text(encoding="utf-8")
-        except FileNotFoundError:
-            return []
-        whole = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
-        try:
-            return [json.loads(line) for line in whole]
-        except ValueError as e:
-            raise UserError(f"{self.path / 'events.jsonl'} is damaged ({e})") from None
+        return events.read(self.path)
 
     def dropped(self) -> dict[str, int]:
         """Adapters that halving stopped, and the steps that they made."""

@@ -1,0 +1,114 @@
+"""Which transcripts of an earlier evaluation are kept: those that depend on nothing that has changed.
+
+RUN/evaluation/settings.json
+{"schema": …, "base": revision, "shards": hash, "settings": {"evaluation.split": "dev", …},
+ "adapters": {name: digest}}
+
+A base counts by what its weights hold: other weights in the same folder make other transcripts, and a
+folder that was moved makes the same.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from salsa_dist.config import Config, InContextMethod
+from salsa_dist.config.fingerprint import settings
+from salsa_dist.run.events import last_start
+from salsa_dist.whole_file import replace_file
+
+NAME = "settings.json"
+SCHEMA = "salsa-dist/transcripts/2"
+SCHEMA_0_1 = "salsa-dist/hypotheses/1"
+
+
+def keep_only(config: Config, revision: str, shards: str, digests: Mapping[str, str]) -> list[str]:
+    """Drop earlier transcripts unless all that they depend on is the same; what differed, in words.
+
+    Args:
+        revision: of the base.
+        shards: hash of the shards.
+        digests: what the adapters hold, by their names.
+    """
+    folder = config.run / "evaluation"
+    path = folder / NAME
+    mine = {
+        "schema": SCHEMA,
+        "base": revision,
+        "shards": shards,
+        "settings": settings(config, "transcripts"),
+        "adapters": _with_examples(config, digests),
+    }
+    found = _read(path)
+    if found == mine:
+        return []
+    known = found is not None and found == _of_release_0_1(config, revision, shards, digests)
+    differ = [] if found is None or known else _differences(found, mine)
+    if not known:
+        for old in folder.glob("*.json*"):
+            old.unlink()
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_file(path, json.dumps(mine, indent=2) + "\n")
+    return differ
+
+
+def _with_examples(config: Config, digests: Mapping[str, str]) -> dict[str, str]:
+    """Examples are chosen by an adapter's language and seed."""
+    if not isinstance(config.method, InContextMethod):
+        return dict(digests)
+    of = {a.name: f" {a.language} {a.seed}" for a in config.adapter_settings()}
+    return {name: digest + of[name] for name, digest in digests.items()}
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """What transcripts that are there depend on; None where there are none.
+
+    Of release 0.1, which knew a base by its folder, without that and with the run's own revision.
+    """
+    try:
+        tree: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        return {}
+    if tree.get("schema") == SCHEMA_0_1:
+        begun = last_start(path.parent.parent)
+        tree["base"] = {k: v for k, v in tree["base"].items() if k not in ("name", "revision")}
+        tree["revision"] = begun["base"]["revision"] if begun else None
+    return tree
+
+
+def _of_release_0_1(
+    config: Config, revision: str, shards: str, digests: Mapping[str, str]
+) -> dict[str, Any]:
+    """What that release would have written, as `_read` gives it."""
+    keys = {"dtype", "window_s", "prompt", "layers", "language_as"}
+    evaluation = config.evaluation
+    return {
+        "schema": SCHEMA_0_1,
+        "base": config.base.model_dump(mode="json", include=keys),
+        "revision": revision,
+        "shards": shards,
+        "split": evaluation.split,
+        "clips": evaluation.clips,
+        "max_new_tokens": evaluation.max_new_tokens,
+        "decoding": evaluation.decoding.model_dump(
+            include={"repetition_penalty", "no_repeat_ngram_size"}
+        ),
+        "adapters": dict(digests),
+    }
+
+
+def _differences(found: Mapping[str, Any], mine: Mapping[str, Any]) -> list[str]:
+    """Names of what is another: the base, the shards, a setting, an adapter."""
+    if found.get("schema") != SCHEMA:
+        return ["settings of an earlier release"]
+    parts = [key for key in ("base", "shards") if found[key] != mine[key]]
+    for section in ("settings", "adapters"):
+        old, new = found[section], mine[section]
+        names = [key for key in sorted({**old, **new}) if old.get(key) != new.get(key)]
+        parts += [f"adapter {key}" if section == "adapters" else key for key in names]
+    return parts
