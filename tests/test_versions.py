@@ -98,6 +98,23 @@ def test_an_import_that_is_refused_names_the_version() -> None:
     assert f"torch {version('torch')}" in (versions.named_in(missing.value) or "")
 
 
+def test_a_base_that_the_library_can_not_load_any_more_names_the_version(
+    tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import WhisperForConditionalGeneration
+
+    from salsa_dist import UserError, load_speech_llm
+
+    def next_release(*arguments: object, **named: object) -> None:
+        exec("raise TypeError('no argument of that name')", {"__name__": "transformers.modeling_utils"})
+
+    monkeypatch.setattr(WhisperForConditionalGeneration, "from_pretrained", next_release)
+    with pytest.raises(UserError, match="no argument of that name") as refused:
+        load_speech_llm(tiny_base)
+    assert f"this failed inside transformers {version('transformers')} (tested: " in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
 def test_a_defect_of_ours_blames_no_library() -> None:
     with pytest.raises(KeyError) as caught:
         raise KeyError("ours")

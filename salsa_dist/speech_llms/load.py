@@ -37,6 +37,7 @@ from salsa_dist.speech_llms import (
 from salsa_dist.speech_llms.family import Checkpoint, Family, FamilyOptions
 from salsa_dist.speech_llms.unfilled import unfilled
 from salsa_dist.speech_llms.weight_files import StoredTensor
+from salsa_dist.versions import named_in
 
 # What transformers raises for files that are missing, damaged, or of another version.
 UNREADABLE = (
@@ -263,6 +264,8 @@ def source_folder(name: str, revision: str | None) -> Path:
 
 def _no_base(name: str, error: Exception) -> UserError:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if isinstance(error, (AttributeError, KeyError, TypeError)) and (line := named_in(error)):
+        reason += f" ({type(error).__name__}; {line})."  # more likely the library's than the file's
     return UserError(
         f"base {name} can't be loaded: {reason} Name a folder with a Hugging Face checkpoint "
         "(config.json, *.safetensors, processor files) or a hub name."

@@ -251,17 +251,19 @@ def test_int8_that_would_come_back_as_zeros_is_refused(shape: BaseShape, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("placement", "message"),
+    ("placement", "compiler", "message"),
     [
-        ({"kind": 2}, r"placement\.kind is 2"),
-        ({"kind": "replicate", "offload": "nvme"}, r"say in placement\.nvme_path which folder"),
-        ({"kind": "replicate", "offload": "nvme", "nvme_path": "."}, "install libaio-dev"),
+        ({"kind": 2}, True, r"placement\.kind is 2"),
+        ({"kind": "replicate", "offload": "nvme"}, True, r"say in placement\.nvme_path which folder"),
+        ({"kind": "replicate", "offload": "nvme", "nvme_path": "."}, True, "install libaio-dev"),
+        ({"kind": "replicate", "offload": "nvme", "nvme_path": "."}, False, r"C\+\+ compiler.*g\+\+"),
         # It asks for the disk itself.
-        ({"kind": "replicate", "ds_config": DS_CONFIGS / "nvme-offload.json"}, "install libaio-dev"),
+        ({"kind": "replicate", "ds_config": DS_CONFIGS / "nvme-offload.json"}, True, "libaio-dev"),
     ],
 )
 def test_a_run_is_refused_before_its_base_is_read(
     placement: dict[str, Any],
+    compiler: bool,
     message: str,
     tiny_base: Path,
     tiny_shards: Path,
@@ -271,6 +273,7 @@ def test_a_run_is_refused_before_its_base_is_read(
     from salsa_dist.training import loop
 
     monkeypatch.setattr(loop, "load_base", lambda *a, **k: pytest.fail("the base was read"))
+    monkeypatch.setenv("CXX", sys.executable if compiler else "a-compiler-nobody-has")
     monkeypatch.setattr(
         "deepspeed.ops.op_builder.AsyncIOBuilder.is_compatible", lambda self, verbose: False
     )
