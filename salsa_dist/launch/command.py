@@ -7,7 +7,7 @@
     python launchers/slurm.py evaluate --config my.yaml --gpus-per-node 8 --partition gpu
 
     command line ─► Config (checked here) ──► Job (job.py) ─┬─ slurm   sbatch_script.py, then return
-                    Resources (options.py)                ├─ local   local_cluster.py, and wait
+                    Options (options.py)                ├─ local   local_cluster.py, and wait
                     snapshot of both (snapshot.py)          └─ debug   called in this process
     logs and the submitted job:  <config.run>/logs/<job id>/<job id>_<rank>_log.out, .err
 
@@ -22,275 +22,41 @@ import os
 import shutil
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass, replace
 from enum import Enum
+from inspect import Parameter, Signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import cloudpickle
 import submitit
 import typer
+from pydantic.fields import FieldInfo
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.helpers import clean_env
 
+from salsa_dist import built_in
 from salsa_dist.config import Config, load_config
 from salsa_dist.errors import UserError
 from salsa_dist.launch import job as job_module
 from salsa_dist.launch import snapshot, sweep
 from salsa_dist.launch.job import TARGET, Job
 from salsa_dist.launch.local_cluster import LocalPlan, run_local
-from salsa_dist.launch.options import (
-    SLURM_MINUTES,
-    TRIES,
-    Resources,
-    option,
-    read_profile,
-    refuse_slurm_only,
-    variable,
-)
+from salsa_dist.launch.options import Cluster, Options, Resources, checked, flag_of, read_profile
 from salsa_dist.launch.sbatch_script import Sbatch, logs_of, sbatch
 from salsa_dist.runs import launches
 
 if TYPE_CHECKING:  # it imports torch, which a launch that is no sweep need not wait for
     from salsa_dist.sweeps.folder import JobFolder
+    from salsa_dist.sweeps.plan import Plan
 
-DEMO = Path(__file__).resolve().parents[2] / "demo" / "demo.yaml"
+DEMO = built_in.folder("launchers").parent / "demo" / "demo.yaml"
 COMMANDS = ("train", "evaluate", "train+evaluate", "sweep")
 
 # A task may have no salsa_dist until `Job` has found its snapshot: the job brings its own code.
 cloudpickle.register_pickle_by_value(job_module)
-
-
-class Cluster(str, Enum):
-    slurm = "slurm"
-    local = "local"
-    debug = "debug"
-
-
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-
-
-@app.command()
-def launch(
-    context: typer.Context,
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[train|evaluate|train+evaluate] [SECTION.KEY=VALUE]... or sweep FILE",
-            help="what to run (default: train), then settings that replace the config's",
-            show_default=False,
-        ),
-    ] = None,
-    config: Annotated[
-        Path, typer.Option(help="YAML file of the run", show_default="demo/demo.yaml")
-    ] = DEMO,
-    cluster: Annotated[Cluster, typer.Option(help="where to run")] = Cluster.slurm,
-    profile: Annotated[
-        str | None,
-        typer.Option(
-            help="site settings of that name in cluster.yaml or ~/.config/salsa-dist/cluster.yaml",
-            show_default="default, if it is there",
-        ),
-    ] = None,
-    nodes: Annotated[int | None, typer.Option(min=1, show_default="1")] = None,
-    min_nodes: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="start on so many when --nodes are not to be had, also after a node is lost",
-            show_default="as many as --nodes",
-        ),
-    ] = None,
-    tasks_per_node: Annotated[
-        int | None, typer.Option(min=1, help="ranks a node; default: one a GPU, else 1")
-    ] = None,
-    gpus_per_node: Annotated[int | None, typer.Option(min=0)] = None,
-    cpus_per_task: Annotated[int | None, typer.Option(min=1)] = None,
-    gres: Annotated[str | None, typer.Option(help="such as gpu:a100:4 or nvme:1")] = None,
-    mem: Annotated[str | None, typer.Option(help="memory of a node, such as 64GB")] = None,
-    time: Annotated[
-        int | None,
-        typer.Option(min=1, help=f"limit in minutes; default: {SLURM_MINUTES} on Slurm, none locally"),
-    ] = None,
-    partition: Annotated[str | None, typer.Option()] = None,
-    account: Annotated[str | None, typer.Option()] = None,
-    qos: Annotated[str | None, typer.Option()] = None,
-    constraint: Annotated[str | None, typer.Option()] = None,
-    exclude: Annotated[str | None, typer.Option(help="nodes not to use")] = None,
-    nodelist: Annotated[str | None, typer.Option(help="nodes to use")] = None,
-    dependency: Annotated[str | None, typer.Option(help="such as afterok:1234")] = None,
-    array_parallelism: Annotated[
-        int | None,
-        typer.Option(min=1, help="jobs of a sweep at once", show_default="as many as --nodes hold"),
-    ] = None,
-    sbatch: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY[=VALUE]", help="any other sbatch option; repeatable"),
-    ] = None,
-    srun: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY[=VALUE]", help="any other srun option; repeatable"),
-    ] = None,
-    setup: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="CMD", help="shell line to run first, such as 'module load cuda'; repeatable"
-        ),
-    ] = None,
-    env: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="environment variable of every rank; repeatable"),
-    ] = None,
-    python: Annotated[
-        str | None, typer.Option(help="Python of the ranks", show_default="this one")
-    ] = None,
-    container: Annotated[
-        str | None,
-        typer.Option(help="image to run in: a .sif by apptainer, else by pyxis; or pyxis:, apptainer:"),
-    ] = None,
-    container_mounts: Annotated[
-        list[str] | None,
-        typer.Option(metavar="FROM:TO", help="what the container sees beside the run; repeatable"),
-    ] = None,
-    stage_to: Annotated[
-        str | None,
-        typer.Option(metavar="FOLDER", help="node-local disk to copy base and shards to, once a node"),
-    ] = None,
-    keep_snapshots: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            metavar="DAYS",
-            help="remove the run's code snapshots that nothing used for so long",
-            show_default=str(snapshot.KEEP_DAYS),
-        ),
-    ] = None,
-    tries: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            help="failed tries in a row without a new checkpoint; 0: never start again by itself",
-            show_default=str(TRIES),
-        ),
-    ] = None,
-    gpu_memory: Annotated[
-        str | None,
-        typer.Option(help="memory of a device, for the plan of --dry-run", show_default="80GB"),
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="print the sbatch script and the placement plan")
-    ] = False,
-) -> int:
-    """Run salsa-dist on Slurm, or the same job on this machine."""
-    command, overrides = _split(words or [])
-    asked = Resources(
-        nodes=nodes,
-        min_nodes=min_nodes,
-        tasks_per_node=tasks_per_node,
-        gpus_per_node=gpus_per_node,
-        cpus_per_task=cpus_per_task,
-        gres=gres,
-        mem=mem,
-        time=time,
-        partition=partition,
-        account=account,
-        qos=qos,
-        constraint=constraint,
-        exclude=exclude,
-        nodelist=nodelist,
-        dependency=dependency,
-        array_parallelism=array_parallelism,
-        python=python,
-        container=container,
-        container_mounts=container_mounts or [],
-        setup=setup or [],
-        env=dict(variable(text) for text in env or []),
-        sbatch=dict(option(text, "--sbatch") for text in sbatch or []),
-        srun=dict(option(text, "--srun") for text in srun or []),
-        stage_to=stage_to,
-        keep_snapshots=keep_snapshots,
-        tries=tries,
-        gpu_memory=gpu_memory,
-    )
-    if cluster is not Cluster.slurm:
-        if dry_run:
-            raise UserError(
-                f"--dry-run shows the script for Slurm: leave out --cluster {cluster.value}"
-            )
-        refuse_slurm_only(asked, cluster.value, profile)
-    resources = asked.over(read_profile(profile)) if cluster is Cluster.slurm else asked
-    budget, sweep_plan = resources.node_count, None
-    if command == "sweep":
-        sweep_plan = sweep.planned(overrides, budget)
-        checked, overrides = sweep_plan.sweep.config, _staging(resources.stage_to)
-        shape = sweep_plan.sweep.file.jobs
-        shaped = {"nodes": shape.nodes, "tasks_per_node": shape.ranks_per_node}
-        resources = resources.model_copy(update=shaped)
-    else:
-        if array_parallelism is not None:
-            raise UserError("--array-parallelism is about a sweep: any other launch is one job")
-        overrides += _staging(resources.stage_to)
-        checked = load_config(config, overrides)
-    if cluster is Cluster.slurm and not dry_run and shutil.which("sbatch") is None:
-        raise UserError(
-            "there is no Slurm here (no sbatch on the PATH): add --cluster local to run on this "
-            "machine, or --dry-run to see the script"
-        )
-    setting: Setting = context.obj
-    job = Job(
-        command=command,
-        config_path=str(config.resolve()),
-        overrides=tuple(overrides),
-        target=setting.target,
-        cpus_per_task=resources.cpus_per_task,
-        local_port=None if cluster is Cluster.slurm else _free_port(),
-    )
-    # What the site or the user sets for every sbatch, and where Slurm's configuration is, stays.
-    own = {k: v for k, v in os.environ.items() if k == "SLURM_CONF" or k.startswith("SBATCH_")}
-    with clean_env():  # else a launch from inside a Slurm job would inherit that job's shape
-        os.environ.update(own)
-        if sweep_plan is not None:
-            code = None
-            if not dry_run:
-                folder = sweep_plan.sweep.file.sweep
-                code = snapshot.take(folder, sweep_plan.sweep.path)
-                snapshot.clear_old(folder, _keep_days(resources))
-                job = replace(job, code=str(code))
-
-            def again(folder: JobFolder) -> None:
-                assert code is not None
-                alone = asked.model_copy(update={**shaped, "array_parallelism": None}).options()
-                alone += [f"--cluster={cluster.value}", *([f"--profile={profile}"] if profile else [])]
-                words = ["+".join(folder.verbs), *alone]
-                snapshot.write_submit(folder.path, code, words, folder.config)
-
-            if cluster is not Cluster.slurm:
-                here = _local_plan(resources)
-                return sweep.run_here(lambda one, run: _here(one, run, here), job, sweep_plan, again)
-            parallel = sweep.at_once(sweep_plan, budget, resources.array_parallelism)
-
-            def executor(run: Path) -> Sbatch:
-                return _sbatch(command, checked.model_copy(update={"run": run}), resources)
-
-            if dry_run:
-                print(sweep.script(executor, sweep_plan, parallel))
-            else:
-                sweep.submit(executor, job, sweep_plan, parallel, again)
-            return 0
-        if cluster is Cluster.debug:
-            submitit.DebugExecutor(logs_of(checked.run)).submit(job).result()
-            return 0
-        if cluster is Cluster.local:
-            plan = _local_plan(resources)
-            return _here(_snapshotted(job, checked, resources, setting), checked.run, plan)
-        single = _sbatch(command, checked, resources)
-        if dry_run:
-            print(single.script())
-            print(_plan(checked, resources))
-            return 0
-        return _submit(single, _snapshotted(job, checked, resources, setting), checked, resources)
 
 
 @dataclass(frozen=True)
@@ -301,18 +67,113 @@ class Setting:
     arguments: Sequence[str]
 
 
-def _snapshotted(job: Job, config: Config, resources: Resources, setting: Setting) -> Job:
+def launch(context: typer.Context, words: list[str] | None, **given: Any) -> int:
+    """Run salsa-dist on Slurm, or the same job on this machine."""
+    command, overrides = _split(words or [])
+    asked = checked(Options, {k: v for k, v in given.items() if v != []}, "command line")
+    resources: Resources = asked
+    if asked.cluster is Cluster.slurm:
+        resources = asked.over(read_profile(asked.profile))
+    else:
+        asked.refuse_what_needs_slurm()
+    staging = [f"{s}.stage_to={resources.stage_to}" for s in ("base", "data") if resources.stage_to]
+    plan, config, config_path = None, None, ""
+    if command == "sweep":
+        plan, overrides = sweep.planned(overrides, resources.nodes), staging
+    elif asked.array_parallelism is not None:
+        raise UserError("--array-parallelism is about a sweep: any other launch is one job")
+    else:
+        overrides += staging
+        config_path = str(_config_path(asked).resolve())
+        config = load_config(config_path, overrides)
+    if asked.cluster is Cluster.slurm and not asked.dry_run and shutil.which("sbatch") is None:
+        raise UserError(
+            "there is no Slurm here (no sbatch on the PATH): add --cluster local to run on this "
+            "machine, or --dry-run to see the script"
+        )
+    setting: Setting = context.obj
+    job = Job(
+        command=command,
+        config_path=config_path,
+        overrides=tuple(overrides),
+        target=setting.target,
+        cpus_per_task=resources.cpus_per_task,
+        local_port=None if asked.cluster is Cluster.slurm else _free_port(),
+    )
+    # What the site or the user sets for every sbatch, and where Slurm's configuration is, stays.
+    own = {k: v for k, v in os.environ.items() if k == "SLURM_CONF" or k.startswith("SBATCH_")}
+    with clean_env():  # else a launch from inside a Slurm job would inherit that job's shape
+        os.environ.update(own)
+        if plan is not None:
+            return _launch_sweep(job, plan, asked, resources)
+        assert config is not None
+        return _launch_one(job, config, asked, resources, setting.arguments)
+
+
+def _launch_one(
+    job: Job, config: Config, asked: Options, resources: Resources, arguments: Sequence[str]
+) -> int:
+    if asked.cluster is Cluster.debug:
+        submitit.DebugExecutor(logs_of(config.run)).submit(job).result()
+        return 0
+    if asked.cluster is Cluster.local:
+        here = _local_plan(resources)
+        return _here(_snapshotted(job, config, resources, arguments), config.run, here)
+    executor = _sbatch(job.command, config, resources)
+    if asked.dry_run:
+        print(executor.script())
+        print(_plan(config, resources))
+        return 0
+    return _submit(executor, _snapshotted(job, config, resources, arguments), config, resources)
+
+
+def _snapshotted(job: Job, config: Config, resources: Resources, arguments: Sequence[str]) -> Job:
     """The job, running from a snapshot in the run's folder; submit.sh there starts it again."""
     folder = snapshot.take(config.run, Path(job.config_path))
     kept = folder / "config.yaml"
-    snapshot.write_submit(config.run, folder, setting.arguments, kept)
-    snapshot.clear_old(config.run, _keep_days(resources))
+    snapshot.write_submit(config.run, folder, arguments, kept)
+    snapshot.clear_old(config.run, resources.keep_snapshots)
     return replace(job, config_path=str(kept), code=str(folder))
 
 
-def _keep_days(resources: Resources) -> int:
-    days = resources.keep_snapshots
-    return snapshot.KEEP_DAYS if days is None else days
+def _launch_sweep(job: Job, plan: Plan, asked: Options, resources: Resources) -> int:
+    """`resources.nodes` are what all jobs may take at once; the plan says what one takes."""
+    shape = plan.sweep.file.jobs
+    parallel = sweep.at_once(plan, resources.nodes, resources.array_parallelism)
+    one = {"nodes": shape.nodes, "tasks_per_node": shape.ranks_per_node}
+    resources = resources.model_copy(update=one)
+    code = None
+    if not asked.dry_run:
+        folder = plan.sweep.file.sweep
+        code = snapshot.take(folder, plan.sweep.path)
+        snapshot.clear_old(folder, resources.keep_snapshots)
+        job = replace(job, code=str(code))
+
+    def again(folder: JobFolder) -> None:
+        assert code is not None
+        alone = asked.words(**one, array_parallelism=None)
+        alone += [f"--cluster={asked.cluster.value}"]
+        alone += [f"--profile={asked.profile}"] if asked.profile else []
+        words = ["+".join(folder.verbs), *alone]
+        snapshot.write_submit(folder.path, code, words, folder.config)
+
+    def executor(run: Path) -> Sbatch:
+        return _sbatch(job.command, plan.sweep.config.model_copy(update={"run": run}), resources)
+
+    if asked.cluster is not Cluster.slurm:
+        here = _local_plan(resources)
+        return sweep.run_here(lambda one, run: _here(one, run, here), job, plan, again)
+    if asked.dry_run:
+        print(sweep.script(executor, plan, parallel))
+    else:
+        sweep.submit(executor, job, plan, parallel, again)
+    return 0
+
+
+def _config_path(asked: Options) -> Path:
+    if asked.config is None and built_in.INSTALLED:
+        raise UserError("no config: name one with --config; `salsa-dist init` writes a first one")
+    return asked.config or DEMO
 
 
 def _sbatch(command: str, config: Config, resources: Resources) -> Sbatch:
@@ -328,7 +189,7 @@ def _submit(executor: Sbatch, job: Job, config: Config, resources: Resources) ->
             submitted = executor.submit(job)
     except (FailedJobError, FailedSubmissionError) as error:
         raise UserError(f"sbatch refused the job: {' '.join(str(error).split())}") from None
-    nodes, tasks = resources.node_count, resources.ranks_per_node
+    nodes, tasks = resources.nodes, resources.ranks_per_node
     shape = f"{resources.node_range} x {tasks} ranks"
     paths = submitted.task(0).paths
     launches.note(paths.folder, submitted.job_id, "slurm", job.command, nodes, tasks)
@@ -367,10 +228,10 @@ def _plan(config: Config, resources: Resources) -> str:
     from salsa_dist.planner.plan_of_run import plan_text
     from salsa_dist.planner.sizes import parse_size  # slow to import
 
-    memory = parse_size(resources.gpu_memory or "80GB")
+    memory = parse_size(resources.gpu_memory)
     if not _is_here(config.base.name):
         return f"# no placement plan: {config.base.name} is not on this machine; see salsa-dist plan"
-    least, most = resources.min_nodes or resources.node_count, resources.node_count
+    least, most = resources.min_nodes or resources.nodes, resources.nodes
     try:
         text = plan_text(config, most, resources.ranks_per_node, memory)
         if least < most:
@@ -394,11 +255,6 @@ def _is_here(base: str) -> bool:
         return False
 
 
-def _staging(folder: str | None) -> list[str]:
-    """Settings that copy what ranks read to a disk of each node."""
-    return [f"{section}.stage_to={folder}" for section in ("base", "data")] if folder else []
-
-
 def _local_plan(resources: Resources) -> LocalPlan:
     environment = dict(resources.env)
     if resources.gpus_per_node is not None:
@@ -410,7 +266,7 @@ def _local_plan(resources: Resources) -> LocalPlan:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices[:wanted])
     return LocalPlan(
         tasks=resources.ranks_per_node,
-        tries=TRIES if resources.tries is None else resources.tries,
+        tries=resources.tries,
         setup=resources.setup,
         environment=environment,
         limit_min=resources.time,
@@ -435,13 +291,50 @@ def _split(words: Sequence[str]) -> tuple[str, list[str]]:
     return words[0], list(words[1:])
 
 
+def _parameter(name: str, field: FieldInfo) -> Parameter:
+    """An option of the command line, as the field of `Options` says."""
+    default = field.default.value if isinstance(field.default, Enum) else field.default
+    many = isinstance(default, list | dict)
+    option = typer.Option(
+        flag_of(name),
+        help=field.description,
+        metavar=field.title,
+        min=next((check.ge for check in field.metadata if hasattr(check, "ge")), None),
+        show_default=str(default) if default else False,
+    )
+    kind = Annotated[list[str] | None if many else field.annotation | None, option]  # type: ignore
+    return Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=kind)
+
+
+def command_line(run: Callable[..., int | None]) -> Any:
+    """The command line that calls `run(context, words, **options)`; its options are `Options`."""
+    words = typer.Argument(
+        metavar="[train|evaluate|train+evaluate] [SECTION.KEY=VALUE]... or sweep FILE",
+        help="what to run (default: train), then settings that replace the config's",
+        show_default=False,
+    )
+    own = [
+        Parameter("context", Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context),
+        Parameter(
+            "words",
+            Parameter.POSITIONAL_OR_KEYWORD,
+            default=None,
+            annotation=Annotated[list[str] | None, words],
+        ),
+    ]
+    fields = sorted(Options.model_fields.items(), key=lambda field: field[0] in Resources.model_fields)
+    options = [_parameter(name, field) for name, field in fields]
+    run.__signature__ = Signature([*own, *options])  # type: ignore[attr-defined]
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(run)
+    return typer.main.get_command(app)
+
+
 def main(arguments: Sequence[str] | None = None, target: str = TARGET) -> int:
     """Run the command line; `target` is the "module:function" that every rank calls."""
     args = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        status = typer.main.get_command(app).main(
-            args, standalone_mode=False, obj=Setting(target, args)
-        )
+        status = command_line(launch).main(args, standalone_mode=False, obj=Setting(target, args))
         return int(status or 0)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

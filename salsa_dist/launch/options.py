@@ -1,4 +1,4 @@
-"""What is asked of a cluster: `Resources`, from the command line over a site's own defaults.
+"""Every option of the launcher, with its type, default and help: the command line is made from this.
 
     ./cluster.yaml, else ~/.config/salsa-dist/cluster.yaml         command line
     default:                                                       --nodes 4
@@ -8,79 +8,155 @@
     big-memory:                            (--profile big-memory)
       …
 
-The keys of a profile are the fields of `Resources`. A single value of the command line replaces the
-profile's; lists and `env`, `sbatch`, `srun` are added to it.
+    Resources    what a profile may hold too: its keys are the fields
+    └── Options  and what is of one launch alone
+
+A single value of the command line replaces the profile's; lists and `env`, `sbatch`, `srun` are added
+to it. A field's title is what the help calls its value.
 """
 
 from __future__ import annotations
 
-import difflib
-import os
+from collections.abc import Iterator
+from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from salsa_dist.config import explained, read_yaml
 from salsa_dist.errors import UserError
 
 SLURM_MINUTES = 60
-TRIES = 3
 PROFILE_FILES = ("cluster.yaml", "~/.config/salsa-dist/cluster.yaml")
 UNNAMED = "default"
 
+# Marks of a field.
+SBATCH = "sbatch takes it by the same name"
+SLURM = "only Slurm can honour it"
+RANKS = "only ranks in processes of their own can honour it, so --cluster debug can't"
+
+
+class Cluster(str, Enum):
+    slurm = "slurm"
+    local = "local"
+    debug = "debug"
+
+
+def _pairs(value: Any) -> Any:
+    """`["mail-type=END", "exclusive"]` of a command line -> {"mail_type": "END", "exclusive": True}."""
+    if not isinstance(value, list):
+        return value
+    pairs: dict[str, str | bool] = {}
+    for text in value:
+        key, equals, said = text.removeprefix("--").partition("=")
+        if not key or (equals and not said):
+            raise ValueError(f"{text!r} is not of the form key=value")
+        pairs[key.replace("-", "_")] = said if equals else True
+    return pairs
+
+
+def _variables(value: Any) -> Any:
+    if isinstance(value, dict):  # YAML reads `OMP_NUM_THREADS: 4` as a number
+        return {str(name): str(said) for name, said in value.items()}
+    for text in value:
+        name, equals, _ = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise ValueError(f"{text!r} is not of the form NAME=VALUE")
+    return dict(text.split("=", 1) for text in value)
+
+
+Pairs = Annotated[dict[str, str | bool], BeforeValidator(_pairs), SLURM]
+Variables = Annotated[dict[str, str], BeforeValidator(_variables), RANKS]
+OfSbatch = Annotated[str | None, SBATCH, SLURM]
+
 
 class Resources(BaseModel):
-    """Node, time and site options. None: not said; True in `sbatch` and `srun`: without a value."""
+    """Node, time and site options; those that were given are in `model_fields_set`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    nodes: int | None = Field(None, ge=1)
-    min_nodes: int | None = Field(None, ge=1, description="fewer than nodes: start on what there is")
-    tasks_per_node: int | None = Field(None, ge=1)
-    gpus_per_node: int | None = Field(None, ge=0)
-    cpus_per_task: int | None = Field(None, ge=1)
-    gres: str | None = None
-    mem: str | None = None
-    time: int | None = Field(None, ge=1, description="minutes")
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
-    exclude: str | None = None
-    nodelist: str | None = None
-    dependency: str | None = None
-    array_parallelism: int | None = Field(None, ge=1, description="jobs of a sweep at once")
-    python: str | None = None
-    container: str | None = None
-    container_mounts: list[str] = []
-    setup: list[str] = []
-    env: dict[str, str] = {}
-    sbatch: dict[str, str | bool] = {}
-    srun: dict[str, str | bool] = {}
-    stage_to: str | None = None
-    keep_snapshots: int | None = Field(None, ge=0, description="days")
-    tries: int | None = Field(None, ge=0, description="failed ones in a row without a new checkpoint")
-    gpu_memory: str | None = Field(None, description="of a device, such as 80GB")
+    nodes: int = Field(1, ge=1)
+    min_nodes: Annotated[int | None, SLURM] = Field(
+        None,
+        ge=1,
+        description="start on so many when --nodes are not to be had, also after a node is lost; "
+        "default: as many as --nodes",
+    )
+    tasks_per_node: int | None = Field(
+        None, ge=1, description="ranks per node; default: one per GPU, else 1"
+    )
+    gpus_per_node: Annotated[int | None, SBATCH, RANKS] = Field(None, ge=0)
+    cpus_per_task: Annotated[int | None, SBATCH] = Field(None, ge=1)
+    gres: OfSbatch = Field(None, description="such as gpu:a100:4 or nvme:1")
+    mem: OfSbatch = Field(None, description="memory of a node, such as 64GB")
+    time: Annotated[int | None, RANKS] = Field(
+        None, ge=1, description=f"limit in minutes; default: {SLURM_MINUTES} on Slurm, none locally"
+    )
+    partition: OfSbatch = None
+    account: OfSbatch = None
+    qos: OfSbatch = None
+    constraint: OfSbatch = None
+    exclude: OfSbatch = Field(None, description="nodes not to use")
+    nodelist: OfSbatch = Field(None, description="nodes to use")
+    dependency: OfSbatch = Field(None, description="such as afterok:1234")
+    array_parallelism: Annotated[int | None, SLURM] = Field(
+        None, ge=1, description="jobs of a sweep at once; default: as many as --nodes hold"
+    )
+    sbatch: Pairs = Field({}, title="KEY[=VALUE]", description="any other sbatch option; repeatable")
+    srun: Pairs = Field({}, title="KEY[=VALUE]", description="any other srun option; repeatable")
+    setup: Annotated[list[str], RANKS] = Field(
+        [], title="CMD", description="shell line to run first, such as 'module load cuda'; repeatable"
+    )
+    env: Variables = Field(
+        {}, title="NAME=VALUE", description="environment variable of every rank; repeatable"
+    )
+    python: Annotated[str | None, SLURM] = Field(
+        None, description="Python of the ranks; default: this one"
+    )
+    container: Annotated[str | None, SLURM] = Field(
+        None, description="image to run in: a .sif by apptainer, else by pyxis; or pyxis:, apptainer:"
+    )
+    container_mounts: Annotated[list[str], SLURM] = Field(
+        [], title="FROM:TO", description="what the container sees beside the run; repeatable"
+    )
+    stage_to: str | None = Field(
+        None,
+        title="FOLDER",
+        description="node-local disk to copy base and shards to, once per node",
+    )
+    keep_snapshots: Annotated[int, RANKS] = Field(
+        30,
+        ge=0,
+        title="DAYS",
+        description="remove the run's code snapshots that nothing used for so long",
+    )
+    tries: Annotated[int, RANKS] = Field(
+        3,
+        ge=0,
+        description="failed tries in a row without a new checkpoint; 0: never start again by itself",
+    )
+    gpu_memory: Annotated[str, SLURM] = Field(
+        "80GB", description="memory of a device, for the plan of --dry-run"
+    )
 
     def over(self, defaults: Resources) -> Resources:
         """These, and `defaults` for what they leave open."""
         merged: dict[str, Any] = {}
-        for name in type(self).model_fields:
-            mine, theirs = getattr(self, name), getattr(defaults, name)
+        for name, mine in self._given():
+            theirs = getattr(defaults, name)
             if isinstance(mine, list):
-                merged[name] = [*theirs, *mine]
+                mine = [*theirs, *mine]
             elif isinstance(mine, dict):
-                merged[name] = {**theirs, **mine}
-            else:
-                merged[name] = theirs if mine is None else mine
-        return Resources(**merged)
+                mine = {**theirs, **mine}
+            merged[name] = mine
+        return defaults.model_copy(update=merged)
 
-    def options(self) -> list[str]:
-        """The words of a command line that asks for the same."""
+    def words(self, **changed: Any) -> list[str]:
+        """A command line that asks for the same, but for what is `changed`; None: left out."""
         words: list[str] = []
-        for name, value in self:
-            flag = f"--{name.replace('_', '-')}"
+        for name, value in {**dict(self._given()), **changed}.items():
+            flag = flag_of(name)
             if isinstance(value, dict):
                 words += [f"{flag}={k}" if v is True else f"{flag}={k}={v}" for k, v in value.items()]
             elif isinstance(value, list):
@@ -89,14 +165,20 @@ class Resources(BaseModel):
                 words.append(f"{flag}={value}")
         return words
 
-    @property
-    def node_count(self) -> int:
-        return self.nodes or 1
+    def _given(self) -> Iterator[tuple[str, Any]]:
+        for name in Resources.model_fields:
+            if name in self.model_fields_set:
+                yield name, getattr(self, name)
+
+    @classmethod
+    def marked(cls, *marks: str) -> list[str]:
+        """The fields that have one of these marks."""
+        return [n for n, field in cls.model_fields.items() if any(m in field.metadata for m in marks)]
 
     @property
     def node_range(self) -> str:
         """As `--nodes` of sbatch has it: `4`, or `2-4` where fewer will do."""
-        return f"{self.min_nodes}-{self.node_count}" if self.takes_fewer else f"{self.node_count}"
+        return f"{self.min_nodes}-{self.nodes}" if self.takes_fewer else f"{self.nodes}"
 
     @property
     def takes_fewer(self) -> bool:
@@ -105,14 +187,14 @@ class Resources(BaseModel):
         Raises:
             UserError: min_nodes is more than nodes.
         """
-        least = self.min_nodes or self.node_count
-        if least > self.node_count:
-            raise UserError(f"--min-nodes {least} is more than the job's {self.node_count} (--nodes)")
-        return least < self.node_count
+        least = self.min_nodes or self.nodes
+        if least > self.nodes:
+            raise UserError(f"--min-nodes {least} is more than the job's {self.nodes} (--nodes)")
+        return least < self.nodes
 
     @property
     def ranks_per_node(self) -> int:
-        """One a GPU, if nothing else was asked for."""
+        """One per GPU, if nothing else was asked for."""
         return self.tasks_per_node or self.gpus_per_node or 1
 
     @property
@@ -124,95 +206,77 @@ class Resources(BaseModel):
         return min(120, 12 * (self.time or SLURM_MINUTES))
 
 
+class Options(Resources):
+    """All of one launch."""
+
+    config: Path | None = Field(
+        None, description="YAML file of the run; default: demo/demo.yaml, in a repository"
+    )
+    cluster: Cluster = Field(Cluster.slurm, description="where to run")
+    profile: Annotated[str | None, SLURM] = Field(
+        None,
+        description=f"site settings of that name in {' or '.join(PROFILE_FILES)}; "
+        "default: default, if it is there",
+    )
+    dry_run: Annotated[bool, SLURM] = Field(
+        False, description="print the sbatch script and the placement plan"
+    )
+
+    def refuse_what_needs_slurm(self) -> None:
+        """Options that `--cluster` local or debug can't honour are refused, and not dropped."""
+        where = f"--cluster {self.cluster.value}"
+        if self.nodes > 1:
+            raise UserError(
+                f"{where} has one node, not {self.nodes}: use --tasks-per-node for more ranks"
+            )
+        if self.cluster is Cluster.debug and self.ranks_per_node > 1:
+            raise UserError(f"{where} runs one rank in this process: use --cluster local for more")
+        marks = [SLURM, RANKS] if self.cluster is Cluster.debug else [SLURM]
+        refused = [flag_of(name) for name in self.marked(*marks) if name in self.model_fields_set]
+        if refused:
+            raise UserError(f"{where} can't honour {', '.join(refused)}: leave it out")
+
+
+_Asked = TypeVar("_Asked", bound=Resources)
+
+
+def flag_of(name: str) -> str:
+    """`gpus_per_node` -> `--gpus-per-node`."""
+    return f"--{name.replace('_', '-')}"
+
+
+def checked(kind: type[_Asked], given: dict[str, Any], where: str) -> _Asked:
+    """`given` as options of that kind, what is None left open; `where` names its source in errors.
+
+    Raises:
+        UserError: a key is unknown, or a value of the wrong type.
+    """
+    try:
+        return kind.model_validate({k: v for k, v in given.items() if v is not None})
+    except ValidationError as e:
+        raise UserError(f"{where}: {explained(e, kind)}") from e
+
+
 def read_profile(name: str | None) -> Resources:
     """The profile `name`; without a name the one called `default`, if there is one.
 
     Raises:
         UserError: a file is no profile file, a key is unknown, or nothing is called `name`.
     """
-    known: list[str] = []
-    for file in (Path(os.path.expanduser(text)) for text in PROFILE_FILES):
-        if not file.is_file():
-            continue
-        profiles = _read(file)
-        known += profiles
-        if (name or UNNAMED) in profiles:
-            return _parse(profiles[name or UNNAMED], f"{file}, profile {name or UNNAMED}")
+    wanted, known = name or UNNAMED, []
+    for file in (Path(text).expanduser() for text in PROFILE_FILES):
+        if file.is_file():
+            profiles = read_yaml(file, "cluster profiles", "`default:` and settings indented under it")
+            if not all(isinstance(settings, dict) for settings in profiles.values()):
+                raise UserError(
+                    f"{file} has settings of no profile: write `default:` and indent them under it"
+                )
+            if wanted in profiles:
+                return checked(Resources, profiles[wanted], f"{file}, profile {wanted}")
+            known += [str(profile) for profile in profiles]
     if name is None:
         return Resources()
-    places = " nor ".join(PROFILE_FILES)
     raise UserError(
-        f"no cluster profile {name!r} in {places}"
+        f"no cluster profile {name!r} in {' nor '.join(PROFILE_FILES)}"
         + (f"; there are {', '.join(known)}" if known else ": write it, see docs/cluster.md")
     )
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as e:
-        raise UserError(f"cluster profiles {file} can't be read: {e.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
-        raise UserError(f"{file} is not valid YAML: {' '.join(str(e).split())}") from None
-    if not isinstance(tree, dict) or not all(isinstance(v, dict) for v in tree.values()):
-        raise UserError(
-            f"{file} holds no cluster profiles: write `default:` and the settings indented under it"
-        )
-    return {str(name): settings for name, settings in tree.items()}
-
-
-def _parse(settings: dict[str, Any], where: str) -> Resources:
-    # YAML reads `OMP_NUM_THREADS: 4` as a number; a variable's value is text.
-    env = settings.get("env")
-    if isinstance(env, dict):
-        settings = {**settings, "env": {str(k): str(v) for k, v in env.items()}}
-    try:
-        return Resources.model_validate(settings)
-    except ValidationError as e:
-        raise UserError(f"{where}: " + "; ".join(_explain(error) for error in e.errors())) from None
-
-
-def _explain(error: Any) -> str:
-    key = ".".join(str(part) for part in error["loc"])
-    if error["type"] != "extra_forbidden":
-        return f"{key}: {error['msg']} (got {error['input']!r})"
-    known = list(Resources.model_fields)
-    near = difflib.get_close_matches(key.replace("-", "_"), known, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else "known are " + ", ".join(known)
-    return f"unknown key {key!r}; {hint}"
-
-
-def option(text: str, flag: str) -> tuple[str, str | bool]:
-    """`--sbatch mail-type=END` -> ("mail_type", "END"); without a value, True."""
-    key, equals, value = text.removeprefix("--").partition("=")
-    if not key or (equals and not value):
-        raise UserError(f"{flag} {text!r} is not of the form key=value")
-    return key.replace("-", "_"), value if equals else True
-
-
-def variable(text: str) -> tuple[str, str]:
-    """`--env NAME=VALUE`."""
-    name, equals, value = text.partition("=")
-    if not equals or not name.isidentifier():
-        raise UserError(f"--env {text!r} is not of the form NAME=VALUE")
-    return name, value
-
-
-def refuse_slurm_only(resources: Resources, cluster: str, profile: str | None) -> None:
-    """Options that `cluster` (`local` or `debug`) can't honour, refused and not dropped."""
-    where = f"--cluster {cluster}"
-    if resources.node_count > 1:
-        raise UserError(
-            f"{where} has one node, not {resources.nodes}: use --tasks-per-node for more ranks"
-        )
-    if cluster == "debug" and resources.ranks_per_node > 1:
-        raise UserError(f"{where} runs one rank in this process: use --cluster local for more")
-    refused = ["gres", "mem", "partition", "account", "qos", "constraint", "exclude", "nodelist"]
-    refused += ["min_nodes", "dependency", "sbatch", "srun", "python", "container", "container_mounts"]
-    refused += ["array_parallelism", "gpu_memory"]
-    if cluster == "debug":
-        refused += ["setup", "env", "time", "gpus_per_node", "keep_snapshots", "tries"]
-    given = [f"--{name.replace('_', '-')}" for name in refused if getattr(resources, name)]
-    given += ["--profile"] if profile else []
-    if given:
-        raise UserError(f"{where} can't honour {', '.join(given)}: leave it out")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from salsa_dist.errors import UserError
-from salsa_dist.launch.options import SLURM_MINUTES, TRIES, Resources
+from salsa_dist.launch.options import SBATCH, SLURM_MINUTES, Resources, flag_of
 from salsa_dist.launch.requeue import with_requeue
 from salsa_dist.libraries.submitit import RewritingExecutor, sbatch_text
 
@@ -88,8 +88,7 @@ def sbatch(run: Path, name: str, resources: Resources, mounts: Sequence[Path]) -
         mounts: folders that a container must see under their own names.
     """
     _refuse_own_options(resources)
-    tries = TRIES if resources.tries is None else resources.tries
-    tries = 0 if "no_requeue" in resources.sbatch else tries
+    tries = 0 if "no_requeue" in resources.sbatch else resources.tries
     executor = Sbatch(run, tries, _python(resources, mounts))
     executor.update_parameters(**_parameters(name, resources, mounts))
     return executor
@@ -98,21 +97,11 @@ def sbatch(run: Path, name: str, resources: Resources, mounts: Sequence[Path]) -
 def _parameters(name: str, resources: Resources, mounts: Sequence[Path]) -> dict[str, Any]:
     extra: dict[str, str | bool] = {} if "no_requeue" in resources.sbatch else {"requeue": True}
     extra |= _range_of_nodes(resources)
-    plain: tuple[str, ...] = (
-        "gpus_per_node",
-        "cpus_per_task",
-        "gres",
-        "mem",
-        "partition",
-        "account",
-        "qos",
-    )
-    plain += ("constraint", "exclude", "nodelist", "dependency")
     return {
         "job_name": name,
-        "nodes": resources.node_count,
+        "nodes": resources.nodes,
         **({} if resources.takes_fewer else {"ntasks_per_node": resources.ranks_per_node}),
-        **{key: getattr(resources, key) for key in plain},
+        **{key: getattr(resources, key) for key in Resources.marked(SBATCH)},
         "time": resources.time or SLURM_MINUTES,
         "signal_delay_s": resources.signal_delay_s,
         "wckey": None,  # submitit's own default would be refused where keys are checked
@@ -196,13 +185,7 @@ def _refuse_own_options(resources: Resources) -> None:
 
 
 _OWN_OPTIONS = {
-    **{
-        name: f"use --{name.replace('_', '-')} instead"
-        for name in (
-            *("nodes", "gpus_per_node", "cpus_per_task", "mem", "time", "partition", "account"),
-            *("qos", "constraint", "exclude", "nodelist", "gres", "dependency"),
-        )
-    },
+    **{name: f"use {flag_of(name)} instead" for name in ("nodes", "time", *Resources.marked(SBATCH))},
     "ntasks_per_node": "use --tasks-per-node instead",
     "ntasks": "use --nodes and --tasks-per-node instead",
     "array": "a sweep is an array, see --array-parallelism; any other launch is one job",

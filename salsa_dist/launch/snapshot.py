@@ -33,7 +33,6 @@ from salsa_dist.errors import UserError
 from salsa_dist.new_folder import made_beside
 
 SCHEMA = "salsa-dist/snapshot/1"
-KEEP_DAYS = 30
 _PACKAGE = Path(salsa_dist.__file__).resolve().parent
 _FOLDERS = {
     "salsa_dist": _PACKAGE,

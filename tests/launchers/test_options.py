@@ -5,7 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import typer
 from launching import Desk, sbatch_lines
+
+from salsa_dist.launch.command import command_line
+from salsa_dist.launch.options import SBATCH, Options, Resources, checked
 
 PROFILES = """
 default:
@@ -140,3 +144,23 @@ def test_a_mistake_is_one_line_and_status_2(
     assert result.err.startswith("error: ")
     assert result.err.count("\n") == 1
     assert says in result.err
+
+
+def test_a_submit_sh_asks_for_what_was_asked() -> None:
+    asked: dict[str, object] = dict.fromkeys(Resources.model_fields, 2)
+    texts = ("gres", "mem", "dependency", "python", "container", "stage_to", "gpu_memory")
+    asked |= dict.fromkeys((*texts, *Resources.marked(SBATCH)), "x y")
+    asked |= {"cpus_per_task": 3, "gpus_per_node": 0, "tries": 0}
+    asked |= {"sbatch": {"mail_type": "END", "exclusive": True}, "srun": {"mpi": "pmix"}}
+    asked |= {"env": {"A": "b=c"}, "setup": ["module load cuda", "b"], "container_mounts": ["/a:/b"]}
+    wanted = Resources.model_validate(asked)
+    seen: list[Options] = []
+
+    def launch(context: typer.Context, words: list[str] | None, **given: object) -> None:
+        seen.append(checked(Options, {k: v for k, v in given.items() if v != []}, "command line"))
+
+    command_line(launch).main(wanted.words(), standalone_mode=False)
+    found = {name: getattr(seen[0], name) for name in Resources.model_fields}
+    assert found == wanted.model_dump()
+    assert seen[0].over(Resources()) == wanted
+    assert Resources().words() == []
