@@ -13,7 +13,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from salsa_dist.commands import plan, runs, shards, sweep
+from salsa_dist.commands import init, plan, runs, shards, sweep
 from salsa_dist.config import Config
 from salsa_dist.errors import UserError
 from salsa_dist.versions import named_in, table, warn_if_outside
@@ -26,6 +26,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(shards.app, name="shards")
+app.command()(init.init)
 app.command()(plan.plan)
 app.add_typer(sweep.app, name="sweep")
 app.add_typer(runs.app, name="runs")
