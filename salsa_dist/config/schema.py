@@ -401,6 +401,10 @@ class DecodingConfig(_Section):
     no_repeat_ngram_size: Transcripts[int] = Field(0, ge=0, description="0: off")
 
 
+Normaliser = Literal["auto", "basic", "english"]
+Alike = Literal["digits", "chinese-numbers", "chinese-scripts"]
+
+
 class EvaluationConfig(_Section):
     split: Transcripts[str] = "test"
     clips: Transcripts[int | None] = Field(
@@ -413,6 +417,16 @@ class EvaluationConfig(_Section):
     max_new_tokens: Transcripts[int] = Field(96, ge=1)
     decoding: DecodingConfig = DecodingConfig()
     zero_shot: Coverage[bool] = Field(True, description="decode the clips without an adapter too")
+    normaliser: Neither[Normaliser] = Field(
+        "auto",
+        description="what is done to texts before errors are counted, never to transcripts: Whisper's "
+        "`english` normaliser, its `basic` one, or english for English alone",
+    )
+    alike: Neither[list[Alike]] = Field(
+        [],
+        description="what counts as the same besides: digits of any script, chinese-numbers, "
+        "chinese-scripts (traditional, simplified)",
+    )
     forgetting: Coverage[bool | list[str]] = Field(
         False,
         description="decode each adapter in other languages too, true: in all of the shards, or in "

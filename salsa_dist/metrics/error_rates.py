@@ -79,15 +79,18 @@ def score(
     finished: bool = True,
     key: str = "",
     speaker: str | None = None,
+    rules: normalise.Rules = normalise.BASIC,
 ) -> Scored:
     """Compare one hypothesis with its reference, both as written."""
-    ref, hyp = normalise.words(reference, language), normalise.words(hypothesis, language)
+    ref = normalise.words(reference, language, rules)
+    hyp = normalise.words(hypothesis, language, rules)
     runaway = is_runaway(reference, hypothesis, finished=finished)
     return Scored(
         key=key,
         words=_edits(ref, hyp),
         characters=_edits(
-            normalise.characters(reference, language), normalise.characters(hypothesis, language)
+            normalise.characters(reference, language, rules),
+            normalise.characters(hypothesis, language, rules),
         ),
         runaway=runaway,
         truncated=not finished and not runaway,
@@ -123,9 +126,12 @@ def corpus_rate(utterances: Sequence[Scored], metric: Metric) -> float | None:
     return sum(e.errors for e in edits) / length if length else None
 
 
-def align(reference: str, hypothesis: str, language: str) -> list[Piece]:
+def align(
+    reference: str, hypothesis: str, language: str, rules: normalise.Rules = normalise.BASIC
+) -> list[Piece]:
     """The alignment behind the word errors, to be shown; the texts come out normalised."""
-    ref, hyp = normalise.words(reference, language), normalise.words(hypothesis, language)
+    ref = normalise.words(reference, language, rules)
+    hyp = normalise.words(hypothesis, language, rules)
     # A substitution's two sides have the same length, so it is shown token by token.
     join = " " if normalise.unit(language) != "character" else ""
     pieces: list[Piece] = []

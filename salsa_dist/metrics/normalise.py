@@ -7,31 +7,115 @@
     "character"  zh yue ja th lo my km …        ["早", "上", "好"]           CER
     "mixed"      zh+en and the like             ["早", "上", "good", "啊"]   MER
 
-References and hypotheses go through the same function. It is Whisper's `BasicTextNormalizer`
-(lower case, NFKC, no bracketed remarks, punctuation and symbols to spaces) for *every* language,
-English too, so that numbers compare across languages, with one repair: see `_clean`.
+References and hypotheses go through the same function. Which one it is, `Rules` says:
+
+    basic      Whisper's `BasicTextNormalizer` (lower case, NFKC, no bracketed remarks, punctuation and
+               symbols to spaces) for every language, with one repair: see `_clean`
+    english    Whisper's `EnglishTextNormalizer`: numbers, spellings, short forms and fillers too
+    auto       english for English, basic for all other languages and for code-switching
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import version
 from typing import Literal
 
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
+from salsa_dist.config.schema import Alike, EvaluationConfig, Normaliser
+from salsa_dist.errors import UserError
+
 Unit = Literal["word", "character", "mixed"]
 
-NORMALISER = "whisper-basic, combining marks kept"
-
+_BASIC = "whisper-basic, combining marks kept"
 _NO_SPACES = frozenset(
-    re.findall("[a-z]+", "zh zho chi cmn yue wuu ja jpn th tha lo lao my mya bur km khm bo bod")
+    [
+        "zh",
+        "zho",
+        "chi",
+        "cmn",
+        "yue",
+        "wuu",
+        "nan",
+        "hak",
+        "gan",
+        "hsn",
+        "cdo",
+        "ja",
+        "jpn",
+        "th",
+        "tha",
+        "lo",
+        "lao",
+        "my",
+        "mya",
+        "bur",
+        "km",
+        "khm",
+        "bo",
+        "bod",
+        "tib",
+        "dz",
+        "dzo",
+    ]
 )
+_ENGLISH = frozenset(["en", "eng"])
 _DOTTED_I = frozenset(["tr", "tur", "az", "aze"])
 # Han with its extensions, its iteration mark and zero, kana.
 _CJK = "\u3005\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _CJK += "\U00020000-\U0003ffff"
-_MIXED_TOKEN = re.compile(f"[{_CJK}]|[^\\s{_CJK}]+")
+# Thai, Lao, Tibetan (of Dzongkha too), Burmese, Khmer.
+_OTHERS = "\u0e00-\u0e7f\u0e80-\u0eff\u0f00-\u0fff\u1000-\u109f\ua9e0-\ua9ff\uaa60-\uaa7f"
+_SPACELESS = _CJK + _OTHERS + "\u1780-\u17ff\u19e0-\u19ff"
+_MIXED_TOKEN = re.compile(f"[{_SPACELESS}]|[^\\s{_SPACELESS}]+")
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How texts are made comparable; said in every report.
+
+    Attributes:
+        alike: what counts as the same besides: `digits` of any script (२०, 20), `chinese-numbers`
+            (百分之五十, 50%), `chinese-scripts` (國家, 国家: traditional and simplified).
+    """
+
+    normaliser: Normaliser = "basic"
+    alike: tuple[Alike, ...] = ()
+
+    @classmethod
+    def of(cls, config: EvaluationConfig) -> Rules:
+        """What a config asks for. Raises: UserError: a package that it needs is not installed."""
+        rules = cls(config.normaliser, tuple(config.alike))
+        if rules.normaliser != "basic":
+            _english()
+        for name in rules.alike:
+            _alike(name)
+        return rules
+
+    def english(self, language: str) -> bool:
+        """Whether texts in `language` go through Whisper's English normaliser."""
+        by_language = _code(language) in _ENGLISH and unit(language) == "word"
+        return self.normaliser == "english" or (self.normaliser == "auto" and by_language)
+
+    def __str__(self) -> str:
+        if self.normaliser == "basic":
+            said = _BASIC
+        else:
+            said = f"whisper-english ({_ENGLISH_PACKAGE} {version(_ENGLISH_PACKAGE)})"
+            said += f" for English, else {_BASIC}" if self.normaliser == "auto" else ""
+        for name in self.alike:
+            package = {"chinese-numbers": "cn2an", "chinese-scripts": "opencc"}.get(name)
+            said += f"; {name} alike" + (f" ({package} {version(package)})" if package else "")
+        return said
+
+
+BASIC = Rules()
+_ENGLISH_PACKAGE = "whisper_normalizer"
 
 
 def unit(language: str) -> Unit:
@@ -47,15 +131,20 @@ def unit(language: str) -> Unit:
     return "character" if spaceless and spaceless[0] else "word"
 
 
-def normalise(text: str, language: str = "") -> str:
+def normalise(text: str, language: str = "", rules: Rules = BASIC) -> str:
     """`text` as it is compared: one space between words, none at the ends."""
+    text = unicodedata.normalize("NFC", text)
+    for name in rules.alike:
+        text = _alike(name)(text)
+    if rules.english(language):
+        return " ".join(_english()(" ".join(text.split())).split())
     if _code(language) in _DOTTED_I:
         # str.lower() knows no Turkish: it would turn both I and İ into other letters.
         text = text.replace("İ", "i").replace("I", "ı")
     return " ".join(_NORMALISE(text).split())
 
 
-def words(text: str, language: str) -> list[str]:
+def words(text: str, language: str, rules: Rules = BASIC) -> list[str]:
     """Tokens of the error rate over words.
 
     Where no spaces are written a "word" by spaces would be a sentence, right or wrong as a whole;
@@ -63,23 +152,63 @@ def words(text: str, language: str) -> list[str]:
     """
     kind = unit(language)
     if kind == "mixed":
-        return mixed_tokens(text)
-    return characters(text, language) if kind == "character" else normalise(text, language).split()
+        return mixed_tokens(text, rules)
+    if kind == "character":
+        return characters(text, language, rules)
+    return normalise(text, language, rules).split()
 
 
-def characters(text: str, language: str = "") -> list[str]:
+def characters(text: str, language: str = "", rules: Rules = BASIC) -> list[str]:
     """Code points of the normalised text, the tokens of CER.
 
     A space between words counts as a character, as in jiwer and in most published numbers; not so
     in languages without spaces and in code-switching, where a space is a habit of the transcriber.
     """
-    text = normalise(text, language)
+    text = normalise(text, language, rules)
     return list(text if unit(language) == "word" else text.replace(" ", ""))
 
 
-def mixed_tokens(text: str) -> list[str]:
-    """Tokens of code-switched text (MER): each CJK character, and each word of another script."""
-    return _MIXED_TOKEN.findall(normalise(text))
+def mixed_tokens(text: str, rules: Rules = BASIC) -> list[str]:
+    """Tokens of code-switched text (MER): each word, and each character of a script without spaces."""
+    return _MIXED_TOKEN.findall(normalise(text, "", rules))
+
+
+@lru_cache
+def _english() -> Callable[[str], str]:
+    try:
+        from whisper_normalizer.english import EnglishTextNormalizer
+    except ImportError:
+        raise UserError(
+            "evaluation.normaliser: the English normaliser needs the package whisper_normalizer: "
+            "install it, or say evaluation.normaliser=basic"
+        ) from None
+    made: Callable[[str], str] = EnglishTextNormalizer()
+    return made
+
+
+@lru_cache
+def _alike(name: Alike) -> Callable[[str], str]:
+    """A function after which what `name` says is equal."""
+    if name == "digits":
+        return _western_digits
+    try:
+        if name == "chinese-numbers":
+            from cn2an import transform
+
+            return lambda text: str(transform(text, "cn2an"))
+        from opencc import OpenCC
+    except ImportError:
+        raise UserError(
+            f"evaluation.alike: {name} needs packages that are not installed: "
+            "pip install 'salsa-dist[chinese]'"
+        ) from None
+    convert = OpenCC("t2s").convert
+    # It takes no half of a character, which only damaged texts hold.
+    return lambda text: str(convert(text.encode("utf-8", "replace").decode("utf-8")))
+
+
+def _western_digits(text: str) -> str:
+    return "".join(str(unicodedata.decimal(c)) if c.isdecimal() else c for c in text)
 
 
 def _code(language: str) -> str:

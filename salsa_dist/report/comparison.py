@@ -24,7 +24,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 from statistics import mean
@@ -46,7 +46,6 @@ EXAMPLES = 2
 POINTS = 100
 """Of a loss curve, at most; more steps are averaged."""
 DEFINITIONS = {
-    "normaliser": normalise.NORMALISER,
     "interval": f"{intervals.BOOTSTRAP} bootstrap of the mean over seeds, over speakers "
     "where two or more are known, else over utterances",
     "confidence": intervals.CONFIDENCE,
@@ -112,6 +111,7 @@ def tree_of(
     told: Told,
 ) -> dict[str, Any]:
     """The tree of what was found, in one run or in many, but for its notes."""
+    rules = normalise.Rules.of(files[0].config.evaluation)
     shown = plain(found)
     own = [result for result in shown if result.entry.compared]
     entries, cells = [result.entry for result in own], [cell_of(result) for result in own]
@@ -159,7 +159,8 @@ def tree_of(
             *(_cost(Path(run), file, "final") for run, file in zip(runs, files, strict=True)),
             *(_cost(run, read_run(run), "try") for run in told.tries),
         ],
-        "definitions": DEFINITIONS,
+        "scoring": asdict(rules),
+        "definitions": {"normaliser": str(rules), **DEFINITIONS},
     }
 
 
@@ -221,10 +222,11 @@ def untouched(run: Path | str, file: RunFiles) -> list[dict[str, Any]]:
     """
     found: dict[tuple[str, float], dict[str, dict[str, Scored]]] = {}
     texts: dict[tuple[str, float], dict[str, dict[str, str]]] = {}
+    rules = normalise.Rules.of(file.config.evaluation)
     for h in file.hypotheses:
         if h.adapter is None:
             place = h.language, h.window_s
-            found.setdefault(place, {}).setdefault(h.method, {})[h.key] = scored(h)
+            found.setdefault(place, {}).setdefault(h.method, {})[h.key] = scored(h, rules)
             texts.setdefault(place, {}).setdefault(h.method, {})[h.key] = h.hypothesis
     rows = []
     for (language, window), own in sorted(found.items()):

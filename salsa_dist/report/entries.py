@@ -38,6 +38,7 @@ from salsa_dist.config import (
 from salsa_dist.errors import UserError
 from salsa_dist.evaluation.transcripts import BARE, ZERO_SHOT
 from salsa_dist.metrics.error_rates import Scored, score
+from salsa_dist.metrics.normalise import Rules
 from salsa_dist.report.run_files import Hypothesis, RunFiles, read_run
 
 
@@ -109,6 +110,11 @@ def read_runs(runs: Sequence[Path]) -> list[RunFiles]:
             problems.append(f"{run} is of base revision {file.start.base.revision}")
         if file.config.evaluation.split != first.config.evaluation.split:
             problems.append(f"{run} was evaluated on {file.config.evaluation.split}")
+        if Rules.of(file.config.evaluation) != Rules.of(first.config.evaluation):
+            problems.append(
+                f"{run} is scored with evaluation.normaliser={file.config.evaluation.normaliser} and "
+                f"alike={file.config.evaluation.alike}"
+            )
     if problems:
         raise UserError(
             f"these runs can't be compared with {runs[0]} (revision {first.start.base.revision}, split "
@@ -140,6 +146,7 @@ def read_entries(
     # What a run of the base alone decoded is the zero-shot of all; other runs' is only there beside it.
     alone = any(file.config.method.kind == ZERO_SHOT for file in files)
     for run, file in zip(runs, files, strict=True):
+        rules = Rules.of(file.config.evaluation)
         settings = {a.name: a for a in file.config.adapter_settings()}
         groups: dict[tuple[str, str, str | None, float], list[Hypothesis]] = defaultdict(list)
         for h in file.hypotheses:
@@ -174,7 +181,7 @@ def read_entries(
                     "learning rate on dev, and compare that run alone"
                 )
             entry.texts[seed] = {h.key: h for h in hypotheses}
-            entry.seeds[seed] = {h.key: scored(h) for h in hypotheses}
+            entry.seeds[seed] = {h.key: scored(h, rules) for h in hypotheses}
             if adapter is not None:
                 entry.vectors[seed] = next((a.vectors for a in file.adapters if a.name == adapter), {})
                 entry.losses[seed] = [
@@ -228,9 +235,15 @@ def _entry(
     )
 
 
-def scored(h: Hypothesis) -> Scored:
+def scored(h: Hypothesis, rules: Rules) -> Scored:
     return score(
-        h.reference, h.hypothesis, h.language, finished=h.finished, key=h.key, speaker=h.speaker
+        h.reference,
+        h.hypothesis,
+        h.language,
+        finished=h.finished,
+        key=h.key,
+        speaker=h.speaker,
+        rules=rules,
     )
 
 

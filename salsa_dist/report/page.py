@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping
+from functools import partial
 from statistics import mean
 from typing import Any
 
@@ -83,7 +84,7 @@ def _page(
         },
         figures={name: Markup(svg) for name, svg in figures.items()},
         about=defaultdict(str, about),
-        align=error_rates.align,
+        align=partial(error_rates.align, rules=normalise.Rules(**c.get("scoring", {}))),
         unit=normalise.unit,
     )
 

@@ -32,9 +32,11 @@ import yaml
 
 from salsa_dist import jsonl
 from salsa_dist.baselines import tuned_file
+from salsa_dist.config import load_config
 from salsa_dist.errors import UserError
 from salsa_dist.evaluation.decode import SCHEMA as HYPOTHESES
 from salsa_dist.metrics import error_rates
+from salsa_dist.metrics.normalise import Rules
 from salsa_dist.new_folder import made_beside
 from salsa_dist.run import events
 from salsa_dist.steering.adapter_folder import FACTS
@@ -239,7 +241,10 @@ def _decoded(job: JobFolder, name: str, language: str) -> dict[str, float | None
     own = own or [line for line in every if line["adapter"] is None]
     shortest = min((line["window_s"] for line in own), default=None)
     last = {line["key"]: line for line in own if line["window_s"] == shortest}
-    scored = [error_rates.score(x["reference"], x["hypothesis"], language) for x in last.values()]
+    rules = Rules.of(load_config(job.config).evaluation)
+    scored = [
+        error_rates.score(x["reference"], x["hypothesis"], language, rules=rules) for x in last.values()
+    ]
     spoken = [one for one in scored if not one.empty_reference]
     return {metric: _rate([one.edits(metric) for one in spoken]) for metric in error_rates.METRICS}
 
