@@ -42,7 +42,7 @@ Overrides = Annotated[
 def train(config: ConfigArgument, overrides: Overrides = None) -> None:
     """Train the adapters of CONFIG, or go on where the run stopped.
 
-    By itself it is one process. For more, start it with launchers/slurm.py, torchrun -m salsa_dist
+    By itself it is one process. For more, start it with salsa-dist launch, torchrun -m salsa_dist
     or accelerate launch -m salsa_dist.
     """
     run_command("train", str(config), overrides or [])

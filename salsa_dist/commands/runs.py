@@ -79,7 +79,7 @@ def logs(
     run = find(name, root)
     found = status_of(run)
     if found.job is None or found.logs is None:
-        raise UserError(f"run {run} has no logs: it was not started by launchers/slurm.py")
+        raise UserError(f"run {run} has no logs: it was not started by salsa-dist launch")
     if rank >= found.job.ranks:
         raise UserError(
             f"job {found.job.job} has {found.job.ranks} ranks, the last is {found.job.ranks - 1}"

@@ -24,7 +24,7 @@ def plan(
 
     print(make_plan(load_sweep(file), nodes).text())
     print(f"here       salsa-dist sweep run {file}")
-    print(f"on Slurm   python launchers/slurm.py sweep {file} --nodes {nodes}")
+    print(f"on Slurm   salsa-dist launch sweep {file} --nodes {nodes}")
 
 
 @app.command()
