@@ -30,7 +30,8 @@ def settle() -> None:
     """Make `import torchaudio` work, or hide it. Imports torch; a second call does nothing.
 
     Assumes that torchaudio loads its compiled part by `_load_lib` of `torchaudio._extension.utils`, and
-    does without where that function answers False.
+    does without where that function answers False. transformers remembers whether torchaudio is there
+    in a cached function.
 
     Seen: torchaudio 2.11.
     Else: torchaudio is hidden. Resampling and masking fall back to soxr and to our own; Granite-Speech,

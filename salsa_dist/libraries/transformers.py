@@ -167,3 +167,35 @@ def whisper_languages() -> dict[str, str]:
     from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
     return dict(LANGUAGES)
+
+
+def qwen3_asr_languages() -> dict[str, str]:
+    """Language codes and English names that Qwen3-ASR's prompts use.
+
+    Assumes that its processor's module lists them as `LANGUAGE_CODE_TO_NAME`.
+
+    Seen: transformers 5.17 and 5.24.
+    Else: an ImportError that names the version, when a Qwen3-ASR base is loaded.
+    Test: test_qwen3_asrs_languages_are_listed
+    """
+    from transformers.models.qwen3_asr.processing_qwen3_asr import LANGUAGE_CODE_TO_NAME
+
+    return dict(LANGUAGE_CODE_TO_NAME)
+
+
+def text_normaliser(clean: Callable[[str], str]) -> Callable[[str], str]:
+    """Whisper's normaliser of text in any language, with `clean` in place of its own step.
+
+    Assumes that `BasicTextNormalizer` lies in Whisper's `english_normalizer` and calls whatever function
+    it holds as `clean`; its own two choices lose combining marks.
+
+    Seen: transformers 5.17 and 5.24.
+    Else: an ImportError that names the version, when transcripts are scored.
+    Test: test_the_normaliser_calls_our_own_step
+    """
+    from transformers.models.whisper.english_normalizer import BasicTextNormalizer
+
+    normaliser: Any = BasicTextNormalizer()
+    normaliser.clean = clean
+    normalise: Callable[[str], str] = normaliser
+    return normalise

@@ -25,7 +25,7 @@ from functools import lru_cache
 from importlib.metadata import version
 from typing import Literal
 
-from transformers.models.whisper.english_normalizer import BasicTextNormalizer
+from salsa_dist.libraries.transformers import text_normaliser
 
 from salsa_dist.config.schema import Alike, EvaluationConfig, Normaliser
 from salsa_dist.errors import UserError
@@ -245,6 +245,4 @@ def _left_out(mark: str, category: str) -> bool:
     return category == "Me" or name.startswith(("ARABIC ", "HEBREW ", "VARIATION SELECTOR"))
 
 
-_NORMALISE = BasicTextNormalizer()
-# The class calls whatever function it holds under this name; its own choice of two loses marks.
-_NORMALISE.clean = _clean  # type: ignore[assignment]
+_NORMALISE = text_normaliser(_clean)

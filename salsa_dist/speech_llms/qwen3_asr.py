@@ -36,12 +36,12 @@ class Qwen3ASR(ChatFamily):
     MODEL_TYPES: ClassVar[tuple[str, ...]] = ("qwen3_asr",)
 
     def __init__(self, checkpoint: Checkpoint, options: FamilyOptions) -> None:
-        from transformers.models.qwen3_asr.processing_qwen3_asr import LANGUAGE_CODE_TO_NAME
+        from salsa_dist.libraries.transformers import qwen3_asr_languages
 
         self.processor = checkpoint.processor
         window_s = longest(_LONGEST_S, options.window_s)
         super().__init__(checkpoint, options, window_s, self.processor.audio_token, "<|im_end|>")
-        self.names: dict[str, str] = LANGUAGE_CODE_TO_NAME
+        self.names = qwen3_asr_languages()
         self.languages = sorted(self.names)
 
     def prompt_text(self, language: str) -> str:

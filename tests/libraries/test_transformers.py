@@ -132,3 +132,14 @@ def test_a_generation_config_is_kept_as_written(tmp_path: Path) -> None:
 def test_whispers_languages_are_listed() -> None:
     assert library.whisper_languages()["bg"] == "bulgarian"
     assert len(library.whisper_languages()) > 90
+
+
+def test_qwen3_asrs_languages_are_listed() -> None:
+    assert library.qwen3_asr_languages()["en"] == "English"
+
+
+def test_the_normaliser_calls_our_own_step() -> None:
+    assert library.text_normaliser(lambda text: text.replace("a", "e"))("A  [noise] name").split() == [
+        "e",
+        "neme",
+    ]
