@@ -186,8 +186,8 @@ def qwen3_asr_languages() -> dict[str, str]:
 def text_normaliser(clean: Callable[[str], str]) -> Callable[[str], str]:
     """Whisper's normaliser of text in any language, with `clean` in place of its own step.
 
-    Assumes that `BasicTextNormalizer` lies in Whisper's `english_normalizer` and calls whatever function
-    it holds as `clean`; its own two choices lose combining marks.
+    Assumes that `BasicTextNormalizer` lies in Whisper's `english_normalizer` and calls whatever
+    function it holds as `clean`; its own two choices lose combining marks.
 
     Seen: transformers 5.17 and 5.24.
     Else: an ImportError that names the version, when transcripts are scored.
