@@ -32,12 +32,12 @@ from typing import Any
 
 from salsa_dist.evaluation.transcripts import BARE, ZERO_SHOT
 from salsa_dist.metrics import intervals, normalise
-from salsa_dist.metrics.error_rates import METRICS, Scored, corpus_rate
+from salsa_dist.metrics.error_rates import METRICS, corpus_rate
 from salsa_dist.metrics.summary import rates, spoken_of
 from salsa_dist.report import examples, fields, results, vector_facts
 from salsa_dist.report.entries import Entry, read_entries, read_runs, scored
 from salsa_dist.report.results import Result, best_zero_shot, cell_of, results_of
-from salsa_dist.report.run_files import RunFiles, read_run
+from salsa_dist.report.run_files import Hypothesis, RunFiles, read_run
 from salsa_dist.runs.cost import cost
 
 SCHEMA = "salsa-dist/comparison/4"
@@ -216,34 +216,26 @@ def notes_of(entries: Sequence[Entry], found: Sequence[Result]) -> list[str]:
 
 
 def untouched(run: Path | str, file: RunFiles) -> list[dict[str, Any]]:
-    """The base's transcripts with adapters there but off, beside those of the base without any.
+    """The base's transcripts with adapters loaded but off, beside those of the base without any.
 
-    One row a language and window, of a run that was evaluated with `evaluation.forgetting`.
+    One row per language and window, of a run that was evaluated with `evaluation.forgetting`.
     """
-    found: dict[tuple[str, float], dict[str, dict[str, Scored]]] = {}
-    texts: dict[tuple[str, float], dict[str, dict[str, str]]] = {}
     rules = normalise.Rules.of(file.config.evaluation)
+    found: dict[tuple[str, float], dict[str, dict[str, Hypothesis]]] = defaultdict(dict)
     for h in file.hypotheses:
         if h.adapter is None:
-            place = h.language, h.window_s
-            found.setdefault(place, {}).setdefault(h.method, {})[h.key] = scored(h, rules)
-            texts.setdefault(place, {}).setdefault(h.method, {})[h.key] = h.hypothesis
+            found[h.language, h.window_s].setdefault(h.method, {})[h.key] = h
     rows = []
     for (language, window), own in sorted(found.items()):
-        if BARE not in own or ZERO_SHOT not in own:
-            continue
-        off, bare = texts[language, window][ZERO_SHOT], texts[language, window][BARE]
-        row: dict[str, Any] = {
-            "run": str(run),
-            "language": language,
-            "window_s": window,
-            "utterances": len(off),
-            "same": sum(off[key] == bare.get(key) for key in off),
-        }
-        for metric in METRICS:
-            for name, method in (("off", ZERO_SHOT), ("without", BARE)):
-                row[f"{metric}_{name}"] = corpus_rate(list(own[method].values()), metric)
-        rows.append(row)
+        if BARE in own and ZERO_SHOT in own:
+            off, bare = own[ZERO_SHOT], own[BARE]
+            same = sum(key in bare and h.hypothesis == bare[key].hypothesis for key, h in off.items())
+            row: dict[str, Any] = {"run": str(run), "language": language, "window_s": window}
+            row |= {"utterances": len(off), "same": same}
+            for name, of in (("off", off), ("without", bare)):
+                utterances = [scored(h, rules) for h in of.values()]
+                row |= {f"{metric}_{name}": corpus_rate(utterances, metric) for metric in METRICS}
+            rows.append(row)
     return rows
 
 

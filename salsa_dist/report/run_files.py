@@ -147,10 +147,10 @@ class AdapterFile:
     """By site, each `(hidden,)`; none where another method was trained."""
 
 
-@dataclass(frozen=True)
-class RunFiles:
-    config: Config
-    config_text: str
+@dataclass(frozen=True, kw_only=True)
+class Events:
+    """What `events.jsonl` tells."""
+
     start: Start
     starts: int
     """How often training was started: one, and one for each resume."""
@@ -159,6 +159,13 @@ class RunFiles:
     bad_samples: list[BadSample]
     """Each once, however often it was sampled."""
     steps: list[Step]
+    """The last of each number."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFiles(Events):
+    config: Config
+    config_text: str
     adapters: list[AdapterFile]
     hypotheses: list[Hypothesis]
     evaluation: EvaluationSummary | None
@@ -185,14 +192,9 @@ def read_run(run: Path) -> RunFiles:
             newest[h.language, h.split, h.method, h.adapter, h.window_s, h.key] = h
     summary = run / "evaluation" / "summary.json"
     return RunFiles(
+        **vars(events),
         config=config,
         config_text=config_file.read_text(encoding="utf-8"),
-        start=events.start,
-        starts=events.starts,
-        placement=events.placement,
-        data=list(events.data.values()),
-        bad_samples=list(events.bad.values()),
-        steps=[events.steps[number] for number in sorted(events.steps)],
         adapters=_adapters(run, config, train),
         hypotheses=[newest[place] for place in sorted(newest, key=_order)],
         evaluation=(
@@ -214,17 +216,7 @@ def _order(place: tuple[Any, ...]) -> tuple[Any, ...]:
     return language, split, method, adapter or "", window_s, key
 
 
-@dataclass(frozen=True)
-class _Events:
-    start: Start
-    starts: int
-    placement: Placement | None
-    data: dict[str, Data]
-    bad: dict[tuple[str, str], BadSample]
-    steps: dict[int, Step]
-
-
-def _read_events(file: Path, command: str) -> _Events:
+def _read_events(file: Path, command: str) -> Events:
     start: Start | None = None
     starts = 0
     placement: Placement | None = None
@@ -258,7 +250,14 @@ def _read_events(file: Path, command: str) -> _Events:
             steps[step.step] = step
     if start is None:
         raise _damaged(str(file), "it holds no start event", command)
-    return _Events(start, starts, placement, data, bad, steps)
+    return Events(
+        start=start,
+        starts=starts,
+        placement=placement,
+        data=list(data.values()),
+        bad_samples=list(bad.values()),
+        steps=[steps[number] for number in sorted(steps)],
+    )
 
 
 def _adapters(run: Path, config: Config, command: str) -> list[AdapterFile]:
