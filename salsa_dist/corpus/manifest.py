@@ -82,6 +82,11 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
         raise UserError(f"{path} can't be read ({e})") from None
 
 
+def read_text(path: Path) -> str:
+    """A small UTF-8 file as one line. Raises: UserError: it can't be read."""
+    return " ".join(line.strip() for _, line in lines(path))
+
+
 def open_text(path: Path) -> IO[str]:
     """`path` for reading, unpacked on the way where its name ends with .gz."""
     if path.suffix == ".gz":

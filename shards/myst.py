@@ -1,0 +1,65 @@
+"""Recipe: MyST, My Science Tutor Children's Conversational Speech (LDC2021S05), grades 3 to 5.
+
+Source: the release's folder, its `data` folder, or one that holds them:
+
+    myst_child_conv_speech/data/
+    └── train/                                              development/, test/
+        └── 002004/                                         the student
+            └── myst_002004_2013-11-04_09-58-45_MX_1.1/     the session
+                ├── myst_002004_…_MX_1.1_001.flac           16 kHz, mono
+                └── myst_002004_…_MX_1.1_001.trn            its text; more than half have none
+
+Folders and partitions (no student is in two) as in
+https://boulderlearning.com/products/details-of-the-myst-corpus and
+https://catalog.ldc.upenn.edu/docs/LDC2021S05/MyST-corpus-README.txt; `myst_child_conv_speech`, the
+three partitions' names and .trn as ESPnet's egs2/myst_ogi_cmu_kids reads them. The layout of copies on
+a model hub is not documented: save one with `datasets` and build it with recipe `huggingface`.
+
+The module of a session (MX, …) goes along. Texts: `salsa_dist/corpus/texts/myst.py`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from salsa_dist.corpus.manifest import read_text
+from salsa_dist.corpus.texts import Texts, myst
+from salsa_dist.corpus.utterance import Ask, Corpus, Utterance, key
+from salsa_dist.errors import UserError
+
+LICENCE = "MyST Children's Conversational Speech Agreement (licensed by the LDC; not to be passed on)"
+PARTITIONS = {"train": "train", "development": "dev", "test": "test"}
+
+
+def read(source: Path, ask: Ask, scratch: Path) -> Corpus:
+    """Every transcribed utterance of the three partitions."""
+    places = (source, *(source / name for name in ("data", "myst_child_conv_speech/data")))
+    data = next((p for p in places if (p / "train").is_dir() and (p / "test").is_dir()), None)
+    if data is None:
+        raise UserError(f"{source} holds no train, development and test: name MyST's data folder")
+    texts, found = Texts(myst.RULES), []
+    for partition, split in PARTITIONS.items():
+        for audio in sorted((data / partition).glob("*/*/*.flac")):
+            written = audio.with_suffix(".trn")
+            text = texts.clean(read_text(written), "en") if written.is_file() else ""
+            if not text:
+                if text == "":
+                    texts.drop("en", "no transcript")
+                continue
+            session = audio.parent.name.split("_")
+            found.append(
+                Utterance(
+                    key=key(audio.stem),
+                    audio=audio,
+                    text=text,
+                    language="en",
+                    speaker=audio.parent.parent.name,
+                    split=split,
+                    extra={"module": session[4]} if len(session) > 4 else {},
+                )
+            )
+    if not found:
+        raise UserError(f"{data} holds no STUDENT/SESSION/*.flac with a .trn: is it unpacked whole?")
+    return texts.corpus(
+        found, LICENCE, "MyST Children's Conversational Speech, LDC2021S05, from the LDC"
+    )
