@@ -225,7 +225,7 @@ def _scores(job: JobFolder, name: str, language: str) -> dict[str, float | None]
     if not path.is_file():
         return {}
     for row in json.loads(path.read_text(encoding="utf-8")).get("results", []):
-        if row["adapter"] == name:
+        if (row["adapter"], row["language"]) == (name, language):
             return {"wer": row["wer"], "cer": row["cer"]}
     return {}
 
