@@ -47,6 +47,7 @@ import torch.utils.tensorboard
 import transformers.models.whisper.modeling_whisper  # noqa: F401
 from tiny import make_base, make_config, make_shards
 
+from salsa_dist.whole_file import replace_file
 from salsa_dist import SteeringVectors, load_config, train
 
 RANKS = 2
@@ -102,9 +103,7 @@ def main() -> None:
             report["equal"] = sum(r["equal"] for r in rows)
             report["seconds"] = round(time.monotonic() - started, 1)
             # After each: what a long soak has found must not be lost with its machine.
-            part = options.json.with_suffix(".part")
-            part.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-            part.replace(options.json)
+            replace_file(options.json, json.dumps(report, indent=1) + "\n")
     print(f"{report['equal']} of {report['kills']} equal")
     sys.exit(report["equal"] != report["kills"])
 

@@ -23,13 +23,14 @@ from salsa_dist.corpus import doubts
 from salsa_dist.corpus.recipes import load_recipe
 from salsa_dist.corpus.text import clean
 from salsa_dist.corpus.utterance import Ask, Utterance
-from salsa_dist.corpus.writer import Packed, flac, put, write_tar
+from salsa_dist.corpus.writer import Packed, flac, write_tar
 from salsa_dist.data.audio import Audio, channels, mono, resample, resampler
 from salsa_dist.data.file_hash import sha256_of
 from salsa_dist.data.index import Entry, Shard
 from salsa_dist.data.shards import AUDIO_KINDS, MAX_BYTES, RATES
 from salsa_dist.errors import UserError
 from salsa_dist.libraries import torchaudio
+from salsa_dist.whole_file import replace_file
 
 SCHEMA = "salsa-dist/made-shard/1"
 
@@ -80,10 +81,7 @@ def make(task: Task, folder: Path) -> Made:
     note: dict[str, Any] = {"schema": SCHEMA, "digest": digest, "dropped": dropped, "shard": None}
     if made.shard:
         note["shard"] = asdict(made.shard)
-    path = _note(folder, task)
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(note), encoding="utf-8")
-    put(part, path)
+    replace_file(_note(folder, task), json.dumps(note))
     return made
 
 

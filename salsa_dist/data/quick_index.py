@@ -22,6 +22,7 @@ from safetensors.numpy import save_file
 
 from salsa_dist.data.entries import Columns
 from salsa_dist.data.file_hash import sha256_of
+from salsa_dist.whole_file import written_whole
 
 SCHEMA = "salsa-dist/index-columns/1"
 FILE = "index.columns"
@@ -33,13 +34,10 @@ def write(folder: Path, of: str, head: dict[str, Any], columns: Columns) -> None
     tensors: dict[str, np.ndarray[Any, Any]] = {name: getattr(columns, name) for name in _KINDS}
     tensors["head"] = np.frombuffer(json.dumps(head).encode(), np.uint8)
     facts = json.dumps({"schema": SCHEMA, "of": sha256_of(folder / of)})
-    part = folder / f".{FILE}.{os.getpid()}"
-    try:
+    # What a crash tears is made again from the index.
+    with written_whole(folder / FILE, flushed=False, writer=str(os.getpid())) as part:
         # One key: safetensors writes several in any order, and a build gives the same bytes always.
         save_file(tensors, part, metadata={"salsa_dist": facts})
-        part.replace(folder / FILE)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def read(folder: Path, of: str) -> tuple[Any, Columns] | None:

@@ -67,6 +67,7 @@ from salsa_dist.speech_llms.load import SpeechLLM, revision_of
 from salsa_dist.steering.bank import Bank
 from salsa_dist.steering.sites import site_modules
 from salsa_dist.steering.vectors import SteeringVectors, bank_of
+from salsa_dist.whole_file import replace_file
 
 SCHEMA = "salsa-dist/hypotheses/1"
 _BARE = -2  # row of the base with no adapters beside it, not even ones that are off
@@ -473,4 +474,4 @@ def _summarise(folder: Path, config: Config, seconds: float, clips: int, ranks: 
         "max_new_tokens": config.evaluation.max_new_tokens,
         "batch": config.evaluation.batch,
     }
-    path.write_text(json.dumps(summary, indent=2), encoding="utf-8")
+    replace_file(path, json.dumps(summary, indent=2))

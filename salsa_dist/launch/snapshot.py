@@ -31,6 +31,7 @@ import salsa_dist
 from salsa_dist import built_in
 from salsa_dist.errors import UserError
 from salsa_dist.new_folder import made_beside
+from salsa_dist.whole_file import written_whole
 
 SCHEMA = "salsa-dist/snapshot/1"
 _PACKAGE = Path(salsa_dist.__file__).resolve().parent
@@ -100,10 +101,9 @@ def write_submit(run: Path, folder: Path, arguments: Sequence[str], config: Path
         f"export PYTHONPATH={shlex.quote(str(folder))}${{PYTHONPATH:+:$PYTHONPATH}}\n"
         f'exec {shlex.join(words)} "$@"\n'
     )
-    part = script.with_suffix(".part")
-    part.write_text(text, encoding="utf-8")
-    part.chmod(0o755)
-    part.replace(script)
+    with written_whole(script) as part:
+        part.write_text(text, encoding="utf-8")
+        part.chmod(0o755)
     return script
 
 

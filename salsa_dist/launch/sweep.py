@@ -35,7 +35,7 @@ from salsa_dist.launch.job import Job
 from salsa_dist.launch.sbatch_script import TASK_SCRIPT, Sbatch, logs_of
 from salsa_dist.runs import launches
 from salsa_dist.runs.status import statuses
-from salsa_dist.whole_file import replace_file
+from salsa_dist.whole_file import replace_file, written_whole
 
 if TYPE_CHECKING:  # they import torch, which a launch that is no sweep need not wait for
     from salsa_dist.sweeps.folder import JobFolder
@@ -107,9 +107,8 @@ def submit(
         launches.note(paths.folder, one, "slurm", "train", shape.nodes, shape.ranks_per_node)
         delayed = DelayedSubmission(_of(job, folder))
         delayed.set_timeout(minutes, max_num_timeout=3)  # as submitit's own executor counts them
-        part = paths.submitted_pickle.with_suffix(".part")
-        delayed.dump(part)
-        part.replace(paths.submitted_pickle)  # its task waits for that
+        with written_whole(paths.submitted_pickle) as part:  # its task waits for that
+            delayed.dump(part)
         print(f"submitted job {one}: {folder.path.name}, {len(folder.adapters)} adapters")
     print(
         f"script  {script}\n"

@@ -28,6 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from salsa_dist.data.clip import Clip
+from salsa_dist.whole_file import written_whole
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,10 @@ class KeptPrefix:
             self._held[key] = hidden
             return
         path = self._path(key)
-        temporary = path.with_suffix(f".{os.getpid()}.part")
         metadata = {"facts": json.dumps([key, known.text, known.samples]), "digest": _digest(hidden)}
-        save_file({"hidden": hidden}, temporary, metadata=metadata)
-        os.replace(temporary, path)
+        # What a crash tears is found out by its digest, and made again.
+        with written_whole(path, flushed=False, writer=str(os.getpid())) as part:
+            save_file({"hidden": hidden}, part, metadata=metadata)
 
     def get(self, keys: Sequence[str], device: torch.device) -> Tensor:
         """(elements, …, hidden) of `keys`, in their order one behind the other."""

@@ -30,4 +30,4 @@ def write_failure(rank: int, text: str, user_error: bool) -> None:
     }
     path = Path(os.environ[VARIABLE])
     with suppress(OSError):
-        replace_file(path, json.dumps(record))
+        replace_file(path, json.dumps(record), flushed=False)

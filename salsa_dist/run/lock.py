@@ -27,6 +27,7 @@ import torch.distributed as dist
 
 from salsa_dist.errors import UserError
 from salsa_dist.placement.ranks import Ranks
+from salsa_dist.whole_file import replace_file
 
 SCHEMA = "salsa-dist/lock/1"
 NAME = "lock.json"
@@ -104,18 +105,7 @@ class RunLock:
         return theirs
 
     def _replace(self) -> None:
-        os.replace(self._write_beside(), self._path)
-
-    def _part(self) -> Path:
-        return self._path.with_name(f".lock-{self._mine['token']}.part")
-
-    def _write_beside(self) -> Path:
-        part = self._part()
-        with part.open("w", encoding="utf-8") as file:
-            json.dump(self._mine, file)
-            file.flush()
-            os.fsync(file.fileno())
-        return part
+        replace_file(self._path, json.dumps(self._mine), writer=self._mine["token"])
 
     def _beat(self) -> None:
         while not self._end.wait(BEAT_S):
@@ -131,7 +121,6 @@ class RunLock:
         if self._beats.is_alive():
             self._beats.join()
         with suppress(OSError):
-            self._part().unlink(missing_ok=True)
             if _read(self._path).get("token") == self._mine["token"]:
                 self._path.unlink()
 

@@ -20,6 +20,7 @@ from salsa_dist.run.events import Events
 from salsa_dist.speech_llms.load import SpeechLLM
 from salsa_dist.steering.adapter_folder import known_as
 from salsa_dist.versions import libraries
+from salsa_dist.whole_file import replace_file
 
 
 def refuse_unwritable(run: Path) -> None:
@@ -35,7 +36,7 @@ def open_run(config: Config, ranks: Ranks) -> Path:
         try:
             config.run.mkdir(parents=True, exist_ok=True)
             text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-            (config.run / "config.yaml").write_text(text, encoding="utf-8")
+            replace_file(config.run / "config.yaml", text)
         except OSError as e:
             raise UserError(f"run folder {config.run} can't be written: {e.strerror}") from None
     return config.run

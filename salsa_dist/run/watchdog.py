@@ -160,7 +160,7 @@ class Watchdog:
             with suppress(OSError):  # a full disk hangs nobody
                 self._folder.mkdir(parents=True, exist_ok=True)
                 # Replaced whole: ranks that wait for each other read at the moment that others write.
-                replace_file(self._file(self._rank), json.dumps(fields))
+                replace_file(self._file(self._rank), json.dumps(fields), flushed=False)
 
     def _stack(self) -> list[str]:
         frame = sys._current_frames().get(self._main)

@@ -19,9 +19,9 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,12 +181,11 @@ def write_results(sweep: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     sweep.mkdir(parents=True, exist_ok=True)
     tree = {"schema": RESULTS_SCHEMA, "rows": rows}
     replace_file(sweep / "results.json", json.dumps(tree, indent=1, ensure_ascii=False) + "\n")
-    temporary = sweep / "results.csv.part"
-    with open(temporary, "w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]) if rows else [])
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(temporary, sweep / "results.csv")
+    table = io.StringIO(newline="")
+    writer = csv.DictWriter(table, list(rows[0]) if rows else [])
+    writer.writeheader()
+    writer.writerows(rows)
+    replace_file(sweep / "results.csv", table.getvalue())
 
 
 def _told(job: JobFolder) -> dict[str, dict[str, Any]]:

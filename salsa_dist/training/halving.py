@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from salsa_dist.config import AdapterSettings, HalvingConfig
 from salsa_dist.errors import UserError
+from salsa_dist.whole_file import replace_file
 
 SCHEMA = "salsa-dist/halving/1"
 NAME = "halving.json"
@@ -79,13 +79,8 @@ class Halving:
         }
         self.records.append(record)
         if write:
-            temporary = self.path.with_suffix(".part")
-            text = json.dumps({"schema": SCHEMA, "rungs": self.records}, indent=1) + "\n"
-            with open(temporary, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self.path)
+            tree = {"schema": SCHEMA, "rungs": self.records}
+            replace_file(self.path, json.dumps(tree, indent=1) + "\n")
         return [self.adapters[row].name for row in dropped]
 
 

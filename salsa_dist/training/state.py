@@ -16,9 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -29,6 +27,7 @@ from torch import Tensor
 
 from salsa_dist.errors import UserError
 from salsa_dist.training.optimizer import PackedAdam
+from salsa_dist.whole_file import replace_file
 
 SCHEMA = "salsa-dist/state/2"
 SCHEMA_0_1 = "salsa-dist/state/1"
@@ -92,7 +91,6 @@ def save(folder: Path, state: TrainState, identity: RunIdentity, keep: int) -> i
         UserError: it can't be written; those before it are as they were.
     """
     path = folder / f"step-{state.step:08d}.safetensors"
-    temporary = path.with_suffix(".part")
     metadata = {
         "state": json.dumps({"schema": SCHEMA, "step": state.step, **identity.fields()}),
         "digest": _digest(state.tensors),
@@ -101,18 +99,11 @@ def save(folder: Path, state: TrainState, identity: RunIdentity, keep: int) -> i
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # Not by save_file, which writes beside in a file of its own, and leaves it when it is killed.
-        with temporary.open("wb") as file:
-            file.write(raw)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(folder)
+        replace_file(path, raw)
     except OSError as e:
-        with suppress(OSError):  # on a read-only disk
-            temporary.unlink(missing_ok=True)
         raise UserError(
             f"checkpoint {path} can't be written: {e.strerror}; the one before it is whole"
-        ) from None
+        ) from e
     # Those of a process that was killed as it wrote are among them: this run is locked.
     for old in [*sorted(folder.glob("step-*.safetensors"))[:-keep], *folder.glob("step-*.part")]:
         old.unlink(missing_ok=True)
@@ -181,11 +172,3 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
         digest.update(name.encode())
         digest.update(tensors[name].contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
