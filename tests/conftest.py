@@ -31,3 +31,20 @@ def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tiny import make_shards
 
     return make_shards(tmp_path_factory.mktemp("shards") / "tiny")
+
+
+# Modules that take half a minute or more on two cores.
+SLOW = {
+    *("test_resume_matrix", "test_placement", "test_released", "test_sharded_run", "test_stopping"),
+    *("test_hang_before_training", "test_kept_ranks", "test_packed_invariant", "test_local_restart"),
+    *("test_loading", "test_disk_offload", "test_watchdog", "test_faults", "test_agreement"),
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Markers by place, so that no module forgets its own."""
+    for item in items:
+        if item.path.stem in SLOW:
+            item.add_marker("slow")
+        if item.path.parent.name == "cluster":
+            item.add_marker("cluster")

@@ -1,0 +1,175 @@
+"""Invariant 3, for each feature that orders clips: killed, on other ranks, with other workers.
+
+`docs/coming-back.md` makes the promises. `test_stopping.py` kills processes; here a run ends by an
+exception in the middle of a step, and goes on in this process or in two ranks.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import resumed
+import torch
+from tiny import make_config
+
+from salsa_dist import SteeringVectors, load_config, train
+
+STEPS = 9
+# A checkpoint comes after every step. With halving the first of them is where adapters are dropped.
+CUTS = (4, 6)
+ONE = [{"name": "bg", "language": "bg"}, {"name": "el", "language": "el", "rule": "add", "steps": 7}]
+THREE = [
+    {"name": f"bg-{lr}", "language": "bg", "lr": lr, "sites": "encoder:1-2"} for lr in (1e-4, 0.02, 0.1)
+]
+# What differs from `settings`: of the data, of the training, and the adapters.
+FEATURES: dict[str, tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]] = {
+    "join_clips": ({"join_clips": 3}, {}, ONE),
+    "mix": (
+        {},
+        {},
+        [{"name": "both", "language": ["bg", "el"], "mix": {"weights": {"bg": 2, "el": 1}}}],
+    ),
+    "augment": ({"augment": {"speed": [0.9, 1.1], "noise_db": [10, 30], "time_masks": 2}}, {}, ONE),
+    "seconds_per_step": ({"clips_per_step": None, "seconds_per_step": 5.0}, {}, ONE),
+    "halving": ({}, {"dev_clips": 3, "halving": {"rungs": [CUTS[0]], "keep": 0.4}}, THREE),
+    "prefix_cache": ({}, {"prefix_cache": "disk"}, THREE),
+}
+Vectors = dict[str, torch.Tensor]
+
+
+def config_of(feature: str, folder: Path, base: Path, shards: Path) -> Path:
+    """A config file in `folder`, its run beside it."""
+    folder.mkdir()
+    data, training, adapters = FEATURES[feature]
+    return make_config(
+        *(folder, base, shards),
+        data={"shards": str(shards), "clips_per_step": 5, "readers": 4, **data},
+        training={"steps": STEPS, "lr": 0.02, "save_every_s": 0, "keep": STEPS, **training},
+        adapters=adapters,
+        trackers=[],
+    )
+
+
+def vectors(folder: Path) -> Vectors:
+    return {
+        f"{path.name} {site}": vector
+        for path in sorted((folder / "run/adapters").iterdir())
+        for site, vector in SteeringVectors.load(path).vectors.items()
+    }
+
+
+def starts(folder: Path) -> list[int]:
+    """The step that each start of a run went on with."""
+    events = map(json.loads, (folder / "run/events.jsonl").read_text().splitlines())
+    return [e["resumed_step"] for e in events if e["event"] == "start"]
+
+
+def equal(found: Vectors, wanted: Vectors) -> bool:
+    return found.keys() == wanted.keys() and all(torch.equal(found[k], v) for k, v in wanted.items())
+
+
+def assert_near(found: Vectors, wanted: Vectors) -> None:
+    assert found.keys() == wanted.keys()
+    for name, vector in wanted.items():
+        assert (found[name] - vector).norm() / vector.norm() < 1e-5, name
+
+
+@pytest.fixture(scope="module")
+def never_stopped(
+    tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, tiny_shards: Path
+) -> dict[str, Vectors]:
+    """What each feature's run gives in one piece."""
+    folder = tmp_path_factory.mktemp("whole")
+    for feature in FEATURES:
+        train(load_config(config_of(feature, folder / feature, tiny_base, tiny_shards)))
+    return {feature: vectors(folder / feature) for feature in FEATURES}
+
+
+@pytest.mark.parametrize("feature", FEATURES)
+def test_killed_twice_it_is_equal_to_the_bit(
+    feature: str,
+    never_stopped: dict[str, Vectors],
+    tmp_path: Path,
+    tiny_base: Path,
+    tiny_shards: Path,
+) -> None:
+    config = load_config(config_of(feature, tmp_path / "cut", tiny_base, tiny_shards))
+    for cut in CUTS:
+        resumed.killed(config, cut)
+    assert train(config).finished
+    assert starts(tmp_path / "cut") == [0, *CUTS]
+    assert equal(vectors(tmp_path / "cut"), never_stopped[feature])
+
+
+@pytest.mark.parametrize("feature", FEATURES)
+def test_with_other_workers_it_is_equal_to_the_bit(
+    feature: str,
+    never_stopped: dict[str, Vectors],
+    tmp_path: Path,
+    tiny_base: Path,
+    tiny_shards: Path,
+) -> None:
+    path = config_of(feature, tmp_path / "cut", tiny_base, tiny_shards)
+    resumed.killed(load_config(path), CUTS[1])
+    assert train(load_config(path, ["data.workers=2"])).finished
+    assert equal(vectors(tmp_path / "cut"), never_stopped[feature])
+
+
+def on_two_ranks(*words: str | Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0", resumed.__file__]
+    done = subprocess.run([*command, *map(str, words)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-9000:]
+
+
+@pytest.fixture(scope="module")
+def more_ranks(
+    tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, tiny_shards: Path
+) -> dict[str, Path]:
+    """Begun by one rank, ended by two."""
+    folder = tmp_path_factory.mktemp("more")
+    paths = {f: config_of(f, folder / f, tiny_base, tiny_shards) for f in FEATURES}
+    for path in paths.values():
+        resumed.killed(load_config(path), CUTS[1])
+    on_two_ranks(*paths.values())
+    return {feature: path.parent for feature, path in paths.items()}
+
+
+@pytest.fixture(scope="module")
+def fewer_ranks(
+    tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, tiny_shards: Path
+) -> dict[str, Path]:
+    """Begun by two ranks, ended by one."""
+    folder = tmp_path_factory.mktemp("fewer")
+    paths = {f: config_of(f, folder / f, tiny_base, tiny_shards) for f in FEATURES}
+    on_two_ranks("--stop", str(CUTS[1]), *paths.values())
+    for path in paths.values():
+        assert train(load_config(path)).finished
+    return {feature: path.parent for feature, path in paths.items()}
+
+
+@pytest.mark.parametrize("feature", FEATURES)
+@pytest.mark.parametrize("ranks", ["more_ranks", "fewer_ranks"])
+def test_on_another_number_of_ranks_it_is_equal_to_1e_5(
+    ranks: str, feature: str, never_stopped: dict[str, Vectors], request: pytest.FixtureRequest
+) -> None:
+    folder = request.getfixturevalue(ranks)[feature]
+    first, then = starts(folder)
+    assert first == 0
+    assert CUTS[1] <= then < STEPS
+    assert_near(vectors(folder), never_stopped[feature])
+
+
+def test_the_features_change_what_is_trained(never_stopped: dict[str, Vectors]) -> None:
+    """Else the tests above would show nothing of them."""
+    seen = [never_stopped[f]["bg encoder.2"] for f in ("join_clips", "augment", "seconds_per_step")]
+    assert not any(torch.allclose(a, b, rtol=1e-2) for a, b in pairwise(seen))
+    halved, kept = never_stopped["halving"], never_stopped["prefix_cache"]
+    assert halved.keys() == kept.keys()
+    assert not equal(halved, kept)  # an adapter was dropped
