@@ -17,8 +17,8 @@ settle_before_transformers()
 if TYPE_CHECKING:
     from salsa_dist.config import load_config as load_config
     from salsa_dist.errors import UserError as UserError
-    from salsa_dist.evaluation.decode import evaluate as evaluate
-    from salsa_dist.evaluation.decode import transcribe as transcribe
+    from salsa_dist.evaluation.run import evaluate as evaluate
+    from salsa_dist.evaluation.transcribe import transcribe as transcribe
     from salsa_dist.speech_llms.load import load_speech_llm as load_speech_llm
     from salsa_dist.steering.vectors import SteeringVectors as SteeringVectors
     from salsa_dist.training.loop import train as train
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 _HOME = {
     "SteeringVectors": "salsa_dist.steering.vectors",
     "UserError": "salsa_dist.errors",
-    "evaluate": "salsa_dist.evaluation.decode",
+    "evaluate": "salsa_dist.evaluation.run",
     "load_config": "salsa_dist.config",
     "load_speech_llm": "salsa_dist.speech_llms.load",
     "train": "salsa_dist.training.loop",
-    "transcribe": "salsa_dist.evaluation.decode",
+    "transcribe": "salsa_dist.evaluation.transcribe",
 }
 __all__ = sorted(_HOME)
 

@@ -14,7 +14,6 @@ from typing import Annotated, Optional
 import typer
 
 from salsa_dist.commands import init, plan, runs, shards, sweep
-from salsa_dist.config import Config
 from salsa_dist.errors import UserError
 from salsa_dist.versions import named_in, table, warn_if_outside
 
@@ -100,7 +99,7 @@ def transcribe(
     ] = None,
 ) -> None:
     """Transcribe audio FILES, one line each."""
-    from salsa_dist.evaluation.decode import transcribe as decode
+    from salsa_dist.evaluation.transcribe import transcribe as decode
     from salsa_dist.speech_llms.load import load_speech_llm
     from salsa_dist.steering.vectors import SteeringVectors
 
@@ -196,33 +195,14 @@ def run_command(command: str, config_path: str, overrides: list[str]) -> None:
     _prepare_libraries()
     for verb in command.split("+"):
         if verb == "train":
-            if not _train(config):
-                return
+            from salsa_dist.training.loop import train as train_run
+
+            if not train_run(config).finished:
+                return  # stopped before its end: there is nothing to evaluate yet
         else:
-            from salsa_dist.evaluation.decode import evaluate as evaluate_run
+            from salsa_dist.evaluation.run import evaluate as evaluate_run
 
             evaluate_run(config)
-
-
-def _train(config: Config) -> bool:
-    """Whatever the config's method needs before it can be evaluated; False: it was stopped before."""
-    if config.method.kind == "salsa":
-        from salsa_dist.training.loop import train as train_run
-
-        return train_run(config).finished
-    elif config.method.kind == "mean-difference":
-        from salsa_dist.baselines.mean_difference import make_vectors
-
-        make_vectors(config)
-    elif config.method.kind in ("in-context", "zero-shot"):
-        raise UserError(
-            f"method {config.method.kind} trains nothing: `salsa-dist evaluate` is all it needs"
-        )
-    else:
-        from salsa_dist.baselines.tuned import tune
-
-        tune(config)
-    return True
 
 
 def _prepare_libraries() -> None:

@@ -16,15 +16,24 @@ ORDER = [
     *("errors", "built_in", "whole_file", "new_folder", "jsonl", "requeue"),
     *("libraries", "versions"),
     *("steering", "config", "data", "corpus", "speech_llms", "metrics"),
-    *("planner", "placement", "run", "methods", "training", "baselines", "evaluation"),
+    *("planner", "placement", "run", "training", "methods", "loop", "evaluation"),
     *("__init__", "runs", "report", "sweeps", "launch", "commands", "cli", "__main__"),
 ]
+
+
+# What a method is made of (optimizer, reduction, batches) lies in training/ too, below the methods.
+LOOP = ("loop", "job", "guard", "record")
+
+
+def place_of(parts: list[str]) -> str:
+    """The package, or the loop, which is above the methods."""
+    return "loop" if parts[0] == "training" and parts[1:2] and parts[1] in LOOP else parts[0]
 
 
 def imports() -> Iterator[tuple[str, str, str]]:
     """Who imports whom, by package or module of salsa_dist/, and where."""
     for path in sorted(ROOT.rglob("*.py")):
-        importer = path.relative_to(ROOT).with_suffix("").parts[0]
+        importer = place_of(list(path.relative_to(ROOT).with_suffix("").parts))
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and node.module is not None:
                 at_top = node.module == "salsa_dist"
@@ -35,7 +44,7 @@ def imports() -> Iterator[tuple[str, str, str]]:
                 continue
             for name in names:
                 package, *rest = name.split(".")
-                imported = rest[0] if rest else "__init__"
+                imported = place_of(rest) if rest else "__init__"
                 if package == "salsa_dist" and imported != importer:
                     yield importer, imported, f"{path.relative_to(ROOT.parent)}:{node.lineno}"
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
@@ -251,13 +251,35 @@ class HalvingConfig(_Section):
     )
 
 
-class SalsaMethod(_Section):
+class _Method(_Section):
+    """What others ask of a method; how it is done is in `methods/`.
+
+    Attributes:
+        trains: `salsa-dist train` makes adapters, by gradient steps or otherwise.
+        learns: it trains by gradient steps.
+        steers: its adapters are vectors beside the base: all share one pass, wherever its weights are.
+        adapts: it changes what the base writes.
+    """
+
+    trains: ClassVar[bool] = True
+    learns: ClassVar[bool] = True
+    steers: ClassVar[bool] = False
+    adapts: ClassVar[bool] = True
+
+    @property
+    def needs_whole_base(self) -> bool:
+        """Each rank must hold the whole base, and its adapters come one after another."""
+        return self.adapts and not self.steers
+
+
+class SalsaMethod(_Method):
     """Steering vectors, trained: what this project is for."""
 
+    steers = True
     kind: Vectors[Literal["salsa"]] = "salsa"
 
 
-class LoraMethod(_Section):
+class LoraMethod(_Method):
     """Low-rank updates of linear weights in the layers of the sites, by PEFT."""
 
     kind: Vectors[Literal["lora"]]
@@ -268,24 +290,27 @@ class LoraMethod(_Section):
     )
 
 
-class BiasMethod(_Section):
+class BiasMethod(_Method):
     """Every bias in the layers of the sites."""
 
     kind: Vectors[Literal["bias"]]
 
 
-class MeanDifferenceMethod(_Section):
+class MeanDifferenceMethod(_Method):
     """Vectors that are not trained: mean activations of another language's speech less one's own."""
 
+    learns = False
+    steers = True
     kind: Vectors[Literal["mean-difference"]]
     contrast: Vectors[str] = Field(description="language that the base knows well, in the same shards")
     scale: Vectors[float] = Field(1.0, description="how much of the difference; chosen on dev")
     clips: Vectors[int] = Field(100, ge=1, description="training clips of each language")
 
 
-class InContextMethod(_Section):
+class InContextMethod(_Method):
     """Solved examples before each utterance; nothing is trained."""
 
+    trains = learns = False
     kind: Both[Literal["in-context"]]
     examples: Both[int] = Field(4, ge=1, description="fewer where they do not fit the window")
     choose: Both[Literal["random", "audio", "text"]] = Field(
@@ -295,9 +320,10 @@ class InContextMethod(_Section):
     pool: Both[int] = Field(200, ge=1, description="training clips to choose from")
 
 
-class ZeroShotMethod(_Section):
+class ZeroShotMethod(_Method):
     """The base as it is."""
 
+    trains = learns = adapts = False
     kind: Vectors[Literal["zero-shot"]]
 
 
@@ -497,7 +523,7 @@ class Config(_Section):
     @model_validator(mode="after")
     def _languages_suit_the_method(self) -> Config:
         several = [a.name for a in self.adapters if len(a.languages) > 1]
-        if several and self.method.kind in ("mean-difference", "in-context"):
+        if several and self.method.adapts and not self.method.learns:
             raise ValueError(
                 f"adapter {several[0]} has several languages, and method {self.method.kind} takes one"
             )

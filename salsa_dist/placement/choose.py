@@ -63,8 +63,11 @@ def choose(config: Config, ranks: Ranks, *, training: bool = True) -> Placed:
     """
     placement = with_offload(config.placement if training else config.evaluation.placement)
     section = "placement" if training else "evaluation.placement"
-    if placement.kind == "auto" and config.method.kind not in ("salsa", "mean-difference"):
-        # The other methods change weights of the base or generate rank by rank: whole copies alone.
+    if training and not config.method.learns:
+        placement = PlacementConfig(kind="replicate")  # means are taken over whole copies
+    if config.method.needs_whole_base:
+        _refuse_sharded(config, placement, section)
+    if placement.kind == "auto" and not config.method.steers:
         placement = placement.model_copy(update={"kind": "replicate"})
     even = _even_ranks(ranks)
     machines = this_job(ranks)
@@ -81,6 +84,15 @@ def choose(config: Config, ranks: Ranks, *, training: bool = True) -> Placed:
         raise UserError(said)
     assert placed is not None
     return placed
+
+
+def _refuse_sharded(config: Config, placement: PlacementConfig, section: str) -> None:
+    """Methods that change weights of the base, or generate rank by rank, take whole copies alone."""
+    if placement.kind not in ("replicate", "auto", 1) or placement.offload != "none":
+        raise UserError(
+            f"method {config.method.kind} needs the whole base on each rank: set {section}.kind to "
+            "replicate and offload to none"
+        )
 
 
 def decide(plan: Plan, placement: PlacementConfig, section: str, even: bool = True) -> Placed:

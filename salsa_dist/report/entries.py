@@ -144,7 +144,7 @@ def read_entries(
     """
     entries: dict[tuple[Any, ...], Entry] = {}
     # What a run of the base alone decoded is the zero-shot of all; other runs' is only there beside it.
-    alone = any(file.config.method.kind == ZERO_SHOT for file in files)
+    alone = any(not file.config.method.adapts for file in files)
     for run, file in zip(runs, files, strict=True):
         rules = Rules.of(file.config.evaluation)
         settings = {a.name: a for a in file.config.adapter_settings()}
@@ -157,7 +157,7 @@ def read_entries(
             language, split, adapter, window = key
             hypotheses = groups[key]
             if adapter is None:
-                if alone and file.config.method.kind != ZERO_SHOT:
+                if alone and file.config.method.adapts:
                     continue
                 made, seed = Entry(language, split, ZERO_SHOT, window, ZERO_SHOT, family=ZERO_SHOT), 0
             elif adapter not in settings:
@@ -216,7 +216,7 @@ def _entry(
     file: RunFiles, adapter: AdapterSettings, family: str, first: Hypothesis, *, named: bool
 ) -> Entry:
     kind = file.config.method.kind
-    learned = kind != "mean-difference"
+    learned = file.config.method.learns
     trained = {a.name: a.trained_numbers for a in file.adapters if learned}
     used = next((d.minutes for d in file.data if d.adapter == adapter.name), None)
     return Entry(
@@ -227,8 +227,8 @@ def _entry(
         kind=kind,
         adapter=adapter.name,
         trained=trained.get(adapter.name, 0),
-        sites=adapter.sites if kind != "in-context" else "",
-        rule=adapter.rule if kind == "salsa" else "",
+        sites=adapter.sites if file.config.method.trains else "",
+        rule=adapter.rule if file.config.method.steers and learned else "",
         minutes=used if adapter.minutes is None else adapter.minutes,
         family=family,
         learned=adapter.languages,

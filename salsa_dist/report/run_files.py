@@ -24,9 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from salsa_dist.baselines import tuned_file
 from salsa_dist.config import Config, load_config
 from salsa_dist.errors import UserError
+from salsa_dist.methods import tuned_file
 from salsa_dist.steering import adapter_file
 
 
@@ -261,9 +261,9 @@ def _read_events(file: Path, command: str) -> Events:
 
 
 def _adapters(run: Path, config: Config, command: str) -> list[AdapterFile]:
-    if config.method.kind in ("in-context", "zero-shot"):
+    if not config.method.trains:
         return []
-    if config.method.kind in ("lora", "bias"):
+    if not config.method.steers:
         return [_read_tuned(run, adapter.name) for adapter in config.adapters]
     return [_read_adapter(run, adapter.name, command) for adapter in config.adapters]
 

@@ -64,4 +64,4 @@ class Console:
             self._bar = Progress(*columns, console=Terminal(file=sys.stdout), refresh_per_second=4)
             self._bar.add_task(text, total=of)
             self._bar.start()
-        self._bar.update(self._bar.task_ids[0], completed=done, description=text)
+        self._bar.update(self._bar.task_ids[0], completed=done, total=of, description=text)

@@ -185,7 +185,7 @@ def problems_of(sweep: Sweep) -> list[str]:
             problems += [
                 f"{label} has no dev loss: set tuning.choose_by to cer, or give it one setting"
                 for _, _, label, settings in _cells(sweep)
-                if settings[0].method.kind == "in-context" and len(settings) > 1
+                if not settings[0].method.trains and len(settings) > 1
             ]
     if file.tuning.choose_by == "cer" and sweep.config.evaluation.split == "dev":
         problems.append("evaluation.split is dev, which settings are chosen on: set it to test")
@@ -202,7 +202,7 @@ def uneven(sweep: Sweep) -> str | None:
 
 
 def _tunable(settings: Sequence[Setting]) -> bool:
-    return settings[0].method.kind != "zero-shot"
+    return settings[0].method.adapts
 
 
 def _cells(sweep: Sweep) -> list[tuple[str, float | None, str, list[Setting]]]:
@@ -224,7 +224,7 @@ def _cells(sweep: Sweep) -> list[tuple[str, float | None, str, list[Setting]]]:
 
 def _filled(setting: Setting, sweep: Sweep) -> Setting:
     """With the config's learning rate, where a method that trains has none of its own."""
-    if setting.lr is not None or setting.method.kind not in ("salsa", "lora", "bias"):
+    if setting.lr is not None or not setting.method.learns:
         return setting
     rate = sweep.config.training.lr
     return replace(setting, lr=rate, tried=f"lr{rate:g}")

@@ -31,10 +31,10 @@ from typing import Any
 import yaml
 
 from salsa_dist import jsonl
-from salsa_dist.baselines import tuned_file
 from salsa_dist.config import load_config
 from salsa_dist.errors import UserError
-from salsa_dist.evaluation.decode import SCHEMA as HYPOTHESES
+from salsa_dist.evaluation.transcripts import SCHEMA as HYPOTHESES
+from salsa_dist.methods import tuned_file
 from salsa_dist.metrics import error_rates
 from salsa_dist.metrics.normalise import Rules
 from salsa_dist.new_folder import made_beside

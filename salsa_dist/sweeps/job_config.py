@@ -14,12 +14,10 @@ from salsa_dist.steering.vectors import SteeringVectors
 from salsa_dist.sweeps.cost import BaseFacts
 from salsa_dist.sweeps.grid import Entry, Sweep
 
-UNTRAINED = ("in-context", "zero-shot")
-
 
 def verbs(sweep: Sweep, entry: Entry) -> list[str]:
     """What a job of such entries does."""
-    train = [] if entry.method.kind in UNTRAINED else ["train"]
+    train = ["train"] if entry.method.trains else []
     decodes = entry.stage == "final" or (entry.stage == "try" and sweep.file.tuning.choose_by == "cer")
     return [*train, *(["evaluate"] if decodes else [])]
 
@@ -28,7 +26,7 @@ def evaluation(sweep: Sweep, entry: Entry) -> dict[str, Any]:
     """Settings of what is decoded: the base as it is at all windows, adapters at that of training."""
     own = sweep.config.evaluation
     tree = own.model_dump(mode="json", exclude={"batch", "placement"})
-    if entry.method.kind != "zero-shot":
+    if entry.method.adapts:
         tree |= {"windows_s": [sweep.config.base.window_s], "zero_shot": False}
     if entry.stage == "try":
         tree |= {"split": "dev", "clips": sweep.file.dev_clips}
@@ -58,7 +56,7 @@ def job_config(sweep: Sweep, entries: Sequence[Entry]) -> dict[str, Any]:
     tree["method"] = first.method.model_dump(mode="json")
     if first.stage:
         tree["evaluation"] |= evaluation(sweep, first)
-    if first.stage == "final" and first.method.kind in ("salsa", "mean-difference"):
+    if first.stage == "final" and first.method.steers:
         # Forgetting tells whether adapters that are off leave the base as it is.
         tree["evaluation"]["zero_shot"] = bool(tree["evaluation"]["forgetting"])
     if first.stage == "try":

@@ -14,15 +14,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from salsa_dist.config import MeanDifferenceMethod, load_config
+from salsa_dist.config import MeanDifferenceMethod, Method, load_config
 from salsa_dist.data.index import Shard, ShardIndex
 from salsa_dist.data.subset import take_minutes
 from salsa_dist.sweeps.cost import BaseFacts, clip_cost, decoding_flop
 from salsa_dist.sweeps.folder import JobFolder
 from salsa_dist.sweeps.grid import Entry, Sweep
-from salsa_dist.sweeps.job_config import UNTRAINED, evaluation, verbs
-
-_ONE_LANGUAGE = ("lora", "bias", "in-context")  # a base is loaded for each of their adapters
+from salsa_dist.sweeps.job_config import evaluation, verbs
 
 
 @dataclass(frozen=True)
@@ -56,15 +54,19 @@ def pack(
     packed = []
     alone: dict[tuple[Any, ...], list[Entry]] = {}
     for entry in missing:
-        if entry.method.kind != "salsa":
+        if not _in_a_bank(entry.method):
             method = entry.method.model_dump_json(exclude={"scale"})
-            language = entry.language if entry.method.kind in _ONE_LANGUAGE else ""
+            language = entry.language if entry.method.needs_whole_base else ""
             alone.setdefault((entry.stage, entry.corpus, method, language), []).append(entry)
     packed += [_cost(own, sweep, facts, indexes[own[0].corpus]) for own in alone.values()]
-    own = [e for e in missing if e.method.kind == "salsa"]
+    own = [e for e in missing if _in_a_bank(e.method)]
     for stage in dict.fromkeys(e.stage for e in own):
         packed += _pack_bank([e for e in own if e.stage == stage], sweep, facts, indexes, nodes)
     return packed
+
+
+def _in_a_bank(method: Method) -> bool:
+    return method.steers and method.learns
 
 
 def _pack_bank(
@@ -106,8 +108,7 @@ def _cost(entries: list[Entry], sweep: Sweep, facts: BaseFacts, index: ShardInde
     """The FLOP of a job, packed and one by one, and the clips that it decodes."""
     config = sweep.config
     decoded = sum(_decoded(entry, sweep, index) for entry in entries)
-    kind = entries[0].method.kind
-    if kind in UNTRAINED:
+    if not entries[0].method.trains:
         return Packed(list(entries), 0.0, 0.0, decoded=decoded)
     if isinstance(entries[0].method, MeanDifferenceMethod):
         languages = {e.language for e in entries} | {entries[0].method.contrast}
@@ -126,7 +127,7 @@ def _cost(entries: list[Entry], sweep: Sweep, facts: BaseFacts, index: ShardInde
             mean_clip_s(shards)
         )
         separate += draws * sum(clip_cost(facts, [s], False).each_step for s in sites)
-        if kind != "salsa":
+        if not _in_a_bank(entries[0].method):
             packed = separate  # each by itself, on a base of its own
             continue
         clips = min(draws, sum(len(s.entries) for s in shards))
@@ -160,7 +161,7 @@ def measured_flop(sweep: Sweep, facts: BaseFacts, jobs: Sequence[JobFolder]) -> 
     for job in jobs:
         steps = [e for e in job.events() if e["event"] == "step"] if job.done else []
         config = load_config(job.config) if steps and not job.dropped() else None
-        if config is not None and config.method.kind == "salsa":
+        if config is not None and _in_a_bank(config.method):
             groups: dict[tuple[Any, ...], list[str]] = {}
             for a in config.adapter_settings():
                 groups.setdefault((a.language, a.seed, a.minutes), []).append(a.sites)

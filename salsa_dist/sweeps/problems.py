@@ -74,7 +74,7 @@ def _wrong_method(
             SteeringVectors.load(entry.start_from)
         except UserError as e:
             problems.append(f"{entry.label}: {e}")
-    if isinstance(method, LoraMethod | BiasMethod | InContextMethod):
+    if method.needs_whole_base:
         ways = {"placement": config.placement, "evaluation.placement": config.evaluation.placement}
         for key, placement in ways.items():
             if placement.kind not in ("replicate", "auto") or placement.offload != "none":

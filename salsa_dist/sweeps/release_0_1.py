@@ -15,7 +15,7 @@ from salsa_dist.steering.vectors import SteeringVectors
 from salsa_dist.sweeps.cost import BaseFacts
 from salsa_dist.sweeps.folder import known_by
 from salsa_dist.sweeps.grid import Entry, Sweep
-from salsa_dist.sweeps.job_config import UNTRAINED, evaluation, identity, job_config, verbs
+from salsa_dist.sweeps.job_config import evaluation, identity, job_config, verbs
 
 # Its keys; later ones were not of it.
 _BASE = {"dtype", "window_s", "stage_to", "prompt", "layers", "language_as"}
@@ -71,7 +71,7 @@ def _identity(entry: Entry, sweep: Sweep, facts: BaseFacts, index: ShardIndex) -
     }
     if entry.start_from is not None:
         tree["start_from"] = SteeringVectors.load(entry.start_from).digest()
-    if kind in UNTRAINED:
+    if not entry.method.trains:
         del tree["training"], tree["sites"]
     if "evaluate" in verbs(sweep, entry):
         told = evaluation(sweep, entry)

@@ -73,7 +73,7 @@ class DevClips:
             clips = self._clips(mine[start : start + size]) or [silent_clip(self.languages[0][0])]
             family = base.family
             # What is trained inside the encoder's layers leaves nothing below it to share.
-            if config.training.share_prefix and config.method.kind == "salsa":
+            if config.training.share_prefix and config.method.steers and config.method.learns:
                 heard = list({clip.key: clip for clip in clips}.values())
                 batch = family.shared_batch(clips, heard, kept=self.known is not None)
             else:

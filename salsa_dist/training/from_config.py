@@ -25,12 +25,15 @@ from salsa_dist.training.optimizer import Schedule
 from salsa_dist.training.staged_shards import staged_shards
 
 
-def make_bank(config: Config, speech_llm: SpeechLLM, device: torch.device) -> Bank:
-    """The bank of a config's adapters, all vectors zero."""
+def make_bank(
+    config: Config, speech_llm: SpeechLLM, device: torch.device, rule: str | None = None
+) -> Bank:
+    """The bank of a config's adapters, all vectors zero; `rule`: instead of their own."""
     layers = find_layers(speech_llm.model, speech_llm.layers)
     counts = layer_counts(layers)
     specs = [
-        AdapterSpec(a.name, tuple(select(a.sites, counts)), a.rule) for a in config.adapter_settings()
+        AdapterSpec(a.name, tuple(select(a.sites, counts)), rule or a.rule)
+        for a in config.adapter_settings()
     ]
     return Bank(specs, site_widths(layers), device)
 
@@ -99,5 +102,5 @@ def make_batches(config: Config, index: ShardIndex, speech_llm: SpeechLLM, ranks
         ranks.world_size,
         config.training.micro_batch,
         # What is trained inside the encoder's layers leaves nothing below it to share.
-        config.training.share_prefix and config.method.kind == "salsa",
+        config.training.share_prefix and config.method.steers,
     )

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from salsa_dist.steering.bank import Bank
+from salsa_dist.training.reduce import Reduced, all_reduce
 
 BETAS = (0.9, 0.999)
 EPS = 1e-8
@@ -42,27 +42,6 @@ class Schedule:
         return self.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
-@dataclass(frozen=True)
-class Reduced:
-    """One step's sums over all ranks.
-
-    Attributes:
-        gradients: site -> (adapters, hidden), mean over the adapter's labels; zero where not active.
-        labels: (adapters,) label counts.
-        losses: (adapters,) mean cross-entropy a label.
-        stop: whether any rank asked to stop after this step.
-        counts: what ranks counted besides, summed.
-        bytes: size of the buffer that travelled.
-    """
-
-    gradients: dict[str, Tensor]
-    labels: Tensor
-    losses: Tensor
-    stop: bool
-    counts: list[float]
-    bytes: int
-
-
 def reduce_step(
     bank: Bank,
     active: Sequence[int],
@@ -79,29 +58,22 @@ def reduce_step(
         loss_sums, label_counts: (adapters,) fp32, of this rank.
         stop: this rank asks to stop.
         counts: what else is to be summed, the same number on all ranks.
+
+    Returns:
+        with gradients by site, (adapters, hidden): means over the adapter's labels, zero where not
+        active.
     """
     rows = torch.tensor(active, device=loss_sums.device)
     steering = {site: rows[bank.steers[site][rows]] for site in bank.sites}
-    parts = [_grad(bank.vectors[site])[steering[site]].flatten() for site in bank.sites]
-    others = loss_sums.new_tensor([float(stop), *counts])
-    buffer = torch.cat([*parts, loss_sums[rows], label_counts[rows], others])
-    dist.all_reduce(buffer)
-
-    sizes = [*map(len, parts), len(rows), len(rows), len(others)]
-    *summed, losses, labels, others = buffer.split(sizes)
-    all_labels = torch.zeros_like(label_counts).index_copy(0, rows, labels)
-    all_losses = torch.full_like(loss_sums, math.nan).index_copy(0, rows, losses / labels)
+    own = {site: _grad(bank.vectors[site])[steering[site]] for site in bank.sites}
+    reduced = all_reduce(own, active, loss_sums, label_counts, stop, counts)
     gradients = {}
-    for site, part in zip(bank.sites, summed, strict=True):
-        gradient = torch.zeros_like(bank.vectors[site])
+    for site, summed in reduced.gradients.items():
         index = steering[site]
-        gradient[index] = part.view(len(index), gradient.shape[1]) / all_labels[index].clamp_min(
-            1
-        ).unsqueeze(1)
+        gradient = torch.zeros_like(bank.vectors[site])
+        gradient[index] = summed / reduced.labels[index].clamp_min(1).unsqueeze(1)
         gradients[site] = gradient
-    stopping, *summed_counts = others.tolist()
-    size = buffer.numel() * buffer.element_size()
-    return Reduced(gradients, all_labels, all_losses, stopping > 0, summed_counts, size)
+    return replace(reduced, gradients=gradients)
 
 
 class PackedAdam:
@@ -128,6 +100,28 @@ class PackedAdam:
         self.first = {s: torch.zeros_like(v, requires_grad=False) for s, v in bank.vectors.items()}
         self.second = {s: torch.zeros_like(v, requires_grad=False) for s, v in bank.vectors.items()}
         self.steps = torch.zeros(len(schedules), dtype=torch.int64)
+
+    def zero_grad(self) -> None:
+        """Forget the gradients of the step before."""
+        for vector in self.bank.vectors.values():
+            vector.grad = None
+
+    def reduce(
+        self,
+        active: Sequence[int],
+        loss_sums: Tensor,
+        label_counts: Tensor,
+        stop: bool,
+        counts: Sequence[float] = (),
+    ) -> Reduced:
+        """Sum over all ranks; see `reduce_step`."""
+        return reduce_step(self.bank, active, loss_sums, label_counts, stop, counts)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that a run goes on from, by name; in place."""
+        kinds = {"vectors": self.bank.vectors, "first": self.first, "second": self.second}
+        of_sites = {f"{kind}/{s}": v for kind, values in kinds.items() for s, v in values.items()}
+        return {"steps": self.steps, **of_sites}
 
     @torch.no_grad()
     def step(self, gradients: Mapping[str, Tensor], active: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
     RUN/state/step-00000120.safetensors
     ├── vectors/encoder.0, first/encoder.0, second/encoder.0, …    (adapters, hidden) fp32
+    │   or weights/NAME, first/NAME, second/NAME, …                of the base's own weights
     ├── steps                                                      (adapters,) int64, Adam's
     └── metadata "state": JSON, and "digest": SHA-256 of the tensors
             schema, step, adapters, revision, shards, config
@@ -19,6 +20,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,7 +28,6 @@ from safetensors.torch import save as serialized
 from torch import Tensor
 
 from salsa_dist.errors import UserError
-from salsa_dist.training.optimizer import PackedAdam
 from salsa_dist.whole_file import replace_file
 
 SCHEMA = "salsa-dist/state/2"
@@ -58,6 +59,12 @@ class RunIdentity:
         return {**fields, "config": older} if schema == SCHEMA_0_1 else fields
 
 
+class HasTensors(Protocol):
+    """What a state is made of, such as `PackedAdam`."""
+
+    def tensors(self) -> dict[str, Tensor]: ...
+
+
 @dataclass(frozen=True)
 class TrainState:
     """The step to go on with, and every replicated tensor."""
@@ -66,22 +73,17 @@ class TrainState:
     tensors: dict[str, Tensor]
 
 
-def capture(optimizer: PackedAdam, step: int) -> TrainState:
-    """A copy of the bank and the optimizer, before step `step`."""
-    tensors = {"steps": optimizer.steps.clone()}
-    for kind, values in _kinds(optimizer).items():
-        for site, value in values.items():
-            tensors[f"{kind}/{site}"] = value.detach().cpu().clone()
+def capture(trained: HasTensors, step: int) -> TrainState:
+    """A copy of what is trained and of its optimizer, before step `step`."""
+    tensors = {name: t.detach().cpu().clone() for name, t in trained.tensors().items()}
     return TrainState(step, tensors)
 
 
-def restore(optimizer: PackedAdam, state: TrainState) -> None:
-    """Put a state back into the bank and the optimizer."""
-    optimizer.steps.copy_(state.tensors["steps"])
+def restore(trained: HasTensors, state: TrainState) -> None:
+    """Put a state back where it was captured."""
     with torch.no_grad():
-        for kind, values in _kinds(optimizer).items():
-            for site, value in values.items():
-                value.copy_(state.tensors[f"{kind}/{site}"])
+        for name, tensor in trained.tensors().items():
+            tensor.copy_(state.tensors[name])
 
 
 def save(folder: Path, state: TrainState, identity: RunIdentity, keep: int) -> int:
@@ -156,14 +158,6 @@ def _read(path: Path) -> tuple[dict[str, object], TrainState] | None:
     if fields.get("schema") in (SCHEMA, SCHEMA_0_1) and metadata.get("digest") != _digest(tensors):
         return None
     return fields, TrainState(int(fields.get("step", 0)), tensors)
-
-
-def _kinds(optimizer: PackedAdam) -> dict[str, dict[str, Tensor]]:
-    return {
-        "vectors": optimizer.bank.vectors,
-        "first": optimizer.first,
-        "second": optimizer.second,
-    }
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

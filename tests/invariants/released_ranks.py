@@ -18,7 +18,7 @@ import torch
 import salsa_dist  # noqa: F401 -- before transformers
 from salsa_dist.config import load_config
 from salsa_dist.placement.frozen_base import FrozenBase
-from salsa_dist.training import loop
+from salsa_dist.training import job, loop, optimizer
 
 Whole = dict[str, int]
 
@@ -46,14 +46,14 @@ class Watched(FrozenBase):
 def main(out: Path) -> None:
     torch.set_num_threads(1)
     after: list[Whole] = []
-    reduce_step = loop.reduce_step
+    reduce_step = optimizer.reduce_step
 
     def noted(*arguments: Any) -> Any:
         after.append(Watched.now.whole())
         return reduce_step(*arguments)
 
-    loop.FrozenBase = Watched  # type: ignore[misc]
-    loop.reduce_step = noted
+    job.FrozenBase = Watched  # type: ignore[misc]
+    optimizer.reduce_step = noted
     for config in sorted(out.glob("*.yaml")):
         after.clear()
         loop.train(load_config(config))

@@ -270,9 +270,10 @@ def test_a_run_is_refused_before_its_base_is_read(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    from salsa_dist.run import session
     from salsa_dist.training import loop
 
-    monkeypatch.setattr(loop, "load_base", lambda *a, **k: pytest.fail("the base was read"))
+    monkeypatch.setattr(session, "load_base", lambda *a, **k: pytest.fail("the base was read"))
     monkeypatch.setenv("CXX", sys.executable if compiler else "a-compiler-nobody-has")
     monkeypatch.setattr(
         "deepspeed.ops.op_builder.AsyncIOBuilder.is_compatible", lambda self, verbose: False

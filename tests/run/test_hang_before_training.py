@@ -22,8 +22,7 @@ pytestmark = pytest.mark.timeout(1100)
 HELD_UP = """
 import os, signal, sys, time
 from salsa_dist.cli import run_command
-from salsa_dist.evaluation import decode
-from salsa_dist.training import loop
+from salsa_dist.run import session
 
 def reads_for_ever(*arguments, **named):
     time.sleep(10_000)
@@ -34,7 +33,7 @@ def is_stopped(*arguments, **named):
 
 where, name, how, *words = sys.argv[1:]
 if os.environ["RANK"] == "1":
-    setattr({"train": loop, "evaluate": decode}[where], name, globals()[how])
+    setattr(session, name, globals()[how])
 run_command(where, words[0], words[1:])
 """
 
@@ -79,7 +78,7 @@ def test_a_rank_that_hangs_in_loading_is_named_with_its_stack(held_up: Started) 
         assert f"rank 1 (process {both[1].pid} on " in text
         assert "is before the first step, loading the base at " in text
         assert "reads_for_ever" in text
-        assert "loop.py" in text  # and who called it
+        assert "session.py" in text  # and who called it
         assert text.endswith("waiting: rank 0")
         assert f"error: {text}" in logs[rank]
         assert ("in agree", "in reads_for_ever")[rank] in logs[rank]  # every line of its own stack

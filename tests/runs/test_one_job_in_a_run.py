@@ -27,7 +27,7 @@ JOBS = {
 
 STOPPED = """
 import os, signal, sys
-from salsa_dist.baselines import mean_difference
+from salsa_dist.methods import mean_difference
 from salsa_dist.cli import run_command
 from salsa_dist.placement.frozen_base import FrozenBase
 

@@ -10,7 +10,8 @@ from tiny_families import FAMILIES
 
 from salsa_dist import jsonl
 from salsa_dist.config import load_config
-from salsa_dist.evaluation.decode import SCHEMA, evaluate
+from salsa_dist.evaluation.run import evaluate
+from salsa_dist.evaluation.transcripts import SCHEMA
 from salsa_dist.steering.vectors import SteeringVectors
 from salsa_dist.training.loop import train
 

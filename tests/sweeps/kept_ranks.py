@@ -20,7 +20,7 @@ import torch
 from torch.nn.modules.module import register_module_forward_hook
 
 from salsa_dist import load_config, train
-from salsa_dist.training import loop
+from salsa_dist.training import job as jobs
 
 
 class Killed(Exception):
@@ -44,21 +44,21 @@ def main(out: Path) -> None:
 
 
 def killed_before_rung(config: Any, rung: int) -> None:
-    real = loop._Loop._drop_worse
+    real = jobs.Job._drop_worse
 
     def killed(self: Any, step: int) -> None:
         if step == rung:
             raise Killed
         real(self, step)
 
-    loop._Loop._drop_worse = killed  # type: ignore[method-assign]
+    jobs.Job._drop_worse = killed  # type: ignore[method-assign]
     try:
         train(config)
     except Killed:
         pass
     else:
         raise AssertionError("nothing was killed")
-    loop._Loop._drop_worse = real  # type: ignore[method-assign]
+    jobs.Job._drop_worse = real  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

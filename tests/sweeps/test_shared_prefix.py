@@ -19,7 +19,7 @@ from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.placement.shared_prefix import SharedPrefix
 from salsa_dist.steering.bank import AdapterSpec, Bank
 from salsa_dist.steering.sites import site_modules
-from salsa_dist.training import loop
+from salsa_dist.training import job as jobs
 from salsa_dist.training.from_config import make_batches
 
 STEPS = 50
@@ -110,7 +110,7 @@ def test_kept_prefix_runs_nothing_below(
 ) -> None:
     """In training the first layer's own computation is not called; only filling calls it."""
     calls: list[int] = []
-    keep = loop.keep_prefix
+    keep = jobs.keep_prefix
 
     def watched(config: Any, base: Any, *rest: Any) -> Any:
         base.model.get_encoder().layers[0].self_attn.register_forward_hook(
@@ -120,7 +120,7 @@ def test_kept_prefix_runs_nothing_below(
         calls.append(-1)
         return store
 
-    monkeypatch.setattr(loop, "keep_prefix", watched)
+    monkeypatch.setattr(jobs, "keep_prefix", watched)
     run(tmp_path / "run", tiny_base, tiny_shards, prefix_cache="memory", steps=4)
     assert calls[-1] == -1  # no call after the filling
     assert len(calls) > 1
@@ -181,14 +181,14 @@ def test_halving_goes_on_after_a_stop_as_if_there_was_none(
 ) -> None:
     wanted = run(tmp_path / "whole", tiny_base, tiny_shards, **HALVING)
     # Killed before the decision of the second rung reaches the disk, its state being there.
-    real = loop._Loop._drop_worse
+    real = jobs.Job._drop_worse
 
     def killed(self: Any, step: int) -> None:
         if step == 30:
             raise KeyboardInterrupt
         real(self, step)
 
-    monkeypatch.setattr(loop._Loop, "_drop_worse", killed)
+    monkeypatch.setattr(jobs.Job, "_drop_worse", killed)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "cut", tiny_base, tiny_shards, **HALVING, save_every_s=0)
     monkeypatch.undo()

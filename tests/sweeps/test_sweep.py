@@ -224,9 +224,9 @@ def test_a_killed_sweep_goes_on_with_its_jobs(write: Any) -> None:
     made = plan(path)
     (job,) = made.write()
     config = load_config(job.config, ["training.save_every_s=0"])
-    from salsa_dist.training import loop
+    from salsa_dist.training.job import Job
 
-    real, calls = loop._Loop._save, []
+    real, calls = Job.save, []
 
     def killed(self: Any, step: int) -> None:
         real(self, step)
@@ -235,7 +235,7 @@ def test_a_killed_sweep_goes_on_with_its_jobs(write: Any) -> None:
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop._Loop, "_save", killed)
+        patch.setattr(Job, "save", killed)
         with pytest.raises(KeyboardInterrupt):
             train(config)
     again = plan(path)

@@ -11,15 +11,15 @@ from tiny import make_config
 from tiny_families import FAMILIES
 
 from salsa_dist import load_config, load_speech_llm
-from salsa_dist.baselines.in_context import InContext
-from salsa_dist.baselines.mean_difference import mean_activations
-from salsa_dist.baselines.tunable import install
 from salsa_dist.cli import run_command
-from salsa_dist.config import BiasMethod, InContextMethod, LoraMethod
+from salsa_dist.config import InContextMethod, LoraMethod
 from salsa_dist.data.clip import SAMPLE_RATE, Clip
 from salsa_dist.data.index import ShardIndex
 from salsa_dist.data.reading import first_clips
 from salsa_dist.errors import UserError
+from salsa_dist.methods import bias, lora
+from salsa_dist.methods.in_context import Solver
+from salsa_dist.methods.mean_difference import mean_activations
 from salsa_dist.report.one_run import build_report
 from salsa_dist.report.write import write_report
 from salsa_dist.steering.sites import site_modules
@@ -54,34 +54,52 @@ def losses(run: Path, adapter: str) -> list[float]:
     ]
 
 
-@pytest.mark.parametrize("method", [LoraMethod(kind="lora"), BiasMethod(kind="bias")])
+@pytest.mark.parametrize("method", ["lora", "bias"])
 def test_untrained_it_changes_no_logit_and_touches_only_its_layers(
-    tiny_base: Path, method: LoraMethod | BiasMethod
+    tiny_base: Path, method: str
 ) -> None:
     llm = load_speech_llm(tiny_base)
     batch = llm.family.training_batch([noise("a", 1.0, "добро утро")])
     before = llm.model(**batch.inputs).logits
     modules = site_modules(llm.model)
-    weights = install(method, llm.model, {"encoder.1": modules["encoder.1"]}, seed=0)
+    layers = {"encoder.1": modules["encoder.1"]}
+    own = [(name, id(p)) for name, p in llm.model.named_parameters()]
+    with (
+        lora.install(LoraMethod(kind="lora"), llm.model, layers, seed=0)
+        if method == "lora"
+        else bias.install(llm.model, layers)
+    ) as weights:
+        assert torch.equal(llm.model(**batch.inputs).logits, before)
+        assert all(".layers.1." in name and "encoder" in name for name in weights)
+        trainable = {name for name, p in llm.model.named_parameters() if p.requires_grad}
+        assert trainable == set(weights)
+        with torch.no_grad():
+            for weight in weights.values():
+                weight.add_(0.5)
+        assert not torch.equal(llm.model(**batch.inputs).logits, before)
+    # The base is again what it was, for the adapter after this one.
+    assert [(name, id(p)) for name, p in llm.model.named_parameters()] == own
+    assert not any(p.requires_grad for p in llm.model.parameters())
     assert torch.equal(llm.model(**batch.inputs).logits, before)
-    assert all(".layers.1." in name and "encoder" in name for name in weights)
-    trainable = {name for name, p in llm.model.named_parameters() if p.requires_grad}
-    assert trainable == set(weights)
 
 
 def test_loras_numbers_are_rank_times_both_sides(tiny_base: Path) -> None:
     llm = load_speech_llm(tiny_base)
     layer = site_modules(llm.model)["encoder.0"]
     q = layer.self_attn.q_proj
-    weights = install(LoraMethod(kind="lora", rank=3), llm.model, {"encoder.0": layer}, seed=0)
     sides = q.in_features + q.out_features
+    method = LoraMethod(kind="lora", rank=3)
+    with lora.install(method, llm.model, {"encoder.0": layer}, seed=0) as weights:
+        pass
     assert sum(p.numel() for p in weights.values()) == 2 * 3 * sides  # q and v
 
 
 def test_a_target_that_is_not_there_is_refused_with_those_that_are(tiny_base: Path) -> None:
     llm = load_speech_llm(tiny_base)
-    with pytest.raises(UserError, match=r"query: the chosen layers have no such .* q_proj"):
-        install(LoraMethod(kind="lora", targets=["query"]), llm.model, site_modules(llm.model), 0)
+    method = LoraMethod(kind="lora", targets=["query"])
+    refused = pytest.raises(UserError, match=r"query: the chosen layers have no such .* q_proj")
+    with refused, lora.install(method, llm.model, site_modules(llm.model), 0):
+        pass
 
 
 @pytest.mark.parametrize("overrides", [LORA, ["method.kind=bias"]])
@@ -171,13 +189,13 @@ def test_mean_difference_is_the_difference_of_the_means(
     assert {x["method"] for x in lines(config.run)} == {"zero-shot", "mean-difference"}
 
 
-def solver(base: Path, choose: str, examples: int = 2) -> InContext:
+def solver(base: Path, choose: str, examples: int = 2) -> Solver:
     method = InContextMethod.model_validate(
         {"kind": "in-context", "choose": choose, "examples": examples}
     )
     texts = ["добро утро", "лека нощ", "благодаря", "да"]
     pool = [noise(str(i), 0.3 + 0.1 * i, text) for i, text in enumerate(texts)]
-    return InContext(method, load_speech_llm(base, window_s=2), pool, 1, lambda: None)
+    return Solver(method, load_speech_llm(base, window_s=2), pool, 1, lambda: None)
 
 
 def test_examples_come_by_seed_and_clip_alone(tiny_base: Path) -> None:
@@ -216,7 +234,7 @@ def test_only_examples_whose_texts_leave_room_for_an_answer_are_taken(tiny_base:
     llm = load_speech_llm(tiny_base, window_s=2)
     pool = [noise(f"p{i}", 0.3, text) for i, text in enumerate(("да" * 6, "не" * 2, "добро утро " * 5))]
     method = InContextMethod(kind="in-context", examples=3)
-    ic = InContext(method, llm, pool, 0, lambda: None)
+    ic = Solver(method, llm, pool, 0, lambda: None)
     assert len(ic.examples(noise("x", 0.3), 8)) == 2  # 24 + 9 tokens, where 36 are left
     # Half of the 48 are kept for the answer.
     assert [e.text for e in ic.examples(noise("x", 0.3), 100)] == ["не" * 2]
@@ -254,7 +272,7 @@ def test_qwen2_audio_hears_each_example_as_a_turn(tmp_path: Path) -> None:
 def test_a_family_without_such_a_prompt_says_so(tmp_path: Path) -> None:
     llm = load_speech_llm(FAMILIES["qwen3_asr"](tmp_path / "base"))
     with pytest.raises(UserError, match="in-context can't be done on"):
-        InContext(InContextMethod(kind="in-context"), llm, [noise("a", 0.5, "да")], 0, lambda: None)
+        Solver(InContextMethod(kind="in-context"), llm, [noise("a", 0.5, "да")], 0, lambda: None)
 
 
 def test_in_context_by_command(config_file: Path) -> None:
@@ -271,5 +289,5 @@ def test_in_context_by_command(config_file: Path) -> None:
 
 
 def test_a_wrong_key_of_a_method_is_named(config_file: Path) -> None:
-    with pytest.raises(UserError, match=r"unknown key 'method\.lora\.rnak'; did you mean 'rank'"):
+    with pytest.raises(UserError, match=r"unknown key 'method\.rnak'; did you mean 'rank'"):
         load_config(config_file, ["method.kind=lora", "method.rnak=3"])

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from itertools import groupby, islice
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -32,44 +32,27 @@ import torch
 import torch.distributed as dist
 
 from salsa_dist import jsonl
-from salsa_dist.baselines import tuned_file
-from salsa_dist.baselines.in_context import InContext
-from salsa_dist.baselines.tuned import installed
-from salsa_dist.config import (
-    BiasMethod,
-    Config,
-    InContextMethod,
-    LoraMethod,
-    PlacementConfig,
-    ZeroShotMethod,
-)
-from salsa_dist.data.audio import read_audio
-from salsa_dist.data.clip import SAMPLE_RATE, Clip
+from salsa_dist.config import Config
+from salsa_dist.data.clip import Clip
 from salsa_dist.data.index import Entry, Shard, ShardIndex
-from salsa_dist.data.reading import first_clips, read_clip
+from salsa_dist.data.reading import read_clip
 from salsa_dist.data.shards import TEXT_FIELDS
 from salsa_dist.data.subset import first_entries
-from salsa_dist.errors import UserError
 from salsa_dist.evaluation.kept import keep_only
-from salsa_dist.evaluation.transcripts import BARE, ZERO_SHOT
-from salsa_dist.placement.choose import choose
-from salsa_dist.placement.frozen_base import FrozenBase, Prompts
-from salsa_dist.placement.loading import load_base, silent
-from salsa_dist.placement.ranks import Ranks, join
+from salsa_dist.evaluation.transcripts import BARE, SCHEMA, ZERO_SHOT
+from salsa_dist.methods.base import Attached, Method
+from salsa_dist.methods.registry import method_of
+from salsa_dist.placement.frozen_base import FrozenBase
+from salsa_dist.placement.ranks import Ranks
 from salsa_dist.run import events
-from salsa_dist.run.agreement import agree, base_facts, settings_facts
-from salsa_dist.run.lock import held_for_all
-from salsa_dist.run.start import open_run, write_start
-from salsa_dist.run.watchdog import Watchdog
+from salsa_dist.run.agreement import agree
+from salsa_dist.run.session import Session
 from salsa_dist.speech_llms import long_audio
 from salsa_dist.speech_llms.batch import Transcript
-from salsa_dist.speech_llms.load import SpeechLLM, revision_of
+from salsa_dist.speech_llms.load import revision_of
 from salsa_dist.steering.bank import Bank
-from salsa_dist.steering.sites import site_modules
-from salsa_dist.steering.vectors import SteeringVectors, bank_of
 from salsa_dist.whole_file import replace_file
 
-SCHEMA = "salsa-dist/hypotheses/1"
 _BARE = -2  # row of the base with no adapters beside it, not even ones that are off
 # Facts of a sample that a transcript's line has elsewhere, or that say nothing of the speech.
 _NO_FIELDS = {*TEXT_FIELDS, "language", "seconds", "licence"}
@@ -85,114 +68,45 @@ class _Item:
     row: int
 
 
-def transcribe(
-    base: SpeechLLM,
-    files: Sequence[str | Path],
-    language: str | Sequence[str],
-    vectors: SteeringVectors | Sequence[SteeringVectors | None] | None = None,
-    batch: int = 8,
-    max_new_tokens: int = 128,
-    *,
-    force: bool = False,
-) -> list[str]:
-    """Transcripts of audio files, in their order; files of one pass may have adapters of their own.
-
-    Args:
-        base: from `load_speech_llm`.
-        files: wav, flac, ogg or mp3 at any rate; one longer than the base's window is cut into pieces
-            where it is quiet.
-        language: their language's code, or one a file.
-        vectors: an adapter to steer with, or one a file; None: the base as it is, or as it is already
-            steered.
-        batch: clips, or pieces of long ones, of one pass.
-        max_new_tokens: limit of a transcript, or of a piece's.
-        force: take adapters of another base too, as long as their sites and widths are there.
-    """
-    languages = [language] * len(files) if isinstance(language, str) else list(language)
-    chosen: list[SteeringVectors | None]
-    if vectors is None or isinstance(vectors, SteeringVectors):
-        chosen = [vectors] * len(files)
-    else:
-        chosen = list(vectors)
-    for what, given in (("languages", languages), ("adapters", chosen)):
-        if len(given) != len(files):
-            raise UserError(f"{len(given)} {what} for {len(files)} files: give one, or one a file")
-    adapters = list({id(v): v for v in chosen if v is not None}.values())
-    for adapter in adapters:
-        adapter.check(base, force)
-    row = {id(v): i for i, v in enumerate(adapters)}
-    clips = [
-        Clip(str(f), read_audio(f, SAMPLE_RATE), "", of, row.get(id(v), -1))
-        for f, of, v in zip(files, languages, chosen, strict=True)
-    ]
-    weight = next(base.model.parameters())
-    bank = bank_of(adapters, weight.device)
-    cut = [long_audio.pieces(clip, base.window_s) for clip in clips]
-    parts = [piece for pieces in cut for piece in pieces]
-    transcripts: list[Transcript] = []
-    with bank.attached(site_modules(base.model, base.layers)):
-        for i in range(0, len(parts), batch):
-            prompts = base.family.prompt_batch(parts[i : i + batch]).to(weight.device, weight.dtype)
-            with bank.rows(prompts.rows):
-                transcripts += base.family.generate(
-                    base.model, prompts, max_new_tokens, stay=lambda kept: bank.keep("llm", kept)
-                )
-    of_piece = iter(transcripts)
-    return [
-        long_audio.joined(list(islice(of_piece, len(pieces))), clip.language).text
-        for clip, pieces in zip(clips, cut, strict=True)
-    ]
-
-
 def evaluate(config: Config) -> Path:
     """Transcribe the evaluation split with the run's adapters and without, at each window.
 
     A run of another method is decoded with what that method trained, or with its examples.
 
-    Returns the folder with the transcripts; `build_report` scores them.
+    Returns the folder with the transcripts; `build_report` scores them. Earlier transcripts of other
+    settings are there until the first of these can be made.
     """
     folder = config.run / "evaluation"
-    hang_after_s = config.training.hang_after_s
-    with join(hang_after_s) as ranks, ExitStack() as stack:
-        watchdog = stack.enter_context(Watchdog(config.run, ranks.rank, ranks.world_size, hang_after_s))
-        index = ShardIndex.load(config.data.shards)
-        watchdog.at(None, "comparing settings")
-        agree(ranks, settings_facts(config, index.hash))
-        digests = {a.name: _digest(config, a.name) for a in config.adapters}
-        stack.enter_context(held_for_all(config.run, ranks))
+    method = method_of(config)
+    digests = {a.name: method.digest(a.name) for a in config.adapters}
+    with Session.start(config, training=False, facts=_facts(digests)) as session:
         revision = revision_of(config.base.name, config.base.revision)
-        if ranks.is_first and (differ := keep_only(config, revision, index.hash, digests)):
-            print(f"transcribing anew: other {', '.join(differ)}", flush=True)
-        dist.barrier()
-        watchdog.at(None, "choosing a placement", reads=True)
-        placed = choose(config, ranks, training=False)
-        if ranks.is_first:
-            print(*placed.lines, sep="\n", flush=True)
         started, decoded = time.monotonic(), 0
         for window in config.evaluation.windows_s:
-            for rows in _passes(config):
-                watchdog.at(None, "loading the base", reads=True)
-                with _ready(config, placed.placement, window, rows, index, ranks, watchdog) as decoder:
+            for rows in _passes(config, method):
+                with _ready(session, method, window, rows) as decoder:
+                    _keep_only(session, revision, digests)
                     for own in _apart(config, rows):
-                        decoded += _decode(config, folder, index, own, decoder, ranks, watchdog)
-        if ranks.is_first:
-            _summarise(folder, config, time.monotonic() - started, decoded, ranks)
+                        decoded += _decode(session, folder, own, decoder)
+        if session.ranks.is_first:
+            _summarise(folder, config, time.monotonic() - started, decoded, session.ranks)
+        session.end(None)
     return folder
 
 
-def _passes(config: Config) -> list[list[int]]:
+def _passes(config: Config, method: Method) -> list[list[int]]:
     """The rows that are decoded with one load of the base; -1 is the base as it is.
 
     Vectors share a load. What trains the base's own weights, or puts examples before a clip, does not.
     """
-    if config.method.kind == "zero-shot":
+    groups = method.together()
+    if not groups:
         return [[-1]]
     zero_shot = [-1] if config.evaluation.zero_shot else []
-    adapters = list(range(len(config.adapters)))
-    if config.method.kind in ("salsa", "mean-difference"):
+    if config.method.steers:
         bare = [[_BARE]] if zero_shot and config.evaluation.forgetting else []
-        return [*bare, zero_shot + adapters]
-    return [rows for rows in [zero_shot, *([row] for row in adapters)] if rows]
+        return [*bare, zero_shot + groups[0]]
+    return [rows for rows in [zero_shot, *groups] if rows]
 
 
 def _apart(config: Config, rows: Sequence[int]) -> list[list[int]]:
@@ -224,77 +138,32 @@ class _Decoder:
 
 @contextmanager
 def _ready(
-    config: Config,
-    placement: PlacementConfig,
-    window: float | None,
-    rows: Sequence[int],
-    index: ShardIndex,
-    ranks: Ranks,
-    watchdog: Watchdog,
+    session: Session, method: Method, window: float | None, rows: Sequence[int]
 ) -> Iterator[_Decoder]:
-    """The base with what a pass adds to it."""
-    method = config.method
-    settings = config.base.model_copy(update={"window_s": window})
-    speech_llm = load_base(settings, ranks, placement, silent)
-    bank = Bank([], {}, ranks.device)
-    examples: InContext | None = None
-    if max(rows) >= 0:
-        whole = (placement.kind, placement.offload) == ("replicate", "none")
-        if method.kind not in ("salsa", "mean-difference") and not whole:
-            raise UserError(
-                f"method {method.kind}: set evaluation.placement.kind to replicate and offload to none"
-            )
-        adapter = config.adapter_settings()[rows[-1]]
-        if isinstance(method, LoraMethod | BiasMethod):
-            weights = installed(config, speech_llm, adapter)
-            tuned_file.restore(config.run / "adapters" / adapter.name, weights, speech_llm.revision)
-        elif isinstance(method, InContextMethod):
-            pool = first_clips(
-                config.data.shards, index, adapter.language, method.pool, speech_llm.window_s
-            )
-            examples = InContext(
-                *(method, speech_llm, pool, adapter.seed),
-                lambda: watchdog.at(None, "hearing the examples"),
-            )
+    """The base with what a pass adds to it, when nothing of it is refused any more."""
+    config, ranks = session.config, session.ranks
+    speech_llm = session.load_base(config.base.model_copy(update={"window_s": window}))
+    with ExitStack() as stack:
+        attached = Attached(Bank([], {}, ranks.device))
+        if max(rows) >= 0:
+            attached = stack.enter_context(method.attached(session, speech_llm, rows[-1]))
+        session.agree(speech_llm, attached.bank)
+        if not config.method.trains and not (config.run / events.NAME).exists():
+            session.begin(speech_llm)  # nothing was trained, so nothing has begun the run yet
+        base = FrozenBase(speech_llm, attached.bank, ranks, session.placed.placement)
+        stack.callback(base.close)
+        session.say(base.as_loaded())
+        limit, decoding = config.evaluation.max_new_tokens, config.evaluation.decoding.model_dump()
+        window_s, one = base.family.window_s, attached.transcribe
+        if one is not None:
+            yield _Decoder(window_s, list, lambda clips: [one(clip, limit, decoding) for clip in clips])
         else:
-            bank = _bank(config, speech_llm, ranks)
-    if isinstance(method, InContextMethod | ZeroShotMethod) and not (config.run / events.NAME).exists():
-        # Nothing was trained, so nothing has begun the run yet.
-        begun = events.Events(open_run(config, ranks), ranks.is_first)
-        write_start(begun, ranks, speech_llm, 0)
-        begun.close()
-    agree(ranks, base_facts(speech_llm, bank, ranks, placement))
-    base = FrozenBase(speech_llm, bank, ranks, placement)
-    held = base.as_loaded()
-    if ranks.is_first:
-        print(held, flush=True)
-    limit, decoding = config.evaluation.max_new_tokens, config.evaluation.decoding.model_dump()
-
-    def solved(clips: Sequence[Clip]) -> list[Transcript]:
-        assert examples is not None
-        return [examples.transcribe(clip, limit, decoding) for clip in clips]
-
-    def answer(prompts: Prompts) -> list[Transcript]:
-        return base.answer(prompts, limit, decoding)
-
-    window_s = base.family.window_s
-    try:
-        yield _Decoder(window_s, list, solved) if examples else _Decoder(window_s, base.prompts, answer)
-    finally:
-        base.close()
+            yield _Decoder(window_s, base.prompts, lambda made: base.answer(made, limit, decoding))
 
 
-def _decode(
-    config: Config,
-    folder: Path,
-    index: ShardIndex,
-    rows: Sequence[int],
-    decoder: _Decoder,
-    ranks: Ranks,
-    watchdog: Watchdog,
-) -> int:
+def _decode(session: Session, folder: Path, rows: Sequence[int], decoder: _Decoder) -> int:
     """Transcribe what is still missing of `rows`; returns how many clips, over all ranks."""
-    window = decoder.window_s
+    config, ranks, window = session.config, session.ranks, decoder.window_s
     done = {
         (line["key"], line["adapter"], line["method"] == BARE)
         for path in sorted(folder.glob("*.jsonl"))
@@ -304,7 +173,7 @@ def _decode(
     names = [a.name for a in config.adapters]
     items = [
         item
-        for item in _items(config, index, rows, window)
+        for item in _items(config, session.index, rows, window)
         if (item.entry.key, names[item.row] if item.row >= 0 else None, item.row == _BARE) not in done
     ]
     # Nobody may write before everybody has read what is there; and a file system that shows one rank
@@ -331,7 +200,7 @@ def _decode(
     ):
         coming = [reader.submit(prepared, batch) for batch in mine[:1]]
         for call, batch in enumerate(mine):
-            watchdog.at(call, f"transcribing at the {window:g} s window")
+            session.at(call, f"transcribing at the {window:g} s window")
             clips, prompts = coming.pop().result()
             coming = [reader.submit(prepared, following) for following in mine[call + 1 : call + 2]]
             transcripts = decoder.answer(prompts)
@@ -340,10 +209,10 @@ def _decode(
                 out.write(json.dumps(line, ensure_ascii=False) + "\n")
             out.flush()
             begun += sum(map(len, batches[call * ranks.world_size : (call + 1) * ranks.world_size]))
-            if ranks.is_first and (time.monotonic() - said >= 5 or call + 1 == calls):
+            if time.monotonic() - said >= 5 or call + 1 == calls:
                 said = time.monotonic()
-                print(f"transcribed {begun}/{len(items)} at the {window:g} s window", flush=True)
-        watchdog.at(calls, "waiting for the other ranks")
+                session.say(f"transcribed {begun}/{len(items)} at the {window:g} s window")
+        session.at(calls, "waiting for the other ranks")
         dist.barrier()
     return len(items)
 
@@ -427,31 +296,17 @@ def _method(config: Config, row: int) -> str:
     return BARE if row == _BARE else ZERO_SHOT
 
 
-def _adapter(config: Config, name: str) -> SteeringVectors:
-    path = config.run / "adapters" / name
-    if not path.is_dir():
-        raise UserError(f"no adapter at {path}: train it first (salsa-dist train CONFIG)")
-    return SteeringVectors.load(path)
+def _facts(digests: Mapping[str, str]) -> dict[str, str]:
+    return {f"adapter {name}": digest for name, digest in digests.items()}
 
 
-def _bank(config: Config, base: SpeechLLM, ranks: Ranks) -> Bank:
-    """The run's adapters as a bank."""
-    adapters = [_adapter(config, a.name) for a in config.adapters]
-    for adapter in adapters:
-        adapter.check(base)
-    return bank_of(adapters, ranks.device)
-
-
-def _digest(config: Config, name: str) -> str:
-    """What an adapter's transcripts depend on, beside the base and the clips."""
-    method = config.method
-    if isinstance(method, ZeroShotMethod):
-        return ""
-    if isinstance(method, LoraMethod | BiasMethod):
-        return tuned_file.digest(config.run / "adapters" / name)
-    if isinstance(method, InContextMethod):
-        return method.model_dump_json()
-    return _adapter(config, name).digest()
+def _keep_only(session: Session, revision: str, digests: Mapping[str, str]) -> None:
+    """Drop transcripts that were made of something else; all ranks wait for it."""
+    if session.ranks.is_first:
+        differ = keep_only(session.config, revision, session.index.hash, digests)
+        if differ:
+            session.say(f"transcribing anew: other {', '.join(differ)}")
+    dist.barrier()
 
 
 def _summarise(folder: Path, config: Config, seconds: float, clips: int, ranks: Ranks) -> None:

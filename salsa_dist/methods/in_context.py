@@ -11,7 +11,8 @@ here by the letters of the base's zero-shot draft, since no embedding model come
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -21,13 +22,38 @@ from numpy.typing import NDArray
 
 from salsa_dist.config import InContextMethod
 from salsa_dist.data.clip import Clip
+from salsa_dist.data.reading import first_clips
 from salsa_dist.errors import UserError
+from salsa_dist.methods.base import Attached, Method
+from salsa_dist.run.session import Session
 from salsa_dist.speech_llms.batch import Transcript
 from salsa_dist.speech_llms.load import SpeechLLM
+from salsa_dist.steering.bank import Bank
 from salsa_dist.steering.sites import find_layers
 
 
-class InContext:
+class InContext(Method):
+    """The base with examples of the adapter's language before each clip."""
+
+    def digest(self, name: str) -> str:
+        return self.config.method.model_dump_json()
+
+    @contextmanager
+    def attached(self, session: Session, speech_llm: SpeechLLM, row: int) -> Iterator[Attached]:
+        method, adapter = self.config.method, self.config.adapter_settings()[row]
+        assert isinstance(method, InContextMethod)
+        pool = first_clips(
+            *(self.config.data.shards, session.index, adapter.language, method.pool),
+            speech_llm.window_s,
+        )
+        solver = Solver(
+            *(method, speech_llm, pool, adapter.seed),
+            lambda: session.at(None, "encoding the examples"),
+        )
+        yield Attached(Bank([], {}, session.ranks.device), solver.transcribe)
+
+
+class Solver:
     """Transcribes clips of one language with examples from `pool`.
 
     Args:

@@ -1,0 +1,1 @@
+"""The method that is the subject, steering, and those that it is compared with; one file each."""

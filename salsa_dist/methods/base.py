@@ -1,0 +1,144 @@
+"""What a method must say of itself, and no more: the session, the loop, states and transcripts are the
+same for all.
+
+    method.trainable(…)   what is trained in or beside the base, with its optimizer
+    method.compute(…)     or computed instead
+    method.save(…)        RUN/adapters/NAME
+    method.digest(…)      what an adapter's transcripts depend on
+    method.attached(…)    the adapters of a pass, put on the base to decode
+
+What others ask of it before torch is needed (does it train, does it steer) is in the config's schema.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from salsa_dist.config import Config
+from salsa_dist.data.clip import Clip
+from salsa_dist.data.index import ShardIndex
+from salsa_dist.run.session import Session
+from salsa_dist.speech_llms.batch import Transcript
+from salsa_dist.speech_llms.load import SpeechLLM
+from salsa_dist.steering.bank import Bank
+from salsa_dist.training.reduce import Reduced
+
+
+class Trainable(Protocol):
+    """What a job trains and how it is stepped; the same numbers on every rank.
+
+    Attributes:
+        bank: of steering vectors, one row an adapter; one without rows where the base's own weights
+            are trained.
+    """
+
+    bank: Bank
+
+    def zero_grad(self) -> None:
+        """Forget the gradients of the step before."""
+
+    def reduce(
+        self,
+        active: Sequence[int],
+        loss_sums: Tensor,
+        label_counts: Tensor,
+        stop: bool,
+        counts: Sequence[float] = (),
+    ) -> Reduced:
+        """Sum this step over all ranks; gradients come back as means over each adapter's labels."""
+        ...
+
+    def step(self, gradients: Mapping[str, Tensor], active: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Move the `active` adapters.
+
+        Returns:
+            (adapters,) gradient norms before clipping, and (adapters,) rates, 0 where nothing moved.
+        """
+        ...
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that a run goes on from, by name; in place."""
+        ...
+
+
+@dataclass(frozen=True)
+class Attached:
+    """Adapters on a base.
+
+    Attributes:
+        bank: the steering vectors that are decoded with, one row an adapter of the run.
+        transcribe: what decodes one clip; None: the base itself, many at a time.
+    """
+
+    bank: Bank
+    transcribe: Callable[[Clip, int, Mapping[str, Any]], Transcript] | None = None
+
+
+class Method:
+    """One way to adapt a base.
+
+    Args:
+        config: of the run.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def together(self) -> list[list[int]]:
+        """Rows of the adapters that share passes: all of them, or each alone."""
+        rows = list(range(len(self.config.adapters)))
+        if self.config.method.steers:
+            return [rows]
+        return [[row] for row in rows] if self.config.method.adapts else []
+
+    def load(self, session: Session) -> SpeechLLM:
+        """The base that it trains on."""
+        config = self.config
+        return session.load_base(config.base_in_training(), config.training.silence_stride)
+
+    def done(self, row: int) -> bool:
+        """Whether an adapter was trained before, and is left alone."""
+        return False
+
+    def trainable(
+        self, config: Config, speech_llm: SpeechLLM, device: torch.device
+    ) -> AbstractContextManager[Trainable]:
+        """What is trained of the adapters of `config`; at the end the base is as it was."""
+        raise NotImplementedError(f"method {self.config.method.kind} trains nothing")
+
+    def compute(self, session: Session, speech_llm: SpeechLLM, trainable: Trainable) -> None:
+        """Compute what is not trained. All ranks call this, before anything is written."""
+
+    def save(
+        self,
+        config: Config,
+        index: ShardIndex,
+        speech_llm: SpeechLLM,
+        trainable: Trainable,
+        stopped: Mapping[str, int],
+    ) -> None:
+        """Write the adapters of `config` to RUN/adapters.
+
+        Args:
+            stopped: adapters that were dropped before their last step, and the steps that they made.
+        """
+        raise NotImplementedError(f"method {self.config.method.kind} trains nothing")
+
+    def digest(self, name: str) -> str:
+        """What an adapter's transcripts depend on, beside the base and the clips.
+
+        Raises:
+            UserError: it is not there.
+        """
+        return ""
+
+    @contextmanager
+    def attached(self, session: Session, speech_llm: SpeechLLM, row: int) -> Iterator[Attached]:
+        """The adapters that share passes with that of `row`, on the base."""
+        yield Attached(Bank([], {}, session.ranks.device))

@@ -1,0 +1,27 @@
+"""Every method by the name that a config calls it: a further one is a file, a class of the config's
+schema, and a line here."""
+
+from __future__ import annotations
+
+from salsa_dist.config import Config
+from salsa_dist.methods.base import Method
+from salsa_dist.methods.bias import Bias
+from salsa_dist.methods.in_context import InContext
+from salsa_dist.methods.lora import Lora
+from salsa_dist.methods.mean_difference import MeanDifference
+from salsa_dist.methods.steering import Steering
+from salsa_dist.methods.zero_shot import ZeroShot
+
+METHODS: dict[str, type[Method]] = {
+    "salsa": Steering,
+    "lora": Lora,
+    "bias": Bias,
+    "mean-difference": MeanDifference,
+    "in-context": InContext,
+    "zero-shot": ZeroShot,
+}
+
+
+def method_of(config: Config) -> Method:
+    """The method of a run."""
+    return METHODS[config.method.kind](config)

@@ -1,0 +1,62 @@
+"""Steering vectors beside the base: a bank with a row for each adapter, trained in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+
+from salsa_dist.config import Config
+from salsa_dist.data.index import ShardIndex
+from salsa_dist.errors import UserError
+from salsa_dist.methods.base import Attached, Method, Trainable
+from salsa_dist.run.session import Session
+from salsa_dist.speech_llms.load import SpeechLLM
+from salsa_dist.steering.vectors import SteeringVectors, bank_of
+from salsa_dist.training.from_config import make_bank, schedule_of, site_scales, start_bank
+from salsa_dist.training.optimizer import PackedAdam
+from salsa_dist.training.saved_adapters import save_adapters
+
+
+class Steering(Method):
+    """SALSA, and plain addition: `steering.rule` says which, per adapter."""
+
+    @contextmanager
+    def trainable(
+        self, config: Config, speech_llm: SpeechLLM, device: torch.device
+    ) -> Iterator[PackedAdam]:
+        bank = make_bank(config, speech_llm, device)
+        start_bank(bank, config, speech_llm)
+        yield PackedAdam(
+            bank,
+            [schedule_of(adapter, config.training) for adapter in config.adapter_settings()],
+            config.training.clip_norm,
+            site_scales(config.training.lr_scale, speech_llm),
+        )
+
+    def save(
+        self,
+        config: Config,
+        index: ShardIndex,
+        speech_llm: SpeechLLM,
+        trainable: Trainable,
+        stopped: Mapping[str, int],
+    ) -> None:
+        save_adapters(config.run / "adapters", trainable.bank, config, speech_llm, index, stopped)
+
+    def digest(self, name: str) -> str:
+        return self._saved(name).digest()
+
+    @contextmanager
+    def attached(self, session: Session, speech_llm: SpeechLLM, row: int) -> Iterator[Attached]:
+        adapters = [self._saved(adapter.name) for adapter in self.config.adapters]
+        for adapter in adapters:
+            adapter.check(speech_llm)
+        yield Attached(bank_of(adapters, session.ranks.device))
+
+    def _saved(self, name: str) -> SteeringVectors:
+        path = self.config.run / "adapters" / name
+        if not path.is_dir():
+            raise UserError(f"no adapter at {path}: train it first (salsa-dist train CONFIG)")
+        return SteeringVectors.load(path)

@@ -1,0 +1,184 @@
+"""One job at work in a run's folder, from the first question to the last barrier.
+
+    with Session.start(config, training=True) as session:
+        refuse    the folder can be written, trackers are installed, all ranks have the same settings,
+                  the machines are what is needed, a placement fits
+        lock      RUN/lock.json: nobody else works here
+        load      session.load_base(…)                  again for each window of an evaluation
+        agree     session.agree(…)                      all ranks would run the same modules
+        write     session.begin(…)                      config.yaml, events.jsonl: not before this
+        …         session.at(step, phase)               where this rank is, for the watchdog
+        session.end()
+
+Training of every method and evaluation stand on it. Until `begin` nothing in the folder is changed, so
+what is refused leaves no trace and harms nothing that an earlier job left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch.distributed as dist
+
+from salsa_dist.config import BaseConfig, Config
+from salsa_dist.data.index import ShardIndex
+from salsa_dist.placement.choose import Placed, choose
+from salsa_dist.placement.loading import load_base
+from salsa_dist.placement.ranks import Ranks, join
+from salsa_dist.planner.links import slower_than_planned
+from salsa_dist.run.agreement import agree, base_facts, settings_facts
+from salsa_dist.run.console import Console
+from salsa_dist.run.events import Events
+from salsa_dist.run.lock import RunLock, held_for_all
+from salsa_dist.run.preflight import Preflight, preflight
+from salsa_dist.run.start import open_run, refuse_unwritable, write_start
+from salsa_dist.run.stop_signals import StopSignals
+from salsa_dist.run.trackers import Trackers, refuse_missing
+from salsa_dist.run.watchdog import Watchdog
+from salsa_dist.speech_llms.load import SpeechLLM
+from salsa_dist.steering.bank import Bank
+
+
+class Session:
+    """What a job holds while it works; made by `start`.
+
+    Attributes:
+        config: of the run.
+        ranks: this process among its peers.
+        index: of the run's shards.
+        placed: where the base's weights live.
+        say: prints a line on the first rank.
+        events: what the run did; there once `begin` was called.
+    """
+
+    config: Config
+    ranks: Ranks
+    index: ShardIndex
+    placed: Placed
+    say: Console
+    events: Events
+
+    def __init__(self, config: Config, ranks: Ranks, stack: ExitStack) -> None:
+        self.config = config
+        self.ranks = ranks
+        self._stack = stack
+        self.say = Console(ranks.is_first)
+        self._lock: RunLock | None = None
+        self._checked: Preflight | None = None
+        self._signals: StopSignals | None = None
+        self._trackers: Trackers | None = None
+        self._watchdog = stack.enter_context(
+            Watchdog(config.run, ranks.rank, ranks.world_size, config.training.hang_after_s)
+        )
+        stack.callback(self.say.close)
+        self.index = ShardIndex.load(config.data.shards)
+
+    @classmethod
+    @contextmanager
+    def start(
+        cls, config: Config, *, training: bool, facts: Mapping[str, Any] | None = None
+    ) -> Iterator[Session]:
+        """Refuse whatever can be refused without the base, then lock the run's folder.
+
+        Args:
+            config: of the run.
+            training: it trains; else it evaluates, with a placement of its own.
+            facts: what else must be the same on all ranks.
+
+        Raises:
+            UserError: on all ranks, with nothing written.
+        """
+        with join(config.training.hang_after_s) as ranks, ExitStack() as stack:
+            refuse_unwritable(config.run)
+            if training:
+                refuse_missing(config.trackers)
+            session = cls(config, ranks, stack)
+            session._refuse(training, facts or {})
+            session.at(None, "taking the run's lock")
+            session._lock = stack.enter_context(held_for_all(config.run, ranks))
+            yield session
+
+    def _refuse(self, training: bool, facts: Mapping[str, Any]) -> None:
+        self.at(None, "comparing settings")
+        agree(self.ranks, {**settings_facts(self.config, self.index.hash), **facts})
+        self.at(None, "checking the machines")
+        if self.ranks.world_size > 1:
+            self._checked = preflight(self.config.run, self.ranks, self._watchdog.whereabouts)
+            for line in self._checked.lines():
+                self.say(line)
+        self.at(None, "choosing a placement", reads=True)
+        self.placed = choose(self.config, self.ranks, training=training)
+        slow = []
+        if self._checked:
+            links = (self._checked.slowest_link(between) for between in (False, True))
+            slow = slower_than_planned(self.placed.row, *links)
+        for line in [*self.placed.lines, *slow]:
+            self.say(line)
+
+    def at(self, step: int | None, phase: str, *, reads: bool = False) -> None:
+        """This rank is now in `phase` of `step`; see `Watchdog.at`."""
+        self._watchdog.at(step, phase, reads=reads)
+
+    def load_base(self, base: BaseConfig, silence_stride: int = 1) -> SpeechLLM:
+        """The base as the placement wants it."""
+        self.at(None, "loading the base", reads=True)
+        return load_base(base, self.ranks, self.placed.placement, self.say, silence_stride)
+
+    def agree(self, speech_llm: SpeechLLM, bank: Bank, first: int = 0) -> None:
+        """Stop all ranks, with one line, if any would run other modules or begin at another step."""
+        self.at(None, "comparing what was loaded")
+        agree(self.ranks, base_facts(speech_llm, bank, self.ranks, self.placed.placement, first))
+
+    @property
+    def begun(self) -> bool:
+        """Whether this job has written to its run's folder."""
+        return hasattr(self, "events")
+
+    def begin(self, speech_llm: SpeechLLM, first: int = 0) -> None:
+        """Write for the first time: the run's config, and the event that it starts, at step `first`."""
+        if self.begun:
+            return
+        self.events = Events(open_run(self.config, self.ranks), self.ranks.is_first)
+        self._stack.callback(self.events.close)
+        write_start(self.events, self.ranks, speech_llm, first)
+        if self._checked:
+            self.events.write("preflight", **self._checked.event())
+
+    def listen(self) -> None:
+        """From now on a signal to stop is noted, to be obeyed after a step by all ranks together."""
+        if self._signals is None:
+            self._signals = self._stack.enter_context(StopSignals())
+
+    @property
+    def stop_asked(self) -> bool:
+        """Whether this rank got a signal to stop."""
+        return self._signals is not None and bool(self._signals.received)
+
+    def track(self, step: int, adapters: Mapping[str, Mapping[str, float | None]]) -> None:
+        """Draw one step's numbers by the run's trackers; see `Trackers.step`."""
+        if not self.ranks.is_first:
+            return
+        if self._trackers is None:
+            settings = self.config.model_dump(mode="json")
+            self._trackers = Trackers(self.config.trackers, self.config.run, settings, step)
+            self._stack.callback(self._trackers.close)
+        self._trackers.step(step, adapters)
+
+    def check_lock(self) -> None:
+        """On the first rank, before a state is written.
+
+        Raises:
+            UserError: another job has taken the folder over.
+        """
+        assert self._lock is not None
+        self._lock.check()
+
+    def end(self, step: int | None) -> None:
+        """All ranks are done; a signal that was noted goes on to the launcher."""
+        self.at(step, "waiting for the other ranks to end")
+        dist.barrier()
+        self.say.close()
+        if self._signals is not None:
+            self._signals.hand_over()

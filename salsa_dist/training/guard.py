@@ -1,0 +1,52 @@
+"""Steps that an adapter does not learn from: a loss that exploded, a gradient that is not finite."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from salsa_dist.errors import UserError
+from salsa_dist.training.job import Job
+from salsa_dist.training.reduce import Reduced
+
+
+class Guard:
+    """Skips such steps, and ends the run where too many follow each other."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.in_a_row = 0
+
+    def sound(self, active: Sequence[int], reduced: Reduced) -> list[int]:
+        """Rows whose loss in this step is one to learn from."""
+        limit = self.job.config.training.max_loss or math.inf
+        return [row for row in active if not reduced.losses[row].item() > limit]  # NaN: no labels
+
+    def after_step(
+        self, step: int, active: Sequence[int], moving: Sequence[int], norms: Tensor
+    ) -> None:
+        """Note the rows that did not move.
+
+        Raises:
+            UserError: more than `training.max_skipped` steps in a row were skipped.
+        """
+        job = self.job
+        broken = [
+            job.names[row]
+            for row in active
+            if row not in moving or not math.isfinite(norms[row].item())
+        ]
+        self.in_a_row = self.in_a_row + 1 if broken else 0
+        if not broken:
+            return
+        assert job.batches is not None
+        keys = job.batches.keys(step)
+        job.session.events.write("skipped", step=step, adapters=broken, keys=keys)
+        if self.in_a_row > job.config.training.max_skipped:
+            raise UserError(
+                f"adapter {broken[0]}: no finite gradient, or a loss above training.max_loss, in "
+                f"{self.in_a_row} steps in a row, up to step {step} (clips {', '.join(keys[:4])} …): "
+                "lower its learning rate, or look at these clips"
+            )

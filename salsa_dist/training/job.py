@@ -1,0 +1,226 @@
+"""Adapters that are trained together over one base: a whole bank of steering vectors, or one adapter of
+the base's own weights.
+
+    RUN/state/step-….safetensors        to go on from; where adapters are trained one after another,
+    RUN/state/NAME/step-….safetensors   one folder each, until it is done
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from salsa_dist.config import Config
+from salsa_dist.config.fingerprint import digest
+from salsa_dist.config.release_0_1 import digest_of_release_0_1
+from salsa_dist.methods.base import Method, Trainable
+from salsa_dist.placement.frozen_base import FrozenBase
+from salsa_dist.run.session import Session
+from salsa_dist.speech_llms.load import SpeechLLM
+from salsa_dist.training import state as states
+from salsa_dist.training.batches import StepBatches, StepShare, loader
+from salsa_dist.training.dev_loss import DevClips, finite_losses
+from salsa_dist.training.from_config import make_batches
+from salsa_dist.training.halving import Halving
+from salsa_dist.training.prefix_pass import keep_prefix
+
+
+@dataclass
+class Job:
+    """What the loop trains.
+
+    Attributes:
+        config: of the run, with the job's adapters alone.
+        names: of the adapters, by row.
+        batches: this rank's share of each step; None where nothing is trained by steps.
+        first: the step that this start begins with.
+        before: steps of the adapters that this run trained before, for curves that go on.
+    """
+
+    session: Session
+    method: Method
+    config: Config
+    names: list[str]
+    speech_llm: SpeechLLM
+    trainable: Trainable
+    base: FrozenBase
+    batches: StepBatches | None
+    identity: states.RunIdentity
+    state: Path
+    first: int
+    before: int
+    dev: DevClips | None
+    halving: Halving | None
+
+    def __len__(self) -> int:
+        """Steps in all."""
+        return len(self.batches) if self.batches is not None else 0
+
+    def steps(self) -> Iterator[tuple[int, StepShare]]:
+        """Each step with this rank's share. Nothing is read ahead past a rung: who goes on is open."""
+        first = self.first
+        while self.batches is not None and first < len(self):
+            end = len(self)
+            if self.halving is not None:
+                if self.halving.due(first):
+                    self._drop_worse(first)
+                gone = self.halving.dropped_at
+                self.batches.dropped = {row for row, name in enumerate(self.names) if name in gone}
+                end = self.halving.next_rung(first, end)
+            self.session.at(first, "reading clips")
+            workers = self.config.data.workers
+            for step, share in enumerate(loader(self.batches, first, workers, end), first):
+                yield step, share
+                self.session.at(step + 1, "reading clips")
+            first = end
+
+    def active(self, step: int) -> list[int]:
+        """Rows of the adapters that take part in `step`."""
+        return self.batches.active(step) if self.batches is not None else []
+
+    def forward_backward(self, share: StepShare) -> tuple[Tensor, Tensor]:
+        """Leave the gradients of this rank's labels; the sums of their losses, and how many they are,
+        (adapters,) fp32 both."""
+        losses = torch.zeros(len(self.names), device=self.session.ranks.device)
+        labels = torch.zeros_like(losses)
+        self.trainable.zero_grad()
+        for batch in share.batches:
+            token_losses = self.base.token_losses(batch)
+            token_losses.sum().backward()
+            self.base.after_backward()
+            rows = batch.label_rows.to(losses.device)
+            losses.index_add_(0, rows, token_losses.detach())
+            labels.index_add_(0, rows, torch.ones_like(token_losses))
+        return losses, labels
+
+    def save(self, step: int) -> None:
+        """Write the state before `step`. Every rank holds the same: the first writes, nobody waits."""
+        if self.session.ranks.is_first:
+            self.session.check_lock()
+            captured = states.capture(self.trainable, step)
+            size = states.save(self.state, captured, self.identity, self.config.training.keep)
+            self.session.events.write("checkpoint", step=step, bytes=size)
+
+    def finish(self) -> list[Path]:
+        """Measure what was trained on dev clips, and save the adapters; their folders."""
+        session = self.session
+        if self.dev is not None and (self.first < len(self) or self.batches is None):
+            losses = self.dev.losses(
+                *(self.base, self.config, range(len(self.names)), self._on_dev_clips(len(self)))
+            )
+            session.events.write("dev_loss", adapters=finite_losses(losses, self.names))
+        session.at(len(self), "saving the adapters")
+        if session.ranks.is_first:
+            stopped = self.halving.dropped_at if self.halving else {}
+            self.method.save(self.config, session.index, self.speech_llm, self.trainable, stopped)
+            if not self.config.method.steers:
+                shutil.rmtree(self.state, ignore_errors=True)
+        dist.barrier()
+        return [self.config.run / "adapters" / name for name in self.names]
+
+    def _drop_worse(self, step: int) -> None:
+        assert self.dev is not None
+        assert self.halving is not None
+        halving = self.halving
+        metric = halving.config.metric
+        measure = self.dev.losses if metric == "dev_loss" else self.dev.error_rates
+        losses = measure(self.base, self.config, halving.running(step), self._on_dev_clips(step))
+        dropped = halving.decide(step, losses, self.session.ranks.is_first)
+        by_name = finite_losses(losses, self.names)
+        self.session.events.write("rung", step=step, **{metric: by_name}, dropped=dropped)
+        how = "dev loss" if metric == "dev_loss" else "CER on dev clips"
+        self.session.say(
+            f"before step {step + 1}: dropped {len(dropped)} of {len(losses)} by their {how}"
+        )
+
+    def _on_dev_clips(self, step: int) -> Callable[[], None]:
+        return lambda: self.session.at(step, "measuring on dev clips")
+
+
+@contextmanager
+def opened(
+    session: Session, method: Method, rows: list[int], speech_llm: SpeechLLM, before: int
+) -> Iterator[Job]:
+    """The job of the adapters of `rows`, as far as an earlier start came. Every rank calls this.
+
+    Raises:
+        UserError: with nothing written, where what the user gave can't be trained.
+    """
+    ranks, index, whole = session.ranks, session.index, session.config
+    config = whole.model_copy(update={"adapters": [whole.adapters[row] for row in rows]})
+    names = [adapter.name for adapter in config.adapters]
+    state = config.run / "state"
+    if not config.method.steers:
+        state /= names[0]
+    with ExitStack() as stack:
+        trainable = stack.enter_context(method.trainable(config, speech_llm, ranks.device))
+        batches = found = None
+        if config.method.learns:
+            session.at(None, "planning the steps", reads=True)
+            batches = make_batches(config, index, speech_llm, ranks)
+        identity = states.RunIdentity(
+            *(names, speech_llm.revision, index.hash),
+            *(digest(config, "vectors"), digest_of_release_0_1(config)),
+        )
+        if batches is not None:
+            found = states.newest(state, identity)
+        first = found.step if found else 0
+        session.agree(speech_llm, trainable.bank, first)
+        method.compute(session, speech_llm, trainable)
+        dev = halving = None
+        if config.training.dev_clips:
+            dev = DevClips(
+                *(index, config.adapter_settings(), config.training.dev_clips, speech_llm.window_s)
+            )
+        # Only now, when nothing that the user gave is refused, is anything written.
+        session.begin(speech_llm, first)
+        if found:
+            states.restore(trainable, found)
+            session.say(f"going on at step {first} of {len(batches or ())}")
+        for adapter, job in zip(config.adapters, batches.jobs if batches else (), strict=False):
+            session.events.write(
+                "data",
+                adapter=adapter.name,
+                clips=job.plan.clips,
+                minutes=round(job.plan.seconds / 60, 3),
+                left_out=job.plan.left_out,
+                languages={name: round(share, 6) for name, share in job.plan.shares.items()},
+            )
+        session.at(None, "placing the base", reads=True)
+        base = FrozenBase(
+            *(speech_llm, trainable.bank, ranks, session.placed.placement),
+            *(config.training.activation_checkpointing, session.say),
+        )
+        stack.callback(base.close)
+        session.say(base.as_loaded())
+        if config.method.steers and batches is not None and config.training.halving is not None:
+            halving = Halving(*(config.training.halving, config.adapter_settings(), config.run, first))
+        made = Job(
+            *(session, method, config, names, speech_llm, trainable, base, batches),
+            *(identity, state, first, before, dev, halving),
+        )
+        if config.method.steers and config.training.prefix_cache != "off" and first < len(made):
+            _keep_prefix(made)
+        yield made
+
+
+def _keep_prefix(job: Job) -> None:
+    """Keep what lies below the first steered layer, of all clips that this rank will take."""
+    assert job.batches is not None
+    own = ((draw.shard, draw.entry) for draw in job.batches.drawn(job.first))
+    drawn = [*own, *(job.dev.drawn() if job.dev else ())]
+    kept = keep_prefix(
+        *(job.config, job.base, job.identity.revision, job.identity.shards, drawn),
+        lambda: job.session.at(None, "keeping what lies below the first steered layer"),
+    )
+    job.batches.known = kept.known
+    if job.dev:
+        job.dev.known = kept.known
+    job.session.events.write("prefix", site=job.base.shared.first, clips=len(kept.known))

@@ -1,0 +1,77 @@
+"""What a step leaves behind: an event, curves, a line for people; once, the placement as measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from salsa_dist.run.session import Session
+from salsa_dist.training.job import Job
+from salsa_dist.training.reduce import Reduced
+
+
+def record_step(
+    job: Job,
+    step: int,
+    seconds: float,
+    active: Sequence[int],
+    reduced: Reduced,
+    norms: Tensor,
+    rates: Tensor,
+) -> None:
+    """Write the `step` event and its curves, and show how far the job is."""
+    assert job.batches is not None
+    clips = job.batches.clips(step)
+    adapters = {
+        job.names[row]: {
+            "loss": _number(reduced.losses[row]),
+            "labels": int(reduced.labels[row]),
+            "lr": float(rates[row]),
+            "grad_norm": _number(norms[row]),
+        }
+        for row in active
+    }
+    _, audio, padded = reduced.counts
+    job.session.events.write(
+        "step",
+        step=step,
+        seconds=round(seconds, 4),
+        clips=clips,
+        audio_seconds=round(audio, 3),
+        padding=round(1 - audio / padded, 4) if padded else 0.0,
+        adapters=adapters,
+    )
+    job.session.track(job.before + step, adapters)
+
+    def text() -> str:
+        left = (len(job) - step - 1) * seconds
+        losses = "  ".join(f"{job.names[row]} {reduced.losses[row]:.3f}" for row in active[:8])
+        return f"loss {losses}  {clips / seconds:.1f} clips/s  {left // 60:.0f}:{left % 60:02.0f} left"
+
+    job.session.say.progress(step + 1, len(job), text)
+
+
+def record_placement(session: Session, measured: dict[str, Any]) -> None:
+    """Write the `placement` event, and say it."""
+    row = session.placed.row
+    session.events.write("placement", **measured, why=session.placed.why, planned_bytes=row.base_bytes)
+    share = measured["resident_bytes_between_steps"] / measured["base_bytes"]
+    session.say(
+        f"placement {measured['kind']} as measured: {measured['world_size']} ranks, "
+        f"{measured['group_size']} share a copy; a rank holds "
+        f"{measured['resident_bytes_between_steps'] / 1e6:.1f} MB of the base's "
+        f"{measured['base_bytes'] / 1e6:.1f} between steps ({share:.0%}), "
+        f"{measured['peak_bytes'] / 1e6:.1f} at the peak; a step gathers "
+        f"{measured['gathered_bytes_per_step'] / 1e6:.1f} MB and reduces "
+        f"{measured['reduced_bytes_per_step'] / 1e3:.1f} kB, "
+        f"{measured['bytes_between_nodes_per_step'] / 1e6:.3f} MB of it between nodes"
+    )
+
+
+def _number(value: Tensor) -> float | None:
+    """As JSON has it: no NaN."""
+    number = float(value)
+    return number if math.isfinite(number) else None
