@@ -2,16 +2,16 @@
 
     python -m salsa_dist.requeue RUN LOGS STATUS TRIES
 
-    RUN/state/step-….safetensors        how far the run has come
+    RUN                                 how far it has come, see run/progress.py
     LOGS/JOB_RANK_failure.json          what stopped each rank
-    LOGS/tries.jsonl                    one line a failed try: {"time", "status", "step"}
+    LOGS/tries.jsonl                    one line a failed try: {"time", "status", and how far}
 
 `SALSA_JOB` is the job's id, of an array's task the one with its number, such as `17_2`.
 
 A rank that dies takes the others with it, and the job with them. Nothing but the next try can tell a
 broken node from a defect, so the job is requeued until `TRIES` tries in a row ended with no new
-checkpoint. A user's mistake is not tried again. No torch here: it must be quick and work when that
-doesn't.
+checkpoint, adapter or transcript. A user's mistake is not tried again. No torch here: it must be quick
+and work when that doesn't.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from salsa_dist import jsonl
+from salsa_dist.run.progress import progress
 
 NAME = "tries.jsonl"
 
@@ -36,22 +37,26 @@ def verdict(run: Path, logs: Path, status: int, tries: int) -> tuple[bool, str]:
         run: folder of the run.
         logs: folder of this job's logs.
         status: what the ranks' srun ended with.
-        tries: most tries in a row without a new checkpoint.
+        tries: most tries in a row that came no further.
     """
     mistakes = [f["text"] for f in _failures(logs) if f.get("user_error")]
     if mistakes:
         return False, f"not started again, since another try would end the same: {mistakes[0]}"
-    step = _newest_step(run)
+    now = progress(run)._asdict()
     with jsonl.append(logs / NAME) as file:
-        file.write(json.dumps({"time": round(time.time(), 3), "status": status, "step": step}) + "\n")
-    steps = [json.loads(line)["step"] for line in (logs / NAME).read_text().splitlines()]
-    stuck = next((n for n, s in enumerate(reversed(steps)) if s != step), len(steps))
+        file.write(json.dumps({"time": round(time.time(), 3), "status": status, **now}) + "\n")
+    lines = [json.loads(line) for line in (logs / NAME).read_text().splitlines()]
+    stuck = [*(now.items() <= line.items() for line in reversed(lines)), False].index(False)
     if stuck >= tries:
         return False, (
-            f"not started again: {stuck} tries in a row ended at step {step} without a new checkpoint; "
-            f"see the logs in {logs}, then launch again to go on from there"
+            f"not started again: {stuck} tries in a row ended at step {now['step']} without a new "
+            f"checkpoint, adapter or transcript; see the logs in {logs}, then launch again to go on "
+            "from there"
         )
-    return True, f"the ranks ended with status {status} after step {step}: they are started again"
+    return (
+        True,
+        f"the ranks ended with status {status} after step {now['step']}: they are started again",
+    )
 
 
 def _failures(logs: Path) -> list[dict[str, Any]]:
@@ -62,11 +67,6 @@ def _failures(logs: Path) -> list[dict[str, Any]]:
         except (OSError, ValueError):
             continue
     return found
-
-
-def _newest_step(run: Path) -> int:
-    names = [path.stem for path in (run / "state").glob("step-*.safetensors")]
-    return max((int(name.removeprefix("step-")) for name in names), default=0)
 
 
 def _is_this_start(job: str) -> bool:

@@ -13,10 +13,10 @@ ROOT = Path(__file__).parents[1] / "salsa_dist"
 
 # A package or module of salsa_dist/ imports only what stands above it here.
 ORDER = [
-    *("errors", "built_in", "whole_file", "new_folder", "jsonl", "requeue"),
+    *("errors", "built_in", "whole_file", "new_folder", "jsonl"),
     *("libraries", "versions"),
     *("steering", "config", "data", "corpus", "speech_llms", "metrics"),
-    *("planner", "placement", "run", "training", "methods", "loop", "evaluation"),
+    *("planner", "placement", "run", "training", "methods", "loop", "evaluation", "requeue"),
     *("__init__", "runs", "report", "sweeps", "launch", "commands", "cli", "__main__"),
 ]
 

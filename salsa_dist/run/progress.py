@@ -1,0 +1,32 @@
+"""How far a run has come, by its folder: what a job that is started again must add to.
+
+    RUN/state/…/step-….safetensors     training: the newest state's step, per folder
+    RUN/adapters/NAME/                 adapters that are done
+    RUN/evaluation/*.jsonl             evaluation: transcripts
+
+No torch here: whether a job is started again must be decided quickly, and where that doesn't work.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Progress(NamedTuple):
+    """What a run has on disk."""
+
+    step: int
+    adapters: int
+    transcripts: int
+
+
+def progress(run: Path) -> Progress:
+    """How far `run` has come."""
+    newest: dict[Path, int] = {}
+    for state in (run / "state").rglob("step-*.safetensors"):
+        step = int(state.stem.removeprefix("step-"))
+        newest[state.parent] = max(step, newest.get(state.parent, 0))
+    adapters = sum(path.is_dir() for path in (run / "adapters").glob("[!.]*"))
+    lines = [path.read_bytes().count(b"\n") for path in (run / "evaluation").glob("*.jsonl")]
+    return Progress(sum(newest.values()), adapters, sum(lines))
