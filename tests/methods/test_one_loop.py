@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import make_config
+from tiny import make_base, make_config
 
 from salsa_dist import UserError, evaluate, load_config, train
 from salsa_dist.requeue import verdict
@@ -95,16 +95,22 @@ def test_a_signal_stops_lora_with_its_state_saved(path: Path, monkeypatch: pytes
     assert train(config).finished
 
 
-def test_an_evaluation_that_is_refused_leaves_old_transcripts_alone(path: Path) -> None:
-    config = load_config(path, ["method.kind=zero-shot", "evaluation.clips=1"])
+def test_an_evaluation_that_is_refused_leaves_old_transcripts_alone(path: Path, tmp_path: Path) -> None:
+    few = ["training.steps=1", "evaluation.clips=1"]
+    config = load_config(path, few)
+    train(config)
     evaluate(config)
     folder = config.run / "evaluation"
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
     assert len(before) == 3
-    for refused in ("base.layers={encoder: model.nothing}", "evaluation.placement.kind=3"):
-        other = load_config(path, ["method.kind=salsa", "evaluation.max_new_tokens=5", refused])
-        with pytest.raises(UserError):
-            evaluate(other)
+    other = make_base(tmp_path / "other", seed=1)
+    for refused, said in (
+        ("base.layers={encoder: model.nothing}", "is no list of layers"),
+        ("evaluation.placement.kind=3", r"evaluation\.placement\.kind is 3"),
+        (f"base.name={other}", "was made for another base"),  # known once the base is loaded
+    ):
+        with pytest.raises(UserError, match=said):
+            evaluate(load_config(path, [*few, "evaluation.max_new_tokens=5", refused]))
         assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
 
 
