@@ -1,4 +1,4 @@
-# `make demo` and `make test` set up all that they need in .venv.
+# `make demo` and `make test` set up all that they need in .venv, from the exact versions of requirements.txt.
 #
 #   TORCH_INDEX   index of torch's CPU builds, for a machine without a GPU where pip's own index has
 #                 none: make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
@@ -6,26 +6,47 @@
 #   ARGS          settings for the demo, such as ARGS="training.steps=20"
 
 PYTHON ?= python3
-VENV := .venv
-INSTALLED := $(VENV)/.installed
+VENV ?= .venv
 
-.PHONY: demo test lint
+.PHONY: demo test check lint lock environment environment-lowest environment-newest
 
-demo: $(INSTALLED)
+demo: environment
 	$(VENV)/bin/python demo/run.py $(ARGS)
 
-test: $(INSTALLED) lint
+# Everything, the tests on a real Slurm included.
+test: lint
 	tests/cluster/install.sh
 	$(VENV)/bin/python -m pytest
 
-lint: $(INSTALLED)
+# The main job, every family, two ranks and the launcher, in a few minutes.
+check: environment
+	$(VENV)/bin/python -m pytest -m check
+
+lint: environment
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-$(INSTALLED): pyproject.toml
-	@echo "== installing into $(VENV): 1.3 GB with torch's CPU build, some minutes"
-	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --progress-bar off --disable-pip-version-check \
-		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -e '.[dev]'
-	touch $@
+environment:
+	@$(PYTHON) tools/environment.py $(VENV) --index "$(TORCH_INDEX)"
+
+# The ends of the ranges in pyproject.toml: make check VENV=build/lowest
+environment-lowest:
+	@$(PYTHON) tools/environment.py build/lowest requirements-lowest.txt --index "$(TORCH_INDEX)"
+
+environment-newest:
+	@$(PYTHON) tools/environment.py build/newest --ranges --index "$(TORCH_INDEX)"
+
+# Exact versions for any Python that is admitted. What torch's CUDA build needs stays out: torch names its
+# own, and the CPU build needs none of it.
+CUDA := cuda-bindings cuda-pathfinder cuda-toolkit triton $(addprefix nvidia-,cublas cuda-cupti \
+	cuda-nvrtc cuda-runtime cudnn-cu13 cufft cufile curand cusolver cusparse cusparselt-cu13 nccl-cu13 \
+	nvjitlink nvshmem-cu13 nvtx)
+COMPILE = uv pip compile pyproject.toml --quiet --extra dev --universal --upgrade --no-annotate \
+	--no-header $(addprefix --no-emit-package ,$(CUDA))
+
+lock: environment
+	$(VENV)/bin/python -m pip install --quiet uv
+	$(VENV)/bin/$(COMPILE) --python-version 3.10 --output-file requirements.txt
+	$(VENV)/bin/$(COMPILE) --python-version 3.10 --resolution lowest-direct \
+		--output-file requirements-lowest.txt

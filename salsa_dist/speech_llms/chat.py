@@ -247,6 +247,17 @@ class ChatFamily(ABC):
         return self.end_id if own is None else int(own)
 
 
+# The part of a message that stands for one clip: a template writes its placeholder, no sample is read.
+AUDIO: dict[str, Any] = {"type": "audio", "audio": np.zeros(1, np.float32)}
+
+
+def as_text(processor: Any, messages: Sequence[dict[str, Any]]) -> str:
+    """What a processor's chat template writes for `messages`, up to where the answer starts."""
+    return str(
+        processor.apply_chat_template([list(messages)], tokenize=False, add_generation_prompt=True)[0]
+    )
+
+
 def heard_by(processor: Any, audio: NDArray[np.float32], *beside: NDArray[np.float32]) -> Heard:
     """What a transformers processor makes of `audio`, when batched with the clips `beside` it.
 

@@ -15,12 +15,12 @@ placeholders for the clip's own length.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from salsa_dist.speech_llms.chat import ChatFamily, Heard, heard_by
+from salsa_dist.speech_llms.chat import AUDIO, ChatFamily, Heard, as_text, heard_by
 from salsa_dist.speech_llms.family import Checkpoint, FamilyOptions
 from salsa_dist.speech_llms.window import longest
 
@@ -52,12 +52,8 @@ class GlmAsr(ChatFamily):
 
     def prompt_text(self, language: str) -> str:
         own = self.processor.default_transcription_prompt
-        request: Any = self.processor.apply_transcription_request(
-            audio=[np.zeros(1, np.float32)],
-            prompt=self.instruction(language, own, own),
-            tokenize=False,
-        )
-        return str(request[0])
+        instruction = {"type": "text", "text": self.instruction(language, own, own)}
+        return as_text(self.processor, [{"role": "user", "content": [AUDIO, instruction]}])
 
     def hear(self, audio: NDArray[np.float32]) -> Heard:
         heard = heard_by(self.processor, audio)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from salsa_dist.speech_llms import languages
-from salsa_dist.speech_llms.chat import ChatFamily, Heard, heard_by
+from salsa_dist.speech_llms.chat import AUDIO, ChatFamily, Heard, as_text, heard_by
 from salsa_dist.speech_llms.family import Checkpoint, FamilyOptions
 from salsa_dist.speech_llms.window import longest
 
@@ -46,11 +46,13 @@ class Qwen3ASR(ChatFamily):
 
     def prompt_text(self, language: str) -> str:
         code = languages.first_known(self.announced(language), self.names)
-        request: Any = self.processor.apply_transcription_request(
-            audio=[np.zeros(1, np.float32)], prompt=self.options.prompt, tokenize=False
-        )
-        # Chosen here and not by the request's `language`, which refuses what it has no name for.
-        return f"{request[0]}language {self.names[code] if code else None}<asr_text>"
+        context = self.options.prompt
+        messages: list[dict[str, Any]] = [{"role": "user", "content": [AUDIO]}]
+        if context is not None:
+            messages.insert(0, {"role": "system", "content": [{"type": "text", "text": context}]})
+        # Chosen here and not by `apply_transcription_request`, which refuses what it has no name for.
+        name = self.names[code] if code else None
+        return f"{as_text(self.processor, messages)}language {name}<asr_text>"
 
     def hear(self, audio: NDArray[np.float32]) -> Heard:
         heard = heard_by(self.processor, audio)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from tiny_families import FAMILIES
-from tiny_models import MODELS
+from tiny_models import EVERY_MODEL, MODELS
 
 from salsa_dist import cli
 
@@ -133,7 +133,7 @@ def test_a_full_sized_base_is_inspected_from_its_config(
 def test_of_a_model_that_also_talks_the_thinker_is_inspected(
     inspect: Callable[..., Any], tmp_path: Path
 ) -> None:
-    thinker = MODELS["Qwen2.5-Omni"].config().to_dict()
+    thinker = EVERY_MODEL["Qwen2.5-Omni"].config().to_dict()
     tree = {"model_type": "qwen2_5_omni", "thinker_config": thinker}
     (tmp_path / "config.json").write_text(json.dumps(tree))
     status, out, _ = inspect(tmp_path, "--json")

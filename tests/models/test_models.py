@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from models_page import PAGE, page
-from tiny_models import MODELS
+from tiny_models import EVERY_MODEL, MODELS
 from torch import Tensor, nn
 
 from salsa_dist.speech_llms.inspection import hears_audio
@@ -164,6 +164,7 @@ def test_widths_are_known_without_weights(name: str) -> None:
     assert widths == {r.site: r.width for r in case(name).reports}
 
 
+@pytest.mark.skipif(len(MODELS) < len(EVERY_MODEL), reason="this transformers lacks some of the models")
 def test_the_page_of_models_is_up_to_date() -> None:
     written = page({name: case(name).reports for name in MODELS})
     if os.environ.get("SALSA_WRITE_DOCS"):

@@ -16,6 +16,7 @@ from unittest.mock import patch
 
 import torch
 import transformers
+from packaging.version import Version
 from torch import nn
 from transformers import AutoModel
 from transformers.models.gemma3n import modeling_gemma3n
@@ -72,6 +73,7 @@ class TinyModel:
         encoder, llm: paths of the layer lists; None where there is none to steer.
         rows: what one row of an encoder layer's output is.
         minds_padding: components whose activations padding changes.
+        since: the first transformers in which all of this is so; before it the model is not tested.
     """
 
     architecture: str
@@ -80,6 +82,7 @@ class TinyModel:
     rows: str = "sample"
     changes: Mapping[str, Any] = field(default_factory=dict)
     minds_padding: tuple[str, ...] = ()
+    since: str = "5.17"
 
     def config(self) -> Any:
         config_class = getattr(transformers, self.architecture).config_class
@@ -137,7 +140,7 @@ VISION = {"vision_start_token_id": 11}
 BOTH = ("encoder", "llm")
 MERGED = {"audio_config.intermediate_size": 128}  # four frames side by side
 
-MODELS = {
+EVERY_MODEL = {
     "Whisper": TinyModel("WhisperForConditionalGeneration", *SEQ2SEQ),
     "Qwen2-Audio": TinyModel("Qwen2AudioForConditionalGeneration", TOWER, LM),
     "Voxtral": TinyModel("VoxtralForConditionalGeneration", TOWER, LM, "chunk", MERGED),
@@ -151,10 +154,15 @@ MODELS = {
         LM,
         "token",
         VISION | {"text_config.rope_parameters.mrope_section": [2, 3, 3]},
+        since="5.20",
     ),
-    "Qwen3-Omni": TinyModel("Qwen3OmniMoeThinkerForConditionalGeneration", TOWER, LM, "token", VISION),
+    "Qwen3-Omni": TinyModel(
+        "Qwen3OmniMoeThinkerForConditionalGeneration", TOWER, LM, "token", VISION, since="5.20"
+    ),
     "Voxtral-Realtime": TinyModel("VoxtralRealtimeForConditionalGeneration", TOWER, LM),
-    "Moss-Transcribe": TinyModel("MossTranscribeDiarizeForConditionalGeneration", TOWER, LM, "window"),
+    "Moss-Transcribe": TinyModel(
+        "MossTranscribeDiarizeForConditionalGeneration", TOWER, LM, "window", since="5.20"
+    ),
     "FunASR-Nano": TinyModel(
         "FunAsrNanoForConditionalGeneration",
         TOWER,
@@ -224,6 +232,7 @@ MODELS = {
             for kind in ("acoustic", "semantic")
             for key, value in {"num_filters": 4, "depths": [1] * 7, "hidden_size": 8}.items()
         },
+        since="5.20",
     ),
     "Kyutai": TinyModel(
         "KyutaiSpeechToTextForConditionalGeneration",
@@ -234,4 +243,11 @@ MODELS = {
         | {"codec_config.codebook_size": 32, "codec_config.vector_quantization_hidden_dimension": 8}
         | {"codec_config.upsample_groups": 32, "codec_config.num_quantizers": 3},
     ),
+}
+
+# What this transformers has, as described here.
+MODELS = {
+    name: model
+    for name, model in EVERY_MODEL.items()
+    if Version(transformers.__version__) >= Version(model.since)
 }
