@@ -8,7 +8,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 
-.PHONY: demo test check lint lock environment environment-lowest environment-newest
+.PHONY: demo test check check-lowest check-newest check-ranges lint lock environment
 
 demo: environment
 	$(VENV)/bin/python demo/run.py $(ARGS)
@@ -18,9 +18,20 @@ test: lint
 	tests/cluster/install.sh
 	$(VENV)/bin/python -m pytest
 
-# The main job, every family, two ranks and the launcher, in a few minutes.
+# The main job, every family, two ranks and the launcher, in a few minutes: on the lock, and at the ends of
+# the ranges in pyproject.toml. `make -j2 check-ranges` does both ends side by side.
 check: environment
 	$(VENV)/bin/python -m pytest -m check
+
+check-lowest:
+	@$(PYTHON) tools/environment.py build/lowest requirements-lowest.txt --index "$(TORCH_INDEX)"
+	build/lowest/bin/python -m pytest -m check
+
+check-newest:
+	@$(PYTHON) tools/environment.py build/newest --ranges --index "$(TORCH_INDEX)"
+	build/newest/bin/python -m pytest -m check
+
+check-ranges: check-lowest check-newest
 
 lint: environment
 	$(VENV)/bin/ruff check .
@@ -29,13 +40,6 @@ lint: environment
 
 environment:
 	@$(PYTHON) tools/environment.py $(VENV) --index "$(TORCH_INDEX)"
-
-# The ends of the ranges in pyproject.toml: make check VENV=build/lowest
-environment-lowest:
-	@$(PYTHON) tools/environment.py build/lowest requirements-lowest.txt --index "$(TORCH_INDEX)"
-
-environment-newest:
-	@$(PYTHON) tools/environment.py build/newest --ranges --index "$(TORCH_INDEX)"
 
 # Exact versions for any Python that is admitted. What torch's CUDA build needs stays out: torch names its
 # own, and the CPU build needs none of it.

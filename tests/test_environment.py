@@ -42,13 +42,14 @@ def test_made_once_and_again_where_the_lock_changed(environment: Any, tmp_path: 
     assert [c[-2:] for c in environment.installed] == [
         ["-r", str(tmp_path / "lock.txt")],
         ["-e", str(tmp_path)],
+        ["-m", "salsa_dist.libraries.torchaudio"],
     ]
     (folder / "left").touch()
     environment.make(str(folder), "lock.txt", "")
-    assert len(environment.installed) == 2
+    assert len(environment.installed) == 3
     (tmp_path / "lock.txt").write_text("torch==2\n")
     environment.make(str(folder), "lock.txt", "")
-    assert len(environment.installed) == 4
+    assert len(environment.installed) == 6
     assert not (folder / "left").exists()
 
 
@@ -70,7 +71,7 @@ def test_only_the_project_is_installed_again_where_it_alone_changed(
     environment.make(str(folder), "lock.txt", "")
     (tmp_path / "pyproject.toml").write_text("[project]\nname='x'\n")
     environment.make(str(folder), "lock.txt", "")
-    assert [c[-2] for c in environment.installed] == ["-r", "-e", "-e"]
+    assert [c[-2] for c in environment.installed] == ["-r", "-e", "-m", "-e", "-m"]
 
 
 def test_too_old_a_python_and_too_full_a_disk_are_one_line(
