@@ -40,11 +40,26 @@ SLOW = {
     *("test_loading", "test_disk_offload", "test_watchdog", "test_faults", "test_agreement"),
 }
 
+# What `make check` runs: the main job by its commands, every family, two ranks, the launcher, what is
+# assumed of other packages, and what an older release wrote.
+CHECK = {
+    *(
+        "test_command_line",
+        "test_whole_path",
+        "test_conformance",
+        "test_sharded_run",
+        "test_untouched_base",
+    ),
+    *("test_slurm", "test_rules", "test_leaving", "test_versions", "test_older_release", "test_layout"),
+}
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Markers by place, so that no module forgets its own."""
     for item in items:
         if item.path.stem in SLOW:
             item.add_marker("slow")
+        if item.path.stem in CHECK or item.path.parent.name == "libraries":
+            item.add_marker("check")
         if item.path.parent.name == "cluster":
             item.add_marker("cluster")
