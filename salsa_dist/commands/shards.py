@@ -29,7 +29,9 @@ Workers = Annotated[
 @app.command()
 def build(
     recipe: Annotated[str, typer.Argument(help="a recipe in shards/, such as jsonl, or a .py file")],
-    source: Annotated[Path, typer.Argument(help="the corpus's folder, or a manifest")],
+    source: Annotated[
+        Path, typer.Argument(help="the corpus's folder, or a manifest; for hub ORG/NAME of a data set")
+    ],
     out: Annotated[Path, typer.Argument(help="folder for the shards")],
     languages: Annotated[
         Optional[str],  # noqa: UP045
@@ -59,6 +61,18 @@ def build(
     max_dropped: Annotated[
         float, typer.Option(help="share whose audio may be of no use; more is an error")
     ] = 0.1,
+    revision: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="commit, tag or branch of a data set on a hub; default: main"),
+    ] = None,
+    subset: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="of a data set on a hub, such as bg"),
+    ] = None,
+    split: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="of a data set on a hub, joined by commas; default: all"),
+    ] = None,
     seed: Annotated[int, typer.Option(help="of the splits and the order")] = 0,
     workers: Workers = None,
 ) -> None:
@@ -86,6 +100,9 @@ def build(
         dev_share=dev_share,
         test_share=test_share,
         keep=tuple(sorted(part for part in keep.split(",") if part)),
+        revision=revision,
+        subset=subset,
+        splits=tuple(part for part in (split or "").split(",") if part),
     )
     build_shards(recipe, source, out, ask, _cores(workers), max_dropped)
 

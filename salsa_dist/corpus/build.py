@@ -69,7 +69,12 @@ def build(
     module, name = load_recipe(recipe), name_of(recipe)
     source, out = Path(source), Path(out)
     _check(ask, workers)
-    if not source.exists():
+    remote = getattr(module, "REMOTE", False)
+    if not remote and (ask.revision or ask.subset or ask.splits):
+        raise UserError(
+            f"--revision, --subset and --split are of recipe hub, not of {name}: leave them out"
+        )
+    if not remote and not source.exists():
         raise UserError(f"{source} is not there: name the corpus's folder or manifest")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         return _already_built(name, out, ask)
@@ -343,7 +348,8 @@ def _already_built(name: str, out: Path, ask: Ask) -> ShardIndex:
         )
     asked = index.recipe.get("asked", Ask().facts())
     usual = Ask().facts()  # what an older build was not asked yet
-    other = [k for k, v in ask.facts().items() if asked.get(k, usual[k]) != v]
+    now = ask.facts()
+    other = [k for k in {**now, **asked} if asked.get(k, usual.get(k)) != now.get(k)]
     if other:
         raise UserError(
             f"{out} was built with another {', '.join(other)} "

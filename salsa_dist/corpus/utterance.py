@@ -97,6 +97,7 @@ class Ask:
         min_seconds, max_seconds: what is shorter or longer is dropped.
         dev_share, test_share: of the utterances, where the corpus has no splits.
         keep: kinds of doubtful samples (`doubts.py`) that stay in.
+        revision, subset, splits: of a data set on a hub; None and empty for its newest and all.
     """
 
     languages: tuple[str, ...] | None = None
@@ -111,11 +112,16 @@ class Ask:
     dev_share: float = 0.05
     test_share: float = 0.05
     keep: tuple[str, ...] = ()
+    revision: str | None = None
+    subset: str | None = None
+    splits: tuple[str, ...] = ()
 
     def facts(self) -> dict[str, Any]:
         """As JSON, without languages and seed, which the index has elsewhere."""
         facts = {**asdict(self), "columns": dict(self.columns), "keep": list(self.keep)}
-        return {k: v for k, v in facts.items() if k not in ("languages", "seed")}
+        of_hub = {"revision": self.revision, "subset": self.subset, "splits": list(self.splits)}
+        facts = {k: v for k, v in facts.items() if k not in ("languages", "seed", *of_hub)}
+        return facts | {k: v for k, v in of_hub.items() if v}
 
     def wants(self, language: str) -> bool:
         return self.languages is None or language in self.languages

@@ -1,0 +1,81 @@
+"""Data sets of a hub whose columns, licence and marks are known, by ORG/NAME, for recipe `hub`.
+
+What a user says (`--column`, `--language`, `--licence`) goes before what is said here.
+
+    CAiRE/ASCEND                       its card, and arXiv 2112.06223
+    byan/cs-fleurs                     arXiv 2509.14161
+    facebook/omnilingual-asr-corpus    arXiv 2511.09690
+
+Their cards are https://huggingface.co/datasets/ORG/NAME.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePath
+
+from salsa_dist.corpus.texts import Rule, ascend, omnilingual
+
+
+@dataclass(frozen=True)
+class Published:
+    """What is known of one data set.
+
+    Attributes:
+        columns: its names for our fields.
+        language: of every row; None where a column or the subset tells it.
+        languages: its codes that have others here.
+        extra: columns kept under another name, since ours has a meaning of its own.
+        licence, source: for the card.
+        rules: what its marks mean.
+        subsets: what a subset is: `config`, a named part of the data set; `folder` in it; or
+            `language`, a named part that holds one language and is called by its code.
+        say: what must be named, where a build of all of it is not meant.
+    """
+
+    columns: Mapping[str, str] = field(default_factory=dict)
+    language: str | None = None
+    languages: Mapping[str, str] = field(default_factory=dict)
+    extra: Mapping[str, str] = field(default_factory=dict)
+    licence: str | None = None
+    source: str | None = None
+    rules: tuple[Rule, ...] = ()
+    subsets: str = "config"
+    say: str | None = None
+
+
+KNOWN: dict[str, Published] = {
+    # Its column `language` is zh, en or mixed, utterance by utterance; the corpus is code-switched.
+    "CAiRE/ASCEND": Published(
+        columns={"text": "transcription", "speaker": "original_speaker_id"},
+        language="zh-en",
+        extra={"language": "mark"},
+        licence="CC-BY-SA-4.0",
+        source="ASCEND, CAiRE",
+        rules=ascend.RULES,
+    ),
+    # Folders read (people), xtts and mms (synthetic speech); language pairs as cmn-eng.
+    "byan/cs-fleurs": Published(
+        columns={"text": "text", "speaker": "speaker", "language": "language"},
+        languages={"cmn-eng": "zh-en"},
+        licence="CC-BY-NC-4.0",
+        source="CS-FLEURS",
+        subsets="folder",
+        say="--subset read, xtts or mms",
+    ),
+    # 349 subsets, a language and script each (lij_Latn), with train, dev and test.
+    "facebook/omnilingual-asr-corpus": Published(
+        columns={"text": "raw_text", "speaker": "speaker_id"},
+        licence="CC-BY-4.0",
+        source="Omnilingual ASR corpus",
+        rules=omnilingual.RULES,
+        subsets="language",
+        say="--subset, a language such as lij_Latn",
+    ),
+}
+
+
+def known(source: str) -> Published:
+    """By the data set's name, or that of a folder ORG/NAME which holds a copy of it."""
+    return KNOWN.get("/".join(PurePath(source).parts[-2:]), Published())
