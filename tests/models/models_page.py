@@ -13,17 +13,19 @@ PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 _HEAD = """\
 # Models
 
-Written by the tests (`SALSA_WRITE_DOCS=1 pytest tests/models`), never by hand. Each line is a tiny
-model with random weights of that architecture, found by structure, with no table of module paths, and
-probed with one forward and backward on noise. On every line zero vectors leave each logit as it was,
-to the bit, under both rules; other vectors change the logits; a vector's gradient equals finite
-differences.
+The tests write this page (`SALSA_WRITE_DOCS=1 pytest tests/models`); do not edit it. Each line is a tiny
+model of that architecture with random weights. Its layers were found by structure, without a table of
+module paths, and probed with one forward and backward pass on noise. On every line, under both rules:
 
-*Rows* says what the first dimension of an encoder layer's output counts: samples, fixed chunks, windows
-of a long clip, or tokens of all samples packed together. *Minds padding*: a clip beside a longer one
-gives another activation than by itself.
+- zero vectors change no logit by one bit;
+- other vectors change the logits;
+- a vector's gradient equals finite differences.
 
-| model | transformers class | encoder layers | rows | LLM layers | sites that work | minds padding |
+*Rows* is what the first dimension of an encoder layer's output counts: samples, fixed chunks, windows of
+a long clip, or tokens of all samples packed together. *Padding changes* lists the components whose
+activations for a clip differ between the clip alone and the clip in a batch with a longer one.
+
+| model | transformers class | encoder layers | rows | LLM layers | sites that work | padding changes |
 |---|---|---|---|---|---|---|
 """
 
