@@ -36,7 +36,7 @@ def _whisper(width: int, layers: int, mels: int, vocabulary: int) -> WhisperConf
     )
 
 
-_EARS: dict[str, Any] = {
+_ENCODER: dict[str, Any] = {
     "hidden_size": 1280,
     "intermediate_size": 5120,
     "num_hidden_layers": 32,
@@ -74,7 +74,7 @@ def configs() -> dict[str, Any]:
             },
         ),
         "Voxtral-Small-24B": VoxtralConfig(
-            audio_config=_EARS,
+            audio_config=_ENCODER,
             text_config=_llama(
                 hidden_size=5120,
                 intermediate_size=32_768,
@@ -85,8 +85,8 @@ def configs() -> dict[str, Any]:
                 vocab_size=131_072,
             ),
         ),
-        "Voxtral's ears, Llama-3-70B's shape": VoxtralConfig(
-            audio_config=_EARS,
+        "Voxtral's encoder, Llama-3-70B's shape": VoxtralConfig(
+            audio_config=_ENCODER,
             text_config=_llama(
                 hidden_size=8192,
                 intermediate_size=28_672,
@@ -123,99 +123,106 @@ def planned(shape: BaseShape, nodes: int, memory: float) -> Plan:
 _HEAD = """\
 # Placement
 
-Written by the tests (`SALSA_WRITE_DOCS=1 pytest tests/placement`), never by hand: every number below is
-the planner's. `salsa-dist plan --base B --nodes N --gpus-per-node 8 --gpu-memory 80GB` gives the
+The tests write this page (`SALSA_WRITE_DOCS=1 pytest tests/placement`); do not edit it. Every number below
+comes from the planner. `salsa-dist plan --base B --nodes N --gpus-per-node 8 --gpu-memory 80GB` gives the
 same for any base, from its config and the headers of its weight files alone; `salsa-dist plan
-CONFIG.yaml` for a run.
+CONFIG.yaml` does so for a run.
 
-The base is frozen, so it need not travel. Placement is one number: how many consecutive ranks share one
-copy of it.
+The base is frozen, so its weights need not move. Placement is one number, the shard group size: how many
+consecutive ranks share one copy of the base.
 
-| `placement.kind` | ranks a copy | a device holds | between nodes |
+| `placement.kind` | shard group size | a device holds | between nodes |
 |---|---|---|---|
 | `replicate` | 1 | the whole base | the steering gradients |
-| `node` | the ranks of a node | a part, and the module in use | the steering gradients |
-| a number, such as 16 | so many: an island of nodes | a smaller part | the base, inside each island |
-| `full` | all | the smallest part | the base, between all nodes |
-| `auto` (the default) | the fewest that fit | | |
+| `node` | the ranks of a node | a partition, and the module in use | the steering gradients |
+| a number, such as 16 | that number; above one node, an island of nodes | a smaller partition | the base, inside each island |
+| `full` | all ranks | the smallest partition | the base, between all nodes |
+| `auto` (the default) | the smallest that fits | | |
 
-`placement.offload: cpu` (or `nvme`, with `placement.nvme_path`) keeps the parts in host memory or on a
-local disk between uses. `auto` goes there by itself only where nothing else fits. Evaluation has a
-placement of its own, `evaluation.placement`, `auto` too: every decoded token passes through the
-decoder's weights, so each rank that need not gather them saves most there.
+`placement.offload: cpu` (or `nvme`, with `placement.nvme_path`) stores the partitions in host memory or on
+a local disk between uses. `auto` selects this only if nothing else fits. Evaluation has its own placement,
+`evaluation.placement`, also `auto` by default. Every decoded token uses the decoder's weights again, so
+avoiding gathers saves most there.
 
-`auto` is decided once, at the start, from the least memory of any rank (on CPU: what is free, divided by
-the ranks of a node), and alike on all ranks. The run's first lines and its `placement` event say what was
-taken and why; once the base is loaded a line tells how much of it a rank really holds, and what a step
-gathers and sends follows after the third one. What can't work is refused by all ranks before any
-weight is read, with the table: too little memory for the base and the vectors alone, ranks that
-can't be cut into equal groups, `node` over nodes of unequal ranks, an offload target that is missing or
-too small on any node, `nvme` without libaio, and int8 weights (`zero_quantized_nontrainable_weights`, or
-a quantised base that is cut). Where only the estimate of activations is too large, the run starts and warns.
+`auto` is decided once, at the start, equally on all ranks. It uses the smallest memory of any rank (on CPU:
+the free memory, divided by the ranks of a node). The run's first lines and its `placement` event show the
+choice and the reason. After the base is loaded, a line shows how much of it a rank holds. After the third
+step, a line shows what a step gathers and sends.
 
-Ranks that would run other modules than their peers are found before they train: each states its versions,
-settings, shards, base, weights' shapes and steered layers, and where two differ all stop with one line that
-names who and in what. So it is for LoRA, biases, mean differences and evaluation too. A rank that hangs
-is named by the others, with the step, the phase and the line where it stands (`training.hang_after_s`),
-from the first comparison of settings on: while a placement is chosen, the base is staged or loaded, and
-in every step. A rank that still reads is waited for, however long it takes; one that never came to the
-job at all is named after 20 minutes.
+All ranks refuse an impossible placement before any weight is read, and print the table:
 
-## Memory of a process, beside that of its tensors
+- too little memory for the base and the vectors alone;
+- ranks that do not divide into equal groups, or `node` over nodes with unequal ranks;
+- an offload target that is missing or too small on any node, or `nvme` without libaio;
+- int8 weights (`zero_quantized_nontrainable_weights`, or a quantised base that would be partitioned).
 
-The numbers here are of tensors. On the CPU a process of a shared base first took far more: it grew by 3.3 GB in
-a step of `full` on four ranks with 2 GB of weights. Most of it was neither gloo's nor autograd's, but
-glibc's: a freed block of its own mapping makes glibc serve all later blocks up to that size (32 MB at most)
-from the heap, and a gathered weight that is freed there leaves a hole. Two ranks, 606 MB of weights in
-fp32, `full`, one step, the growth of a rank's private memory:
+If only the estimate of activations is too large, the run starts with a warning.
+
+Before training, ranks compare their versions, settings, shards, base, weight shapes and steered layers. If two
+ranks differ, all stop with one line that names the ranks and the difference. This holds for LoRA, biases, mean
+differences and evaluation too. If a rank hangs, the others name it, with its step, phase and line of code
+(`training.hang_after_s`). This works from the first comparison of settings on: while a placement is chosen,
+while the base is staged or loaded, and in every step. A rank that is still reading may take any time. A rank
+that never joined the job is named after 20 minutes.
+
+## Process memory and tensor memory
+
+The numbers here are tensor memory. On the CPU, a process with a shared base used far more at first: it grew by
+3.3 GB in a step of `full` on four ranks with 2 GB of weights. Most of it came from glibc, not from gloo or
+autograd. When a block with its own mapping is freed, glibc allocates all later blocks up to that size (32 MB at
+most) on the heap. Gathered weights that are freed there leave holes. The table shows the growth of a rank's
+private memory in one step of `full`, for two ranks and 606 MB of weights in fp32:
 
 | | after loading | at the peak of a step |
 |---|---|---|
-| as glibc does by itself | 426 MB | 874 MB |
+| glibc's default | 426 MB | 874 MB |
 | `MALLOC_ARENA_MAX=1` | 441 MB | 1479 MB |
 | `MALLOC_MMAP_THRESHOLD_=65536` | 310 MB | 491 MB |
-| `MALLOC_TRIM_THRESHOLD_=65536`, which holds the other threshold still | 312 MB | 492 MB |
+| `MALLOC_TRIM_THRESHOLD_=65536`, which also fixes the other threshold | 312 MB | 492 MB |
 
-A part is 303 MB of it. So a shared base now sets both thresholds, to 1 MiB, when it is placed
-(`placement/freed_memory.py`), and that step takes 1.3 GB. On a GPU it makes no difference: gathered
-weights lie there.
+A partition is 303 MB of that. So a shared base now sets both thresholds to 1 MiB when it is placed
+(`placement/freed_memory.py`), and the step with 3.3 GB takes 1.3 GB. On a GPU this makes no difference:
+gathered weights are in GPU memory.
 
 ## The arithmetic
 
-For a weight of n numbers of e bytes, k ranks a copy, w ranks in all:
+For a weight of n elements of e bytes, shard group size k, and w ranks in all:
 
-    part               ceil(n / k) · e                                  on each rank
-    base of a device   sum of parts + buffers + small weights, which stay whole beside their parts
-    at the peak        + the largest module's weights (with checkpointing: layer's) + what is fetched
-                       ahead (stage3_prefetch_bucket_size numbers)
+    partition          ceil(n / k) · e                                  on each rank
+    base of a device   sum of partitions + buffers + small weights, which stay whole beside their partitions
+    at the peak        + the largest module's weights (with checkpointing: layer's) + prefetched weights
+                       (stage3_prefetch_bucket_size elements)
     a gather           a rank receives (k - 1) · ceil(n / k) · e
-    a pass             one gather of every weight for the forward, and one more of those that a
-                       gradient goes back through: above the first steered layer
-    between nodes      a ring passes each gather once over each link, so a node sends what one of its
-                       ranks receives if its group reaches beyond the node, and nothing otherwise
-    the vectors        4 bytes a number, all-reduced once a step: a node sends 2 (w - 1) / w of that, in
-                       2 (w - 1) messages (with gloo over TCP, 860 bytes of frames around each)
-    vectors and Adam   (2 + 2) · 4 bytes a number of the bank, and the buffer that is reduced
-    FLOPs              2 · matrix numbers · tokens forward; as many backward, for activations alone and
-                       from the first steered layer on; attention 4 · T · T · width forward, twice that
-                       backward; checkpointing adds a forward of the layers that have a backward
-    seconds            the larger of FLOPs / (peak · MFU) and bytes / bandwidth, since gathers run beside
-                       the arithmetic
+    a pass             one gather of every weight in the forward pass; one more in the backward pass of
+                       those above the first steered layer
+    between nodes      a ring passes each gather once over each link. So a node sends what one of its
+                       ranks receives if its shard group spans several nodes, and nothing otherwise
+    the vectors        4 bytes per element, all-reduced once per step: a node sends 2 (w - 1) / w of that,
+                       in 2 (w - 1) messages (with gloo over TCP, plus 860 bytes of frames each)
+    vectors and Adam   (2 + 2) · 4 bytes per element of the bank, and the buffer that is reduced
+    FLOPs              forward: 2 · matrix elements · tokens; backward: as many, for activations alone,
+                       from the first steered layer on. Attention: 4 · T · T · width forward, twice that
+                       backward. Checkpointing adds a forward of the layers that have a backward
+    seconds            the larger of FLOPs / (peak · MFU) and bytes / bandwidth, since gathers overlap
+                       with computation
 
 Defaults, each an option: 312 TFLOP/s (A100, dense bf16, its data sheet); MFU 0.4 (Llama 3 reports 0.38 to
 0.43, arXiv 2407.21783); 240 GB/s into a device from its node (four fifths of NVLink 3's 300 one way);
-25 GB/s out of a node (one 200 Gb/s InfiniBand port). A device's memory counts to 90%: the rest is for
-the CUDA context, collectives' buffers and fragmentation. An encoder that is not built for one window is
-taken to make 50 rows a second, and its LLM to read 25 tokens a second.
+25 GB/s out of a node (one 200 Gb/s InfiniBand port). The plan uses 90% of a device's memory; the
+rest is for the CUDA context, collectives' buffers and fragmentation. An encoder without a fixed window is
+assumed to output 50 rows per second, and its LLM to process 25 tokens per second.
 
-How good it is, measured on CPU ranks with gloo: on four ranks of a small base (padding, a tied head, a
-cut window, small weights kept whole) bytes between steps are met exactly and peaks within 5%; gathers
-exactly, with checkpointing within 6%; bytes on the wire of `full` and `replicate` within 10%
-(`tests/placement`). `benchmarks/bytes_between_nodes.py` counts them on the interfaces of four network
-namespaces: within 2% for `replicate`, `node` and `full`. Activations are an
-estimate from above: 1.2 to 1.5 times what autograd kept for `salsa` on a tiny base and on
-Whisper-base without checkpointing, up to twice with it (the estimate counts the layer that is made again,
-the measurement does not). Seconds were never held against a GPU.
+Accuracy, measured on CPU ranks with gloo, on four ranks of a small base (padding, a tied head, a shortened
+window, small weights kept whole; `tests/placement`):
+
+- bytes between steps: exact; peaks: within 5%;
+- gathers: exact, with checkpointing within 6%;
+- bytes on the wire of `full` and `replicate`: within 10%. `benchmarks/bytes_between_nodes.py` counts them on
+  the interfaces of four network namespaces: within 2% for `replicate`, `node` and `full`;
+- activations: an upper estimate. It is 1.2 to 1.5 times what autograd stored for `salsa` on a tiny base and on
+  Whisper-base without checkpointing, and up to twice with it, because the estimate includes the recomputed
+  layer and the measurement does not;
+- seconds: never compared with a GPU.
 """
 
 
@@ -226,11 +233,11 @@ def page(found: dict[str, BaseShape]) -> str:
 
 def _table(found: dict[str, BaseShape]) -> str:
     head = f"""\
-## From 0.1B to 70B, on 1 to 256 nodes, on paper
+## From 0.1B to 70B, on 1 to 256 nodes, as planned
 
-Nodes of {RANKS} devices; {CLIPS_PER_RANK} clips of 10 s a rank and step, so a larger job takes more clips a step; bf16; one
-adapter on the later half of the encoder; activation checkpointing; 1 TB of host memory. Bytes are of one
-device, or sent by one node in one step.
+Nodes of {RANKS} devices; {CLIPS_PER_RANK} clips of 10 s per rank and step, so a larger job has more clips per step; bf16; one
+adapter on the later half of the encoder; activation checkpointing; 1 TB of host memory. Bytes are those of one
+device, or those sent by one node in one step.
 
 | base | bytes | nodes | `auto`, 80 GB devices | a device | between nodes | step | `auto`, 24 GB devices | `full`: between nodes | step |
 |---|---|---|---|---|---|---|---|---|---|
@@ -276,19 +283,19 @@ def _example(found: dict[str, BaseShape]) -> str:
     return f"""\
 ### One line by hand: {name}, {nodes} nodes
 
-- {shape.parameters / 1e9:.2f}B numbers in bf16 are {size(shape.bytes)}. `node`: 1/{RANKS} is {size(shape.bytes / RANKS)}, with the small
-  weights that stay whole {size(node.base_bytes)}; the module in use (checkpointing: the layer) and what is
-  fetched ahead make it {size(node.peak_base_bytes)}. With {size(node.activation_bytes)} of activations and
+- {shape.parameters / 1e9:.2f}B parameters in bf16 are {size(shape.bytes)}. `node`: 1/{RANKS} is {size(shape.bytes / RANKS)}, with the small
+  weights that stay whole {size(node.base_bytes)}, and with the module in use (checkpointing: the layer) and prefetched
+  weights {size(node.peak_base_bytes)}. With {size(node.activation_bytes)} of activations and
   {size(node.steering_bytes + node.optimizer_bytes)} of vectors and Adam: {size(node.device_bytes)}, within {size(USABLE * 80e9)}. `replicate` needs
   {size(shape.bytes)} for the base alone.
-- The vectors: {reduced:,} numbers are reduced, {size(4 * reduced)}; a ring of {world} ranks sends 2 · {world - 1}/{world} of
-  them: {size(node.bytes_between_nodes_per_step)} a node and step, whatever the base.
-- `full` gathers over all {world} ranks: a rank receives {size(full.gathered_bytes_per_step)} a step, which is
-  {full.gathered_bytes_per_step / shape.bytes:.2f} times the base (a forward, and a backward of all that lies above the
-  encoder's middle). At 25 GB/s: {seconds(full.bytes_between_nodes_per_step / 25e9)}. `node` receives as much over NVLink:
+- The vectors: {reduced:,} elements are reduced, {size(4 * reduced)}. A ring of {world} ranks sends 2 · {world - 1}/{world} of
+  them: {size(node.bytes_between_nodes_per_step)} per node and step, for any base.
+- `full` gathers over all {world} ranks: a rank receives {size(full.gathered_bytes_per_step)} per step, which is
+  {full.gathered_bytes_per_step / shape.bytes:.2f} times the base (a forward pass, and a backward pass of everything above the
+  encoder's middle). At 25 GB/s: {seconds(full.bytes_between_nodes_per_step / 25e9)}. `node` receives the same over NVLink:
   {seconds(node.gathered_bytes_per_step / 240e9)}.
-- FLOPs: the LLM's {matrices / 1e9:.1f}B matrix numbers meet {tokens["llm"]} tokens of each of {plan.work.clips} clips, 2 FLOPs each,
+- FLOPs: the LLM's {matrices / 1e9:.1f}B matrix elements process {tokens["llm"]} tokens of each of {plan.work.clips} clips, 2 FLOPs each,
   forward, backward and recomputed: {2 * 3 * matrices * tokens["llm"] * plan.work.clips:.2e}. With attention, encoder and head:
-  {total:.2e}. Over {world} devices at 312 TFLOP/s and MFU 0.4: {seconds(node.compute_s)}. So `node` waits for
+  {total:.2e}. Over {world} devices at 312 TFLOP/s and MFU 0.4: {seconds(node.compute_s)}. So `node` is bound by
   {"arithmetic" if node.compute_s > node.transfer_s else "gathers"} and `full` for {"arithmetic" if full.compute_s > full.transfer_s else "the network"}.
 """
