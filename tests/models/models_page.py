@@ -13,17 +13,19 @@ PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 _HEAD = """\
 # Models
 
-The tests write this page (`SALSA_WRITE_DOCS=1 pytest tests/models`); do not edit it. Each line is a
-tiny model of that architecture with random weights. Its layers were found by structure, without a table
-of module paths, and probed with one forward and backward pass on noise. On every line, under both rules:
+The tests write this page (`SALSA_WRITE_DOCS=1 pytest tests/models`); do not edit it. Each line is
+a tiny model of that architecture with random weights. Its layers were found by structure, without
+a table of module paths, and probed with one forward and backward pass on noise. On every line,
+under both rules:
 
 - zero vectors change no logit by one bit;
 - other vectors change the logits;
 - a vector's gradient equals finite differences.
 
-*Rows* is what the first dimension of an encoder layer's output counts: samples, fixed chunks, windows
-of a long clip, or tokens of all samples packed together. *Padding changes* lists the components whose
-activations for a clip differ between the clip alone and the clip in a batch with a longer one.
+*Rows* is what the first dimension of an encoder layer's output counts: samples, fixed chunks,
+windows of a long clip, or tokens of all samples packed together. *Padding changes* lists the
+components whose activations for a clip differ between the clip alone and the clip in a batch with
+a longer one.
 
 | model | transformers class | encoder layers | rows | LLM layers | sites that work | padding changes |
 |---|---|---|---|---|---|---|

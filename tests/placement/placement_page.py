@@ -123,7 +123,7 @@ def planned(shape: BaseShape, nodes: int, memory: float) -> Plan:
 _HEAD = """\
 # Placement
 
-The tests write this page (`SALSA_WRITE_DOCS=1 pytest tests/placement`); do not edit it. Every number below
+The tests write this page (`SALSA_WRITE_DOCS=1 pytest tests/planner`); do not edit it. Every number below
 comes from the planner. `salsa-dist plan --base B --nodes N --gpus-per-node 8 --gpu-memory 80GB` gives the
 same for any base, from its config and the headers of its weight files alone; `salsa-dist plan
 CONFIG.yaml` does so for a run.
