@@ -108,6 +108,11 @@ def named_in(error: BaseException) -> str | None:
     return f"this failed inside {', '.join(map(str, inside))}"
 
 
+def raised_by_us(error: BaseException) -> bool:
+    """Whether the innermost frame of an error is in our own package: likely a bug of ours."""
+    return [*_modules(error.__traceback__)][-1:] == ["salsa_dist"]
+
+
 def _modules(traceback: TracebackType | None) -> Iterator[str]:
     """Top-level packages of the frames of a traceback, outermost first."""
     while traceback is not None:

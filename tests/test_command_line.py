@@ -16,6 +16,7 @@ from tiny import make_base, make_config
 
 from salsa_dist import SteeringVectors, load_config, load_speech_llm, train
 from salsa_dist.cli import main
+from salsa_dist.speech_llms.whisper import Whisper
 
 
 @dataclass
@@ -123,6 +124,35 @@ def test_damaged_base(refused: Refused, trained: Path, tiny_base: Path, tmp_path
     line = refused("train", trained, f"base.name={base}", f"run={tmp_path / 'run'}")
     assert "can't be loaded" in line
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("kind", [AttributeError, KeyError, TypeError, RuntimeError, ImportError])
+@pytest.mark.parametrize("command", ["train", "inspect"])
+def test_a_bug_of_ours_does_not_read_as_a_damaged_base(
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    trained: Path,
+    tiny_base: Path,
+    tmp_path: Path,
+    kind: type[Exception],
+    command: str,
+) -> None:
+    """The same error is a refusal where a library raises it, and keeps its traceback where we do."""
+    arguments = [trained, f"run={tmp_path / 'run'}"] if command == "train" else [tiny_base]
+
+    def raised_in(module: str) -> Callable[..., None]:
+        names = {"__name__": module, "kind": kind}
+        exec("def load_processor(name, revision):\n    raise kind('a mistake')", names)
+        return names["load_processor"]  # type: ignore[return-value]
+
+    monkeypatch.setattr(Whisper, "load_processor", staticmethod(raised_in("salsa_dist.whisper")))
+    with pytest.raises(kind, match="a mistake"):
+        run(command, *arguments)
+    monkeypatch.setattr(Whisper, "load_processor", staticmethod(raised_in("transformers.whisper")))
+    done = run(command, *arguments)
+    assert done.status == 2
+    assert "a mistake" in done.err
+    assert done.err.count("\n") == 1
 
 
 def test_layer_lists_by_name(refused: Refused, run: Run, trained: Path, tmp_path: Path) -> None:

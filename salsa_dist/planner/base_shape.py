@@ -27,7 +27,8 @@ from torch import nn
 from salsa_dist.errors import UserError
 from salsa_dist.libraries.transformers import without_weights
 from salsa_dist.speech_llms.inspection import class_of, read_config
-from salsa_dist.speech_llms.load import FAMILIES, UNREADABLE
+from salsa_dist.speech_llms.load import FAMILIES
+from salsa_dist.speech_llms.reading_base import NO_MODEL, reading_base
 from salsa_dist.speech_llms.window import longest, shorten
 from salsa_dist.steering.sites import find_layers, select
 from salsa_dist.steering.widths import output_width
@@ -180,11 +181,8 @@ def build_empty(config: Any, name: str, dtype: str) -> nn.Module:
         model_class = getattr(transformers, family.MODEL_CLASS)
     else:
         model_class = class_of(config, name)
-    try:
+    with reading_base(name, *NO_MODEL):
         model: nn.Module = without_weights(model_class, config, getattr(torch, dtype))
-    except (*UNREADABLE, ImportError) as e:
-        reason = " ".join(str(e).split())[:240]
-        raise UserError(f"base {name}: no model can be built from its config: {reason}") from None
     return model.eval()
 
 

@@ -24,8 +24,9 @@ from torch import nn
 from salsa_dist.errors import UserError
 from salsa_dist.libraries.transformers import listed_class, without_weights
 from salsa_dist.speech_llms.family import auto_processor
-from salsa_dist.speech_llms.load import FAMILIES, UNREADABLE, base_revision
+from salsa_dist.speech_llms.load import FAMILIES, base_revision
 from salsa_dist.speech_llms.noise_inputs import noise_inputs
+from salsa_dist.speech_llms.reading_base import NO_MODEL, reading_base, reason_of
 from salsa_dist.steering.probe import SiteReport, probe
 from salsa_dist.steering.sites import site_modules
 from salsa_dist.steering.widths import output_width
@@ -136,7 +137,7 @@ def read_config(name: str, revision: str | None = None) -> Any:
         raise UserError(
             f"base {name} can't be loaded: no such folder; name one with a Hugging Face checkpoint"
         )
-    try:
+    with reading_base(name):
         tree, _ = PreTrainedConfig.get_config_dict(name, revision=revision)
         model_type = tree.get("model_type")
         if model_type in CONFIG_MAPPING:
@@ -144,8 +145,6 @@ def read_config(name: str, revision: str | None = None) -> Any:
             thinker = getattr(config, "thinker_config", None)
             # Of a model that also talks, the part that listens and writes.
             return config if thinker is None else thinker
-    except UNREADABLE as e:
-        raise UserError(f"base {name} can't be loaded: {_one_line(e)}") from None
     if tree.get("auto_map"):
         raise UserError(
             f"base {name} wants to run Python code of its own ({model_type or 'no model_type'}), "
@@ -194,11 +193,13 @@ def _has_weights(folder: Path) -> bool:
 def _check_processor(name: str, revision: str | None, model_type: str) -> None:
     family = FAMILIES.get(model_type)
     load = auto_processor if family is None else family.load_processor
+    cause: UserError | None = None
     try:
-        processor = load(name, revision)
+        with reading_base(name):
+            processor = load(name, revision)
         reason = "its files make no feature extractor"
-    except (*UNREADABLE, ImportError, UserError) as e:
-        processor, reason = None, _one_line(e)
+    except UserError as e:
+        processor, reason, cause = None, reason_of(e.__cause__ or e), e
     # Without its files transformers makes some tokenizers with an empty vocabulary, and says nothing.
     vocabulary = any(path for kind in _TOKENIZER_FILES for path in Path(name).glob(kind))
     if hasattr(processor, "tokenizer") and Path(name).is_dir() and not vocabulary:
@@ -212,24 +213,20 @@ def _check_processor(name: str, revision: str | None, model_type: str) -> None:
         raise UserError(
             f"base {name} lacks its processor ({reason}): put preprocessor_config.json, the "
             "tokenizer's files and, where it has one, processor_config.json beside its weights"
-        )
+        ) from cause
 
 
 def _load(name: str, revision: str | None, model_class: Any) -> Any:
-    try:
+    with reading_base(name):
         return model_class.from_pretrained(
             name, revision=revision, dtype=torch.float32, use_safetensors=True
         )
-    except (*UNREADABLE, ImportError) as e:
-        raise UserError(f"base {name} can't be loaded: {_one_line(e)}") from None
 
 
 def _empty(config: Any, model_class: Any, name: str) -> nn.Module:
     """The model without weights."""
-    try:
+    with reading_base(name, *NO_MODEL):
         model: nn.Module = without_weights(model_class, config)
-    except (*UNREADABLE, ImportError) as e:
-        raise UserError(f"base {name}: no model can be built from its config: {_one_line(e)}") from None
     return model
 
 
@@ -249,8 +246,3 @@ def _cells(report: SiteReport, probed: bool) -> list[str]:
 
 def _yes(value: bool | None) -> str:
     return "yes" if value else "no"
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 240 else text[:240] + " …"

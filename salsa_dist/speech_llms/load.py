@@ -20,8 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 
 from salsa_dist.errors import UserError
 from salsa_dist.libraries.transformers import commit_of, listed_class
@@ -35,15 +33,10 @@ from salsa_dist.speech_llms import (
     whisper,
 )
 from salsa_dist.speech_llms.family import Checkpoint, Family, FamilyOptions
+from salsa_dist.speech_llms.reading_base import reading_base
 from salsa_dist.speech_llms.unfilled import unfilled
 from salsa_dist.speech_llms.weight_files import StoredTensor
-from salsa_dist.versions import named_in
 
-# What transformers raises for files that are missing, damaged, or of another version.
-UNREADABLE = (
-    *(OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError),
-    *(SafetensorError, StrictDataclassError),
-)
 # What a base is loaded from; a hub's folder may hold the same weights in three other forms too.
 CHECKPOINT_FILES = (".json", ".safetensors", ".txt", ".model", ".jinja", ".tiktoken")
 _FAMILIES: tuple[type[Family], ...] = (
@@ -124,10 +117,8 @@ def load_speech_llm(
 
     name = os.path.expanduser(name)
     options = FamilyOptions(window_s, prompt, language_as or {}, silence_stride)
-    try:
+    with reading_base(name):
         config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
-    except UNREADABLE as e:
-        raise _no_base(name, e) from None
     family_class = FAMILIES.get(config.model_type)
     if family_class is None:
         raise UserError(
@@ -138,7 +129,7 @@ def load_speech_llm(
     cls = model_class(config, family_class.MODEL_CLASS)
     precision = getattr(torch, dtype)
     sources: Mapping[str, StoredTensor] | None = None
-    try:
+    with reading_base(name):
         processor = family_class.load_processor(*files)
         described = None if filled else unfilled(cls, config, *files, precision)
         if described is None:
@@ -151,8 +142,6 @@ def load_speech_llm(
             )
         else:
             model, info, sources = described.model, described.loading_info, described.sources
-    except UNREADABLE as e:
-        raise _no_base(name, e) from None
     if lacking := sorted(info["missing_keys"]):
         # transformers would fill these with random numbers, other ones on every rank.
         raise UserError(
@@ -238,11 +227,9 @@ def revision_of(name: str, revision: str | None = None) -> str:
     from transformers import AutoConfig
 
     name = os.path.expanduser(name)
-    try:
-        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
-        return base_revision(name, config)
-    except UNREADABLE as e:
-        raise _no_base(name, e) from e
+    with reading_base(name):
+        AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+        return base_revision(name, revision)
 
 
 def source_folder(name: str, revision: str | None) -> Path:
@@ -256,17 +243,5 @@ def source_folder(name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
     kinds = [f"*{kind}" for kind in CHECKPOINT_FILES]
-    try:
+    with reading_base(name):
         return Path(snapshot_download(name, revision=revision, allow_patterns=kinds))
-    except UNREADABLE as e:
-        raise _no_base(name, e) from None
-
-
-def _no_base(name: str, error: Exception) -> UserError:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if isinstance(error, (AttributeError, KeyError, TypeError)) and (line := named_in(error)):
-        reason += f" ({type(error).__name__}; {line})."  # more likely the library's than the file's
-    return UserError(
-        f"base {name} can't be loaded: {reason} Name a folder with a Hugging Face checkpoint "
-        "(config.json, *.safetensors, processor files) or a hub name."
-    )

@@ -67,11 +67,14 @@ def test_the_commit_of_a_hub_name_is_known(tmp_path: Path) -> None:
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text(commit)
     make_base(repository / "snapshots" / commit)
-    code = "from salsa_dist import load_speech_llm; print(load_speech_llm('some/base').revision)"
+    code = (
+        "from salsa_dist.speech_llms.load import load_speech_llm, revision_of; "
+        "print(load_speech_llm('some/base').revision, revision_of('some/base'))"
+    )
     environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     environment.pop("HF_HUB_CACHE", None)
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    assert done.stdout.splitlines()[-1:] == [commit], done.stderr
+    assert done.stdout.splitlines()[-1:] == [f"{commit} {commit}"], done.stderr
 
 
 def test_a_file_that_is_not_there_is_none(tiny_base: Path) -> None:
