@@ -18,7 +18,7 @@ from salsa_dist.errors import UserError
 from salsa_dist.versions import named_in, table, warn_if_outside
 
 app = typer.Typer(
-    help="Steer large frozen speech-LLMs with kilobytes of learned vectors.",
+    help="Train and use steering vectors for large frozen speech-LLMs.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -39,10 +39,10 @@ Overrides = Annotated[
 
 @app.command()
 def train(config: ConfigArgument, overrides: Overrides = None) -> None:
-    """Train the adapters of CONFIG, or go on where the run stopped.
+    """Train the adapters of CONFIG, or resume a run that stopped.
 
-    By itself it is one process. For more, start it with salsa-dist launch, torchrun -m salsa_dist
-    or accelerate launch -m salsa_dist.
+    This command is one process. For several ranks, use salsa-dist launch, torchrun -m salsa_dist or
+    accelerate launch -m salsa_dist.
     """
     run_command("train", str(config), overrides or [])
 
@@ -65,12 +65,13 @@ def report(
     ] = None,
     by: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Option(help="results by a field of the shards too: age, speaker …; may be given again"),
+        typer.Option(help="also group results by a field of the shards: age, speaker …; repeatable"),
     ] = None,
 ) -> None:
     """Score a run's transcripts and write RUN/report.html, .json, .csv and .tex.
 
-    Of several RUNS, a comparison: languages by methods with intervals and tests, in the same formats.
+    For several RUNS, write a comparison in the same formats: languages by methods, with intervals and
+    tests.
     """
     from salsa_dist.report.write import write_comparison, write_report
 
@@ -89,16 +90,14 @@ def transcribe(
         Optional[Path],  # noqa: UP045
         typer.Option(help="adapter to steer with: its folder, or its .safetensors file"),
     ] = None,
-    scale: Annotated[float, typer.Option(help="how much of the adapter; 0: none")] = 1.0,
-    force: Annotated[
-        bool, typer.Option("--force", help="take an adapter that was made for another base")
-    ] = False,
+    scale: Annotated[float, typer.Option(help="factor of the adapter's vectors; 0: none")] = 1.0,
+    force: Annotated[bool, typer.Option("--force", help="accept an adapter of another base")] = False,
     window_s: Annotated[
         Optional[float],  # noqa: UP045
         typer.Option("--window", help="audio window in seconds; default: the base's own"),
     ] = None,
 ) -> None:
-    """Transcribe audio FILES, one line each."""
+    """Transcribe audio FILES; print one line per file."""
     from salsa_dist.evaluation.transcribe import transcribe as decode
     from salsa_dist.speech_llms.load import load_speech_llm
     from salsa_dist.steering.vectors import SteeringVectors
@@ -119,10 +118,10 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
     layers: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Option(help="path of a layer list that is not found: encoder=model.audio_tower.layers"),
+        typer.Option(help="path of an unusual layer list: encoder=model.audio_tower.layers"),
     ] = None,
 ) -> None:
-    """Show a base's sites, each probed with one forward and backward; or what an adapter holds.
+    """Show the sites of a base, each probed with one forward and backward pass; or show an adapter.
 
     A folder with config.json and no weights is shown without a probe.
     """
@@ -146,13 +145,13 @@ def inspect(
 def sizes(
     base: Annotated[str, typer.Argument(help="folder or hub name of a base")],
     shards: Annotated[Path, typer.Argument(help="folder of shards")],
-    language: Annotated[str, typer.Option(help="whose training clips are heard")],
-    clips: Annotated[int, typer.Option(min=1, help="how many of them")] = 32,
+    language: Annotated[str, typer.Option(help="language of the training clips")],
+    clips: Annotated[int, typer.Option(min=1, help="number of training clips")] = 32,
 ) -> None:
-    """Show how large each layer's activations are for real speech, as learning rates of its vectors.
+    """Measure the size of the activations per layer on real speech, as values for training.lr_scale.
 
-    The size is the median over positions of the norm over the root of the width. As
-    `training.lr_scale` it makes a learning rate a share of what it moves.
+    The size is the median over positions of norm / sqrt(width). As `training.lr_scale`, it makes
+    learning rates relative to the activations.
     """
     from salsa_dist.data.index import ShardIndex
     from salsa_dist.data.reading import first_clips
@@ -175,7 +174,7 @@ def sizes(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
 )
 def launch(context: typer.Context) -> None:
-    """Run on Slurm nodes, or as several processes here; `launch --help` lists the options."""
+    """Launch ranks on Slurm, or as processes on this machine; `launch --help` lists the options."""
     from salsa_dist.launch.command import main as launch_main
 
     raise typer.Exit(launch_main(context.args))
@@ -183,12 +182,12 @@ def launch(context: typer.Context) -> None:
 
 @app.command()
 def version() -> None:
-    """Show versions of salsa-dist and of the libraries it uses, with the ranges that were tested."""
+    """Show the versions of salsa-dist and its libraries, with their tested ranges."""
     print(table())
 
 
 def run_command(command: str, config_path: str, overrides: list[str]) -> None:
-    """`train`, `evaluate` or `train+evaluate` as one rank; the launchers call this in every task."""
+    """Run `train`, `evaluate` or `train+evaluate` as one rank; launchers call this in each task."""
     from salsa_dist.config import load_config
 
     config = load_config(config_path, overrides)

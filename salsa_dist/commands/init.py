@@ -23,9 +23,11 @@ def init(
     out: Annotated[Path, typer.Option(help="file to write")] = Path("config.yaml"),
     run: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(help="folder of the run; default: runs/ and the name of the shards"),
+        typer.Option(
+            help="folder of the run; default: runs/NAME, where NAME is the name of the shards"
+        ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="replace a file that is there")] = False,
+    force: Annotated[bool, typer.Option("--force", help="replace an existing file")] = False,
 ) -> None:
     """Write a commented config for BASE and SHARDS: one adapter per language, ready to train."""
     from salsa_dist.data.index import ShardIndex

@@ -1,4 +1,4 @@
-"""`salsa-dist plan`: what each placement costs, on paper."""
+"""`salsa-dist plan`: the estimated cost of each placement."""
 
 from __future__ import annotations
 
@@ -12,46 +12,50 @@ import typer
 def plan(
     config: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Argument(help="YAML file of a run: base, sites and batch are taken from it"),
+        typer.Argument(help="YAML file of a run, for base, sites and batch"),
     ] = None,
     base: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="instead: folder (config.json is enough) or hub name of a base"),
+        typer.Option(help="instead of CONFIG: folder (config.json is enough) or hub name of a base"),
     ] = None,
     nodes: Annotated[int, typer.Option(min=1)] = 1,
-    gpus_per_node: Annotated[int, typer.Option(min=1, help="devices of a node, a rank each")] = 8,
-    gpu_memory: Annotated[str, typer.Option(help="of one device, such as 80GB")] = "80GB",
+    gpus_per_node: Annotated[int, typer.Option(min=1, help="devices per node, one rank each")] = 8,
+    gpu_memory: Annotated[str, typer.Option(help="memory per device, such as 80GB")] = "80GB",
     host_memory: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="of one node, for CPU offload; default: taken to be enough"),
+        typer.Option(help="host memory per node, for CPU offload; default: assumed sufficient"),
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="clips of a step, over all ranks")] = 64,
-    micro_batch: Annotated[int, typer.Option(min=1, help="clips of one pass on one rank")] = 16,
+    batch: Annotated[int, typer.Option(min=1, help="clips per step, over all ranks")] = 64,
+    micro_batch: Annotated[int, typer.Option(min=1, help="clips per pass on one rank")] = 16,
     window_s: Annotated[
         Optional[float],  # noqa: UP045
         typer.Option("--window", help="audio window in seconds; default: the base's own"),
     ] = None,
-    clip_s: Annotated[float, typer.Option("--clip-seconds", help="length of a clip")] = 10.0,
-    sites: Annotated[str, typer.Option(help="such as encoder:last-half+llm")] = "encoder",
-    adapters: Annotated[int, typer.Option(min=1, help="in the bank")] = 1,
+    clip_s: Annotated[float, typer.Option("--clip-seconds", help="length of a clip in seconds")] = 10.0,
+    sites: Annotated[
+        str, typer.Option(help="steered sites, such as encoder:last-half+llm")
+    ] = "encoder",
+    adapters: Annotated[int, typer.Option(min=1, help="number of adapters in the bank")] = 1,
     checkpointing: Annotated[
-        bool, typer.Option("--checkpointing", help="make activations again in backward")
+        bool, typer.Option("--checkpointing", help="recompute activations in the backward pass")
     ] = False,
     dtype: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="float32, bfloat16 or float16; default: as stored"),
+        typer.Option(help="precision: float32, bfloat16 or float16; default: as stored"),
     ] = None,
-    tflops: Annotated[float, typer.Option(help="peak of one device; 312: A100, dense bf16")] = 312,
-    mfu: Annotated[float, typer.Option(help="share of the peak; Llama 3 reports 0.38 to 0.43")] = 0.4,
+    tflops: Annotated[float, typer.Option(help="peak TFLOP/s per device; 312: A100, dense bf16")] = 312,
+    mfu: Annotated[
+        float, typer.Option(help="achieved share of the peak; Llama 3 reports 0.38 to 0.43")
+    ] = 0.4,
     node_bandwidth: Annotated[
-        str, typer.Option(help="per second, into one device from its node; 240GB: NVLink 3")
+        str, typer.Option(help="bytes per second into a device, within its node; 240GB: NVLink 3")
     ] = "240GB",
     network_bandwidth: Annotated[
-        str, typer.Option(help="per second, out of one node; 25GB: one 200 Gb/s port")
+        str, typer.Option(help="bytes per second out of a node; 25GB: one 200 Gb/s port")
     ] = "25GB",
     ds_config: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(help="DeepSpeed config whose thresholds count; default: ds_configs/"),
+        typer.Option(help="DeepSpeed config that sets the thresholds; default: from ds_configs/"),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:

@@ -17,18 +17,18 @@ from salsa_dist.errors import UserError
 if TYPE_CHECKING:
     from salsa_dist.runs.status import Status
 
-app = typer.Typer(help="Look after runs.", no_args_is_help=True)
+app = typer.Typer(help="List, monitor, cancel and resume runs.", no_args_is_help=True)
 
 POLL_S = 1.0
 ASK_S = 10.0  # between two questions to Slurm while following
 
-Name = Annotated[str, typer.Argument(help="name of a run, as `runs list` shows it, or its folder")]
-Root = Annotated[Path, typer.Option(help="folder that holds the runs")]
+Name = Annotated[str, typer.Argument(help="name of a run, as shown by `runs list`, or its folder")]
+Root = Annotated[Path, typer.Option(help="folder of the runs")]
 
 
 @app.command("list")
 def list_runs(root: Root = Path("runs")) -> None:
-    """All runs, how they fare, and at which step they are."""
+    """List all runs with their state and step."""
     from salsa_dist.runs.find import runs
     from salsa_dist.runs.status import statuses
 
@@ -50,7 +50,7 @@ def list_runs(root: Root = Path("runs")) -> None:
 
 @app.command()
 def status(name: Name, root: Root = Path("runs")) -> None:
-    """How a run fares; why it failed; where its ranks wait; what it cost.
+    """Show the state of a run, why it failed, where its ranks wait, and its cost.
 
     The exit status is 1 if it failed or hangs.
     """
@@ -66,11 +66,13 @@ def status(name: Name, root: Root = Path("runs")) -> None:
 @app.command()
 def logs(
     name: Name,
-    rank: Annotated[int, typer.Option(min=0, help="whose log")] = 0,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="go on until the job ends")] = False,
+    rank: Annotated[int, typer.Option(min=0, help="rank whose log is shown")] = 0,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="follow the log until the job ends")
+    ] = False,
     root: Root = Path("runs"),
 ) -> None:
-    """The log of one rank of a run's newest job."""
+    """Show the log of one rank of a run's newest job."""
     from salsa_dist.runs.failures import log_paths
     from salsa_dist.runs.find import find
     from salsa_dist.runs.follow import Follower
@@ -106,7 +108,7 @@ def logs(
 
 @app.command()
 def cancel(name: Name, root: Root = Path("runs")) -> None:
-    """End a run's job. The ranks save at the end of their step; `resume` goes on from there."""
+    """Stop a run's job. The ranks save after the current step; `resume` continues from there."""
     from salsa_dist.runs import slurm_jobs
     from salsa_dist.runs.find import find
     from salsa_dist.runs.status import status as status_of
@@ -124,7 +126,7 @@ def cancel(name: Name, root: Root = Path("runs")) -> None:
 
 @app.command()
 def resume(name: Name, root: Root = Path("runs")) -> None:
-    """Launch a run again as it was last launched; it goes on from its newest checkpoint."""
+    """Repeat the last launch of a run; it resumes from its newest checkpoint."""
     from salsa_dist.runs.find import find
     from salsa_dist.runs.status import status as status_of
 

@@ -12,17 +12,17 @@ import typer
 
 from salsa_dist.errors import UserError
 
-app = typer.Typer(help="Make, check and rearrange tar shards of speech.", no_args_is_help=True)
+app = typer.Typer(help="Build, check and reshard tar shards of speech.", no_args_is_help=True)
 
 Folder = Annotated[Path, typer.Argument(help="folder of shards")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 Language = Annotated[
     Optional[str],  # noqa: UP045
-    typer.Option(help="language code of what names none itself"),
+    typer.Option(help="language code of samples without one"),
 ]
 Workers = Annotated[
     Optional[int],  # noqa: UP045
-    typer.Option(help="processes; default: one a core that this one may use"),
+    typer.Option(help="processes; default: one per available core"),
 ]
 
 
@@ -40,26 +40,28 @@ def build(
     language: Language = None,
     column: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Option(help="what the corpus calls a field: text=sentence_clean; may be repeated"),
+        typer.Option(help="name of a field in the corpus: text=sentence_clean; repeatable"),
     ] = None,
     licence: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="of the corpus, where the recipe does not know it"),
+        typer.Option(help="licence of the corpus, if the recipe does not know it"),
     ] = None,
-    rate: Annotated[int, typer.Option(help="Hz of the FLAC in the shards")] = 16_000,
+    rate: Annotated[int, typer.Option(help="sampling rate of the shards in Hz")] = 16_000,
     as_is: Annotated[
-        bool, typer.Option("--as-is", help="keep recordings as they came; their parts keep the rate")
+        bool, typer.Option("--as-is", help="keep original recordings; parts of them keep their rate")
     ] = False,
-    samples_per_shard: Annotated[int, typer.Option(help="at most")] = 1000,
-    min_seconds: Annotated[float, typer.Option(help="what is shorter is dropped")] = 0.1,
-    max_seconds: Annotated[float, typer.Option(help="what is longer is dropped")] = 600.0,
-    dev_share: Annotated[float, typer.Option(help="where the corpus has no splits")] = 0.05,
-    test_share: Annotated[float, typer.Option(help="where the corpus has no splits")] = 0.05,
+    samples_per_shard: Annotated[int, typer.Option(help="maximum number of samples per shard")] = 1000,
+    min_seconds: Annotated[float, typer.Option(help="drop shorter samples")] = 0.1,
+    max_seconds: Annotated[float, typer.Option(help="drop longer samples")] = 600.0,
+    dev_share: Annotated[float, typer.Option(help="share for dev, if the corpus has no splits")] = 0.05,
+    test_share: Annotated[
+        float, typer.Option(help="share for test, if the corpus has no splits")
+    ] = 0.05,
     keep: Annotated[
-        str, typer.Option(help="doubtful samples that stay: cut-off,clipped, …; default: all dropped")
+        str, typer.Option(help="kinds of doubtful samples to keep: cut-off,clipped, …; default: none")
     ] = "",
     max_dropped: Annotated[
-        float, typer.Option(help="share whose audio may be of no use; more is an error")
+        float, typer.Option(help="maximum share of dropped samples per language; more is an error")
     ] = 0.1,
     revision: Annotated[
         Optional[str],  # noqa: UP045
@@ -73,10 +75,10 @@ def build(
         Optional[str],  # noqa: UP045
         typer.Option(help="of a data set on a hub, joined by commas; default: all"),
     ] = None,
-    seed: Annotated[int, typer.Option(help="of the splits and the order")] = 0,
+    seed: Annotated[int, typer.Option(help="seed of the splits and the order")] = 0,
     workers: Workers = None,
 ) -> None:
-    """Turn a corpus into tar shards with an index and a card.
+    """Convert a corpus into tar shards with an index and a card.
 
     Stopped or killed, it goes on when it is started again. The shards are the same bytes whatever the
     number of processes.
@@ -110,17 +112,17 @@ def build(
 @app.command()
 def lint(
     folder: Folder,
-    min_seconds: Annotated[float, typer.Option(help="shortest sample that is right")] = 0.1,
-    max_seconds: Annotated[float, typer.Option(help="longest sample that is right")] = 600.0,
+    min_seconds: Annotated[float, typer.Option(help="shortest valid sample")] = 0.1,
+    max_seconds: Annotated[float, typer.Option(help="longest valid sample")] = 600.0,
     rate: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(help="Hz that all samples have; default: what the index says"),
+        typer.Option(help="expected sampling rate in Hz; default: from the index"),
     ] = None,
-    show: Annotated[int, typer.Option(help="problems to print of each kind")] = 100,
+    show: Annotated[int, typer.Option(help="problems to print per kind")] = 100,
     as_json: AsJson = False,
     workers: Workers = None,
 ) -> None:
-    """Name each damaged shard and sample, and what two splits share.
+    """List damaged shards and samples, and content that two splits share.
 
     Exit status: 0 if all is well, 1 if there are problems, 2 if it could not be checked.
     """
@@ -150,7 +152,7 @@ def lint(
 
 @app.command()
 def stats(folder: Folder, as_json: AsJson = False) -> None:
-    """How much of what there is, by the index."""
+    """Show counts and durations from the index."""
     from salsa_dist.corpus import stats as of_shards
     from salsa_dist.data.index import ShardIndex
 
@@ -167,10 +169,10 @@ def index(
     language: Language = None,
     split: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="of all tars; default: as their paths say, else train"),
+        typer.Option(help="split of all tars; default: from their paths, else train"),
     ] = None,
 ) -> None:
-    """Write an index.json for tars that others made, so that they can be trained on.
+    """Write an index.json for tars made elsewhere, so that they can be used for training.
 
     A sample is audio (flac, wav, mp3, ogg, opus) and its text in .txt or .json.
     """
@@ -187,19 +189,19 @@ def reshard(
     out: Annotated[Path, typer.Argument(help="folder for the new shards")],
     samples_per_shard: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(help="at most"),
+        typer.Option(help="maximum number of samples per shard"),
     ] = None,
     shard_size: Annotated[
         Optional[float],  # noqa: UP045
-        typer.Option(help="in megabytes, about"),
+        typer.Option(help="approximate size of a shard in megabytes"),
     ] = None,
     language: Language = None,
     split: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="of tars without an index; default: as their paths say, else train"),
+        typer.Option(help="split of tars without an index; default: from their paths, else train"),
     ] = None,
 ) -> None:
-    """Copy samples into shards of another size, one language and split a shard."""
+    """Copy samples into shards of another size, with one language and split per shard."""
     from salsa_dist.corpus.foreign import reshard as reshard_tars
 
     size = round(shard_size * 1e6) if shard_size else None

@@ -16,9 +16,9 @@ FileArgument = Annotated[Path, typer.Argument(help="YAML file of the sweep, such
 @app.command()
 def plan(
     file: FileArgument,
-    nodes: Annotated[int, typer.Option(min=1, help="nodes that jobs can run on at once")] = 1,
+    nodes: Annotated[int, typer.Option(min=1, help="nodes available at once")] = 1,
 ) -> None:
-    """Check a sweep, show its jobs and what they cost; nothing is written."""
+    """Check a sweep and show its jobs and their cost; write nothing."""
     from salsa_dist.sweeps.grid import load_sweep
     from salsa_dist.sweeps.plan import make_plan
 
@@ -29,7 +29,7 @@ def plan(
 
 @app.command()
 def run(file: FileArgument) -> None:
-    """Do what is missing on this machine, job after job; the same command goes on after a stop.
+    """Run the unfinished jobs of a sweep on this machine; the same command resumes it.
 
     A comparison is tried, chosen, trained, evaluated and reported.
     """
@@ -65,7 +65,7 @@ def run(file: FileArgument) -> None:
 
 @app.command()
 def status(file: FileArgument) -> None:
-    """Show how far each adapter is and how its job fares, and write the table of results."""
+    """Show the progress of each adapter and its job, and write the table of results."""
     from salsa_dist.runs.status import statuses
     from salsa_dist.sweeps.folder import write_results
     from salsa_dist.sweeps.grid import load_sweep

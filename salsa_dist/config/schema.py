@@ -3,14 +3,14 @@
 Config
 ├── run          folder of the run: events, state, adapters, report
 ├── base         which speech-LLM, its precision, its audio window
-├── data         where the shards are, how much of them one adapter step takes
-├── method       salsa, or what it is compared with: lora, bias, mean-difference, in-context …
-├── steering     sites and rule, for every adapter that does not say otherwise
+├── data         where the shards are, how many clips an adapter step has
+├── method       salsa, or a method to compare with: lora, bias, mean-difference, in-context …
+├── steering     sites and rule: the defaults of every adapter
 ├── adapters     a list: one entry, one adapter, one row of the bank
 ├── training     steps, learning rate, checkpoints
 ├── placement    how many consecutive ranks share one copy of the base
 ├── evaluation   split, windows, decoding
-└── trackers     where losses are drawn
+└── trackers     where losses are plotted
 """
 
 from __future__ import annotations
@@ -73,16 +73,18 @@ class BaseConfig(_Section):
     )
     stage_to: Place[str | None] = Field(
         None,
-        description="folder on each node's own disk for a copy of the base: $SLURM_TMPDIR",
+        description="folder on each node's own disk for a copy of the base, such as $SLURM_TMPDIR",
     )
     prompt: Both[str | None] = Field(
-        None, description="instruction instead of the authors' own; {language} becomes its name"
+        None,
+        description="instruction in place of the authors' own; {language} becomes the language's name",
     )
     layers: Both[dict[str, str]] = Field(
-        {}, description="layer lists of an odd base, such as {encoder: model.audio_tower.layers}"
+        {},
+        description="paths of unusual layer lists, such as {encoder: model.audio_tower.layers}",
     )
     language_as: Both[dict[str, str]] = Field(
-        {}, description="languages announced to the base as another, such as {tw: yo}"
+        {}, description="languages that the prompt replaces by another, such as {tw: yo}"
     )
 
 
@@ -97,42 +99,46 @@ def _range(lowest: float) -> Any:
 
 class AugmentConfig(_Section):
     speed: Vectors[Annotated[tuple[float, float], _range(0.1)] | None] = Field(
-        None, description="range of factors, such as [0.9, 1.1]; null: off"
+        None, description="range of speed factors, such as [0.9, 1.1]; null: off"
     )
     noise_db: Vectors[Annotated[tuple[float, float], _range(-100)] | None] = Field(
         None, description="range of signal-to-noise ratios in dB, such as [10, 30]; null: off"
     )
     time_masks: Vectors[int] = Field(
-        0, ge=0, le=20, description="stretches made silent, a tenth of a clip each"
+        0, ge=0, le=20, description="number of silenced time spans, a tenth of a clip each"
     )
     frequency_masks: Vectors[int] = Field(
-        0, ge=0, le=20, description="bands taken out, an eighth of the spectrum each at most"
+        0,
+        ge=0,
+        le=20,
+        description="number of removed frequency bands, at most an eighth of the spectrum each",
     )
 
 
 class DataConfig(_Section):
     shards: Place[Folder] = Field(description="folder with tar shards and their index.json")
     clips_per_step: Vectors[int | None] = Field(
-        None, ge=1, description="clips of one adapter step, over all ranks; 8 if neither is set"
+        None, ge=1, description="clips per adapter step, over all ranks; 8 if neither is set"
     )
     seconds_per_step: Vectors[float | None] = Field(
-        None, gt=0, description="or its seconds of audio, in clips of similar lengths"
+        None, gt=0, description="or seconds of audio per adapter step, in clips of similar lengths"
     )
     join_clips: Vectors[int] = Field(
         1,
         ge=1,
-        description="clips that are laid one behind the other in one audio window, at most; how many "
-        "is drawn anew each time. For short clips and a base whose window is long",
+        description="maximum number of clips joined in one audio window; the number is sampled per "
+        "window. For short clips and a base with a long window",
     )
     readers: Vectors[int] = Field(
-        4, ge=1, description="virtual readers an adapter; its batches depend on this, not on ranks"
+        4, ge=1, description="virtual readers per adapter; batches depend on this, not on ranks"
     )
-    workers: Neither[int] = Field(0, ge=0, description="processes a rank that read ahead; 0: none")
+    workers: Neither[int] = Field(0, ge=0, description="processes per rank that read ahead; 0: none")
     max_bad: Neither[int] = Field(
-        100, ge=0, description="samples that may be unusable, and are replaced, before the run stops"
+        100, ge=0, description="bad samples that are replaced before the run stops"
     )
     stage_to: Place[str | None] = Field(
-        None, description="folder on each node's own disk for copies of the shards: $SLURM_TMPDIR"
+        None,
+        description="folder on each node's own disk for copies of the shards, such as $SLURM_TMPDIR",
     )
     augment: AugmentConfig = AugmentConfig()
 
@@ -147,7 +153,7 @@ class DataConfig(_Section):
         return {**tree, "clips_per_step": 8} if clips is None and seconds is None else tree
 
     def clips_of_a_step(self, mean_s: float) -> int:
-        """Clips of one adapter step, about, where a clip lasts `mean_s` seconds on average."""
+        """Approximate clips per adapter step, for clips of `mean_s` seconds on average."""
         if self.clips_per_step is not None:
             return self.clips_per_step
         return max(1, round((self.seconds_per_step or 0) / mean_s))
@@ -161,13 +167,13 @@ class SteeringConfig(_Section):
 
 
 class MixConfig(_Section):
-    """How often an adapter draws from each of its languages."""
+    """How often an adapter samples each of its languages."""
 
     temperature: Vectors[float | None] = Field(
-        None, gt=0, description="T of p ~ n^(1/T), n being a language's clips; 1 if neither is set"
+        None, gt=0, description="T in p ~ n^(1/T), n being the clips of a language; 1 if neither is set"
     )
     weights: Vectors[dict[str, Annotated[float, Field(gt=0)]] | None] = Field(
-        None, description="or a weight for each language, such as {bg: 2, el: 1}"
+        None, description="or one weight per language, such as {bg: 2, el: 1}"
     )
 
     @model_validator(mode="after")
@@ -178,11 +184,11 @@ class MixConfig(_Section):
 
 
 class AdapterConfig(_Section):
-    """One adapter. What is left out is taken from `steering`, `training` and `data`."""
+    """One adapter. Missing keys are taken from `steering`, `training` and `method`."""
 
     name: Neither[str] = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     language: Vectors[str | Annotated[list[str], Field(min_length=1)]] = Field(
-        description="a language code, or a list of several to be mixed"
+        description="a language code, or a list of codes to mix"
     )
     mix: MixConfig = MixConfig()
     sites: Vectors[str | None] = None
@@ -191,11 +197,13 @@ class AdapterConfig(_Section):
     steps: Vectors[int | None] = Field(None, ge=1)
     seed: Vectors[int | None] = None
     minutes: Vectors[float | None] = Field(
-        None, gt=0, description="of speech to train on, chosen by the seed; null: all there is"
+        None, gt=0, description="minutes of speech to train on, chosen by the seed; null: all"
     )
-    scale: Vectors[float | None] = Field(None, description="of a mean difference; null: the method's")
+    scale: Vectors[float | None] = Field(
+        None, description="scale of a mean difference; null: the method's"
+    )
     start_from: Vectors[Folder | None] = Field(
-        None, description="an adapter's folder or file that training starts from; null: from zero"
+        None, description="folder or file of an adapter to start training from; null: start from zero"
     )
 
     @property
@@ -217,7 +225,7 @@ class AdapterConfig(_Section):
 
 @dataclass(frozen=True)
 class AdapterSettings:
-    """One adapter with nothing left out."""
+    """One adapter with all settings filled in."""
 
     name: str
     languages: tuple[str, ...]
@@ -241,24 +249,24 @@ class HalvingConfig(_Section):
     """Successive halving: at each rung the worse adapters of a language stop."""
 
     rungs: Vectors[list[Annotated[int, Field(ge=1)]]] = Field(
-        min_length=1, description="steps before which adapters are dropped"
+        min_length=1, description="steps before which adapters are compared and stopped"
     )
-    keep: Vectors[float] = Field(0.5, gt=0, lt=1, description="share of each group that goes on")
+    keep: Vectors[float] = Field(0.5, gt=0, lt=1, description="share of each group that continues")
     metric: Vectors[Literal["dev_loss", "cer"]] = Field(
         "dev_loss",
-        description="on dev clips: mean loss a label; or the character error rate of what evaluation's "
-        "settings decode, which is dearer",
+        description="measure on dev clips: mean loss per label, or character error rate under the "
+        "settings of evaluation, which costs more",
     )
 
 
 class _Method(_Section):
-    """What others ask of a method; how it is done is in `methods/`.
+    """Properties of a method; `methods/` implements it.
 
     Attributes:
-        trains: `salsa-dist train` makes adapters, by gradient steps or otherwise.
+        trains: `salsa-dist train` produces adapters, by gradient steps or otherwise.
         learns: it trains by gradient steps.
-        steers: its adapters are vectors beside the base: all share one pass, wherever its weights are.
-        adapts: it changes what the base writes.
+        steers: its adapters are steering vectors: all share one pass, under any placement.
+        adapts: it changes the transcripts of the base.
     """
 
     trains: ClassVar[bool] = True
@@ -268,12 +276,12 @@ class _Method(_Section):
 
     @property
     def needs_whole_base(self) -> bool:
-        """Each rank must hold the whole base, and its adapters come one after another."""
+        """Each rank must hold the whole base, and adapters are trained one after another."""
         return self.adapts and not self.steers
 
 
 class SalsaMethod(_Method):
-    """Steering vectors, trained: what this project is for."""
+    """Trained steering vectors, the purpose of this project."""
 
     steers = True
     kind: Vectors[Literal["salsa"]] = "salsa"
@@ -297,13 +305,15 @@ class BiasMethod(_Method):
 
 
 class MeanDifferenceMethod(_Method):
-    """Vectors that are not trained: mean activations of another language's speech less one's own."""
+    """Untrained vectors: mean activations of the contrast language minus those of the adapter's."""
 
     learns = False
     steers = True
     kind: Vectors[Literal["mean-difference"]]
-    contrast: Vectors[str] = Field(description="language that the base knows well, in the same shards")
-    scale: Vectors[float] = Field(1.0, description="how much of the difference; chosen on dev")
+    contrast: Vectors[str] = Field(
+        description="a language that the base knows well, in the same shards"
+    )
+    scale: Vectors[float] = Field(1.0, description="factor of the difference; choose it on dev")
     clips: Vectors[int] = Field(100, ge=1, description="training clips of each language")
 
 
@@ -312,16 +322,18 @@ class InContextMethod(_Method):
 
     trains = learns = False
     kind: Both[Literal["in-context"]]
-    examples: Both[int] = Field(4, ge=1, description="fewer where they do not fit the window")
+    examples: Both[int] = Field(
+        4, ge=1, description="examples per prompt; fewer if they do not fit the window"
+    )
     choose: Both[Literal["random", "audio", "text"]] = Field(
         "random",
-        description="at random; or nearest by the base's own encoder, or by the letters of its draft",
+        description="random; audio: nearest in the base's own encoder; text: nearest in letters",
     )
     pool: Both[int] = Field(200, ge=1, description="training clips to choose from")
 
 
 class ZeroShotMethod(_Method):
-    """The base as it is."""
+    """The base without an adapter."""
 
     trains = learns = adapts = False
     kind: Vectors[Literal["zero-shot"]]
@@ -335,85 +347,87 @@ class TrainingConfig(_Section):
     lr: Vectors[float] = Field(1e-2, gt=0)
     lr_scale: VectorsByOrder[dict[str, Annotated[float, Field(gt=0)]]] = Field(
         {},
-        description="by which the rate of some steering vectors is multiplied, such as {llm: 0.5, "
-        "encoder:5: 3}; of two that name a layer the last. For layers whose activations differ in size",
+        description="per-site learning-rate multipliers, such as {llm: 0.5, encoder:5: 3}; the last "
+        "match wins. For layers whose activations differ in size",
     )
     warmup: Vectors[float] = Field(
-        0.05, ge=0, lt=1, description="share of the steps with a rising rate"
+        0.05, ge=0, lt=1, description="share of the steps in which the learning rate rises"
     )
     decay: Vectors[Literal["cosine", "none"]] = "cosine"
     clip_norm: Vectors[float | None] = Field(
-        1.0, gt=0, description="of one adapter's gradient; null: off"
+        1.0, gt=0, description="maximum norm of one adapter's gradient; null: off"
     )
     seed: Vectors[int] = 0
     window_s: Vectors[float | None] = Field(
         None,
         gt=0,
-        description="audio window of the clips that are trained on, in seconds; null: base.window_s. A "
-        "shorter one costs less a step; what is learned there is used and compared at base.window_s",
+        description="audio window in training, in seconds; null: base.window_s. A shorter window costs "
+        "less per step; evaluation still uses base.window_s",
     )
     silence_stride: Vectors[int] = Field(
         1,
         ge=1,
-        description="for Whisper, whose window is 30 s whatever a clip's length: of the silence behind "
-        "a clip training hears one position of so many, which stands for them. With 8 short clips are "
-        "several times cheaper, and gradients nearly the same; 1 hears all",
+        description="keep 1 in this many encoder positions of the trailing padding, for Whisper, which "
+        "pads every clip to 30 s. With 8, short clips are several times cheaper and gradients nearly "
+        "the same; 1 keeps all",
     )
     micro_batch: Neither[int] = Field(
-        16, ge=1, description="audio windows of one forward pass on one rank"
+        16, ge=1, description="audio windows per forward pass on one rank"
     )
     activation_checkpointing: Neither[bool] = Field(
-        False, description="make activations again in backward: less memory, more time"
+        False, description="recompute activations in the backward pass: less memory, more time"
     )
     share_prefix: Neither[bool] = Field(
-        True, description="a clip that several adapters take is heard once, up to their first layer"
+        True,
+        description="run the unsteered prefix once per clip, for all adapters that sample the clip",
     )
     prefix_cache: Neither[Literal["off", "memory", "disk"]] = Field(
-        "off", description="keep what lies below the first steered layer, computed once a clip"
+        "off", description="store the output of the unsteered prefix, computed once per clip"
     )
     prefix_cache_gb: Neither[float] = Field(
-        4, gt=0, description="room for it: of each rank's memory, or of the disk in all"
+        4, gt=0, description="maximum GB of the prefix cache: memory per rank, or disk in total"
     )
     prefix_folder: Place[Folder | None] = Field(
-        None, description="where it is kept on disk; null: in the run's folder"
+        None, description="folder of the prefix cache on disk; null: in the run's folder"
     )
     save_every_s: Neither[float] = Field(60, ge=0, description="seconds between two checkpoints")
-    keep: Neither[int] = Field(2, ge=1, description="checkpoints kept")
+    keep: Neither[int] = Field(2, ge=1, description="number of checkpoints to keep")
     max_skipped: Vectors[int] = Field(
         10, ge=0, description="skipped steps in a row before the run stops"
     )
     max_loss: Vectors[float | None] = Field(
         30.0,
         gt=0,
-        description="a step of a larger loss is skipped, as one with a NaN gradient; nats a label, "
-        "where guessing among 150,000 tokens costs 12; null: off",
+        description="skip steps with a larger loss, as those with a NaN gradient; in nats per label: "
+        "guessing among 150,000 tokens costs 12; null: off",
     )
     hang_after_s: Neither[float] = Field(
         300,
         gt=0,
-        description="seconds at one place, of the start or of a step, before a rank counts as hung",
+        description="seconds without progress, in the start or in a step, before a rank counts as hung",
     )
     dev_clips: Vectors[int] = Field(
-        0, ge=0, description="dev clips a language that adapters are measured on; 0: not measured"
+        0, ge=0, description="dev clips per language to measure adapters on; 0: do not measure"
     )
     halving: HalvingConfig | None = Field(
-        None, description="stop the worse adapters early; null: all go to their end"
+        None, description="stop the worse adapters early; null: train all to the end"
     )
 
 
 class PlacementConfig(_Section):
     kind: Neither[Literal["replicate", "node", "full", "auto"] | int] = Field(
         "auto",
-        description="ranks that share one copy: replicate (1), node, full (all), or a number; auto: "
-        "the fewest whose memory suffices",
+        description="shard group size, the ranks that share one copy of the base: replicate (1), node, "
+        "full (all), or a number; auto: the smallest that fits",
     )
     ds_config: Place[Path | None] = Field(
         None,
-        description="DeepSpeed config: a file, or one in ds_configs/ such as lean.json; null: the one "
-        "there for this placement",
+        description="DeepSpeed config: a file, or a name in ds_configs/ such as lean.json; null: the "
+        "one for this placement",
     )
     offload: Neither[Literal["none", "cpu", "nvme"]] = Field(
-        "none", description="where a shared base's parts are between uses: the device, RAM, or a disk"
+        "none",
+        description="where partitions are stored between uses: on the device, in RAM, or on a disk",
     )
     nvme_path: Place[Folder | None] = Field(
         None, description="folder on each node's own disk, for offload: nvme"
@@ -421,7 +435,7 @@ class PlacementConfig(_Section):
 
 
 class DecodingConfig(_Section):
-    """Greedy decoding, as generate() of transformers understands these words."""
+    """Greedy decoding; the keys are those of transformers' generate()."""
 
     repetition_penalty: Transcripts[float] = Field(1.0, gt=0)
     no_repeat_ngram_size: Transcripts[int] = Field(0, ge=0, description="0: off")
@@ -434,29 +448,29 @@ Alike = Literal["digits", "chinese-numbers", "chinese-scripts"]
 class EvaluationConfig(_Section):
     split: Transcripts[str] = "test"
     clips: Transcripts[int | None] = Field(
-        None, ge=1, description="the first so many of each language that fit the window; null: all"
+        None, ge=1, description="number of clips per language, the first that fit the window; null: all"
     )
     windows_s: Coverage[list[float | None]] = Field(
         [None], min_length=1, description="audio windows in seconds; null: the base's own"
     )
-    batch: Neither[int] = Field(16, ge=1, description="clips of one generate() call")
+    batch: Neither[int] = Field(16, ge=1, description="clips per generate() call")
     max_new_tokens: Transcripts[int] = Field(96, ge=1)
     decoding: DecodingConfig = DecodingConfig()
     zero_shot: Coverage[bool] = Field(True, description="decode the clips without an adapter too")
     normaliser: Neither[Normaliser] = Field(
         "auto",
-        description="what is done to texts before errors are counted, never to transcripts: Whisper's "
-        "`english` normaliser, its `basic` one, or english for English alone",
+        description="normaliser for scoring; stored transcripts do not change. Whisper's `english` or "
+        "`basic` one; auto: english for English, else basic",
     )
     alike: Neither[list[Alike]] = Field(
         [],
-        description="what counts as the same besides: digits of any script, chinese-numbers, "
+        description="variants that count as equal: digits (of any script), chinese-numbers, "
         "chinese-scripts (traditional, simplified)",
     )
     forgetting: Coverage[bool | list[str]] = Field(
         False,
-        description="decode each adapter in other languages too, true: in all of the shards, or in "
-        "those listed; and the base once more without adapters beside it",
+        description="decode each adapter in other languages too: true for all in the shards, or a "
+        "list; also decode the base again without any adapter loaded",
     )
     placement: PlacementConfig = PlacementConfig()
 
@@ -472,7 +486,7 @@ class Config(_Section):
     placement: PlacementConfig = PlacementConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     trackers: Neither[list[Literal["tensorboard", "wandb", "trackio"]]] = Field(
-        ["tensorboard"], description="where the curves are drawn: tensorboard, wandb, trackio"
+        ["tensorboard"], description="where curves are plotted: tensorboard, wandb, trackio"
     )
 
     @model_validator(mode="after")
@@ -510,13 +524,13 @@ class Config(_Section):
     def _clips_may_be_kept(self) -> Config:
         if self.data.join_clips > 1 and self.training.prefix_cache != "off":
             raise ValueError(
-                "data.join_clips makes other windows each time, and training.prefix_cache keeps clips: "
-                "take one of them"
+                "data.join_clips makes new windows in each epoch, and training.prefix_cache stores "
+                "clips: use one of them"
             )
         if self.training.silence_stride > 1 and self.training.prefix_cache != "off":
             raise ValueError(
-                "training.silence_stride hears part of a window, and training.prefix_cache keeps whole "
-                "ones: take one of them"
+                "training.silence_stride keeps part of a window, and training.prefix_cache stores "
+                "whole ones: use one of them"
             )
         return self
 
@@ -530,7 +544,7 @@ class Config(_Section):
         return self
 
     def adapter_settings(self) -> list[AdapterSettings]:
-        """The adapters in row order, each with all that it did not say itself filled in."""
+        """The adapters in row order, each with defaults filled in."""
         t = self.training
         return [
             AdapterSettings(
@@ -550,6 +564,6 @@ class Config(_Section):
         ]
 
     def base_in_training(self) -> BaseConfig:
-        """The base with the audio window that training hears."""
+        """The base with the audio window of training."""
         window = self.training.window_s or self.base.window_s
         return self.base.model_copy(update={"window_s": window})

@@ -80,8 +80,8 @@ class Resources(BaseModel):
     min_nodes: Annotated[int | None, SLURM] = Field(
         None,
         ge=1,
-        description="start on so many when --nodes are not to be had, also after a node is lost; "
-        "default: as many as --nodes",
+        description="smallest number of nodes to start on if --nodes are not available, also after a "
+        "node is lost; default: --nodes",
     )
     tasks_per_node: int | None = Field(
         None, ge=1, description="ranks per node; default: one per GPU, else 1"
@@ -101,12 +101,14 @@ class Resources(BaseModel):
     nodelist: OfSbatch = Field(None, description="nodes to use")
     dependency: OfSbatch = Field(None, description="such as afterok:1234")
     array_parallelism: Annotated[int | None, SLURM] = Field(
-        None, ge=1, description="jobs of a sweep at once; default: as many as --nodes hold"
+        None, ge=1, description="jobs of a sweep that run at once; default: as many as fit on --nodes"
     )
     sbatch: Pairs = Field({}, title="KEY[=VALUE]", description="any other sbatch option; repeatable")
     srun: Pairs = Field({}, title="KEY[=VALUE]", description="any other srun option; repeatable")
     setup: Annotated[list[str], RANKS] = Field(
-        [], title="CMD", description="shell line to run first, such as 'module load cuda'; repeatable"
+        [],
+        title="CMD",
+        description="shell command to run first, such as 'module load cuda'; repeatable",
     )
     env: Variables = Field(
         {}, title="NAME=VALUE", description="environment variable of every rank; repeatable"
@@ -115,10 +117,12 @@ class Resources(BaseModel):
         None, description="Python of the ranks; default: this one"
     )
     container: Annotated[str | None, SLURM] = Field(
-        None, description="image to run in: a .sif by apptainer, else by pyxis; or pyxis:, apptainer:"
+        None,
+        description="container image: .sif files run in apptainer, others in pyxis; or prefix "
+        "pyxis: or apptainer:",
     )
     container_mounts: Annotated[list[str], SLURM] = Field(
-        [], title="FROM:TO", description="what the container sees beside the run; repeatable"
+        [], title="FROM:TO", description="extra mount of the container; repeatable"
     )
     stage_to: str | None = Field(
         None,
@@ -129,15 +133,16 @@ class Resources(BaseModel):
         30,
         ge=0,
         title="DAYS",
-        description="remove the run's code snapshots that nothing used for so long",
+        description="remove code snapshots of the run that were not used for this many days",
     )
     tries: Annotated[int, RANKS] = Field(
         3,
         ge=0,
-        description="failed tries in a row without a new checkpoint; 0: never start again by itself",
+        description="failed attempts in a row without progress before the job stays failed; "
+        "0: never requeue",
     )
     gpu_memory: Annotated[str, SLURM] = Field(
-        "80GB", description="memory of a device, for the plan of --dry-run"
+        "80GB", description="memory per device, for the plan of --dry-run"
     )
 
     def over(self, defaults: Resources) -> Resources:
@@ -215,8 +220,8 @@ class Options(Resources):
     cluster: Cluster = Field(Cluster.slurm, description="where to run")
     profile: Annotated[str | None, SLURM] = Field(
         None,
-        description=f"site settings of that name in {' or '.join(PROFILE_FILES)}; "
-        "default: default, if it is there",
+        description=f"name of a cluster profile in {' or '.join(PROFILE_FILES)}; "
+        "default: the profile `default`, if there is one",
     )
     dry_run: Annotated[bool, SLURM] = Field(
         False, description="print the sbatch script and the placement plan"

@@ -136,7 +136,7 @@ def test_training_by_it_is_another_run(tmp_path: Path, tiny_base: Path, tiny_sha
     assert own[0] == own[1] != own[2]
     whole, thin = (SteeringVectors.load(train(c).adapters[0]).vectors for c in configs)
     assert not torch.allclose(whole["encoder.0"], thin["encoder.0"])
-    with pytest.raises(UserError, match="silence_stride hears part of a window"):
+    with pytest.raises(UserError, match="silence_stride keeps part of a window"):
         load_config(path, ["training.silence_stride=4", "training.prefix_cache=memory"])
 
 
