@@ -1,7 +1,8 @@
 """`shards lint`: every shard and sample that is damaged, and what two splits share.
 
     folder ─► each tar, in its own process: sha256, tar, names, audio, rate, length, doubts, text, index
-           ─► all together: speakers and texts of a language that are in two splits
+           ─► all together: speakers and texts of a language that are in two splits, but for what the
+              way in which the index says that it was split leaves open
            ─► Problem ── shard, sample (None: the whole shard), kind, what
 
 Without an index the tars are checked alone; splits are then told from their paths.
@@ -9,14 +10,14 @@ Without an index the tars are checked alone; splits are then told from their pat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
-from salsa_dist.corpus import doubts
+from salsa_dist.corpus import doubts, splits
 from salsa_dist.corpus.archive import DamagedTar
 from salsa_dist.corpus.tar_samples import Found, found, tars
 from salsa_dist.corpus.text import same
@@ -73,11 +74,13 @@ def lint(folder: Path, bounds: Bounds, workers: int = 1) -> tuple[list[Problem],
         raise UserError(f"{folder} is no folder: name a folder of shards")
     shards: dict[str, Shard | None] = dict.fromkeys(tars(folder))
     problems = []
+    how: object = {}
     if (folder / FILE).exists():
         index = ShardIndex.load(folder)
         if bounds.rate is None:
             bounds = replace(bounds, rate=index.sample_rate or None)
         bounds = replace(bounds, keep=tuple(index.recipe.get("asked", {}).get("keep", ())))
+        how = index.recipe.get("splits", {})
         known = {shard.path: shard for shard in index.shards}
         problems += [
             Problem(path, None, "index", f"is not in {FILE}") for path in shards if path not in known
@@ -88,7 +91,7 @@ def lint(folder: Path, bounds: Bounds, workers: int = 1) -> tuple[list[Problem],
     checked = _each(partial(check, folder, bounds), list(shards.items()), workers)
     for one in checked:
         problems += one.problems
-    problems += shared(checked)
+    problems += shared(checked, how if isinstance(how, dict) else {})
     return problems, sum(one.samples for one in checked)
 
 
@@ -137,18 +140,18 @@ def check(folder: Path, bounds: Bounds, item: tuple[str, Shard | None]) -> Check
     return result
 
 
-def shared(checked: Iterable[Checked]) -> list[Problem]:
-    """Speakers and texts of a language that are in more than one split."""
+def shared(checked: Iterable[Checked], how: Mapping[str, str]) -> list[Problem]:
+    """Speakers and texts of a language that are in several splits, where `how` allows none."""
     problems = []
     for field_name, what in (("speakers", "speaker"), ("texts", "text")):
         where: dict[tuple[str, str], dict[str, tuple[str, str]]] = {}
         for one in checked:
             for named, key in getattr(one, field_name).items():
                 where.setdefault(named, {}).setdefault(one.split, (one.shard, key))
-        for (language, name), splits in sorted(where.items()):
-            if len(splits) > 1:
-                shard, key = next(iter(splits.values()))
-                places = ", ".join(f"{split} ({key})" for split, (_, key) in sorted(splits.items()))
+        for (language, name), found_in in sorted(where.items()):
+            if len(found_in) > 1 and splits.may_share(how.get(language, "")) != what:
+                shard, key = next(iter(found_in.values()))
+                places = ", ".join(f"{split} ({key})" for split, (_, key) in sorted(found_in.items()))
                 said = f"{what} {name[:60]!r} in {language} is in {places}"
                 problems.append(Problem(shard, key, "split", said))
     return problems

@@ -266,12 +266,26 @@ def test_splits_by_speaker_where_there_are_enough() -> None:
 
 
 def test_splits_by_text_where_there_are_few_speakers() -> None:
-    parts, how = deal(people(3, 100), Ask())
+    parts, how = deal(people(2, 150), Ask())
     assert how == "by text"
     texts = {split: {u.text for u in part} for split, part in parts.items()}
     assert not texts["train"] & (texts["dev"] | texts["test"])
-    assert Counter({s: len(p) for s, p in parts.items()}) == {"train": 270, "dev": 15, "test": 15}
+    assert Counter({s: len(p) for s, p in parts.items()}) == {"train": 268, "dev": 16, "test": 16}
     assert deal(people(2, 9, same_text=True), Ask())[0].keys() == {"train"}
+
+
+@pytest.mark.parametrize("speakers", range(3, 10))
+def test_of_few_speakers_those_who_say_least_are_held_out(speakers: int) -> None:
+    all_of_them = [
+        u for u in people(speakers, 99) if int(u.key.split("-")[1]) <= 10 * int(u.speaker[1])
+    ]
+    parts, how = deal(all_of_them, Ask())
+    assert how == "by speaker"
+    who = {split: {u.speaker for u in part} for split, part in parts.items()}
+    assert not who["test"] & (who["dev"] | who["train"])
+    assert not who["dev"] & who["train"]
+    assert len(parts["train"]) > max(len(parts["dev"]), len(parts["test"]))
+    assert f"s{speakers - 1}" in who["train"]
 
 
 def test_splits_and_order_do_not_depend_on_the_order_read() -> None:

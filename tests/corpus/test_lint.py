@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from clips import tone, tree
+from clips import tone, tree, wave
 
+from salsa_dist.corpus.build import build
 from salsa_dist.corpus.lint import Bounds, Problem, lint
 from salsa_dist.corpus.stats import rows
 from salsa_dist.corpus.writer import Sample, ShardWriter
@@ -65,6 +66,28 @@ def said(problems: list[Problem]) -> str:
 
 def test_sound_shards_have_no_problem(tmp_path: Path) -> None:
     assert lint(make(tmp_path / "out"), Bounds()) == ([], 9)
+
+
+@pytest.mark.parametrize("speakers", [1, 2, 3, 5, 9, 10, 12])
+def test_what_build_split_is_sound(tmp_path: Path, speakers: int) -> None:
+    # All read the same few prompts, so that speakers and texts can't both be kept apart.
+    rows = []
+    for i in range(6 * speakers):
+        wave(tmp_path / f"{i}.wav", seconds=0.2, hz=300 + 10 * i)
+        row = {"audio": f"{i}.wav", "text": f"дума {i % 6}", "language": "bg", "speaker": f"s{i // 6}"}
+        rows.append(json.dumps(row) + "\n")
+    (tmp_path / "all.jsonl").write_text("".join(rows))
+    index = build("jsonl", tmp_path / "all.jsonl", tmp_path / "out")
+    how = "by speaker" if speakers > 2 else "by text"
+    assert index.recipe["splits"] == {"bg": how}
+    assert {shard.split for shard in index.shards} == {"train", "dev", "test"}
+    assert lint(tmp_path / "out", Bounds())[0] == []
+    # What was to be kept apart, and is not, is still named.
+    tree = json.loads((tmp_path / "out" / FILE).read_text())
+    tree["recipe"]["splits"] = {"bg": "by text" if speakers > 2 else "by speaker"}
+    (tmp_path / "out" / FILE).write_text(json.dumps(tree))
+    (tmp_path / "out" / "index.columns").unlink(missing_ok=True)
+    assert {p.kind for p in lint(tmp_path / "out", Bounds())[0]} >= {"split"}
 
 
 def test_speakers_and_texts_of_two_splits(tmp_path: Path) -> None:

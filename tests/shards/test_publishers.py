@@ -58,7 +58,7 @@ def test_common_voice_without_splits_is_dealt(tmp_path: Path) -> None:
         (release / f"bg/{name}.tsv").unlink()
     index = build("common_voice", release / "bg", tmp_path / "out")
     assert len(samples(index)) == 5
-    assert index.recipe["splits"] == {"bg": "by text"}
+    assert index.recipe["splits"] == {"bg": "by speaker"}
 
 
 def test_common_voice_paths_stay_in_clips(tmp_path: Path) -> None:
