@@ -37,7 +37,7 @@ class Events:
                 raise UserError(
                     f"{self._file.name} can't be written: {e.strerror}; the last checkpoint is whole, "
                     "launch again once there is room"
-                ) from None
+                ) from e
 
     def close(self) -> None:
         if self._file is not None:

@@ -84,13 +84,13 @@ class RunLock:
         except FileExistsError:
             return False
         except OSError as e:
-            raise _unwritable(self._path.parent, e) from None
+            raise _unwritable(self._path.parent, e) from e
         try:
             with open(descriptor, "w", encoding="utf-8") as file:
                 json.dump(self._mine, file)
         except OSError as e:
             self._path.unlink(missing_ok=True)
-            raise _unwritable(self._path.parent, e) from None
+            raise _unwritable(self._path.parent, e) from e
         return True
 
     def _wait_for_silence(self, theirs: dict[str, Any]) -> dict[str, Any]:
@@ -141,7 +141,7 @@ def held(run: Path) -> Iterator[RunLock]:
                 folder.mkdir(exist_ok=True)
                 made.append(folder)
         except OSError as e:
-            raise _unwritable(run, e) from None
+            raise _unwritable(run, e) from e
     lock = RunLock(run)
     try:
         lock._take()

@@ -38,7 +38,7 @@ def open_run(config: Config, ranks: Ranks) -> Path:
             text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
             replace_file(config.run / "config.yaml", text)
         except OSError as e:
-            raise UserError(f"run folder {config.run} can't be written: {e.strerror}") from None
+            raise UserError(f"run folder {config.run} can't be written: {e.strerror}") from e
     return config.run
 
 

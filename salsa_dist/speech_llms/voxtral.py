@@ -27,10 +27,10 @@ _LONGEST_S = 1800.0
 def _load_processor(name: str, revision: str | None) -> Any:
     try:
         import mistral_common  # noqa: F401
-    except ImportError:
+    except ImportError as e:
         raise UserError(
             f"base {name}: Voxtral's tokenizer needs mistral-common: pip install 'salsa-dist[voxtral]'"
-        ) from None
+        ) from e
     from transformers import AutoProcessor
 
     return AutoProcessor.from_pretrained(name, revision=revision, trust_remote_code=False)

@@ -80,7 +80,7 @@ class StoredTensor:
                         raise UserError(f"weight file {self.path} is cut short: copy it again")
                     view = view[count:]
         except OSError as e:
-            raise UserError(f"weight file {self.path} can't be read: {e.strerror}") from None
+            raise UserError(f"weight file {self.path} can't be read: {e.strerror}") from e
         return elements
 
     def equals(self, other: StoredTensor) -> bool:
@@ -148,4 +148,4 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
                 raise ValueError("its header is longer than the file")
             return json.loads(file.read(length)), 8 + length
     except (OSError, ValueError) as e:
-        raise UserError(f"weight file {path} can't be read as safetensors: {e}") from None
+        raise UserError(f"weight file {path} can't be read as safetensors: {e}") from e

@@ -440,7 +440,7 @@ def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as e:
-        raise UserError(f"{path} can't be read as JSON ({e}): get the file again") from None
+        raise UserError(f"{path} can't be read as JSON ({e}): get the file again") from e
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

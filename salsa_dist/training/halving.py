@@ -108,7 +108,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     except (OSError, ValueError, KeyError, TypeError) as e:
-        raise UserError(f"{path} is damaged ({e}): remove the run's folder to start it anew") from None
+        raise UserError(f"{path} is damaged ({e}): remove the run's folder to start it anew") from e
 
 
 def _number(loss: float) -> float | None:
