@@ -15,10 +15,10 @@ import typer
 
 from salsa_dist.commands import init, plan, runs, shards, sweep
 from salsa_dist.errors import UserError
+from salsa_dist.log import causes, choose, log, tell
 from salsa_dist.versions import named_in, table, warn_if_outside
 
 app = typer.Typer(
-    help="Train and use steering vectors for large frozen speech-LLMs.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -29,6 +29,20 @@ app.command()(init.init)
 app.command()(plan.plan)
 app.add_typer(sweep.app, name="sweep")
 app.add_typer(runs.app, name="runs")
+
+
+@app.callback()
+def how_much_is_said(
+    quiet: Annotated[bool, typer.Option("--quiet", help="warnings and results alone")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="more notes, and the tracebacks behind an error")
+    ] = False,
+) -> None:
+    """Train and use steering vectors for large frozen speech-LLMs."""
+    if quiet and debug:
+        raise UserError("--quiet and --debug can't be had together: choose one")
+    choose(quiet=quiet, debug=debug)
+
 
 ConfigArgument = Annotated[Path, typer.Argument(help="YAML file with the run's settings")]
 Overrides = Annotated[
@@ -220,11 +234,11 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        print(f"salsa-dist: {error}", file=sys.stderr)
+        tell(f"salsa-dist: {error}", causes(error))
         sys.exit(2)
     except Exception as error:
         if (line := named_in(error)) is None:
             raise
         traceback.print_exc()
-        print(f"salsa-dist: {line}", file=sys.stderr)
+        log.error(f"salsa-dist: {line}")
         sys.exit(1)

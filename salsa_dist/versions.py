@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import platform
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -17,6 +16,8 @@ from types import ModuleType, TracebackType
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+
+from salsa_dist.log import log
 
 _OURS = "salsa-dist"
 
@@ -82,7 +83,7 @@ def warn_if_outside() -> None:
     outside = [lib for lib in libraries() if lib.is_outside]
     if outside and os.environ.get("RANK", "0") == "0":
         names = ", ".join(map(str, outside))
-        print(f"salsa-dist: warning: versions that were not tested: {names}", file=sys.stderr)
+        log.warning(f"salsa-dist: warning: versions that were not tested: {names}")
 
 
 def named_in(error: BaseException) -> str | None:

@@ -53,6 +53,12 @@ def reduce(*arguments):
 def user_error(*arguments):
     raise UserError("shards/ has no index.json: run the recipe first")
 
+def caused(*arguments):
+    try:
+        raise OSError("the disk is gone")
+    except OSError:
+        raise UserError("shards/ can't be read") from None
+
 def crash(*arguments):
     note("started")
     if RANK() == "1":

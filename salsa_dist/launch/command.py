@@ -46,6 +46,7 @@ from salsa_dist.launch.job import TARGET, Job
 from salsa_dist.launch.local_cluster import LocalPlan, run_local
 from salsa_dist.launch.options import Cluster, Options, Resources, checked, flag_of, read_profile
 from salsa_dist.launch.sbatch_script import Sbatch, logs_of, sbatch
+from salsa_dist.log import causes, log, tell
 from salsa_dist.runs import launches
 
 if TYPE_CHECKING:  # it imports torch, which a launch that is no sweep need not wait for
@@ -337,7 +338,7 @@ def main(arguments: Sequence[str] | None = None, target: str = TARGET) -> int:
         status = command_line(launch).main(args, standalone_mode=False, obj=Setting(target, args))
         return int(status or 0)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell(f"error: {error}", causes(error))
         return 2
     except (KeyboardInterrupt, typer.Abort):
         return 130
@@ -346,5 +347,5 @@ def main(arguments: Sequence[str] | None = None, target: str = TARGET) -> int:
         explain = getattr(error, "format_message", None)
         if explain is None:
             raise
-        print(f"error: {' '.join(explain().split())} (--help lists the options)", file=sys.stderr)
+        log.error(f"error: {' '.join(explain().split())} (--help lists the options)")
         return 2

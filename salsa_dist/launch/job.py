@@ -78,7 +78,9 @@ class Job:
             if environment.cluster == "local":  # the launcher tells, once for all ranks
                 sys.exit(2 if expected else 1)
             if expected:
-                print(f"error: {error}", file=sys.stderr, flush=True)
+                from salsa_dist.log import causes, tell
+
+                tell(f"error: {error}", causes(error))
                 sys.exit(2)
             raise
 
@@ -138,6 +140,7 @@ def _cores() -> int:
 
 
 def _write_failure(rank: int, error: Exception, user_error: bool) -> None:
+    from salsa_dist.log import causes
     from salsa_dist.run.failure_file import write_failure
     from salsa_dist.versions import named_in
 
@@ -146,7 +149,7 @@ def _write_failure(rank: int, error: Exception, user_error: bool) -> None:
     text = str(error) if user_error else "".join(traceback.format_exception(None, error, inner))
     if not user_error and (line := named_in(error)) is not None:
         text += line
-    write_failure(rank, text, user_error)
+    write_failure(rank, text, user_error, causes(error) if user_error else "")
 
 
 def _meet(folder: Path) -> None:

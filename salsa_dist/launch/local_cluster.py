@@ -34,6 +34,7 @@ from salsa_dist.errors import UserError
 from salsa_dist.launch.job import Job, failure_path
 from salsa_dist.launch.sbatch_script import logs_of
 from salsa_dist.libraries.submitit import task_words
+from salsa_dist.log import log, tell
 from salsa_dist.requeue import verdict
 from salsa_dist.run.failure_file import SCHEMA as FAILURE_SCHEMA
 from salsa_dist.runs.follow import Follower
@@ -74,7 +75,7 @@ def run_local(
         started(submitted.job_id, logs)
     rank0 = [Follower(_paths(submitted, 0).stdout, sys.stdout)]
     rank0.append(Follower(_paths(submitted, 0).stderr, sys.stderr))
-    print(f"{plan.tasks} ranks on this machine, logs in {logs}", flush=True)
+    log.info(f"{plan.tasks} ranks on this machine, logs in {logs}")
     with _stop_requests() as stop:
         while True:
             tasks = _Tasks(submitted, plan, rank0)
@@ -84,10 +85,10 @@ def run_local(
                 tasks.end(0)
             codes = tasks.codes()
             if stop:
-                print(f"stopped by {signal.Signals(stop[0]).name}", file=sys.stderr)
+                log.warning(f"stopped by {signal.Signals(stop[0]).name}")
                 return 128 + stop[0]
             if LOCAL_REQUEUE_RETURN_CODE in codes:
-                print("the job asked to be started again: it goes on from its checkpoint", flush=True)
+                log.info("the job asked to be started again: it goes on from its checkpoint")
                 continue
             if not dead:
                 return 0
@@ -95,7 +96,7 @@ def run_local(
             if not plan.tries or status == USER_ERROR:
                 return status
             again, why = verdict(run, logs, codes[dead[0]] or 0, plan.tries)
-            print(why, file=sys.stderr, flush=True)
+            log.warning(why)
             if not again:
                 return status
             for rank in range(plan.tasks):  # else the next try would be blamed for this one
@@ -156,9 +157,8 @@ class _Tasks:
             if None not in codes:
                 return []
             if stop:
-                print(
-                    f"stopping: the ranks have {SAVE_GRACE_S:.0f} s to save; again to end them now",
-                    file=sys.stderr,
+                log.warning(
+                    f"stopping: the ranks have {SAVE_GRACE_S:.0f} s to save; again to end them now"
                 )
                 self.end(SAVE_GRACE_S, stop)
                 return []
@@ -201,8 +201,8 @@ class _Tasks:
                 process.send_signal(signum)
 
     def _follow(self) -> None:
-        for log in self._rank0:
-            log.pump()
+        for follower in self._rank0:
+            follower.pump()
 
 
 def _start_task(job: LocalJob[Any], plan: LocalPlan, rank: int) -> subprocess.Popen[bytes]:
@@ -260,8 +260,8 @@ def _report(job: LocalJob[Any], codes: Sequence[int | None], dead: Sequence[int]
     for rank in range(len(codes)):
         if failure := _read_failure(failure_path(job.paths.folder, job.job_id, rank)):
             failures[rank] = failure
-            with _paths(job, rank).stderr.open("a", encoding="utf-8") as log:
-                log.write(("error: " if failure["user_error"] else "") + failure["text"] + "\n")
+            with _paths(job, rank).stderr.open("a", encoding="utf-8") as own:
+                own.write(("error: " if failure["user_error"] else "") + failure["text"] + "\n")
     # A rank that left no word was killed; what its peers say then is only that it is gone.
     silent = [rank for rank in dead if rank not in failures]
     first = silent[0] if silent else min(failures, key=lambda rank: failures[rank]["time"])
@@ -271,14 +271,14 @@ def _report(job: LocalJob[Any], codes: Sequence[int | None], dead: Sequence[int]
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
         lines = log_path.read_text(encoding="utf-8", errors="replace").splitlines()
         # Rank 0's log is already on the terminal.
-        print("\n".join([f"rank {first} {how}", *(_end(lines) if first else [])]), file=sys.stderr)
+        log.error("\n".join([f"rank {first} {how}", *(_end(lines) if first else [])]))
     elif failures[first]["user_error"]:
-        print(f"error: {failures[first]['text']}", file=sys.stderr)
+        tell(f"error: {failures[first]['text']}", failures[first].get("causes", ""))
         return USER_ERROR
     else:
         lines = _end(failures[first]["text"].splitlines())
-        print("\n".join([f"rank {first} failed:", *lines]), file=sys.stderr)
-    print(f"log of rank {first}: {log_path}", file=sys.stderr)
+        log.error("\n".join([f"rank {first} failed:", *lines]))
+    log.error(f"log of rank {first}: {log_path}")
     return 1
 
 

@@ -6,12 +6,15 @@ step 120/400  loss bg 1.204  el 0.981  12.3 clips/s  3:20 left      a log: seldo
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Callable
 
 from rich.console import Console as Terminal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from salsa_dist.log import log
 
 _SOONEST_S, _LATEST_S = 5.0, 60.0
 _SHARE = 0.02  # of the time so far: a long run's log stays short
@@ -21,12 +24,12 @@ class Console:
     """One line at a time on the first rank, flushed, so that a log file can be followed.
 
     Args:
-        enabled: on the first rank; others say nothing.
+        enabled: on the first rank; others say nothing, nor does it with --quiet.
         clock: seconds that only grow.
     """
 
     def __init__(self, enabled: bool, clock: Callable[[], float] = time.monotonic) -> None:
-        self.enabled = enabled
+        self.enabled = enabled and log.isEnabledFor(logging.INFO)
         self._clock = clock
         self._began = self._said = clock()
         self._bar: Progress | None = None
@@ -35,7 +38,7 @@ class Console:
         if not self.enabled:
             return
         if self._bar is None:
-            print(line, flush=True)
+            log.info(line)
         else:
             self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
 

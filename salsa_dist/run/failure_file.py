@@ -1,6 +1,8 @@
 """What stopped a rank, in a file that its launcher names by `SALSA_FAILURE_FILE`.
 
 `{"schema": 1, "rank": r, "time": unix seconds, "user_error": bool, "text": line or traceback}`
+
+A user's error has `"causes"` too: the tracebacks behind its line.
 """
 
 from __future__ import annotations
@@ -17,8 +19,11 @@ SCHEMA = 1
 VARIABLE = "SALSA_FAILURE_FILE"
 
 
-def write_failure(rank: int, text: str, user_error: bool) -> None:
-    """Write the failure of this process, where a launcher asked for it. A full disk is no error."""
+def write_failure(rank: int, text: str, user_error: bool, causes: str = "") -> None:
+    """Write the failure of this process, where a launcher asked for it. A full disk is no error.
+
+    `causes` are the tracebacks behind a user's error, which `--debug` shows.
+    """
     if VARIABLE not in os.environ:
         return
     record = {
@@ -27,6 +32,7 @@ def write_failure(rank: int, text: str, user_error: bool) -> None:
         "time": time.time(),
         "user_error": user_error,
         "text": text.strip(),
+        **({"causes": causes.strip()} if causes else {}),
     }
     path = Path(os.environ[VARIABLE])
     with suppress(OSError):
