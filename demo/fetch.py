@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -56,12 +57,23 @@ WHEELS = (
     ),
 )
 MODEL_SHA256 = "d01c3014881c9c6f3133c182f3d2887eb6ca1c789a7538c5c007196857a0a6a9"
-STAMPS = Archive(
-    "tuxpaint-stamps-default_2022.06.04-1_all.deb",
-    "tuxpaint-stamps-default",
-    "2022.06.04-1",
-    "6db6c1bfc870a47f1499d6203b083522eacb57c5f9c87d468f2e92eb6d9d5f34",
+# Of Debian 12 and of Debian 13: the same clips, encoded anew.
+STAMPS = (
+    Archive(
+        "tuxpaint-stamps-default_2022.06.04-1_all.deb",
+        "tuxpaint-stamps-default",
+        "2022.06.04-1",
+        "6db6c1bfc870a47f1499d6203b083522eacb57c5f9c87d468f2e92eb6d9d5f34",
+    ),
+    Archive(
+        "tuxpaint-stamps-default_2025.03.31-1_all.deb",
+        "tuxpaint-stamps-default",
+        "2025.03.31-1",
+        "6312d03a37d0220b10fc91a7467bf2a2a2336e08c2f416de04311d25fd7aeacb",
+    ),
 )
+# apt drops root's rights for downloads, and may then not write into a private folder.
+_APT = ("apt-get", "-q", "-o", "APT::Sandbox::User=root")
 
 _console = Console(stderr=True, soft_wrap=True)
 
@@ -98,7 +110,7 @@ def fetch_speech(cache: Path) -> Path:
     target = cache / "tuxpaint-stamps"
     if _unpacked(target):
         return target / "stamps"
-    deb = _have(cache, STAMPS, _download_deb)
+    deb = _have_stamps(cache)
     _need("dpkg-deb", f"unpack {deb} by hand so that its 'stamps' folder becomes {target}")
     with made_beside(target) as folder, tempfile.TemporaryDirectory(dir=cache) as tree:
         _run(["dpkg-deb", "-x", str(deb), tree], f"{deb} can't be unpacked; is the disk full?")
@@ -120,13 +132,7 @@ def _have(cache: Path, archive: Archive, download: Callable[[Archive, Path], Non
         _check(path, archive)
         _console.print(f"have {path}")
         return path
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise UserError(
-            f"the cache {folder} can't be made ({e.strerror}): set SALSA_DIST_CACHE to a folder "
-            "that you may write to"
-        ) from None
+    _make(folder)
     with tempfile.TemporaryDirectory(dir=folder) as beside:
         with _console.status(f"downloading {archive.file}"):
             download(archive, Path(beside))
@@ -140,6 +146,16 @@ def _have(cache: Path, archive: Archive, download: Callable[[Archive, Path], Non
         arrived.rename(path)
     _console.print(f"downloaded {path}")
     return path
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UserError(
+            f"the cache {folder} can't be made ({e.strerror}): set SALSA_DIST_CACHE to a folder "
+            "that you may write to"
+        ) from e
 
 
 def _check(path: Path, archive: Archive) -> None:
@@ -172,22 +188,49 @@ def _download_wheel(archive: Archive, folder: Path) -> None:
     )
 
 
-def _download_deb(archive: Archive, folder: Path) -> None:
-    by_hand = f"put {archive.file} (a package of Debian 12) into {folder.parent} by hand"
-    _need("apt-get", by_hand)
-    wanted = f"{archive.package}={archive.version}"
-    # apt drops root's rights for downloads, and may then not write into a private folder.
-    download = ["apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", wanted]
-    if subprocess.run(download, cwd=folder, capture_output=True).returncode == 0:
-        return
-    # The machine's own lists are empty or old, and only root may renew them: renew private ones.
-    lists = folder / "lists"
-    (lists / "partial").mkdir(parents=True)
-    private = ["-o", f"Dir::State::Lists={lists}", "-o", f"Dir::Cache={folder / 'apt'}"]
-    (folder / "apt/archives/partial").mkdir(parents=True)
-    trouble = f"apt-get could not download {wanted}: is there a network? Or {by_hand}"
-    _run(["apt-get", "-q", "-o", "APT::Sandbox::User=root", *private, "update"], trouble)
-    _run([*download[:-2], *private, *download[-2:]], trouble, cwd=folder)
+def _have_stamps(cache: Path) -> Path:
+    """The checked package of speech: one that is in the cache, else the one of this machine's release.
+
+    A package of another release than those pinned is taken at the checksum in apt's signed lists.
+    """
+    folder = cache / "archives"
+    there = [known for known in STAMPS if (folder / known.file).exists()]
+    package = STAMPS[0].package
+    by_hand = f"put {STAMPS[0].file} (a package of Debian 12) into {folder} by hand"
+    trouble = f"apt-get could not download {package}: is there a network? Or {by_hand}"
+    if not there:
+        _need("apt-get", by_hand)
+    _make(folder)
+    with tempfile.TemporaryDirectory(dir=cache) as private:
+        apt = list(_APT)
+        wanted = there[0] if there else _offered(apt, package)
+        if wanted is None:
+            # The machine's own lists are empty or old, and only root may renew them: make private ones.
+            for place in ("lists/partial", "apt/archives/partial"):
+                (Path(private) / place).mkdir(parents=True)
+            apt += ["-o", f"Dir::State::Lists={private}/lists", "-o", f"Dir::Cache={private}/apt"]
+            _run([*apt, "update"], trouble)
+            wanted = _offered(apt, package)
+        if wanted is None:
+            raise UserError(trouble)
+
+        def download(archive: Archive, into: Path) -> None:
+            _run([*apt, "download", f"{archive.package}={archive.version}"], trouble, cwd=into)
+
+        return _have(cache, wanted, download)
+
+
+def _offered(apt: list[str], package: str) -> Archive | None:
+    """What apt would download, known or not: `'URL' FILE SIZE SHA256:…`; None where it has no list."""
+    said = subprocess.run([*apt, "download", "--print-uris", package], capture_output=True, text=True)
+    found = re.search(r"^'\S+' (\S+_(\S+)_\S+\.deb) \d+ SHA256:(\w{64})$", said.stdout, re.MULTILINE)
+    if said.returncode != 0 or found is None:
+        return None
+    file, version, sha256 = found.groups()
+    known = next((a for a in STAMPS if a.file == file), None)
+    if known is None:
+        _console.print(f"{file} is of another release than the README's figures: yours may differ")
+    return known or Archive(file, package, version.replace("%3a", ":"), sha256)
 
 
 def _need(program: str, otherwise: str) -> None:

@@ -29,7 +29,7 @@ from salsa_dist.corpus.utterance import Ask, Corpus, Utterance
 from salsa_dist.errors import UserError
 
 LICENCE = "GPL-2"
-SOURCE = "Debian tuxpaint-stamps-default 2022.06.04-1"
+SOURCE = "Debian tuxpaint-stamps-default"
 MIN_SECONDS = 0.3
 # Some texts were rewritten after their recording, most of them Greek. Nobody speaks faster than this,
 # so a longer text is not what is said.

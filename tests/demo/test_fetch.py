@@ -112,7 +112,7 @@ def test_not_on_debian(
     monkeypatch.setattr(fetch, "_check", lambda *_: None)
     if missing == "dpkg-deb":
         (tmp_path / "archives").mkdir()
-        (tmp_path / "archives" / fetch.STAMPS.file).write_bytes(b"")
+        (tmp_path / "archives" / fetch.STAMPS[0].file).write_bytes(b"")
     with pytest.raises(UserError, match=rf"{missing} is not there.*by hand"):
         fetch.fetch_speech(tmp_path)
 
@@ -126,6 +126,43 @@ def test_no_network(fetch: ModuleType, tmp_path: Path, monkeypatch: pytest.Monke
     for get in (fetch.fetch_base, fetch.fetch_speech):
         with pytest.raises(UserError, match=r"network.*by hand.*Could not resolve host"):
             get(tmp_path)
+
+
+@pytest.mark.parametrize("lists", ["there", "empty"])
+@pytest.mark.parametrize("version", ["2025.03.31-1", "2030.01.01-1"])
+def test_the_package_of_another_release_is_taken_at_a_signed_checksum(
+    fetch: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    lists: str,
+    version: str,
+) -> None:
+    deb = f"tuxpaint-stamps-default_{version}_all.deb"
+    known = fetch.STAMPS[1]
+    if version == known.version:
+        monkeypatch.setattr(
+            fetch, "STAMPS", (fetch.Archive(deb, known.package, version, sha256(b"deb")),)
+        )
+    calls: list[list[str]] = []
+
+    def apt(command: list[str], **given: object) -> subprocess.CompletedProcess[str]:
+        calls.append(command)
+        if "--print-uris" in command and lists == "empty" and len(calls) == 1:
+            return subprocess.CompletedProcess(command, 100, "", "E: Unable to locate package\n")
+        if "--print-uris" in command:
+            line = f"'http://debian/{deb}' {deb} 3 SHA256:{sha256(b'deb')}\n"
+            return subprocess.CompletedProcess(command, 0, line, "")
+        if command[-1] == f"{known.package}={version}":
+            Path(str(given["cwd"]), deb).write_bytes(b"deb")
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", apt)
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    assert fetch._have_stamps(tmp_path) == tmp_path / "archives" / deb
+    assert ("update" in {c[-1] for c in calls}) == (lists == "empty")
+    assert ("yours may differ" in capsys.readouterr().err) == (version != known.version)
+    assert [p.name for p in tmp_path.iterdir()] == ["archives"]
 
 
 @pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="makes a .deb")
@@ -142,7 +179,7 @@ def test_speech_is_unpacked(fetch: ModuleType, tmp_path: Path, monkeypatch: pyte
     deb = cache / "archives/x.deb"
     subprocess.run(["dpkg-deb", "--build", str(tree), str(deb)], check=True, capture_output=True)
     pin = fetch.Archive(deb.name, "x", "1", sha256(deb.read_bytes()))
-    monkeypatch.setattr(fetch, "STAMPS", pin)
+    monkeypatch.setattr(fetch, "STAMPS", (pin,))
     folder = fetch.fetch_speech(cache)
     assert (folder / "animals/owl.txt").read_text() == "An owl."
     assert (cache / "tuxpaint-stamps/copyright").exists()
