@@ -10,7 +10,7 @@ vectors: ours in one pass, the pipeline once for each, steered by the same vecto
 and system time, so other work on the machine adds little. Reading the shards is left out of both.
 
 `same_text` is the share of ours that is letter for letter what the pipeline makes in batches as large;
-its generate() keeps every row to the end and hears a clip again for each adapter.
+its generate() keeps every row to the end and encodes a clip again for each adapter.
 
 {"rows": [{"who": "ours", "case": …, "dtype": …, "batch": …, "transcripts": …, "cpu_s": …, "wall_s": …,
            "transcripts_per_cpu_s": …, "same_text": …}, …]}

@@ -16,7 +16,7 @@ start   seconds from a folder with 10,000 shards and 2 million clips to the firs
         of one real tar, so nothing but that is read. With index.columns and, as in folders of earlier
         versions, without. Seconds of the clock and of the CPU.
 resume  the same ten million clips in, and at the start; and how much the one takes longer.
-memory  resident set of a process that streams, by clips heard.
+memory  resident set of a process that streams, by clips read.
 
 {"rows": [{"what": "speed", "system": "ours", "audio_hours_per_second_per_core": …, "ratio_to_ours": 1.0}, …]}
 """  # noqa: E501
@@ -354,7 +354,7 @@ def start_and_resume(corpus: Corpus, clips: int = 200) -> list[dict[str, Any]]:
 
 
 def memory(folder: Path, clips: int) -> list[dict[str, Any]]:
-    """Resident set while `clips` clips of a fifth of a second are heard."""
+    """Resident set while `clips` clips of a fifth of a second are read."""
     corpus = Corpus(folder, CLIPS, (0.1, 0.3))
     plan = AdapterPlan(corpus.index.shards, 16, 4, 0, 30.0)
     steps = clips // 16

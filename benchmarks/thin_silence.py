@@ -1,4 +1,4 @@
-"""What a short clip costs in Whisper's window where part of the silence is heard, and its gradient.
+"""What a short clip costs in Whisper's window with trailing padding thinned out, and its gradient.
 
     python benchmarks/thin_silence.py --json OUT [--language bg] [--clips 12] [--dtype bfloat16]
 
@@ -56,7 +56,7 @@ class Step(NamedTuple):
 
 
 class Variant:
-    """A base that hears as `options` say, with zero vectors at all its layers."""
+    """A base with these `options`, with zero vectors at all its layers."""
 
     def __init__(self, options: dict[str, Any], name: str, dtype: str, ranks: Ranks) -> None:
         self.options = options

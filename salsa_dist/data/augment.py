@@ -4,7 +4,7 @@
     clip ──speed──► longer or shorter, pitch too ──noise──► white, so many dB below ──masks──► clip
 
 What becomes of a clip depends on the adapter's seed, the clip's key and the epoch alone: not on ranks,
-workers, or what else is in the run. All works on the waveform, so any base can hear it; masks are
+workers, or what else is in the run. All works on the waveform, so it suits any base; masks are
 those of SpecAugment (arXiv 1904.08779, without time warping) on a short-time Fourier transform, set by
 torchaudio where it is (`resample`, for speed, as well), else by the same rule here, to the same end.
 """

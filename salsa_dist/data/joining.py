@@ -3,7 +3,7 @@
     one reader's draws of a step    7   12   15   21   30        joined up to three at a time:
     windows                        [7] [12 · 15 · 21] [30]       how many is drawn anew for each
 
-A base with a window of fixed length costs the same whatever it hears: Whisper pays for 30 s where a
+A base with a window of fixed length costs the same for any content: Whisper pays for 30 s where a
 clip lasts two. Joined, that pays for several transcripts. The number varies, so that clips alone are
 met too.
 

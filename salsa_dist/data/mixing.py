@@ -1,4 +1,4 @@
-"""How an adapter that hears several languages divides its draws among them.
+"""How an adapter with several languages divides its samples among them.
 
     clips of each language ──shares──► p ~ n^(1/T), or weights ──quotas──► whole draws of a window
     draw n = window · 4096 + i  ──mixed──► its language, and how many draws of it came before

@@ -1,4 +1,4 @@
-"""Which clips an adapter hears at its step t: a pure function of its seed, t and the shard index.
+"""Which clips an adapter samples at its step t: a pure function of its seed, t and the shard index.
 
     draw n      of the adapter's endless sequence is of the language that `mixing` says; it is that
                 language's draw m, made by its virtual reader m % readers at its place m // readers
@@ -146,7 +146,7 @@ class AdapterPlan:
         return self._pool(pool_of(t))[t // LANES % POOL_STEPS]
 
     def replacement(self, draw: Draw, attempt: int) -> Draw:
-        """What to hear when `draw` can't be used: another clip of its language, from any shard.
+        """The replacement of a bad `draw`: another clip of its language, from any shard.
 
         It depends on the draw and on `attempt` (0, 1, …) alone, so it is the same on all ranks.
         """

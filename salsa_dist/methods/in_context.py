@@ -61,7 +61,7 @@ class Solver:
         speech_llm: the base, whole on this rank.
         pool: solved clips.
         seed: of random choices.
-        moved: called before each clip of the pool that is heard.
+        moved: called before each clip of the pool is encoded.
 
     Raises:
         UserError: the family has no such prompt, or the pool is empty.

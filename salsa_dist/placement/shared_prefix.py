@@ -95,7 +95,7 @@ class SharedPrefix:
         """Run what lies above for all samples of `batch`, and nothing below.
 
         Args:
-            prefix: (elements, …, hidden), what the first steered layer makes of the clips heard.
+            prefix: (elements, …, hidden), the unsteered prefix's output for the clips.
         """
         assert batch.shared is not None
         clip_of = batch.shared.clip_of.tolist()

@@ -337,7 +337,7 @@ def _cut_window(model: Any, config: Any, window_s: float) -> None:
     """What the family's `fit` does, without its processor."""
     for module in list(model.modules()):
         table = getattr(module, "embed_positions", None)
-        # Whisper and Qwen2-Audio are cut; other encoders of this kind hear whole windows always.
+        # Whisper's and Qwen2-Audio's windows can be shortened; others of this kind are always whole.
         if hasattr(module, "conv1") and isinstance(table, nn.Embedding) and _is_cut(config):
             rows = table.num_embeddings
             seconds = longest(rows / ENCODER_TOKENS_PER_SECOND, window_s)

@@ -65,7 +65,7 @@ class Work:
         micro_batch: most clips of one pass on one rank.
         sites: of each adapter in the bank.
         clip_s: length of a clip in seconds.
-        window_s: what a base of one window hears of each clip, in seconds; None: the base's own.
+        window_s: audio window of a base with a fixed window, in seconds; None: the base's own.
         text_tokens, labels: of one clip: prompt with transcript, and of the transcript alone.
         checkpointing: activations are made again in backward.
         training: with a backward pass; false: decoding.
@@ -87,7 +87,7 @@ def tokens_of(shape: BaseShape, work: Work) -> dict[str, int]:
     if shape.encoder_tokens is None:
         encoder = round(work.clip_s * ENCODER_TOKENS_PER_SECOND)
     else:
-        # An encoder of one window hears whole windows, silence with them.
+        # An encoder with a fixed window processes whole windows, trailing padding included.
         windows = -(-round(work.clip_s * ENCODER_TOKENS_PER_SECOND) // shape.encoder_tokens)
         encoder = max(1, windows) * shape.encoder_tokens
     audio = 0 if shape.encoder_decoder else round(work.clip_s * _LLM_TOKENS_PER_SECOND)

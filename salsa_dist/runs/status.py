@@ -125,7 +125,7 @@ def _by_files(run: Path, spent: Cost | None) -> tuple[str, str]:
     silent_s = time.time() - spent.last_time
     if silent_s < _patience_s(spent) or any(rank["moved_s"] < SILENT_S for rank in _ranks(run)):
         return "running", "not started by the launcher"
-    return "stopped", f"last heard of {silent_s / 60:.0f} minutes ago"
+    return "stopped", f"last event {silent_s / 60:.0f} minutes ago"
 
 
 def _done(launch: launches.Launch, spent: Cost | None) -> bool:

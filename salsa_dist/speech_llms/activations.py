@@ -29,7 +29,7 @@ def listen(
     clips: Sequence[Clip],
     heard: Callable[[str, Tensor], None],
 ) -> None:
-    """Call `heard(site, output)` for each site and clip; output is (positions, hidden).
+    """Call `heard(site, output)` per site and clip; output is (positions, hidden).
 
     The LLM reads the reference. Clips go one at a time, so that no position is padding between clips.
     """

@@ -5,7 +5,7 @@
     label                                                лека нощ      <|end|>
 
 The prompt is the start of the training text, token by token, and carries no labels. Batches are padded
-right for training and left for generation. Each clip is tokenized and heard by itself and only
+right for training and left for generation. Each clip is tokenized and processed separately and only
 then put beside others, so that a clip's tensors do not depend on what it is packed with.
 """
 

@@ -44,8 +44,8 @@ class FamilyOptions:
         prompt: the instruction that stands in for the authors' own, `{language}` in it being the
             language's English name; only for bases that take one.
         language_as: languages to be announced to the base as another, such as `{"tw": "yo"}`.
-        silence_stride: in training, positions of silence that one heard stands for; only for bases
-            that hear one window whatever the clip's length.
+        silence_stride: in training, keep 1 in this many encoder positions of the trailing padding;
+            only for bases that pad every clip to one window.
     """
 
     window_s: float | None = None
@@ -69,7 +69,7 @@ class Family(Protocol):
         languages: codes that the base knows by name, sorted; never empty.
         MODEL_TYPES: `model_type` of the configs that it is for.
         MODEL_CLASS: transformers class of the model; None: the one its own tables name.
-        FIXED_WINDOW: it hears one window whatever a clip's length, so silence behind short ones.
+        FIXED_WINDOW: it pads every clip to one window, so short clips have trailing padding.
     """
 
     MODEL_TYPES: ClassVar[tuple[str, ...]]
@@ -104,7 +104,7 @@ class Family(Protocol):
     def shared_batch(
         self, clips: Sequence[Clip], heard: Sequence[Clip], kept: bool = False
     ) -> AdapterBatch:
-        """`training_batch` of `clips` with the audio of `heard` alone, each key of `clips` once.
+        """`training_batch` of `clips` that encodes only `heard`, which has each key of `clips` once.
 
         Args:
             kept: what the encoder makes of the audio is known already: `heard` are as long as the
@@ -146,4 +146,4 @@ class EncodesApart(Protocol):
     """
 
     def shared_prompt_batch(self, clips: Sequence[Clip], heard: Sequence[Clip]) -> PromptBatch:
-        """`prompt_batch` of `clips` with the audio of `heard` alone, each clip of `clips` once."""
+        """`prompt_batch` of `clips` that encodes only `heard`, which has each clip of `clips` once."""

@@ -91,14 +91,14 @@ def inspect_base(
 
     Raises:
         UserError: no such base; one that transformers does not know, that wants code of its own, that
-            hears no audio, or that lacks its processor files.
+            takes no audio, or that lacks its processor files.
     """
     name = str(name)
     config = read_config(name, revision)
     model_class = class_of(config, name)
     if not hears_audio(model_class):
         raise UserError(
-            f"base {name} is a {model_class.__name__}, which hears no audio: name a speech-LLM"
+            f"base {name} is a {model_class.__name__}, which takes no audio: name a speech-LLM"
         )
     has_weights = _has_weights(Path(name))
     if has_weights:

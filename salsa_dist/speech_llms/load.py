@@ -107,7 +107,7 @@ def load_speech_llm(
         copy: a folder with the same files to read them from, such as one on this node's own disk.
         filled: False leaves the weights in their files; a base whose checkpoint does not let them be
             read one by one (see `unfilled`) comes whole all the same, on the CPU.
-        silence_stride: positions of silence that one heard stands for in training (`thin_silence`).
+        silence_stride: keep 1 in this many positions of the trailing padding (`thin_silence`).
 
     Raises:
         UserError: no such base, a base of an unknown family, one that wants remote code, or one whose
@@ -166,7 +166,7 @@ def load_speech_llm(
 
 
 def refuse_stride(name: str, model_type: str, silence_stride: int) -> None:
-    """Refuse, before weights are read, to thin a silence that a base does not hear.
+    """Refuse `silence_stride`, before weights are read, for a base without trailing padding.
 
     Raises:
         UserError: its windows are as long as its clips.
@@ -174,8 +174,8 @@ def refuse_stride(name: str, model_type: str, silence_stride: int) -> None:
     family = FAMILIES.get(model_type)
     if silence_stride > 1 and family is not None and not family.FIXED_WINDOW:
         raise UserError(
-            f"training.silence_stride is {silence_stride}, and base {name} hears no silence behind a "
-            "clip, as Whisper does: leave it at 1"
+            f"training.silence_stride is {silence_stride}, and base {name} has no trailing padding, "
+            "which Whisper has: set it to 1"
         )
 
 

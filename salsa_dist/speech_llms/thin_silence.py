@@ -1,15 +1,15 @@
-"""Short clips in a long window: of the silence behind a clip only some positions are heard in training.
+"""Short clips in a long window: training keeps 1 in `stride` encoder positions of the trailing padding.
 
     window      |-- clip --|00000000000000000000000|   all positions of Whisper's encoder
-    heard       |-- clip --|   ·   ·   ·   ·   ·   |   the clip's, and one of each `stride` behind it
-    stand for    1 1 1 1 1 1   8   8   8   8   8       positions, in every attention over them
+    kept        |-- clip --|   ·   ·   ·   ·   ·   |   all of the clip, and 1 in `stride` of the padding
+    weight       1 1 1 1 1 1   8   8   8   8   8       in every attention over them
 
-A key that stands for n others weighs n times as much in a softmax: log n is added to its score. Were
-the n alike, that would be exact. They nearly are in silence, where little but the position differs,
-and a window that is mostly silence costs a fraction. Cutting the window instead (`window_s`) leaves
-the silence out, which the base then meets when it is used. `benchmarks/thin_silence.py` measures both.
+A key that replaces n positions has n times the weight in a softmax: log n is added to its score. This
+is exact if the n positions are equal. In silence they nearly are, since only their positional embeddings
+differ. A window that is mostly silence then costs a fraction. A shorter window (`window_s`) removes the
+silence instead, but the base processes it in evaluation. `benchmarks/thin_silence.py` measures both.
 
-What is heard of a clip depends on that clip alone, whatever it is packed with.
+The kept positions of a clip depend on that clip alone, not on the batch.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ _MARGIN_S = 0.5
 def heard_positions(
     clips: Sequence[Clip], window: int, per_second: float, stride: int
 ) -> dict[str, Tensor]:
-    """Which positions of its window are heard of each clip, and how many each of them stands for.
+    """Positions to keep per clip, and the weight of each: the number of positions that it replaces.
 
     Args:
         clips: of a batch.
         window: positions of the whole window.
         per_second: positions of a second.
-        stride: positions of silence that one stands for.
+        stride: positions of trailing padding per kept one.
 
     Returns:
         Arguments for a model that `hear_thinly` has been told of: `heard_positions` and `stand_for`,
-        both (batch, heard) int64. A clip that hears fewer than another stands for 0 in the rest.
+        both (batch, heard) int64. Clips with fewer positions are padded with weight 0.
     """
     heard, counts = [], []
     for clip in clips:
@@ -53,7 +53,7 @@ def heard_positions(
 
 
 def hear_thinly(model: nn.Module, encoder: Sequence[nn.Module], decoder: Sequence[nn.Module]) -> None:
-    """Let `model` take `heard_positions` and `stand_for`; without them it hears all positions.
+    """Make `model` accept `heard_positions` and `stand_for`; without them it keeps all positions.
 
     It works by hooks before the layers, so it goes with whatever is hooked behind them or wrapped
     around their inside.
@@ -70,7 +70,7 @@ def hear_thinly(model: nn.Module, encoder: Sequence[nn.Module], decoder: Sequenc
         heard, stand_for = kwargs.pop("heard_positions", None), kwargs.pop("stand_for", None)
         if heard is not None:
             now["heard"] = heard.unsqueeze(-1)
-            # log 0 is -inf: where a clip hears no more than others, nobody listens.
+            # log 0 is -inf: padding gets no attention.
             now["scores"] = stand_for.float().log()[:, None, None, :]
         return args, kwargs
 

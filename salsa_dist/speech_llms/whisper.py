@@ -5,8 +5,8 @@
 
 The encoder is built for 30 s whatever the clip's length. A shorter window keeps the first positions
 of its embedding and pads the features to that window; it costs less and changes the base, so scores
-are shown beside those at the base's own window. In training the silence behind a clip can be heard in
-part (`thin_silence.py`); transcripts are always made of all of it.
+are shown beside those at the base's own window. Training can thin out the trailing padding
+(`thin_silence.py`); transcripts always use all of it.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class Whisper:
     def shared_batch(
         self, clips: Sequence[Clip], heard: Sequence[Clip], kept: bool = False
     ) -> AdapterBatch:
-        """The same with the audio of `heard` alone, each key of `clips` once."""
+        """The same, encoding only `heard`, which has each key of `clips` once."""
         if kept:
             extractor = self.features
             features = torch.zeros(len(heard), extractor.feature_size, extractor.nb_max_frames)
@@ -171,7 +171,7 @@ class Whisper:
         )
 
     def shared_prompt_batch(self, clips: Sequence[Clip], heard: Sequence[Clip]) -> PromptBatch:
-        """The same with the audio of `heard` alone, each clip of `clips` once."""
+        """The same, encoding only `heard`, which has each clip of `clips` once."""
         rows = torch.tensor([clip.row for clip in clips])
         place = {(clip.language, clip.key): i for i, clip in enumerate(heard)}
         one = torch.ones(len(heard), dtype=torch.long)
@@ -249,7 +249,7 @@ class Whisper:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 
     def _heard(self, clips: Sequence[Clip]) -> dict[str, Tensor]:
-        """Which positions training hears; nothing where it hears all."""
+        """The positions that training keeps; empty if it keeps all."""
         if self.silence_stride == 1:
             return {}
         per_second = self.positions / self.window_s

@@ -71,7 +71,7 @@ class DataFacts(_Facts):
     Attributes:
         name: of the corpus.
         shards: hash of the list of shards.
-        languages: what the adapter heard of them; an adapter of several has no `language` of its own.
+        languages: training clips per language; an adapter of several has no `language` itself.
         licence: as its recipe states it; None: not stated.
     """
 

@@ -36,8 +36,8 @@ class BaseFacts:
         layer_parameters: component to the parameters of one layer.
         width: numbers an encoder position has.
         shares: clips are shared below the first steered layer.
-        encoder_tokens, llm_tokens: positions of one clip at the window that training hears.
-        heard_tokens: the encoder's of a clip of ten seconds, where silence behind it is heard in part.
+        encoder_tokens, llm_tokens: positions of one clip at the window of training.
+        heard_tokens: encoder positions of a ten-second clip, with its trailing padding thinned out.
         decoded_tokens: the encoder's of one clip that is transcribed.
         in_context: its family has a prompt with examples.
         linear: component to the names of linear modules inside its layers.

@@ -60,7 +60,7 @@ def job_config(sweep: Sweep, entries: Sequence[Entry]) -> dict[str, Any]:
         # Forgetting tells whether adapters that are off leave the base as it is.
         tree["evaluation"]["zero_shot"] = bool(tree["evaluation"]["forgetting"])
     if first.stage == "try":
-        # A choice hears its own language alone.
+        # A choice uses its own language only.
         tree["evaluation"]["forgetting"] = False
         # A learning rate that is too high loses; it does not stop the others of its job.
         tree["training"]["max_skipped"] = first.steps

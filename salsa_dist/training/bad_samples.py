@@ -84,7 +84,7 @@ class BadSamples:
     def _name(self, bad: Bad) -> None:
         n = len(self.seen)
         if n <= NAMED or n & (n - 1) == 0:
-            self.say(f"bad sample {n}, another is heard in its place: {bad.why}")
+            self.say(f"bad sample {n}, another clip replaces it: {bad.why}")
         if n == NAMED:
             self.say("more bad samples are named in events.jsonl, and here at each doubling")
 

@@ -28,7 +28,7 @@ from salsa_dist.placement.kept_prefix import Known, unheard
 from salsa_dist.speech_llms.batch import AdapterBatch
 from salsa_dist.speech_llms.family import Family
 
-Window = list[tuple[Clip, Draw]]  # clips that the base hears one behind the other; mostly one alone
+Window = list[tuple[Clip, Draw]]  # clips joined in one audio window; mostly one
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class StepBatches(Dataset[StepShare]):
         family: makes the batches.
         rank, world_size: whose share.
         micro_batch: most clips of one pass.
-        share: a clip that several adapters take in a step is read and heard once for all of them.
+        share: read and encode a clip once for all adapters that sample it in a step.
     """
 
     def __init__(
@@ -154,7 +154,7 @@ class StepBatches(Dataset[StepShare]):
                 yield from window
 
     def _windows(self, step: int, bad: list[Bad]) -> tuple[list[Window], int]:
-        """What this rank hears at `step`, and how many clips are missing from it."""
+        """This rank's batches of `step`, and the number of missing clips."""
         mine = self._shares(step)[self.rank]
         if self.known is not None:
             return [[(self._unheard(d, row), d) for d in window] for row, window in mine], 0
@@ -188,7 +188,7 @@ class StepBatches(Dataset[StepShare]):
             return self._training_batch(whole), whole, missing
         except UserError:
             # The base refuses one, such as for a transcript longer than it can write. What it refuses
-            # joined is heard clip by clip, and of those each alone shows which it is.
+            # joined is processed clip by clip, which shows the bad one.
             used = []
             for clip, window in zip(whole, heard, strict=True):
                 if self._refusal(clip) is None:
@@ -223,7 +223,7 @@ class StepBatches(Dataset[StepShare]):
         return self.family.shared_batch(clips, heard, kept=self.known is not None)
 
     def _shares(self, step: int) -> list[list[tuple[int, list[Draw]]]]:
-        """Each rank's windows of `step`: the row, and the draws that are heard together."""
+        """Each rank's windows of `step`: the row, and the samples joined in one window."""
         shares: list[list[tuple[int, list[Draw]]]] = [[] for _ in range(self.world_size)]
         for row in self.active(step):
             job = self.jobs[row]

@@ -144,8 +144,8 @@ def test_a_base_that_hears_no_silence_refuses_it_unread(tmp_path: Path, tiny_sha
     folder = make_qwen2_audio(tmp_path / "base")
     for weights in Path(folder).glob("*.safetensors"):
         weights.unlink()
-    with pytest.raises(UserError, match=r"silence_stride is 8, and base .* hears no silence"):
+    with pytest.raises(UserError, match=r"silence_stride is 8, and base .* has no trailing padding"):
         load_speech_llm(folder, silence_stride=8)
     path = make_config(tmp_path, folder, tiny_shards, training={"steps": 2, "silence_stride": 8})
-    with pytest.raises(UserError, match=r"silence_stride is 8, and base .* hears no silence"):
+    with pytest.raises(UserError, match=r"silence_stride is 8, and base .* has no trailing padding"):
         base_facts(load_config(path))
