@@ -1,4 +1,4 @@
-"""Files of one JSON object a line, which a killed process may leave with half a line at the end."""
+"""Files with one JSON object per line; after a kill, the last line may be incomplete."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The command line's groups of commands, one file a group."""
+"""The command line's groups of commands, one file per group."""

@@ -1,1 +1,1 @@
-"""Corpora made into tar shards: recipes, splits, writing, lint, statistics, the card."""
+"""From corpora to tar shards: recipes, splits, writing, lint, statistics, the card."""

@@ -1,4 +1,4 @@
-"""An index for WebDataset tars that others made, and shards of another size from any tars.
+"""An index for WebDataset tars made elsewhere, and resharding of any tars.
 
     index_tars(folder)          tars without index.json ──► index.json, nothing else is written
     reshard(folder, out, …)     tars, with an index or without ──► new shards, the same bytes a file

@@ -1,4 +1,4 @@
-"""Which utterances are train, dev and test, and in which order they lie in the shards.
+"""Which utterances are train, dev and test, and their order in the shards.
 
     own split               as the corpus has it
     none, speakers known    whole speakers are dealt to test, then to dev, the rest is train

@@ -1,4 +1,4 @@
-"""`shards stats`: how much of what lies in a folder of shards, by its index alone.
+"""`shards stats`: counts and durations of a folder of shards, from its index alone.
 
 rows(index) ──► [{"language", "split", "shards", "samples", "hours", "mean_s", "p5_s", "p50_s",
                   "p95_s", "longest_s", "megabytes"}]        a row a language and split

@@ -1,4 +1,4 @@
-"""One utterance on its way from a shard, or from a file, to a base."""
+"""One utterance, from a shard or a file to a base."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several clips laid one behind the other in one audio window.
+"""Several clips joined in one audio window.
 
     one reader's draws of a step    7   12   15   21   30        joined up to three at a time:
     windows                        [7] [12 · 15 · 21] [30]       how many is drawn anew for each

@@ -1,4 +1,4 @@
-"""`index.columns`: what `index.json` says, in a form that loads in a moment; derived, never needed.
+"""`index.columns`: the content of `index.json` in a format that loads fast; optional.
 
     index.columns      a safetensors file
     ├── metadata       {"schema", "of": sha256 of the index.json that it was made from}

@@ -1,4 +1,4 @@
-"""One rank's clips of one adapter, step after step, out of the shards.
+"""One rank's clips of one adapter, step by step, read from the shards.
 
     plan ──pool──► this rank's draws ──one open a shard, large reads──► bytes, held until their step
     step t ──► its bytes ──decode──► Clips, and the Bad samples that others stand in for

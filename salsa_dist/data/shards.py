@@ -1,4 +1,4 @@
-"""Tar shards: reading one sample out of its byte range.
+"""Tar shards: reading one sample by its byte range.
 
 A shard is a plain WebDataset tar; a sample is a few files that lie side by side in it. `writer.py`
 writes the first kind; others' tars of speech have the second, and are read as well:

@@ -1,4 +1,4 @@
-"""Part of a corpus: so many minutes of it, chosen by a seed; or the first so many clips.
+"""Part of a corpus: a number of minutes, chosen by a seed; or the first N clips.
 
     clips of a shard in an order of their own (seed, key)   k7 k2 k9 k1 …
     10 minutes                                              └───┘

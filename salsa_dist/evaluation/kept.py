@@ -1,4 +1,4 @@
-"""Which transcripts of an earlier evaluation are kept: those that depend on nothing that has changed.
+"""Which transcripts of an earlier evaluation are kept: those whose settings have not changed.
 
 RUN/evaluation/settings.json
 {"schema": …, "base": revision, "shards": hash, "settings": {"evaluation.split": "dev", …},

@@ -1,4 +1,4 @@
-"""Transcribing held-out clips, zero-shot and steered, and keeping every transcript.
+"""Transcribe held-out clips, zero-shot and steered, and store every transcript.
 
     RUN/evaluation/
     ├── settings.json         what the transcripts below depend on; others are thrown away

@@ -1,1 +1,1 @@
-"""The method that is the subject, steering, and those that it is compared with; one file each."""
+"""Steering and the methods to compare it with; one file each."""

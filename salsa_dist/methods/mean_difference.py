@@ -1,4 +1,4 @@
-"""Steering without training: the mean activation of well understood speech less that of one's own.
+"""Steering without training: mean activations of the contrast language minus those of the adapter's.
 
     v = scale * (mean activation over the contrast language - mean over the adapter's language)
 

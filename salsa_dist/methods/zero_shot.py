@@ -1,4 +1,4 @@
-"""The base as it is: nothing is trained, nothing is put on it."""
+"""Zero-shot: the base without an adapter; nothing is trained."""
 
 from __future__ import annotations
 

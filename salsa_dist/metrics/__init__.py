@@ -1,1 +1,1 @@
-"""Error rates of transcripts, what they compare, and the statistics on them: nothing else of ours."""
+"""Error rates of transcripts, normalisers and statistics; imports nothing else of ours."""

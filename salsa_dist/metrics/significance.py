@@ -1,4 +1,4 @@
-"""Whether a method differs from another by more than chance.
+"""Paired tests: does a method differ from another by more than chance?
 
     errors of A less those of B, per clip ──summed per speaker──> (groups,) ──random signs──> p
 

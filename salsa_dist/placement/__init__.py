@@ -1,1 +1,1 @@
-"""Where the frozen weights live, and everything that talks to DeepSpeed or to process groups."""
+"""Where the frozen weights are stored; everything that uses DeepSpeed or process groups."""

@@ -1,4 +1,4 @@
-"""Which placement a run takes: decided at its start, alike on all ranks, before any weight is read.
+"""The placement of a run: decided at its start, equally on all ranks, before any weight is read.
 
     placed = choose(config, ranks)                    of training
     placed = choose(config, ranks, training=False)    of evaluation

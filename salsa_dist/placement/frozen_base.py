@@ -1,4 +1,4 @@
-"""The frozen base as the training loop sees it, wherever its weights are.
+"""The frozen base as the training loop uses it, under any placement.
 
     base = FrozenBase(speech_llm, bank, ranks, config.placement)
     losses = base.token_losses(batch)     (labels,) fp32

@@ -1,4 +1,4 @@
-"""What the first steered layer of a job puts out before its vector is added, kept for each clip.
+"""The prefix cache: per clip, the first steered layer's output before its vector is added.
 
     fill      conv ─ encoder.0 … encoder.3 ─┐ (the layers above pass their input on)   once a clip
                                             ▼

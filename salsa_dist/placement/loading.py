@@ -1,4 +1,4 @@
-"""Reading a shared base: each rank reads the run of elements of each weight that it keeps.
+"""Loading a shared base: each rank reads only its own partition of each weight.
 
     stored tensor   |··········|··········|··········|··········|
                      rank 0     rank 1     rank 2     rank 3        of a group that shares one copy

@@ -1,4 +1,4 @@
-"""Activation checkpointing: a layer's inner activations are made again in backward instead of kept.
+"""Activation checkpointing: recompute a layer's inner activations in the backward pass.
 
     layer(x)  =  hooks before ─► forward ─► hooks after (steering)
                                  └─ only this is made again

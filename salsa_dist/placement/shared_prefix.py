@@ -1,4 +1,4 @@
-"""Where several adapters take the same clip, its way up to their first steered layer is walked once.
+"""Prefix sharing: adapters that sample the same clip run its unsteered prefix once.
 
     clips heard   c0 c1 ─ encoder.0 … encoder.3 ┐ (the layers above pass their input on)   prefix
                                                 ▼

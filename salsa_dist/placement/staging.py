@@ -1,4 +1,4 @@
-"""A copy of a base on this node's own disk, made once by one rank of the node and used by all.
+"""A copy of a base on this node's own disk, made by one rank per node, used by all.
 
 base.stage_to: $SLURM_TMPDIR
 

@@ -1,4 +1,4 @@
-"""Frozen weights cut over a group of ranks by DeepSpeed ZeRO-3.
+"""Frozen weights partitioned over a group of ranks by DeepSpeed ZeRO-3.
 
     keep(weight)                 each rank keeps 1/k of every weight
     initialize(model, config)    hooks that gather a module's weights around its

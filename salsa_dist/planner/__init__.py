@@ -1,1 +1,1 @@
-"""What each placement of a base costs, on paper: no weight is read and DeepSpeed is not imported."""
+"""The estimated cost of each placement: no weight is read and DeepSpeed is not imported."""

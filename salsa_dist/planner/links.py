@@ -1,4 +1,4 @@
-"""A plan's traffic on links as they were measured, where the plan counts on better ones."""
+"""A plan's traffic on measured links, if they are slower than the plan assumes."""
 
 from __future__ import annotations
 

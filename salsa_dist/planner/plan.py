@@ -1,4 +1,4 @@
-"""What each placement of a base costs on given machines, on paper, and which one `auto` takes.
+"""The estimated cost of each placement of a base on given machines, and the choice of `auto`.
 
     plan = make_plan(shape, work, machines)
 

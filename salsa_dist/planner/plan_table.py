@@ -1,4 +1,4 @@
-"""A plan as it is read: one row a placement, as text for people and as JSON.
+"""A plan as a table: one row per placement, as text and as JSON.
 
 plan.rows      one a placement: replicate, node, islands of k nodes, full; each with CPU offload
 plan.chosen    the row that `auto` takes, or None

@@ -1,4 +1,4 @@
-"""What one step computes and keeps for its backward: FLOPs of matrices, and activations by estimate.
+"""The cost of one step: FLOPs of its matrices, and estimated activations for the backward pass.
 
 See docs/placement.md for how well the estimates meet what was measured.
 """

@@ -1,1 +1,1 @@
-"""What runs decoded, scored and set side by side: pages to read, JSON, CSV and LaTeX."""
+"""Scores and comparisons of runs, as HTML, JSON, CSV and LaTeX."""

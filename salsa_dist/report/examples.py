@@ -1,4 +1,4 @@
-"""Which utterances are shown: by rule, so that nobody picks the nice ones.
+"""Which utterances are shown: selected by rule, to avoid cherry-picking.
 
 Those whose errors fell most, some nearest to the median change, those whose errors rose most. By
 number of errors, which is what moves the corpus rate; ties go to the smaller key, so the same run

@@ -1,4 +1,4 @@
-"""How long the learned vectors are, and how much those of two adapters point the same way.
+"""Norms of the learned vectors, and cosines between those of two adapters.
 
 {site: (hidden,)} ──norms──> {site: length}
 two of them ──cosine──> of the vectors at the sites that both have, taken as one

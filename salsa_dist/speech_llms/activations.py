@@ -1,4 +1,4 @@
-"""What a base's layers put out for real speech, unsteered.
+"""The outputs of a base's layers for real speech, unsteered.
 
     clips ─► one forward pass each ─► site ─► (positions, hidden) ─► means, sizes
 

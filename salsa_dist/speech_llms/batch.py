@@ -1,4 +1,4 @@
-"""What a family hands to a base: a batch whose every element knows its adapter.
+"""The batch that a family passes to a base: every element has an adapter index.
 
 inputs           keyword arguments of the model's forward: (batch, …) tensors
 label_positions  (batch, tokens) bool: the positions whose next token is a label

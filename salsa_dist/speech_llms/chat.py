@@ -1,4 +1,4 @@
-"""What chat families share: an LLM that reads audio as placeholder tokens inside a prompt.
+"""Shared by chat families: the LLM gets audio as placeholder tokens inside a prompt.
 
     prompt    <|user|> <audio> <audio> … transcribe this <|assistant|>
     training  <|user|> <audio> <audio> … transcribe this <|assistant|> лека нощ <|end|>

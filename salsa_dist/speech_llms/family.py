@@ -1,4 +1,4 @@
-"""What a family of speech-LLMs must offer, and what a user may tell any of them.
+"""The interface of a family of speech-LLMs, and the options that users may set.
 
     clips ── training_batch ──> AdapterBatch ──> the model's forward
     clips ── prompt_batch ────> PromptBatch ──> generate ──> transcripts

@@ -1,4 +1,4 @@
-"""What can be steered in a base: its sites, each proved by a probe.
+"""The sites of a base, each tested by a probe.
 
     inspection = inspect_base("openai/whisper-base")
     inspection.sites      reports of the sites that can be steered

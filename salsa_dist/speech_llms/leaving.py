@@ -1,4 +1,4 @@
-"""Greedy decoding whose finished rows leave the batch.
+"""Greedy decoding that drops finished rows from the batch.
 
     step     rows
        1     a b c d

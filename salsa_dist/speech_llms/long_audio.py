@@ -1,4 +1,4 @@
-"""Audio longer than a base's window, at inference: cut where it is quiet, and its texts joined again.
+"""Audio longer than a base's window, at inference: split at quiet points, and its texts joined.
 
     clip      |--------------------------- 70 s ---------------------------|
     pieces    |------ 27 s ------|------- 29 s -------|------ 14 s ------|

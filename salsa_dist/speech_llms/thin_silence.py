@@ -5,7 +5,7 @@
     weight       1 1 1 1 1 1   8   8   8   8   8       in every attention over them
 
 A key that replaces n positions has n times the weight in a softmax: log n is added to its score. This
-is exact if the n positions are equal. In silence they nearly are, since only their positional embeddings
+is exact if the n positions are equal. In silence they nearly are: only their positional embeddings
 differ. A window that is mostly silence then costs a fraction. A shorter window (`window_s`) removes the
 silence instead, but the base processes it in evaluation. `benchmarks/thin_silence.py` measures both.
 

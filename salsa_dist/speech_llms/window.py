@@ -1,4 +1,4 @@
-"""Audio windows: what becomes of a clip that is too long or too short, and shorter encoder windows.
+"""Audio windows: clips that are too long or too short, and shorter encoder windows.
 
     audio            |-- clip --|
     fixed window     |-- clip --|0000000000000|   features of the whole window

@@ -1,4 +1,4 @@
-"""An adapter's folder: its vectors, the facts about them, and a page that a person reads.
+"""An adapter's folder: its vectors, the facts about them, and a model card.
 
     NAME/
     ├── adapter.safetensors    the vectors, see `adapter_file.py`

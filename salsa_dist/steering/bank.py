@@ -1,4 +1,4 @@
-"""A bank: all adapters of one run, kept side by side and added in one pass.
+"""A bank: all adapters of one run, added in one pass.
 
     vectors[site]   (adapters, hidden) fp32, one row an adapter
     rows[component] (n,) int64, the row of each element of that component's batch; -1: no steering

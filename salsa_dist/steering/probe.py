@@ -1,4 +1,4 @@
-"""Proof that a site can be steered: one forward and backward with a zero vector at each.
+"""Tests each site: one forward and backward pass with a zero vector at every site.
 
     probe(site_modules(model), model, inputs)
       encoder.0   width 512   fires   gradient   rows: sample   padding-invariant (3e-7)

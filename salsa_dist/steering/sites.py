@@ -1,4 +1,4 @@
-"""Sites: the places of a model where a vector can be added, and how to name some of them in words.
+"""Sites: the layers of a model that can be steered, and expressions that select some of them.
 
     find_layers(model)  ->  {"encoder": ModuleList of 6, "llm": ModuleList of 6}
     select("encoder:last-half+llm:0", {"encoder": 6, "llm": 6})

@@ -1,4 +1,4 @@
-"""One adapter by itself: kept in a folder, put on a model, scaled, averaged with others.
+"""One adapter: saved, loaded, attached to a model, scaled, averaged with others.
 
     SteeringVectors ── vectors[site]    (hidden,) fp32
                     ── rule             how they change an activation

@@ -1,4 +1,4 @@
-"""How wide each layer's output is, read from its weights: no forward pass, so sharded bases work too.
+"""The output width of each layer, read from its weights: no forward pass, so shared bases work too.
 
 layer
 ├── self_attn          q_norm (head size), k_norm

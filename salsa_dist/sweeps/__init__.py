@@ -1,1 +1,1 @@
-"""A grid of adapters, packed into jobs, and one table of what became of them."""
+"""A grid of adapters, packed into jobs, and one table of results."""

@@ -1,4 +1,4 @@
-"""A comparison's tries, what is chosen among them on dev, and the final rows of what was chosen.
+"""A comparison's trials, the choice among them on dev, and the final rows.
 
     methods x settings x languages, one seed ─► tries ─► dev CER or loss of each ─► SWEEP/chosen.json
                                                                 │

@@ -1,4 +1,4 @@
-"""A sweep's folder: jobs that are ordinary runs, and what became of their adapters.
+"""A sweep's folder: its jobs, which are ordinary runs, and the state of their adapters.
 
     SWEEP/
     ├── jobs/<id>/

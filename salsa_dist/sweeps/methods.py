@@ -1,4 +1,4 @@
-"""What a sweep compares: methods, each with the settings that it tries on dev.
+"""The methods that a sweep compares, each with its trials.
 
 methods:
   - {kind: zero-shot}

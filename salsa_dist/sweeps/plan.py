@@ -1,4 +1,4 @@
-"""From a sweep to jobs: what is wrong with it, what is there already, how the rest is packed.
+"""From a sweep to jobs: its errors, its finished jobs, and the packing of the rest.
 
     Sweep ─► problems (all of them, before anything is written)
           ─► Plan ── kept: jobs that are there        Plan.write() ─► SWEEP/jobs/<id>/config.yaml

@@ -1,4 +1,4 @@
-"""Samples that could not be used: counted by kind, named, and too many of them end the run.
+"""Bad samples: counted by kind and named; too many of them stop the run.
 
     each rank's StepShare.bad ──counts, in the step's all-reduce──► the same counts on every rank
                               ──names, in steps that have any─────► the same names on every rank

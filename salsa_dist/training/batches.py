@@ -1,4 +1,4 @@
-"""What one rank computes at each step of a job, read from tar shards.
+"""The batches of one rank at each step of a job, read from tar shards.
 
     step t  ->  StepShare     this rank's share of every adapter's step t:
                 batches       micro-batches, each of clips of similar lengths

@@ -1,4 +1,4 @@
-"""What a config names, made for this rank: the bank, the rates, and the clips of each step."""
+"""From a config to this rank's bank, learning rates and clips of each step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Steps that an adapter does not learn from: a loss that exploded, a gradient that is not finite."""
+"""Steps that an adapter skips: an exploding loss, a gradient that is not finite."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Successive halving: after some steps the worse adapters of each group stop, so others cost less.
+"""Successive halving: at fixed steps, the worse adapters of each group stop.
 
     RUN/halving.json
     {"schema": …, "rungs": [{"step": 20, "dev_loss": {"bg-a": 2.1, "bg-b": 2.4}, "dropped": ["bg-b"]}]}

@@ -1,4 +1,4 @@
-"""The one training loop: of every method, for every placement and number of ranks.
+"""The training loop, for every method, placement and number of ranks.
 
     RUN/
     ├── config.yaml                     the whole config of the run

@@ -1,4 +1,4 @@
-"""Adam over a bank: every adapter as if it were alone.
+"""Adam over a bank: each adapter is updated as if trained alone.
 
 One reduction a step carries, for the adapters active in it, the sums of their gradients and losses
 over all ranks and their label counts. Each adapter's gradient is then divided by its own count,

@@ -1,4 +1,4 @@
-"""The pass before training that keeps what lies below the first steered layer; see `kept_prefix.py`.
+"""The pass before training that fills the prefix cache; see `kept_prefix.py`.
 
 clips that this rank will draw ─► those not kept yet ─► as many calls on all ranks ─► KeptPrefix
 """

@@ -1,4 +1,4 @@
-"""What a step leaves behind: an event, curves, a line for people; once, the placement as measured."""
+"""Records of a step: an event, curves, a log line; once, the measured placement."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one step sends between ranks: one buffer, summed once.
+"""The all-reduce of one step: one buffer, summed over all ranks.
 
 gradients of the adapters that take part │ their losses │ their label counts │ stop │ other counts
 """

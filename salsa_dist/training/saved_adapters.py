@@ -1,4 +1,4 @@
-"""The adapters of a finished run: each in a folder of its own, with what it was made of."""
+"""The adapters of a finished run: each in its own folder, with the facts about its training."""
 
 from __future__ import annotations
 

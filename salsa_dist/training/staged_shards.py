@@ -1,4 +1,4 @@
-"""Copies of a run's shards on each node's own disk, made once by one rank of the node, used by all.
+"""Copies of a run's shards on each node's own disk, made by one rank per node, used by all.
 
 data.stage_to: $SLURM_TMPDIR
 
