@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
@@ -123,6 +124,8 @@ def test_a_lock_serves_any_build_of_torch_and_is_within_the_ranges(lock: str) ->
         (exact,) = requirement.specifier
         assert exact.operator == "=="
         assert "+" not in exact.version
-        locked.setdefault(requirement.name.lower(), []).append(Version(exact.version))
-    outside = {r.name for r in admitted for v in locked[r.name.lower()] if v not in r.specifier}
+        locked.setdefault(canonicalize_name(requirement.name), []).append(Version(exact.version))
+    outside = {
+        r.name for r in admitted for v in locked[canonicalize_name(r.name)] if v not in r.specifier
+    }
     assert outside == set(), "`make lock` renews the lock"
