@@ -56,11 +56,16 @@ CHECK = {
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Markers by place, so that no module forgets its own."""
+    """Markers by place, so that no module forgets its own.
+
+    `xdist_group`: a module stays in one process, for the sake of its fixtures. So do all that use the
+    one cluster.
+    """
     for item in items:
         if item.path.stem in SLOW:
             item.add_marker("slow")
         if item.path.stem in CHECK or item.path.parent.name == "libraries":
             item.add_marker("check")
-        if item.path.parent.name == "cluster":
+        if cluster := item.path.parent.name == "cluster":
             item.add_marker("cluster")
+        item.add_marker(pytest.mark.xdist_group("cluster" if cluster else str(item.path)))
