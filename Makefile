@@ -3,10 +3,13 @@
 #   TORCH_INDEX   index of torch's CPU builds, for a machine without a GPU where pip's own index has
 #                 none: make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
 #   PYTHON        the Python that .venv is made with, 3.10 or newer
+#   JOBS          how many processes run the tests; the cluster's stay in one
 #   ARGS          settings for the demo, such as ARGS="training.steps=20"
 
 PYTHON ?= python3
 VENV ?= .venv
+JOBS ?= 2
+PARALLEL = --numprocesses=$(JOBS) --dist=loadgroup --no-loadscope-reorder
 
 .PHONY: demo test check check-lowest check-newest check-ranges lint lock environment
 
@@ -16,20 +19,20 @@ demo: environment
 # Everything, the tests on a real Slurm included.
 test: lint
 	tests/cluster/install.sh
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest $(PARALLEL)
 
 # The main job, every family, two ranks and the launcher, in a few minutes: on the lock, and at the ends of
 # the ranges in pyproject.toml. `make -j2 check-ranges` does both ends side by side.
 check: environment
-	$(VENV)/bin/python -m pytest -m check
+	$(VENV)/bin/python -m pytest -m check $(PARALLEL)
 
 check-lowest:
 	@$(PYTHON) tools/environment.py build/lowest requirements-lowest.txt --index "$(TORCH_INDEX)"
-	build/lowest/bin/python -m pytest -m check
+	build/lowest/bin/python -m pytest -m check $(PARALLEL)
 
 check-newest:
 	@$(PYTHON) tools/environment.py build/newest --ranges --index "$(TORCH_INDEX)"
-	build/newest/bin/python -m pytest -m check
+	build/newest/bin/python -m pytest -m check $(PARALLEL)
 
 check-ranges: check-lowest check-newest
 

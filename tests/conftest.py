@@ -55,6 +55,7 @@ CHECK = {
 }
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups afterwards
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Markers by place, so that no module forgets its own.
 
