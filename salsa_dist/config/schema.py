@@ -203,7 +203,9 @@ class AdapterConfig(_Section):
         None, description="scale of a mean difference; null: the method's"
     )
     start_from: Vectors[Folder | None] = Field(
-        None, description="folder or file of an adapter to start training from; null: start from zero"
+        None,
+        description="adapter to start training from: folder, file, or user/name@revision of a hub; "
+        "null: start from zero",
     )
 
     @property

@@ -34,11 +34,12 @@ from salsa_dist.evaluation.transcripts import BARE, ZERO_SHOT
 from salsa_dist.metrics import intervals, normalise
 from salsa_dist.metrics.error_rates import METRICS, corpus_rate
 from salsa_dist.metrics.summary import rates, spoken_of
-from salsa_dist.report import examples, fields, results, vector_facts
+from salsa_dist.report import examples, fields, results
 from salsa_dist.report.entries import Entry, read_entries, read_runs, scored
 from salsa_dist.report.results import Result, best_zero_shot, cell_of, results_of
 from salsa_dist.report.run_files import Hypothesis, RunFiles, read_run
 from salsa_dist.runs.cost import cost
+from salsa_dist.steering import vector_facts
 
 SCHEMA = "salsa-dist/comparison/4"
 EXAMPLES = 2

@@ -26,12 +26,13 @@ from pathlib import Path
 from typing import Any
 
 from salsa_dist.metrics import normalise
-from salsa_dist.report import fields, vector_facts
+from salsa_dist.report import fields
 from salsa_dist.report.comparison import Told, examples_of, notes_of, parts, plain, tree_of
 from salsa_dist.report.entries import read_entries
 from salsa_dist.report.results import Result, results_of
 from salsa_dist.report.run_files import RunFiles, read_run
 from salsa_dist.runs.cost import cost
+from salsa_dist.steering import vector_facts
 
 SCHEMA = "salsa-dist/report/1"
 _COUNTS = (

@@ -18,7 +18,7 @@ from matplotlib.patches import Rectangle
 from scipy.ndimage import uniform_filter1d
 
 from salsa_dist.report.svg import COLOURS, INK, LONG_LABEL, MARKERS, SERIES, drawn, literal, style
-from salsa_dist.report.vector_facts import site_order
+from salsa_dist.steering.vector_facts import site_order
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from salsa_dist.steering.rules import RULES
 SCHEMA = "salsa-dist/adapter/1"
 
 _MAX_HEADER = 1 << 20  # bytes; a thousand sites need less than a tenth
-_MAX_FILE = 256 << 20  # bytes; far more than any base's sites, far less than a base
+MAX_FILE = 256 << 20  # bytes; far more than any base's sites, far less than a base
 _SITE = re.compile(r"[a-z]+\.\d+")
 
 
@@ -45,7 +45,7 @@ def read(path: Path) -> bytes:
     """All bytes of a file that may be an adapter, or a `UserError`."""
     try:
         size = path.stat().st_size
-        if size > _MAX_FILE:
+        if size > MAX_FILE:
             raise UserError(
                 f"adapter {path} has {size:,} bytes, an adapter has a few thousand: name another file"
             )

@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from salsa_dist.errors import UserError
 from salsa_dist.steering import adapter_file
-from salsa_dist.steering.model_card import model_card
+from salsa_dist.steering.model_card import Score, model_card
 
 SCHEMA: Literal["salsa-dist/adapter/1"] = "salsa-dist/adapter/1"
 VECTORS = "adapter.safetensors"
@@ -31,6 +32,8 @@ FACTS = "adapter.json"
 CARD = "README.md"
 
 _MAX_FACTS = 1 << 20  # bytes
+LIMITS = {FACTS: _MAX_FACTS, VECTORS: adapter_file.MAX_FILE}
+"""How many bytes each file of an adapter may have."""
 
 
 def _no_path(text: str) -> str:
@@ -130,9 +133,31 @@ def write(folder: Path, vectors: dict[str, Tensor], facts: dict[str, Any]) -> Pa
         vectors: site name to vector, (hidden,) fp32.
         facts: the fields of `AdapterFacts` that do not follow from `vectors`.
     """
-    if what := adapter_file.wrong(vectors):
-        raise UserError(f"adapter {folder} can't be saved: {what}")
     _check_place(folder)
+    files = files_of(vectors, facts, str(folder))
+    try:
+        _put(folder, files)
+    except OSError as e:
+        raise UserError(f"adapter {folder} can't be written: {e.strerror}") from None
+    return folder
+
+
+def files_of(
+    vectors: dict[str, Tensor],
+    facts: dict[str, Any],
+    label: str,
+    scores: Sequence[Score] = (),
+    repository: str = "",
+) -> dict[str, bytes]:
+    """What an adapter's folder holds, by file.
+
+    Args:
+        vectors, facts: as in `write`.
+        label: names the adapter in errors.
+        scores, repository: as in `model_card`.
+    """
+    if what := adapter_file.wrong(vectors):
+        raise UserError(f"adapter {label} can't be saved: {what}")
     raw = adapter_file.pack(
         vectors,
         {
@@ -151,18 +176,13 @@ def write(folder: Path, vectors: dict[str, Tensor], facts: dict[str, Any]) -> Pa
             sha256=hashlib.sha256(raw).hexdigest(),
         )
     except ValidationError as e:
-        raise UserError(f"adapter {folder} can't be saved: {_first(e)}") from None
+        raise UserError(f"adapter {label} can't be saved: {_first(e)}") from None
     tree = full.model_dump(mode="json", by_alias=True)
-    files = {
+    return {
         VECTORS: raw,
         FACTS: (json.dumps(tree, indent=2, ensure_ascii=False) + "\n").encode(),
-        CARD: model_card(tree).encode(),
+        CARD: model_card(tree, scores, repository).encode(),
     }
-    try:
-        _put(folder, files)
-    except OSError as e:
-        raise UserError(f"adapter {folder} can't be written: {e.strerror}") from None
-    return folder
 
 
 def read(folder: Path) -> tuple[dict[str, Tensor], AdapterFacts]:
@@ -179,8 +199,22 @@ def read(folder: Path) -> tuple[dict[str, Tensor], AdapterFacts]:
             raise UserError(
                 f"no adapter at {folder}: it has no {name}; name a trained adapter's folder"
             )
-    facts = _read_facts(folder / FACTS)
-    raw = adapter_file.read(folder / VECTORS)
+    facts = _facts_file(folder / FACTS)
+    return unpack({FACTS: facts, VECTORS: adapter_file.read(folder / VECTORS)}, folder)
+
+
+def unpack(files: Mapping[str, bytes], folder: Path) -> tuple[dict[str, Tensor], AdapterFacts]:
+    """The vectors and facts in an adapter's two files.
+
+    Args:
+        files: the bytes of each.
+        folder: where they are from, for errors: a folder, or a name on a hub.
+
+    Raises:
+        UserError: a file is damaged; or the two disagree.
+    """
+    facts = _read_facts(files[FACTS], folder / FACTS)
+    raw = files[VECTORS]
     sha256 = hashlib.sha256(raw).hexdigest()
     vectors, metadata = adapter_file.unpack(raw, folder / VECTORS)
     found = {
@@ -206,13 +240,18 @@ def read(folder: Path) -> tuple[dict[str, Tensor], AdapterFacts]:
     return vectors, facts
 
 
-def _read_facts(file: Path) -> AdapterFacts:
+def _facts_file(file: Path) -> bytes:
     try:
         if file.stat().st_size > _MAX_FACTS:
             raise UserError(f"{file} has more than {_MAX_FACTS:,} bytes: it is no adapter's")
-        tree = json.loads(file.read_text(encoding="utf-8"))
+        return file.read_bytes()
     except OSError as e:
         raise UserError(f"{file} can't be read: {e.strerror}") from None
+
+
+def _read_facts(raw: bytes, file: Path) -> AdapterFacts:
+    try:
+        tree = json.loads(raw.decode("utf-8"))
     except (ValueError, RecursionError):
         raise UserError(f"{file} is damaged (no JSON): copy or train the adapter again") from None
     schema = tree.get("schema") if isinstance(tree, dict) else None

@@ -119,15 +119,27 @@ class Bank:
         def steer(module: nn.Module, args: Any, output: Any) -> Any:
             if self._rows is None:
                 return output
-            hidden = output[0] if isinstance(output, tuple) else output
             if isinstance(self._rows, int):
-                rows = torch.full(hidden.shape[:1], self._rows, device=hidden.device)
-            else:
-                rows = self._rows[site] if site in self._rows else self._rows[component]
-            steered = self.steer(site, hidden, rows)
-            return (steered, *output[1:]) if isinstance(output, tuple) else steered
+                return self.steer_output(site, output, self._rows)
+            return self.steer_output(
+                site, output, self._rows[site if site in self._rows else component]
+            )
 
         return steer
+
+    def steer_output(self, site: str, output: Any, rows: Tensor | int) -> Any:
+        """What a layer gives, steered: a tensor, or a tuple whose first is the activation.
+
+        Args:
+            site: its name.
+            output: (n, ..., hidden), alone or first.
+            rows: (n,) int64, or one row for every element.
+        """
+        hidden = output[0] if isinstance(output, tuple) else output
+        if isinstance(rows, int):
+            rows = torch.full(hidden.shape[:1], rows, device=hidden.device)
+        steered = self.steer(site, hidden, rows)
+        return (steered, *output[1:]) if isinstance(output, tuple) else steered
 
     def steer(self, site: str, hidden: Tensor, rows: Tensor) -> Tensor:
         """The steered output of one layer.

@@ -9,52 +9,75 @@ library_name: salsa-dist      front matter, YAML: what the hub searches by
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
+from salsa_dist.steering.licences import hub_word
 from salsa_dist.steering.rules import rule_named
 
-# Licences as corpora state them, in the hub's words; any other is `other`, with its name beside.
-_LICENCES = {
-    **{name: name for name in ("apache-2.0", "mit", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0")},
-    **{name: name for name in ("cc-by-3.0", "cc-by-sa-3.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0")},
-    **{name: name for name in ("gpl-2.0", "gpl-3.0", "odc-by", "odbl")},
-    "cc0": "cc0-1.0",
-    "gpl-2": "gpl-2.0",
-    "gpl-3": "gpl-3.0",
-}
+
+@dataclass(frozen=True)
+class Score:
+    """One error rate of an adapter beside its zero-shot, with 95% intervals; rates are shares of 1.
+
+    Attributes:
+        language, split, metric: of what: such as `bg`, `test`, `cer`.
+        window_s: audio window that it was decoded with.
+        utterances: how many.
+        zero_shot, steered, low, high: the rates, and the interval of the steered one.
+        gain, gain_low, gain_high: by which share the rate fell.
+    """
+
+    language: str
+    split: str
+    metric: str
+    window_s: float
+    utterances: int
+    zero_shot: float
+    steered: float
+    low: float
+    high: float
+    gain: float
+    gain_low: float
+    gain_high: float
 
 
-def model_card(facts: Mapping[str, Any]) -> str:
+def model_card(facts: Mapping[str, Any], scores: Sequence[Score] = (), repository: str = "") -> str:
     """The text of README.md.
 
     Args:
         facts: the tree of `adapter.json`.
+        scores: what its evaluation gave.
+        repository: `user/name` of the hub where the card will stand; "": a folder.
     """
-    return f"---\n{_front_matter(facts)}---\n\n" + "\n\n".join(
+    return f"---\n{_front_matter(facts, scores)}---\n\n" + "\n\n".join(
         [
             f"# {facts['name']}",
             _what_it_is(facts),
-            "## Use\n\n" + _use(facts),
+            "## Use\n\n" + _use(facts, repository),
             "## Training\n\n" + _training(facts),
+            *(["## Results\n\n" + _results(facts, scores)] if scores else []),
             "## Limits\n\n" + _limits(facts),
         ]
     )
 
 
-def _front_matter(facts: Mapping[str, Any]) -> str:
+def _front_matter(facts: Mapping[str, Any], scores: Sequence[Score]) -> str:
     fields: dict[str, Any] = {"library_name": "salsa-dist"}
     if facts["base"]["name"]:
         fields["base_model"] = facts["base"]["name"]
     if facts["language"]:
         fields["language"] = [facts["language"]]
     if licence := _licence(facts):
-        known = _LICENCES.get(licence.lower())
+        known = hub_word(licence)
         fields |= {"license": known} if known else {"license": "other", "license_name": licence}
     fields["pipeline_tag"] = "automatic-speech-recognition"
     fields["tags"] = ["salsa-dist", "steering-vectors", "speech-llm", facts["rule"]]
+    if scores:
+        fields["model-index"] = [{"name": facts["name"], "results": _index(facts, scores)}]
     return yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)
 
 
@@ -78,7 +101,20 @@ def _what_it_is(facts: Mapping[str, Any]) -> str:
     )
 
 
-def _use(facts: Mapping[str, Any]) -> str:
+def _index(facts: Mapping[str, Any], scores: Sequence[Score]) -> list[dict[str, Any]]:
+    """The results as the hub reads them: rates in percent."""
+    corpus = facts["data"]["name"] if facts["data"] else "not recorded"
+    return [
+        {
+            "task": {"type": "automatic-speech-recognition"},
+            "dataset": {"name": f"{corpus} ({s.language}, {s.split})", "type": corpus},
+            "metrics": [{"type": s.metric, "value": round(100 * s.steered, 2)}],
+        }
+        for s in scores
+    ]
+
+
+def _use(facts: Mapping[str, Any], repository: str) -> str:
     base, training = facts["base"], facts["training"]
     arguments = [_quoted(base["name"])]
     if base["revision"] and not base["revision"].startswith("local-"):
@@ -90,7 +126,9 @@ def _use(facts: Mapping[str, Any]) -> str:
         "from salsa_dist import SteeringVectors, load_speech_llm, transcribe",
         "",
         f"base = load_speech_llm({', '.join(arguments)})",
-        f"vectors = SteeringVectors.load({_quoted(facts['name'])})  # this folder",
+        f"vectors = SteeringVectors.from_pretrained({_quoted(repository)})"
+        if repository
+        else f"vectors = SteeringVectors.load({_quoted(facts['name'])})  # this folder",
         f'print(transcribe(base, ["clip.wav"], {language}, vectors=vectors))',
     ]
     text = "```python\n" + "\n".join(code) + "\n```"
@@ -119,6 +157,25 @@ def _training(facts: Mapping[str, Any]) -> str:
     else:
         lines.append("No training run of its own is recorded: it may be scaled or averaged.")
     return " ".join(lines)
+
+
+def _results(facts: Mapping[str, Any], scores: Sequence[Score]) -> str:
+    corpus = f" on `{_line(facts['data']['name'])}`" if facts["data"] else ""
+    rows = [
+        "| language | split | window | utterances | metric | zero-shot | steered | gain |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for s in scores:
+        steered = f"{s.steered:.1%} ({s.low:.1%} to {s.high:.1%})"
+        gain = f"{s.gain:.1%} ({s.gain_low:.1%} to {s.gain_high:.1%})"
+        rows.append(
+            f"| {s.language} | {s.split} | {s.window_s:g} s | {s.utterances} | {s.metric.upper()} | "
+            f"{s.zero_shot:.1%} | {steered} | {gain} |"
+        )
+    return (
+        f"Error rates{corpus}, with 95% bootstrap intervals. The gain is the share by which the rate "
+        "is below the better zero-shot.\n\n" + "\n".join(rows)
+    )
 
 
 def _limits(facts: Mapping[str, Any]) -> str:

@@ -1,11 +1,11 @@
-"""One adapter: saved, loaded, attached to a model, scaled, averaged with others.
+"""One adapter: saved, loaded, attached to a model, scaled, mixed with others.
 
     SteeringVectors ── vectors[site]    (hidden,) fp32
                     ── rule             how they change an activation
                     ── base …           what it was made for; another base is refused
                     ── data, training   where they come from, for `adapter.json`
 
-`adapter_folder.py` says what lies on disk.
+`adapter_folder.py` says what lies on disk, `attachment.py` how a model is steered.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from salsa_dist.errors import UserError
-from salsa_dist.steering import adapter_file, adapter_folder
-from salsa_dist.steering.adapter_folder import DataFacts, TrainingFacts
+from salsa_dist.steering import adapter_file, adapter_folder, hub, vector_facts
+from salsa_dist.steering.adapter_folder import AdapterFacts, DataFacts, TrainingFacts
+from salsa_dist.steering.attachment import Attachment, fitting_sites, module_of
 from salsa_dist.steering.bank import AdapterSpec, Bank
-from salsa_dist.steering.sites import find_layers, site_modules
-from salsa_dist.steering.widths import site_widths
+from salsa_dist.steering.licences import refuse_unless_open
+from salsa_dist.steering.model_card import Score
 
 
 class SteeringVectors:
@@ -70,57 +70,117 @@ class SteeringVectors:
         self.training = training
 
     def save(self, folder: str | Path) -> Path:
-        """Write the adapter's folder; it appears whole or not at all, in place of an older one."""
-        facts = {
-            "name": self.name,
-            "language": self.language,
-            "base": {
-                "name": adapter_folder.known_as(self.base),
-                "revision": self.revision,
-                "architecture": self.architecture,
-                "model_type": self.model_type,
-            },
-            "rule": self.rule,
-            "data": self.data,
-            "training": self.training,
-        }
-        return adapter_folder.write(Path(folder), self.vectors, facts)
+        """Write the adapter's folder; it appears whole or not at all, in place of an older one.
+
+        >>> bg = SteeringVectors.load("runs/demo/adapters/bg")
+        >>> (0.5 * bg).save("half").name
+        'half'
+
+        Raises:
+            UserError: the folder holds something else, or can't be written.
+        """
+        return adapter_folder.write(Path(folder), self.vectors, self._facts())
+
+    save_pretrained = save
 
     @classmethod
     def load(cls, path: str | Path) -> SteeringVectors:
         """Read an adapter; one that is damaged, changed or of another schema is a `UserError`.
 
+        >>> SteeringVectors.load("runs/demo/adapters/bg").language
+        'bg'
+
         Args:
-            path: its folder, or the `.safetensors` file alone, which does not say what it was trained
-                on, nor the architecture of its base.
+            path: its folder; or its name on a hub, `user/name` or `user/name@revision`; or the
+                `.safetensors` file alone, which does not say what it was trained on, nor the
+                architecture of its base.
         """
-        path = Path(path)
+        name, path = str(path), Path(path)
         if path.is_dir():
-            vectors, facts = adapter_folder.read(path)
-            return cls(
-                vectors,
-                facts.rule,
-                name=facts.name,
-                language=facts.language,
-                base=facts.base.name,
-                revision=facts.base.revision,
-                architecture=facts.base.architecture,
-                model_type=facts.base.model_type,
-                data=facts.data,
-                training=facts.training,
+            return cls._of(*adapter_folder.read(path))
+        if path.is_file():
+            vectors, metadata = adapter_file.unpack(adapter_file.read(path), path)
+            name, language, base, revision = (
+                metadata.get(k, "") for k in ("name", "language", "base", "revision")
             )
-        if not path.is_file():
-            raise UserError(f"no adapter at {path}: name the folder of a trained adapter")
-        vectors, metadata = adapter_file.unpack(adapter_file.read(path), path)
-        name, language, base, revision = (
-            metadata.get(k, "") for k in ("name", "language", "base", "revision")
-        )
-        return cls(
-            vectors, metadata["rule"], name=name, language=language, base=base, revision=revision
-        )
+            return cls(
+                vectors, metadata["rule"], name=name, language=language, base=base, revision=revision
+            )
+        if (parts := hub.name_and_revision(name)) is None:
+            raise UserError(
+                f"no adapter at {path}: name the folder of a trained adapter, or user/name of a hub"
+            )
+        files = hub.fetch(*parts, adapter_folder.LIMITS)
+        return cls._of(*adapter_folder.unpack(files, Path(name)))
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, *, revision: str | None = None) -> SteeringVectors:
+        """Read an adapter by its name on a hub, or from a folder.
+
+        >>> SteeringVectors.from_pretrained("user/bg").language
+        'bg'
+
+        Args:
+            name: `user/name`, or a folder. HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE count as anywhere.
+            revision: branch, tag or commit; None: the main branch.
+
+        Raises:
+            UserError: there is no such adapter, the hub can't be reached, or what it holds is damaged
+                or too large. No file but the two of an adapter is fetched; none is run.
+        """
+        if revision is None:
+            return cls.load(name)
+        if Path(name).exists():
+            raise UserError(f"{name} is a folder, which has no revision: give none")
+        return cls.load(f"{name}@{revision}")
+
+    def push_to_hub(
+        self,
+        name: str,
+        *,
+        revision: str | None = None,
+        private: bool = False,
+        may_publish: str | None = None,
+        scores: Sequence[Score] = (),
+    ) -> str:
+        """Put the adapter on a hub, with a card, in one commit; gives the commit's address.
+
+        >>> bg = SteeringVectors.load("runs/demo/adapters/bg")
+        >>> address = bg.push_to_hub("user/bg-copy", may_publish="bg")
+
+        Args:
+            name: `user/name`; the repository is made if need be.
+            revision: a branch, made if need be; None: the main branch.
+            private: of a repository that is made now.
+            may_publish: the name of its corpus, whose licence is not an open one or not stated, and of
+                which you know that an adapter may be published. If its speech is not recorded: its
+                own name.
+            scores: what its evaluation gave, for the card.
+
+        Raises:
+            UserError: its speech may not be passed on, or the hub can't be reached or refuses.
+        """
+        facts = self._facts()
+        refuse_unless_open(self.name, self.data.model_dump() if self.data else None, may_publish)
+        files = adapter_folder.files_of(self.vectors, facts, self.name, scores, repository=name)
+        message = f"Adapter {self.name} for {facts['base']['name'] or 'a base that is not named'}"
+        return hub.push(name, files, revision=revision, private=private, message=message)
 
     def scaled(self, scale: float) -> SteeringVectors:
-        """This adapter with every vector times `scale`: 0 steers nothing, 1 is the adapter itself."""
+        """This adapter with every vector times `scale`; `scale * vectors` is the same.
+
+        >>> bg = SteeringVectors.load("runs/demo/adapters/bg")
+        >>> bg.scaled(0.5).name
+        'bg-x0.5'
+        >>> (0.5 * bg).norms()["encoder.0"] == 0.5 * bg.norms()["encoder.0"]
+        True
+
+        Args:
+            scale: 0 steers nothing, 1 is the adapter itself.
+
+        Raises:
+            UserError: it is not finite, or a vector would not be.
+        """
         if not math.isfinite(scale):
             raise UserError(f"adapter {self.name!r} can't be scaled by {scale}: give a finite number")
         if scale == 1:
@@ -130,11 +190,65 @@ class SteeringVectors:
             raise UserError(f"adapter {self.name!r} can't be scaled by {scale:g}: {what}")
         return self._derived(vectors, f"{self.name}-x{scale:g}", self.language, self.data)
 
+    def __mul__(self, scale: float) -> SteeringVectors:
+        return self.scaled(scale) if isinstance(scale, int | float) else NotImplemented
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> SteeringVectors:
+        return self.scaled(-1.0)
+
+    def __add__(self, other: SteeringVectors) -> SteeringVectors:
+        """The sum at each site; a site that only one of them steers keeps that one's vector.
+
+        >>> bg = SteeringVectors.load("runs/demo/adapters/bg")
+        >>> el = SteeringVectors.load("runs/demo/adapters/el")
+        >>> (bg + el).name
+        'bg+el'
+        >>> ((bg + el) - el).cosine(bg) > 0.9999
+        True
+
+        Raises:
+            UserError: they differ in rule, base or width.
+        """
+        if not isinstance(other, SteeringVectors):
+            return NotImplemented
+        return _combined([self, other], [1.0, 1.0], f"{self.name}+{other.name}")
+
+    def __sub__(self, other: SteeringVectors) -> SteeringVectors:
+        if not isinstance(other, SteeringVectors):
+            return NotImplemented
+        return _combined([self, other], [1.0, -1.0], f"{self.name}-{other.name}")
+
+    def interpolate(self, other: SteeringVectors, share: float) -> SteeringVectors:
+        """Of this adapter `1 - share`, of the other `share`, at each site.
+
+        >>> bg = SteeringVectors.load("runs/demo/adapters/bg")
+        >>> el = SteeringVectors.load("runs/demo/adapters/el")
+        >>> bg.interpolate(el, 0.25).name
+        'bg-0.25-el'
+
+        Args:
+            other: an adapter with the same rule, for the same base; where only one of the two steers a
+                site, the other counts as zero there.
+            share: 0 is this adapter, 1 the other; less or more goes on along the same line.
+
+        Raises:
+            UserError: the share is not finite, or the adapters differ in rule, base or width.
+        """
+        if not math.isfinite(share):
+            raise UserError(f"a share of {share} can't be taken: give a finite number")
+        return _combined([self, other], [1 - share, share], f"{self.name}-{share:g}-{other.name}")
+
     @classmethod
     def average(
         cls, adapters: Sequence[SteeringVectors], weights: Sequence[float] | None = None
     ) -> SteeringVectors:
         """The mean of adapters with one rule, the same sites and the same base.
+
+        >>> names = ["runs/demo/adapters/bg", "runs/demo/adapters/el"]
+        >>> SteeringVectors.average([SteeringVectors.load(n) for n in names], weights=[3, 1]).name
+        'bg+el'
 
         Args:
             adapters: at least one.
@@ -150,33 +264,46 @@ class SteeringVectors:
             raise UserError(f"the weights {weights} of an average must be positive numbers")
         first = adapters[0]
         for other in adapters[1:]:
-            for what, one, two in first._differences(other):
-                raise UserError(
-                    f"adapters {first.name!r} and {other.name!r} can't be averaged: they differ in "
-                    f"their {what} ({one} and {two})"
-                )
-        total = sum(weights)
-        # In fp64, so that the mean of equal vectors is that vector to the bit.
-        shares = torch.tensor(weights, dtype=torch.float64) / total
-        vectors = {
-            site: shares @ torch.stack([a.vectors[site].double() for a in adapters])
-            for site in first.vectors
-        }
-        languages = {a.language for a in adapters}
-        sources = {a.data for a in adapters}
-        return first._derived(
-            vectors,
-            "+".join(a.name for a in adapters),
-            first.language if len(languages) == 1 else "",
-            first.data if len(sources) == 1 else None,
-        )
+            if first.vectors.keys() != other.vectors.keys():
+                raise _unlike(first, other, "sites", " ".join(first.vectors), " ".join(other.vectors))
+        shares = [weight / sum(weights) for weight in weights]
+        return _combined(adapters, shares, "+".join(a.name for a in adapters))
 
-    @contextmanager
-    def attach(self, model: Any, scale: float = 1.0, force: bool = False) -> Iterator[None]:
-        """Steer `model` with this adapter, for every sample, until the block ends.
+    def norms(self) -> dict[str, float]:
+        """The length (L2) of each site's vector, in the model's order.
+
+        >>> SteeringVectors.load("runs/demo/adapters/bg").norms()["encoder.0"] > 0
+        True
+        """
+        return {site: float(v.double().norm()) for site, v in self.vectors.items()}
+
+    def cosine(self, other: SteeringVectors) -> float | None:
+        """How alike two adapters are, -1 to 1, over the sites that both steer, taken as one vector.
+
+        None where they share no site, or one of them is all zero there.
+
+        >>> bg = SteeringVectors.load("runs/demo/adapters/bg")
+        >>> round(bg.cosine(bg), 6), round(bg.cosine(-bg), 6)
+        (1.0, -1.0)
+        """
+        own, others = ({s: v.numpy() for s, v in a.vectors.items()} for a in (self, other))
+        return vector_facts.cosine(own, others)
+
+    def attach(self, model: Any, scale: float = 1.0, force: bool = False) -> Attachment:
+        """Steer `model` with this adapter, for every sample, until `detach()` or the end of a block.
+
+        >>> import soundfile
+        >>> from transformers import pipeline
+        >>> samples, rate = soundfile.read("clip.wav")
+        >>> asr = pipeline("automatic-speech-recognition", "whisper-base", device="cpu")
+        >>> bg = SteeringVectors.load("runs/demo/adapters/bg")
+        >>> with bg.attach(asr):
+        ...     text = asr({"raw": samples, "sampling_rate": rate})["text"]
+        >>> on = bg.attach(asr.model, scale=0.5)  # from here on
+        >>> on.detach()
 
         Args:
-            model: what `load_speech_llm` returns, or a transformers model.
+            model: what `load_speech_llm` returns, a transformers model, or a pipeline with one.
             scale: how much of the adapter; see `scaled`.
             force: put it on another base too, as long as its sites and widths are there.
 
@@ -184,47 +311,69 @@ class SteeringVectors:
             UserError: the adapter was made for another base, or steers sites that the model lacks.
         """
         sites = self.check(model, force)
-        bank = bank_of([self.scaled(scale)], next(_module(model).parameters()).device)
-        with bank.attached(sites), bank.rows(0):
-            yield
+        device = next(module_of(model).parameters()).device
+        return Attachment(bank_of([self.scaled(scale)], device), sites)
 
     def check(self, model: Any, force: bool = False) -> dict[str, nn.Module]:
-        """The sites of `model`, if this adapter can be put on it; else a `UserError`."""
-        module = _module(model)
-        here = describe(model)
-        differ = [
-            f"{what} {mine} where this base has {theirs}"
-            for what in ("architecture", "model_type", "revision")
-            if (mine := getattr(self, what)) and (theirs := here[what]) and mine != theirs
-        ]
-        if differ and not force:
-            raise UserError(
-                f"adapter {self.name!r} was made for another base, {self.base or 'not named'}: "
-                f"{', '.join(differ)}; use its own base, or force it if you know that it fits"
-            )
-        # What `load_speech_llm` returns knows the layer lists of an odd base.
-        layers = {} if module is model else model.layers
-        sites = site_modules(module, layers)
-        if missing := [site for site in self.vectors if site not in sites]:
-            raise UserError(
-                f"adapter {self.name!r} steers {missing[0]}, which this base does not have; "
-                f"its sites are {next(iter(sites))} to {list(sites)[-1]}"
-            )
-        widths = site_widths(find_layers(module, layers))
-        for site, vector in self.vectors.items():
-            if widths[site] != len(vector):
-                raise UserError(
-                    f"adapter {self.name!r} has width {len(vector)} at {site} where this base has "
-                    f"{widths[site]}: use the base that it was trained on"
-                )
-        return sites
+        """The layers of `model` by site, if this adapter can be put on it; else a `UserError`.
+
+        >>> from salsa_dist import load_speech_llm
+        >>> base = load_speech_llm("whisper-base")
+        >>> type(SteeringVectors.load("runs/demo/adapters/bg").check(base)["encoder.0"]).__name__
+        'WhisperEncoderLayer'
+
+        Args:
+            model, force: as in `attach`.
+        """
+        made_for = {
+            "base": self.base,
+            "revision": self.revision,
+            "architecture": self.architecture,
+            "model_type": self.model_type,
+        }
+        return fitting_sites(model, self.vectors, made_for, f"adapter {self.name!r}", force)
 
     def digest(self) -> str:
-        """SHA-256 over the rule and the vectors."""
+        """SHA-256 over the rule and the vectors.
+
+        >>> len(SteeringVectors.load("runs/demo/adapters/bg").digest())
+        64
+        """
         digest = hashlib.sha256(self.rule.encode())
         for site, vector in self.vectors.items():
             digest.update(site.encode() + vector.contiguous().numpy().tobytes())
         return digest.hexdigest()
+
+    def _facts(self) -> dict[str, Any]:
+        """For `adapter.json`."""
+        return {
+            "name": self.name,
+            "language": self.language,
+            "base": {
+                "name": adapter_folder.known_as(self.base),
+                "revision": self.revision,
+                "architecture": self.architecture,
+                "model_type": self.model_type,
+            },
+            "rule": self.rule,
+            "data": self.data,
+            "training": self.training,
+        }
+
+    @classmethod
+    def _of(cls, vectors: Mapping[str, Tensor], facts: AdapterFacts) -> SteeringVectors:
+        return cls(
+            vectors,
+            facts.rule,
+            name=facts.name,
+            language=facts.language,
+            base=facts.base.name,
+            revision=facts.base.revision,
+            architecture=facts.base.architecture,
+            model_type=facts.base.model_type,
+            data=facts.data,
+            training=facts.training,
+        )
 
     def _derived(
         self, vectors: Mapping[str, Tensor], name: str, language: str, data: DataFacts | None
@@ -249,11 +398,8 @@ class SteeringVectors:
             one, two = getattr(self, what), getattr(other, what)
             if one != two:
                 yield what, one, two
-        if self.vectors.keys() != other.vectors.keys():
-            yield "sites", " ".join(self.vectors), " ".join(other.vectors)
-            return
         for site, vector in self.vectors.items():
-            if vector.shape != other.vectors[site].shape:
+            if site in other.vectors and vector.shape != other.vectors[site].shape:
                 yield f"width at {site}", len(vector), len(other.vectors[site])
 
     def __repr__(self) -> str:
@@ -270,20 +416,36 @@ def bank_of(adapters: Sequence[SteeringVectors], device: torch.device | str) -> 
     return bank
 
 
-def describe(model: Any) -> dict[str, str]:
-    """What an adapter remembers of its base, as `SteeringVectors` takes it; "" for what is not known.
+def _combined(
+    adapters: Sequence[SteeringVectors], weights: Sequence[float], name: str
+) -> SteeringVectors:
+    """The weighted sum of adapters for one base, which the first stands for."""
+    first = adapters[0]
+    for other in adapters[1:]:
+        for what, one, two in first._differences(other):
+            raise _unlike(first, other, what, one, two)
+    vectors: dict[str, Tensor] = {}
+    for site in sorted(
+        {site: None for a in adapters for site in a.vectors}, key=vector_facts.site_order
+    ):
+        have = [
+            (w, a.vectors[site]) for w, a in zip(weights, adapters, strict=True) if site in a.vectors
+        ]
+        # In fp64, so that the mean of equal vectors is that vector to the bit.
+        shares = torch.tensor([w for w, _ in have], dtype=torch.float64)
+        vectors[site] = shares @ torch.stack([v.double() for _, v in have])
+    return first._derived(
+        vectors,
+        name,
+        first.language if all(a.language == first.language for a in adapters) else "",
+        first.data if all(a.data == first.data for a in adapters) else None,
+    )
 
-    Args:
-        model: what `load_speech_llm` returns, or a transformers model.
-    """
-    module = _module(model)
-    return {
-        "base": "" if module is model else adapter_folder.known_as(model.name),
-        "revision": "" if module is model else model.revision,
-        "architecture": type(module).__name__,
-        "model_type": getattr(getattr(module, "config", None), "model_type", None) or "",
-    }
 
-
-def _module(model: Any) -> nn.Module:
-    return model if isinstance(model, nn.Module) else model.model
+def _unlike(
+    one: SteeringVectors, two: SteeringVectors, what: str, first: object, second: object
+) -> UserError:
+    return UserError(
+        f"adapters {one.name!r} and {two.name!r} can't be mixed: they differ in their {what} "
+        f"({first} and {second})"
+    )

@@ -10,8 +10,9 @@ from salsa_dist.config import Config
 from salsa_dist.data.index import ShardIndex
 from salsa_dist.speech_llms.load import SpeechLLM
 from salsa_dist.steering.adapter_folder import DataFacts, TrainingFacts, known_as
+from salsa_dist.steering.attachment import describe
 from salsa_dist.steering.bank import Bank
-from salsa_dist.steering.vectors import SteeringVectors, describe
+from salsa_dist.steering.vectors import SteeringVectors
 
 
 def save_adapters(

@@ -24,8 +24,9 @@ from salsa_dist import SteeringVectors, UserError, load_config, load_speech_llm,
 from salsa_dist.speech_llms.load import SpeechLLM
 from salsa_dist.steering import adapter_folder
 from salsa_dist.steering.adapter_folder import DataFacts, TrainingFacts
+from salsa_dist.steering.attachment import describe
 from salsa_dist.steering.rules import RULES
-from salsa_dist.steering.vectors import bank_of, describe
+from salsa_dist.steering.vectors import bank_of
 
 SITES = [f"{c}.{i}" for c in ("encoder", "llm") for i in range(3)]
 
@@ -586,3 +587,88 @@ def test_as_many_adapters_and_languages_as_files(llm: SpeechLLM, sounds: list[Pa
     assert transcribe(llm, sounds, "bg", stranger, max_new_tokens=4, force=True) == transcribe(
         llm, sounds, "bg", adapter(llm), max_new_tokens=4
     )
+
+
+# Arithmetic, and attaching without a block
+
+
+def test_arithmetic(llm: SpeechLLM) -> None:
+    one, two = adapter(llm, 1), adapter(llm, 2, name="el", language="el")
+    del two.vectors["encoder.0"], two.vectors["llm.2"]
+    more = SteeringVectors({"llm.2": torch.ones(32)}, "salsa", **describe(llm))
+    total = two + more
+    assert list(total.vectors) == [site for site in SITES if site != "encoder.0"]  # the model's order
+    assert torch.equal(total.vectors["llm.2"], more.vectors["llm.2"])
+    for site, vector in (one + two).vectors.items():
+        other = two.vectors.get(site, torch.zeros(32))
+        assert torch.allclose(vector, one.vectors[site] + other, atol=1e-6)
+    for site, vector in one.interpolate(two, 0.25).vectors.items():
+        other = two.vectors.get(site, torch.zeros(32))
+        assert torch.allclose(vector, 0.75 * one.vectors[site] + 0.25 * other, atol=1e-6)
+    assert one.interpolate(two, 0).digest() == one.digest()
+    assert (0.5 * one).digest() == (one * 0.5).digest() == one.scaled(0.5).digest()
+    assert torch.equal((-one).vectors["llm.1"], -one.vectors["llm.1"])
+    assert not any((one - one).norms().values())
+    assert (one + one).digest() == one.scaled(2).digest()
+    assert (one + two).language == "" != (one + one).language
+    for bad in (lambda: one + adapter(llm, rule="add"), lambda: one - adapter(llm, revision="x")):
+        with pytest.raises(UserError, match="can't be mixed"):
+            bad()
+    with pytest.raises(UserError, match="finite"):
+        one.interpolate(two, float("nan"))
+    for wrong in (lambda: one + 1, lambda: one * one, lambda: one - "a"):  # type: ignore[operator]
+        with pytest.raises(TypeError):
+            wrong()
+
+
+def test_norms_and_cosines(llm: SpeechLLM) -> None:
+    one, two = adapter(llm, 1), adapter(llm, 2)
+    assert one.norms()["llm.1"] == pytest.approx(float(one.vectors["llm.1"].norm()))
+    flat = [torch.cat(list(a.vectors.values())) for a in (one, two)]
+    assert one.cosine(two) == pytest.approx(float(torch.cosine_similarity(*flat, dim=0)))
+    assert one.cosine(one.scaled(0)) is None
+
+
+def test_an_adapter_stays_on_until_it_is_detached(llm: SpeechLLM) -> None:
+    import gc
+
+    one, two = adapter(llm, 1), adapter(llm, 2)
+    plain = logits(llm)
+    with one.attach(llm):
+        first = logits(llm)
+    one.attach(llm)  # nobody keeps what it gives
+    gc.collect()
+    assert torch.equal(logits(llm), first)
+    for hooks in (m._forward_hooks for m in llm.model.modules()):
+        hooks.clear()
+    on = one.attach(llm)
+    with two.attach(llm):
+        assert not torch.equal(logits(llm), first)
+    assert torch.equal(logits(llm), first)
+    assert not logits(llm).requires_grad
+    on.detach()
+    on.detach()
+    assert torch.equal(logits(llm), plain)
+    with pytest.raises(ZeroDivisionError), one.attach(llm):
+        raise ZeroDivisionError
+    assert torch.equal(logits(llm), plain)
+
+
+def test_a_pipeline_is_steered(llm: SpeechLLM, tiny_base: Path) -> None:
+    from transformers import pipeline
+
+    asr = pipeline("automatic-speech-recognition", str(tiny_base), device="cpu")
+    sound = {"raw": np.random.default_rng(1).standard_normal(16_000) / 9, "sampling_rate": 16_000}
+
+    def text() -> str:
+        return asr(dict(sound), generate_kwargs={"max_new_tokens": 12, "language": "bg"})["text"]
+
+    plain = text()
+    strong = adapter(llm, 1).scaled(3)
+    with strong.attach(asr):
+        inside = text()
+    assert plain == text() != inside
+    with strong.attach(asr.model):
+        assert text() == inside
+    with pytest.raises(UserError, match="a str can't be steered"):
+        strong.attach("whisper-base")

@@ -1,0 +1,83 @@
+"""`salsa-dist push`: an adapter onto a model hub, its card with the results of the run that made it.
+
+RUN/adapters/NAME ──> user/name      RUN's scores, computed from its transcripts ──> the card
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+from salsa_dist.log import log
+
+if TYPE_CHECKING:  # torch comes with it
+    from salsa_dist.steering.model_card import Score
+
+
+def push(
+    adapter: Annotated[Path, typer.Argument(help="folder of an adapter")],
+    name: Annotated[str, typer.Argument(help="user/name on the hub")],
+    revision: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="branch, made if need be; default: the main branch"),
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="of a repository made now")] = False,
+    may_publish: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="corpus without an open licence of which an adapter may be published"),
+    ] = None,
+) -> None:
+    """Push ADAPTER to a model hub as NAME, with a card; print the address of the commit.
+
+    The card has the results of the adapter's run, if it was evaluated. HF_TOKEN must be set, or
+    another login of huggingface_hub.
+    """
+    from salsa_dist.steering.vectors import SteeringVectors
+
+    vectors = SteeringVectors.load(adapter)
+    scores = scores_of(adapter, vectors.name)
+    if not scores:
+        log.warning(f"adapter {adapter} has no results: its card says none; evaluate its run first")
+    print(
+        vectors.push_to_hub(
+            name, revision=revision, private=private, may_publish=may_publish, scores=scores
+        )
+    )
+
+
+def scores_of(adapter: Path, name: str) -> list[Score]:
+    """What the run around an adapter's folder, RUN/adapters/NAME, measured of it; nothing elsewhere."""
+    from salsa_dist.report.one_run import build_report
+    from salsa_dist.steering.model_card import Score
+
+    run = adapter.resolve().parents[1]
+    if adapter.resolve().parent.name != "adapters" or not (run / "events.jsonl").is_file():
+        return []
+    tree = build_report(run)
+    measured = {
+        (r["language"], r["split"], r["window_s"]): r for r in tree["results"] if r["adapter"] == name
+    }
+    scores = []
+    for gain in tree["gains"]:
+        of = measured.get((gain["language"], gain["split"], gain["window_s"]))
+        if gain["adapter"] == name and of is not None:
+            low, high = of[f"{gain['metric']}_low"], of[f"{gain['metric']}_high"]
+            scores.append(
+                Score(
+                    language=gain["language"],
+                    split=gain["split"],
+                    metric=gain["metric"],
+                    window_s=gain["window_s"],
+                    utterances=of["utterances"],
+                    zero_shot=gain["baseline"],
+                    steered=gain["steered"],
+                    low=low,
+                    high=high,
+                    gain=gain["relative"],
+                    gain_low=gain["relative_low"],
+                    gain_high=gain["relative_high"],
+                )
+            )
+    return scores
