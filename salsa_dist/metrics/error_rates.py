@@ -5,6 +5,7 @@
     Scored
     ├── words       Edits(substitutions, deletions, insertions, length) over `normalise.words`
     ├── characters  Edits over `normalise.characters`
+    ├── parts       of code-switched speech: Edits of each language, and at switch points (`switching`)
     └── runaway, truncated, empty_reference, empty_hypothesis
 
 - A *rate* is of the corpus: all errors over all reference tokens. It can pass 1.
@@ -16,14 +17,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import jiwer
 import numpy as np
 
-from salsa_dist.metrics import normalise
+from salsa_dist.metrics import normalise, switching
 
 Metric = Literal["wer", "cer"]
 METRICS: tuple[Metric, ...] = ("cer", "wer")
@@ -53,13 +54,18 @@ class Scored:
     truncated: bool
     empty_hypothesis: bool
     speaker: str | None = None
+    parts: Mapping[str, Edits] = field(default_factory=dict)
+    """By language and at switch points; empty unless the language is mixed."""
 
     @property
     def empty_reference(self) -> bool:
         return self.words.length == 0
 
-    def edits(self, metric: Metric) -> Edits:
-        return self.words if metric == "wer" else self.characters
+    def edits(self, over: str) -> Edits:
+        """Over words ("wer"), over characters ("cer"), or of one of the `parts`."""
+        if over == "wer":
+            return self.words
+        return self.characters if over == "cer" else self.parts[over]
 
 
 @dataclass(frozen=True)
@@ -85,17 +91,22 @@ def score(
     ref = normalise.words(reference, language, rules)
     hyp = normalise.words(hypothesis, language, rules)
     runaway = is_runaway(reference, hypothesis, finished=finished)
+    chunks = _aligned(ref, hyp)
+    letters = normalise.characters(reference, language, rules)
     return Scored(
         key=key,
-        words=_edits(ref, hyp),
+        words=_edits(ref, chunks),
         characters=_edits(
-            normalise.characters(reference, language, rules),
-            normalise.characters(hypothesis, language, rules),
+            letters, _aligned(letters, normalise.characters(hypothesis, language, rules))
         ),
         runaway=runaway,
         truncated=not finished and not runaway,
         empty_hypothesis=not hyp,
         speaker=speaker,
+        parts={
+            name: Edits(*(own[kind] for kind in ("substitutions", "deletions", "insertions", "length")))
+            for name, own in switching.counts(ref, hyp, chunks, language).items()
+        },
     )
 
 
@@ -119,7 +130,7 @@ def is_runaway(reference: str, hypothesis: str, *, finished: bool = True) -> boo
     return _looping(hypothesis)
 
 
-def corpus_rate(utterances: Sequence[Scored], metric: Metric) -> float | None:
+def corpus_rate(utterances: Sequence[Scored], metric: str) -> float | None:
     """All errors over all reference tokens; None without a token."""
     edits = [u.edits(metric) for u in utterances if not u.empty_reference]
     length = sum(e.length for e in edits)
@@ -152,9 +163,9 @@ def _aligned(ref: list[str], hyp: list[str]) -> list[Any]:
     return list(out.alignments[0])
 
 
-def _edits(ref: list[str], hyp: list[str]) -> Edits:
+def _edits(ref: Sequence[str], chunks: Sequence[Any]) -> Edits:
     counts = {"substitute": 0, "delete": 0, "insert": 0, "equal": 0}
-    for chunk in _aligned(ref, hyp):
+    for chunk in chunks:
         counts[chunk.type] += max(
             chunk.ref_end_idx - chunk.ref_start_idx, chunk.hyp_end_idx - chunk.hyp_start_idx
         )

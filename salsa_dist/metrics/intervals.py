@@ -52,7 +52,9 @@ def ratio(
     errors: NDArray[np.float64], length: NDArray[np.float64], axis: int = -1
 ) -> NDArray[np.float64]:
     """Corpus rate of (…, utterances) errors and lengths."""
-    return np.asarray(errors.sum(axis=axis) / length.sum(axis=axis))
+    # A resample may hold insertions alone, where few utterances have a token of a part.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(errors.sum(axis=axis) / length.sum(axis=axis))
 
 
 def fall(

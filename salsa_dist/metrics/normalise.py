@@ -71,6 +71,7 @@ _CJK += "\U00020000-\U0003ffff"
 # Thai, Lao, Tibetan (of Dzongkha too), Burmese, Khmer.
 _OTHERS = "\u0e00-\u0e7f\u0e80-\u0eff\u0f00-\u0fff\u1000-\u109f\ua9e0-\ua9ff\uaa60-\uaa7f"
 _SPACELESS = _CJK + _OTHERS + "\u1780-\u17ff\u19e0-\u19ff"
+_SPACELESS_CHARACTER = re.compile(f"[{_SPACELESS}]")
 _MIXED_TOKEN = re.compile(f"[{_SPACELESS}]|[^\\s{_SPACELESS}]+")
 
 
@@ -170,6 +171,11 @@ def characters(text: str, language: str = "", rules: Rules = BASIC) -> list[str]
 def mixed_tokens(text: str, rules: Rules = BASIC) -> list[str]:
     """Tokens of code-switched text (MER): each word, and each character of a script without spaces."""
     return _MIXED_TOKEN.findall(normalise(text, "", rules))
+
+
+def is_spaceless(character: str) -> bool:
+    """Whether a character is of a script that writes no spaces between words."""
+    return bool(_SPACELESS_CHARACTER.fullmatch(character))
 
 
 @lru_cache

@@ -42,6 +42,14 @@ class Rate:
 
 
 @dataclass(frozen=True)
+class Part(Rate):
+    """The rate of one language of mixed speech, or at its switch points."""
+
+    tokens: int
+    """Of the references."""
+
+
+@dataclass(frozen=True)
 class Summary:
     """Counts are over all seeds, but for those of the utterances themselves."""
 
@@ -60,6 +68,8 @@ class Summary:
     truncated: int
     empty_reference_insertions: int
     empty_hypotheses: int
+    parts: Mapping[str, Part]
+    """By language and at switch points (`switching`); empty unless the language is mixed."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +106,10 @@ def summarise(seeds: Seeds) -> Summary:
         truncated=sum(u.truncated for u in every),
         empty_reference_insertions=sum(u.words.insertions for u in every if u.empty_reference),
         empty_hypotheses=sum(u.empty_hypothesis for u in every),
+        parts={
+            name: Part(**vars(_rate(seeds, name)), tokens=sum(u.parts[name].length for u in first))
+            for name in (first[0].parts if first else ())
+        },
     )
 
 
@@ -105,7 +119,7 @@ def spoken_of(seeds: Seeds) -> list[Scored]:
     return [own[key] for key in sorted(own) if not own[key].empty_reference]
 
 
-def rates(seeds: Seeds, metric: Metric) -> list[float]:
+def rates(seeds: Seeds, metric: str) -> list[float]:
     """The corpus rate of each seed that has one."""
     made = (corpus_rate(list(own.values()), metric) for own in seeds.values())
     return [rate for rate in made if rate is not None]
@@ -144,10 +158,13 @@ def p_value(one: Seeds, other: Seeds, metric: Metric) -> float:
     return significance.permutation(b - a, intervals.clusters(spoken_of(one)))
 
 
-def _rate(seeds: Seeds, metric: Metric) -> Rate:
+def _rate(seeds: Seeds, metric: str) -> Rate:
     own = rates(seeds, metric)
-    spoken = spoken_of(seeds)
     errors, length = _mean_errors(seeds, metric), _lengths(seeds, metric)
+    # Only a part of mixed speech has utterances without a token: none of that part is in them.
+    there = (length > 0) | (errors > 0)
+    groups = intervals.clusters([u for u, own in zip(spoken_of(seeds), there, strict=True) if own])
+    errors, length = errors[there], length[there]
     tokens = float(length.sum()) * len(seeds)
     kinds = {
         kind: sum(
@@ -161,7 +178,7 @@ def _rate(seeds: Seeds, metric: Metric) -> Rate:
         else None
         for kind in ("substitutions", "deletions", "insertions")
     }
-    low, high = intervals.bootstrap(errors, length, intervals.ratio, intervals.clusters(spoken))
+    low, high = intervals.bootstrap(errors, length, intervals.ratio, groups)
     return Rate(
         rate=mean(own) if own else None,
         deviation=stdev(own) if len(own) > 1 else None,
@@ -171,7 +188,7 @@ def _rate(seeds: Seeds, metric: Metric) -> Rate:
     )
 
 
-def _mean_errors(seeds: Seeds, metric: Metric) -> NDArray[np.float64]:
+def _mean_errors(seeds: Seeds, metric: str) -> NDArray[np.float64]:
     """`(utterances,)` of `spoken_of`, the mean over seeds."""
     return np.array(
         [mean(own[u.key].edits(metric).errors for own in seeds.values()) for u in spoken_of(seeds)],
@@ -179,7 +196,7 @@ def _mean_errors(seeds: Seeds, metric: Metric) -> NDArray[np.float64]:
     )
 
 
-def _lengths(seeds: Seeds, metric: Metric) -> NDArray[np.float64]:
+def _lengths(seeds: Seeds, metric: str) -> NDArray[np.float64]:
     return np.array([u.edits(metric).length for u in spoken_of(seeds)], dtype=np.float64)
 
 

@@ -4,7 +4,8 @@ RUN, RUN, … ──read_entries──> [Entry] ──results_of──> [Result]
                                                               and, for one run, report.json
 
 comparison
-├── cells       per method and language: mean rates over seeds, deviation, interval, gain, errors
+├── cells       per method and language: mean rates over seeds, deviation, interval, gain, errors;
+│               `parts`: in mixed speech the rates of each language and at switch points
 ├── mean        gain of each method over the languages that it was run on
 ├── tests       paired permutation tests of each method against the best, Holm-corrected
 ├── beside      each other method with the SALSA of the nearest number of trained numbers
@@ -356,6 +357,7 @@ def examples_of(entries: Sequence[Entry], shown: Sequence[Entry], most: int) -> 
                         "window_s": e.window_s,
                         "seed": seed if e.kind != ZERO_SHOT else None,
                         "errors": e.seeds[seed][key].words.errors,
+                        "parts": {n: p.errors for n, p in e.seeds[seed][key].parts.items()},
                         "text": e.texts[seed][key].hypothesis,
                     }
                     for e, seed in first

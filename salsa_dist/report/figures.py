@@ -12,7 +12,7 @@ from statistics import mean
 from typing import Any
 
 from salsa_dist.evaluation.transcripts import ZERO_SHOT
-from salsa_dist.report import gain_plots, plots
+from salsa_dist.report import gain_plots, plots, tables
 from salsa_dist.report.comparison import thinned
 from salsa_dist.report.gain_plots import Gain, Trained
 from salsa_dist.report.one_run import Report
@@ -57,7 +57,9 @@ def run_figures(report: Report) -> dict[str, str]:
                 label = f"{cell['kind']}, {cell['window_s']:g} s"
                 rows[place].append(plots.Point(label, rate["rate"], rate["low"], rate["high"]))
         if rows:
-            figures[metric] = plots.error_rates(metric.upper(), list(rows.items()))
+            own = {tables.own_rate(cell["unit"]) for cell in cells} - {"CER"}
+            name = "CER" if metric == "cer" else "/".join(sorted(own, reverse=True))
+            figures[metric] = plots.error_rates(name, list(rows.items()))
     return figures
 
 

@@ -109,6 +109,7 @@ def cell_of(result: Result) -> dict[str, Any]:
             "zero_shot": rates(baseline.seeds, metric)[0] if baseline else None,
             "baseline_window_s": baseline.window_s if baseline else None,
         }
+    cell["parts"] = {name: asdict(part) for name, part in s.parts.items()}
     return cell
 
 

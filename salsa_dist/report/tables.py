@@ -1,8 +1,9 @@
 """Reports as tables: CSV for spreadsheets, LaTeX for papers. Their numbers are the JSON's.
 
-comparison ──comparison_csv──> {"comparison": text, "comparison-by": …, "comparison-forgetting": …}
+comparison ──comparison_csv──> {"comparison": text, "comparison-by": …, "comparison-forgetting": …,
+                                "comparison-mixed": …}
            ──comparison_latex> error rates, and gains; methods by languages, the best in bold
-report     ──report_csv──────> {"report": text, "report-by": …}
+report     ──report_csv──────> {"report": text, "report-by": …, "report-mixed": …}
            ──report_latex────> a row per language, adapter and window
 """
 
@@ -44,12 +45,24 @@ def comparison_csv(comparison: Mapping[str, Any]) -> dict[str, str]:
         }
         for row in comparison["forgetting"]
     ]
+    files["comparison-mixed"] = _mixed(comparison["cells"])
     return _texts(files)
 
 
 def report_csv(report: Mapping[str, Any]) -> dict[str, str]:
     """As `comparison_csv`, of the rows of report.json."""
-    return _texts({"report": report["results"], "report-by": report["by"]})
+    files = {"report": report["results"], "report-by": report["by"]}
+    return _texts({**files, "report-mixed": _mixed(report["cells"])})
+
+
+def _mixed(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A row per part of mixed speech: its languages and its switch points."""
+    head = ("language", "split", "method", "window_s")
+    return [
+        {**{k: cell[k] for k in head}, "part": name, **part}
+        for cell in cells
+        for name, part in cell["parts"].items()
+    ]
 
 
 def _texts(files: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, str]:

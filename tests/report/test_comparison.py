@@ -481,6 +481,33 @@ def test_the_page_stands_alone_with_all_its_figures(tmp_path: Path) -> None:
     assert len(ids) == len(set(ids))
 
 
+def test_mixed_speech_is_told_by_language_and_at_switch_points(tmp_path: Path) -> None:
+    run = made_run(tmp_path, "a", 2, languages=("zh-en",))
+    file = run / "evaluation" / "a.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    for line in lines:
+        line["reference"] = "我们用app吧"
+        line["hypothesis"] = "我们用map吧" if line["adapter"] else "你们用map吧"
+    file.write_text("".join(json.dumps(x) + "\n" for x in lines))
+    html = write_comparison([run], tmp_path / "out").read_text()
+    tree = json.loads((tmp_path / "out/comparison.json").read_text())
+    cell = next(c for c in tree["cells"] if c["kind"] == "salsa")
+    assert {name: (p["rate"], p["tokens"]) for name, p in cell["parts"].items()} == {
+        "zh": (0.0, 80),
+        "en": (1.0, 20),
+        "switch": (1 / 3, 60),
+    }
+    text = text_of(html)
+    assert "MER of zh 80 tokens en 20 tokens switch points 60 tokens" in text
+    assert "zero-shot 25.0" in text
+    assert "2 errors: zh 1, en 1, at switch points 1" in text
+    assert "WER" not in text.split("Definitions")[0]
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "out/comparison-mixed.csv").read_text())))
+    told = {(r["method"], r["part"]): r["rate"] for r in rows}
+    assert told[cell["method"], "switch"] == str(1 / 3)
+    assert told["zero-shot", "zh"] == "0.25"
+
+
 def test_examples_mark_each_kind_of_error_without_colour_too(tmp_path: Path) -> None:
     run = made_run(tmp_path, "a", 2)
     file = run / "evaluation" / "a.jsonl"
