@@ -36,6 +36,8 @@ def read(source: Path, ask: Ask, scratch: Path) -> Corpus:
     about = known(name)
     if about.say and not ask.subset:
         raise UserError(f"{name} is a collection: say which part with {about.say}")
+    if about.lacks and "text" not in ask.columns:
+        raise UserError(f"{name} {about.lacks}")
     language = ask.language or (ask.subset if about.subsets == "language" else about.language)
     ask = replace(ask, columns={**about.columns, **ask.columns}, language=language)
     folder = ask.subset if about.subsets == "folder" else None
@@ -78,6 +80,9 @@ def _utterance(
     language = about.languages.get(utterance.language, utterance.language)
     if audio is None:
         texts.drop(language, "no audio")
+        return None
+    if not utterance.text.strip():
+        texts.drop(language, "no transcript" if about.untranscribed else "no text")
         return None
     text = texts.clean(utterance.text, language)
     if not text:

@@ -31,7 +31,8 @@ def read(source: Path, ask: Ask, scratch: Path) -> Corpus:
         dataset, audio = load(folder)
         columns = dataset.remove_columns([audio])
         for i, values in enumerate(columns):
-            row = manifest.Row({**values, "audio": f"{folder.name}-{i:08d}"}, folder / "row", i)
+            there = {name: "" if value is None else value for name, value in values.items()}
+            row = manifest.Row({**there, "audio": f"{folder.name}-{i:08d}"}, folder / "row", i)
             utterance = manifest.to_utterance(row, ask)
             if not utterance.text.strip():
                 dropped.setdefault(utterance.language, Counter())["no text"] += 1

@@ -40,10 +40,12 @@ def read(source: Path, ask: Ask, scratch: Path) -> Corpus:
         language = LANGUAGES.get(folder.name.removeprefix("mls_").removesuffix("_opus"))
         if language is None or not ask.wants(language):
             continue
+        tables = [folder / split / "transcripts.txt" for split in SPLITS]
+        if missing := [str(table) for table in tables if not table.is_file()]:
+            raise UserError(f"{', '.join(missing)} is missing: is {folder} unpacked whole?")
         gender = genders(folder / "metainfo.txt")
-        for split in SPLITS:
-            table = folder / split / "transcripts.txt"
-            for number, line in lines(table) if table.is_file() else ():
+        for split, table in zip(SPLITS, tables, strict=True):
+            for number, line in lines(table):
                 name, tab, text = line.strip("\r\n").partition("\t")
                 parts = name.split("_")
                 if not tab or len(parts) != 3:

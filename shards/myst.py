@@ -12,8 +12,8 @@ Source: the release's folder, its `data` folder, or one that holds them:
 Folders and partitions (no student is in two) as in
 https://boulderlearning.com/products/details-of-the-myst-corpus and
 https://catalog.ldc.upenn.edu/docs/LDC2021S05/MyST-corpus-README.txt; `myst_child_conv_speech`, the
-three partitions' names and .trn as ESPnet's egs2/myst_ogi_cmu_kids reads them. The layout of copies on
-a model hub is not documented: save one with `datasets` and build it with recipe `huggingface`.
+three partitions' names and .trn as ESPnet's egs2/myst_ogi_cmu_kids reads them. For a copy on a model
+hub see recipe `hub`.
 
 The module of a session (MX, …) goes along. Texts: `salsa_dist/corpus/texts/myst.py`.
 """
@@ -27,20 +27,29 @@ from salsa_dist.corpus.texts import Texts, myst
 from salsa_dist.corpus.utterance import Ask, Corpus, Utterance, key
 from salsa_dist.errors import UserError
 
-LICENCE = "MyST Children's Conversational Speech Agreement (licensed by the LDC; not to be passed on)"
 PARTITIONS = {"train": "train", "development": "dev", "test": "test"}
 
 
 def read(source: Path, ask: Ask, scratch: Path) -> Corpus:
     """Every transcribed utterance of the three partitions."""
     places = (source, *(source / name for name in ("data", "myst_child_conv_speech/data")))
-    data = next((p for p in places if (p / "train").is_dir() and (p / "test").is_dir()), None)
+    data = next((p for p in places if any((p / name).is_dir() for name in PARTITIONS)), None)
     if data is None:
         raise UserError(f"{source} holds no train, development and test: name MyST's data folder")
+    if missing := [name for name in PARTITIONS if not (data / name).is_dir()]:
+        raise UserError(f"{data} holds no {' and '.join(missing)}: is it unpacked whole?")
     texts, found = Texts(myst.RULES), []
     for partition, split in PARTITIONS.items():
-        for audio in sorted((data / partition).glob("*/*/*.flac")):
-            written = audio.with_suffix(".trn")
+        there = {
+            path.with_suffix("")
+            for end in ("flac", "trn")
+            for path in (data / partition).glob(f"*/*/*.{end}")
+        }
+        for stem in sorted(there):
+            audio, written = (stem.with_name(f"{stem.name}.{end}") for end in ("flac", "trn"))
+            if not audio.is_file():
+                texts.drop("en", "no recording")
+                continue
             text = texts.clean(read_text(written), "en") if written.is_file() else ""
             if not text:
                 if text == "":
@@ -61,5 +70,5 @@ def read(source: Path, ask: Ask, scratch: Path) -> Corpus:
     if not found:
         raise UserError(f"{data} holds no STUDENT/SESSION/*.flac with a .trn: is it unpacked whole?")
     return texts.corpus(
-        found, LICENCE, "MyST Children's Conversational Speech, LDC2021S05, from the LDC"
+        found, myst.LICENCE, "MyST Children's Conversational Speech, LDC2021S05, from the LDC"
     )

@@ -36,6 +36,8 @@ def read(source: Path, ask: Ask, scratch: Path) -> Corpus:
     speech, table = source / "speech", source / "docs" / "all.map"
     if not speech.is_dir() or not table.is_file():
         raise UserError(f"{source} holds no speech and docs/all.map: name the folder of LDC2007S18")
+    if missing := [kind for kind in ("scripted", "spontaneous") if not (speech / kind).is_dir()]:
+        raise UserError(f"{speech} holds no {' and '.join(missing)}: is it unpacked whole?")
     texts, said = Texts(ogi.RULES), prompts(table)
     verified = verifications(source / "verify")
     found = []
@@ -59,6 +61,10 @@ def read(source: Path, ask: Ask, scratch: Path) -> Corpus:
             extra = {"grade": int(grade) if grade.isdigit() else grade, "style": kind}
             name = key(f"{kind}/{audio.stem}")
             found.append(Utterance(name, audio, text, "en", speaker=child, extra=extra))
+    for written in (source / "trans").glob("*/*/*/*/*.txt"):
+        place = written.relative_to(source / "trans").with_suffix(".wav")
+        if not (speech / place).is_file():
+            texts.drop("en", "no recording")
     if not found:
         raise UserError(f"{speech} holds no STYLE/GRADE/GROUP/CHILD/*.wav: is it unpacked whole?")
     return texts.corpus(found, LICENCE, "CSLU: Kids' Speech 1.1, LDC2007S18, from the LDC")

@@ -47,6 +47,8 @@ def read(source: Path, ask: Ask, scratch: Path) -> Corpus:
     texts, found = Texts(seame.RULES), []
     for part in parts:
         phase = part / "transcript" / "phaseII"
+        if not (part / "transcript").is_dir() or not (part / "audio").is_dir():
+            raise UserError(f"{part} holds no audio and transcript: is it unpacked whole?")
         for table in sorted((phase if phase.is_dir() else part / "transcript").glob("*.txt")):
             for number, line in lines(table):
                 utterance = segment(part, table, number, line, texts)

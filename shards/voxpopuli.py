@@ -53,7 +53,7 @@ def read(source: Path, ask: Ask, scratch: Path) -> Corpus:
             if "/" in name or name.startswith("."):
                 raise UserError(f"{table}, line {number}: {name!r} is no name of a recording")
             if not text:
-                dropped.setdefault(language, Counter())["no text"] += 1
+                dropped.setdefault(language, Counter())[f"empty {column}"] += 1
                 continue
             audio = table.parent / name[:4] / f"{name}.ogg"
             speaker = row["speaker_id"] if row["speaker_id"] not in ("", "None") else None

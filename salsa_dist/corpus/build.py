@@ -47,6 +47,9 @@ MIN_SHARDS = {"train": 8, "dev": 1, "test": 2}
 MAX_DROPPED = 0.1
 # Dropped because the user asked so, and no sign of a damaged corpus.
 ASKED = ("too short", "too long")
+# Dropped before any audio is read, and a sign of one. A recipe's other reasons are its corpus's own.
+UNUSABLE = ("no text", "no audio", "no recording", "same audio again")
+ARCHIVES = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".zip", ".7z", ".rar")
 
 
 def build(
@@ -59,7 +62,7 @@ def build(
 ) -> ShardIndex:
     """The shards that `recipe` makes of `source`, built into `out` or found there.
 
-    `max_dropped` is the share of a language's utterances whose audio may turn out to be of no use.
+    `max_dropped` is the share of a language's utterances that may turn out to be of no use.
 
     Raises:
         UserError: no such recipe, a source that it can't read, an `out` that holds other things, or
@@ -76,6 +79,8 @@ def build(
         )
     if not remote and not source.exists():
         raise UserError(f"{source} is not there: name the corpus's folder or manifest")
+    if not remote and source.is_file() and source.name.lower().endswith(ARCHIVES):
+        raise UserError(f"{source} is an archive: unpack it, and name the folder")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         return _already_built(name, out, ask)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -87,7 +92,7 @@ def build(
         dropped = {language: Counter(counts) for language, counts in corpus.dropped.items()}
         tasks, how = plan(recipe, source, corpus, ask, dropped)
         made = _make_all(tasks, folder, workers)
-        _check_dropped(tasks, made, max_dropped)
+        _check_dropped(tasks, made, dropped, max_dropped)
         index = _finish(name, out, folder, corpus, ask, tasks, made, how, dropped)
         shutil.rmtree(scratch, ignore_errors=True)
     print(said(index))
@@ -247,8 +252,10 @@ def _worker() -> None:
     threading.Thread(target=leave_with_parent, daemon=True).start()
 
 
-def _check_dropped(tasks: Sequence[Task], made: dict[str, Made], most: float) -> None:
-    """Raises: UserError: more of a language's audio is of no use than the share `most`."""
+def _check_dropped(
+    tasks: Sequence[Task], made: dict[str, Made], before: dict[str, Counter[str]], most: float
+) -> None:
+    """Raises: UserError: more of a language's utterances are of no use than the share `most`."""
     if not any(one.shard for one in made.values()):
         return  # nothing is left, which is told another way
     tried: Counter[str] = Counter()
@@ -258,12 +265,16 @@ def _check_dropped(tasks: Sequence[Task], made: dict[str, Made], most: float) ->
         gone.setdefault(task.language, []).extend(made[task.path].dropped)
     for language, dropped in sorted(gone.items()):
         bad = [(key, why) for key, why in dropped if why.split(":")[0] not in ASKED]
-        if len(bad) > most * tried[language]:
-            kinds = Counter(why.split(":")[0] for _, why in bad)
+        kinds = Counter(why.split(":")[0] for _, why in bad)
+        own = before.get(language, Counter())
+        kinds += Counter({why: own[why] for why in UNUSABLE})
+        every = tried[language] + kinds.total() - len(bad)
+        if kinds.total() > most * every:
+            example = f", such as {bad[0][0]} ({bad[0][1]})" if bad else ""
             raise UserError(
-                f"{len(bad)} of {tried[language]} utterances in {language} can't be used "
-                f"({', '.join(f'{n} {kind}' for kind, n in kinds.most_common())}), such as {bad[0][0]} "
-                f"({bad[0][1]}): mend the source, or allow more than {most:g} with --max-dropped"
+                f"{kinds.total()} of {every} utterances in {language} can't be used "
+                f"({', '.join(f'{n} {kind}' for kind, n in kinds.most_common())}){example}: mend the "
+                f"source, or allow more than {most:g} with --max-dropped"
             )
 
 

@@ -5,6 +5,9 @@ What a user says (`--column`, `--language`, `--licence`) goes before what is sai
     CAiRE/ASCEND                       its card, and arXiv 2112.06223
     byan/cs-fleurs                     arXiv 2509.14161
     facebook/omnilingual-asr-corpus    arXiv 2511.09690
+    MagicLuke/MyST                     its card: a gated copy of LDC2021S05
+    xlab-ub/Redmond-Sentence-Recall    its card (the publisher's; before at ai4exceptionaled/…)
+    MagicLuke/Redmond-Sentence-Recall  a copy; a public leaderboard names its subset `sentence`
 
 Their cards are https://huggingface.co/datasets/ORG/NAME.
 """
@@ -15,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePath
 
-from salsa_dist.corpus.texts import Rule, ascend, omnilingual
+from salsa_dist.corpus.texts import Rule, ascend, myst, omnilingual
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,8 @@ class Published:
         subsets: what a subset is: `config`, a named part of the data set; `folder` in it; or
             `language`, a named part that holds one language and is called by its code.
         say: what must be named, where a build of all of it is not meant.
+        untranscribed: many rows have no text, which is no sign of damage.
+        lacks: why no text can be read from it, and what to do; unless the user names a column.
     """
 
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -43,7 +48,17 @@ class Published:
     rules: tuple[Rule, ...] = ()
     subsets: str = "config"
     say: str | None = None
+    untranscribed: bool = False
+    lacks: str | None = None
 
+
+_RSR = Published(
+    language="en",
+    licence="CC-BY-NC-4.0",
+    source="Redmond Sentence Recall",
+    lacks="holds recordings of whole tests and no transcripts: write a manifest of its sentences, and "
+    "build it with recipe jsonl; or name a column of texts with --column text=…",
+)
 
 KNOWN: dict[str, Published] = {
     # Its column `language` is zh, en or mixed, utterance by utterance; the corpus is code-switched.
@@ -72,6 +87,25 @@ KNOWN: dict[str, Published] = {
         rules=omnilingual.RULES,
         subsets="language",
         say="--subset, a language such as lij_Latn",
+    ),
+    # The default part is the corpus as it is; `finetune` has texts already cleaned, of 2 to 20 s. The
+    # columns are not documented: they are found, or named with --column.
+    "MagicLuke/MyST": Published(
+        language="en",
+        licence=myst.LICENCE,
+        source="MyST Children's Conversational Speech, LDC2021S05, from the LDC, copy",
+        rules=myst.RULES,
+        untranscribed=True,
+    ),
+    # Each row of the publisher's is a child's whole test of 16 sentences, in one split, train.
+    "xlab-ub/Redmond-Sentence-Recall": _RSR,
+    "ai4exceptionaled/Redmond-Sentence-Recall": _RSR,
+    # Cut into sentences by others; its columns and other subsets are not documented.
+    "MagicLuke/Redmond-Sentence-Recall": Published(
+        language="en",
+        licence="not stated by this copy (the publisher's: CC-BY-NC-4.0)",
+        source="Redmond Sentence Recall, copy in sentences",
+        say="--subset sentence",
     ),
 }
 

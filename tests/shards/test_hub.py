@@ -58,7 +58,12 @@ def common_voice(folder: Path, count: int = 5) -> Path:
 
 
 def test_parquet_by_its_splits(tmp_path: Path) -> None:
-    index = build("hub", common_voice(tmp_path / "set"), tmp_path / "out")
+    home = common_voice(tmp_path / "set")
+    with pytest.raises(
+        UserError, match=r"2 of 8 utterances in bg can't be used \(1 no text, 1 no audio"
+    ):
+        build("hub", home, tmp_path / "none")
+    index = build("hub", home, tmp_path / "out", max_dropped=0.3)
     found = samples(index)
     assert {k: (split, f["text"], f["speaker"]) for k, (split, _, f) in found.items()} == {
         "bg/train-00000000": ("train", "train 0", "train"),
@@ -70,7 +75,7 @@ def test_parquet_by_its_splits(tmp_path: Path) -> None:
     }
     assert abs(pitch(found["bg/train-00000003"][1]) - 600) < 5
     assert found["bg/train-00000003"][2]["extra"] == {"age": 3}
-    assert index.recipe["dropped"] == {"bg": {"no audio": 1, "nothing said": 1}}
+    assert index.recipe["dropped"] == {"bg": {"no audio": 1, "no text": 1}}
     assert not list(tmp_path.glob(".out*"))  # nothing of the fetch stays
 
 
@@ -109,7 +114,7 @@ def test_a_stopped_fetch_goes_on_to_the_same_bytes(
 ) -> None:
     monkeypatch.setattr(streamed, "SAVE_EVERY", 2)
     home = common_voice(tmp_path / "set", count=9)
-    build("hub", home, tmp_path / "whole")
+    build("hub", home, tmp_path / "whole", max_dropped=0.2)
     keep, kept = streamed._keep, []
 
     def stops(raw: bytes | None, folder: Path, number: int) -> str | None:
@@ -120,13 +125,13 @@ def test_a_stopped_fetch_goes_on_to_the_same_bytes(
 
     monkeypatch.setattr(streamed, "_keep", stops)
     with pytest.raises(KeyboardInterrupt):
-        build("hub", home, tmp_path / "out")
+        build("hub", home, tmp_path / "out", max_dropped=0.2)
     assert not (tmp_path / "out").exists()
     again: list[int] = []
     monkeypatch.setattr(
         streamed, "_keep", lambda raw, folder, n: again.append(n) or keep(raw, folder, n)
     )
-    build("hub", home, tmp_path / "out")
+    build("hub", home, tmp_path / "out", max_dropped=0.2)
     assert again[:5] == [4, 5, 6, 7, 8]  # four rows were done and said so
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")
 
@@ -138,7 +143,7 @@ def test_a_path_in_a_table_is_not_opened(tmp_path: Path) -> None:
         {"audio": clip(500), "sentence": "theirs", "locale": "bg"},
     ]
     home = parquet(tmp_path / "set", {"data/train": rows})
-    index = build("hub", home, tmp_path / "out")
+    index = build("hub", home, tmp_path / "out", max_dropped=0.5)
     assert [f["text"] for _, _, f in samples(index).values()] == ["theirs"]
     assert index.recipe["dropped"] == {"bg": {"no audio": 1}}
 
@@ -294,3 +299,36 @@ def test_omnilingual(tmp_path: Path) -> None:
     assert {key.split("/")[0] for key in found} == {"lij_Latn"}
     assert {f["text"] for _, _, f in found.values()} == {"ciao mondo"}
     assert index.recipe["licence"] == "CC-BY-4.0"
+
+
+def test_myst_of_a_hub(tmp_path: Path) -> None:
+    home = tmp_path / "MagicLuke/MyST"
+    row = {"audio": clip(300), "transcription": "a <breath> battery", "speaker_id": "002004"}
+    rows = [row, {**row, "transcription": None}, {**row, "transcription": "(*)"}]
+    parquet(home, {f"data/{name}": rows for name in ("train", "validation", "test")})
+    index = build("hub", home, tmp_path / "out")
+    found = {(split, f["text"], f["speaker"]) for split, _, f in samples(index).values()}
+    assert found == {(split, "a battery", "002004") for split in ("train", "dev", "test")}
+    assert index.recipe["dropped"] == {"en": {"no transcript": 3, "not intelligible": 3}}
+    assert index.recipe["touched"] == {"en": {"noises": 3}}
+    assert "licensed by the LDC; not to be passed on" in index.recipe["licence"]
+
+
+def test_redmond_sentence_recall(tmp_path: Path) -> None:
+    whole = parquet(
+        tmp_path / "xlab-ub/Redmond-Sentence-Recall", {"data/train": [{"audio": clip(300)}]}
+    )
+    with pytest.raises(UserError, match="holds recordings of whole tests and no transcripts: write a"):
+        build("hub", whole, tmp_path / "out")
+    home = tmp_path / "MagicLuke/Redmond-Sentence-Recall"
+    row = {"audio": clip(300), "said": "he was kicked"}
+    parquet(home, {f"sentence/{name}": [row] for name in ("train", "validation", "test")})
+    card(home, "sentence", "sentence")
+    with pytest.raises(UserError, match="is a collection: say which part with --subset sentence"):
+        build("hub", home, tmp_path / "out")
+    with pytest.raises(UserError, match=r"no text among .*said.*: name its column with --column text="):
+        build("hub", home, tmp_path / "out", Ask(subset="sentence"))
+    assert not (tmp_path / "out").exists()
+    index = build("hub", home, tmp_path / "out", Ask(subset="sentence", columns={"text": "said"}))
+    assert {f["text"] for _, _, f in samples(index).values()} == {"he was kicked"}
+    assert (index.recipe["languages"], index.recipe["splits"]) == (["en"], {"en": "the corpus's own"})

@@ -43,7 +43,7 @@ def test_jsonl_with_files_parts_and_splits(tmp_path: Path) -> None:
         {"audio": "tape.flac", "start": 2, "duration": 1, "text": "end", "language": "el", "id": "x.y"},
         {"audio": "tape.flac", "start": 0, "end": 1, "text": " ", "language": "el"},
     ]
-    index = build("jsonl", rows_to(tmp_path / "in/all.jsonl", rows), tmp_path / "out")
+    index = build("jsonl", rows_to(tmp_path / "in/all.jsonl", rows), tmp_path / "out", max_dropped=0.4)
     found = samples(index)
     split, audio, facts = found["bg/clips/a"]
     assert (facts["text"], facts["speaker"], len(audio)) == ("Й  два", "s1", 8_000)
@@ -133,7 +133,13 @@ def test_rows_without_a_text_and_rows_of_one_file_are_dropped_and_counted(tmp_pa
         {"audio": "a.wav", "text": "a part", "language": "bg", "start": 0.1, "end": 0.4},
         {"audio": "c.wav", "text": "three", "language": "bg"},
     ]
-    index = build("jsonl", rows_to(tmp_path / "m.jsonl", rows), tmp_path / "out")
+    manifest = rows_to(tmp_path / "m.jsonl", rows)
+    with pytest.raises(
+        UserError, match=r"5 of 8 utterances in bg can't be used \(2 no text, 2 same audio"
+    ):
+        build("jsonl", manifest, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    index = build("jsonl", manifest, tmp_path / "out", max_dropped=0.7)
     texts = {facts["text"] for _, _, facts in samples(index).values()}
     assert texts == {"one", "a part", "three"}
     counts = {"no audio": 1, "no text": 2, "same audio again": 2}
@@ -183,7 +189,7 @@ def kaldi(folder: Path) -> Path:
 
 def test_kaldi(tmp_path: Path) -> None:
     kaldi(tmp_path / "data/dev")
-    index = build("kaldi", tmp_path / "data", tmp_path / "out", Ask(language="bg"))
+    index = build("kaldi", tmp_path / "data", tmp_path / "out", Ask(language="bg"), max_dropped=0.4)
     found = samples(index)
     assert found.keys() == {"bg/mia-1", "bg/mia-2"}
     split, audio, facts = found["bg/mia-2"]
@@ -197,7 +203,7 @@ def test_kaldi_commands_are_never_run(tmp_path: Path) -> None:
     folder = kaldi(tmp_path / "data")
     (folder / "wav.scp").write_text(f"t1 touch {tmp_path / 'ran'} |\n")
     with pytest.raises(UserError, match=r"wav\.scp: t1 is a command, and no command is run"):
-        build("kaldi", folder, tmp_path / "out", Ask(language="bg"))
+        build("kaldi", folder, tmp_path / "out", Ask(language="bg"), max_dropped=0.4)
     assert not (tmp_path / "ran").exists()
     assert not (tmp_path / "out").exists()
 
@@ -263,7 +269,7 @@ def test_huggingface_datasets_on_disk(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     clips = [wave(tmp_path / f"{i}.wav", hz=300 + 100 * i) for i in range(4)]
     columns = {
-        "sentence": ["едно", "две", " ", "четири"],
+        "sentence": ["едно", "две", None, "четири"],
         "audio": [str(clip) for clip in clips],
         "locale": ["bg", "bg", "bg", "el"],
         "client_id": list("abca"),
@@ -274,7 +280,8 @@ def test_huggingface_datasets_on_disk(tmp_path: Path) -> None:
     both.save_to_disk(tmp_path / "saved")
     for clip in clips:
         clip.unlink()  # the audio lies in the tables
-    index = build("huggingface", tmp_path / "saved", tmp_path / "out")
+    index = build("huggingface", tmp_path / "saved", tmp_path / "out", max_dropped=0.4)
+    assert index.recipe["dropped"] == {"bg": {"no text": 1}, "el": {}}
     found = samples(index)
     assert {k: (split, f["text"], f["speaker"]) for k, (split, _, f) in found.items()} == {
         "bg/train-00000000": ("train", "едно", "a"),

@@ -1,5 +1,7 @@
 """The corpora of the paper's domains, tiny, in the layouts that their publishers document."""
 
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,6 +34,14 @@ def myst(home: Path) -> Path:
             if text is not None:
                 write(clip.with_suffix(".trn"), text + "\n")
     return home
+
+
+LICENSED = {
+    "myst": "MyST Children's Conversational Speech Agreement",
+    "ogi_kids": "CSLU Agreement",
+    "cmu_kids": "LDC User Agreement",
+    "seame": "LDC User Agreement for Non-Members",
+}
 
 
 def ogi(home: Path) -> Path:
@@ -186,6 +196,76 @@ def test_seame_with_its_dev_sets(tmp_path: Path) -> None:
     assert index.recipe["touched"] == {"zh-en": touched}
 
 
+@pytest.mark.parametrize("recipe", LICENSED)
+def test_a_licensed_corpus_has_its_licence_and_provider_in_the_card(
+    tmp_path: Path, recipe: str
+) -> None:
+    index = build(recipe, MAKERS[recipe](tmp_path / "in"), tmp_path / "out")
+    card = (tmp_path / "out/README.md").read_text(encoding="utf-8")
+    assert f"- Licence: {LICENSED[recipe]} (licensed by the LDC; not to be passed on)\n" in card
+    assert re.search(r"^- Source: .*LDC\d+S\d+, from the LDC$", card, re.M)
+    assert {f["licence"] for _, _, f in samples(index).values()} == {index.recipe["licence"]}
+
+
+def test_seame_in_sphere_files(tmp_path: Path) -> None:
+    home = seame(tmp_path / "in")
+    for path in sorted(home.rglob("*.flac")):
+        audio, rate = soundfile.read(path, dtype="float32")
+        soundfile.write(path.with_suffix(".sph"), audio, rate, format="NIST", subtype="PCM_16")
+        path.unlink()
+    index = build("seame", home, tmp_path / "out")
+    assert index.recipe["languages"] == ["zh-en"]
+    assert sum(shard.samples for shard in index.shards) == 4
+
+
+def gone(home: Path, pattern: str) -> None:
+    found = sorted(home.rglob(pattern))
+    assert found
+    for path in found:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "pattern", "says"),
+    [
+        ("myst", "development", r"data holds no development: is it unpacked whole\?"),
+        ("myst", "*.flac", r"no STUDENT/SESSION/\*\.flac with a \.trn: is it unpacked whole\?"),
+        ("myst", "myst_002001*_000.flac", r"1 of 3 utterances in en can't be used \(1 no recording\)"),
+        ("ogi_kids", "speech/scripted", r"speech holds no scripted: is it unpacked whole\?"),
+        ("ogi_kids", "ks000x*0.wav", r"1 of \d+ utterances in en can't be used \(1 no recording\)"),
+        ("cmu_kids", "*.sph", "all 2 utterances were dropped, such as .*audio file is missing"),
+        ("cmu_kids", "mcfl2aa1.sph", "1 of 2 utterances in en can't be used .1 audio file is missing"),
+        (
+            "seame",
+            "interview/audio",
+            r"interview holds no audio and transcript: is it unpacked whole\?",
+        ),
+        ("seame", "NI01MAX_0101.flac", r"2 of 4 .*2 audio file is missing"),
+        ("mls", "test/transcripts.txt", r"test/transcripts\.txt is missing: is .*mls_polish unpacked"),
+        ("mls", "*.flac", "all 3 utterances were dropped"),
+        ("voxpopuli", "*.ogg", "all 3 utterances were dropped"),
+    ],
+)
+def test_a_corpus_that_is_half_there_is_an_error(
+    tmp_path: Path, recipe: str, pattern: str, says: str
+) -> None:
+    home = MAKERS[recipe](tmp_path / "in")
+    gone(home, pattern)
+    with pytest.raises(UserError, match=says) as caught:
+        build(recipe, home, tmp_path / "out", max_dropped=0.01)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("recipe", MAKERS)
+@pytest.mark.parametrize("name", ["corpus.tgz", "corpus.tar.gz", "corpus.zip"])
+def test_an_archive_is_to_be_unpacked_first(tmp_path: Path, recipe: str, name: str) -> None:
+    (tmp_path / name).write_bytes(b"half of it")
+    with pytest.raises(UserError, match=f"{name} is an archive: unpack it, and name the folder"):
+        build(recipe, tmp_path / name, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 def test_mls_and_voxpopuli_keep_their_splits(tmp_path: Path) -> None:
     found = samples(build("mls", mls(tmp_path / "mls"), tmp_path / "a"))
     assert {key: split for key, (split, _, _) in found.items()} == {
@@ -197,7 +277,7 @@ def test_mls_and_voxpopuli_keep_their_splits(tmp_path: Path) -> None:
     index = build("voxpopuli", voxpopuli(tmp_path / "vox"), tmp_path / "b")
     texts = {split: f["text"] for split, _, f in samples(index).values()}
     assert texts == {"train": 'ein "train" satz', "dev": 'ein "dev" satz', "test": 'ein "test" satz'}
-    assert index.recipe["dropped"] == {"de": {"no text": 3}}
+    assert index.recipe["dropped"] == {"de": {"empty normalized_text": 3}}
 
 
 @pytest.mark.parametrize(

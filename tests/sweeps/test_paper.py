@@ -42,6 +42,7 @@ def myst(home: Path) -> Iterator[Path]:
 
 def ogi(home: Path) -> Iterator[Path]:
     write(home / "docs/all.map", 'AB "apple pie"\nC1 "one two"\n')
+    (home / "speech/spontaneous").mkdir(parents=True)
     for child in range(18):
         for prompt in ("ab", "c1"):
             name = f"ks0{child:02d}"

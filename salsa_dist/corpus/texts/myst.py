@@ -8,6 +8,7 @@ import re
 
 from salsa_dist.corpus.texts import Rule
 
+LICENCE = "MyST Children's Conversational Speech Agreement (licensed by the LDC; not to be passed on)"
 RULES = (
     Rule(
         "discarded",
