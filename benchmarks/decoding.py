@@ -28,6 +28,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import date
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,7 @@ def compare(
             ("ours", options.batch): lambda: ours(base, bank, ranks, clips, options)
         }
         for size in map(int, options.pipeline_batches.split(",")):
-            runs["pipeline", size] = lambda size=size: pipeline(base, bank, clips, size, options)
+            runs["pipeline", size] = partial(pipeline, base, bank, clips, size, options)
         taken: dict[tuple[str, int], list[tuple[float, float]]] = {run: [] for run in runs}
         texts: dict[tuple[str, int], list[str]] = {}
         ours(base, bank, ranks, clips[:2], options)
@@ -178,7 +179,7 @@ def pipeline(
             stack.enter_context(bank.attached(site_modules(base.model, base.layers)))
             if row >= 0:
                 stack.enter_context(bank.rows(row))
-            audio = [{"raw": clip.audio, "sampling_rate": SAMPLE_RATE} for clip in clips]
+            audio: Any = [{"raw": clip.audio, "sampling_rate": SAMPLE_RATE} for clip in clips]
             made = recognise(audio, batch_size=size, generate_kwargs=wish)
             passes.append([str(one["text"]).strip() for one in made])
     return [texts[i] for i in range(len(clips)) for texts in passes]

@@ -96,7 +96,7 @@ def make_base(folder: Path, gigabytes: float) -> None:
     from transformers import Qwen2AudioConfig, Qwen2AudioForConditionalGeneration
 
     config = Qwen2AudioConfig.from_pretrained(folder)
-    text = config.text_config
+    text: Any = config.text_config
     text.hidden_size, text.intermediate_size = WIDTH, INNER
     text.num_attention_heads = text.num_key_value_heads = HEADS
     text.head_dim = WIDTH // HEADS
@@ -105,7 +105,8 @@ def make_base(folder: Path, gigabytes: float) -> None:
     generation = (folder / "generation_config.json").read_text(encoding="utf-8")
     (folder / "model.safetensors").unlink()
     torch.manual_seed(0)
-    model = Qwen2AudioForConditionalGeneration(config).to(torch.bfloat16)
+    model = Qwen2AudioForConditionalGeneration(config)
+    torch.nn.Module.to(model, torch.bfloat16)
     model.save_pretrained(folder, max_shard_size="500MB")
     (folder / "generation_config.json").write_text(generation, encoding="utf-8")
 

@@ -169,7 +169,7 @@ def one_job(path: Path) -> None:
         spent["prefix_seconds"] = time.perf_counter() - wall
         return store
 
-    loop.run, jobs.keep_prefix = watched_run, watched_keep
+    vars(loop)["run"], vars(jobs)["keep_prefix"] = watched_run, watched_keep
     train(load_config(path))
     spent["whole_cpu_seconds"] = time.process_time()
     spent["startup_seconds"] = spent.pop("began") - started - spent["prefix_seconds"]

@@ -17,29 +17,35 @@ together: on the same clips they give the same vectors (tests/invariants/test_pl
 import argparse
 import json
 import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import soundfile
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers import AutoProcessor, WhisperForConditionalGeneration
+from transformers import AutoProcessor
+from transformers import WhisperForConditionalGeneration as Base
+
+Clips = Sequence[tuple[Any, str]]  # audio (samples,) and text
 
 
-def load(name):
+def load(name: str) -> tuple[Base, Any]:
     """The frozen base, and what makes its inputs."""
-    base = WhisperForConditionalGeneration.from_pretrained(name, dtype=torch.float32)
+    base = Base.from_pretrained(name, dtype=torch.float32)
     return base.eval().requires_grad_(False), AutoProcessor.from_pretrained(name)
 
 
-def steer(base):
+def steer(base: Base) -> dict[str, Tensor]:
     """Put a zero vector on every layer; returns the vectors, by the names of their sites."""
     layers = {f"encoder.{i}": layer for i, layer in enumerate(base.get_encoder().layers)}
     layers |= {f"llm.{i}": layer for i, layer in enumerate(base.get_decoder().layers)}
     vectors = {site: torch.zeros(base.config.d_model, requires_grad=True) for site in layers}
 
-    def hook(v):
-        def turn(layer, inputs, output):
+    def hook(v: Tensor) -> Callable[..., Any]:
+        def turn(layer: Any, inputs: Any, output: Any) -> Any:
             h = output[0] if isinstance(output, tuple) else output  # (batch, positions, hidden)
             s = h + v
             turned = s * (h.norm(dim=-1, keepdim=True) / s.norm(dim=-1, keepdim=True).clamp_min(1e-10))
@@ -52,8 +58,8 @@ def steer(base):
     return vectors
 
 
-def mean_loss(base, processor, clips, language):
-    """Cross-entropy per label of `clips`, pairs of audio (samples,) and text."""
+def mean_loss(base: Base, processor: Any, clips: Clips, language: str) -> Tensor:
+    """Cross-entropy per label of `clips`."""
     words = processor.tokenizer
     control = ["<|startoftranscript|>", f"<|{language}|>", "<|transcribe|>", "<|notimestamps|>"]
     prompt = words.convert_tokens_to_ids(control)
@@ -73,7 +79,7 @@ def mean_loss(base, processor, clips, language):
     return cross_entropy(logits.flatten(0, 1), labels.flatten())
 
 
-def rate(step, steps, lr, warmup):
+def rate(step: int, steps: int, lr: float, warmup: float) -> float:
     """Linear warm-up over a share of the steps, then half a cosine to zero."""
     rising = warmup * steps
     if step < rising:
@@ -81,7 +87,16 @@ def rate(step, steps, lr, warmup):
     return lr * 0.5 * (1 + math.cos(math.pi * (step - rising) / (steps - rising)))
 
 
-def train(base, processor, vectors, batches, language, lr=0.01, warmup=0.05, clip_norm=1.0):
+def train(
+    base: Base,
+    processor: Any,
+    vectors: dict[str, Tensor],
+    batches: Sequence[Clips],
+    language: str,
+    lr: float = 0.01,
+    warmup: float = 0.05,
+    clip_norm: float = 1.0,
+) -> None:
     """One step of Adam per batch."""
     adam = torch.optim.Adam(vectors.values())
     for step, clips in enumerate(batches):

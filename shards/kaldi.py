@@ -50,6 +50,7 @@ def data_folder(
     languages = table(folder / "utt2lang") if (folder / "utt2lang").exists() else {}
     of_speaker = table(folder / "spk2gender") if (folder / "spk2gender").exists() else {}
     gender = {name: of_speaker[who] for name, who in speakers.items() if of_speaker.get(who)}
+    parts: dict[str, tuple[str, float | None, float | None]]
     if (folder / "segments").exists():
         parts = {name: _segment(folder, name, rest) for name, rest in _segments(folder).items()}
     else:

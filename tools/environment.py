@@ -30,7 +30,7 @@ class Refused(Exception):
     """What stands against it, and what to do, in one line."""
 
 
-def main():
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", help="folder of the virtual environment")
     parser.add_argument("lock", nargs="?", default="requirements.txt", help="file of exact versions")
@@ -47,7 +47,7 @@ def main():
     return 0
 
 
-def make(folder, lock, index):
+def make(folder: str, lock: "str | None", index: str) -> None:
     """Bring `folder` to what `lock` says; None: to the newest within the ranges."""
     if sys.version_info < NEEDS_PYTHON:
         raise Refused(
@@ -84,23 +84,23 @@ def make(folder, lock, index):
         json.dump(wanted, file)
 
 
-def _installed(folder):
+def _installed(folder: str) -> "dict[str, str]":
     try:
         with open(_stamp(folder)) as file:
-            return json.load(file)
+            return dict(json.load(file))
     except (OSError, ValueError):
         return {}
 
 
-def _stamp(folder):
+def _stamp(folder: str) -> str:
     return os.path.join(folder, ".installed")
 
 
-def _python(folder):
+def _python(folder: str) -> str:
     return os.path.join(folder, "bin", "python")
 
 
-def _hash(path):
+def _hash(path: str) -> str:
     try:
         with open(path, "rb") as file:
             return hashlib.sha256(file.read()).hexdigest()
@@ -108,7 +108,7 @@ def _hash(path):
         raise Refused(f"{path}: {e.strerror}") from e
 
 
-def _room(folder):
+def _room(folder: str) -> None:
     there = os.path.dirname(os.path.abspath(folder))
     while not os.path.isdir(there):
         there = os.path.dirname(there)
@@ -120,7 +120,7 @@ def _room(folder):
         )
 
 
-def _venv(folder):
+def _venv(folder: str) -> None:
     import venv
 
     try:
@@ -131,10 +131,11 @@ def _venv(folder):
         ) from e
 
 
-def _run(command, folder):
+def _run(command: "list[str]", folder: str) -> None:
     """Run pip; its own last lines say what it is about, ours what to do."""
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    said = []
+    said: list[str] = []
+    assert process.stdout is not None
     for line in process.stdout:
         text = line.decode("utf-8", "replace").strip()
         said = [*said[-200:], text]
@@ -146,7 +147,7 @@ def _run(command, folder):
     raise Refused(f"{_why(' '.join(said), folder)}; then the same command again")
 
 
-def _why(said, folder):
+def _why(said: str, folder: str) -> str:
     if "No space left on device" in said or "Errno 28" in said:
         return f"no room left on the disk of {folder}: make room"
     if re.search(r"NewConnectionError|Max retries|Temporary failure|ConnectTimeout|ProxyError", said):
@@ -157,7 +158,7 @@ def _why(said, folder):
             f"the package index has no {found.group(1)} for Python {sys.version.split()[0]}: "
             "name another Python by PYTHON=…, or another index by PIP_INDEX_URL"
         )
-    return "pip failed, its last lines are above: mend what they name"
+    return "pip failed, its last lines are above: fix what they name"
 
 
 if __name__ == "__main__":
