@@ -1,9 +1,9 @@
-"""What the annotation of a config field says: the types of its value, and the sections below it."""
+"""What the annotation of a config field says: types of its value, sections below it, its text."""
 
 from __future__ import annotations
 
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -27,3 +27,16 @@ def sections_below(annotation: Any) -> list[type[BaseModel]]:
     types = types_of(annotation)
     entries = [t for kind in types if get_origin(kind) is list for t in types_of(get_args(kind)[0])]
     return [t for t in [*types, *entries] if is_section(t)]
+
+
+def written(annotation: Any) -> str:
+    """An annotation as it is written, without what is declared beside the type."""
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return written(parts[0])
+    if origin is Literal:
+        return " | ".join(map(repr, parts))
+    if origin in (Union, UnionType):
+        return " | ".join(map(written, parts))
+    name = "None" if annotation is type(None) else (origin or annotation).__name__
+    return f"{name}[{', '.join(map(written, parts))}]" if parts else str(name)

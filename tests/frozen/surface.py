@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Any, get_args
 
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
@@ -31,37 +30,25 @@ def options() -> list[str]:
     import typer
 
     from salsa_dist.cli import app
-    from salsa_dist.launch import command
+    from salsa_dist.launch.command import command_line, launch
 
-    return sorted([*_options(typer.main.get_command(app), "salsa-dist"), *_launch_options(command)])
+    ours, launcher = typer.main.get_command(app), command_line(launch)
+    return sorted([*_options(ours, "salsa-dist"), *_options(launcher, "salsa-dist launch")])
 
 
 def _keys(model: type[BaseModel], prefix: str) -> Iterator[str]:
-    from salsa_dist.config.annotations import sections_below
+    from salsa_dist.config.annotations import sections_below, written
 
     for name, field in model.model_fields.items():
         below = sections_below(field.annotation)
         if not below:
             default = field.get_default(call_default_factory=True)
             said = "required" if default is PydanticUndefined else repr(default)
-            yield f"{prefix}{name}: {_type(field.annotation)} = {said}"
+            yield f"{prefix}{name}: {written(field.annotation)} = {said}"
         for section in below:
             kind = section.model_fields.get("kind")
             one_of = f"({get_args(kind.annotation)[0]})" if kind is not None and len(below) > 1 else ""
             yield from _keys(section, f"{prefix}{name}{one_of}.")
-
-
-def _type(annotation: Any) -> str:
-    """An annotation as it is written, without what is declared beside the type."""
-    origin, parts = get_origin(annotation), get_args(annotation)
-    if origin is Annotated:
-        return _type(parts[0])
-    if origin is Literal:
-        return " | ".join(map(repr, parts))
-    if origin in (Union, UnionType):
-        return " | ".join(map(_type, parts))
-    name = "None" if annotation is type(None) else (origin or annotation).__name__
-    return f"{name}[{', '.join(map(_type, parts))}]" if parts else str(name)
 
 
 def _options(command: Any, name: str) -> Iterator[str]:
@@ -70,14 +57,6 @@ def _options(command: Any, name: str) -> Iterator[str]:
     for parameter in command.params:
         words = [w for w in (*parameter.opts, *parameter.secondary_opts) if w.startswith("-")]
         yield from (f"{name} {word}" for word in words)
-
-
-def _launch_options(command: Any) -> Iterator[str]:
-    import typer
-
-    own = typer.Typer()
-    own.command()(command.launch)
-    yield from _options(typer.main.get_command(own), "salsa-dist launch")
 
 
 if __name__ == "__main__":
