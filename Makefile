@@ -11,7 +11,7 @@ VENV ?= .venv
 JOBS ?= 2
 PARALLEL = --numprocesses=$(JOBS) --dist=loadgroup --no-loadscope-reorder
 
-.PHONY: demo test check check-lowest check-newest check-ranges lint lock environment
+.PHONY: demo test check check-lowest check-newest check-ranges lint docs coverage lock environment
 
 demo: environment
 	$(VENV)/bin/python demo/run.py $(ARGS)
@@ -40,6 +40,19 @@ lint: environment
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+# The docs site, in build/site; a warning is an error.
+docs: environment
+	$(VENV)/bin/python -m mkdocs build --strict
+
+# Which lines and branches the tests run, ranks and launchers included; HTML in build/coverage.
+# TESTS names a part: make coverage TESTS="-m check".
+coverage: environment
+	rm -rf build/coverage
+	-$(VENV)/bin/python -m coverage run -m pytest $(TESTS)
+	$(VENV)/bin/python -m coverage combine -q
+	$(VENV)/bin/python -m coverage html -q --directory build/coverage
+	$(VENV)/bin/python -m coverage report
 
 environment:
 	@$(PYTHON) tools/environment.py $(VENV) --index "$(TORCH_INDEX)"

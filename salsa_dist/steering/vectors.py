@@ -38,10 +38,14 @@ class SteeringVectors:
     Args:
         vectors: site name to vector, (hidden,) fp32.
         rule: a name in `rules.RULES`, such as `salsa`.
-        name, language: what it is called, and for which language it is.
-        base, revision, architecture, model_type: what it was made for, as far as known; all but the
-            name are checked when it is put on a model.
-        data, training: where it comes from; None: not known.
+        name: what it is called.
+        language: the code of its language.
+        base: name of the base that it was trained on; not checked.
+        revision: of that base; checked when the adapter is put on a model, as the next two are.
+        architecture: the base's class in transformers.
+        model_type: the base's type in transformers.
+        data: the corpus that it was trained on; None: not known.
+        training: the settings that it was trained with; None: not known.
     """
 
     def __init__(
