@@ -21,6 +21,7 @@ from salsa_dist.data.clip import Clip
 from salsa_dist.data.index import Entry, Shard, ShardIndex
 from salsa_dist.data.plan import LANES, AdapterPlan, Draw, by_step, pool_of
 from salsa_dist.data.shards import BadSample, Bytes, read_ranges, read_sample
+from salsa_dist.data.share import rank_of
 
 ATTEMPTS = 16  # replacements tried for one draw
 
@@ -99,7 +100,7 @@ class ClipReader:
 
     def step(self, t: int) -> StepClips:
         """The clips of step `t` whose readers are this rank's."""
-        own = [d for d in self.plan.step(t) if d.reader % self.world_size == self.rank]
+        own = [d for d in self.plan.step(t) if rank_of(d.reader, self.world_size) == self.rank]
         clips: list[tuple[Clip, Draw]] = []
         bad: list[Bad] = []
         for draw in own:
@@ -167,7 +168,7 @@ class ClipReader:
         workers = worker.num_workers if worker else 1
         by_shard: dict[str, list[Draw]] = {}
         for t, draw in by_step(self.plan, pool):
-            mine = draw.reader % self.world_size == self.rank and (t - first) % workers == 0
+            mine = rank_of(draw.reader, self.world_size) == self.rank and (t - first) % workers == 0
             if mine and first <= t < self.steps:
                 by_shard.setdefault(draw.shard.path, []).append(draw)
         found: dict[int, Bytes | BadSample] = {}

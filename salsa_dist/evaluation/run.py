@@ -37,6 +37,7 @@ from salsa_dist.data.clip import Clip
 from salsa_dist.data.index import Entry, Shard, ShardIndex
 from salsa_dist.data.reading import read_clip
 from salsa_dist.data.shards import TEXT_FIELDS
+from salsa_dist.data.share import share_of
 from salsa_dist.data.subset import first_entries
 from salsa_dist.evaluation.kept import keep_only
 from salsa_dist.evaluation.transcripts import BARE, SCHEMA, ZERO_SHOT
@@ -182,9 +183,8 @@ def _decode(session: Session, folder: Path, rows: Sequence[int], decoder: _Decod
     # Long clips first: they say most, so those of a batch end together, and the last batches are short.
     items.sort(key=lambda item: (-item.entry.seconds, item.language, item.entry.key, item.row))
     batches = _batched(items, config.evaluation.batch, window)
-    mine = batches[ranks.rank :: ranks.world_size]
     # All ranks make the same number of calls: under ZeRO-3 each is a collective.
-    calls = -(-len(batches) // ranks.world_size)
+    mine, calls = share_of(batches, ranks.rank, ranks.world_size)
     mine += [[]] * (calls - len(mine))
     said, begun = time.monotonic(), 0
 

@@ -12,7 +12,6 @@ from salsa_dist.errors import UserError
 from salsa_dist.speech_llms import long_audio
 from salsa_dist.speech_llms.batch import Transcript
 from salsa_dist.speech_llms.load import SpeechLLM
-from salsa_dist.steering.sites import site_modules
 from salsa_dist.steering.vectors import SteeringVectors, bank_of
 
 
@@ -61,7 +60,7 @@ def transcribe(
     cut = [long_audio.pieces(clip, base.window_s) for clip in clips]
     parts = [piece for pieces in cut for piece in pieces]
     transcripts: list[Transcript] = []
-    with bank.attached(site_modules(base.model, base.layers)):
+    with bank.attached(base.sites):
         for i in range(0, len(parts), batch):
             prompts = base.family.prompt_batch(parts[i : i + batch]).to(weight.device, weight.dtype)
             with bank.rows(prompts.rows):

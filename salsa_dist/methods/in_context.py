@@ -29,7 +29,6 @@ from salsa_dist.run.session import Session
 from salsa_dist.speech_llms.batch import Transcript
 from salsa_dist.speech_llms.load import SpeechLLM
 from salsa_dist.steering.bank import Bank
-from salsa_dist.steering.sites import find_layers
 
 
 class InContext(Method):
@@ -141,7 +140,7 @@ class Solver:
     def _heard(self, clip: Clip) -> NDArray[np.float64]:
         """(hidden,) mean output of the last encoder layer, of length 1."""
         model, family = self.speech_llm.model, self.speech_llm.family
-        layers = find_layers(model, self.speech_llm.layers)
+        layers = self.speech_llm.layer_lists
         if "encoder" not in layers:
             raise UserError("method.choose audio: this base has no encoder; use random or text")
         kept: list[torch.Tensor] = []

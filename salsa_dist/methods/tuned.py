@@ -26,7 +26,6 @@ from salsa_dist.run.session import Session
 from salsa_dist.speech_llms.load import SpeechLLM
 from salsa_dist.steering.adapter_folder import known_as
 from salsa_dist.steering.bank import Bank
-from salsa_dist.steering.sites import find_layers, layer_counts, select, site_modules
 from salsa_dist.training.from_config import schedule_of
 from salsa_dist.training.optimizer import BETAS, EPS, Schedule
 from salsa_dist.training.reduce import Reduced, all_reduce
@@ -80,9 +79,7 @@ class Tuned(Method):
     def _weights(
         self, speech_llm: SpeechLLM, settings: AdapterSettings
     ) -> AbstractContextManager[dict[str, nn.Parameter]]:
-        found = find_layers(speech_llm.model, speech_llm.layers)
-        modules = site_modules(speech_llm.model, speech_llm.layers)
-        layers = {site: modules[site] for site in select(settings.sites, layer_counts(found))}
+        layers = {site: speech_llm.sites[site] for site in speech_llm.select(settings.sites)}
         return self.installed(speech_llm.model, layers, settings.seed)
 
 

@@ -38,7 +38,6 @@ from salsa_dist.speech_llms.batch import AdapterBatch, PromptBatch, Transcript
 from salsa_dist.speech_llms.family import EncodesApart
 from salsa_dist.speech_llms.load import SpeechLLM
 from salsa_dist.steering.bank import Bank
-from salsa_dist.steering.sites import site_modules
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ class FrozenBase:
             self._zero = ZeroShards(
                 self.model, speech_llm.sources, self.size, settings, ranks.device, say
             )
-        sites = site_modules(self.model, speech_llm.layers)
+        sites = speech_llm.sites
         # Where layers are named by hand, `encoder` sites may be no part of what encodes.
         within = self.model.get_encoder().modules() if isinstance(self.family, EncodesApart) else ()
         self._encodes_apart = any(module is sites.get("encoder.0") for module in within)

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from salsa_dist.data.clip import Clip
 from salsa_dist.speech_llms.load import SpeechLLM
-from salsa_dist.steering.sites import site_modules
 
 
 @torch.inference_mode()
@@ -40,11 +39,10 @@ def listen(
 
         return call
 
-    modules = site_modules(speech_llm.model, speech_llm.layers)
     weight = next(speech_llm.model.parameters())
     with ExitStack() as stack:
         for site in sites:
-            stack.callback(modules[site].register_forward_hook(hook(site)).remove)
+            stack.callback(speech_llm.sites[site].register_forward_hook(hook(site)).remove)
         for clip in clips:
             made = speech_llm.family.training_batch([clip])
             speech_llm.model(**made.to(weight.device, weight.dtype).inputs, use_cache=False)
@@ -57,5 +55,5 @@ def activation_sizes(speech_llm: SpeechLLM, clips: Sequence[Clip]) -> dict[str, 
     def heard(site: str, output: Tensor) -> None:
         norms.setdefault(site, []).append(output.float().norm(dim=-1) / output.shape[-1] ** 0.5)
 
-    listen(speech_llm, list(site_modules(speech_llm.model, speech_llm.layers)), clips, heard)
+    listen(speech_llm, list(speech_llm.sites), clips, heard)
     return {site: torch.cat(own).median().item() for site, own in norms.items()}

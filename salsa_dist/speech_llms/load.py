@@ -16,10 +16,12 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from salsa_dist.errors import UserError
 from salsa_dist.libraries.transformers import commit_of, listed_class
@@ -36,6 +38,7 @@ from salsa_dist.speech_llms.family import Checkpoint, Family, FamilyOptions
 from salsa_dist.speech_llms.reading_base import reading_base
 from salsa_dist.speech_llms.unfilled import unfilled
 from salsa_dist.speech_llms.weight_files import StoredTensor
+from salsa_dist.steering.sites import by_site, find_layers, layer_counts, select
 
 # What a base is loaded from; a hub's folder may hold the same weights in three other forms too.
 CHECKPOINT_FILES = (".json", ".safetensors", ".txt", ".model", ".jinja", ".tiktoken")
@@ -77,6 +80,20 @@ class SpeechLLM:
     @property
     def window_s(self) -> float:
         return self.family.window_s
+
+    @cached_property
+    def layer_lists(self) -> dict[str, nn.ModuleList]:
+        """The layer lists that can be steered, by component; found once, see `find_layers`."""
+        return find_layers(self.model, self.layers)
+
+    @cached_property
+    def sites(self) -> dict[str, nn.Module]:
+        """Every site with the module whose output is steered there."""
+        return by_site(self.layer_lists)
+
+    def select(self, words: str) -> list[str]:
+        """The sites that an expression such as `encoder:last-half` names; see `sites.select`."""
+        return select(words, layer_counts(self.layer_lists))
 
 
 def load_speech_llm(

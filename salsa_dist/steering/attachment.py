@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from salsa_dist.errors import UserError
 from salsa_dist.steering.adapter_folder import known_as
 from salsa_dist.steering.bank import Bank
-from salsa_dist.steering.sites import find_layers, site_modules
+from salsa_dist.steering.sites import by_site, find_layers
 from salsa_dist.steering.widths import site_widths
 
 
@@ -104,15 +104,15 @@ def fitting_sites(
             f"{', '.join(differ)}; use its own base, or force it if you know that it fits"
         )
     module = module_of(model)
-    # What `load_speech_llm` returns knows the layer lists of an odd base.
-    layers = model.layers if loaded_by_us(model) else {}
-    sites = site_modules(module, layers)
+    # What `load_speech_llm` returns has found its layer lists.
+    lists = model.layer_lists if loaded_by_us(model) else find_layers(module)
+    sites = by_site(lists)
     if missing := [site for site in vectors if site not in sites]:
         raise UserError(
             f"{label} steers {missing[0]}, which this base does not have; "
             f"its sites are {next(iter(sites))} to {list(sites)[-1]}"
         )
-    widths = site_widths(find_layers(module, layers))
+    widths = site_widths(lists)
     for site, vector in vectors.items():
         if widths[site] != len(vector):
             raise UserError(

@@ -82,10 +82,13 @@ def site_modules(model: nn.Module, layers: Mapping[str, str] | None = None) -> d
 
     `layers` is as in `find_layers`.
     """
+    return by_site(find_layers(model, layers))
+
+
+def by_site(lists: Mapping[str, nn.ModuleList]) -> dict[str, nn.Module]:
+    """Every layer of `lists`, which `find_layers` gave, by the name of its site."""
     return {
-        f"{component}.{i}": layer
-        for component, found in find_layers(model, layers).items()
-        for i, layer in enumerate(found)
+        f"{component}.{i}": layer for component, own in lists.items() for i, layer in enumerate(own)
     }
 
 

@@ -23,6 +23,7 @@ from salsa_dist.data.clip import Clip, silent_clip
 from salsa_dist.data.joining import joined, windows
 from salsa_dist.data.plan import AdapterPlan, Draw
 from salsa_dist.data.reading import Bad, ClipReader
+from salsa_dist.data.share import rank_of
 from salsa_dist.errors import UserError
 from salsa_dist.placement.kept_prefix import Known, unheard
 from salsa_dist.speech_llms.batch import AdapterBatch
@@ -232,7 +233,7 @@ class StepBatches(Dataset[StepShare]):
             if job.join > 1:
                 together = windows(draws, job.plan.seed, step, job.join, self.family.window_s)
             for window in together:
-                shares[window[0].reader % self.world_size].append((row, window))
+                shares[rank_of(window[0].reader, self.world_size)].append((row, window))
         return shares
 
 

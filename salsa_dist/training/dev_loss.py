@@ -17,6 +17,7 @@ from salsa_dist.config import AdapterSettings, Config
 from salsa_dist.data.clip import Clip, silent_clip
 from salsa_dist.data.index import Entry, Shard, ShardIndex
 from salsa_dist.data.reading import read_clip
+from salsa_dist.data.share import share_of
 from salsa_dist.data.subset import first_entries
 from salsa_dist.errors import UserError
 from salsa_dist.metrics.error_rates import score
@@ -121,8 +122,8 @@ class DevClips:
             for row in rows
             if language in self.languages[row]
         ]
-        share = -(-len(samples) // base.ranks.world_size)
-        return samples[base.ranks.rank * share : (base.ranks.rank + 1) * share], share
+        # A clip is encoded once for all rows that follow each other on one rank.
+        return share_of(samples, base.ranks.rank, base.ranks.world_size, neighbours=True)
 
     def _clips(self, samples: Sequence[tuple[tuple[Shard, Entry], int]]) -> list[Clip]:
         read: dict[str, Clip] = {}

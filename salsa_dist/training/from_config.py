@@ -17,7 +17,6 @@ from salsa_dist.placement.ranks import Ranks
 from salsa_dist.run.console import Console
 from salsa_dist.speech_llms.load import SpeechLLM
 from salsa_dist.steering.bank import AdapterSpec, Bank
-from salsa_dist.steering.sites import find_layers, layer_counts, select
 from salsa_dist.steering.vectors import SteeringVectors
 from salsa_dist.steering.widths import site_widths
 from salsa_dist.training.batches import Job, StepBatches
@@ -29,13 +28,11 @@ def make_bank(
     config: Config, speech_llm: SpeechLLM, device: torch.device, rule: str | None = None
 ) -> Bank:
     """The bank of a config's adapters, all vectors zero; `rule`: instead of their own."""
-    layers = find_layers(speech_llm.model, speech_llm.layers)
-    counts = layer_counts(layers)
     specs = [
-        AdapterSpec(a.name, tuple(select(a.sites, counts)), rule or a.rule)
+        AdapterSpec(a.name, tuple(speech_llm.select(a.sites)), rule or a.rule)
         for a in config.adapter_settings()
     ]
-    return Bank(specs, site_widths(layers), device)
+    return Bank(specs, site_widths(speech_llm.layer_lists), device)
 
 
 def start_bank(bank: Bank, config: Config, speech_llm: SpeechLLM) -> None:
@@ -64,8 +61,7 @@ def schedule_of(adapter: AdapterSettings, training: TrainingConfig) -> Schedule:
 
 def site_scales(scales: Mapping[str, float], speech_llm: SpeechLLM) -> dict[str, float]:
     """Each named site's factor; of two that name it the last."""
-    counts = layer_counts(find_layers(speech_llm.model, speech_llm.layers))
-    return {site: scale for words, scale in scales.items() for site in select(words, counts)}
+    return {site: scale for words, scale in scales.items() for site in speech_llm.select(words)}
 
 
 def make_batches(config: Config, index: ShardIndex, speech_llm: SpeechLLM, ranks: Ranks) -> StepBatches:
