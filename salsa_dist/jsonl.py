@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from salsa_dist.errors import UserError
+from salsa_dist.json_file import of_another_release
 
 
 def append(path: Path) -> IO[str]:
@@ -27,8 +28,11 @@ def read(path: Path, schema: str) -> Iterator[dict[str, Any]]:
             return
         try:
             value = json.loads(line)
-        except ValueError:
-            raise UserError(f"{path}, line {number}: not a JSON object") from None
-        if not isinstance(value, dict) or value.get("schema") != schema:
-            raise UserError(f"{path}, line {number}: not of schema {schema}")
+        except ValueError as e:
+            raise UserError(f"{path}, line {number}: not a JSON object") from e
+        if not isinstance(value, dict):
+            raise UserError(f"{path}, line {number}: not a JSON object")
+        if value.get("schema") != schema:
+            found = of_another_release(value.get("schema"), schema)
+            raise UserError(f"{path}, line {number}, is {found}")
         yield value

@@ -22,9 +22,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from salsa_dist import jsonl
+from salsa_dist.run.failure_file import failures
 from salsa_dist.run.progress import progress
 
 NAME = "tries.jsonl"
@@ -39,7 +39,7 @@ def verdict(run: Path, logs: Path, status: int, tries: int) -> tuple[bool, str]:
         status: what the ranks' srun ended with.
         tries: most tries in a row that came no further.
     """
-    mistakes = [f["text"] for f in _failures(logs) if f.get("user_error")]
+    mistakes = [f["text"] for f in failures(logs) if f.get("user_error")]
     if mistakes:
         return False, f"not started again, since another try would end the same: {mistakes[0]}"
     now = progress(run)._asdict()
@@ -57,16 +57,6 @@ def verdict(run: Path, logs: Path, status: int, tries: int) -> tuple[bool, str]:
         True,
         f"the ranks ended with status {status} after step {now['step']}: they are started again",
     )
-
-
-def _failures(logs: Path) -> list[dict[str, Any]]:
-    found = []
-    for path in sorted(logs.glob("*_failure.json")):
-        try:
-            found.append(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError):
-            continue
-    return found
 
 
 def _is_this_start(job: str) -> bool:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from salsa_dist.errors import UserError
+from salsa_dist.run.folder import RunFolder
 
 if TYPE_CHECKING:
     from salsa_dist.runs.status import Status
@@ -134,7 +135,7 @@ def resume(name: Name, root: Root = Path("runs")) -> None:
     if found.active:
         job = f" as job {found.job.job}" if found.job else ""
         raise UserError(f"run {found.run} is {found.word}{job}: cancel it first")
-    script = found.run / "submit.sh"
+    script = RunFolder(found.run).submit
     if not script.is_file():
         raise UserError(
             f"run {found.run} has no submit.sh: start it with the command that it was started with"
@@ -158,5 +159,5 @@ def _tell(found: Status) -> None:
         print(f"logs    {found.logs}")
     if found.cost is not None:
         print(f"cost    {found.cost.text}")
-    if not found.active and found.word != "finished" and (found.run / "submit.sh").is_file():
+    if not found.active and found.word != "finished" and RunFolder(found.run).submit.is_file():
         print(f"again   salsa-dist runs resume {found.run}")

@@ -18,9 +18,9 @@ from typing import Any
 from salsa_dist.config import Config, InContextMethod
 from salsa_dist.config.fingerprint import settings
 from salsa_dist.run.events import last_start
+from salsa_dist.run.folder import RunFolder
 from salsa_dist.whole_file import replace_file
 
-NAME = "settings.json"
 SCHEMA = "salsa-dist/transcripts/2"
 SCHEMA_0_1 = "salsa-dist/hypotheses/1"
 
@@ -33,8 +33,8 @@ def keep_only(config: Config, revision: str, shards: str, digests: Mapping[str, 
         shards: hash of the shards.
         digests: what the adapters hold, by their names.
     """
-    folder = config.run / "evaluation"
-    path = folder / NAME
+    folder = RunFolder(config.run).evaluation
+    path = RunFolder(config.run).transcripts_settings
     mine = {
         "schema": SCHEMA,
         "base": revision,
@@ -42,7 +42,7 @@ def keep_only(config: Config, revision: str, shards: str, digests: Mapping[str, 
         "settings": settings(config, "transcripts"),
         "adapters": _with_examples(config, digests),
     }
-    found = _read(path)
+    found = _read(config.run)
     if found == mine:
         return []
     known = found is not None and found == _of_release_0_1(config, revision, shards, digests)
@@ -63,19 +63,19 @@ def _with_examples(config: Config, digests: Mapping[str, str]) -> dict[str, str]
     return {name: digest + of[name] for name, digest in digests.items()}
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def _read(run: Path) -> dict[str, Any] | None:
     """What transcripts that are there depend on; None where there are none.
 
     Of release 0.1, which knew a base by its folder, without that and with the run's own revision.
     """
     try:
-        tree: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        tree: dict[str, Any] = json.loads(RunFolder(run).transcripts_settings.read_text("utf-8"))
     except FileNotFoundError:
         return None
     except ValueError:
         return {}
     if tree.get("schema") == SCHEMA_0_1:
-        begun = last_start(path.parent.parent)
+        begun = last_start(run)
         tree["base"] = {k: v for k, v in tree["base"].items() if k not in ("name", "revision")}
         tree["revision"] = begun["base"]["revision"] if begun else None
     return tree

@@ -39,14 +39,15 @@ from salsa_dist.data.reading import read_clip
 from salsa_dist.data.shards import TEXT_FIELDS
 from salsa_dist.data.share import share_of
 from salsa_dist.data.subset import first_entries
+from salsa_dist.evaluation import transcripts
 from salsa_dist.evaluation.kept import keep_only
 from salsa_dist.evaluation.transcripts import BARE, SCHEMA, ZERO_SHOT
 from salsa_dist.methods.base import Attached, Method
 from salsa_dist.methods.registry import method_of
 from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.placement.ranks import Ranks
-from salsa_dist.run import events
 from salsa_dist.run.agreement import agree
+from salsa_dist.run.folder import RunFolder
 from salsa_dist.run.session import Session
 from salsa_dist.speech_llms import long_audio
 from salsa_dist.speech_llms.batch import Transcript
@@ -77,7 +78,6 @@ def evaluate(config: Config) -> Path:
     Returns the folder with the transcripts; `build_report` scores them. Earlier transcripts of other
     settings are there until the first of these can be made.
     """
-    folder = config.run / "evaluation"
     method = method_of(config)
     digests = {a.name: method.digest(a.name) for a in config.adapters}
     with Session.start(config, training=False, facts=_facts(digests)) as session:
@@ -88,11 +88,11 @@ def evaluate(config: Config) -> Path:
                 with _ready(session, method, window, rows) as decoder:
                     _keep_only(session, revision, digests)
                     for own in _apart(config, rows):
-                        decoded += _decode(session, folder, own, decoder)
+                        decoded += _decode(session, own, decoder)
         if session.ranks.is_first:
-            _summarise(folder, config, time.monotonic() - started, decoded, session.ranks)
+            _summarise(config, time.monotonic() - started, decoded, session.ranks)
         session.end(None)
-    return folder
+    return RunFolder(config.run).evaluation
 
 
 def _passes(config: Config, method: Method) -> list[list[int]]:
@@ -149,7 +149,7 @@ def _ready(
         if max(rows) >= 0:
             attached = stack.enter_context(method.attached(session, speech_llm, rows[-1]))
         session.agree(speech_llm, attached.bank)
-        if not config.method.trains and not (config.run / events.NAME).exists():
+        if not config.method.trains and not RunFolder(config.run).events.exists():
             session.begin(speech_llm)  # nothing was trained, so nothing has begun the run yet
         base = FrozenBase(speech_llm, attached.bank, ranks, session.placed.placement)
         stack.callback(base.close)
@@ -162,13 +162,12 @@ def _ready(
             yield _Decoder(window_s, base.prompts, lambda made: base.answer(made, limit, decoding))
 
 
-def _decode(session: Session, folder: Path, rows: Sequence[int], decoder: _Decoder) -> int:
+def _decode(session: Session, rows: Sequence[int], decoder: _Decoder) -> int:
     """Transcribe what is still missing of `rows`; returns how many clips, over all ranks."""
     config, ranks, window = session.config, session.ranks, decoder.window_s
     done = {
         (line["key"], line["adapter"], line["method"] == BARE)
-        for path in sorted(folder.glob("*.jsonl"))
-        for line in jsonl.read(path, SCHEMA)
+        for line in transcripts.read(config.run)
         if line["window_s"] == window
     }
     names = [a.name for a in config.adapters]
@@ -195,7 +194,7 @@ def _decode(session: Session, folder: Path, rows: Sequence[int], decoder: _Decod
         return clips, decoder.prepare(clips)
 
     with (
-        jsonl.append(folder / f"window{window:g}-rank{ranks.rank}.jsonl") as out,
+        jsonl.append(transcripts.path_of(config.run, window, ranks.rank)) as out,
         ThreadPoolExecutor(1) as reader,
     ):
         coming = [reader.submit(prepared, batch) for batch in mine[:1]]
@@ -203,8 +202,8 @@ def _decode(session: Session, folder: Path, rows: Sequence[int], decoder: _Decod
             session.at(call, f"transcribing at the {window:g} s window")
             clips, prompts = coming.pop().result()
             coming = [reader.submit(prepared, following) for following in mine[call + 1 : call + 2]]
-            transcripts = decoder.answer(prompts)
-            for item, clip, transcript in zip(batch, clips, transcripts, strict=True):
+            answers = decoder.answer(prompts)
+            for item, clip, transcript in zip(batch, clips, answers, strict=True):
                 line = _line(config, item, clip, transcript, names, window)
                 out.write(json.dumps(line, ensure_ascii=False) + "\n")
             out.flush()
@@ -309,11 +308,11 @@ def _keep_only(session: Session, revision: str, digests: Mapping[str, str]) -> N
     dist.barrier()
 
 
-def _summarise(folder: Path, config: Config, seconds: float, clips: int, ranks: Ranks) -> None:
+def _summarise(config: Config, seconds: float, clips: int, ranks: Ranks) -> None:
     """Add this call's work to that of the calls before it."""
     cpu = ranks.device.type == "cpu"
     device_s = seconds * ranks.world_size * (torch.get_num_threads() if cpu else 1)
-    path = folder / "summary.json"
+    path = RunFolder(config.run).evaluation_summary
     before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     seconds += before.get("seconds", 0.0) if clips else 0.0
     device_s += 3600 * before.get("device_hours", 0.0) if clips else 0.0

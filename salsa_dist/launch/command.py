@@ -47,6 +47,7 @@ from salsa_dist.launch.local_cluster import LocalPlan, run_local
 from salsa_dist.launch.options import Cluster, Options, Resources, checked, flag_of, read_profile
 from salsa_dist.launch.sbatch_script import Sbatch, logs_of, sbatch
 from salsa_dist.log import causes, log, tell
+from salsa_dist.run.folder import RunFolder
 from salsa_dist.runs import launches
 
 if TYPE_CHECKING:  # it imports torch, which a launch that is no sweep need not wait for
@@ -202,7 +203,7 @@ def _submit(executor: Sbatch, job: Job, config: Config, resources: Resources) ->
         f"follow  salsa-dist runs logs {run} --follow\n"
         f"status  salsa-dist runs status {run}\n"
         f"cancel  salsa-dist runs cancel {run}\n"
-        f"again   {run / 'submit.sh'}"
+        f"again   {RunFolder(run).submit}"
     )
     return 0
 

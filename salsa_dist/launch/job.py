@@ -54,6 +54,7 @@ class Job:
         import submitit
 
         from salsa_dist.errors import UserError
+        from salsa_dist.run import failure_file
 
         environment = submitit.JobEnvironment()
         if environment.cluster == "debug":  # in the launcher's process: its errors are ours
@@ -63,14 +64,15 @@ class Job:
             # submitit ignores SIGTERM, since Slurm sends it ahead of the signal that counts. Here
             # it means stop: at once, unless the command has a handler of its own that saves.
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        failure = failure_path(environment.paths.folder, environment.job_id, environment.global_rank)
+        logs, job = environment.paths.folder, environment.job_id
+        failure = failure_file.path_of(logs, job, environment.global_rank)
         failure.unlink(missing_ok=True)  # of this job before it was requeued
         if environment.global_rank == 0:
-            _forget_ranks_from(environment.num_tasks, environment.paths.folder, environment.job_id)
-        os.environ["SALSA_FAILURE_FILE"] = str(failure)
+            failure_file.forget_from(environment.num_tasks, logs, job)
+        os.environ[failure_file.VARIABLE] = str(failure)
         try:
             if environment.cluster == "slurm":
-                _meet(environment.paths.folder)
+                _meet(logs)
             self._run()
         except Exception as error:
             expected = isinstance(error, UserError)
@@ -119,17 +121,6 @@ def _take_code_from(folder: str) -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join(paths)  # for this rank's own children
     with contextlib.suppress(OSError):
         os.utime(folder)  # in use: not to be cleared as old
-
-
-def failure_path(folder: Path, job_id: str, rank: int) -> Path:
-    return folder / f"{job_id}_{rank}_failure.json"
-
-
-def _forget_ranks_from(number: int, folder: Path, job_id: str) -> None:
-    """Remove the failures of ranks that this start has not: it may have fewer than the one before."""
-    for path in folder.glob(f"{job_id}_*_failure.json"):
-        if int(path.name.removesuffix("_failure.json").rpartition("_")[2]) >= number:
-            path.unlink(missing_ok=True)
 
 
 def _cores() -> int:

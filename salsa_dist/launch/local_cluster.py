@@ -14,7 +14,6 @@ Where a rank died all are started again, as on Slurm and with the same limit (sa
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -31,12 +30,12 @@ from submitit.core.utils import JobPaths
 from submitit.local.local import LOCAL_REQUEUE_RETURN_CODE, LocalExecutor, LocalJob
 
 from salsa_dist.errors import UserError
-from salsa_dist.launch.job import Job, failure_path
+from salsa_dist.launch.job import Job
 from salsa_dist.launch.sbatch_script import logs_of
 from salsa_dist.libraries.submitit import task_words
 from salsa_dist.log import log, tell
 from salsa_dist.requeue import verdict
-from salsa_dist.run.failure_file import SCHEMA as FAILURE_SCHEMA
+from salsa_dist.run.failure_file import failure_in, path_of
 from salsa_dist.runs.follow import Follower
 
 POLL_S = 0.1
@@ -100,7 +99,7 @@ def run_local(
             if not again:
                 return status
             for rank in range(plan.tasks):  # else the next try would be blamed for this one
-                failure_path(logs, submitted.job_id, rank).unlink(missing_ok=True)
+                path_of(logs, submitted.job_id, rank).unlink(missing_ok=True)
 
 
 class _NamedOnly(LocalExecutor):
@@ -258,7 +257,7 @@ def _report(job: LocalJob[Any], codes: Sequence[int | None], dead: Sequence[int]
     """Say which rank failed first and how; the launcher's exit status."""
     failures = {}
     for rank in range(len(codes)):
-        if failure := _read_failure(failure_path(job.paths.folder, job.job_id, rank)):
+        if failure := failure_in(path_of(job.paths.folder, job.job_id, rank)):
             failures[rank] = failure
             with _paths(job, rank).stderr.open("a", encoding="utf-8") as own:
                 own.write(("error: " if failure["user_error"] else "") + failure["text"] + "\n")
@@ -285,10 +284,3 @@ def _report(job: LocalJob[Any], codes: Sequence[int | None], dead: Sequence[int]
 def _end(lines: Sequence[str]) -> list[str]:
     cut = ["  …"] if len(lines) > TRACEBACK_LINES else []
     return [*cut, *lines[-TRACEBACK_LINES:]]
-
-
-def _read_failure(path: Path) -> dict[str, Any] | None:
-    if not path.exists():
-        return None
-    failure: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return failure if failure.get("schema") == FAILURE_SCHEMA else None

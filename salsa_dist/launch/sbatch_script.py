@@ -19,6 +19,7 @@ from salsa_dist.errors import UserError
 from salsa_dist.launch.options import SBATCH, SLURM_MINUTES, Resources, flag_of
 from salsa_dist.launch.requeue import with_requeue
 from salsa_dist.libraries.submitit import RewritingExecutor, sbatch_text
+from salsa_dist.run.folder import RunFolder
 
 
 class Sbatch(RewritingExecutor):
@@ -64,7 +65,7 @@ class Sbatch(RewritingExecutor):
         )
         own = {"map_count": len(runs), "array_parallelism": at_once, "use_srun": False, "setup": None}
         parameters = {**self.parameters, **own}
-        return sbatch_text(command, self._run.absolute() / "logs", **parameters)
+        return sbatch_text(command, RunFolder(self._run.absolute()).logs, **parameters)
 
     def rewrite(self, script: str) -> str:
         return with_requeue(script, self._run, self.folder, self._tries)
@@ -75,7 +76,7 @@ TASK_SCRIPT = "task.sh"  # in the folder of each run of an array
 
 def logs_of(run: Path) -> Path:
     """Where the logs of a run's jobs go; `%j` is the job's id."""
-    return run.absolute() / "logs" / "%j"
+    return RunFolder(run.absolute()).logs / "%j"
 
 
 def sbatch(run: Path, name: str, resources: Resources, mounts: Sequence[Path]) -> Sbatch:

@@ -31,6 +31,7 @@ import salsa_dist
 from salsa_dist import built_in
 from salsa_dist.errors import UserError
 from salsa_dist.new_folder import made_beside
+from salsa_dist.run.folder import RunFolder
 from salsa_dist.whole_file import written_whole
 
 SCHEMA = "salsa-dist/snapshot/1"
@@ -56,7 +57,7 @@ def take(run: Path, config: Path) -> Path:
         content = files[name].read_bytes()
         digest.update(f"{name}\0{len(content)}\0".encode())
         digest.update(content)
-    folder = run.absolute() / "snapshots" / digest.hexdigest()[:12]
+    folder = RunFolder(run.absolute()).snapshots / digest.hexdigest()[:12]
     if not folder.is_dir():
         try:
             with made_beside(folder) as new:
@@ -78,7 +79,7 @@ def take(run: Path, config: Path) -> Path:
 
 def clear_old(run: Path, days: int) -> None:
     """Remove the snapshots of `run` that nothing has used for `days`."""
-    for folder in sorted((run / "snapshots").glob("*")):
+    for folder in sorted(RunFolder(run).snapshots.glob("*")):
         if folder.stat().st_mtime < time.time() - days * 86400:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -89,7 +90,7 @@ def write_submit(run: Path, folder: Path, arguments: Sequence[str], config: Path
     Args:
         folder: the snapshot that it runs.
     """
-    script = run.absolute() / "submit.sh"
+    script = RunFolder(run.absolute()).submit
     words = [sys.executable, str(folder / "launchers" / "slurm.py")]
     words += [*_without_config(arguments), "--config", str(config.absolute())]
     text = (

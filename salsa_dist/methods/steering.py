@@ -11,6 +11,7 @@ from salsa_dist.config import Config
 from salsa_dist.data.index import ShardIndex
 from salsa_dist.errors import UserError
 from salsa_dist.methods.base import Attached, Method, Trainable
+from salsa_dist.run.folder import RunFolder
 from salsa_dist.run.session import Session
 from salsa_dist.speech_llms.load import SpeechLLM
 from salsa_dist.steering.vectors import SteeringVectors, bank_of
@@ -43,7 +44,9 @@ class Steering(Method):
         trainable: Trainable,
         stopped: Mapping[str, int],
     ) -> None:
-        save_adapters(config.run / "adapters", trainable.bank, config, speech_llm, index, stopped)
+        save_adapters(
+            RunFolder(config.run).adapters, trainable.bank, config, speech_llm, index, stopped
+        )
 
     def digest(self, name: str) -> str:
         return self._saved(name).digest()
@@ -56,7 +59,7 @@ class Steering(Method):
         yield Attached(bank_of(adapters, session.ranks.device))
 
     def _saved(self, name: str) -> SteeringVectors:
-        path = self.config.run / "adapters" / name
+        path = RunFolder(self.config.run).adapter(name)
         if not path.is_dir():
             raise UserError(f"no adapter at {path}: train it first (salsa-dist train CONFIG)")
         return SteeringVectors.load(path)

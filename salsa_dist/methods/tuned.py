@@ -22,6 +22,7 @@ from salsa_dist.config import AdapterSettings, Config
 from salsa_dist.data.index import ShardIndex
 from salsa_dist.methods import tuned_file
 from salsa_dist.methods.base import Attached, Method, Trainable
+from salsa_dist.run.folder import RunFolder
 from salsa_dist.run.session import Session
 from salsa_dist.speech_llms.load import SpeechLLM
 from salsa_dist.steering.adapter_folder import known_as
@@ -41,7 +42,7 @@ class Tuned(Method):
         """The method's weights, trainable in `model` until the block ends; nothing else is."""
 
     def done(self, row: int) -> bool:
-        return (self.config.run / "adapters" / self.config.adapters[row].name).is_dir()
+        return RunFolder(self.config.run).adapter(self.config.adapters[row].name).is_dir()
 
     @contextmanager
     def trainable(
@@ -63,16 +64,16 @@ class Tuned(Method):
         assert isinstance(trainable, WeightsAdam)
         (settings,) = config.adapter_settings()
         facts = _facts(config, settings, speech_llm, trainable.weights, index)
-        tuned_file.save(config.run / "adapters" / settings.name, trainable.weights, facts)
+        tuned_file.save(RunFolder(config.run).adapter(settings.name), trainable.weights, facts)
 
     def digest(self, name: str) -> str:
-        return tuned_file.digest(self.config.run / "adapters" / name)
+        return tuned_file.digest(RunFolder(self.config.run).adapter(name))
 
     @contextmanager
     def attached(self, session: Session, speech_llm: SpeechLLM, row: int) -> Iterator[Attached]:
         settings = self.config.adapter_settings()[row]
         with self._weights(speech_llm, settings) as weights:
-            folder = self.config.run / "adapters" / settings.name
+            folder = RunFolder(self.config.run).adapter(settings.name)
             tuned_file.restore(folder, weights, speech_llm.revision)
             yield Attached(Bank([], {}, session.ranks.device))
 

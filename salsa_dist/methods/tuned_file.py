@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from salsa_dist.errors import UserError
+from salsa_dist.json_file import of_another_release
 from salsa_dist.new_folder import made_beside
 
 SCHEMA = "salsa-dist/tuned/1"
@@ -72,7 +73,7 @@ def _open(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             saved = json.loads((file.metadata() or {}).get("tuned", "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as e:
-        raise UserError(f"{path} is damaged ({e}): train it again") from None
+        raise UserError(f"{path} is damaged ({e}): train it again") from e
     if saved.get("schema") != SCHEMA:
-        raise UserError(f"{path} is of schema {saved.get('schema')!r}, this version reads {SCHEMA}")
+        raise UserError(f"{path} is {of_another_release(saved.get('schema'), SCHEMA)}")
     return saved, tensors

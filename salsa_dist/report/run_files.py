@@ -18,7 +18,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,8 +26,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from salsa_dist.config import Config, load_config
 from salsa_dist.errors import UserError
+from salsa_dist.evaluation import transcripts
+from salsa_dist.json_file import of_another_release
 from salsa_dist.methods import tuned_file
+from salsa_dist.run import events
+from salsa_dist.run.folder import RunFolder
 from salsa_dist.steering import adapter_file
+from salsa_dist.steering.adapter_folder import VECTORS
 
 
 class _Line(BaseModel):
@@ -37,7 +42,6 @@ class _Line(BaseModel):
 
 
 class Event(_Line):
-    schema_: Literal["salsa-dist/events/1"]
     event: str
 
 
@@ -104,7 +108,6 @@ class Step(_Line):
 
 
 class Hypothesis(_Line):
-    schema_: Literal["salsa-dist/hypotheses/1"]
     key: str
     language: str
     split: str
@@ -176,7 +179,8 @@ _L = TypeVar("_L", bound=_Line)
 
 def read_run(run: Path) -> RunFiles:
     """Read all files of `run`; `UserError` for the first that is missing or damaged."""
-    config_file = run / "config.yaml"
+    folder = RunFolder(run)
+    config_file = folder.config
     if not config_file.is_file():
         raise UserError(
             f"{config_file} is missing, so {run} is no run: make one with `salsa-dist train CONFIG`"
@@ -184,15 +188,16 @@ def read_run(run: Path) -> RunFiles:
     config = load_config(config_file)
     train, evaluate = (f"salsa-dist {verb} {config_file}" for verb in ("train", "evaluate"))
 
-    events = _read_events(run / "events.jsonl", train)
+    told = _read_events(folder.events, train)
     # Every rank of a resumed evaluation may write an utterance again: the last line is the newest.
     newest: dict[tuple[Any, ...], Hypothesis] = {}
-    for file in sorted((run / "evaluation").glob("*.jsonl")):
-        for h in (_parse(Hypothesis, *line, evaluate) for line in _lines(file, evaluate)):
+    for file in folder.transcripts():
+        for line in _lines(file, transcripts.SCHEMA, evaluate):
+            h = _parse(Hypothesis, *line, evaluate)
             newest[h.language, h.split, h.method, h.adapter, h.window_s, h.key] = h
-    summary = run / "evaluation" / "summary.json"
+    summary = folder.evaluation_summary
     return RunFiles(
-        **vars(events),
+        **vars(told),
         config=config,
         config_text=config_file.read_text(encoding="utf-8"),
         adapters=_adapters(run, config, train),
@@ -223,7 +228,7 @@ def _read_events(file: Path, command: str) -> Events:
     data: dict[str, Data] = {}
     bad: dict[tuple[str, str], BadSample] = {}
     steps: dict[int, Step] = {}
-    for tree, where in _lines(file, command):
+    for tree, where in _lines(file, events.SCHEMA, command):
         event = _parse(Event, tree, where, command).event
         if event == "start":
             start, starts = _parse(Start, tree, where, command), starts + 1
@@ -269,7 +274,7 @@ def _adapters(run: Path, config: Config, command: str) -> list[AdapterFile]:
 
 
 def _read_tuned(run: Path, name: str) -> AdapterFile:
-    folder = run / "adapters" / name
+    folder = RunFolder(run).adapter(name)
     facts = tuned_file.facts(folder)
     file = folder / tuned_file.NAME
     return AdapterFile(
@@ -285,13 +290,13 @@ def _read_tuned(run: Path, name: str) -> AdapterFile:
 
 
 def _read_adapter(run: Path, name: str, command: str) -> AdapterFile:
-    file = run / "adapters" / name / "adapter.safetensors"
+    file = RunFolder(run).adapter(name) / VECTORS
     if not file.is_file():
         raise UserError(f"{file} is missing: the run has not ended; go on with `{command}`")
     try:
         vectors, metadata = adapter_file.unpack(adapter_file.read(file), file)
     except UserError as e:
-        raise UserError(f"{e}; `{command}` makes it again") from None
+        raise UserError(f"{e}; `{command}` makes it again") from e
     if "language" not in metadata:
         raise _damaged(str(file), "its metadata has no language", command)
     return AdapterFile(
@@ -306,13 +311,18 @@ def _read_adapter(run: Path, name: str, command: str) -> AdapterFile:
     )
 
 
-def _lines(file: Path, command: str) -> Iterator[tuple[Any, str]]:
-    """Each line as a tree, with its place for errors."""
+def _lines(file: Path, schema: str, command: str) -> Iterator[tuple[Any, str]]:
+    """Each line as a tree of `schema`, with its place for errors."""
     # By "\n" alone: a text may hold other characters that str.splitlines() takes for line ends.
     for number, line in enumerate(_text(file, command).split("\n"), 1):
         if line.strip():
             where = f"{file}, line {number}"
-            yield _json(line, where, command), where
+            tree = _json(line, where, command)
+            if not isinstance(tree, dict) or "schema" not in tree:
+                raise _damaged(where, "no JSON object with a schema", command)
+            if tree.get("schema") != schema:
+                raise UserError(f"{where} is {of_another_release(tree.get('schema'), schema)}")
+            yield tree, where
 
 
 def _text(file: Path, command: str) -> str:
@@ -321,26 +331,23 @@ def _text(file: Path, command: str) -> str:
     except FileNotFoundError:
         raise UserError(f"{file} is missing: make it with `{command}`") from None
     except (OSError, UnicodeDecodeError) as e:
-        raise _damaged(str(file), str(e), command) from None
+        raise _damaged(str(file), str(e), command) from e
 
 
 def _json(text: str, where: str, command: str) -> Any:
     try:
         return json.loads(text)
     except ValueError as e:
-        raise _damaged(where, f"no JSON: {e}", command) from None
+        raise _damaged(where, f"no JSON: {e}", command) from e
 
 
 def _parse(model: type[_L], tree: Any, where: str, command: str) -> _L:
-    if isinstance(tree, dict) and "schema" in tree:
-        # pydantic keeps the name `schema` for itself.
-        tree = {**tree, "schema_": tree["schema"]}
     try:
         return model.model_validate(tree)
     except ValidationError as e:
         first = e.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]).replace("schema_", "schema")
-        raise _damaged(where, f"{place}: {first['msg']}".removeprefix(": "), command) from None
+        place = ".".join(str(part) for part in first["loc"])
+        raise _damaged(where, f"{place}: {first['msg']}".removeprefix(": "), command) from e
 
 
 def _damaged(where: str, what: str, command: str) -> UserError:

@@ -18,6 +18,7 @@ from salsa_dist.report import tables
 from salsa_dist.report.comparison import Told, compare
 from salsa_dist.report.one_run import read_report
 from salsa_dist.report.page import comparison_page, report_page
+from salsa_dist.whole_file import replace_file
 
 
 def write_report(run: Path, by: Sequence[str] = ()) -> Path:
@@ -68,7 +69,7 @@ def _write(out: Path, name: str, texts: Mapping[str, str], tree: Mapping[str, An
     try:
         out.mkdir(parents=True, exist_ok=True)
         for file, text in {f"{name}.json": as_json, **texts}.items():
-            (out / file).write_text(text, encoding="utf-8")
+            replace_file(out / file, text)
     except OSError as e:
-        raise UserError(f"the {name} can't be written to {out} ({e.strerror})") from None
+        raise UserError(f"the {name} can't be written to {out} ({e.strerror})") from e
     return out / f"{name}.html"

@@ -16,16 +16,16 @@ from typing import Any
 
 from salsa_dist import jsonl
 from salsa_dist.errors import UserError
+from salsa_dist.run.folder import RunFolder
 
 SCHEMA = "salsa-dist/events/1"
-NAME = "events.jsonl"
 
 
 class Events:
     """Writes events of a run; on ranks other than the first it writes nothing."""
 
     def __init__(self, run: Path, enabled: bool) -> None:
-        self._file = jsonl.append(run / NAME) if enabled else None
+        self._file = jsonl.append(RunFolder(run).events) if enabled else None
 
     def write(self, event: str, **fields: Any) -> None:
         if self._file is not None:
@@ -50,8 +50,25 @@ def read(run: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: a line is damaged, or of another schema.
     """
-    path = run / NAME
+    path = RunFolder(run).events
     return list(jsonl.read(path, SCHEMA)) if path.is_file() else []
+
+
+def read_forgiving(run: Path) -> list[dict[str, Any]]:
+    """As `read`, but damage is passed over: what a run cost is asked just when it went wrong."""
+    try:
+        text = RunFolder(run).events.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    found = []
+    for line in text.split("\n"):
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(event, dict) and event.get("schema") == SCHEMA:
+            found.append(event)
+    return found
 
 
 def last_start(run: Path) -> dict[str, Any] | None:

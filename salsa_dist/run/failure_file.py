@@ -1,5 +1,6 @@
 """What stopped a rank, in a file that its launcher names by `SALSA_FAILURE_FILE`.
 
+RUN/logs/JOB/JOB_RANK_failure.json
 `{"schema": 1, "rank": r, "time": unix seconds, "user_error": bool, "text": line or traceback}`
 
 A user's error has `"causes"` too: the tracebacks behind its line.
@@ -7,16 +8,18 @@ A user's error has `"causes"` too: the tracebacks behind its line.
 
 from __future__ import annotations
 
-import json
 import os
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from salsa_dist.whole_file import replace_file
+from salsa_dist import json_file
 
 SCHEMA = 1
 VARIABLE = "SALSA_FAILURE_FILE"
+_END = "_failure.json"
 
 
 def write_failure(rank: int, text: str, user_error: bool, causes: str = "") -> None:
@@ -27,7 +30,6 @@ def write_failure(rank: int, text: str, user_error: bool, causes: str = "") -> N
     if VARIABLE not in os.environ:
         return
     record = {
-        "schema": SCHEMA,
         "rank": rank,
         "time": time.time(),
         "user_error": user_error,
@@ -36,4 +38,29 @@ def write_failure(rank: int, text: str, user_error: bool, causes: str = "") -> N
     }
     path = Path(os.environ[VARIABLE])
     with suppress(OSError):
-        replace_file(path, json.dumps(record), flushed=False)
+        json_file.write(path, SCHEMA, record, flushed=False)
+
+
+def path_of(logs: Path, job: str, rank: int) -> Path:
+    """The file of one rank."""
+    return logs / f"{job}_{rank}{_END}"
+
+
+def forget_from(rank: int, logs: Path, job: str) -> None:
+    """Remove the failures of `rank` and those above, as a start with fewer ranks must."""
+    for path in logs.glob(f"{job}_*{_END}"):
+        if int(path.name.removesuffix(_END).rpartition("_")[2]) >= rank:
+            path.unlink(missing_ok=True)
+
+
+def failures(logs: Path, job: str = "*") -> Iterator[dict[str, Any]]:
+    """What the ranks of `job`, or of every job with `logs`, wrote; in the order of the files' names."""
+    for path in sorted(logs.glob(f"{job}_*{_END}")):
+        if failure := failure_in(path):
+            yield failure
+
+
+def failure_in(path: Path) -> dict[str, Any]:
+    """What one rank wrote; nothing where it wrote nothing."""
+    found = json_file.peek(path, SCHEMA)
+    return found if {"rank", "time", "text", "user_error"} <= found.keys() else {}

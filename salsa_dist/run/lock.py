@@ -27,10 +27,10 @@ import torch.distributed as dist
 
 from salsa_dist.errors import UserError
 from salsa_dist.placement.ranks import Ranks
+from salsa_dist.run.folder import RunFolder
 from salsa_dist.whole_file import replace_file
 
 SCHEMA = "salsa-dist/lock/1"
-NAME = "lock.json"
 BEAT_S = 5.0
 SILENT_S = 30.0
 _SETTLE_S = 1.0  # two that take a silent lock at once: the one whose text stays has it
@@ -40,7 +40,7 @@ class RunLock:
     """The lock while it is held; see `held`."""
 
     def __init__(self, run: Path) -> None:
-        self._path = run / NAME
+        self._path = RunFolder(run).lock
         self._mine: dict[str, Any] = {
             "schema": SCHEMA,
             "token": secrets.token_hex(8),

@@ -12,6 +12,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+from salsa_dist.run.folder import RunFolder
+
 
 class Progress(NamedTuple):
     """What a run has on disk."""
@@ -23,10 +25,11 @@ class Progress(NamedTuple):
 
 def progress(run: Path) -> Progress:
     """How far `run` has come."""
+    folder = RunFolder(run)
     newest: dict[Path, int] = {}
-    for state in (run / "state").rglob("step-*.safetensors"):
+    for state in folder.state.rglob("step-*.safetensors"):
         step = int(state.stem.removeprefix("step-"))
         newest[state.parent] = max(step, newest.get(state.parent, 0))
-    adapters = sum(path.is_dir() for path in (run / "adapters").glob("[!.]*"))
-    lines = [path.read_bytes().count(b"\n") for path in (run / "evaluation").glob("*.jsonl")]
+    adapters = sum(path.is_dir() for path in folder.adapters.glob("[!.]*"))
+    lines = [path.read_bytes().count(b"\n") for path in folder.transcripts()]
     return Progress(sum(newest.values()), adapters, sum(lines))

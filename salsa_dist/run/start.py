@@ -17,6 +17,7 @@ from salsa_dist.errors import UserError
 from salsa_dist.libraries import torchaudio
 from salsa_dist.placement.ranks import Ranks
 from salsa_dist.run.events import Events
+from salsa_dist.run.folder import RunFolder
 from salsa_dist.speech_llms.load import SpeechLLM
 from salsa_dist.steering.adapter_folder import known_as
 from salsa_dist.versions import libraries
@@ -36,7 +37,7 @@ def open_run(config: Config, ranks: Ranks) -> Path:
         try:
             config.run.mkdir(parents=True, exist_ok=True)
             text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-            replace_file(config.run / "config.yaml", text)
+            replace_file(RunFolder(config.run).config, text)
         except OSError as e:
             raise UserError(f"run folder {config.run} can't be written: {e.strerror}") from e
     return config.run

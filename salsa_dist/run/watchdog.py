@@ -18,13 +18,13 @@ lock), a timer of faulthandler writes the stacks to the log and ends the process
 from __future__ import annotations
 
 import faulthandler
-import json
 import os
 import socket
 import sys
 import threading
 import time
 import traceback
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -32,12 +32,12 @@ from typing import Any
 
 import psutil
 
+from salsa_dist import json_file
 from salsa_dist.errors import UserError
 from salsa_dist.run.failure_file import write_failure
-from salsa_dist.whole_file import replace_file
+from salsa_dist.run.folder import RunFolder
 
 SCHEMA = "salsa-dist/rank/1"
-FOLDER = "ranks"
 HUNG = 75  # BSD's EX_TEMPFAIL: trying again may help
 _FRAMES = 6  # of a stack, the innermost
 _PACKAGE = str(Path(__file__).parents[1])
@@ -55,7 +55,7 @@ class Watchdog:
     """
 
     def __init__(self, run: Path, rank: int, world_size: int, hang_after_s: float) -> None:
-        self._folder = run / FOLDER
+        self._folder = RunFolder(run).ranks
         self._rank, self._world_size = rank, world_size
         self._hang_after_s = hang_after_s
         self._main = threading.get_ident()
@@ -146,7 +146,6 @@ class Watchdog:
             step, phase, _, _ = self._place
             stood_s = self._stood_s()
             fields = {
-                "schema": SCHEMA,
                 "rank": self._rank,
                 "host": socket.gethostname(),
                 "pid": os.getpid(),
@@ -160,7 +159,7 @@ class Watchdog:
             with suppress(OSError):  # a full disk hangs nobody
                 self._folder.mkdir(parents=True, exist_ok=True)
                 # Replaced whole: ranks that wait for each other read at the moment that others write.
-                replace_file(self._file(self._rank), json.dumps(fields), flushed=False)
+                json_file.write(self._file(self._rank), SCHEMA, fields, flushed=False)
 
     def _stack(self) -> list[str]:
         frame = sys._current_frames().get(self._main)
@@ -193,7 +192,7 @@ class Watchdog:
         """No file of this rank, and no folder that holds nothing else."""
         with suppress(OSError):
             file = self._file(self._rank)
-            mine = _read(file)
+            mine = json_file.peek(file, SCHEMA)
             # A second job that is refused its folder leaves the first one's files alone.
             if (mine.get("pid"), mine.get("host")) == (os.getpid(), socket.gethostname()):
                 file.unlink()
@@ -202,10 +201,19 @@ class Watchdog:
                 folder.rmdir()
 
     def _others(self) -> list[dict[str, Any]]:
-        return [_read(self._file(rank)) for rank in range(self._world_size)]
+        return [json_file.peek(self._file(rank), SCHEMA) for rank in range(self._world_size)]
 
     def _file(self, rank: int) -> Path:
         return self._folder / f"rank-{rank:04d}.json"
+
+
+def silent_for(run: Path) -> Iterator[tuple[dict[str, Any], float]]:
+    """What each rank of `run` last wrote of itself, and how many seconds ago."""
+    for path in sorted(RunFolder(run).ranks.glob("rank-*.json")):
+        with suppress(OSError):
+            age = time.time() - path.stat().st_mtime
+            if found := json_file.peek(path, SCHEMA):
+                yield found, age
 
 
 def waits_for_a_mover(
@@ -274,11 +282,3 @@ def _bytes_moved() -> int:
         return 0
     # By calls, and by what storage gave: a file that is mapped into memory shows only in the latter.
     return int(counted.read_chars + counted.write_chars + counted.read_bytes + counted.write_bytes)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if found.get("schema") == SCHEMA else {}

@@ -9,13 +9,11 @@ that were done twice count as often as they were done.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from salsa_dist.run.events import NAME, SCHEMA
+from salsa_dist.run.events import read_forgiving
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ class Cost:
 
 def cost(run: Path) -> Cost | None:
     """The sums of `run`; None before its first start. Lines that are no event are passed over."""
-    events = list(_events(run / NAME))
+    events = read_forgiving(run)
     starts = [i for i, event in enumerate(events) if event["event"] == "start"]
     if not starts:
         return None
@@ -95,21 +93,6 @@ def cost(run: Path) -> Cost | None:
         last_time=events[-1]["time"],
         finished=any(event["event"] == "end" for event in events[starts[-1] :]),
     )
-
-
-def _events(path: Path) -> Iterator[dict[str, Any]]:
-    """Unlike jsonl.read this forgives damage: what a run cost is asked just when it went wrong."""
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return
-    for line in text.split("\n"):
-        try:
-            event = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(event, dict) and event.get("schema") == SCHEMA:
-            yield event
 
 
 def _span(hours: float) -> str:

@@ -9,11 +9,11 @@ A rank that was killed comes first: what its peers say then is only that it is g
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from salsa_dist.run.failure_file import failures
 
 LINES = 12
 _SRUN = re.compile(r"^srun: error: (\S+): tasks? (\d+)[\d,-]*: (.*)$", re.MULTILINE)
@@ -33,7 +33,7 @@ class Failure:
 def first_failure(folder: Path, job: str) -> Failure:
     """What went wrong first in the job with logs in `folder`."""
     own = log_paths(folder, job, 0)[1]
-    said = _said(folder, job)
+    said = list(failures(folder, job))
     batch = _tail(own, 64_000)
     for node, task, how in _SRUN.findall(batch):
         rank = int(task)
@@ -52,18 +52,6 @@ def first_failure(folder: Path, job: str) -> Failure:
 def log_paths(folder: Path, job: str, rank: int) -> tuple[Path, Path]:
     """Standard output and standard error of one rank."""
     return folder / f"{job}_{rank}_log.out", folder / f"{job}_{rank}_log.err"
-
-
-def _said(folder: Path, job: str) -> list[dict[str, Any]]:
-    found = []
-    for path in folder.glob(f"{job}_*_failure.json"):
-        try:
-            fields = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        if isinstance(fields, dict) and {"rank", "time", "text"} <= fields.keys():
-            found.append(fields)
-    return found
 
 
 def _tail(path: Path, size: int) -> str:

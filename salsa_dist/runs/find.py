@@ -14,13 +14,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from salsa_dist.errors import UserError
+from salsa_dist.run.folder import RunFolder
+from salsa_dist.runs.launches import any_launch
 
 DEPTH = 4
-_OF_A_RUN = {"adapters", "evaluation", "logs", "snapshots", "state", "ranks", "tensorboard"}
 
 
 def is_run(folder: Path) -> bool:
-    return (folder / "events.jsonl").is_file() or any(folder.glob("logs/*/launch.json"))
+    return RunFolder(folder).events.is_file() or any_launch(folder)
 
 
 def runs(root: Path) -> list[Path]:
@@ -34,7 +35,7 @@ def _below(folder: Path, depth: int) -> Iterator[Path]:
     except OSError:
         return
     for entry in entries:
-        if entry.name in _OF_A_RUN or entry.name.startswith("."):
+        if entry.name in RunFolder.FOLDERS or entry.name.startswith("."):
             continue
         path = Path(entry.path)
         if is_run(path):

@@ -9,18 +9,20 @@ RUN/logs/<job>/<job>_<rank>_log.out, .err, _failure.json
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from salsa_dist.whole_file import replace_file
+from salsa_dist import json_file
+from salsa_dist.run.folder import RunFolder
 
 LAUNCH_SCHEMA = "salsa-dist/launch/1"
 ENDED_SCHEMA = "salsa-dist/ended/1"
+LAUNCH, ENDED = "launch.json", "ended.json"
 
 
 @dataclass(frozen=True)
@@ -55,43 +57,34 @@ def note(folder: Path, job: str, cluster: str, command: str, nodes: int, tasks_p
     launch = Launch(
         job, cluster, command, nodes, tasks_per_node, time.time(), socket.gethostname(), os.getpid()
     )
-    _write(folder / "launch.json", {"schema": LAUNCH_SCHEMA, **asdict(launch)})
+    folder.mkdir(parents=True, exist_ok=True)
+    json_file.write(folder / LAUNCH, LAUNCH_SCHEMA, asdict(launch))
 
 
 def note_end(folder: Path, status: int) -> None:
     """Write `folder`/ended.json: the exit status of a local job."""
-    _write(folder / "ended.json", {"schema": ENDED_SCHEMA, "status": status, "time": time.time()})
+    json_file.write(folder / ENDED, ENDED_SCHEMA, {"status": status, "time": time.time()})
 
 
 def read(run: Path) -> list[tuple[Launch, Path]]:
     """Every job of `run` with its log folder, the oldest first; what is no record is passed over."""
     found = []
-    for file in run.glob("logs/*/launch.json"):
-        fields = _read(file, LAUNCH_SCHEMA)
-        if fields is not None:
-            try:
-                found.append((Launch(**fields), file.parent))
-            except TypeError:
-                continue
+    for file in _files(run):
+        with suppress(TypeError):
+            found.append((Launch(**json_file.peek(file, LAUNCH_SCHEMA)), file.parent))
     return sorted(found, key=lambda pair: pair[0].time)
 
 
 def end_status(folder: Path) -> int | None:
     """The exit status of a local job; None while it runs, or if it was killed."""
-    fields = _read(folder / "ended.json", ENDED_SCHEMA)
-    return None if fields is None else int(fields["status"])
+    ended = json_file.peek(folder / ENDED, ENDED_SCHEMA)
+    return int(ended["status"]) if ended else None
 
 
-def _write(path: Path, record: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, json.dumps(record) + "\n")
+def any_launch(run: Path) -> bool:
+    """Whether the launcher ever started a job of `run`."""
+    return any(_files(run))
 
 
-def _read(path: Path, schema: str) -> dict[str, Any] | None:
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    if not isinstance(fields, dict) or fields.pop("schema", None) != schema:
-        return None
-    return fields
+def _files(run: Path) -> Iterator[Path]:
+    return RunFolder(run).logs.glob(f"*/{LAUNCH}")

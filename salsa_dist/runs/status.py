@@ -14,7 +14,6 @@ job of the launcher (torchrun, or one process) by its files alone.
 
 from __future__ import annotations
 
-import json
 import socket
 import time
 from collections.abc import Mapping, Sequence
@@ -24,13 +23,14 @@ from typing import Any
 
 import psutil
 
+from salsa_dist.run.failure_file import failures
+from salsa_dist.run.watchdog import silent_for
 from salsa_dist.runs import launches
 from salsa_dist.runs.cost import Cost, cost
 from salsa_dist.runs.failures import Failure, first_failure
 from salsa_dist.runs.slurm_jobs import SlurmJob, slurm_jobs
 
 SILENT_S = 25.0  # nobody moves for so long, and for ten steps' time: hung; a rank beats in 10
-_RANK_SCHEMA = "salsa-dist/rank/1"
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def _by_slurm(
     if job is None:
         if _done(launch, spent):
             return "finished", ""
-        if any(logs.glob("*_failure.json")):
+        if any(failures(logs)):
             return "failed", "Slurm no longer knows the job"
         return "unknown", "Slurm does not know the job, or can't be asked from here"
     if job.waits:
@@ -171,17 +171,10 @@ def _with_hang(status: Status) -> Status:
 
 def _ranks(run: Path) -> list[dict[str, Any]]:
     """What each rank last wrote of itself, and how long it has not moved (seconds)."""
-    found = []
-    for path in sorted(run.glob("ranks/rank-*.json")):
-        try:
-            fields = json.loads(path.read_text(encoding="utf-8"))
-            silent_s = time.time() - path.stat().st_mtime
-        except (OSError, ValueError):
-            continue
-        if isinstance(fields, dict) and fields.get("schema") == _RANK_SCHEMA:
-            moved_s = fields.get("since_s", 0.0) + silent_s
-            found.append({**fields, "silent_s": silent_s, "moved_s": moved_s})
-    return found
+    return [
+        {**fields, "silent_s": silent_s, "moved_s": fields.get("since_s", 0.0) + silent_s}
+        for fields, silent_s in silent_for(run)
+    ]
 
 
 def _where(rank: dict[str, Any]) -> str:

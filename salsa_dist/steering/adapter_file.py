@@ -21,6 +21,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from salsa_dist.errors import UserError
+from salsa_dist.json_file import of_another_release
 from salsa_dist.steering.rules import RULES
 
 SCHEMA = "salsa-dist/adapter/1"
@@ -69,8 +70,7 @@ def unpack(raw: bytes, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise _damaged(path, "its metadata is no table of texts")
     if metadata.get("schema") != SCHEMA:
-        found = metadata.get("schema", "no schema")
-        raise UserError(f"adapter {path} is of {found}, this version reads {SCHEMA}")
+        raise UserError(f"adapter {path} is {of_another_release(metadata.get('schema'), SCHEMA)}")
     if metadata.get("rule") not in RULES:
         known = ", ".join(RULES)
         raise UserError(

@@ -23,6 +23,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, 
 from torch import Tensor
 
 from salsa_dist.errors import UserError
+from salsa_dist.json_file import of_another_release
 from salsa_dist.steering import adapter_file
 from salsa_dist.steering.model_card import Score, model_card
 
@@ -256,9 +257,7 @@ def _read_facts(raw: bytes, file: Path) -> AdapterFacts:
         raise UserError(f"{file} is damaged (no JSON): copy or train the adapter again") from None
     schema = tree.get("schema") if isinstance(tree, dict) else None
     if schema != SCHEMA:
-        raise UserError(
-            f"{file} is of {_short(schema) if schema else 'no schema'}, this version reads {SCHEMA}"
-        )
+        raise UserError(f"{file} is {of_another_release(schema, SCHEMA)}")
     try:
         return AdapterFacts.model_validate(tree)
     except ValidationError as e:

@@ -30,20 +30,23 @@ from typing import Any
 
 import yaml
 
-from salsa_dist import jsonl
+from salsa_dist import json_file
 from salsa_dist.config import load_config
 from salsa_dist.errors import UserError
-from salsa_dist.evaluation.transcripts import SCHEMA as HYPOTHESES
+from salsa_dist.evaluation import transcripts
 from salsa_dist.methods import tuned_file
 from salsa_dist.metrics import error_rates
 from salsa_dist.metrics.normalise import Rules
 from salsa_dist.new_folder import made_beside
 from salsa_dist.run import events
+from salsa_dist.run.folder import RunFolder
 from salsa_dist.steering.adapter_folder import FACTS
+from salsa_dist.training import halving
 from salsa_dist.whole_file import replace_file
 
 SCHEMA = "salsa-dist/sweep-job/3"
 SCHEMA_0_1 = "salsa-dist/sweep-job/2"  # its identities were made otherwise
+_ADVICE = "remove that job's folder"
 RESULTS_SCHEMA = "salsa-dist/sweep-results/1"
 
 
@@ -57,7 +60,7 @@ class JobFolder:
 
     @property
     def config(self) -> Path:
-        return self.path / "config.yaml"
+        return RunFolder(self.path).config
 
     @property
     def done(self) -> bool:
@@ -67,17 +70,17 @@ class JobFolder:
         """Which of its verbs are not done: `train` saves adapters, `evaluate` a summary at its end."""
         made = {
             "train": all(self._has_adapter(name) for name in self.adapters),
-            "evaluate": (self.path / "evaluation" / "summary.json").is_file(),
+            "evaluate": RunFolder(self.path).evaluation_summary.is_file(),
         }
         return [verb for verb in self.verbs if not made[verb]]
 
     def _has_adapter(self, name: str) -> bool:
-        folder = self.path / "adapters" / name
+        folder = RunFolder(self.path).adapter(name)
         return (folder / FACTS).is_file() or (folder / tuned_file.NAME).is_file()
 
     @property
     def begun(self) -> bool:
-        return (self.path / events.NAME).is_file()
+        return RunFolder(self.path).events.is_file()
 
     def events(self) -> list[dict[str, Any]]:
         """What the run told, half a line at the end left out."""
@@ -85,11 +88,7 @@ class JobFolder:
 
     def dropped(self) -> dict[str, int]:
         """Adapters that halving stopped, and the steps that they made."""
-        path = self.path / "halving.json"
-        if not path.is_file():
-            return {}
-        rungs = json.loads(path.read_text(encoding="utf-8"))["rungs"]
-        return {name: rung["step"] for rung in rungs for name in rung["dropped"]}
+        return halving.dropped(self.path)
 
 
 def job_folders(sweep: Path, older: Mapping[str, str] = MappingProxyType({})) -> list[JobFolder]:
@@ -101,16 +100,14 @@ def job_folders(sweep: Path, older: Mapping[str, str] = MappingProxyType({})) ->
     found = []
     for path in sorted((sweep / "jobs").glob("*/job.json")):
         try:
-            tree = json.loads(path.read_text(encoding="utf-8"))
-            if tree["schema"] not in (SCHEMA, SCHEMA_0_1):
-                raise ValueError(f"its schema is {tree['schema']!r}")
+            tree = json_file.read(path, (SCHEMA, SCHEMA_0_1), _ADVICE)
             adapters = dict(tree["adapters"])
             if tree["schema"] == SCHEMA_0_1:
-                config = yaml.safe_load((path.parent / "config.yaml").read_text(encoding="utf-8"))
+                config = yaml.safe_load(RunFolder(path.parent).config.read_text(encoding="utf-8"))
                 adapters = {n: older.get(known_by(own, config), own) for n, own in adapters.items()}
             found.append(JobFolder(path.parent, adapters, tuple(tree["verbs"])))
         except (OSError, ValueError, KeyError, TypeError) as e:
-            raise UserError(f"{path} is damaged ({e}): remove that job's folder") from None
+            raise UserError(f"{path} is damaged ({e}): {_ADVICE}") from e
     return found
 
 
@@ -136,12 +133,12 @@ def make_job(
     """
     digest = hashlib.sha256(json.dumps(sorted(identities.values())).encode()).hexdigest()
     path = sweep / "jobs" / f"{stage}-{digest[:8]}"
-    if not (path / "job.json").is_file():
+    if not RunFolder(path).job.is_file():
         with made_beside(path) as folder:
             text = yaml.safe_dump({**config, "run": str(path)}, sort_keys=False, allow_unicode=True)
-            (folder / "config.yaml").write_text(text, encoding="utf-8")
-            job = {"schema": SCHEMA, "adapters": dict(identities), "verbs": list(verbs)}
-            (folder / "job.json").write_text(json.dumps(job, indent=1) + "\n", encoding="utf-8")
+            replace_file(RunFolder(folder).config, text)
+            job = {"adapters": dict(identities), "verbs": list(verbs)}
+            json_file.write(RunFolder(folder).job, SCHEMA, job)
     return JobFolder(path, dict(identities), tuple(verbs))
 
 
@@ -179,8 +176,7 @@ def result_rows(
 def write_results(sweep: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """`results.json` and `results.csv`, whole or not at all."""
     sweep.mkdir(parents=True, exist_ok=True)
-    tree = {"schema": RESULTS_SCHEMA, "rows": rows}
-    replace_file(sweep / "results.json", json.dumps(tree, indent=1, ensure_ascii=False) + "\n")
+    json_file.write(sweep / "results.json", RESULTS_SCHEMA, {"rows": rows})
     table = io.StringIO(newline="")
     writer = csv.DictWriter(table, list(rows[0]) if rows else [])
     writer.writeheader()
@@ -220,7 +216,7 @@ def _scores(job: JobFolder, name: str, language: str) -> dict[str, float | None]
     """
     if "evaluate" in job.verbs:
         return _decoded(job, name, language) if job.done else {}
-    path = job.path / "report.json"
+    path = RunFolder(job.path).report
     if not path.is_file():
         return {}
     for row in json.loads(path.read_text(encoding="utf-8")).get("results", []):
@@ -231,10 +227,7 @@ def _scores(job: JobFolder, name: str, language: str) -> dict[str, float | None]
 
 def _decoded(job: JobFolder, name: str, language: str) -> dict[str, float | None]:
     """Error rates of an adapter's transcripts, or where the job has none of the language's."""
-    files = sorted((job.path / "evaluation").glob("*.jsonl"))
-    every = [
-        line for file in files for line in jsonl.read(file, HYPOTHESES) if line["language"] == language
-    ]
+    every = [line for line in transcripts.read(job.path) if line["language"] == language]
     # The base as it is has no adapter; of several windows the shortest counts.
     own = [line for line in every if line["adapter"] == name]
     own = own or [line for line in every if line["adapter"] is None]

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 
 from salsa_dist.errors import UserError
+from salsa_dist.run.folder import RunFolder
 from salsa_dist.sweeps.folder import JobFolder
 
 
@@ -69,7 +70,7 @@ def run_jobs(jobs: Sequence[JobFolder], ranks: int, at_once: int = 1) -> int:
     if failed:
         raise UserError(
             f"{len(failed)} of {len(jobs)} jobs failed, their messages are above: "
-            + ", ".join(str(path / "config.yaml") for path in failed)
+            + ", ".join(str(RunFolder(path).config) for path in failed)
         )
     return 0
 

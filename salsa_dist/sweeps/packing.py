@@ -17,6 +17,7 @@ from typing import Any
 from salsa_dist.config import MeanDifferenceMethod, Method, load_config
 from salsa_dist.data.index import Shard, ShardIndex
 from salsa_dist.data.subset import take_minutes
+from salsa_dist.run.folder import RunFolder
 from salsa_dist.sweeps.cost import BaseFacts, clip_cost, decoding_flop
 from salsa_dist.sweeps.folder import JobFolder
 from salsa_dist.sweeps.grid import Entry, Sweep
@@ -178,7 +179,7 @@ def decoding_rates(jobs: Sequence[JobFolder]) -> dict[str, float]:
     for job in jobs:
         if job.done and "evaluate" in job.verbs:
             kind = load_config(job.config).method.kind
-            summary = json.loads((job.path / "evaluation" / "summary.json").read_text(encoding="utf-8"))
+            summary = json.loads(RunFolder(job.path).evaluation_summary.read_text(encoding="utf-8"))
             clips[kind] = clips.get(kind, 0) + summary["clips"]
             seconds[kind] = seconds.get(kind, 0) + summary["seconds"]
     return {kind: clips[kind] / seconds[kind] for kind in clips if seconds[kind] and clips[kind]}

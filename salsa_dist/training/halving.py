@@ -13,18 +13,18 @@ again only where that is not on disk.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from salsa_dist import json_file
 from salsa_dist.config import AdapterSettings, HalvingConfig
 from salsa_dist.errors import UserError
-from salsa_dist.whole_file import replace_file
+from salsa_dist.run.folder import RunFolder
 
 SCHEMA = "salsa-dist/halving/1"
-NAME = "halving.json"
+_ADVICE = "remove the run's folder to start it anew"
 
 
 class Halving:
@@ -42,7 +42,7 @@ class Halving:
     ) -> None:
         self.config = config
         self.adapters = list(adapters)
-        self.path = run / NAME
+        self.path = RunFolder(run).halving
         self.records = [r for r in _read(self.path) if r["step"] <= first]
 
     @property
@@ -79,9 +79,13 @@ class Halving:
         }
         self.records.append(record)
         if write:
-            tree = {"schema": SCHEMA, "rungs": self.records}
-            replace_file(self.path, json.dumps(tree, indent=1) + "\n")
+            json_file.write(self.path, SCHEMA, {"rungs": self.records})
         return [self.adapters[row].name for row in dropped]
+
+
+def dropped(run: Path) -> dict[str, int]:
+    """Adapters of `run` that were dropped so far, and the steps that they made."""
+    return {name: r["step"] for r in _read(RunFolder(run).halving) for name in r["dropped"]}
 
 
 def worse(adapters: Sequence[AdapterSettings], losses: Mapping[int, float], keep: float) -> list[int]:
@@ -101,14 +105,12 @@ def worse(adapters: Sequence[AdapterSettings], losses: Mapping[int, float], keep
 
 def _read(path: Path) -> list[dict[str, Any]]:
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-        if tree["schema"] != SCHEMA:
-            raise ValueError(f"its schema is {tree['schema']!r}")
+        tree = json_file.read(path, (SCHEMA,), _ADVICE)
         return [{"step": int(r["step"]), **r} for r in tree["rungs"] if r["dropped"] is not None]
     except FileNotFoundError:
         return []
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise UserError(f"{path} is damaged ({e}): remove the run's folder to start it anew") from e
+    except (ValueError, KeyError, TypeError) as e:
+        raise UserError(f"{path} is damaged ({e}): {_ADVICE}") from e
 
 
 def _number(loss: float) -> float | None:

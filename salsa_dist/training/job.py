@@ -22,6 +22,7 @@ from salsa_dist.config.fingerprint import digest
 from salsa_dist.config.release_0_1 import digest_of_release_0_1
 from salsa_dist.methods.base import Method, Trainable
 from salsa_dist.placement.frozen_base import FrozenBase
+from salsa_dist.run.folder import RunFolder
 from salsa_dist.run.session import Session
 from salsa_dist.speech_llms.load import SpeechLLM
 from salsa_dist.training import state as states
@@ -123,7 +124,7 @@ class Job:
             if not self.config.method.steers:
                 shutil.rmtree(self.state, ignore_errors=True)
         dist.barrier()
-        return [self.config.run / "adapters" / name for name in self.names]
+        return [RunFolder(self.config.run).adapter(name) for name in self.names]
 
     def _drop_worse(self, step: int) -> None:
         assert self.dev is not None
@@ -156,7 +157,7 @@ def opened(
     ranks, index, whole = session.ranks, session.index, session.config
     config = whole.model_copy(update={"adapters": [whole.adapters[row] for row in rows]})
     names = [adapter.name for adapter in config.adapters]
-    state = config.run / "state"
+    state = RunFolder(config.run).state
     if not config.method.steers:
         state /= names[0]
     with ExitStack() as stack:

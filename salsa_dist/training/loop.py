@@ -22,6 +22,7 @@ from pathlib import Path
 from salsa_dist.config import Config
 from salsa_dist.errors import UserError
 from salsa_dist.methods.registry import method_of
+from salsa_dist.run.folder import RunFolder
 from salsa_dist.run.session import Session
 from salsa_dist.training.bad_samples import BadSamples, counts_of
 from salsa_dist.training.guard import Guard
@@ -74,10 +75,10 @@ def train(config: Config) -> Trained:
             before += steps
         if session.begun:
             session.events.write("end", step=step)
-        folder = config.run / "adapters"
-        session.say(f"trained: {len(settings)} adapters in {folder}")
+        folder = RunFolder(config.run)
+        session.say(f"trained: {len(settings)} adapters in {folder.adapters}")
         session.end(step)
-        return Trained(step, True, [folder / adapter.name for adapter in settings])
+        return Trained(step, True, [folder.adapter(adapter.name) for adapter in settings])
 
 
 def run(job: Job) -> int:

@@ -21,6 +21,7 @@ from salsa_dist.data.reading import read_clip
 from salsa_dist.errors import UserError
 from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.placement.kept_prefix import KeptPrefix, Known
+from salsa_dist.run.folder import RunFolder
 
 
 def keep_prefix(
@@ -84,4 +85,4 @@ def _folder(config: Config, base: FrozenBase, revision: str, shards: str) -> Pat
         return None
     key = [revision, shards, base.shared.first, str(base.dtype), base.family.window_s]
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
-    return (config.training.prefix_folder or config.run / "prefix") / name
+    return (config.training.prefix_folder or RunFolder(config.run).prefix) / name

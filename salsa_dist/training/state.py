@@ -28,6 +28,7 @@ from safetensors.torch import save as serialized
 from torch import Tensor
 
 from salsa_dist.errors import UserError
+from salsa_dist.json_file import of_another_release
 from salsa_dist.whole_file import replace_file
 
 SCHEMA = "salsa-dist/state/2"
@@ -126,7 +127,7 @@ def newest(folder: Path, identity: RunIdentity) -> TrainState | None:
         schema = fields.get("schema")
         if schema not in (SCHEMA, SCHEMA_0_1):
             raise UserError(
-                f"state {path} is of schema {schema!r}, this version reads {SCHEMA}: "
+                f"state {path} is {of_another_release(schema, SCHEMA, SCHEMA_0_1)}: "
                 "go on with the version that wrote it, or name another run folder"
             )
         for name, mine in identity.fields(str(schema)).items():

@@ -9,7 +9,7 @@ from tiny import make_base, make_config
 
 from salsa_dist import evaluate, load_config
 from salsa_dist.config import Config
-from salsa_dist.evaluation.kept import NAME, keep_only
+from salsa_dist.evaluation.kept import keep_only
 
 DIGESTS = {"bg": "d1", "el": "d2"}
 
@@ -26,7 +26,7 @@ def begin(config: Config, settings: dict[str, Any] | None = None) -> Path:
     if settings is None:
         keep_only(config, "r1", "s1", DIGESTS)
     else:
-        (folder / NAME).write_text(json.dumps(settings))
+        (folder / "settings.json").write_text(json.dumps(settings))
     transcripts = folder / "window2-rank0.jsonl"
     transcripts.write_text("{}\n")
     return transcripts

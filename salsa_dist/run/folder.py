@@ -1,0 +1,113 @@
+"""A run's folder: where each of its files lies. Nothing else names one.
+
+    RUN/
+    ├── config.yaml                       the whole config: run/start.py
+    ├── events.jsonl                      what happened: run/events.py
+    ├── lock.json, ranks/rank-0003.json   while it runs: run/lock.py, run/watchdog.py
+    ├── state/[NAME/]step-….safetensors   to go on from: training/state.py
+    ├── halving.json                      which adapters were dropped: training/halving.py
+    ├── adapters/NAME/                    one folder an adapter: methods/
+    ├── evaluation/                       settings.json: evaluation/kept.py; window30-rank0.jsonl:
+    │                                     evaluation/transcripts.py; summary.json: evaluation/run.py
+    ├── report.html, .json, .csv, .tex    report/write.py
+    ├── prefix/                           outputs of the unsteered prefix: placement/kept_prefix.py
+    ├── tensorboard/                      curves: run/trackers.py
+    ├── logs/JOB/                         launch.json, ended.json: runs/launches.py;
+    │                                     JOB_RANK_failure.json: run/failure_file.py
+    ├── snapshots/, submit.sh             code and config of each launch: launch/snapshot.py
+    └── job.json                          of a sweep's job: sweeps/folder.py
+
+The module named is the only one that reads and writes the file. No torch here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The paths in the folder of one run."""
+
+    path: Path
+
+    # Folders that a run has; nothing below them is a run of its own.
+    FOLDERS = (
+        *("adapters", "evaluation", "logs", "prefix", "ranks", "snapshots", "state", "tensorboard"),
+    )
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def events(self) -> Path:
+        return self.path / "events.jsonl"
+
+    @property
+    def lock(self) -> Path:
+        return self.path / "lock.json"
+
+    @property
+    def ranks(self) -> Path:
+        return self.path / "ranks"
+
+    @property
+    def state(self) -> Path:
+        return self.path / "state"
+
+    @property
+    def halving(self) -> Path:
+        return self.path / "halving.json"
+
+    @property
+    def adapters(self) -> Path:
+        return self.path / "adapters"
+
+    def adapter(self, name: str) -> Path:
+        return self.adapters / name
+
+    @property
+    def evaluation(self) -> Path:
+        return self.path / "evaluation"
+
+    def transcripts(self) -> list[Path]:
+        """Of every window and rank so far, by name."""
+        return sorted(self.evaluation.glob("*.jsonl"))
+
+    @property
+    def transcripts_settings(self) -> Path:
+        return self.evaluation / "settings.json"
+
+    @property
+    def evaluation_summary(self) -> Path:
+        return self.evaluation / "summary.json"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.json"
+
+    @property
+    def prefix(self) -> Path:
+        return self.path / "prefix"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def snapshots(self) -> Path:
+        return self.path / "snapshots"
+
+    @property
+    def submit(self) -> Path:
+        return self.path / "submit.sh"
+
+    @property
+    def job(self) -> Path:
+        return self.path / "job.json"
