@@ -50,10 +50,12 @@ def push(
 def scores_of(adapter: Path, name: str) -> list[Score]:
     """What the run around an adapter's folder, RUN/adapters/NAME, measured of it; nothing elsewhere."""
     from salsa_dist.report.one_run import build_report
+    from salsa_dist.run.folder import RunFolder
     from salsa_dist.steering.model_card import Score
 
     run = adapter.resolve().parents[1]
-    if adapter.resolve().parent.name != "adapters" or not (run / "events.jsonl").is_file():
+    folder = RunFolder(run)
+    if adapter.resolve().parent != folder.adapters or not folder.events.is_file():
         return []
     tree = build_report(run)
     measured = {
