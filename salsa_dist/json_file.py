@@ -58,6 +58,8 @@ def peek(path: Path, schema: object) -> dict[str, Any]:
 
 def of_another_release(found: object, *known: str) -> str:
     """The end of 'FILE is …' for a file of a schema that is not among `known`, the newest first."""
+    if found is None:
+        return f"of no schema; this version reads {known[0]}"
     kind, _, number = known[0].rpartition("/")
     other, _, its = str(found).rpartition("/")
     by = ""
