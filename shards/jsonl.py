@@ -1,4 +1,4 @@
-"""Recipe: manifests of one JSON object a line.
+"""Recipe: manifests of one JSON object per line.
 
 Source: FILE.jsonl (or .json, or either with .gz), or a folder of them (train.jsonl, dev.jsonl, …).
 

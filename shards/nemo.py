@@ -1,6 +1,6 @@
 """Recipe: manifests of NVIDIA NeMo.
 
-Source: MANIFEST.json, or a folder of them (train_manifest.json, …); one JSON object a line:
+Source: MANIFEST.json, or a folder of them (train_manifest.json, …); one JSON object per line:
 
     {"audio_filepath": "a.wav", "duration": 3.45, "text": "…"}
     {"audio_filepath": "tape.wav", "offset": 3.45, "duration": 1.45, "text": "…", "lang": "bg"}

@@ -212,7 +212,7 @@ def reshard(
 
 def _report(left_out: list[str]) -> None:
     for why in left_out[:20]:
-        print(f"left out: {why}")
+        print(f"skipped: {why}")
     if len(left_out) > 20:
         print(f"… and {len(left_out) - 20} more")
 

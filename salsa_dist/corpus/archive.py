@@ -53,7 +53,7 @@ def unsafe_name(name: str) -> str | None:
     if not name or len(name) > MAX_NAME:
         return "is empty or too long"
     if path.is_absolute() or ".." in path.parts or "\\" in name or name[1:2] == ":":
-        return "leaves its folder"
+        return "points outside its folder"
     if any(ord(c) < 32 or ord(c) == 127 or 0xD800 <= ord(c) <= 0xDFFF for c in name):
         return "has control characters or is not UTF-8"
     return None
@@ -94,7 +94,7 @@ def unpack(path: Path, folder: Path, wanted: Callable[[str], bool]) -> None:
     """Write the plain files whose names are `wanted` below `folder`; others are skipped.
 
     Raises:
-        UserError: a name that leaves the folder, or a damaged or absurd archive.
+        UserError: a name that points outside the folder, or a damaged or absurd archive.
     """
     try:
         for member in members(path):

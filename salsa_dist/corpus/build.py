@@ -75,7 +75,7 @@ def build(
     remote = getattr(module, "REMOTE", False)
     if not remote and (ask.revision or ask.subset or ask.splits):
         raise UserError(
-            f"--revision, --subset and --split are of recipe hub, not of {name}: leave them out"
+            f"--revision, --subset and --split are of recipe hub, not of {name}: remove them"
         )
     if not remote and not source.exists():
         raise UserError(f"{source} is not there: name the corpus's folder or manifest")
@@ -157,13 +157,13 @@ def plan(
 def _check(ask: Ask, workers: int) -> None:
     wrong = []
     if workers < 1 or ask.samples_per_shard < 1:
-        wrong.append("workers and samples a shard are 1 or more")
+        wrong.append("workers and samples per shard must be 1 or more")
     if ask.rate is not None and not 4_000 <= ask.rate <= 384_000:
         wrong.append(f"a rate of {ask.rate} Hz is not from 4000 to 384000")
     if not 0 < ask.min_seconds < ask.max_seconds <= MAX_SECONDS:
         wrong.append(f"seconds go from more than 0 to {MAX_SECONDS:g}, the shortest first")
     if not (ask.dev_share >= 0 and ask.test_share >= 0 and ask.dev_share + ask.test_share < 1):
-        wrong.append("the shares of dev and test are 0 or more, and leave something to train on")
+        wrong.append("the shares of dev and test must be 0 or more, and less than 1 together")
     if unknown := [kind for kind in ask.keep if kind not in doubts.KINDS]:
         wrong.append(f"no kind of doubt is {', '.join(unknown)}: there are {', '.join(doubts.KINDS)}")
     if wrong:
@@ -273,7 +273,7 @@ def _check_dropped(
             example = f", such as {bad[0][0]} ({bad[0][1]})" if bad else ""
             raise UserError(
                 f"{kinds.total()} of {every} utterances in {language} can't be used "
-                f"({', '.join(f'{n} {kind}' for kind, n in kinds.most_common())}){example}: mend the "
+                f"({', '.join(f'{n} {kind}' for kind, n in kinds.most_common())}){example}: fix the "
                 f"source, or allow more than {most:g} with --max-dropped"
             )
 

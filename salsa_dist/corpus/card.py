@@ -1,7 +1,7 @@
 """The dataset card, README.md of a folder of shards: what it holds, from where, and what was changed.
 
 table (language, split: shards, samples, hours, speakers) ─ licence ─ text rules ─ splits ─ dropped
-─ a histogram of durations a language, drawn in characters: the same bytes wherever it is made
+─ a histogram of durations per language, in characters: the same bytes wherever it is made
 """
 
 from __future__ import annotations

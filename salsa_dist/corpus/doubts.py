@@ -105,7 +105,7 @@ def _claimed(head: bytes) -> int | None:
 
 
 def sphere_header(head: bytes) -> dict[str, str]:
-    """The fields of a NIST SPHERE header: a name, a type and a value a line."""
+    """The fields of a NIST SPHERE header: a name, a type and a value per line."""
     fields = {}
     for line in head[16:].partition(b"end_head")[0].decode("ascii", "replace").splitlines():
         name, _, rest = line.partition(" ")

@@ -203,7 +203,7 @@ def _usable(folder: Path, path: str, language: str | None, left_out: list[str]) 
             except BadSample as e:
                 left_out.append(str(e))
     except DamagedTar as e:
-        raise UserError(f"{folder / path} {e}: fetch it again, or leave it out") from None
+        raise UserError(f"{folder / path} {e}: fetch it again, or remove it") from None
     except OSError as e:
         raise UserError(f"{folder / path} can't be read ({e.strerror})") from None
 

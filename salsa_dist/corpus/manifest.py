@@ -95,7 +95,7 @@ def open_text(path: Path) -> IO[str]:
 
 
 def json_rows(path: Path) -> Iterator[Row]:
-    """One JSON object a line. Raises: UserError: the line that is none."""
+    """One JSON object per line. Raises: UserError: the line that is none."""
     for number, line in lines(path):
         try:
             value = json.loads(line)

@@ -55,7 +55,7 @@ class DataSet:
         datasets = library()
         folder = Path(name).is_dir()
         if folder and ask.revision:
-            raise UserError(f"{name} is a folder, which has no --revision: leave it out")
+            raise UserError(f"{name} is a folder, which has no --revision: remove it")
         commit, licence = (_hash(Path(name)), None) if folder else _on_hub(name, ask.revision)
         with told(name):
             builder = datasets.load_dataset_builder(

@@ -79,7 +79,7 @@ def channels(
             cut_off = file.format == "FLAC" and len(several) < last - first
     except (soundfile.SoundFileError, OSError, TypeError, ValueError, MemoryError) as e:
         reason = " ".join(str(e).split())
-        raise UserError(f"{name} can't be read as audio ({reason}): mend or drop it") from None
+        raise UserError(f"{name} can't be read as audio ({reason}): fix or remove it") from None
     if not len(several):
         raise UserError(f"{name} holds no audio: drop it")
     if cut_off:
@@ -87,7 +87,7 @@ def channels(
     if channel is not None:
         several = several[:, channel : channel + 1]
     if not np.isfinite(several).all():
-        raise UserError(f"{name} holds NaN or infinite samples: mend or drop it")
+        raise UserError(f"{name} holds NaN or infinite samples: fix or remove it")
     return several, rate
 
 
@@ -98,7 +98,7 @@ def _part(name: str, frames: int, rate: int, start: float, end: float | None) ->
     if frames and (not 0 <= first < last or last > frames + OVERSHOOT_S * rate):
         until = "its end" if end is None else f"{end:g} s"
         raise UserError(
-            f"{name} has {frames / rate:g} s, no part from {start:g} s to {until}: mend or drop it"
+            f"{name} has {frames / rate:g} s, no part from {start:g} s to {until}: fix or remove it"
         )
     return first, min(last, frames)
 

@@ -81,7 +81,7 @@ class ShardIndex:
         return found
 
     def save(self, folder: Path) -> None:
-        """Write `folder/index.json`, one shard a line."""
+        """Write `folder/index.json`, one shard per line."""
         head = {
             "schema": SCHEMA,
             "name": self.name,
@@ -203,7 +203,7 @@ def _checked(folder: Path, tree: Any, columns: Columns) -> ShardIndex:
         inside = PurePosixPath(shard.path)
         if inside.is_absolute() or ".." in inside.parts or "\\" in shard.path or not inside.parts:
             raise UserError(
-                f"{path} names {shard.path!r}, which leaves its folder: don't use this index"
+                f"{path} names {shard.path!r}, which is outside its folder: don't use this index"
             )
     _check_columns(raw.shards, columns, path)
     stops = np.cumsum([shard.samples for shard in raw.shards]).tolist()

@@ -237,7 +237,7 @@ def _shard_order(
 
 
 def _by_number(readers: Sequence[list[Draw]], rng: np.random.Generator) -> list[list[Draw]]:
-    """Equally many draws a step, in random order, and as equally many of each reader as can be."""
+    """Equally many samples per step, in random order, and as equally many of each reader as can be."""
     placed: list[tuple[float, int, Draw]] = []
     for r, own in enumerate(readers):
         shuffled = [own[i] for i in rng.permutation(len(own))]
@@ -248,7 +248,7 @@ def _by_number(readers: Sequence[list[Draw]], rng: np.random.Generator) -> list[
 
 
 def _by_length(readers: Sequence[list[Draw]], rng: np.random.Generator) -> list[list[Draw]]:
-    """Equally many seconds a step, the shortest clips in the first and the longest in the last.
+    """Equally many seconds per step, the shortest clips in the first and the longest in the last.
 
     Where there are clips enough, groups of readers are cut by themselves, so that ranks, which share
     out the readers, have equally much to do.

@@ -2,7 +2,7 @@
 
     RUN/evaluation/
     ├── settings.json         what the transcripts below depend on; others are thrown away
-    ├── window30-rank0.jsonl  one transcript a line, as it comes
+    ├── window30-rank0.jsonl  one transcript per line, as it comes
     └── summary.json          seconds, clips a second
 
     batches  a·zero-shot a·bg b·zero-shot b·bg │ c·zero-shot … │ …      long clips first, dealt to ranks

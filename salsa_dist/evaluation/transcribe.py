@@ -31,8 +31,8 @@ def transcribe(
         base: from `load_speech_llm`.
         files: wav, flac, ogg or mp3 at any rate; one longer than the base's window is cut into pieces
             where it is quiet.
-        language: their language's code, or one a file.
-        vectors: an adapter to steer with, or one a file; None: the base as it is, or as it is already
+        language: their language's code, or one per file.
+        vectors: an adapter to steer with, or one per file; None: the base as it is, or as it is already
             steered.
         batch: clips, or pieces of long ones, of one pass.
         max_new_tokens: limit of a transcript, or of a piece's.
@@ -46,7 +46,7 @@ def transcribe(
         chosen = list(vectors)
     for what, given in (("languages", languages), ("adapters", chosen)):
         if len(given) != len(files):
-            raise UserError(f"{len(given)} {what} for {len(files)} files: give one, or one a file")
+            raise UserError(f"{len(given)} {what} for {len(files)} files: give one, or one per file")
     adapters = list({id(v): v for v in chosen if v is not None}.values())
     for adapter in adapters:
         adapter.check(base, force)

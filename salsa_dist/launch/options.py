@@ -239,7 +239,7 @@ class Options(Resources):
         marks = [SLURM, RANKS] if self.cluster is Cluster.debug else [SLURM]
         refused = [flag_of(name) for name in self.marked(*marks) if name in self.model_fields_set]
         if refused:
-            raise UserError(f"{where} can't honour {', '.join(refused)}: leave it out")
+            raise UserError(f"{where} can't honour {', '.join(refused)}: remove it")
 
 
 _Asked = TypeVar("_Asked", bound=Resources)

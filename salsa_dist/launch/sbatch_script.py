@@ -113,7 +113,7 @@ def _parameters(name: str, resources: Resources, mounts: Sequence[Path]) -> dict
 
 
 def _exports(env: dict[str, str]) -> list[str]:
-    # Compute nodes seldom have a way out, and a hub that is asked in vain costs minutes a rank.
+    # Compute nodes seldom have internet access, and waiting for a hub costs minutes per rank.
     values = {"HF_HUB_OFFLINE": "1", **env}
     return [f"export {name}={shlex.quote(value)}" for name, value in values.items()]
 

@@ -34,7 +34,7 @@ class Trainable(Protocol):
     """What a job trains and how it is stepped; the same numbers on every rank.
 
     Attributes:
-        bank: of steering vectors, one row an adapter; one without rows where the base's own weights
+        bank: of steering vectors, one row per adapter; one without rows where the base's own weights
             are trained.
     """
 
@@ -72,7 +72,7 @@ class Attached:
     """Adapters on a base.
 
     Attributes:
-        bank: the steering vectors that are decoded with, one row an adapter of the run.
+        bank: the steering vectors that are decoded with, one row per adapter of the run.
         transcribe: what decodes one clip; None: the base itself, many at a time.
     """
 

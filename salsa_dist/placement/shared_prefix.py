@@ -1,18 +1,18 @@
 """Prefix sharing: adapters that sample the same clip run its unsteered prefix once.
 
-    clips heard   c0 c1 ─ encoder.0 … encoder.3 ┐ (the layers above pass their input on)   prefix
+    unique clips  c0 c1 ─ encoder.0 … encoder.3 ┐ (the layers above pass their input on)   prefix
                                                 ▼
     samples       c0·a c1·a c0·b c1·b           encoder.3 ─ vectors ─ encoder.4 …           the rest
     streams                                     │ c0·a c1·a c0 c1       │ c0·a c1·a c0·b c1·b
                                                   a steers from here on   b from here on
 
 What a layer puts out before its vector is added is the same for every adapter that steers nothing
-below. So up to the job's first steered layer there is one stream a clip; above it a hook before each
+below. So up to the job's first steered layer there is one stream per clip; above it a hook before each
 layer keeps one sample for all that are still alike, and a hook behind it gives its output to each of
 them. Between layers every sample has its elements, as if nothing were shared: the base makes its own
 masks and lengths, and the bank steers as ever.
 
-Which layers are walked apart is decided once from the whole bank and is the same on all ranks; each
+Which layers run apart is decided once from the whole bank and is the same on all ranks; each
 runs the same modules, only batches are smaller.
 """
 
@@ -122,9 +122,9 @@ class SharedPrefix:
                 self._alike = {}
 
     def plan(self, clip_of: Sequence[int], rows: Sequence[int]) -> dict[str, list[int]]:
-        """By layer above the first steered one, for each sample the one that walks for it.
+        """By layer above the first steered one, for each sample the one that runs for it.
 
-        A layer is missing where each sample walks for itself.
+        A layer is missing where each sample runs by itself.
 
         Args:
             clip_of: for each sample, the clip that it is of.
@@ -134,9 +134,9 @@ class SharedPrefix:
         stage = [self._stage[row] if row >= 0 else last for row in rows]
         plan = {}
         for level in range(min(self._stage) + 1, last + 1):
-            walks: dict[int, int] = {}  # by clip, the sample for all that nothing has steered yet
+            runs: dict[int, int] = {}  # by clip, the sample for all that nothing has steered yet
             streams = [
-                i if stage[i] < level else walks.setdefault(clip, i) for i, clip in enumerate(clip_of)
+                i if stage[i] < level else runs.setdefault(clip, i) for i, clip in enumerate(clip_of)
             ]
             if len(set(streams)) < len(streams):
                 plan[self.sites[level]] = streams
@@ -176,25 +176,25 @@ class SharedPrefix:
 
 
 class _Alike:
-    """Which samples walk for which, in elements.
+    """Which samples run for which, in elements.
 
     Args:
-        streams: for each sample the one that walks for it.
+        streams: for each sample the one that runs for it.
         sizes: elements of each sample.
         device: where the base is.
     """
 
     def __init__(self, streams: Sequence[int], sizes: Sequence[int], device: torch.device) -> None:
-        self.walking = sorted(set(streams))
+        self.running = sorted(set(streams))
         self.starts = _starts(sizes)
-        kept = [e for i in self.walking for e in range(self.starts[i], self.starts[i + 1])]
-        new = dict(zip(self.walking, _starts([sizes[i] for i in self.walking])[:-1], strict=True))
+        kept = [e for i in self.running for e in range(self.starts[i], self.starts[i + 1])]
+        new = dict(zip(self.running, _starts([sizes[i] for i in self.running])[:-1], strict=True))
         back = [new[s] + e for i, s in enumerate(streams) for e in range(sizes[i])]
         self.keep = torch.tensor(kept, device=device)
         self.back = torch.tensor(back, device=device)
 
     def kept(self, is_hidden: bool, name: str, value: Any) -> Any:
-        """An argument of the layer, for those that walk alone."""
+        """An argument of the layer, for those that run."""
         if not isinstance(value, Tensor):
             return value
         if is_hidden or (name == "attention_mask" and value.shape[0] == self.starts[-1]):
@@ -209,7 +209,7 @@ class _Alike:
         """
         cuts = borders.tolist()
         lengths = []
-        for i in self.walking:
+        for i in self.running:
             inside = [c for c in cuts if self.starts[i] < c <= self.starts[i + 1]]
             lengths += [b - a for a, b in zip([self.starts[i], *inside], inside, strict=False)]
         return torch.tensor(_starts(lengths), dtype=borders.dtype, device=borders.device)

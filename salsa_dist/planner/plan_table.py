@@ -99,7 +99,9 @@ class Plan:
         """As text: what it is about, one line a placement, and which one `auto` takes."""
         s, m, w = self.shape, self.machines, self.work
         stored = "" if s.stored is None else f", {size(s.stored)} on disk"
-        what = f"a step of {w.clips} clips" if w.training else f"decoding {w.micro_batch} clips a rank"
+        what = (
+            f"a step of {w.clips} clips" if w.training else f"decoding {w.micro_batch} clips per rank"
+        )
         cells = [
             (
                 *("placement", "ranks a copy", "base", "at peak", "activations", "vectors+Adam"),

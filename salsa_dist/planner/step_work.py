@@ -111,7 +111,7 @@ def recomputed(module: Module, work: Work, first: int) -> bool:
 
 
 def steering_numbers(shape: BaseShape, work: Work) -> tuple[int, int]:
-    """Numbers of the bank, (adapters, hidden) a site, and of what one step reduces."""
+    """Numbers of the bank, (adapters, hidden) per site, and of what one step reduces."""
     steered = {site for sites in work.sites for site in sites}
     bank = len(work.sites) * sum(layer.width for layer in shape.layers if layer.site in steered)
     # With each adapter's gradient travel its loss and label count, and one flag.

@@ -156,7 +156,7 @@ def layer_curve(component: str, curves: Mapping[str, Sequence[tuple[int, float]]
 
 
 def gain_by_minutes(curves: Mapping[str, Sequence[tuple[float, Gain]]]) -> str:
-    """Gain in CER against minutes of training speech, one line a language."""
+    """Gain in CER against minutes of training speech, one line per language."""
 
     def draw(axes: Axes) -> None:
         for i, (language, own) in enumerate(curves.items()):

@@ -201,7 +201,7 @@ def _gains(result: Result) -> list[dict[str, Any]]:
 def _data_notes(files: RunFiles) -> list[str]:
     """Which training clips were not used."""
     notes = [
-        f"{data.adapter}: {data.left_out} clips longer than the audio window were left out of training"
+        f"{data.adapter}: {data.left_out} clips longer than the audio window were not trained on"
         for data in files.data
         if data.left_out
     ]

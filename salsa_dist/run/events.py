@@ -1,4 +1,4 @@
-"""`events.jsonl`: what a run did, one JSON object a line, for reports and other programs.
+"""`events.jsonl`: what a run did, one JSON object per line, for reports and other programs.
 
     {"schema": "salsa-dist/events/1", "event": "step", "time": 1764000000.0, "step": 12, …}
 

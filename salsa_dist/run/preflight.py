@@ -325,7 +325,7 @@ def _layout(machines: Sequence[Machine]) -> list[str]:
         node = machines[max(0, first) : first + machine.local_world_size]
         if first < 0 or [m.local_rank for m in node] != list(range(machine.local_world_size)):
             break
-        # Hosts of another name may still be one node (a container a rank), never the reverse.
+        # Hosts of another name may still be one node (a container per rank), never the reverse.
         if any(m.host != machine.host for m in node):
             break
     else:

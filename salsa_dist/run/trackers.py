@@ -73,7 +73,7 @@ def _worked(tracker: Any, call: Callable[[Any], None]) -> bool:
     try:
         call(tracker)
     except Exception as e:
-        warnings.warn(f"tracker {tracker.name} is left out: {e}", stacklevel=2)
+        warnings.warn(f"tracker {tracker.name} is skipped: {e}", stacklevel=2)
         return False
     return True
 
@@ -84,7 +84,7 @@ def refuse_missing(kinds: Sequence[str]) -> None:
     if missing:
         names = " ".join(missing)
         raise UserError(
-            f"trackers: {names} is not installed: pip install {names}, or leave it out of `trackers`"
+            f"trackers: {names} is not installed: pip install {names}, or remove it from `trackers`"
         )
 
 

@@ -59,7 +59,7 @@ class Inspection:
         return asdict(self)
 
     def table(self) -> str:
-        """As text, one line a site."""
+        """As text, one line per site."""
         lines = [
             f"{self.base}: {self.architecture}, {self.parameters / 1e6:.1f} M parameters, "
             f"revision {self.revision}"

@@ -221,7 +221,7 @@ class _Maker:
         return {"input_ids": torch.stack([_pad(r, longest) for r in rows]), "attention_mask": mask}
 
     def _codes(self, frames: Sequence[int]) -> dict[str, Any]:
-        """For a model that hears discrete codes beside each text token: (batch, tokens, 1 + codes)."""
+        """For a model that takes discrete codes beside each text token: (batch, tokens, 1 + codes)."""
         codebooks = _first(self.config, ("num_codebooks",))
         if not codebooks:
             raise UserError(

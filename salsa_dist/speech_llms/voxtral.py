@@ -50,7 +50,7 @@ class Voxtral(ChatFamily):
 
     def __init__(self, checkpoint: Checkpoint, options: FamilyOptions) -> None:
         if options.prompt is not None:
-            raise UserError("base.prompt: Voxtral's transcription request takes none, leave it out")
+            raise UserError("base.prompt: Voxtral's transcription request takes none: remove it")
         self.processor = checkpoint.processor
         self.features = self.processor.feature_extractor
         encoder = checkpoint.config.audio_config

@@ -55,7 +55,7 @@ class Whisper:
                 f"base {checkpoint.name}: its generation_config.json lists no languages (lang_to_id)"
             )
         if options.prompt is not None:
-            raise UserError("base.prompt: Whisper takes no instruction, leave it out")
+            raise UserError("base.prompt: Whisper takes no instruction: remove it")
         self.language_ids: dict[str, int] = {token.strip("<|>"): i for token, i in ids.items()}
         self.language_as = options.language_as
         self.languages = sorted(self.language_ids)

@@ -34,7 +34,7 @@ class Bank:
     """Steering vectors of several adapters over one base.
 
     Args:
-        specs: one entry an adapter, in row order.
+        specs: one entry per adapter, in row order.
         widths: hidden size of each site that any adapter steers.
         device: where the vectors live.
 
@@ -66,7 +66,7 @@ class Bank:
         self._rows: Mapping[str, Tensor] | int | None = None
 
     def set_row(self, row: int, vectors: Mapping[str, Tensor]) -> None:
-        """Copy one adapter's vectors, (hidden,) a site, into the bank."""
+        """Copy one adapter's vectors, (hidden,) per site, into the bank."""
         with torch.no_grad():
             for site, vector in vectors.items():
                 self.vectors[site][row].copy_(vector)

@@ -145,7 +145,7 @@ def make_job(
 def result_rows(
     entries: Sequence[Mapping[str, Any]], identities: Sequence[str], jobs: Sequence[JobFolder]
 ) -> list[dict[str, Any]]:
-    """One flat row an adapter: its settings, where it is, how far, and its scores as far as known.
+    """One flat row per adapter: its settings, where it is, how far, and its scores as far as known.
 
     Args:
         entries: settings of each adapter.

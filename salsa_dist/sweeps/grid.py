@@ -122,7 +122,7 @@ class SweepFile(_Section):
     include: list[Choice] = []
     exclude: list[Choice] = []
     halving: HalvingConfig | None = Field(None, description="stop the worse adapters early")
-    dev_clips: int = Field(32, ge=0, description="dev clips a language that adapters are measured on")
+    dev_clips: int = Field(32, ge=0, description="dev clips per language that adapters are measured on")
     jobs: Jobs = Jobs()
     report: Report = Report()
 

@@ -126,7 +126,7 @@ class Plan:
             halving = self.sweep.file.halving
             lines.append(
                 f"before steps {halving.rungs} the best {halving.keep:.0%} of each language and size "
-                "in a job go on; the costs above leave that out"
+                "in a job go on; the costs above do not include that"
             )
         return "\n".join(lines)
 
@@ -148,7 +148,7 @@ class Plan:
             per = f"all languages by {', '.join(tuning.languages)}"
         lines.append(
             f"tries: {tuning.steps or config.training.steps} steps, seed {tuning.seed}; the best by "
-            f"{tuning.choose_by} on {self.sweep.file.dev_clips} dev clips a language, for {per}; "
+            f"{tuning.choose_by} on {self.sweep.file.dev_clips} dev clips per language, for {per}; "
             f"final rows: {config.training.steps} steps, evaluated on {config.evaluation.split}"
         )
         left = [*self.new, *self.later]

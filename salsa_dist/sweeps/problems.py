@@ -48,7 +48,7 @@ def wrong_with(
         clips = sum(len(shard.entries) for shard in shards)
         a_step = data.clips_of_a_step(mean_clip_s(shards))
         if clips < a_step:
-            problems.append(f"{entry.language}: too few clips, {clips} for {a_step} a step")
+            problems.append(f"{entry.language}: too few clips, {clips} for {a_step} per step")
         if len(shards) < data.readers:
             problems.append(
                 f"{entry.language}: {len(shards)} training shards for {data.readers} readers; lower "
@@ -122,7 +122,7 @@ def twice(entries: Sequence[Entry], identities: Sequence[str]) -> list[str]:
     problems = []
     for entry, own in zip(entries, identities, strict=True):
         if own in first:
-            problems.append(f"{entry.name} is the same adapter as {first[own].name}: leave one out")
+            problems.append(f"{entry.name} is the same adapter as {first[own].name}: remove one")
         first.setdefault(own, entry)
     names = [e.name for e in entries]
     return problems or [f"two adapters are called {n}" for n in set(names) if names.count(n) > 1]

@@ -66,7 +66,7 @@ class StepBatches(Dataset[StepShare]):
     """This rank's shares by step number.
 
     Args:
-        jobs: one entry an adapter, in the bank's row order.
+        jobs: one entry per adapter, in the bank's row order.
         folder: of the shards.
         family: makes the batches.
         rank, world_size: whose share.
@@ -88,7 +88,7 @@ class StepBatches(Dataset[StepShare]):
         if world_size > readers:
             raise UserError(
                 f"too few shards for the ranks: {world_size} ranks share {readers} readers; set "
-                f"data.readers to {world_size} or more, and build at least as many shards a language"
+                f"data.readers to {world_size} or more, and build at least as many shards per language"
             )
         self.jobs = list(jobs)
         self.family = family
@@ -110,7 +110,7 @@ class StepBatches(Dataset[StepShare]):
                 self._readers.append(ClipReader(*own))
             self._reader_of.append(known[draws])
         # An augmented clip is another for each adapter; and where no two adapters take the same clips a
-        # walk in two parts would only gather weights twice.
+        # pass in two parts would only gather weights twice.
         plain = all(job.augment is None for job in jobs)
         self.share = share and plain and len(known) < len(jobs)
 

@@ -5,7 +5,7 @@
     ├── events.jsonl                    what happened
     ├── state/…/step-….safetensors      to go on from
     ├── lock.json, ranks/               while it runs: whose it is, where each rank is
-    └── adapters/NAME/                  one folder an adapter, at the end of its job
+    └── adapters/NAME/                  one folder per adapter, at the end of its job
 
 Each step: this rank's share of every adapter's batch goes through the base, the sums of gradients,
 losses and label counts are reduced once, and each adapter is stepped as if it were alone. Steering

@@ -16,8 +16,8 @@ from slurm_cluster import Cluster, why_not
 def cluster() -> Iterator[Cluster]:
     if reason := why_not():
         if os.environ.get("SALSA_REQUIRE_CLUSTER") == "1":
-            pytest.fail(f"tests/cluster was left out: {reason}")
-        pytest.skip(f"left out: {reason}")
+            pytest.fail(f"tests/cluster was skipped: {reason}")
+        pytest.skip(f"skipped: {reason}")
     folder = Path(tempfile.mkdtemp(prefix="salsa-"))  # short: it holds munge's socket
     try:
         with Cluster(folder / "slurm") as cluster:

@@ -26,8 +26,8 @@ def with_sacct(cluster: Cluster) -> Iterator[Cluster]:
     if missing := [p for p in ACCOUNTING if shutil.which(p, path=path) is None]:
         why = f"no {', '.join(missing)} here (tests/cluster/install.sh, as root on Debian)"
         if os.environ.get("SALSA_REQUIRE_CLUSTER") == "1":
-            pytest.fail(f"left out: {why}")
-        pytest.skip(f"left out: {why}")
+            pytest.fail(f"skipped: {why}")
+        pytest.skip(f"skipped: {why}")
     folder = Path(tempfile.mkdtemp(prefix="salsa-"))
     try:
         with Cluster(folder / "slurm", accounting=True) as accounted:

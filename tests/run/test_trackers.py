@@ -88,7 +88,7 @@ def test_wandb_gets_the_steps_and_the_settings(wandb: Path) -> None:
 def test_a_tracker_that_breaks_ends_itself_and_not_the_run(wandb: Path) -> None:
     trackers = Trackers(["wandb", "tensorboard"], wandb / "night", {}, 0)
     sys.modules["wandb"].BROKEN = True  # type: ignore[attr-defined]
-    with pytest.warns(UserWarning, match="wandb is left out: no way out"):
+    with pytest.warns(UserWarning, match="wandb is skipped: no way out"):
         trackers.step(0, {"bg": {"loss": 1.0, "lr": 0.1, "grad_norm": 1.0}})
     trackers.step(1, {"bg": {"loss": 2.0, "lr": 0.1, "grad_norm": 1.0}})
     trackers.close()

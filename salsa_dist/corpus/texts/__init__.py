@@ -32,7 +32,7 @@ class Rule:
 
 
 def apply(rules: tuple[Rule, ...], text: str) -> tuple[str | None, set[str]]:
-    """The text (None: the utterance is left out) with single spaces, and the rules that touched it."""
+    """The text (None: the utterance is dropped) with single spaces, and the rules that touched it."""
     touched = set()
     for rule in rules:
         changed = rule.pattern.sub(rule.by, text)
@@ -47,14 +47,14 @@ def apply(rules: tuple[Rule, ...], text: str) -> tuple[str | None, set[str]]:
 
 @dataclass
 class Texts:
-    """The rules of one corpus, with counts by language of what they changed and what they left out."""
+    """The rules of one corpus, with counts by language of what they changed and what they dropped."""
 
     rules: tuple[Rule, ...]
     touched: dict[str, Counter[str]] = field(default_factory=dict)
     dropped: dict[str, Counter[str]] = field(default_factory=dict)
 
     def clean(self, text: str, language: str) -> str | None:
-        """The text by the rules; None, and counted, where the utterance is left out."""
+        """The text by the rules; None, and counted, where the utterance is dropped."""
         cleaned, touched = apply(self.rules, text)
         if cleaned is None:
             self.drop(language, next(r.name for r in self.rules if r.drops and r.name in touched))

@@ -10,7 +10,7 @@ from salsa_dist.corpus.texts import Rule
 RULES = (
     Rule(
         "not words",
-        "utterances with phones between slashes, for words said otherwise, are left out",
+        "utterances with phones between slashes, for words said otherwise, are dropped",
         re.compile(r"/[A-Z0-9 ]+/"),
         drops=True,
     ),

@@ -12,13 +12,13 @@ LICENCE = "MyST Children's Conversational Speech Agreement (licensed by the LDC;
 RULES = (
     Rule(
         "discarded",
-        "utterances marked <DISCARD> are left out",
+        "utterances marked <DISCARD> are dropped",
         re.compile(r"<discard>", re.I),
         drops=True,
     ),
     Rule(
         "not intelligible",
-        "utterances with (*), speech that can't be understood, are left out",
+        "utterances with (*), speech that can't be understood, are dropped",
         re.compile(r"\(\*+\)"),
         drops=True,
     ),
