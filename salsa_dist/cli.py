@@ -13,7 +13,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from salsa_dist.commands import init, plan, push, runs, shards, sweep
+from salsa_dist.commands import fold, init, plan, push, runs, shards, sweep
 from salsa_dist.errors import UserError
 from salsa_dist.log import causes, choose, log, tell
 from salsa_dist.versions import named_in, table, warn_if_outside
@@ -28,6 +28,7 @@ app.add_typer(shards.app, name="shards")
 app.command()(init.init)
 app.command()(plan.plan)
 app.command()(push.push)
+app.command()(fold.fold)
 app.add_typer(sweep.app, name="sweep")
 app.add_typer(runs.app, name="runs")
 

@@ -1,0 +1,192 @@
+"""`fold`: a plain Hugging Face checkpoint with an adapter inside its biases, proved by reloading it.
+
+base ─┬─ steered ──> logits ─────────────┐
+      └─ biases moved ──> checkpoint ──> reloaded ──> logits ──> the largest difference
+                          written beside; under its name only when it passed
+
+Exact for the rule `add`: `h + v` is a bias. A rule that keeps the norm is none.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from salsa_dist.data.clip import SAMPLE_RATE, Clip
+from salsa_dist.errors import UserError
+from salsa_dist.folding.targets import targets
+from salsa_dist.new_folder import made_beside
+from salsa_dist.speech_llms.load import (
+    CHECKPOINT_FILES,
+    SpeechLLM,
+    load_speech_llm,
+    source_folder,
+)
+from salsa_dist.speech_llms.weight_files import StoredTensor
+from salsa_dist.steering.adapter_folder import known_as
+from salsa_dist.steering.vectors import SteeringVectors
+
+# The largest difference of a logit that is rounding, as a share of the largest logit, by the precision
+# that the biases are stored in.
+_SAME = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
+
+
+@dataclass(frozen=True)
+class Folded:
+    """What was written.
+
+    Attributes:
+        folder: of the checkpoint.
+        biases: by site, the bias that holds its vector.
+        differences: by precision, the largest difference of a logit between the steered base and the
+            reloaded checkpoint; `float32`, and the checkpoint's own precision.
+        largest: the largest logit, which a difference is measured against.
+    """
+
+    folder: Path
+    biases: Mapping[str, str]
+    differences: Mapping[str, float]
+    largest: float
+
+
+def fold(
+    base: str,
+    vectors: SteeringVectors,
+    out: Path,
+    *,
+    revision: str | None = None,
+    force: bool = False,
+) -> Folded:
+    """Write `base` with an adapter of the rule `add` folded into its biases.
+
+    Args:
+        base: folder or hub name.
+        out: a folder that does not exist yet.
+        revision: of a hub name.
+        force: the adapter may be of another base, as long as its sites and widths are there.
+
+    Raises:
+        UserError: the rule is no addition, the base has no bias at a site, or the reloaded checkpoint
+            differs; nothing is written then.
+    """
+    if vectors.rule != "add":
+        raise UserError(
+            f"adapter {vectors.name!r} can't be folded: its rule {vectors.rule} keeps the norm of each "
+            "activation, which no bias can do; --approximate fits a bias and measures what is lost"
+        )
+    refuse_taken(out)
+    files = load_speech_llm(base, revision=revision, filled=False).sources
+    if files is None:
+        raise UserError(
+            f"base {base} can't be folded into: its checkpoint does not hold each weight of the model"
+        )
+    whole = load_speech_llm(base, revision=revision)
+    layers = {
+        site: layer for site, layer in vectors.check(whole, force).items() if site in vectors.vectors
+    }
+    inputs = whole.family.training_batch(noise_clips(whole, vectors.language)).inputs
+    found = targets(whole.model, layers, inputs)
+    stored = {target.name: files[target.name] for target in found.values()}
+    own = str(next(iter(stored.values())).dtype).removeprefix("torch.")
+    wanted = {"float32": steered_logits(whole, vectors, inputs)}
+    if own != "float32":
+        wanted[own] = steered_logits(
+            load_speech_llm(base, revision=revision, dtype=own), vectors, inputs
+        )
+    moved = {
+        target.name: target.bias.detach() + vectors.vectors[site].to(target.bias) / target.multiplier
+        for site, target in found.items()
+    }
+    largest = float(wanted["float32"].abs().max())
+    with made_beside(out) as folder:
+        _write(source_folder(base, revision), files.values(), folder)
+        for name, bias in moved.items():
+            _put(folder, stored[name], bias)
+        differences = {}
+        for precision, expected in wanted.items():
+            again = load_speech_llm(folder, dtype=precision)
+            differences[precision] = float((logits(again, inputs) - expected).abs().max())
+        worst = max(differences.values())
+        if not worst <= _SAME[own] * largest:
+            raise UserError(
+                f"adapter {vectors.name!r} can't be folded into {base}: reloaded, a logit differs by "
+                f"{worst:.2g}, where the largest is {largest:.2g}; nothing was written"
+            )
+        (folder / "README.md").write_text(_card(base, vectors, differences, largest), encoding="utf-8")
+    return Folded(out, {site: t.name for site, t in found.items()}, differences, largest)
+
+
+def _write(source: Path, weights: Iterable[StoredTensor], folder: Path) -> None:
+    """A copy of a checkpoint: of its weights the files that the model is read from."""
+    kinds = tuple(kind for kind in CHECKPOINT_FILES if kind != ".safetensors")
+    try:
+        for path in sorted(p for p in source.iterdir() if p.name.endswith(kinds)):
+            shutil.copyfile(path, folder / path.name)
+        for path in sorted({tensor.path for tensor in weights}):
+            shutil.copyfile(path, folder / path.name)
+    except OSError as e:
+        raise UserError(f"the checkpoint can't be written beside {folder.parent}: {e.strerror}") from e
+
+
+def _put(folder: Path, stored: StoredTensor, values: Tensor) -> None:
+    """Write a weight's values over those in the copy, in the same dtype."""
+    raw = values.to(stored.dtype).cpu().contiguous().view(torch.uint8).numpy().tobytes()
+    with open(folder / stored.path.name, "r+b") as file:
+        file.seek(stored.offset)
+        file.write(raw)
+
+
+def _card(base: str, vectors: SteeringVectors, differences: Mapping[str, float], largest: float) -> str:
+    data = vectors.data
+    speech = f"`{data.name}`, licence {data.licence or 'not stated'}" if data else "not recorded"
+    lines = [
+        f"# {known_as(base)} with the adapter {vectors.name}",
+        f"A plain checkpoint: `{known_as(base)}` with the steering vectors `{vectors.name}` for "
+        f"`{vectors.language or 'no one language'}` folded into biases by salsa-dist "
+        f"{version('salsa-dist')}. It needs no salsa-dist.",
+        f"Speech that the adapter was trained on: {speech}. The licence of the base holds as well.",
+        "Largest difference of a logit to the steered base: "
+        + ", ".join(f"{d:.2g} in {precision}" for precision, d in differences.items())
+        + f", where the largest logit is {largest:.3g}.",
+    ]
+    return "\n\n".join(lines) + "\n"
+
+
+def refuse_taken(out: Path) -> None:
+    """A `UserError` where `out` is there already."""
+    if out.exists() or out.is_symlink():
+        raise UserError(f"{out} is there already: name a folder that is not")
+
+
+def noise_clips(base: SpeechLLM, language: str) -> list[Clip]:
+    """Two clips of noise, of two lengths, for a forward pass that only compares."""
+    rng = np.random.default_rng(0)
+    known = language if language in base.family.languages else base.family.languages[0]
+    return [
+        Clip(str(i), rng.standard_normal(int(s * SAMPLE_RATE), np.float32), "a b c", known)
+        for i, s in enumerate((0.7, 1.0))
+    ]
+
+
+def logits(base: SpeechLLM, inputs: Mapping[str, Tensor]) -> Tensor:
+    """(batch, labels, vocabulary) fp32."""
+    weight = next(base.model.parameters())
+    moved = {
+        k: v.to(weight.device, weight.dtype) if v.is_floating_point() else v for k, v in inputs.items()
+    }
+    with torch.no_grad():
+        out: Tensor = base.model(**moved, use_cache=False).logits.float()
+    return out
+
+
+def steered_logits(base: SpeechLLM, vectors: SteeringVectors, inputs: Mapping[str, Tensor]) -> Tensor:
+    """As `logits`, with the adapter on the base."""
+    with vectors.attach(base, force=True):
+        return logits(base, inputs)

@@ -1,0 +1,122 @@
+"""Which bias of a layer moves its output by a constant, and by how much.
+
+layer(x) with bias + d   -   layer(x)   =   c · d, the same for every position
+                                            └─ the residual's multiplier, mostly 1
+
+No table of module names: each bias as wide as the output is moved, and taken if that is all it does.
+A bias before a norm, an activation or a shared projection does more, or does it elsewhere too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from salsa_dist.errors import UserError
+
+_TOLERANCE = 1e-4  # of the shift, relative: rounding in fp32
+
+
+@dataclass(frozen=True)
+class Target:
+    """A bias, and how far the layer's output moves when it moves by one."""
+
+    name: str
+    bias: nn.Parameter
+    multiplier: float
+
+
+@dataclass(frozen=True)
+class _Call:
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+def targets(
+    model: nn.Module, layers: Mapping[str, nn.Module], inputs: Mapping[str, Any]
+) -> dict[str, Target]:
+    """The bias of each layer that a vector can be added to.
+
+    Args:
+        model: in fp32, whole.
+        layers: by site.
+        inputs: of one forward pass.
+
+    Raises:
+        UserError: a layer has no such bias, or does not run.
+    """
+    calls = _calls(model, layers, inputs)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    users = _users(model)
+    found = {}
+    for site, layer in layers.items():
+        if site not in calls:
+            raise UserError(f"{site} can't be folded: its layer does not run in a forward pass")
+        found[site] = _target(site, layer, calls[site], names, users)
+    return found
+
+
+def _target(
+    site: str, layer: nn.Module, call: _Call, names: Mapping[int, str], users: Mapping[int, int]
+) -> Target:
+    plain = _output(layer, call)
+    width = plain.shape[-1]
+    # The last bias is the likeliest.
+    for name, bias in reversed(list(layer.named_parameters())):
+        if not name.endswith("bias") or tuple(bias.shape) != (width,) or users[id(bias)] > 1:
+            continue
+        step = torch.randn(width, generator=torch.Generator().manual_seed(0)).to(bias)
+        before = bias.detach().clone()
+        with torch.no_grad():
+            bias.add_(step)
+            shift = _output(layer, call) - plain
+            bias.copy_(before)
+        multiplier = float((shift.mean(dim=tuple(range(shift.ndim - 1))) @ step) / (step @ step))
+        left = float((shift - multiplier * step).norm() / shift.norm().clamp_min(1e-20))
+        if abs(multiplier) > _TOLERANCE and left < _TOLERANCE:
+            return Target(names[id(bias)], bias, multiplier)
+    raise UserError(
+        f"{site} can't be folded: its layer, {type(layer).__name__}, has no bias that moves its output "
+        "by a constant; serve this base with its adapter beside it"
+    )
+
+
+def _users(model: nn.Module) -> dict[int, int]:
+    """How many places hold each parameter; what is shared would move elsewhere too."""
+    count: dict[int, int] = {}
+    for _, parameter in model.named_parameters(remove_duplicate=False):
+        count[id(parameter)] = count.get(id(parameter), 0) + 1
+    return count
+
+
+def _calls(
+    model: nn.Module, layers: Mapping[str, nn.Module], inputs: Mapping[str, Any]
+) -> dict[str, _Call]:
+    """What each layer is first called with."""
+    calls: dict[str, _Call] = {}
+
+    def keep(site: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            calls.setdefault(site, _Call(args, kwargs))
+
+        return hook
+
+    hooks = [m.register_forward_pre_hook(keep(site), with_kwargs=True) for site, m in layers.items()]
+    try:
+        with torch.no_grad():
+            model(**inputs, use_cache=False)
+    finally:
+        for one in hooks:
+            one.remove()
+    return calls
+
+
+def _output(layer: nn.Module, call: _Call) -> Tensor:
+    with torch.no_grad():
+        output = layer(*call.args, **call.kwargs)
+    hidden: Tensor = output[0] if isinstance(output, tuple) else output
+    return hidden

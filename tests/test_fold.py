@@ -1,0 +1,83 @@
+"""`salsa-dist fold`: what is written is the steered base, on every family that has the biases."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import make_base
+from typer.testing import CliRunner
+
+from salsa_dist import SteeringVectors, UserError, load_speech_llm
+from salsa_dist.cli import app
+from salsa_dist.folding import fold as folding
+from salsa_dist.folding.fold import fold, logits, noise_clips, steered_logits
+from salsa_dist.speech_llms.load import SpeechLLM
+from salsa_dist.steering.attachment import describe
+
+SITES = [f"{c}.{i}" for c in ("encoder", "llm") for i in range(3)]
+
+
+def adapter(base: SpeechLLM, rule: str = "add", sites: list[str] = SITES) -> SteeringVectors:
+    noise = torch.Generator().manual_seed(1)
+    vectors = {site: torch.randn(32, generator=noise) for site in sites}
+    return SteeringVectors(vectors, rule, name="bg", language="bg", **describe(base))
+
+
+@pytest.fixture(scope="module")
+def base(tiny_base: Path) -> SpeechLLM:
+    return load_speech_llm(tiny_base)
+
+
+def test_the_checkpoint_is_the_steered_base(base: SpeechLLM, tiny_base: Path, tmp_path: Path) -> None:
+    vectors = adapter(base)
+    done = fold(str(tiny_base), vectors, tmp_path / "folded")
+    assert done.biases["encoder.1"] == "model.encoder.layers.1.fc2.bias"
+    assert done.biases["llm.2"] == "model.decoder.layers.2.fc2.bias"
+    inputs = base.family.training_batch(noise_clips(base, "bg")).inputs
+    again = load_speech_llm(tmp_path / "folded")
+    difference = float((logits(again, inputs) - steered_logits(base, vectors, inputs)).abs().max())
+    assert difference == done.differences["float32"] < 1e-4 * done.largest
+    assert float((logits(again, inputs) - logits(base, inputs)).abs().max()) > 0.1 * done.largest
+    before, after = (load_file(f / "model.safetensors") for f in (tiny_base, tmp_path / "folded"))
+    changed = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
+    assert changed == set(done.biases.values())
+    assert list(tmp_path.iterdir()) == [tmp_path / "folded"]
+    assert "largest logit" in (tmp_path / "folded/README.md").read_text()
+
+
+def test_it_is_checked_in_the_bases_own_precision(tmp_path: Path) -> None:
+    folder = make_base(tmp_path / "base")
+    file = folder / "model.safetensors"
+    save_file({k: v.bfloat16() for k, v in load_file(file).items()}, file, {"format": "pt"})
+    done = fold(str(folder), adapter(load_speech_llm(folder)), tmp_path / "folded")
+    assert list(done.differences) == ["float32", "bfloat16"]
+    kept = load_file(tmp_path / "folded/model.safetensors")
+    assert {tensor.dtype for tensor in kept.values()} == {torch.bfloat16}
+
+
+def test_what_can_not_be_folded(
+    base: SpeechLLM, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "folded"
+    with pytest.raises(UserError, match="its rule salsa keeps the norm"):
+        fold(str(tiny_base), adapter(base, "salsa"), out)
+    with pytest.raises(UserError, match="was made for another base"):
+        fold(str(make_base(tmp_path / "other", seed=1)), adapter(base), out)
+    monkeypatch.setattr(folding, "_put", lambda *_: None)
+    with pytest.raises(UserError, match=r"reloaded, a logit differs by .* nothing was written"):
+        fold(str(tiny_base), adapter(base), out)
+    assert [p.name for p in tmp_path.iterdir()] == ["other"]
+    out.mkdir()
+    with pytest.raises(UserError, match="is there already"):
+        fold(str(tiny_base), adapter(base), out)
+
+
+def test_the_command(base: SpeechLLM, tiny_base: Path, tmp_path: Path) -> None:
+    saved = adapter(base, sites=["llm.0"]).save(tmp_path / "bg")
+    out = tmp_path / "folded"
+    words = ["fold", str(saved), "--base", str(tiny_base), "--out", str(out)]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.exception
+    assert "llm.0  into model.decoder.layers.0.fc2.bias" in done.stdout
+    assert "largest difference of a logit in float32: " in done.stdout
