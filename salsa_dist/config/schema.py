@@ -84,7 +84,9 @@ class BaseConfig(_Section):
         description="paths of unusual layer lists, such as {encoder: model.audio_tower.layers}",
     )
     language_as: Both[dict[str, str]] = Field(
-        {}, description="languages that the prompt replaces by another, such as {tw: yo}"
+        {},
+        description="languages that the prompt replaces by another, such as {tw: yo}; for Whisper also by "
+        "several, {zh-en: zh+en}",
     )
 
 

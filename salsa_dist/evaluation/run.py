@@ -130,11 +130,13 @@ class _Decoder:
         window_s: longest audio in seconds.
         prepare: what a thread can do for clips while others are decoded.
         answer: the transcripts of what was prepared; all ranks call it equally often.
+        apart: languages with other numbers share no batch.
     """
 
     window_s: float
     prepare: Callable[[Sequence[Clip]], Any]
     answer: Callable[[Any], list[Transcript]]
+    apart: Callable[[str], int]
 
 
 @contextmanager
@@ -155,11 +157,16 @@ def _ready(
         stack.callback(base.close)
         session.say(base.as_loaded())
         limit, decoding = config.evaluation.max_new_tokens, config.evaluation.decoding.model_dump()
-        window_s, one = base.family.window_s, attached.transcribe
+        family, one = base.family, attached.transcribe
+        window_s, apart = family.window_s, family.apart
         if one is not None:
-            yield _Decoder(window_s, list, lambda clips: [one(clip, limit, decoding) for clip in clips])
+            yield _Decoder(
+                window_s, list, lambda clips: [one(clip, limit, decoding) for clip in clips], apart
+            )
         else:
-            yield _Decoder(window_s, base.prompts, lambda made: base.answer(made, limit, decoding))
+            yield _Decoder(
+                window_s, base.prompts, lambda made: base.answer(made, limit, decoding), apart
+            )
 
 
 def _decode(session: Session, rows: Sequence[int], decoder: _Decoder) -> int:
@@ -180,8 +187,20 @@ def _decode(session: Session, rows: Sequence[int], decoder: _Decoder) -> int:
     # less than another would have them make unequal numbers of calls.
     agree(ranks, {f"clips left at the {window:g} s window": len(items)})
     # Long clips first: they say most, so those of a batch end together, and the last batches are short.
-    items.sort(key=lambda item: (-item.entry.seconds, item.language, item.entry.key, item.row))
-    batches = _batched(items, config.evaluation.batch, window)
+    items.sort(
+        key=lambda item: (
+            decoder.apart(item.language),
+            -item.entry.seconds,
+            item.language,
+            item.entry.key,
+            item.row,
+        )
+    )
+    batches = [
+        batch
+        for _, alike in groupby(items, key=lambda item: decoder.apart(item.language))
+        for batch in _batched(list(alike), config.evaluation.batch, window)
+    ]
     # All ranks make the same number of calls: under ZeRO-3 each is a collective.
     mine, calls = share_of(batches, ranks.rank, ranks.world_size)
     mine += [[]] * (calls - len(mine))

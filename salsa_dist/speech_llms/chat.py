@@ -111,6 +111,10 @@ class ChatFamily(ABC):
         """The language as the prompt shall name it."""
         return self.options.language_as.get(language, language)
 
+    def apart(self, language: str) -> int:
+        """Batches are padded on the left: all languages share them."""
+        return 0
+
     def instruction(self, language: str, own: str, nameless: str) -> str:
         """The user's instruction or else the authors' `own`, with the language's English name in it.
 

@@ -95,6 +95,9 @@ class Family(Protocol):
         """Token ids up to where the transcript starts, with one placeholder for the audio if the
         prompt holds it; a `UserError` for what is no language code."""
 
+    def apart(self, language: str) -> int:
+        """Clips of languages with other numbers can't be in one `prompt_batch`."""
+
     def training_batch(self, clips: Sequence[Clip]) -> AdapterBatch:
         """Audio, prompt and transcript of `clips`; a clip without text has no labels.
 

@@ -36,7 +36,8 @@ class Whisper:
     The prompt names a language by its token. Where Whisper has none: mixed speech (`zh-en`) gets the
     token of its first part that has one, and so does a regional code (`pt-BR`); any other language,
     such as Twi, gets `<|en|>`, the token that was trained most. The vector is trained under that
-    token, so it need not fit, only stay the same. `language_as` names another, such as `{"tw": "yo"}`.
+    token, so it need not fit, only stay the same. `language_as` names another, such as `{"tw": "yo"}`,
+    or several: `{"zh-en": "zh+en"}` puts both tokens into the prompt of mixed speech.
     """
 
     MODEL_TYPES: ClassVar[tuple[str, ...]] = ("whisper",)
@@ -78,23 +79,33 @@ class Whisper:
             hear_thinly(model, model.get_encoder().layers, model.get_decoder().layers)
 
     def announced(self, language: str) -> str:
-        """The language whose token the prompt has."""
-        asked = self.language_as.get(language)
-        if asked is not None and asked not in self.language_ids:
-            known = ", ".join(self.languages)
-            raise UserError(f"base.language_as: no token for language {asked!r}; known are {known}")
-        known_part = asked or languages.first_known(language, self.language_ids)
+        """The language whose token the prompt has; of several the first."""
+        return self._tokens(language)[0]
+
+    def apart(self, language: str) -> int:
+        """How long its prompt is: transformers decodes prompts of one length at a time."""
+        return len(self.prompt(language))
+
+    def _tokens(self, language: str) -> list[str]:
+        """The languages whose tokens the prompt has."""
+        if asked := self.language_as.get(language):
+            codes = asked.split("+")
+            if unknown := [code for code in codes if code not in self.language_ids]:
+                said, known = ", ".join(map(repr, unknown)), ", ".join(self.languages)
+                raise UserError(f"base.language_as: no token for language {said}; known are {known}")
+            return codes
+        known_part = languages.first_known(language, self.language_ids)
         if known_part is None and "en" not in self.language_ids:
             raise UserError(
                 f"this base has no token for language {language!r}: set base.language_as to one of "
                 + ", ".join(self.languages)
             )
-        return known_part or "en"
+        return [known_part or "en"]
 
     def prompt(self, language: str) -> list[int]:
         """Token ids up to where the transcript starts."""
         ids = self.tokenizer.convert_tokens_to_ids(["<|transcribe|>", "<|notimestamps|>"])
-        return [self.start, self.language_ids[self.announced(language)], *ids]
+        return [self.start, *(self.language_ids[code] for code in self._tokens(language)), *ids]
 
     def training_batch(self, clips: Sequence[Clip]) -> AdapterBatch:
         """Audio, prompt and transcript of `clips`; a clip without text has no labels."""
@@ -162,10 +173,10 @@ class Whisper:
         return [*own, self.eos]
 
     def prompt_batch(self, clips: Sequence[Clip]) -> PromptBatch:
-        """Audio of `clips`; Whisper writes the prompt itself, from the languages."""
+        """Audio of `clips`; Whisper writes a prompt of one language's token itself."""
         rows = torch.tensor([clip.row for clip in clips])
         return PromptBatch(
-            inputs={"input_features": self._features(clips)},
+            inputs={"input_features": self._features(clips), **self._begun(clips)},
             options={"language": [self.announced(c.language) for c in clips], "task": "transcribe"},
             rows={"encoder": rows, "llm": rows},
         )
@@ -178,11 +189,18 @@ class Whisper:
         clip_of = torch.tensor([place[clip.language, clip.key] for clip in clips])
         keys, features = tuple(clip.key for clip in heard), self._features(heard)
         return PromptBatch(
-            inputs={},
+            inputs=self._begun(clips),
             options={"language": [self.announced(c.language) for c in clips], "task": "transcribe"},
             rows={"encoder": rows, "llm": rows},
             shared=SharedAudio(keys, {"input_features": features}, one, one, clip_of),
         )
+
+    def _begun(self, clips: Sequence[Clip]) -> dict[str, Tensor]:
+        """(batch, tokens) prompts, where one has the tokens of several languages; they are as long."""
+        prompts = [self.prompt(clip.language) for clip in clips]
+        if all(len(self._tokens(clip.language)) == 1 for clip in clips):
+            return {}
+        return {"decoder_input_ids": torch.tensor(prompts)}
 
     def in_context_batch(self, clip: Clip, examples: Sequence[Clip]) -> PromptBatch:
         """`clip` behind solved examples: their audio before its own, their texts before its text."""
@@ -195,7 +213,7 @@ class Whisper:
 
     def in_context_room(self, max_new_tokens: int) -> float:
         """Tokens left for examples' texts beside the prompt and an answer, for which half is kept."""
-        prompt = len(self.prompt(self.languages[0]))
+        prompt = max(map(len, map(self.prompt, {*self.languages[:1], *self.language_as})))
         return self.max_tokens - prompt - min(max_new_tokens, self.max_tokens // 2)
 
     def generate(

@@ -47,6 +47,24 @@ def test_each_clip_once_a_method_and_window(config: Config) -> None:
     assert {line["method"] for line in lines(config.run)} == {"zero-shot", "salsa"}
 
 
+def test_languages_whose_prompts_differ_in_length_share_no_batch(
+    tmp_path: Path, tiny_base: Path, tiny_shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ["base.language_as={el: bg+el}", "evaluation.batch=5"]
+    config = load_config(make_config(tmp_path, tiny_base, tiny_shards), asked)
+    train(config)
+    prompts, made = FrozenBase.prompts, []
+
+    def seen(self: FrozenBase, clips: Sequence[Clip]) -> Prompts:
+        made.append({clip.language for clip in clips})
+        return prompts(self, clips)
+
+    monkeypatch.setattr(FrozenBase, "prompts", seen)
+    evaluate(config)
+    assert len(set(map(identity, lines(config.run)))) == 2 * 6 * 2  # languages, clips, methods
+    assert {frozenset(languages) for languages in made} == {frozenset({"bg"}), frozenset({"el"})}
+
+
 def test_clips_longer_than_the_window_are_heard_in_pieces(config: Config) -> None:
     evaluation = config.evaluation.model_copy(update={"windows_s": [0.5], "batch": 3})
     evaluate(config.model_copy(update={"evaluation": evaluation}))

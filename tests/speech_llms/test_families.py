@@ -122,8 +122,37 @@ def test_whispers_language_tokens(load: Load) -> None:
     assert "<|bg|>" in prompt(told, "tw")
     with pytest.raises(UserError, match="no token for language 'yo'"):
         load("whisper", language_as={"tw": "yo"}).family.prompt("tw")
+    with pytest.raises(UserError, match="no token for language 'zh'"):
+        load("whisper", language_as={"zh-en": "en+zh"}).family.prompt("zh-en")
     with pytest.raises(UserError, match="takes no instruction"):
         load("whisper", prompt="Write this down.")
+
+
+def test_whisper_with_the_tokens_of_both_languages(load: Load) -> None:
+    base = load("whisper", language_as={"zh-en": "el+bg"})
+    assert "<|startoftranscript|><|el|><|bg|><|transcribe|>" in prompt(base, "zh-en")
+    assert "<|startoftranscript|><|bg|><|transcribe|>" in prompt(base, "bg")
+    family: Any = base.family
+    assert family.apart("zh-en") == family.apart("bg") + 1
+    clips = [noise(1, "kon", "zh-en", i) for i in range(2)]
+    one = noise(1, "kon", "bg", 2)
+    training = family.training_batch([*clips, one])
+    ids = training.inputs["decoder_input_ids"].tolist()
+    assert [row[:5] for row in ids[:2]] == [family.prompt("zh-en")] * 2
+    assert ids[2][:4] == family.prompt("bg")
+    assert int(training.label_positions.int().argmax(1)[0]) == 4  # behind the last of the prompt
+    # Decoding goes on from the prompt of training, with what the model says next.
+    both = family.prompt_batch(clips)
+    assert both.inputs["decoder_input_ids"].tolist() == [family.prompt("zh-en")] * 2
+    assert "decoder_input_ids" not in family.prompt_batch([one]).inputs
+    said = family.generate(base.model, both, max_new_tokens=6)
+    begun = both.inputs["decoder_input_ids"]
+    features = both.inputs["input_features"]
+    for _ in range(6):
+        logits = base.model(input_features=features, decoder_input_ids=begun).logits[:, -1]
+        begun = torch.cat([begun, logits.argmax(-1, keepdim=True)], dim=1)
+    assert any(t.text for t in said)
+    assert [t.text for t in said] == [family.transcript(row[5:]) for row in begun.tolist()]
 
 
 def test_voxtral_hears_what_its_processor_makes(load: Load) -> None:
