@@ -85,8 +85,8 @@ class BaseConfig(_Section):
     )
     language_as: Both[dict[str, str]] = Field(
         {},
-        description="languages that the prompt replaces by another, such as {tw: yo}; for Whisper also by "
-        "several, {zh-en: zh+en}",
+        description="languages that the prompt replaces by another, such as {tw: yo}; for Whisper also "
+        "by several, {zh-en: zh+en}",
     )
 
 
