@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,17 @@ INSTEAD = {
 }
 # Calls whose texts users see, beside the descriptions of config keys and options.
 SHOWN = {"UserError", "ValueError", "Refused", "tell", "print", "warn", "Field", "Option", "Argument"}
+
+
+@cache
+def read() -> list[tuple[Path, int, str]]:
+    """File, line and text of all that users read."""
+    return [
+        (path, number, text)
+        for paths, lines in ((PAGES, in_plain_text), (MODULES, texts))
+        for path in paths
+        for number, text in lines(path)
+    ]
 
 
 def texts(path: Path) -> Iterator[tuple[int, str]]:
@@ -55,9 +67,7 @@ def test_users_read_the_terms_of_the_glossary(words: str) -> None:
     bad = re.compile(rf"\b({words})\b", re.IGNORECASE)
     found = [
         f"{path.relative_to(ROOT)}:{number}: {found[0]!r}"
-        for paths, lines in ((PAGES, in_plain_text), (MODULES, texts))
-        for path in paths
-        for number, text in lines(path)
+        for path, number, text in read()
         if (found := bad.search(text))
     ]
     assert found == [], f"say {INSTEAD[words]}"
