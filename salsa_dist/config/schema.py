@@ -16,6 +16,7 @@ Config
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -283,6 +284,15 @@ class _Method(_Section):
         """Each rank must hold the whole base, and adapters are trained one after another."""
         return self.adapts and not self.steers
 
+    @property
+    def in_a_bank(self) -> bool:
+        """Its adapters are trained together, as many in a job as there is room for."""
+        return self.steers and self.learns
+
+    def clips_computed(self, languages: Collection[str]) -> int:
+        """How many clips are processed, once, to compute the adapters of `languages`."""
+        return 0
+
 
 class SalsaMethod(_Method):
     """Trained steering vectors, the purpose of this project."""
@@ -319,6 +329,9 @@ class MeanDifferenceMethod(_Method):
     )
     scale: Vectors[float] = Field(1.0, description="factor of the difference; choose it on dev")
     clips: Vectors[int] = Field(100, ge=1, description="training clips of each language")
+
+    def clips_computed(self, languages: Collection[str]) -> int:
+        return len({*languages, self.contrast}) * self.clips
 
 
 class InContextMethod(_Method):

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from salsa_dist.config import Config, InContextMethod
+from salsa_dist.config import Config
 from salsa_dist.config.fingerprint import settings
 from salsa_dist.run.events import last_start
 from salsa_dist.run.folder import RunFolder
@@ -56,8 +56,8 @@ def keep_only(config: Config, revision: str, shards: str, digests: Mapping[str, 
 
 
 def _with_examples(config: Config, digests: Mapping[str, str]) -> dict[str, str]:
-    """Examples are chosen by an adapter's language and seed."""
-    if not isinstance(config.method, InContextMethod):
+    """What is not trained is chosen by an adapter's language and seed, such as examples."""
+    if config.method.trains or not config.method.adapts:
         return dict(digests)
     of = {a.name: f" {a.language} {a.seed}" for a in config.adapter_settings()}
     return {name: digest + of[name] for name, digest in digests.items()}

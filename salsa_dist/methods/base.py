@@ -12,7 +12,7 @@ What others ask of it before torch is needed (does it train, does it steer) is i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from salsa_dist.config import Config
+from salsa_dist.config import AdapterSettings, Config
 from salsa_dist.data.clip import Clip
 from salsa_dist.data.index import ShardIndex
 from salsa_dist.run.session import Session
@@ -80,6 +80,35 @@ class Attached:
     transcribe: Callable[[Clip, int, Mapping[str, Any]], Transcript] | None = None
 
 
+class BaseParts(Protocol):
+    """What is known of a base without its weights."""
+
+    @property
+    def layers(self) -> Mapping[str, int]:
+        """How many layers each component has."""
+        ...
+
+    @property
+    def linear(self) -> Mapping[str, Collection[str]]:
+        """Names of the linear modules in each component's layers."""
+        ...
+
+    @property
+    def biased(self) -> Collection[str]:
+        """Components whose layers have biases."""
+        ...
+
+    @property
+    def in_context(self) -> bool:
+        """Whether its prompt has room for examples."""
+        ...
+
+
+def among(adapter: AdapterSettings) -> str:
+    """The languages that an adapter was trained in, for its label, where they are several."""
+    return f", trained in {'+'.join(adapter.languages)}" if len(adapter.languages) > 1 else ""
+
+
 class Method:
     """One way to adapt a base.
 
@@ -89,6 +118,26 @@ class Method:
 
     def __init__(self, config: Config) -> None:
         self.config = config
+
+    @classmethod
+    def label(cls, method: Any, adapter: AdapterSettings) -> str:
+        """What an adapter is compared as in reports, without the minutes that it was trained on.
+
+        Args:
+            method: its section of the config.
+        """
+        return f"{method.kind}, {adapter.sites}{among(adapter)}"
+
+    @classmethod
+    def unfit(cls, method: Any, components: Collection[str], base: BaseParts, dtype: str) -> list[str]:
+        """Why an adapter can't be made on a base, each to follow the adapter's name; asked without it.
+
+        Args:
+            method: its section of the config.
+            components: of its sites.
+            dtype: of the base.
+        """
+        return []
 
     def together(self) -> list[list[int]]:
         """Rows of the adapters that share passes: all of them, or each alone."""

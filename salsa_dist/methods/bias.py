@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import nn
 
+from salsa_dist.config import AdapterSettings, BiasMethod
 from salsa_dist.errors import UserError
+from salsa_dist.methods.base import BaseParts, among
 from salsa_dist.methods.tuned import Tuned
 
 
 class Bias(Tuned):
     """The base's own biases."""
+
+    @classmethod
+    def label(cls, method: BiasMethod, adapter: AdapterSettings) -> str:
+        return f"biases of {adapter.sites}{among(adapter)}"
+
+    @classmethod
+    def unfit(
+        cls, method: BiasMethod, components: Collection[str], base: BaseParts, dtype: str
+    ) -> list[str]:
+        if not set(components) & set(base.biased):
+            return [": these layers have no biases"]
+        return [] if dtype == "float32" else [" trains in fp32: set base.dtype to float32"]
 
     @contextmanager
     def installed(

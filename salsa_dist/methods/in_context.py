@@ -11,7 +11,7 @@ here by the letters of the base's zero-shot draft, since no embedding model come
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from salsa_dist.config import InContextMethod
+from salsa_dist.config import AdapterSettings, InContextMethod
 from salsa_dist.data.clip import Clip
 from salsa_dist.data.reading import first_clips
 from salsa_dist.errors import UserError
-from salsa_dist.methods.base import Attached, Method
+from salsa_dist.methods.base import Attached, BaseParts, Method
 from salsa_dist.run.session import Session
 from salsa_dist.speech_llms.batch import Transcript
 from salsa_dist.speech_llms.load import SpeechLLM
@@ -33,6 +33,21 @@ from salsa_dist.steering.bank import Bank
 
 class InContext(Method):
     """The base with examples of the adapter's language before each clip."""
+
+    @classmethod
+    def label(cls, method: InContextMethod, adapter: AdapterSettings) -> str:
+        return f"in-context, {method.examples} examples by {method.choose}"
+
+    @classmethod
+    def unfit(
+        cls, method: InContextMethod, components: Collection[str], base: BaseParts, dtype: str
+    ) -> list[str]:
+        problems = []
+        if not base.in_context:
+            problems.append(" can't be done on this base: it has no prompt with examples")
+        if method.choose == "audio" and "encoder" not in base.layers:
+            problems.append(" can't be done on this base: it has no encoder")
+        return problems
 
     def digest(self, name: str) -> str:
         return self.config.method.model_dump_json()

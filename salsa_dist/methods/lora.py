@@ -2,19 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 import torch
 from torch import nn
 
-from salsa_dist.config import LoraMethod
+from salsa_dist.config import AdapterSettings, LoraMethod
 from salsa_dist.errors import UserError
+from salsa_dist.methods.base import BaseParts, among
 from salsa_dist.methods.tuned import Tuned
 
 
 class Lora(Tuned):
     """PEFT's LoRA in the layers of the sites."""
+
+    @classmethod
+    def label(cls, method: LoraMethod, adapter: AdapterSettings) -> str:
+        where = f"{', '.join(method.targets)} of {adapter.sites}"
+        return f"LoRA r={method.rank} on {where}{among(adapter)}"
+
+    @classmethod
+    def unfit(
+        cls, method: LoraMethod, components: Collection[str], base: BaseParts, dtype: str
+    ) -> list[str]:
+        problems = []
+        there = {name for component in components for name in base.linear[component]}
+        if lacking := [t for t in method.targets if t not in there]:
+            problems.append(
+                f": these layers have no linear {', '.join(lacking)}; they have "
+                + ", ".join(sorted(there))
+            )
+        if find_spec("peft") is None:
+            problems.append(" needs PEFT: pip install 'salsa-dist[baselines]'")
+        return problems
 
     @contextmanager
     def installed(

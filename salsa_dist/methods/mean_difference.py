@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from salsa_dist.config import Config, MeanDifferenceMethod
+from salsa_dist.config import AdapterSettings, Config, MeanDifferenceMethod
 from salsa_dist.data.clip import Clip
 from salsa_dist.data.reading import first_clips
 from salsa_dist.methods.base import Trainable
@@ -30,6 +30,10 @@ from salsa_dist.training.optimizer import PackedAdam
 
 class MeanDifference(Steering):
     """Vectors of rule `add` that are computed instead of trained."""
+
+    @classmethod
+    def label(cls, method: MeanDifferenceMethod, adapter: AdapterSettings) -> str:
+        return f"mean difference to {method.contrast}, {adapter.sites}"
 
     def load(self, session: Session) -> SpeechLLM:
         return session.load_base(self.config.base)

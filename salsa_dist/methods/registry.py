@@ -3,7 +3,9 @@ schema, and a line here."""
 
 from __future__ import annotations
 
-from salsa_dist.config import Config
+from typing import Any
+
+from salsa_dist.config import AdapterSettings, Config
 from salsa_dist.methods.base import Method
 from salsa_dist.methods.bias import Bias
 from salsa_dist.methods.in_context import InContext
@@ -20,6 +22,11 @@ METHODS: dict[str, type[Method]] = {
     "in-context": InContext,
     "zero-shot": ZeroShot,
 }
+
+
+def label_of(method: Any, adapter: AdapterSettings) -> str:
+    """What an adapter is compared as; see `Method.label`."""
+    return METHODS[method.kind].label(method, adapter)
 
 
 def method_of(config: Config) -> Method:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
-from salsa_dist.config import Config
+from salsa_dist.config import AdapterSettings, Config
 from salsa_dist.data.index import ShardIndex
 from salsa_dist.errors import UserError
-from salsa_dist.methods.base import Attached, Method, Trainable
+from salsa_dist.methods.base import Attached, Method, Trainable, among
 from salsa_dist.run.folder import RunFolder
 from salsa_dist.run.session import Session
 from salsa_dist.speech_llms.load import SpeechLLM
@@ -22,6 +23,10 @@ from salsa_dist.training.saved_adapters import save_adapters
 
 class Steering(Method):
     """SALSA, and plain addition: `steering.rule` says which, per adapter."""
+
+    @classmethod
+    def label(cls, method: Any, adapter: AdapterSettings) -> str:
+        return f"SALSA ({adapter.rule}), {adapter.sites}{among(adapter)}"
 
     @contextmanager
     def trainable(

@@ -27,16 +27,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from salsa_dist.config import (
-    AdapterSettings,
-    BiasMethod,
-    Config,
-    InContextMethod,
-    LoraMethod,
-    MeanDifferenceMethod,
-)
+from salsa_dist.config import AdapterSettings, Config
 from salsa_dist.errors import UserError
 from salsa_dist.evaluation.transcripts import BARE, ZERO_SHOT
+from salsa_dist.methods.registry import label_of
 from salsa_dist.metrics.error_rates import Scored, score
 from salsa_dist.metrics.normalise import Rules
 from salsa_dist.report.run_files import Hypothesis, RunFiles, read_run
@@ -170,7 +164,7 @@ def read_entries(
             else:
                 own = settings[adapter]
                 windows = {w for x, s, a, w in groups if (x, s, a) == key[:3]}
-                family = names[run, adapter] if names else method_name(file.config, own)
+                family = names[run, adapter] if names else label_of(file.config.method, own)
                 made = _entry(file, own, adapter if each else family, hypotheses[0], named=each)
                 made = replace(made, compared=window == _compared_window(file.config, windows))
                 seed = own.seed
@@ -195,21 +189,6 @@ def read_entries(
             entries.values(), key=lambda e: (e.language, e.split, e.method != ZERO_SHOT)
         )
     ]
-
-
-def method_name(config: Config, adapter: AdapterSettings) -> str:
-    """What an adapter of a run is compared as, without the minutes that it was trained on."""
-    method = config.method
-    among = f", trained in {'+'.join(adapter.languages)}" if len(adapter.languages) > 1 else ""
-    if isinstance(method, LoraMethod):
-        return f"LoRA r={method.rank} on {', '.join(method.targets)} of {adapter.sites}{among}"
-    if isinstance(method, BiasMethod):
-        return f"biases of {adapter.sites}{among}"
-    if isinstance(method, MeanDifferenceMethod):
-        return f"mean difference to {method.contrast}, {adapter.sites}"
-    if isinstance(method, InContextMethod):
-        return f"in-context, {method.examples} examples by {method.choose}"
-    return f"SALSA ({adapter.rule}), {adapter.sites}{among}"
 
 
 def _entry(

@@ -87,7 +87,7 @@ def identity(entry: Entry, sweep: Sweep, facts: BaseFacts, index: ShardIndex) ->
         decided["adapters.0.sites"] = select(entry.sites, facts.layers)
         if entry.start_from is not None:
             decided["adapters.0.start_from"] = SteeringVectors.load(entry.start_from).digest()
-        scales = config.training.lr_scale if entry.method.kind == "salsa" else {}
+        scales = config.training.lr_scale if entry.method.in_a_bank else {}
         decided["training.lr_scale"] = [[select(w, facts.layers), scale] for w, scale in scales.items()]
         tree["vectors"] = decided
     else:

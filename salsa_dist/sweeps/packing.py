@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from salsa_dist.config import MeanDifferenceMethod, Method, load_config
+from salsa_dist.config import load_config
 from salsa_dist.data.index import Shard, ShardIndex
 from salsa_dist.data.subset import take_minutes
 from salsa_dist.run.folder import RunFolder
@@ -55,19 +55,15 @@ def pack(
     packed = []
     alone: dict[tuple[Any, ...], list[Entry]] = {}
     for entry in missing:
-        if not _in_a_bank(entry.method):
+        if not entry.method.in_a_bank:
             method = entry.method.model_dump_json(exclude={"scale"})
             language = entry.language if entry.method.needs_whole_base else ""
             alone.setdefault((entry.stage, entry.corpus, method, language), []).append(entry)
     packed += [_cost(own, sweep, facts, indexes[own[0].corpus]) for own in alone.values()]
-    own = [e for e in missing if _in_a_bank(e.method)]
+    own = [e for e in missing if e.method.in_a_bank]
     for stage in dict.fromkeys(e.stage for e in own):
         packed += _pack_bank([e for e in own if e.stage == stage], sweep, facts, indexes, nodes)
     return packed
-
-
-def _in_a_bank(method: Method) -> bool:
-    return method.steers and method.learns
 
 
 def _pack_bank(
@@ -111,9 +107,9 @@ def _cost(entries: list[Entry], sweep: Sweep, facts: BaseFacts, index: ShardInde
     decoded = sum(_decoded(entry, sweep, index) for entry in entries)
     if not entries[0].method.trains:
         return Packed(list(entries), 0.0, 0.0, decoded=decoded)
-    if isinstance(entries[0].method, MeanDifferenceMethod):
-        languages = {e.language for e in entries} | {entries[0].method.contrast}
-        flop = len(languages) * entries[0].method.clips * decoding_flop(facts)
+    if not entries[0].method.learns:
+        clips = entries[0].method.clips_computed({e.language for e in entries})
+        flop = clips * decoding_flop(facts)
         return Packed(list(entries), flop, flop, decoded=decoded)
     groups: dict[tuple[Any, ...], list[Entry]] = {}
     for entry in entries:
@@ -128,7 +124,7 @@ def _cost(entries: list[Entry], sweep: Sweep, facts: BaseFacts, index: ShardInde
             mean_clip_s(shards)
         )
         separate += draws * sum(clip_cost(facts, [s], False).each_step for s in sites)
-        if not _in_a_bank(entries[0].method):
+        if not entries[0].method.in_a_bank:
             packed = separate  # each by itself, on a base of its own
             continue
         clips = min(draws, sum(len(s.entries) for s in shards))
@@ -162,7 +158,7 @@ def measured_flop(sweep: Sweep, facts: BaseFacts, jobs: Sequence[JobFolder]) -> 
     for job in jobs:
         steps = [e for e in job.events() if e["event"] == "step"] if job.done else []
         config = load_config(job.config) if steps and not job.dropped() else None
-        if config is not None and _in_a_bank(config.method):
+        if config is not None and config.method.in_a_bank:
             groups: dict[tuple[Any, ...], list[str]] = {}
             for a in config.adapter_settings():
                 groups.setdefault((a.language, a.seed, a.minutes), []).append(a.sites)

@@ -232,7 +232,7 @@ def make_plan(sweep: Sweep, nodes: int = 1) -> Plan:
     sound = [entry for entry in sweep.entries if not wrong[id(entry)]]
     identities = [identity(entry, sweep, facts, indexes[entry.corpus]) for entry in sound]
     problems += twice(sound, identities)
-    if sweep.config.method.kind != "salsa":
+    if not sweep.config.method.in_a_bank:
         kind = sweep.config.method.kind
         problems.append(f"its config has the method {kind!r}: write it as one of the sweep's methods")
     if not sweep.entries:

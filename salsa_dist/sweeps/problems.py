@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from importlib.util import find_spec
 
 import torch
 
-from salsa_dist.config import BiasMethod, InContextMethod, LoraMethod, MeanDifferenceMethod
 from salsa_dist.data.augment import from_settings
 from salsa_dist.data.index import ShardIndex
 from salsa_dist.data.subset import take_minutes
 from salsa_dist.errors import UserError
+from salsa_dist.methods.registry import METHODS
 from salsa_dist.placement.ranks import Ranks, group_size
 from salsa_dist.steering.sites import select
 from salsa_dist.steering.vectors import SteeringVectors
@@ -82,38 +81,21 @@ def _wrong_method(
                     f"{entry.label} needs a whole base on each rank: set {key}.kind to replicate and "
                     "offload to none"
                 )
-    if isinstance(method, InContextMethod):
-        if not facts.in_context:
-            problems.append(f"{entry.label} can't be done on this base: it has no prompt with examples")
-        if method.choose == "audio" and "encoder" not in facts.layers:
-            problems.append(f"{entry.label} can't be done on this base: it has no encoder")
-    if isinstance(method, MeanDifferenceMethod):
-        if entry.language == method.contrast:
+    contrast: str | None = getattr(method, "contrast", None)
+    if contrast is not None:
+        if entry.language == contrast:
             problems.append(f"{entry.label}: {entry.language} is in the grid too, and can't differ")
         if entry.corpus in indexes:
             try:
-                indexes[entry.corpus].select("train", method.contrast)
+                indexes[entry.corpus].select("train", contrast)
             except UserError as e:
                 problems.append(f"{entry.label}: {e}")
-    if isinstance(method, LoraMethod | BiasMethod):
-        try:
-            chosen = {site.partition(".")[0] for site in select(entry.sites, facts.layers)}
-        except UserError:
-            return problems  # told elsewhere
-        if isinstance(method, LoraMethod):
-            there = {name for component in chosen for name in facts.linear[component]}
-            if lacking := [t for t in method.targets if t not in there]:
-                problems.append(
-                    f"{entry.label}: these layers have no linear {', '.join(lacking)}; they have "
-                    + ", ".join(sorted(there))
-                )
-            if find_spec("peft") is None:
-                problems.append(f"{entry.label} needs PEFT: pip install 'salsa-dist[baselines]'")
-        elif not chosen & facts.biased:
-            problems.append(f"{entry.label}: these layers have no biases")
-        elif config.base.dtype != "float32":
-            problems.append(f"{entry.label} trains in fp32: set base.dtype to float32")
-    return problems
+    try:
+        chosen = {site.partition(".")[0] for site in select(entry.sites, facts.layers)}
+    except UserError:
+        return problems  # told elsewhere
+    unfit = METHODS[method.kind].unfit(method, chosen, facts, config.base.dtype)
+    return problems + [f"{entry.label}{why}" for why in unfit]
 
 
 def twice(entries: Sequence[Entry], identities: Sequence[str]) -> list[str]:
