@@ -163,7 +163,8 @@ class FrozenBase:
             batch = self.family.prompt_batch(parts)
         return Prompts([clip.language for clip in clips], [len(pieces) for pieces in cut], batch)
 
-    @torch.inference_mode()
+    # Not inference_mode: small weights stay once ZeRO-3 gathered them, and such ones have no backward.
+    @torch.no_grad()
     def answer(
         self, prompts: Prompts, max_new_tokens: int, decoding: Mapping[str, Any] | None = None
     ) -> list[Transcript]:
