@@ -51,7 +51,6 @@ from salsa_dist.run.folder import RunFolder
 from salsa_dist.run.session import Session
 from salsa_dist.speech_llms import long_audio
 from salsa_dist.speech_llms.batch import Transcript
-from salsa_dist.speech_llms.load import revision_of
 from salsa_dist.steering.bank import Bank
 from salsa_dist.whole_file import replace_file
 
@@ -81,14 +80,14 @@ def evaluate(config: Config) -> Path:
     method = method_of(config)
     digests = {a.name: method.digest(a.name) for a in config.adapters}
     with Session.start(config, training=False, facts=_facts(digests)) as session:
-        revision = revision_of(config.base.name, config.base.revision)
         started, decoded = time.monotonic(), 0
         for window in config.evaluation.windows_s:
             for rows in _passes(config, method):
                 with _ready(session, method, window, rows) as decoder:
-                    _keep_only(session, revision, digests)
+                    _keep_only(session, decoder.revision, digests)
                     for own in _apart(config, rows):
                         decoded += _decode(session, own, decoder)
+                del decoder  # it holds the base, and the next one is about to be loaded
         if session.ranks.is_first:
             _summarise(config, time.monotonic() - started, decoded, session.ranks)
         session.end(None)
@@ -127,12 +126,14 @@ class _Decoder:
     """What transcribes the clips of a pass.
 
     Attributes:
+        revision: of the base.
         window_s: longest audio in seconds.
         prepare: what a thread can do for clips while others are decoded.
         answer: the transcripts of what was prepared; all ranks call it equally often.
         apart: languages with other numbers share no batch.
     """
 
+    revision: str
     window_s: float
     prepare: Callable[[Sequence[Clip]], Any]
     answer: Callable[[Any], list[Transcript]]
@@ -153,19 +154,28 @@ def _ready(
         session.agree(speech_llm, attached.bank)
         if not config.method.trains and not RunFolder(config.run).events.exists():
             session.begin(speech_llm)  # nothing was trained, so nothing has begun the run yet
-        base = FrozenBase(speech_llm, attached.bank, ranks, session.placed.placement)
-        stack.callback(base.close)
+        base = stack.enter_context(
+            FrozenBase(speech_llm, attached.bank, ranks, session.placed.placement)
+        )
         session.say(base.as_loaded())
         limit, decoding = config.evaluation.max_new_tokens, config.evaluation.decoding.model_dump()
         family, one = base.family, attached.transcribe
-        window_s, apart = family.window_s, family.apart
+        window_s, apart, revision = family.window_s, family.apart, speech_llm.revision
         if one is not None:
             yield _Decoder(
-                window_s, list, lambda clips: [one(clip, limit, decoding) for clip in clips], apart
+                revision,
+                window_s,
+                list,
+                lambda clips: [one(clip, limit, decoding) for clip in clips],
+                apart,
             )
         else:
             yield _Decoder(
-                window_s, base.prompts, lambda made: base.answer(made, limit, decoding), apart
+                revision,
+                window_s,
+                base.prompts,
+                lambda made: base.answer(made, limit, decoding),
+                apart,
             )
 
 

@@ -8,6 +8,7 @@ A weight that was partitioned carries what DeepSpeed knows of it in attributes `
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import shutil
@@ -135,6 +136,33 @@ def release_leftovers(hooks: Any) -> None:
     Test: test_what_backward_left_gathered_is_released
     """
     hooks.release_backward_leftovers()
+
+
+def forget(engine: Any, model: nn.Module) -> None:
+    """Take the hooks off a model and free its weights, this rank's parts included; it runs no more.
+
+    Assumes that `engine.destroy()` removes the hooks, that the model waits in `FWD_MODULE_STACK`, and
+    that the coordinator's `__params_to_release` has a cache, which holds modules too.
+
+    Seen: DeepSpeed 0.19.8.
+    Else: the weights are free all the same, and the model's empty modules stay with the process.
+    Test: test_a_model_that_is_forgotten_goes
+    """
+    from deepspeed.runtime.zero import parameter_offload
+    from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
+
+    engine.destroy()
+    for parameter in model.parameters():
+        for held in (parameter, part_of(parameter)):
+            held.data = torch.empty(0, dtype=held.dtype)
+    stack = getattr(parameter_offload, "FWD_MODULE_STACK", [])
+    stack[:] = [module for module in stack if module is not model]
+    name = "_PartitionedParameterCoordinator__params_to_release"
+    cached: Any = getattr(PartitionedParameterCoordinator, name, None)
+    if cached is not None and not hasattr(cached, "cache_clear"):  # a timer is around it
+        cached = inspect.getclosurevars(cached).nonlocals.get("func")
+    if hasattr(cached, "cache_clear"):
+        cached.cache_clear()
 
 
 def fetching(hooks: Any) -> Any:

@@ -287,9 +287,22 @@ class FrozenBase:
             digest.update(held.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
-    def close(self) -> None:
-        """Take the bank off the base."""
+    def close(self, failed: bool = False) -> None:
+        """Take the bank off the base. A base that was cut over ranks is gone then, its weights free.
+
+        Args:
+            failed: this rank stops alone, so it waits for no other.
+        """
         self._hooks.close()
+        if self._zero is not None:
+            self._zero.close(failed)
+            self._zero = None
+
+    def __enter__(self) -> FrozenBase:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.close(failed=kind is not None)
 
 
 def _holder(model: nn.Module, layer: nn.Module | None) -> nn.Module | None:

@@ -86,6 +86,7 @@ class ZeroShards:
             buffer.data = buffer.data.to(device)
         # With no optimizer to build, the engine only installs the hooks; it is not called again.
         engine, *_ = deepspeed.initialize(model=model, config=settings, dist_init_required=False)
+        self._engine = engine
         self._offload = engine.optimizer
         model.eval()
 
@@ -101,6 +102,17 @@ class ZeroShards:
     def release(self) -> None:
         """Let go of what backward left gathered: modules whose input carries no gradient."""
         deepspeed_library.release_leftovers(self._offload)
+
+    def close(self, failed: bool = False) -> None:
+        """Free this rank's parts and what is gathered. All ranks of a group are done with it.
+
+        Args:
+            failed: the ranks no longer go along, so nothing here may wait for them.
+        """
+        deepspeed_library.forget(self._engine, self.model)
+        del self._engine, self._offload
+        if not failed:
+            dist.destroy_process_group(self.group)
 
     def part_bytes(self) -> int:
         """Bytes of this rank's parts of the base, wherever they lie."""

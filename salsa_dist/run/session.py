@@ -24,6 +24,7 @@ import torch.distributed as dist
 
 from salsa_dist.config import BaseConfig, Config
 from salsa_dist.data.index import ShardIndex
+from salsa_dist.placement import freed_memory
 from salsa_dist.placement.choose import Placed, choose
 from salsa_dist.placement.loading import load_base
 from salsa_dist.placement.ranks import Ranks, join
@@ -124,6 +125,7 @@ class Session:
     def load_base(self, base: BaseConfig, silence_stride: int = 1) -> SpeechLLM:
         """The base as the placement wants it."""
         self.at(None, "loading the base", reads=True)
+        freed_memory.collect()
         return load_base(base, self.ranks, self.placed.placement, self.say, silence_stride)
 
     def agree(self, speech_llm: SpeechLLM, bank: Bank, first: int = 0) -> None:

@@ -195,11 +195,12 @@ def opened(
                 languages={name: round(share, 6) for name, share in job.plan.shares.items()},
             )
         session.at(None, "placing the base", reads=True)
-        base = FrozenBase(
-            *(speech_llm, trainable.bank, ranks, session.placed.placement),
-            *(config.training.activation_checkpointing, session.say),
+        base = stack.enter_context(
+            FrozenBase(
+                *(speech_llm, trainable.bank, ranks, session.placed.placement),
+                *(config.training.activation_checkpointing, session.say),
+            )
         )
-        stack.callback(base.close)
         session.say(base.as_loaded())
         if config.method.steers and batches is not None and config.training.halving is not None:
             halving = Halving(*(config.training.halving, config.adapter_settings(), config.run, first))

@@ -82,6 +82,17 @@ def main(out: Path) -> None:
         found["gathered_after_backward"] = library.is_gathered(model.scale)
         library.release_leftovers(hooks)
         found["gathered_after_release"] = library.is_gathered(model.scale)
+        with torch.no_grad():  # the trace of what is gathered is complete then, and cached
+            for _ in range(3):
+                model(torch.randn(2, 4))
+        from deepspeed.runtime.zero import parameter_offload
+
+        assert model in parameter_offload.FWD_MODULE_STACK, "nothing to forget: no proof"
+        parts = [library.part_of(p) for p in model.parameters()]
+        library.forget(engine, model)
+        held = [*model.parameters(), *parts]
+        found["bytes_when_forgotten"] = sum(t.untyped_storage().nbytes() for t in held)
+        found["waits_when_forgotten"] = model in parameter_offload.FWD_MODULE_STACK
         (out / f"rank-{ranks.rank}.json").write_text(json.dumps(found), encoding="utf-8")
 
 

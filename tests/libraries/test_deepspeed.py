@@ -68,6 +68,12 @@ def test_what_backward_left_gathered_is_released(ranks: list[dict[str, Any]]) ->
     assert not any(rank["gathered_after_release"] for rank in ranks)
 
 
+def test_a_model_that_is_forgotten_goes(ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
+        assert rank["bytes_when_forgotten"] == 0
+        assert not rank["waits_when_forgotten"]
+
+
 def test_what_disk_offload_lacks_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from deepspeed.ops.op_builder import AsyncIOBuilder
 
