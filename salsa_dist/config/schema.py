@@ -2,6 +2,7 @@
 
 Config
 ├── run          folder of the run: events, state, adapters, report
+├── device       cpu or cuda; auto: a GPU where there is one
 ├── base         which speech-LLM, its precision, its audio window
 ├── data         where the shards are, how many clips an adapter step has
 ├── method       salsa, or a method to compare with: lora, bias, mean-difference, in-context …
@@ -494,6 +495,11 @@ class EvaluationConfig(_Section):
 
 class Config(_Section):
     run: Place[Folder] = Field(description="folder of this run")
+    device: Neither[Literal["auto", "cuda", "cpu"]] = Field(
+        "auto",
+        description="cuda: stop where a rank finds no GPU, as a launch with --gpus-per-node does; cpu: "
+        "use no GPU; auto: a GPU where there is one",
+    )
     base: BaseConfig
     data: DataConfig
     method: Annotated[Method, Field(discriminator="kind")] = SalsaMethod()

@@ -81,13 +81,15 @@ def launch(context: typer.Context, words: list[str] | None, **given: Any) -> int
     staging = [f"{s}.stage_to={resources.stage_to}" for s in ("base", "data") if resources.stage_to]
     plan, config, config_path = None, None, ""
     if command == "sweep":
-        plan, overrides = sweep.planned(overrides, resources.nodes), staging
+        plan = sweep.planned(overrides, resources.nodes)
+        overrides = [*staging, *_device(resources, plan.sweep.config)]
     elif asked.array_parallelism is not None:
         raise UserError("--array-parallelism is about a sweep: any other launch is one job")
     else:
         overrides += staging
         config_path = str(_config_path(asked).resolve())
         config = load_config(config_path, overrides)
+        overrides += _device(resources, config)
     if asked.cluster is Cluster.slurm and not asked.dry_run and shutil.which("sbatch") is None:
         raise UserError(
             "there is no Slurm here (no sbatch on the PATH): add --cluster local to run on this "
@@ -170,6 +172,11 @@ def _launch_sweep(job: Job, plan: Plan, asked: Options, resources: Resources) ->
     else:
         sweep.submit(executor, job, plan, parallel, again)
     return 0
+
+
+def _device(resources: Resources, config: Config) -> list[str]:
+    """Who asks for GPUs is not to get CPUs without a word."""
+    return ["device=cuda"] if resources.gpus_per_node and config.device == "auto" else []
 
 
 def _config_path(asked: Options) -> Path:

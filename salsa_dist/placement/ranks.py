@@ -3,12 +3,17 @@
 Launchers (submitit, torchrun, accelerate launch) set RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE,
 MASTER_ADDR and MASTER_PORT; `join` makes the process group from them. Without them the world is this
 one process, with a process group all the same, so that nothing else needs to ask.
+
+Each rank says in the store which device it would take, and reads what the others say, before any group
+is made: of ranks on gloo and ranks on NCCL each would wait for the other.
 """
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator
+import socket
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -22,6 +27,8 @@ from salsa_dist.errors import UserError
 # Ranks may start that much apart, and torch lets no collective wait longer: the last resort, where a
 # watchdog ends a job long before and says who hangs.
 _TIMEOUT = timedelta(minutes=20)
+# Set by Slurm where a job, or a step of it, was given GPUs.
+_SLURM_GPUS = ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS", "SLURM_GPUS_ON_NODE")
 
 
 @dataclass(frozen=True)
@@ -40,14 +47,15 @@ class Ranks:
 
 
 @contextmanager
-def join(hang_after_s: float = 0.0) -> Iterator[Ranks]:
+def join(hang_after_s: float = 0.0, wanted: str = "auto") -> Iterator[Ranks]:
     """Join the process group that the launcher's environment describes; leave it at the end.
 
     Args:
         hang_after_s: `training.hang_after_s`, where a watchdog looks after the ranks.
+        wanted: `device` of the config: cpu, cuda, or auto, which takes a GPU where there is one.
 
     Raises:
-        UserError: the environment is not whole.
+        UserError: the environment is not whole, or the ranks' devices do not fit together.
         TimeoutError: ranks never came; names them.
     """
     # A rank that waits for one that moves is to be ended by neither.
@@ -56,27 +64,91 @@ def join(hang_after_s: float = 0.0) -> Iterator[Ranks]:
     rank, world = int(env.get("RANK", 0)), int(env.get("WORLD_SIZE", 1))
     local_rank = int(env.get("LOCAL_RANK", 0))
     local_world = int(env.get("LOCAL_WORLD_SIZE", world))
-    if torch.cuda.is_available():
-        device = torch.device("cuda", local_rank)
-        torch.cuda.set_device(device)
-    else:
-        device = torch.device("cpu")
-    backend = "nccl" if device.type == "cuda" else "gloo"
+    mine = own_device(wanted, local_rank)
     if world > 1:
         if "MASTER_ADDR" not in env or "MASTER_PORT" not in env:
             raise UserError(
                 f"WORLD_SIZE is {world} but MASTER_ADDR or MASTER_PORT is not set: start this with "
                 "launchers/slurm.py, torchrun or accelerate launch"
             )
-        store = _meeting_place(rank, world)
-        _wait_for_all(store, rank, world)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
+        store: dist.Store = _meeting_place(rank, world)
+        refuse_unlike(_wait_for_all(store, rank, world, mine))
     else:
-        dist.init_process_group(backend, rank=0, world_size=1, store=dist.HashStore(), timeout=timeout)
+        store = dist.HashStore()
+        refuse_unlike([mine])
+    device = torch.device("cpu")
+    if mine["kind"] == "cuda":
+        device = torch.device("cuda", mine["index"])
+        torch.cuda.set_device(device)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
     try:
         yield Ranks(rank, world, local_rank, local_world, device)
     finally:
         dist.destroy_process_group()
+
+
+def own_device(wanted: str, local_rank: int) -> dict[str, Any]:
+    """The device that this rank would take, as the others are told of it.
+
+    `kind` is cuda or cpu; `index` and `gpu`, its number here and its identity, are a GPU's; `count` is
+    how many this process sees; `problem` says why the rank can't start.
+    """
+    own: dict[str, Any] = {"host": socket.gethostname(), "local_rank": local_rank, "kind": "cpu"}
+    own |= {"count": 0, "problem": ""}
+    if wanted == "cpu":
+        # Before anything has looked for a GPU: no library of this process is to find one.
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        return own
+    if not torch.cuda.is_available():
+        given = next((n for n in _SLURM_GPUS if os.environ.get(n, "0") not in ("", "0")), None)
+        if wanted == "cuda" or given:
+            by = "device is cuda" if wanted == "cuda" else f"{given} is {os.environ[given or '']}"
+            built = torch.version.cuda
+            why = f"built for CUDA {built}: look at nvidia-smi there" if built else "a build for CPUs"
+            own["problem"] = f"{by}, and torch finds no GPU (torch {torch.__version__} is {why})"
+        return own
+    count = torch.cuda.device_count()
+    own |= {"kind": "cuda", "count": count, "index": local_rank if count > 1 else 0}
+    if own["index"] < count:
+        own["gpu"] = str(torch.cuda.get_device_properties(own["index"]).uuid)
+    else:
+        own["problem"] = f"it is number {local_rank} of its node, which shows {count} GPUs"
+    return own
+
+
+def refuse_unlike(devices: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse ranks whose devices do not fit together; the same line on each.
+
+    Args:
+        devices: `own_device` of every rank, by rank.
+
+    Raises:
+        UserError: a rank has no device, some have GPUs and others not, or two have the same GPU.
+    """
+    if wrong := [rank for rank, own in enumerate(devices) if own["problem"]]:
+        own = devices[wrong[0]]
+        more = f", and {len(wrong) - 1} ranks more" if len(wrong) > 1 else ""
+        raise UserError(
+            f"rank {wrong[0]} on {own['host']}{more}: {own['problem']}; start as many ranks a node as "
+            "it has GPUs, mend the driver, or set device=cpu"
+        )
+    found = [rank for rank, own in enumerate(devices) if own["kind"] == "cuda"]
+    lacking = [rank for rank, own in enumerate(devices) if own["kind"] == "cpu"]
+    if found and lacking:
+        raise UserError(
+            f"{len(lacking)} of {len(devices)} ranks find no GPU, such as rank {lacking[0]} on "
+            f"{devices[lacking[0]]['host']}, and the others do, such as rank {found[0]} on "
+            f"{devices[found[0]]['host']}: mend that node, or set device=cpu for all"
+        )
+    taken: dict[tuple[str, str], int] = {}
+    for rank in found:
+        gpu = (devices[rank]["host"], devices[rank]["gpu"])
+        if (other := taken.setdefault(gpu, rank)) != rank:
+            raise UserError(
+                f"rank {other} and rank {rank} on {gpu[0]} would share one GPU: start as many ranks a "
+                "node as it has GPUs"
+            )
 
 
 _stores: list[dist.Store] = []
@@ -96,9 +168,11 @@ def _meeting_place(rank: int, world: int) -> dist.Store:
     return dist.PrefixStore(f"join-{_joins}", _stores[0])
 
 
-def _wait_for_all(store: dist.Store, rank: int, world: int) -> None:
-    """Until every rank has come to the meeting place."""
-    store.set(f"here-{rank}", "")
+def _wait_for_all(
+    store: dist.Store, rank: int, world: int, mine: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """What every rank says of itself, once all have come to the meeting place."""
+    store.set(f"here-{rank}", json.dumps(mine))
     keys = {other: f"here-{other}" for other in range(world)}
     try:
         store.wait(list(keys.values()), _TIMEOUT)
@@ -111,6 +185,7 @@ def _wait_for_all(store: dist.Store, rank: int, world: int) -> None:
             f"rank {rank} of {world} waited {_TIMEOUT.total_seconds():g} s for rank {named}, which "
             "never came: look at the log of that rank, or at its node"
         ) from e
+    return [json.loads(said) for said in store.multi_get(list(keys.values()))]
 
 
 def _store(rank: int, world: int) -> dist.Store:

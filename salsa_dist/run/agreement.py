@@ -74,7 +74,6 @@ def settings_facts(config: Config, shards: str) -> dict[str, Any]:
             settings[key] = None if value is None else "given"
     return {
         **{f"version of {name}": version(name) for name in _DECIDING_PACKAGES},
-        "kind of device": "cuda" if torch.cuda.is_available() else "cpu",
         "shards": shards,
         **settings,
     }

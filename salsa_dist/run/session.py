@@ -91,7 +91,7 @@ class Session:
         Raises:
             UserError: on all ranks, with nothing written.
         """
-        with join(config.training.hang_after_s) as ranks, ExitStack() as stack:
+        with join(config.training.hang_after_s, config.device) as ranks, ExitStack() as stack:
             refuse_unwritable(config.run)
             if training:
                 refuse_missing(config.trackers)
