@@ -14,8 +14,8 @@ import json
 import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -23,6 +23,8 @@ import torch
 import torch.distributed as dist
 
 from salsa_dist.errors import UserError
+from salsa_dist.libraries.torch import abort_groups
+from salsa_dist.placement.peers import Peers
 
 # Ranks may start that much apart, and torch lets no collective wait longer: the last resort, where a
 # watchdog ends a job long before and says who hangs.
@@ -33,13 +35,18 @@ _SLURM_GPUS = ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS", "SLURM_GPUS_ON_NODE")
 
 @dataclass(frozen=True)
 class Ranks:
-    """Who this process is. Ranks of a node are consecutive."""
+    """Who this process is. Ranks of a node are consecutive.
+
+    Attributes:
+        peers: whom to tell of a failure; None: nobody.
+    """
 
     rank: int
     world_size: int
     local_rank: int
     local_world_size: int
     device: torch.device
+    peers: Peers | None = field(default=None, compare=False)
 
     @property
     def is_first(self) -> bool:
@@ -82,9 +89,13 @@ def join(hang_after_s: float = 0.0, wanted: str = "auto") -> Iterator[Ranks]:
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
-    try:
-        yield Ranks(rank, world, local_rank, local_world, device)
-    finally:
+    with ExitStack() as stack:
+        peers = stack.enter_context(Peers(store, rank)) if world > 1 else None
+        try:
+            yield Ranks(rank, world, local_rank, local_world, device, peers)
+        except BaseException:
+            abort_groups()  # to destroy them would wait for ranks that may wait for this one
+            raise
         dist.destroy_process_group()
 
 

@@ -22,21 +22,28 @@ VARIABLE = "SALSA_FAILURE_FILE"
 _END = "_failure.json"
 
 
+_moments: dict[Path, float] = {}  # of this process's first failure, by file
+
+
 def write_failure(rank: int, text: str, user_error: bool, causes: str = "") -> None:
     """Write the failure of this process, where a launcher asked for it. A full disk is no error.
+
+    Said again, as by the launcher when the process is at its end, it keeps the time of the first word:
+    of several ranks the first to fail is the cause.
 
     `causes` are the tracebacks behind a user's error, which `--debug` shows.
     """
     if VARIABLE not in os.environ:
         return
+    path = Path(os.environ[VARIABLE])
+    moment = _moments.setdefault(path, time.time())
     record = {
         "rank": rank,
-        "time": time.time(),
+        "time": moment,
         "user_error": user_error,
         "text": text.strip(),
         **({"causes": causes.strip()} if causes else {}),
     }
-    path = Path(os.environ[VARIABLE])
     with suppress(OSError):
         json_file.write(path, SCHEMA, record, flushed=False)
 

@@ -32,6 +32,7 @@ from salsa_dist.planner.links import slower_than_planned
 from salsa_dist.run.agreement import agree, base_facts, settings_facts
 from salsa_dist.run.console import Console
 from salsa_dist.run.events import Events
+from salsa_dist.run.failing import failure_first
 from salsa_dist.run.lock import RunLock, held_for_all
 from salsa_dist.run.preflight import Preflight, preflight
 from salsa_dist.run.start import open_run, refuse_unwritable, write_start
@@ -91,7 +92,11 @@ class Session:
         Raises:
             UserError: on all ranks, with nothing written.
         """
-        with join(config.training.hang_after_s, config.device) as ranks, ExitStack() as stack:
+        with (
+            join(config.training.hang_after_s, config.device) as ranks,
+            ExitStack() as stack,
+            failure_first(ranks),
+        ):
             refuse_unwritable(config.run)
             if training:
                 refuse_missing(config.trackers)

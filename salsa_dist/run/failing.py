@@ -1,0 +1,26 @@
+"""How a rank fails: its word first, then everything else."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from salsa_dist.errors import UserError
+from salsa_dist.placement.ranks import Ranks
+from salsa_dist.run.failure_file import write_failure
+from salsa_dist.versions import named_in
+
+
+@contextmanager
+def failure_first(ranks: Ranks) -> Iterator[None]:
+    """What the block raises is on disk, and known to all ranks, before anything is closed."""
+    try:
+        yield
+    except Exception as error:
+        user_error = isinstance(error, UserError)
+        text = str(error) if user_error else traceback.format_exc() + (named_in(error) or "")
+        write_failure(ranks.rank, text, user_error)
+        if ranks.peers is not None:
+            ranks.peers.tell(f"{type(error).__name__}: {error}"[:1000], user_error)
+        raise
