@@ -39,6 +39,7 @@ class Ranks:
 
     Attributes:
         peers: whom to tell of a failure; None: nobody.
+        store: keys that all ranks of the group share; None: there is no other rank.
     """
 
     rank: int
@@ -47,6 +48,7 @@ class Ranks:
     local_world_size: int
     device: torch.device
     peers: Peers | None = field(default=None, compare=False)
+    store: dist.Store | None = field(default=None, compare=False)
 
     @property
     def is_first(self) -> bool:
@@ -91,8 +93,9 @@ def join(hang_after_s: float = 0.0, wanted: str = "auto") -> Iterator[Ranks]:
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
     with ExitStack() as stack:
         peers = stack.enter_context(Peers(store, rank)) if world > 1 else None
+        shared = store if world > 1 else None
         try:
-            yield Ranks(rank, world, local_rank, local_world, device, peers)
+            yield Ranks(rank, world, local_rank, local_world, device, peers, shared)
         except BaseException:
             abort_groups()  # to destroy them would wait for ranks that may wait for this one
             raise

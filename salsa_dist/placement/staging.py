@@ -19,7 +19,7 @@ from pathlib import Path
 
 from salsa_dist.config import BaseConfig
 from salsa_dist.new_folder import made_beside
-from salsa_dist.placement.node_disk import node_folder, once_a_node
+from salsa_dist.placement.node_disk import Told, node_folder, once_a_node
 from salsa_dist.placement.ranks import Ranks
 from salsa_dist.speech_llms.load import CHECKPOINT_FILES, base_revision, source_folder
 
@@ -31,18 +31,18 @@ def staged(base: BaseConfig, ranks: Ranks, say: Callable[[str], None]) -> Path:
         UserError: no such base, an environment variable that is not set, or too little room.
     """
 
-    def make() -> Path:
+    def make(told: Told) -> Path:
         source = source_folder(base.name, base.revision)
         mark = base_revision(str(source)).removeprefix("local-")
         parent = node_folder("base.stage_to", base.stage_to or "")
         folder = parent / f"{Path(base.name).name}-{mark}"
-        _copy(source, folder, say)
+        _copy(source, folder, say, told)
         return folder
 
-    return once_a_node(ranks, f"base.stage_to is {base.stage_to}, no place to write to", make)
+    return once_a_node(ranks, f"base.stage_to is {base.stage_to}, no place to write to", make, say)
 
 
-def _copy(source: Path, target: Path, say: Callable[[str], None]) -> None:
+def _copy(source: Path, target: Path, say: Callable[[str], None], told: Told) -> None:
     files = {
         p.name: p for p in sorted(source.iterdir()) if p.is_file() and p.suffix in CHECKPOINT_FILES
     }
@@ -59,6 +59,9 @@ def _copy(source: Path, target: Path, say: Callable[[str], None]) -> None:
     if free < size:
         raise OSError(f"the base takes {size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free there")
     say(f"copying the base's {size / 1e9:.2f} GB to {target}")
+    done = 0
     with made_beside(target) as folder:
         for name, path in files.items():
             shutil.copyfile(path, folder / name)
+            done += path.stat().st_size
+            told(done, size)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from salsa_dist.data.index import Shard, ShardIndex
 from salsa_dist.errors import UserError
-from salsa_dist.placement.node_disk import node_folder, once_a_node
+from salsa_dist.placement.node_disk import Told, node_folder, once_a_node
 from salsa_dist.placement.ranks import Ranks
 
 _BLOCK = 8 * 2**20
@@ -41,15 +41,17 @@ def staged_shards(
             index says.
     """
 
-    def make() -> Path:
+    def make(told: Told) -> Path:
         folder = node_folder("data.stage_to", to) / f"{index.folder.name}-{index.hash[:12]}"
-        _copy(index.folder, {s.path: s for s in shards}, folder, say)
+        _copy(index.folder, {s.path: s for s in shards}, folder, say, told)
         return folder
 
-    return once_a_node(ranks, f"data.stage_to is {to}", make)
+    return once_a_node(ranks, f"data.stage_to is {to}", make, say)
 
 
-def _copy(source: Path, shards: dict[str, Shard], folder: Path, say: Callable[[str], None]) -> None:
+def _copy(
+    source: Path, shards: dict[str, Shard], folder: Path, say: Callable[[str], None], told: Told
+) -> None:
     missing = [s for s in shards.values() if not _there(folder / s.path, s)]
     size = sum(shard.bytes for shard in missing)
     folder.mkdir(parents=True, exist_ok=True)
@@ -57,8 +59,11 @@ def _copy(source: Path, shards: dict[str, Shard], folder: Path, say: Callable[[s
     if free < size:
         raise OSError(f"the shards take {size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free there")
     say(f"{len(missing)} of {len(shards)} shards to copy ({size / 1e9:.2f} GB) to {folder}")
+    done = 0
     for shard in missing:
         _copy_one(source / shard.path, folder / shard.path, shard.sha256)
+        done += shard.bytes
+        told(done, size)
 
 
 def _there(path: Path, shard: Shard) -> bool:
