@@ -62,8 +62,10 @@ def without_weights(model_class: Any, config: Any, dtype: torch.dtype | None = N
         return model if dtype is None else model.to(dtype)
 
 
-def commit_of(name: str, revision: str | None) -> str | None:
+def commit_of(name: str, revision: str | None, fetched: bool = False) -> str | None:
     """The hub commit of a hub name as it is on this machine; None: it can't be told.
+
+    Where the base was `fetched` just now, the hub is not asked again.
 
     Assumes that the path of a file of the hub's cache is `…/snapshots/COMMIT/FILE`. transformers itself
     no longer keeps the commit in a config (5.24).
@@ -72,10 +74,17 @@ def commit_of(name: str, revision: str | None) -> str | None:
     Else: None. The base's revision is then `unknown`, so adapters of two commits are not told apart.
     Test: test_the_commit_of_a_hub_name_is_known
     """
-    found = file_in(name, "config.json", revision)
+    found = _in_cache(name, revision) if fetched else file_in(name, "config.json", revision)
     if found is None or found.parent.parent.name != "snapshots":
         return None
     return found.parent.name
+
+
+def _in_cache(name: str, revision: str | None) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(name, "config.json", revision=revision)
+    return Path(found) if isinstance(found, str) else None
 
 
 def file_in(name: str, wanted: str, revision: str | None) -> Path | None:

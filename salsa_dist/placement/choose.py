@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import shutil
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -24,7 +25,8 @@ from salsa_dist.config import Config, PlacementConfig
 from salsa_dist.errors import UserError
 from salsa_dist.libraries.deepspeed import why_no_async_io
 from salsa_dist.placement.ranks import Ranks, group_size
-from salsa_dist.planner.plan_of_run import plan_of, user_settings, with_offload
+from salsa_dist.planner.base_shape import BaseShape
+from salsa_dist.planner.plan_of_run import plan_of, shape_of_run, user_settings, with_offload
 from salsa_dist.planner.plan_table import Plan, Row
 from salsa_dist.planner.sizes import size
 from salsa_dist.planner.step_work import GLOO_MESSAGE_BYTES, Machines
@@ -71,7 +73,8 @@ def choose(config: Config, ranks: Ranks, *, training: bool = True) -> Placed:
         placement = placement.model_copy(update={"kind": "replicate"})
     even = _even_ranks(ranks)
     machines = this_job(ranks)
-    plan = plan_of(config, machines, training=training)
+    shape = _hub_shape(config, ranks, training)
+    plan = plan_of(config, machines, training=training, shape=shape)
     placed, refused = None, ""
     try:
         placed = decide(plan, placement, section, even)
@@ -84,6 +87,27 @@ def choose(config: Config, ranks: Ranks, *, training: bool = True) -> Placed:
         raise UserError(said)
     assert placed is not None
     return placed
+
+
+def _hub_shape(config: Config, ranks: Ranks, training: bool) -> BaseShape | None:
+    """The shape of a base on a hub, which the first rank alone asks; None for a folder.
+
+    Raises:
+        UserError: on all ranks.
+    """
+    if Path(config.base.name).is_dir() or ranks.world_size == 1:
+        return None
+    told: list[Any] = [None, ""]
+    if ranks.is_first:
+        try:
+            told[0] = shape_of_run(config, training)
+        except UserError as e:
+            told[1] = str(e)
+    dist.broadcast_object_list(told, src=0, device=ranks.device)
+    if told[1]:
+        raise UserError(told[1])
+    shape: BaseShape = told[0]
+    return shape
 
 
 def _refuse_sharded(config: Config, placement: PlacementConfig, section: str) -> None:

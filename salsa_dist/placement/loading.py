@@ -25,7 +25,7 @@ from torch import nn
 
 from salsa_dist.config import BaseConfig, PlacementConfig
 from salsa_dist.placement.ranks import Ranks, group_size
-from salsa_dist.placement.staging import staged
+from salsa_dist.placement.staging import fetched, staged
 from salsa_dist.speech_llms.load import SpeechLLM, load_speech_llm
 from salsa_dist.speech_llms.weight_files import StoredTensor
 
@@ -56,13 +56,14 @@ def load_base(
 ) -> SpeechLLM:
     """The base as `placement` wants it: whole on this rank's device, or with its weights unread.
 
-    Every rank calls this. With `base.stage_to`, the files are copied to this node's own disk first.
+    Every rank calls this. With `base.stage_to`, the files are copied to this node's own disk first;
+    those of a hub name are fetched by one rank of each node.
 
     Raises:
         UserError: the base can't be loaded or copied, or the ranks can't be cut as placed.
     """
     elsewhere = group_size(placement.kind, ranks) > 1 or placement.offload != "none"
-    copy = None if base.stage_to is None else staged(base, ranks, say)
+    copy = staged(base, ranks, say) if base.stage_to is not None else fetched(base, ranks, say)
     say(f"loading base {base.name}")
     settings = base.model_dump(exclude={"stage_to"}) | {"silence_stride": silence_stride}
     return load_speech_llm(**settings, device=ranks.device, copy=copy, filled=not elsewhere)

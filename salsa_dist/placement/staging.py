@@ -42,6 +42,24 @@ def staged(base: BaseConfig, ranks: Ranks, say: Callable[[str], None]) -> Path:
     return once_a_node(ranks, f"base.stage_to is {base.stage_to}, no place to write to", make, say)
 
 
+def fetched(base: BaseConfig, ranks: Ranks, say: Callable[[str], None]) -> Path | None:
+    """The folder of a hub name's files on this node, fetched by one rank of it; None for a folder.
+
+    Every rank calls this.
+
+    Raises:
+        UserError: on all ranks: there is no such base, or no way to the hub.
+    """
+    if Path(base.name).is_dir() or ranks.world_size == 1:
+        return None
+    return once_a_node(
+        ranks,
+        f"base {base.name} can't be fetched",
+        lambda told: source_folder(base.name, base.revision),
+        say,
+    )
+
+
 def _copy(source: Path, target: Path, say: Callable[[str], None], told: Told) -> None:
     files = {
         p.name: p for p in sorted(source.iterdir()) if p.is_file() and p.suffix in CHECKPOINT_FILES

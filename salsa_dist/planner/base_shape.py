@@ -361,8 +361,9 @@ def _stored(name: str, revision: str | None) -> tuple[int | None, str | None]:
     """Bytes of the weights on disk and the precision that most of them have, from headers alone."""
     folder = Path(name)
     sizes: dict[str, int] = {}
-    if folder.is_dir():
-        for path in sorted(folder.glob("*.safetensors")):
+    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else _cached(name, revision)
+    if files is not None:
+        for path in files:
             for entry in read_header(path).values():
                 first, last = entry["data_offsets"]
                 sizes[entry["dtype"]] = sizes.get(entry["dtype"], 0) + last - first
@@ -389,6 +390,25 @@ def _stored(name: str, revision: str | None) -> tuple[int | None, str | None]:
     most = max(sizes, key=lambda kind: sizes[kind])
     dtype = _HEADER_TYPES.get(most)
     return sum(sizes.values()), None if dtype is None else str(dtype).removeprefix("torch.")
+
+
+def _cached(name: str, revision: str | None) -> list[Path] | None:
+    """The weight files of a hub name that this machine has; None: not all of them."""
+    from huggingface_hub import try_to_load_from_cache
+    from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+    def file(wanted: str) -> Path | None:
+        found = try_to_load_from_cache(name, wanted, revision=revision)
+        return Path(found) if isinstance(found, str) else None
+
+    if (single := file(SAFE_WEIGHTS_NAME)) is not None:
+        return [single]
+    index = file(SAFE_WEIGHTS_INDEX_NAME)
+    if index is None:
+        return None
+    shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    files = [path for shard in shards if (path := file(shard)) is not None]
+    return files if len(files) == len(shards) else None
 
 
 def read_header(path: Path) -> dict[str, Any]:

@@ -41,6 +41,7 @@ from salsa_dist.speech_llms.weight_files import StoredTensor
 from salsa_dist.steering.sites import by_site, find_layers, layer_counts, select
 
 # What a base is loaded from; a hub's folder may hold the same weights in three other forms too.
+UNKNOWN = "unknown"  # the revision of a base of which no commit is known; nothing is kept under it
 CHECKPOINT_FILES = (".json", ".safetensors", ".txt", ".model", ".jinja", ".tiktoken")
 _FAMILIES: tuple[type[Family], ...] = (
     whisper.Whisper,
@@ -134,15 +135,15 @@ def load_speech_llm(
 
     name = os.path.expanduser(name)
     options = FamilyOptions(window_s, prompt, language_as or {}, silence_stride)
+    files = (name, revision) if copy is None else (str(copy), None)
     with reading_base(name):
-        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(files[0], revision=files[1], trust_remote_code=False)
     family_class = FAMILIES.get(config.model_type)
     if family_class is None:
         raise UserError(
             f"base {name} is a {config.model_type!r} model; known families are {', '.join(FAMILIES)}"
         )
     refuse_stride(name, config.model_type, silence_stride)
-    files = (name, revision) if copy is None else (str(copy), None)
     cls = model_class(config, family_class.MODEL_CLASS)
     precision = getattr(torch, dtype)
     sources: Mapping[str, StoredTensor] | None = None
@@ -175,7 +176,7 @@ def load_speech_llm(
         model=model.to(device) if filled else model,
         family=family,
         name=name,
-        revision=base_revision(name, revision),
+        revision=base_revision(name, revision, fetched=copy is not None),
         parameters=sum(p.numel() for p in model.parameters()),
         layers=layers or {},
         sources=sources,
@@ -210,8 +211,8 @@ def model_class(config: Any, named: str | None) -> Any:
     return listed_class(config) or getattr(transformers, config.architectures[0])
 
 
-def base_revision(name: str, revision: str | None = None) -> str:
-    """What pins a base's weights.
+def base_revision(name: str, revision: str | None = None, fetched: bool = False) -> str:
+    """What pins a base's weights; of a hub name that was `fetched` just now the hub is not asked again.
 
     For a hub name its commit. For a folder, `local-` and 16 hex digits of a SHA-256 over config.json
     and, for each weight file, its name, size, first 64 KiB (the safetensors header) and 64 KiB at each
@@ -220,7 +221,7 @@ def base_revision(name: str, revision: str | None = None) -> str:
     """
     folder = Path(name)
     if not folder.is_dir():
-        return commit_of(name, revision) or "unknown"
+        return commit_of(name, revision, fetched) or UNKNOWN
     digest = hashlib.sha256()
     settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     settings.pop("transformers_version", None)
@@ -260,5 +261,10 @@ def source_folder(name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
     kinds = [f"*{kind}" for kind in CHECKPOINT_FILES]
+    # Some publishers put the same weights beside them a second time, in their own form.
     with reading_base(name):
-        return Path(snapshot_download(name, revision=revision, allow_patterns=kinds))
+        return Path(
+            snapshot_download(
+                name, revision=revision, allow_patterns=kinds, ignore_patterns=["consolidated*"]
+            )
+        )

@@ -22,6 +22,8 @@ from salsa_dist.errors import UserError
 from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.placement.kept_prefix import KeptPrefix, Known
 from salsa_dist.run.folder import RunFolder
+from salsa_dist.speech_llms.load import UNKNOWN
+from salsa_dist.steering.adapter_folder import known_as
 
 
 def keep_prefix(
@@ -83,6 +85,12 @@ def keep_prefix(
 def _folder(config: Config, base: FrozenBase, revision: str, shards: str) -> Path | None:
     if config.training.prefix_cache == "memory":
         return None
-    key = [revision, shards, base.shared.first, str(base.dtype), base.family.window_s]
-    name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
-    return (config.training.prefix_folder or RunFolder(config.run).prefix) / name
+    if revision == UNKNOWN:
+        raise UserError(
+            f"training.prefix_cache=disk: no commit of base {config.base.name} is known, so what is "
+            "kept of it can't be told from another's: name a folder, or set prefix_cache=memory"
+        )
+    name = known_as(config.base.name)
+    key = [name, revision, shards, base.shared.first, str(base.dtype), base.family.window_s]
+    digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
+    return (config.training.prefix_folder or RunFolder(config.run).prefix) / digest
