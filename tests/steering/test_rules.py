@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -84,6 +85,64 @@ def test_gradients_equal_finite_differences(rule: str, start: str) -> None:
     hidden = draw(2, 3, 6).double().requires_grad_()
     vector = (draw(2, 1, 6, seed=1) * (start == "some")).double().requires_grad_()
     assert gradcheck(RULES[rule].apply, (hidden, vector))
+
+
+def written_out(hidden: Tensor, vector: Tensor) -> Tensor:
+    """`salsa` by torch's own operations, differentiated by torch."""
+    fp32 = torch.promote_types(hidden.dtype, torch.float32)
+    before = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True, dtype=fp32)
+    steered = torch.addcmul(hidden, vector, (before > 1e-10).to(fp32))
+    after = torch.linalg.vector_norm(steered, dim=-1, keepdim=True)
+    return (steered * (before.clamp_min(1e-10) / after.clamp_min(1e-10))).to(hidden.dtype)
+
+
+def gradients(apply: Any, hidden: Tensor, vector: Tensor, weights: Tensor) -> list[Tensor]:
+    leaves = [hidden.clone().requires_grad_(), vector.clone().requires_grad_()]
+    (apply(*leaves) * weights.to(hidden.dtype)).sum().backward()
+    return [leaf.grad for leaf in leaves if leaf.grad is not None]
+
+
+@pytest.mark.parametrize("size", [0.0, 0.01, 1.0, 10.0])
+def test_salsas_own_gradient_is_that_of_the_formula(size: float) -> None:
+    hidden, vector, weights = draw(3, 50, 64), size * draw(3, 1, 64, seed=1), draw(3, 50, 64, seed=2)
+    hidden[0, :2], hidden[1, 3] = 0.0, -vector[1, 0]  # no direction; one that the vector cancels
+    assert torch.equal(salsa(hidden, vector), written_out(hidden, vector))
+    found = gradients(salsa, hidden, vector, weights)
+    for own, wanted in zip(found, gradients(written_out, hidden, vector, weights), strict=True):
+        keep = wanted.abs() < 1e3  # where the vector cancels the activation the slope has no end
+        assert torch.allclose(own[keep], wanted[keep], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_salsas_gradient_in_half_precision_is_as_near_as_torchs(dtype: torch.dtype) -> None:
+    hidden, vector, weights = draw(4, 200, 64, dtype=dtype), draw(4, 1, 64, seed=1), draw(4, 200, 64)
+    true = gradients(written_out, hidden.double(), vector.double(), weights.to(dtype).double())
+    for own, torchs, wanted in zip(
+        gradients(salsa, hidden, vector, weights),
+        gradients(written_out, hidden, vector, weights),
+        true,
+        strict=True,
+    ):
+        off, torchs_off = ((g.double() - wanted).norm() / wanted.norm() for g in (own, torchs))
+        assert off < 2 * torchs_off + 2**-8
+
+
+@pytest.mark.parametrize(("apply", "most"), [(add, 2.0), (salsa, 2.1), (written_out, 8.1)])
+def test_what_a_rule_keeps_for_backward(apply: Any, most: float) -> None:
+    """Bytes for each number of an activation in bf16, with the result, which the next layer keeps."""
+    hidden, kept = draw(8, 100, 1024, dtype=torch.bfloat16).requires_grad_(), {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    vector = draw(8, 1, 1024, seed=1).requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        out = apply(hidden, vector)
+        (out * out.detach()).sum()  # what is above keeps its input
+    kept.pop(vector.untyped_storage().data_ptr(), None)
+    assert most - 0.11 < sum(kept.values()) / hidden.numel() <= most
 
 
 @pytest.fixture
