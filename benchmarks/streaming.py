@@ -48,7 +48,7 @@ import torch
 from salsa_dist.data import mixing, quick_index
 from salsa_dist.data import plan as plan_module
 from salsa_dist.data.index import Entry, Shard, ShardIndex
-from salsa_dist.data.plan import LANES, POOL_STEPS, AdapterPlan, by_step, pool_of
+from salsa_dist.data.plan import LANES, POOL_STEPS, AdapterPlan, pool_of, steps_of
 from salsa_dist.data.reading import ClipReader
 
 SOURCE_RATE, RATE = 44_100, 16_000
@@ -295,8 +295,9 @@ def first_step(corpus: Corpus, index: ShardIndex, folder: Path, step: int) -> tu
     """Seconds of the clock and of the CPU from `folder` to the clips of `step`, 16 by 64 readers."""
     # What will be read of the shards is made before: that is not what is timed.
     wanted: dict[str, tuple[Shard, list[Entry]]] = {}
-    for t, draw in by_step(AdapterPlan(index.shards, 16, 64, 0, 30.0), pool_of(step)):
-        if t >= step:
+    plan = AdapterPlan(index.shards, 16, 64, 0, 30.0)
+    for t in range(step, steps_of(pool_of(step)).stop, LANES):
+        for draw in plan.step(t):
             wanted.setdefault(draw.shard.path, (draw.shard, []))[1].append(draw.entry)
     for shard, entries in wanted.values():
         make_tar(corpus, shard, entries)

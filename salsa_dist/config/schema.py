@@ -392,6 +392,12 @@ class TrainingConfig(_Section):
     micro_batch: Neither[int] = Field(
         16, ge=1, description="audio windows per forward pass on one rank"
     )
+    pass_seconds: Neither[float | None] = Field(
+        None,
+        gt=0,
+        description="maximum seconds of audio per forward pass on one rank, padding included; null: "
+        "micro_batch alone limits a pass. A longer clip is a pass of its own",
+    )
     activation_checkpointing: Neither[bool] = Field(
         False, description="recompute activations in the backward pass: less memory, more time"
     )

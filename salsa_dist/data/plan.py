@@ -23,7 +23,7 @@ nothing is replayed.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 from salsa_dist.data.entries import offsets_of, seconds_of
 from salsa_dist.data.index import Entry, Shard
 from salsa_dist.data.mixing import Mix, mixed, quotas, shares
+from salsa_dist.data.share import rank_of
 from salsa_dist.errors import UserError
 
 LANES = 12  # pools that steps take turns among; divided by 1, 2, 3, 4, 6 and 12 workers
@@ -174,6 +175,20 @@ class AdapterPlan:
         return [steps[i] for i in rng.permutation(POOL_STEPS)]
 
 
+def dealt(draws: Sequence[Draw], readers: int, world_size: int) -> list[int]:
+    """The rank of each draw of a step.
+
+    A rank has readers of its own, or, where ranks are more than readers, a run of a reader's draws.
+    What is drawn does not depend on it.
+    """
+    if world_size <= readers:
+        return [rank_of(draw.reader, world_size) for draw in draws]
+    ranks = [0] * len(draws)
+    for place, i in enumerate(sorted(range(len(draws)), key=lambda i: draws[i].reader)):
+        ranks[i] = place * world_size // len(draws)
+    return ranks
+
+
 def pool_of(t: int) -> int:
     """The pool that step `t` is dealt from."""
     lane, turn = t % LANES, t // LANES
@@ -271,11 +286,11 @@ def _by_length(readers: Sequence[list[Draw]], rng: np.random.Generator) -> list[
     return steps
 
 
-def by_step(plan: AdapterPlan, pool: int) -> Iterator[tuple[int, Draw]]:
-    """Each draw of a pool with the step that takes it."""
-    for t in steps_of(pool):
-        for draw in plan.step(t):
-            yield t, draw
+def of_rank(plan: AdapterPlan, t: int, rank: int, world_size: int) -> list[Draw]:
+    """The draws of step `t` that are a rank's."""
+    draws = plan.step(t)
+    ranks = dealt(draws, plan.readers, world_size)
+    return [draw for draw, owner in zip(draws, ranks, strict=True) if owner == rank]
 
 
 _POOL = 0x504F4F4C  # keep the random numbers of pools and replacements apart from those of orders

@@ -19,9 +19,8 @@ from torch.utils.data import get_worker_info
 from salsa_dist.data.augment import Augment
 from salsa_dist.data.clip import Clip
 from salsa_dist.data.index import Entry, Shard, ShardIndex
-from salsa_dist.data.plan import LANES, AdapterPlan, Draw, by_step, pool_of
+from salsa_dist.data.plan import LANES, AdapterPlan, Draw, of_rank, pool_of, steps_of
 from salsa_dist.data.shards import BadSample, Bytes, read_ranges, read_sample
-from salsa_dist.data.share import rank_of
 
 ATTEMPTS = 16  # replacements tried for one draw
 
@@ -99,8 +98,8 @@ class ClipReader:
         self._held: dict[int, dict[int, Bytes | BadSample]] = {}
 
     def step(self, t: int) -> StepClips:
-        """The clips of step `t` whose readers are this rank's."""
-        own = [d for d in self.plan.step(t) if rank_of(d.reader, self.world_size) == self.rank]
+        """The clips of step `t` that are this rank's."""
+        own = of_rank(self.plan, t, self.rank, self.world_size)
         clips: list[tuple[Clip, Draw]] = []
         bad: list[Bad] = []
         for draw in own:
@@ -167,10 +166,10 @@ class ClipReader:
         worker = get_worker_info()
         workers = worker.num_workers if worker else 1
         by_shard: dict[str, list[Draw]] = {}
-        for t, draw in by_step(self.plan, pool):
-            mine = rank_of(draw.reader, self.world_size) == self.rank and (t - first) % workers == 0
-            if mine and first <= t < self.steps:
-                by_shard.setdefault(draw.shard.path, []).append(draw)
+        for t in steps_of(pool):
+            if (t - first) % workers == 0 and first <= t < self.steps:
+                for draw in of_rank(self.plan, t, self.rank, self.world_size):
+                    by_shard.setdefault(draw.shard.path, []).append(draw)
         found: dict[int, Bytes | BadSample] = {}
         for path, draws in sorted(by_shard.items()):
             # A pool that is longer than an epoch may draw a clip twice.

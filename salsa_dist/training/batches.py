@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from salsa_dist.data.augment import Augment
 from salsa_dist.data.clip import Clip, silent_clip
 from salsa_dist.data.joining import joined, windows
-from salsa_dist.data.plan import AdapterPlan, Draw
+from salsa_dist.data.plan import AdapterPlan, Draw, dealt
 from salsa_dist.data.reading import Bad, ClipReader
 from salsa_dist.data.share import rank_of
 from salsa_dist.errors import UserError
@@ -71,6 +71,7 @@ class StepBatches(Dataset[StepShare]):
         family: makes the batches.
         rank, world_size: whose share.
         micro_batch: most clips of one pass.
+        pass_seconds: most seconds of one pass, padding included; None: as many as there are.
         share: read and encode a clip once for all adapters that sample it in a step.
     """
 
@@ -83,18 +84,21 @@ class StepBatches(Dataset[StepShare]):
         world_size: int,
         micro_batch: int,
         share: bool = False,
+        pass_seconds: float | None = None,
     ) -> None:
         readers = min(job.plan.readers for job in jobs)
-        if world_size > readers:
+        if world_size > readers and any(job.join > 1 for job in jobs):
+            # A window's clips are of one reader, and all of a rank's.
             raise UserError(
-                f"too few shards for the ranks: {world_size} ranks share {readers} readers; set "
-                f"data.readers to {world_size} or more, and build at least as many shards per language"
+                f"data.join_clips: {world_size} ranks share {readers} readers; set data.readers to "
+                f"{world_size} or more, and build at least as many shards per language"
             )
         self.jobs = list(jobs)
         self.family = family
         self.rank = rank
         self.world_size = world_size
         self.micro_batch = micro_batch
+        self.pass_seconds = pass_seconds
         self.steps = max(job.steps for job in jobs)
         self.dropped: set[int] = set()  # rows that stopped early
         self.known: dict[str, Known] | None = None  # by key, where no audio need be read
@@ -122,17 +126,49 @@ class StepBatches(Dataset[StepShare]):
         heard, hopeless = self._windows(step, bad)
         # Sorted, so that windows of one pass are of similar lengths; keys make the order certain.
         heard.sort(key=lambda w: (sum(c.seconds for c, _ in w), w[0][0].key, w[0][0].row))
-        passes = max(1, -(-max(map(len, self._shares(step))) // self.micro_batch))
+        passes = self.passes(step)
         batches = []
         seconds = padded = 0.0
-        for i in range(passes):
-            start, end = (len(heard) * j // passes for j in (i, i + 1))
+        for start, end in self._cuts([sum(c.seconds for c, _ in w) for w in heard], passes):
             batch, used, missing = self._batch(heard[start:end], bad)
             batches.append(batch)
             hopeless += missing
             seconds += sum(clip.seconds for clip in used)
             padded += len(used) * max((clip.seconds for clip in used), default=0.0)
         return StepShare(batches, bad, hopeless, seconds, padded)
+
+    def passes(self, step: int) -> int:
+        """How many passes each rank makes in `step`: as many as the one with the most to do needs."""
+        shares = self._shares(step)
+        most = max(1, -(-max(map(len, shares)) // self.micro_batch))
+        if self.pass_seconds is None:
+            return most
+        lengths = ([sum(d.entry.seconds for d in window) for _, window in own] for own in shares)
+        return max(most, *(len(self._packed(sorted(own), self.pass_seconds)) for own in lengths))
+
+    def _cuts(self, seconds: Sequence[float], passes: int) -> list[tuple[int, int]]:
+        """First window of each of `passes`, and the one after its last, for windows in rising order."""
+        count = len(seconds)
+        if self.pass_seconds is None:
+            return [(count * i // passes, count * (i + 1) // passes) for i in range(passes)]
+        most = self.pass_seconds
+        # Clips that stand in for others, or were augmented, may be longer than planned.
+        while len(found := self._packed(seconds, most)) > passes:
+            most *= 1.1
+        return found + [(count, count)] * (passes - len(found))
+
+    def _packed(self, seconds: Sequence[float], most: float) -> list[tuple[int, int]]:
+        """Windows in rising order in as few passes as their padded seconds and number allow."""
+        found: list[tuple[int, int]] = []
+        for i, own in enumerate(seconds):
+            longest = self.family.window_s if self.family.FIXED_WINDOW else own
+            first = found[-1][0] if found else 0
+            more = i + 1 - first
+            if found and more <= self.micro_batch and more * longest <= most:
+                found[-1] = (first, i + 1)
+            else:
+                found.append((i, i + 1))
+        return found
 
     def active(self, step: int) -> list[int]:
         """Rows of the adapters that take part in `step`."""
@@ -143,6 +179,10 @@ class StepBatches(Dataset[StepShare]):
     def clips(self, step: int) -> int:
         """How many clips `step` has, on all ranks."""
         return sum(len(self.jobs[row].plan.step(step)) for row in self.active(step))
+
+    def idle(self, step: int) -> int:
+        """How many ranks have no clip of `step`."""
+        return sum(not share for share in self._shares(step)) if step < self.steps else 0
 
     def keys(self, step: int) -> list[str]:
         """Every clip of `step`, of all ranks, as planned."""
@@ -229,11 +269,13 @@ class StepBatches(Dataset[StepShare]):
         for row in self.active(step):
             job = self.jobs[row]
             draws = job.plan.step(step)
-            together = [[draw] for draw in draws]
             if job.join > 1:
-                together = windows(draws, job.plan.seed, step, job.join, self.family.window_s)
-            for window in together:
-                shares[rank_of(window[0].reader, self.world_size)].append((row, window))
+                for window in windows(draws, job.plan.seed, step, job.join, self.family.window_s):
+                    shares[rank_of(window[0].reader, self.world_size)].append((row, window))
+                continue
+            ranks = dealt(draws, job.plan.readers, self.world_size)
+            for draw, rank in zip(draws, ranks, strict=True):
+                shares[rank].append((row, [draw]))
         return shares
 
 

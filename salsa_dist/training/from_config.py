@@ -99,4 +99,5 @@ def make_batches(config: Config, index: ShardIndex, speech_llm: SpeechLLM, ranks
         config.training.micro_batch,
         # What is trained inside the encoder's layers leaves nothing below it to share.
         config.training.share_prefix and config.method.steers,
+        config.training.pass_seconds,
     )

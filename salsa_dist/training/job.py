@@ -194,6 +194,11 @@ def opened(
                 left_out=job.plan.left_out,
                 languages={name: round(share, 6) for name, share in job.plan.shares.items()},
             )
+        if batches is not None and (idle := batches.idle(first)):
+            session.say(
+                f"step {first + 1} has clips for {ranks.world_size - idle} of {ranks.world_size} ranks, "
+                "the others wait: more clips per step cost no more time"
+            )
         session.at(None, "placing the base", reads=True)
         base = stack.enter_context(
             FrozenBase(

@@ -77,9 +77,63 @@ def test_a_silent_clip_has_no_labels(llm: SpeechLLM, tiny_shards: Path) -> None:
     assert all(len(p.labels) == 0 and int(p.rows["encoder"][0]) == -1 for p in silent)
 
 
-def test_more_ranks_than_readers_is_refused(llm: SpeechLLM, tiny_shards: Path) -> None:
-    with pytest.raises(UserError, match="too few shards for the ranks: 5 ranks share 4 readers"):
-        batches(llm, tiny_shards, 0, 5)
+@pytest.mark.parametrize("fixed", [False, True])
+def test_a_pass_has_no_more_seconds_than_it_may(
+    llm: SpeechLLM, tiny_shards: Path, monkeypatch: pytest.MonkeyPatch, fixed: bool
+) -> None:
+    monkeypatch.setattr(type(llm.family), "FIXED_WINDOW", fixed)
+    most, longest = 4.5, 1.8
+    cost = llm.window_s if fixed else longest
+    for step in range(4):
+        alone = contents(batches(llm, tiny_shards, 0, 1, clips=20)[step].batches)
+        ranks = [batches(llm, tiny_shards, rank, 2, clips=20) for rank in range(2)]
+        for own in ranks:
+            own.pass_seconds = most
+        shared = [own[step] for own in ranks]
+        assert len({len(share.batches) for share in shared}) == 1
+        assert len(shared[0].batches) == ranks[0].passes(step) == ranks[1].passes(step)
+        clips = [contents([part]) for share in shared for part in share.batches]
+        assert sorted(clip for own in clips for clip in own) == alone
+        if fixed:
+            assert max(map(len, clips)) == int(most // cost)
+        lengths = {
+            entry.key: entry.seconds
+            for shard in ShardIndex.load(tiny_shards).shards
+            for entry in shard.entries
+        }
+        for own in clips:
+            own_cost = len(own) * (cost if fixed else max((lengths[k] for k, _ in own), default=0))
+            assert own_cost <= most + 1e-6
+        # Few of short clips would be no use: the limit is made use of.
+        assert max(map(len, clips)) >= 2
+
+
+@pytest.mark.parametrize("world", [5, 8, 32])
+def test_more_ranks_than_readers_share_their_clips(
+    llm: SpeechLLM, tiny_shards: Path, world: int
+) -> None:
+    for step in range(4):
+        alone = contents(batches(llm, tiny_shards, 0, 1, clips=16)[step].batches)
+        shared = [
+            contents(batches(llm, tiny_shards, rank, world, clips=16)[step].batches)
+            for rank in range(world)
+        ]
+        assert sorted(clip for own in shared for clip in own) == alone
+        sizes = sorted(len(own) for own in shared)
+        adapters = 2 if step < 2 else 1
+        assert sizes[-1] - sizes[0] <= adapters, "a rank has much more to do than another"
+
+
+def test_workers_read_what_a_rank_of_many_needs(llm: SpeechLLM, tiny_shards: Path) -> None:
+    mine = batches(llm, tiny_shards, 5, 8, clips=16)
+    wanted = [contents(mine[t].batches) for t in range(1, 4)]
+    assert any(wanted)
+    assert [contents(b.batches) for b in loader(mine, 1, 2)] == wanted
+
+
+def test_joined_clips_need_a_reader_a_rank(llm: SpeechLLM, tiny_shards: Path) -> None:
+    with pytest.raises(UserError, match=r"data.join_clips: 5 ranks share 4 readers; set data.readers"):
+        batches(llm, tiny_shards, 0, 5, join=2)
 
 
 def test_labels_are_the_transcripts(llm: SpeechLLM, tiny_shards: Path) -> None:
