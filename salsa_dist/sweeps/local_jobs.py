@@ -1,6 +1,7 @@
 """Running a sweep's jobs on this machine, some side by side, each in processes of its own.
 
     jobs in order ──► at most `at_once` threads, each: train, then evaluate, in processes of their own
+                      with GPUs of its own, where there are any
 
 A job that fails does not end the sweep: the others run, and what failed is told at the end. A signal
 goes on to the jobs, which save their states; the same command goes on from there.
@@ -15,6 +16,7 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import Queue
 from types import FrameType
 
 from salsa_dist.errors import UserError
@@ -28,6 +30,9 @@ def run_jobs(jobs: Sequence[JobFolder], ranks: int, at_once: int = 1) -> int:
     Raises:
         UserError: jobs that failed, once all have been tried.
     """
+    places: Queue[dict[str, str]] = Queue()
+    for place in _places(ranks, at_once):
+        places.put(place)
     stopped: list[int] = []
     running: set[subprocess.Popen[bytes]] = set()
 
@@ -42,10 +47,19 @@ def run_jobs(jobs: Sequence[JobFolder], ranks: int, at_once: int = 1) -> int:
             return None
         line = f"job {number}/{len(jobs)}: {job.path.name}, {len(job.adapters)} adapters\n"
         print(line, end="", flush=True)  # in one write: another thread may print now
+        place = places.get()
+        try:
+            return do(job, place)
+        finally:
+            places.put(place)
+
+    def do(job: JobFolder, place: dict[str, str]) -> Path | None:
         for verb in job.to_do():
             # A session of its own: Ctrl-C reaches this process alone, and the job once, from here.
             process = subprocess.Popen(
-                _command(verb, job, ranks), start_new_session=True, env=_environment(at_once)
+                _command(verb, job, ranks),
+                start_new_session=True,
+                env={**_environment(at_once), **place},
             )
             running.add(process)
             if stopped:  # by a signal that came while the process was being made
@@ -73,6 +87,28 @@ def run_jobs(jobs: Sequence[JobFolder], ranks: int, at_once: int = 1) -> int:
             + ", ".join(str(RunFolder(path).config) for path in failed)
         )
     return 0
+
+
+def _places(ranks: int, at_once: int) -> list[dict[str, str]]:
+    """What each of the jobs that run side by side finds in its environment: GPUs that are its own.
+
+    Raises:
+        UserError: there are GPUs, and too few.
+    """
+    import torch  # slow to import, and a job brings its own
+
+    count = torch.cuda.device_count()
+    if at_once == 1 or not count:
+        return [{}] * at_once
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = visible.split(",")[:count] if visible else [str(i) for i in range(count)]
+    if len(gpus) < at_once * ranks:
+        raise UserError(
+            f"jobs.at_once is {at_once}, of {ranks} ranks each, and this machine shows {len(gpus)} GPUs: "
+            f"set jobs.at_once to {max(1, len(gpus) // ranks)} or less"
+        )
+    own = [gpus[i * ranks : (i + 1) * ranks] for i in range(at_once)]
+    return [{"CUDA_VISIBLE_DEVICES": ",".join(names)} for names in own]
 
 
 def _environment(at_once: int) -> dict[str, str]:

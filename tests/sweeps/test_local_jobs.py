@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from salsa_dist.errors import UserError
 from salsa_dist.sweeps import local_jobs
@@ -42,6 +43,55 @@ def test_two_jobs_at_once_meet_each_other(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert local_jobs.run_jobs(jobs, 1, at_once=2) == 0
     assert all(int((job.path / "threads").read_text()) >= 1 for job in jobs)
+
+
+SHOW = """
+import os, pathlib, sys, time
+own = pathlib.Path(sys.argv[1])
+own.mkdir()
+(own / "gpus").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
+time.sleep(0.5)
+"""
+
+
+def run_on_gpus(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, count: int, ranks: int, at_once: int
+) -> list[str]:
+    """What each of four jobs sees on a machine of so many GPUs."""
+    jobs: list[Any] = [Job(folder / name) for name in "abcd"]
+
+    def command(verb: str, job: Any, ranks: int) -> list[str]:
+        return [sys.executable, "-c", SHOW, str(job.path)]
+
+    monkeypatch.setattr(local_jobs, "_command", command)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    assert local_jobs.run_jobs(jobs, ranks, at_once=at_once) == 0
+    return [(job.path / "gpus").read_text() for job in jobs]
+
+
+def test_jobs_side_by_side_have_gpus_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    seen = run_on_gpus(tmp_path, monkeypatch, 4, ranks=2, at_once=2)
+    assert set(seen[:2]) == {"0,1", "2,3"}
+    assert set(seen) == {"0,1", "2,3"}
+
+
+def test_jobs_keep_to_the_gpus_that_they_are_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b")
+    assert set(run_on_gpus(tmp_path, monkeypatch, 2, ranks=1, at_once=2)) == {"GPU-a", "GPU-b"}
+
+
+def test_jobs_side_by_side_without_a_gpu_each_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with pytest.raises(UserError, match=r"jobs.at_once is 3, of 1 ranks each, and .* shows 2 GPUs"):
+        run_on_gpus(tmp_path, monkeypatch, 2, ranks=1, at_once=3)
+    assert set(run_on_gpus(tmp_path, monkeypatch, 0, ranks=1, at_once=3)) == {"all"}
 
 
 def test_a_job_that_fails_is_told_when_the_others_are_done(
