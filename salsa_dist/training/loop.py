@@ -52,6 +52,11 @@ def train(config: Config) -> Trained:
         raise UserError(
             f"method {config.method.kind} trains nothing: `salsa-dist evaluate` is all it needs"
         )
+    if config.method.learns and config.base.dtype == "float16":
+        raise UserError(
+            "base.dtype float16 has no loss scaling here, so small gradients would become zero: train "
+            "in bfloat16 or float32; the adapters can be decoded in float16"
+        )
     method = method_of(config)
     settings = config.adapter_settings()
     done = [a.name for row, a in enumerate(settings) if method.done(row)]

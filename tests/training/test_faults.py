@@ -81,6 +81,15 @@ def test_exploding_loss_is_skipped_and_stops_the_run_with_the_clips_named(
     assert not any(tensors[name].any() for name in tensors), "a skipped step moved something"
 
 
+def test_float16_is_refused_before_anything_is_written(
+    tmp_path: Path, tiny_base: Path, tiny_shards: Path
+) -> None:
+    config = make_config(tmp_path, tiny_base, tiny_shards)
+    with pytest.raises(UserError, match=r"base.dtype float16 has no loss scaling here"):
+        train(load_config(config, ["base.dtype=float16"]))
+    assert not (tmp_path / "run").exists()
+
+
 def of_run(run: Path, event: str) -> list[dict[str, object]]:
     lines = map(json.loads, (run / "events.jsonl").read_text().splitlines())
     return [line for line in lines if line["event"] == event]
