@@ -104,8 +104,8 @@ def _places(ranks: int, at_once: int) -> list[dict[str, str]]:
     gpus = visible.split(",")[:count] if visible else [str(i) for i in range(count)]
     if len(gpus) < at_once * ranks:
         raise UserError(
-            f"jobs.at_once is {at_once}, of {ranks} ranks each, and this machine shows {len(gpus)} GPUs: "
-            f"set jobs.at_once to {max(1, len(gpus) // ranks)} or less"
+            f"jobs.at_once is {at_once}, of {ranks} ranks each, and this machine shows {len(gpus)} "
+            f"GPUs: set jobs.at_once to {max(1, len(gpus) // ranks)} or less"
         )
     own = [gpus[i * ranks : (i + 1) * ranks] for i in range(at_once)]
     return [{"CUDA_VISIBLE_DEVICES": ",".join(names)} for names in own]

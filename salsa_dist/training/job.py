@@ -196,8 +196,8 @@ def opened(
             )
         if batches is not None and (idle := batches.idle(first)):
             session.say(
-                f"step {first + 1} has clips for {ranks.world_size - idle} of {ranks.world_size} ranks, "
-                "the others wait: more clips per step cost no more time"
+                f"step {first + 1} has clips for {ranks.world_size - idle} of {ranks.world_size} "
+                "ranks, the others wait: more clips per step cost no more time"
             )
         session.at(None, "placing the base", reads=True)
         base = stack.enter_context(
