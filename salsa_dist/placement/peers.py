@@ -21,7 +21,7 @@ FAILED = 1
 USER_ERROR = 2
 _PERIOD_S = 1.0
 # Peers that raise by themselves, as on gloo, or for the same mistake of the user's, say more.
-_GRACE_S = 2.0
+_GRACE_S = 3.0
 _GRACE_USER_ERROR_S = 20.0
 _OWN_END_S = 4.0
 _KEY = "failed"
@@ -36,7 +36,7 @@ class Peers:
     """
 
     def __init__(self, store: dist.Store, rank: int) -> None:
-        self._store = store
+        self._store = store.clone()  # one connection serves one call, and the main thread's may wait
         self._rank = rank
         self._end = threading.Event()
         self._own_status = 0
@@ -48,7 +48,7 @@ class Peers:
 
     def __exit__(self, *_: object) -> None:
         self._end.set()
-        self._thread.join()
+        self._thread.join(_GRACE_S)  # it may wait for a store that is gone
 
     def tell(self, text: str, user_error: bool) -> None:
         """This rank has failed: the others end, and so does this one, all within seconds."""

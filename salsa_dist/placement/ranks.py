@@ -118,14 +118,16 @@ def own_device(wanted: str, local_rank: int) -> dict[str, Any]:
         given = next((n for n in _SLURM_GPUS if os.environ.get(n, "0") not in ("", "0")), None)
         if wanted == "cuda" or given:
             by = "device is cuda" if wanted == "cuda" else f"{given} is {os.environ[given or '']}"
-            built = torch.version.cuda
-            why = f"built for CUDA {built}: look at nvidia-smi there" if built else "a build for CPUs"
+            built = torch.version.cuda or torch.version.hip
+            why = f"built for GPUs, {built}: look at the driver there" if built else "a build for CPUs"
             own["problem"] = f"{by}, and torch finds no GPU (torch {torch.__version__} is {why})"
         return own
     count = torch.cuda.device_count()
     own |= {"kind": "cuda", "count": count, "index": local_rank if count > 1 else 0}
     if own["index"] < count:
-        own["gpu"] = str(torch.cuda.get_device_properties(own["index"]).uuid)
+        uuid = torch.cuda.get_device_properties(own["index"]).uuid
+        shown = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        own["gpu"] = f"{uuid} {shown}" if "MIG" in shown else str(uuid)  # parts of one GPU are several
     else:
         own["problem"] = f"it is number {local_rank} of its node, which shows {count} GPUs"
     return own

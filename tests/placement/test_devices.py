@@ -88,6 +88,7 @@ def test_more_ranks_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize("asked", ["device", *("SLURM_JOB_GPUS", "SLURM_GPUS_ON_NODE")])
 def test_who_asked_for_gpus_gets_no_cpu(monkeypatch: pytest.MonkeyPatch, asked: str) -> None:
     gpus(monkeypatch, 0)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     if asked != "device":
         monkeypatch.setenv(asked, "8")
     wanted = "cuda" if asked == "device" else "auto"

@@ -5,15 +5,16 @@ from pathlib import Path
 
 from two_ranks import two_ranks
 
-# Two nodes of one rank each: the second copies for longer than the group's time limit.
+# Two nodes of one rank each: the second copies for a while, and nobody may wait for it in a collective,
+# since each has a time limit.
 COPIES = """
 import json, os, sys, time
 from datetime import timedelta
 from pathlib import Path
+import torch.distributed as dist
 from salsa_dist.errors import UserError
 from salsa_dist.placement import node_disk, ranks
 
-ranks._TIMEOUT = timedelta(seconds=10)
 node_disk._SAID_EVERY_S = 2.0
 node_disk._LOOK = timedelta(seconds=1)
 os.environ["LOCAL_RANK"] = "0"
@@ -21,9 +22,9 @@ os.environ["LOCAL_WORLD_SIZE"] = "1"
 rank, out, lines = int(os.environ["RANK"]), Path(sys.argv[1]), []
 
 def copies(told):
-    for second in range(25 * rank):
+    for second in range(8 * rank):
         time.sleep(1)
-        told((second + 1) * 10**9, 25 * 10**9)
+        told((second + 1) * 10**9, 8 * 10**9)
     return Path(f"of-{rank}")
 
 def fails(told):
@@ -31,7 +32,12 @@ def fails(told):
         raise OSError(28, "No space left on device")
     return Path("there")
 
+def forbidden(*arguments, **named):
+    raise AssertionError("a collective has a time limit")
+
 with ranks.join() as own:
+    for name in ("all_gather_object", "broadcast_object_list", "barrier", "all_reduce", "all_gather"):
+        setattr(dist, name, forbidden)
     found = node_disk.once_a_node(own, "stage_to is x", copies, lines.append)
     try:
         node_disk.once_a_node(own, "stage_to is x", fails, lines.append)
@@ -51,4 +57,4 @@ def test_ranks_wait_for_a_copy_for_as_long_as_it_takes(tmp_path: Path) -> None:
     assert [failed for _, failed, _ in found] == ["stage_to is x: No space left on device"] * 2
     lines = found[0][2]
     assert any(line.startswith("waiting for the copies of 1 nodes: rank 1 at ") for line in lines)
-    assert any(" of 25.0 GB" in line for line in lines)
+    assert any(" of 8.0 GB" in line for line in lines)
