@@ -13,6 +13,7 @@ import json
 import os
 import sys
 import threading
+import time
 from typing import Any
 
 import torch.distributed as dist
@@ -47,6 +48,8 @@ class Peers:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._own_status and self._rank == 0:
+            time.sleep(1.5 * _PERIOD_S)  # mostly it has the store: the others are to see why it goes
         self._end.set()
         self._thread.join(_GRACE_S)  # it may wait for a store that is gone
 
@@ -55,7 +58,9 @@ class Peers:
         self._own_status = USER_ERROR if user_error else FAILED
         said = {"rank": self._rank, "user_error": user_error, "text": text}
         # By a thread: the store may be of a rank that is gone.
-        threading.Thread(target=self._say, args=(json.dumps(said),), daemon=True).start()
+        thread = threading.Thread(target=self._say, args=(json.dumps(said),), daemon=True)
+        thread.start()
+        thread.join(_PERIOD_S)
 
     def _say(self, text: str) -> None:
         try:

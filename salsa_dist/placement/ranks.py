@@ -201,7 +201,11 @@ def _wait_for_all(
             f"rank {rank} of {world} waited {_TIMEOUT.total_seconds():g} s for rank {named}, which "
             "never came: look at the log of that rank, or at its node"
         ) from e
-    return [json.loads(said) for said in store.multi_get(list(keys.values()))]
+    everyone = [json.loads(said) for said in store.multi_get(list(keys.values()))]
+    store.set(f"read-{rank}", "")
+    if rank == 0:  # it has the store, and may be about to refuse and go
+        store.wait([f"read-{other}" for other in range(world)], _TIMEOUT)
+    return everyone
 
 
 def _store(rank: int, world: int) -> dist.Store:
