@@ -70,6 +70,12 @@ class BaseConfig(_Section):
     )
     revision: Neither[str | None] = Field(None, description="hub branch, tag or commit")
     dtype: Both[Literal["float32", "bfloat16", "float16"]] = "float32"
+    attn_implementation: Neither[
+        Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3"] | None
+    ] = Field(
+        None,
+        description="attention kernels of transformers, where they are installed; null: its own choice",
+    )
     window_s: Vectors[float | None] = Field(
         None, gt=0, description="audio window in seconds; null: the base's own"
     )
@@ -136,7 +142,11 @@ class DataConfig(_Section):
     readers: Vectors[int] = Field(
         4, ge=1, description="virtual readers per adapter; batches depend on this, not on ranks"
     )
-    workers: Neither[int] = Field(0, ge=0, description="processes per rank that read ahead; 0: none")
+    workers: Neither[Annotated[int, Field(ge=0)] | Literal["auto"]] = Field(
+        "auto",
+        description="processes per rank that read ahead; 0: none; auto: by the cores of a rank with a "
+        "GPU, and none on the CPU",
+    )
     max_bad: Neither[int] = Field(
         100, ge=0, description="bad samples that are replaced before the run stops"
     )
@@ -397,6 +407,11 @@ class TrainingConfig(_Section):
         gt=0,
         description="maximum seconds of audio per forward pass on one rank, padding included; null: "
         "micro_batch alone limits a pass. A longer clip is a pass of its own",
+    )
+    deterministic: Neither[bool] = Field(
+        False,
+        description="deterministic kernels alone: on a GPU, equality to the bit after a kill needs "
+        "them. They cost time, which was not measured",
     )
     activation_checkpointing: Neither[bool] = Field(
         False, description="recompute activations in the backward pass: less memory, more time"

@@ -33,6 +33,7 @@ from salsa_dist.run.agreement import agree, base_facts, settings_facts
 from salsa_dist.run.console import Console
 from salsa_dist.run.events import Events
 from salsa_dist.run.failing import failure_first
+from salsa_dist.run.kernels import settle_kernels
 from salsa_dist.run.lock import RunLock, held_for_all
 from salsa_dist.run.preflight import Preflight, preflight
 from salsa_dist.run.start import open_run, refuse_unwritable, write_start
@@ -92,6 +93,7 @@ class Session:
         Raises:
             UserError: on all ranks, with nothing written.
         """
+        settle_kernels(config.training.deterministic)
         with (
             join(config.training.hang_after_s, config.device) as ranks,
             ExitStack() as stack,

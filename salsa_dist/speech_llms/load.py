@@ -101,12 +101,13 @@ def load_speech_llm(
     name: str | Path,
     *,
     revision: str | None = None,
-    dtype: str = "float32",
+    dtype: str | None = None,
     window_s: float | None = None,
     prompt: str | None = None,
     language_as: Mapping[str, str] | None = None,
     layers: Mapping[str, str] | None = None,
-    device: str | torch.device = "cpu",
+    device: str | torch.device | None = None,
+    attn_implementation: str | None = None,
     copy: Path | None = None,
     filled: bool = True,
     silence_stride: int = 1,
@@ -116,12 +117,13 @@ def load_speech_llm(
     Args:
         name: a folder with a Hugging Face checkpoint, or a hub name.
         revision: hub branch, tag or commit.
-        dtype: precision of the weights.
+        dtype: precision of the weights; None: the checkpoint's own on a GPU, float32 on the CPU.
         window_s: audio window in seconds; None: the base's own.
         prompt: an instruction in place of the authors' own; `{language}` stands for the name.
         language_as: languages to announce to the base as another.
         layers: paths of layer lists that are not found by structure.
-        device: where the weights go.
+        device: where the weights go; None: a GPU where there is one, else the CPU.
+        attn_implementation: transformers' name of it, such as flash_attention_2; None: its own choice.
         copy: a folder with the same files to read them from, such as one on this node's own disk.
         filled: False leaves the weights in their files; a base whose checkpoint does not let them be
             read one by one (see `unfilled`) comes whole all the same, on the CPU.
@@ -136,8 +138,11 @@ def load_speech_llm(
     name = os.path.expanduser(name)
     options = FamilyOptions(window_s, prompt, language_as or {}, silence_stride)
     files = (name, revision) if copy is None else (str(copy), None)
+    attention = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     with reading_base(name):
-        config = AutoConfig.from_pretrained(files[0], revision=files[1], trust_remote_code=False)
+        config = AutoConfig.from_pretrained(
+            files[0], revision=files[1], trust_remote_code=False, **attention
+        )
     family_class = FAMILIES.get(config.model_type)
     if family_class is None:
         raise UserError(
@@ -145,7 +150,8 @@ def load_speech_llm(
         )
     refuse_stride(name, config.model_type, silence_stride)
     cls = model_class(config, family_class.MODEL_CLASS)
-    precision = getattr(torch, dtype)
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    precision = own_dtype(config, device) if dtype is None else getattr(torch, dtype)
     sources: Mapping[str, StoredTensor] | None = None
     with reading_base(name):
         processor = family_class.load_processor(*files)
@@ -157,6 +163,7 @@ def load_speech_llm(
                 dtype=precision,
                 trust_remote_code=False,
                 output_loading_info=True,
+                **attention,
             )
         else:
             model, info, sources = described.model, described.loading_info, described.sources
@@ -181,6 +188,15 @@ def load_speech_llm(
         layers=layers or {},
         sources=sources,
     )
+
+
+def own_dtype(config: Any, device: torch.device) -> torch.dtype:
+    """The precision that a checkpoint of `config` is used in where nobody names one."""
+    if device.type == "cpu":
+        return torch.float32  # half precision is slow on most
+    parts = [config, *(part for part in vars(config).values() if hasattr(part, "to_dict"))]
+    found = [own for part in parts if isinstance(own := getattr(part, "dtype", None), torch.dtype)]
+    return found[0] if found else torch.float32
 
 
 def refuse_stride(name: str, model_type: str, silence_stride: int) -> None:

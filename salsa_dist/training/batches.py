@@ -12,9 +12,11 @@ wrong with a clip raises here: ranks agree about it after the step (`training/ba
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from torch.utils.data import DataLoader, Dataset
 
@@ -26,6 +28,7 @@ from salsa_dist.data.reading import Bad, ClipReader
 from salsa_dist.data.share import rank_of
 from salsa_dist.errors import UserError
 from salsa_dist.placement.kept_prefix import Known, unheard
+from salsa_dist.placement.ranks import Ranks
 from salsa_dist.speech_llms.batch import AdapterBatch
 from salsa_dist.speech_llms.family import Family
 
@@ -277,6 +280,21 @@ class StepBatches(Dataset[StepShare]):
             for draw, rank in zip(draws, ranks, strict=True):
                 shares[rank].append((row, [draw]))
         return shares
+
+
+def own_workers(wanted: int | Literal["auto"], ranks: Ranks) -> int:
+    """How many processes read ahead for this rank.
+
+    On a CPU they would take cores from the passes. One of 2, 3, 4 and 6 each reads pools of its own.
+    """
+    if wanted != "auto":
+        return wanted
+    if ranks.device.type == "cpu":
+        return 0
+    cores = len(os.sched_getaffinity(0))
+    if cores == os.cpu_count():  # the ranks of a node were not given cores of their own
+        cores //= ranks.local_world_size
+    return next((n for n in (6, 4, 3, 2, 1) if n < cores), 0)
 
 
 def loader(

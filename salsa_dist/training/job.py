@@ -26,7 +26,7 @@ from salsa_dist.run.folder import RunFolder
 from salsa_dist.run.session import Session
 from salsa_dist.speech_llms.load import SpeechLLM
 from salsa_dist.training import state as states
-from salsa_dist.training.batches import StepBatches, StepShare, loader
+from salsa_dist.training.batches import StepBatches, StepShare, loader, own_workers
 from salsa_dist.training.dev_loss import DevClips, finite_losses
 from salsa_dist.training.from_config import make_batches
 from salsa_dist.training.halving import Halving
@@ -76,7 +76,7 @@ class Job:
                 self.batches.dropped = {row for row, name in enumerate(self.names) if name in gone}
                 end = self.halving.next_rung(first, end)
             self.session.at(first, "reading clips")
-            workers = self.config.data.workers
+            workers = own_workers(self.config.data.workers, self.session.ranks)
             for step, share in enumerate(loader(self.batches, first, workers, end), first):
                 yield step, share
                 self.session.at(step + 1, "reading clips")

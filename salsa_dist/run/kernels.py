@@ -1,0 +1,24 @@
+"""Which kernels a job may use: what it promises of results depends on them."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+
+def settle_kernels(deterministic: bool) -> None:
+    """Call it before CUDA is used.
+
+    Args:
+        deterministic: `training.deterministic`: kernels alone whose results do not depend on the order
+            in which threads end.
+    """
+    # By default cuDNN rounds what an fp32 convolution multiplies to 10 bits.
+    torch.backends.cudnn.allow_tf32 = False
+    if deterministic:
+        os.environ.setdefault(
+            "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+        )  # cuBLAS promises it with this alone
+        torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(deterministic)

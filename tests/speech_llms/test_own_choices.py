@@ -1,0 +1,48 @@
+"""Where a base is loaded to, and in which precision, where nobody says so."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_families import FAMILIES
+from transformers import AutoConfig
+
+from salsa_dist.errors import UserError
+from salsa_dist.placement.ranks import Ranks
+from salsa_dist.speech_llms.load import load_speech_llm, own_dtype
+from salsa_dist.training.batches import own_workers
+
+
+def test_on_a_gpu_it_is_the_checkpoints_own_precision(tiny_base: Path, tmp_path: Path) -> None:
+    model = load_speech_llm(tiny_base, device="cpu").model
+    assert model.dtype == torch.float32
+    model.to(torch.bfloat16).save_pretrained(tmp_path)
+    config = AutoConfig.from_pretrained(tmp_path)
+    assert own_dtype(config, torch.device("cuda")) == torch.bfloat16
+    assert own_dtype(config, torch.device("cpu")) == torch.float32
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_says_its_precision(family: str, tmp_path: Path) -> None:
+    FAMILIES[family](tmp_path / family)
+    config = AutoConfig.from_pretrained(tmp_path / family)
+    assert own_dtype(config, torch.device("cuda")) == torch.float32
+
+
+def test_attention_kernels_are_those_asked_for(tiny_base: Path) -> None:
+    loaded = load_speech_llm(tiny_base, device="cpu", attn_implementation="eager")
+    assert loaded.model.config._attn_implementation == "eager"
+    unread = load_speech_llm(tiny_base, device="cpu", attn_implementation="eager", filled=False)
+    assert unread.model.config._attn_implementation == "eager"
+    with pytest.raises(UserError, match="can't be loaded"):
+        load_speech_llm(tiny_base, device="cpu", attn_implementation="none_such")
+
+
+def test_workers_come_from_a_ranks_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, cpu = (Ranks(0, 8, 0, 8, torch.device(kind)) for kind in ("cuda", "cpu"))
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    for given, found in ((64, 6), (12, 6), (6, 4), (2, 1), (1, 0)):
+        monkeypatch.setattr("os.sched_getaffinity", lambda pid, n=given: set(range(n)), raising=False)
+        assert own_workers("auto", gpu) == found  # all 64: eight for each of eight ranks
+    assert own_workers("auto", cpu) == 0
+    assert own_workers(3, gpu) == own_workers(3, cpu) == 3
