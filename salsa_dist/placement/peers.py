@@ -37,7 +37,8 @@ class Peers:
     """
 
     def __init__(self, store: dist.Store, rank: int) -> None:
-        self._store = store.clone()  # one connection serves one call, and the main thread's may wait
+        # One connection serves one call, and the main thread's may wait.
+        self._store: dist.Store = store.clone()  # type: ignore[attr-defined]  # its stub lacks it
         self._rank = rank
         self._end = threading.Event()
         self._own_status = 0
