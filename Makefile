@@ -9,7 +9,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 JOBS ?= 2
-PARALLEL = --numprocesses=$(JOBS) --dist=loadgroup --no-loadscope-reorder
+PARALLEL = --numprocesses=$(JOBS) --no-loadscope-reorder
 
 .PHONY: demo test check check-lowest check-newest check-ranges lint docs coverage lock environment
 

@@ -7,6 +7,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,18 +56,25 @@ CHECK = {
 }
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups afterwards
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Markers by place, so that no module forgets its own.
-
-    `xdist_group`: a module stays in one process, for the sake of its fixtures. So do all that use the
-    one cluster.
-    """
+    """Markers by place, so that no module forgets its own."""
     for item in items:
         if item.path.stem in SLOW:
             item.add_marker("slow")
         if item.path.stem in CHECK or item.path.parent.name == "libraries":
             item.add_marker("check")
-        if cluster := item.path.parent.name == "cluster":
+        if item.path.parent.name == "cluster":
             item.add_marker("cluster")
-        item.add_marker(pytest.mark.xdist_group("cluster" if cluster else str(item.path)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """In several processes, a module stays in one for its fixtures' sake; so do all of the one cluster."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByModule(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            module = nodeid.partition("::")[0]
+            return "tests/cluster" if module.startswith("tests/cluster/") else module
+
+    return ByModule(config, log)
