@@ -11,7 +11,7 @@ from two_ranks import two_ranks
 # The second rank raises in step 2. The first waits where nothing of it moves, as in a kernel of NCCL.
 # With `stuck`, the failed rank too can't close: it waits for its peer.
 FAILS = """
-import os, sys, time
+import os, sys, time, torch
 from pathlib import Path
 from salsa_dist.cli import run_command
 from salsa_dist.placement import ranks
