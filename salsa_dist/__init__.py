@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from salsa_dist.config import load_config as load_config
     from salsa_dist.errors import UserError as UserError
     from salsa_dist.evaluation.run import evaluate as evaluate
-    from salsa_dist.evaluation.transcribe import transcribe as transcribe
     from salsa_dist.speech_llms.load import load_speech_llm as load_speech_llm
     from salsa_dist.steering.vectors import SteeringVectors as SteeringVectors
     from salsa_dist.training.loop import train as train
+    from salsa_dist.transcription.transcribe import transcribe as transcribe
+    from salsa_dist.transcription.transcribe import transcribe_each as transcribe_each
 
 # Imported on first use: a command's --help need not wait for torch.
 _HOME = {
@@ -31,7 +32,8 @@ _HOME = {
     "load_config": "salsa_dist.config",
     "load_speech_llm": "salsa_dist.speech_llms.load",
     "train": "salsa_dist.training.loop",
-    "transcribe": "salsa_dist.evaluation.transcribe",
+    "transcribe": "salsa_dist.transcription.transcribe",
+    "transcribe_each": "salsa_dist.transcription.transcribe",
 }
 __all__ = sorted(_HOME)
 

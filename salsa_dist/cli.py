@@ -13,10 +13,11 @@ from typing import Annotated, Optional
 
 import typer
 
-from salsa_dist.commands import fold, init, plan, push, runs, shards, sweep
+from salsa_dist.commands import fold, init, plan, push, runs, shards, sweep, transcribe
+from salsa_dist.commands.libraries import prepare_libraries
 from salsa_dist.errors import UserError
 from salsa_dist.log import causes, choose, log, tell
-from salsa_dist.versions import named_in, table, warn_if_outside
+from salsa_dist.versions import named_in, table
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -29,6 +30,7 @@ app.command()(init.init)
 app.command()(plan.plan)
 app.command()(push.push)
 app.command()(fold.fold)
+app.command()(transcribe.transcribe)
 app.add_typer(sweep.app, name="sweep")
 app.add_typer(runs.app, name="runs")
 
@@ -98,37 +100,6 @@ def report(
 
 
 @app.command()
-def transcribe(
-    base: Annotated[str, typer.Argument(help="folder or hub name of the base")],
-    files: Annotated[list[Path], typer.Argument(help="audio files")],
-    language: Annotated[str, typer.Option(help="language code, such as bg")],
-    adapter: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="adapter to steer with: its folder, or its .safetensors file"),
-    ] = None,
-    scale: Annotated[float, typer.Option(help="factor of the adapter's vectors; 0: none")] = 1.0,
-    force: Annotated[bool, typer.Option("--force", help="accept an adapter of another base")] = False,
-    window_s: Annotated[
-        Optional[float],  # noqa: UP045
-        typer.Option("--window", help="audio window in seconds; default: the base's own"),
-    ] = None,
-) -> None:
-    """Transcribe audio FILES; print one line per file."""
-    from salsa_dist.evaluation.transcribe import transcribe as decode
-    from salsa_dist.speech_llms.load import load_speech_llm
-    from salsa_dist.steering.vectors import SteeringVectors
-
-    _prepare_libraries()
-    if adapter is None and (force or scale != 1):
-        raise UserError("--scale and --force are about an adapter: name one with --adapter")
-    vectors = SteeringVectors.load(adapter).scaled(scale) if adapter else None
-    speech_llm = load_speech_llm(base, window_s=window_s)
-    texts = decode(speech_llm, files, language, vectors, force=force)
-    for file, text in zip(files, texts, strict=True):
-        print(f"{file}\t{text}")
-
-
-@app.command()
 def inspect(
     base: Annotated[str, typer.Argument(help="folder or hub name of a base, or an adapter")],
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
@@ -151,7 +122,7 @@ def inspect(
         for site, vector in vectors.vectors.items():
             print(f"{site}  width {len(vector)}  norm {vector.norm():.3f}")
         return
-    _prepare_libraries()
+    prepare_libraries()
     named = dict(part.partition("=")[::2] for part in layers or [])
     inspection = inspect_base(base, named)
     print(json.dumps(inspection.tree(), indent=1) if as_json else inspection.table())
@@ -174,7 +145,7 @@ def sizes(
     from salsa_dist.speech_llms.activations import activation_sizes
     from salsa_dist.speech_llms.load import load_speech_llm
 
-    _prepare_libraries()
+    prepare_libraries()
     index = ShardIndex.load(shards)
     speech_llm = load_speech_llm(base)
     speech_llm.family.prompt(language)  # refuses a language that the base does not know
@@ -207,7 +178,7 @@ def run_command(command: str, config_path: str, overrides: list[str]) -> None:
     from salsa_dist.config import load_config
 
     config = load_config(config_path, overrides)
-    _prepare_libraries()
+    prepare_libraries()
     for verb in command.split("+"):
         if verb == "train":
             from salsa_dist.training.loop import train as train_run
@@ -218,17 +189,6 @@ def run_command(command: str, config_path: str, overrides: list[str]) -> None:
             from salsa_dist.evaluation.run import evaluate as evaluate_run
 
             evaluate_run(config)
-
-
-def _prepare_libraries() -> None:
-    """Warn of versions that were not tested, and quiet transformers: its notes and progress bars."""
-    warn_if_outside()
-    from huggingface_hub.utils import logging as hub_logging
-    from transformers.utils import logging
-
-    hub_logging.set_verbosity_error()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
 
 
 def main() -> None:

@@ -16,7 +16,8 @@ ORDER = [
     *("errors", "log", "built_in", "whole_file", "json_file", "new_folder", "jsonl"),
     *("libraries", "versions"),
     *("steering", "config", "data", "corpus", "speech_llms", "metrics"),
-    *("planner", "placement", "run", "training", "methods", "loop", "evaluation", "folding", "requeue"),
+    *("planner", "placement", "run", "training", "methods", "loop", "evaluation", "transcription"),
+    *("folding", "requeue"),
     *("__init__", "runs", "report", "sweeps", "launch", "commands", "cli", "__main__"),
 ]
 

@@ -42,6 +42,7 @@ API = {
     "Use": [
         "salsa_dist.load_speech_llm",
         "salsa_dist.transcribe",
+        "salsa_dist.transcribe_each",
         "salsa_dist.SteeringVectors",
         "salsa_dist.load_config",
         "salsa_dist.train",

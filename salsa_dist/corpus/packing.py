@@ -12,7 +12,6 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,6 @@ from salsa_dist.data.file_hash import sha256_of
 from salsa_dist.data.index import Entry, Shard
 from salsa_dist.data.shards import AUDIO_KINDS, MAX_BYTES, RATES
 from salsa_dist.errors import UserError
-from salsa_dist.libraries import torchaudio
 from salsa_dist.whole_file import replace_file
 
 SCHEMA = "salsa-dist/made-shard/1"
@@ -74,9 +72,7 @@ def make(task: Task, folder: Path) -> Made:
     """Write the shard of `task` below `folder`, and the note that lets a later build keep it."""
     digest = task.digest  # before the files are read: one that changes meanwhile is read again
     dropped: list[tuple[str, str]] = []
-    with _one_thread():
-        samples = _packed(task, dropped)
-        shard = write_tar(folder, task.path, task.split, task.language, samples)
+    shard = write_tar(folder, task.path, task.split, task.language, _packed(task, dropped))
     made = Made(shard if shard.samples else None, tuple(dropped))
     note: dict[str, Any] = {"schema": SCHEMA, "digest": digest, "dropped": dropped, "shard": None}
     if made.shard:
@@ -196,19 +192,3 @@ def _as_it_came(source: Path | bytes) -> tuple[str, bytes, Audio, int]:
     if kind not in AUDIO_KINDS or not RATES[0] <= rate <= RATES[1]:
         raise UserError(f"not a kind that shards hold: {kind} at {rate} Hz")
     return kind, raw, several, rate
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """torch on one thread: sums made by several may differ in a bit, with their number."""
-    if not torchaudio.works():
-        yield
-        return
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

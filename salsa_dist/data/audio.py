@@ -1,15 +1,16 @@
 """Audio files to mono float32 arrays: decoding, mixing down, resampling.
 
     file or bytes ──channels──► (samples, channels) ──mono──► (samples,) ──resample──► (samples,)
-                            float32 in [-1, 1], rate in Hz            decode: the first two
+                            float32 in [-1, 1], rate in Hz
 
-soundfile decodes wav, flac, ogg and mp3 in process; starting a program per clip is slow, and
-torchaudio's own reader wants a library as choosy about torch as torchaudio itself.
+soundfile decodes wav, flac, ogg and mp3 in process, soxr resamples; starting a program per clip is
+slow, and torchaudio fits few versions of torch. For what transcription takes, see `audio_input.py`.
 """
 
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -18,23 +19,10 @@ import soundfile
 import soxr
 
 from salsa_dist.errors import UserError
-from salsa_dist.libraries import torchaudio
 
 Audio = npt.NDArray[np.float32]
 OVERSHOOT_S = 0.1
-
-
-def decode(
-    source: str | Path | bytes,
-    name: str | None = None,
-    start: float = 0.0,
-    end: float | None = None,
-    channel: int | None = None,
-    max_seconds: float | None = None,
-) -> tuple[Audio, int]:
-    """`source` as mono: `(samples,)` float32, and its rate in Hz; all else is as in `channels`."""
-    several, rate = channels(source, name, start, end, channel, max_seconds)
-    return mono(several), rate
+RATES = (4_000, 384_000)  # Hz, lowest and highest that is read
 
 
 def mono(several: Audio) -> Audio:
@@ -64,7 +52,7 @@ def channels(
         UserError: unreadable, empty, not finite, too long, or without that part or channel.
     """
     name = name or ("audio in memory" if isinstance(source, bytes) else str(source))
-    opened = io.BytesIO(source) if isinstance(source, bytes) else str(source)
+    opened = io.BytesIO(source) if isinstance(source, bytes) else os.fsencode(source)
     try:
         with soundfile.SoundFile(opened) as file:
             rate = int(file.samplerate)
@@ -104,27 +92,12 @@ def _part(name: str, frames: int, rate: int, start: float, end: float | None) ->
 
 
 def resample(audio: Audio, from_hz: int, to_hz: int) -> Audio:
-    """`(samples,)` at `from_hz` to `(samples · to_hz / from_hz,)`; `resampler()` says by what."""
+    """`(samples,)` at `from_hz` to `(samples · to_hz / from_hz,)`."""
     if from_hz == to_hz:
         return audio
-    if torchaudio.works():
-        import torch
-        from torchaudio.functional import resample as by_torchaudio
-
-        changed = by_torchaudio(torch.from_numpy(audio), from_hz, to_hz).numpy()
-    else:
-        changed = soxr.resample(audio, from_hz, to_hz)
-    return np.ascontiguousarray(changed, dtype=np.float32)
+    return np.ascontiguousarray(soxr.resample(audio, from_hz, to_hz), dtype=np.float32)
 
 
 def resampler() -> str:
-    """What `resample` uses on this machine; belongs into the recipe of whatever is built with it."""
-    if torchaudio.works():
-        return f"torchaudio {torchaudio.status()}"
+    """What `resample` uses; belongs into the recipe of whatever is built with it."""
     return f"soxr {soxr.__version__}"
-
-
-def read_audio(path: str | Path, rate: int = 16_000) -> Audio:
-    """The clip at `path` as mono `(samples,)` float32 at `rate` Hz."""
-    audio, from_hz = decode(path)
-    return resample(audio, from_hz, rate)

@@ -28,13 +28,12 @@ import numpy as np
 import soundfile
 import soxr
 
-from salsa_dist.data.audio import Audio
+from salsa_dist.data.audio import RATES, Audio
 from salsa_dist.data.index import Entry
 from salsa_dist.errors import UserError
 
 SAMPLE_RATE = 16_000  # Hz, of what is read
 MAX_SECONDS = 600.0  # of one sample; a few bytes of FLAC can claim hours of silence
-RATES = (4_000, 384_000)  # Hz, lowest and highest of what lies in a shard
 MAX_BYTES = 256 << 20  # of one sample in the tar: 600 s of 48 kHz stereo fit
 MAX_VALUES = 1 << 26  # channels times samples, decoded: so do they here
 READ_BYTES = 64 << 20  # of one read; a sample may take more

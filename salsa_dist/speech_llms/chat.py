@@ -24,11 +24,14 @@ from torch.nn.functional import pad
 
 from salsa_dist.data.clip import SAMPLE_RATE, Clip
 from salsa_dist.errors import UserError
+from salsa_dist.libraries.transformers import generating_quietly
 from salsa_dist.speech_llms import languages
 from salsa_dist.speech_llms.batch import AdapterBatch, PromptBatch, SharedAudio, Transcript
 from salsa_dist.speech_llms.family import Checkpoint, FamilyOptions, auto_processor
 from salsa_dist.speech_llms.leaving import Stay
 from salsa_dist.speech_llms.window import audio_of
+
+_NO_LANGUAGE = "qqq"  # a code that ISO 639 keeps free
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,16 @@ class ChatFamily(ABC):
     def apart(self, language: str) -> int:
         """Batches are padded on the left: all languages share them."""
         return 0
+
+    def stand_in(self, language: str) -> str | None:
+        """A line where the prompt has no name for the language; None: it has one, or names none."""
+        nameless = self.prompt_text(_NO_LANGUAGE)
+        if self.prompt_text(language) != nameless or self.prompt_text("en") == nameless:
+            return None
+        return (
+            f"language {language}: this base's prompt has no name for it and names none; language_as "
+            f"({language}: CODE) names another"
+        )
 
     def instruction(self, language: str, own: str, nameless: str) -> str:
         """The user's instruction or else the authors' `own`, with the language's English name in it.
@@ -224,16 +237,17 @@ class ChatFamily(ABC):
         # All stay: some of these models keep positions of the whole batch to themselves.
         weight = next(model.parameters())
         batch = batch.to(weight.device, weight.dtype)
-        ids: Tensor = model.generate(
-            **batch.inputs,
-            **batch.options,
-            do_sample=False,
-            num_beams=1,
-            max_new_tokens=max_new_tokens,
-            eos_token_id=self.stop,
-            pad_token_id=self._pad_id,
-            synced_gpus=synced,
-        )
+        with generating_quietly():
+            ids: Tensor = model.generate(
+                **batch.inputs,
+                **batch.options,
+                do_sample=False,
+                num_beams=1,
+                max_new_tokens=max_new_tokens,
+                eos_token_id=self.stop,
+                pad_token_id=self._pad_id,
+                synced_gpus=synced,
+            )
         new = ids[:, batch.inputs["input_ids"].shape[1] :].tolist()
         return [Transcript(self.transcript(row), self._end(row) is not None) for row in new]
 

@@ -98,6 +98,10 @@ class Family(Protocol):
     def apart(self, language: str) -> int:
         """Clips of languages with other numbers can't be in one `prompt_batch`."""
 
+    def stand_in(self, language: str) -> str | None:
+        """A line about what the prompt names in place of a language that the base does not know; None:
+        it names that language, or none at all for all languages."""
+
     def training_batch(self, clips: Sequence[Clip]) -> AdapterBatch:
         """Audio, prompt and transcript of `clips`; a clip without text has no labels.
 
@@ -150,3 +154,16 @@ class EncodesApart(Protocol):
 
     def shared_prompt_batch(self, clips: Sequence[Clip], heard: Sequence[Clip]) -> PromptBatch:
         """`prompt_batch` of `clips` that encodes only `heard`, which has each clip of `clips` once."""
+
+
+@runtime_checkable
+class TellsLanguage(Protocol):
+    """What a family offers beside, whose base can tell the language that is spoken."""
+
+    def languages_of(self, model: Any, batch: PromptBatch) -> list[str]:
+        """The language of each sample, whatever languages the batch was made with."""
+
+    def in_languages(
+        self, batch: PromptBatch, languages: Sequence[str], rows: Sequence[int]
+    ) -> PromptBatch:
+        """The same samples with prompts in `languages`, and other rows of the bank."""

@@ -10,8 +10,8 @@ transcript can't be cut along.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,19 +27,35 @@ _SEARCHED = 0.25
 
 def pieces(clip: Clip, window_s: float) -> list[Clip]:
     """The clip itself, or what it is cut into: each at most `window_s` seconds long."""
-    window = round(window_s * SAMPLE_RATE)
-    audio = clip.audio
-    cut = []
-    while len(audio) > window:
-        end = _pause(audio, window)
-        cut.append(audio[:end])
-        audio = audio[end:]
-    if not cut:
+    cut = [part.audio for part in parts([clip.audio], window_s)]
+    if len(cut) == 1:
         return [clip]
-    return [
-        replace(clip, key=f"{clip.key}#{i}", audio=part, text="")
-        for i, part in enumerate([*cut, audio])
-    ]
+    return [replace(clip, key=f"{clip.key}#{i}", audio=part, text="") for i, part in enumerate(cut)]
+
+
+@dataclass(frozen=True)
+class Part:
+    """`(samples,)` of a recording, at most a window long; whether it is the last."""
+
+    audio: NDArray[np.float32]
+    last: bool
+
+
+def parts(blocks: Iterable[NDArray[np.float32]], window_s: float) -> Iterator[Part]:
+    """What a recording is cut into, which comes in blocks and is never held whole.
+
+    Where it is cut does not depend on the blocks. A recording without any sample is one empty part.
+    """
+    window = round(window_s * SAMPLE_RATE)
+    audio = np.zeros(0, np.float32)
+    for block in blocks:
+        audio = np.concatenate([audio, block]) if len(audio) else block
+        while len(audio) > window:
+            end = _pause(audio, window)
+            # A copy: what is cut off must not hold the rest in memory.
+            yield Part(audio[:end].copy(), last=False)
+            audio = audio[end:]
+    yield Part(audio, last=True)
 
 
 def most_pieces(seconds: float, window_s: float) -> int:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from salsa_dist.data.clip import SAMPLE_RATE, Clip
 from salsa_dist.errors import UserError
+from salsa_dist.libraries.transformers import generating_quietly
 from salsa_dist.speech_llms import languages
 from salsa_dist.speech_llms.batch import AdapterBatch, PromptBatch, SharedAudio, Transcript
 from salsa_dist.speech_llms.family import Checkpoint, FamilyOptions, auto_processor
@@ -102,6 +103,16 @@ class Whisper:
             )
         return [known_part or "en"]
 
+    def stand_in(self, language: str) -> str | None:
+        """A line about the token that stands for a language without one of its own; else None."""
+        told = self.announced(language)
+        if language in self.language_as or told in languages.parts(language):
+            return None
+        return (
+            f"language {language}: this base has no token for it, <|{told}|> is used; language_as "
+            f"({language}: CODE) names another"
+        )
+
     def prompt(self, language: str) -> list[int]:
         """Token ids up to where the transcript starts."""
         ids = self.tokenizer.convert_tokens_to_ids(["<|transcribe|>", "<|notimestamps|>"])
@@ -181,6 +192,24 @@ class Whisper:
             rows={"encoder": rows, "llm": rows},
         )
 
+    def languages_of(self, model: Any, batch: PromptBatch) -> list[str]:
+        """The language whose token follows the start token with the highest score."""
+        features = batch.inputs["input_features"]
+        start = torch.full((len(features), 1), self.start, device=features.device)
+        with torch.no_grad():
+            scores = model(input_features=features, decoder_input_ids=start).logits[:, -1]
+        names = list(self.language_ids)
+        best = scores[:, list(self.language_ids.values())].argmax(-1)
+        return [names[i] for i in best.tolist()]
+
+    def in_languages(
+        self, batch: PromptBatch, languages: Sequence[str], rows: Sequence[int]
+    ) -> PromptBatch:
+        """The same audio, to be transcribed in `languages` and steered by `rows`."""
+        of = torch.tensor(list(rows))
+        options = {**batch.options, "language": [self.announced(code) for code in languages]}
+        return replace(batch, options=options, rows={"encoder": of, "llm": of})
+
     def shared_prompt_batch(self, clips: Sequence[Clip], heard: Sequence[Clip]) -> PromptBatch:
         """The same, encoding only `heard`, which has each clip of `clips` once."""
         rows = torch.tensor([clip.row for clip in clips])
@@ -248,13 +277,14 @@ class Whisper:
             max_new_tokens=max_new_tokens,
             synced_gpus=synced,
         )
-        if stay is None:
-            ids: Tensor = transcribe()
-        else:
-            try:
-                ids = transcribe(custom_generate=greedy(stay, synced))
-            except NoCacheError:  # slower, and the same tokens: every row stays until the last one ends
-                ids = transcribe()
+        with generating_quietly():
+            if stay is None:
+                ids: Tensor = transcribe()
+            else:
+                try:
+                    ids = transcribe(custom_generate=greedy(stay, synced))
+                except NoCacheError:  # slower, the same tokens: every row stays until the last one ends
+                    ids = transcribe()
         # What ended by itself holds an end token, or is padded with it, or is short.
         ended = ids.shape[1] < max_new_tokens
         finished = [ended or bool((row == self.eos).any()) for row in ids]

@@ -150,3 +150,19 @@ def test_the_normaliser_calls_our_own_step() -> None:
         "e",
         "neme",
     ]
+
+
+def test_generate_says_nothing_of_its_own_arguments(
+    tiny_base: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from transformers.utils import logging
+
+    base = load_speech_llm(tiny_base)
+    features = torch.zeros(2, 80, 200)
+    logging.set_verbosity_warning()
+    caplog.clear()
+    with library.generating_quietly():
+        base.model.generate(input_features=features, max_new_tokens=3, language="bg")
+    assert caplog.text == ""
+    base.model.generate(input_features=features, max_new_tokens=3, language="bg")
+    assert "max_new_tokens" in caplog.text  # else there is nothing to hold back any more

@@ -1,0 +1,244 @@
+"""`salsa-dist transcribe BASE RECORDINGS…`: any recordings to text, subtitles or JSON lines."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from salsa_dist.commands.libraries import prepare_libraries
+from salsa_dist.errors import UserError
+from salsa_dist.log import log
+
+if TYPE_CHECKING:
+    from salsa_dist.steering.vectors import SteeringVectors
+
+_NAMED = 10  # failed recordings that are named at the end
+_FOR_A_LANGUAGE = re.compile(r"([A-Za-z]{2,4}(?:[-_][A-Za-z0-9]{2,4})*)=(.+)", re.DOTALL)
+
+
+def transcribe(
+    base: Annotated[str, typer.Argument(help="folder or hub name of the base")],
+    files: Annotated[
+        list[str],
+        typer.Argument(
+            help="audio files, folders, patterns, tars, folders of shards; -: list on stdin"
+        ),
+    ],
+    language: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            help="code, such as bg; auto: the base tells it; or a file with lines FILE<tab>CODE. "
+            "Default: the list's or tar's own, else the adapter's"
+        ),
+    ] = None,
+    adapter: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            help="adapter to steer with: its folder, hub name or .safetensors file. Several: each is "
+            "for its own language, or for another with bg=ADAPTER"
+        ),
+    ] = None,
+    scale: Annotated[float, typer.Option(help="factor of the adapters' vectors; 0: none")] = 1.0,
+    force: Annotated[bool, typer.Option("--force", help="accept an adapter of another base")] = False,
+    window_s: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option("--window", help="audio window in seconds; default: the base's own"),
+    ] = None,
+    language_as: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="announce a language to the base as another: tw=yo; repeatable"),
+    ] = None,
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            help="file (.txt, .tsv, .jsonl) or folder for the results; resumes where it was stopped"
+        ),
+    ] = None,
+    form: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--format", help="text, json, srt or vtt; default: by --out, else text"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="the same as --format json")] = False,
+    batch: Annotated[int, typer.Option(min=1, help="pieces of recordings in one pass")] = 8,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="limit of a piece's transcript")] = 128,
+    device: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="cpu, cuda, cuda:1; default: a GPU if there is one"),
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16")] = "float32",
+) -> None:
+    """Transcribe recordings of any length; print one line per recording, or write files with --out.
+
+    A recording that can't be read does not stop the others: it is named at the end, and the exit status
+    is 2.
+    """
+    from salsa_dist.steering.vectors import SteeringVectors
+    from salsa_dist.transcription import inputs
+    from salsa_dist.transcription.output import output
+    from salsa_dist.transcription.progress import Progress
+    from salsa_dist.transcription.recording import AUTO
+    from salsa_dist.transcription.transcriber import Transcriber
+
+    if as_json and form not in (None, "json"):
+        raise UserError(f"--json and --format {form} can't be had together: choose one")
+    form = "json" if as_json else form
+    if not adapter and (force or scale != 1):
+        raise UserError("--scale and --force are about an adapter: name one with --adapter")
+    found = inputs.found(files, sys.stdin.buffer)
+    language_of = _languages(language)
+    loaded = [_adapter(text, SteeringVectors, scale) for text in adapter or []]
+    vectors = [one for _, one in loaded]
+    by_language = _by_language(loaded)
+    prepare_libraries()
+    speech_llm = _base(base, window_s, language_as or [], device, dtype)
+    transcriber = Transcriber(
+        speech_llm,
+        vectors,
+        by_language,
+        batch=batch,
+        max_new_tokens=max_new_tokens,
+        force=force,
+    )
+    if language == AUTO:
+        transcriber.teller()
+    elif language is not None and not os.path.isfile(language):
+        speech_llm.family.prompt(language)
+    settings: dict[str, Any] = {
+        "base": speech_llm.revision,
+        "dtype": dtype,
+        "window_s": speech_llm.window_s,
+        "max_new_tokens": max_new_tokens,
+        "language_as": sorted(language_as or []),
+        "language": language,
+        "adapters": [[code, one.digest()] for code, one in loaded],
+    }
+    single = len(found) == 1 and not found[0].path.lower().endswith(".tar")
+    results = output(out, form, settings, single)
+    progress = Progress(sum(one.weight for one in found))
+    missing: set[str] = set()
+
+    def own_language(name: str, own: str | None) -> str:
+        if (of := own or language_of(name) or only_language(loaded)) is None:
+            raise UserError(f"{name} says no language: name it with --language")
+        if len(vectors) > 1 and of not in by_language and of != AUTO and of not in missing:
+            missing.add(of)
+            log.warning(f"language {of}: no adapter is for it, the base alone transcribes it")
+        return of
+
+    def left() -> Any:
+        for recording in inputs.recordings(found, own_language, _rows(loaded)):
+            if results.has(recording):
+                progress.skipped(recording.weight)
+            else:
+                yield recording
+
+    done, failed = 0, []
+    try:
+        for result in transcriber.run(left(), progress):
+            if result.error is None:
+                results.write(result)
+                done += 1
+            else:
+                failed.append(result.error)
+    finally:
+        progress.close()
+        results.close()
+    _tell(failed, done)
+
+
+def _tell(failed: Sequence[str], done: int) -> None:
+    """Name what could not be transcribed. Raises: UserError: there is some."""
+    if len(failed) == 1 and not done:
+        raise UserError(failed[0])
+    if failed:
+        more = [f"and {len(failed) - _NAMED} more"] if len(failed) > _NAMED else []
+        lines = "\n  ".join([*failed[:_NAMED], *more])
+        raise UserError(f"{len(failed)} of {len(failed) + done} recordings failed:\n  {lines}")
+
+
+def _adapter(
+    text: str, kind: type[SteeringVectors], scale: float
+) -> tuple[str | None, SteeringVectors]:
+    """`bg=PATH` or `PATH`: the language that an adapter is named for, and the adapter."""
+    match = None if os.path.exists(text) else _FOR_A_LANGUAGE.fullmatch(text)
+    code, path = (match[1], match[2]) if match else (None, text)
+    return code, kind.load(path).scaled(scale)
+
+
+Loaded = Sequence[tuple[str | None, "SteeringVectors"]]
+
+
+def only_language(loaded: Loaded) -> str | None:
+    """The language of the only adapter."""
+    return (loaded[0][0] or loaded[0][1].language or None) if len(loaded) == 1 else None
+
+
+def _by_language(loaded: Loaded) -> dict[str, int]:
+    rows: dict[str, int] = {}
+    for row, (code, vectors) in enumerate(loaded):
+        of = code or vectors.language
+        if not of and len(loaded) > 1:
+            raise UserError(f"adapter {vectors.name!r} says no language: name it as --adapter CODE=…")
+        if of in rows:
+            raise UserError(f"two adapters are for language {of}: name one of them as --adapter CODE=…")
+        rows[of] = row
+    return rows
+
+
+def _rows(loaded: Loaded) -> Callable[[str | None], int | None]:
+    """From an adapter's name in a list to its row; None: by the recording's language."""
+    names = {vectors.name: row for row, (_, vectors) in enumerate(loaded)}
+    # One that was named for no language steers all.
+    all_get = 0 if len(loaded) == 1 and loaded[0][0] is None else None
+
+    def row_of(name: str | None) -> int | None:
+        if name is not None and name not in names:
+            raise UserError(f"no --adapter is called {name!r}; there are {', '.join(names) or 'none'}")
+        return all_get if name is None else names[name]
+
+    return row_of
+
+
+def _languages(language: str | None) -> Callable[[str], str | None]:
+    """From a recording's name to its language, by `--language`; None: it says none."""
+    if language is None or not os.path.isfile(language):
+        return lambda name: language
+    table: dict[str, str] = {}
+    with open(language, "rb") as file:
+        for number, line in enumerate(file, 1):
+            name, tab, code = os.fsdecode(line.rstrip(b"\r\n")).rpartition("\t")
+            if not tab:
+                raise UserError(f"{language}, line {number}: not FILE<tab>CODE")
+            table[name] = code
+    return lambda name: table.get(name) or table.get(os.path.basename(name))
+
+
+def _base(
+    base: str, window_s: float | None, language_as: Sequence[str], device: str | None, dtype: str
+) -> Any:
+    import torch
+
+    from salsa_dist.speech_llms.load import load_speech_llm
+
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise UserError(f"--dtype {dtype}: choose float32, bfloat16 or float16")
+    if bad := next((text for text in language_as if text.count("=") != 1), None):
+        raise UserError(f"--language-as {bad}: write it as tw=yo")
+    try:
+        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as e:
+        raise UserError(f"--device {device} can't be used: {str(e).splitlines()[0]}") from e
+    return load_speech_llm(
+        base,
+        window_s=window_s,
+        dtype=dtype,
+        device=place,
+        language_as=dict(text.split("=") for text in language_as),
+    )

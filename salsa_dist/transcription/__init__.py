@@ -1,0 +1,1 @@
+"""Recordings of any length to text: `salsa-dist transcribe` and `salsa_dist.transcribe`."""

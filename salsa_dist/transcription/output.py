@@ -1,0 +1,214 @@
+"""Results on disk or on standard output, one as soon as it is there, in one of four formats.
+
+    text   NAME <tab> TEXT                      a line a recording
+    json   {"file", "text", "language", …}      a line a recording, schema salsa-dist/transcript/1
+    srt, vtt                                    subtitles, a file a recording, cut where its pieces are
+
+    --out x.txt, x.tsv, x.jsonl, x.json    one file; what it holds already is not done again
+    --out FOLDER                           NAME.txt, .json, .srt or .vtt below it; the same
+
+`.NAME.settings.json` beside the file, or in the folder, says what it was made with: other settings are
+refused, so one result is never a mixture.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from salsa_dist import jsonl
+from salsa_dist.errors import UserError
+from salsa_dist.transcription.recording import Recording, Result, Segment
+from salsa_dist.whole_file import replace_file
+
+SCHEMA = "salsa-dist/transcript/1"
+FORMATS = ("text", "json", "srt", "vtt")
+_ENDINGS = {"text": "txt", "json": "json", "srt": "srt", "vtt": "vtt"}
+_ONE_FILE = {".txt": "text", ".tsv": "text", ".jsonl": "json", ".json": "json"}
+
+
+def output(out: Path | None, form: str | None, settings: Mapping[str, Any], single: bool) -> Output:
+    """Where results go.
+
+    Args:
+        out: file or folder; None: standard output.
+        form: one of FORMATS; None: by the ending of `out`, else text.
+        settings: what the results depend on.
+        single: there is one recording only.
+
+    Raises:
+        UserError: the format does not fit, or `out` was made with other settings.
+    """
+    if form is not None and form not in FORMATS:
+        raise UserError(f"--format {form}: choose one of {', '.join(FORMATS)}")
+    if out is None:
+        if form in ("srt", "vtt") and not single:
+            raise UserError(f"--format {form} makes one file per recording: name a folder with --out")
+        return _Stdout(form or "text")
+    one = _ONE_FILE.get(out.suffix.lower()) if not out.is_dir() else None
+    if one and form and form != one:
+        raise UserError(f"--out {out} holds {one} by its ending, --format is {form}: choose one")
+    try:
+        (out.parent if one else out).mkdir(parents=True, exist_ok=True)
+        return _File(out, one, settings) if one else _Folder(out, form or "text", settings)
+    except OSError as e:
+        raise UserError(f"--out {out} can't be written ({e.strerror})") from e
+
+
+class Output(ABC):
+    """Takes results; `has` tells which are there from before."""
+
+    def has(self, recording: Recording) -> bool:
+        return False
+
+    @abstractmethod
+    def write(self, result: Result) -> None:
+        """Write a result without an error."""
+
+    def close(self) -> None:
+        return
+
+
+class _Stdout(Output):
+    def __init__(self, form: str) -> None:
+        self._form = form
+
+    def write(self, result: Result) -> None:
+        sys.stdout.flush()
+        _write(sys.stdout.buffer, _written(result, self._form))
+
+
+class _File(Output):
+    """Lines in one file; half a line of a process that was killed is cut off."""
+
+    def __init__(self, path: Path, form: str, settings: Mapping[str, Any]) -> None:
+        _agree(path.with_name(f".{path.name}.settings.json"), path, settings, path.exists())
+        self._form = form
+        jsonl.append(path).close()
+        self._done = set(_names(path, form))
+        self._file = open(path, "ab")  # noqa: SIM115
+
+    def has(self, recording: Recording) -> bool:
+        name = recording.name if self._form == "json" else _plain(recording.name)
+        return name in self._done
+
+    def write(self, result: Result) -> None:
+        _write(self._file, _written(result, self._form))
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _Folder(Output):
+    """A file a recording."""
+
+    def __init__(self, folder: Path, form: str, settings: Mapping[str, Any]) -> None:
+        of_form = {**settings, "format": form}
+        _agree(folder / f".{form}.settings.json", folder, of_form, False)
+        self._folder, self._form = folder, form
+        self._names: dict[str, str] = {}
+
+    def has(self, recording: Recording) -> bool:
+        other = self._names.setdefault(recording.file, recording.name)
+        if other != recording.name:
+            raise UserError(
+                f"{other} and {recording.name} would both be {self._path(recording)}: transcribe them "
+                "into folders of their own, or into one .jsonl file"
+            )
+        return self._path(recording).exists()
+
+    def write(self, result: Result) -> None:
+        path = self._path(result.recording)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        written = _written(result, self._form)
+        if self._form == "text":
+            written = result.text + "\n"
+        replace_file(path, os.fsencode(written), flushed=False)
+
+    def _path(self, recording: Recording) -> Path:
+        return self._folder / f"{recording.file}.{_ENDINGS[self._form]}"
+
+
+def _agree(file: Path, out: Path, settings: Mapping[str, Any], there: bool) -> None:
+    """Refuse `out` if it was made with other settings; else write down these."""
+    tree = {"schema": SCHEMA, **settings}
+    if file.is_file():
+        try:
+            before = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError:
+            before = {}
+        differ = [k for k in {**before, **tree} if before.get(k) != tree.get(k)]
+        if differ:
+            raise UserError(
+                f"{out} was made with another {', '.join(differ)}: name another --out, or delete it "
+                f"and {file}"
+            )
+    elif there:
+        raise UserError(f"{out} is there and was not made by transcribe: name another --out")
+    else:
+        replace_file(file, json.dumps(tree, indent=1) + "\n")
+
+
+def _names(path: Path, form: str) -> list[str]:
+    """Names of the recordings that a file has."""
+    if form == "json":
+        return [str(line["file"]) for line in jsonl.read(path, SCHEMA)]
+    with open(path, "rb") as file:
+        return [os.fsdecode(line.partition(b"\t")[0]) for line in file]
+
+
+def _written(result: Result, form: str) -> str:
+    if form == "text":
+        return f"{_plain(result.name)}\t{_plain(result.text)}\n"
+    if form == "json":
+        tree = {
+            "schema": SCHEMA,
+            "file": result.name,
+            "text": result.text,
+            "language": result.language,
+            "adapter": result.adapter,
+            "seconds": round(result.seconds, 3),
+            "finished": result.finished,
+            "segments": [
+                {"start": round(s.start, 3), "end": round(s.end, 3), "text": s.text}
+                for s in result.segments
+            ],
+        }
+        # A name that is not UTF-8 is escaped: the line is valid JSON all the same, and gives it back.
+        return json.dumps(tree, ensure_ascii=not _is_utf8(result.name)) + "\n"
+    spoken = [segment for segment in result.segments if segment.text]
+    cues = [_cue(segment, form) for segment in spoken]
+    if form == "srt":
+        return "".join(f"{i}\n{cue}\n" for i, cue in enumerate(cues, 1))
+    return "WEBVTT\n\n" + "\n".join(cues)
+
+
+def _cue(segment: Segment, form: str) -> str:
+    times = f"{_clock(segment.start, form)} --> {_clock(segment.end, form)}"
+    # An empty line or an arrow would end the cue.
+    return f"{times}\n{_plain(segment.text).replace('-->', '→')}\n"
+
+
+def _clock(seconds: float, form: str) -> str:
+    whole, ms = divmod(round(seconds * 1000), 1000)
+    mark = "," if form == "srt" else "."
+    return f"{whole // 3600:02}:{whole // 60 % 60:02}:{whole % 60:02}{mark}{ms:03}"
+
+
+def _plain(text: str) -> str:
+    """On one line and without tabs."""
+    return " ".join(text.split()) if any(c in text for c in "\t\n\r\v\f\x85\u2028\u2029") else text
+
+
+def _is_utf8(name: str) -> bool:
+    return not any(0xD800 <= ord(c) <= 0xDFFF for c in name)
+
+
+def _write(file: IO[bytes], text: str) -> None:
+    file.write(os.fsencode(text))
+    file.flush()

@@ -1,0 +1,233 @@
+"""Recordings through a base, steered or not, in batches across recordings, in constant memory.
+
+    recordings ──blocks──► pieces ──batches──► prompts ──► transcripts ──► results, in order
+                 └─ one thread reads and prepares the next batch ─┘ while the base decodes this one
+
+A recording that can't be read gives a result with its error; the others go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from salsa_dist.data import audio_input
+from salsa_dist.data.audio import Audio
+from salsa_dist.data.clip import SAMPLE_RATE, Clip
+from salsa_dist.errors import UserError
+from salsa_dist.log import log
+from salsa_dist.speech_llms import long_audio
+from salsa_dist.speech_llms.batch import PromptBatch, Transcript
+from salsa_dist.speech_llms.family import TellsLanguage
+from salsa_dist.speech_llms.load import SpeechLLM
+from salsa_dist.steering.vectors import SteeringVectors, bank_of
+from salsa_dist.transcription.recording import AUTO, Piece, Recording, Result, Segment
+
+_EVENTS = 8  # silent or unreadable pieces that one batch takes along, for each that it decodes
+
+
+@dataclass
+class _Open:
+    """The recording that is being put together."""
+
+    recording: Recording
+    language: str
+    row: int
+    segments: list[Segment] = field(default_factory=list)
+
+
+class Transcriber:
+    """A base and its adapters, ready for recordings.
+
+    Args:
+        base: from `load_speech_llm`.
+        adapters: the rows of the bank, in order.
+        by_language: the row for recordings that name none, by language; others get no adapter.
+        batch: pieces of one pass.
+        max_new_tokens: limit of a piece's transcript.
+        force: take adapters of another base too, as long as their sites and widths are there.
+        speaks: whether somebody speaks in `(samples,)` at 16,000 Hz; None: not asked.
+    """
+
+    def __init__(
+        self,
+        base: SpeechLLM,
+        adapters: Sequence[SteeringVectors] = (),
+        by_language: Mapping[str, int] | None = None,
+        *,
+        batch: int = 8,
+        max_new_tokens: int = 128,
+        force: bool = False,
+        speaks: Callable[[Audio], bool] | None = None,
+    ) -> None:
+        for adapter in adapters:
+            adapter.check(base, force)
+        if batch < 1 or max_new_tokens < 1:
+            raise UserError("a batch, and a transcript's limit of tokens, are at least 1")
+        self.base = base
+        self.adapters = adapters
+        self.by_language = by_language or {}
+        self.batch = batch
+        self.max_new_tokens = max_new_tokens
+        self.speaks = speaks
+        self.weight = next(base.model.parameters())
+        self.bank = bank_of(adapters, self.weight.device)
+        self._known: dict[str, str | None] = {}
+
+    def run(
+        self,
+        recordings: Iterable[Recording],
+        progress: Callable[[Piece], None] = lambda piece: None,
+    ) -> Iterator[Result]:
+        """The result of each recording, in their order, as soon as it is there.
+
+        Args:
+            recordings: read one after another, in a thread of their own.
+            progress: is told each piece that is done.
+        """
+        batches = self._batches(recordings)
+        begun: _Open | None = None
+        with (
+            self.bank.attached(self.base.sites),
+            ThreadPoolExecutor(1) as reader,
+        ):
+            coming = reader.submit(next, batches, None)
+            while (now := coming.result()) is not None:
+                coming = reader.submit(next, batches, None)
+                pieces, prompts = now
+                spoken = [piece for piece in pieces if piece.clip is not None]
+                chosen: list[tuple[str, int]] = []
+                texts: Iterator[tuple[Transcript, str, int]] = iter(())
+                if prompts is not None:
+                    prompts, chosen = self._told(spoken, prompts, begun)
+                    made = self._decoded(prompts)
+                    texts = iter((t, *c) for t, c in zip(made, chosen, strict=True))
+                for piece in pieces:
+                    if begun is None:
+                        own = piece.recording
+                        begun = _Open(own, own.language, self._row(own))
+                    if piece.clip is not None:
+                        text, begun.language, begun.row = next(texts)
+                        segment = Segment(piece.start, piece.end, text.text, text.finished)
+                        begun.segments.append(segment)
+                    progress(piece)
+                    if piece.last:
+                        yield self._result(piece, begun)
+                        begun = None
+
+    def _result(self, piece: Piece, begun: _Open) -> Result:
+        adapter = self.adapters[begun.row].name if begun.row >= 0 else None
+        segments = [] if piece.wrong else begun.segments
+        return Result(piece.recording, begun.language, adapter, piece.end, segments, error=piece.wrong)
+
+    def _decoded(self, prompts: PromptBatch) -> list[Transcript]:
+        prompts = prompts.to(self.weight.device, self.weight.dtype)
+        with self.bank.rows(prompts.rows):
+            return self.base.family.generate(
+                self.base.model,
+                prompts,
+                self.max_new_tokens,
+                stay=lambda kept: self.bank.keep("llm", kept),
+            )
+
+    def _batches(
+        self, recordings: Iterable[Recording]
+    ) -> Iterator[tuple[list[Piece], PromptBatch | None]]:
+        pieces: list[Piece] = []
+        spoken: list[Clip] = []
+        apart = 0
+        for recording in recordings:
+            for piece in self._pieces(recording):
+                if piece.clip is not None:
+                    before, apart = apart, self.base.family.apart(piece.clip.language)
+                    if spoken and apart != before:
+                        yield pieces, self._prompts(spoken)
+                        pieces, spoken = [], []
+                pieces.append(piece)
+                if piece.clip is not None:
+                    spoken.append(piece.clip)
+                if len(spoken) == self.batch or len(pieces) >= _EVENTS * self.batch:
+                    yield pieces, self._prompts(spoken)
+                    pieces, spoken = [], []
+        if pieces:
+            yield pieces, self._prompts(spoken)
+
+    def _prompts(self, clips: Sequence[Clip]) -> PromptBatch | None:
+        return self.base.family.prompt_batch(clips) if clips else None
+
+    def _pieces(self, recording: Recording) -> Iterator[Piece]:
+        at = 0  # samples
+        wrong = recording.wrong or self._refused(recording.language)
+        if wrong is None:
+            # The base tells a language from the prompt of any other: see `_told`.
+            language, row = recording.language, self._row(recording)
+            if language == AUTO:
+                language, row = self.base.family.languages[0], -1
+            try:
+                blocks, whole = audio_input.blocks(recording.source, recording.name), None
+                for part in long_audio.parts(blocks, self.base.window_s):
+                    start, at = at, at + len(part.audio)
+                    clip: Clip | None = None
+                    if self.speaks is None or self.speaks(part.audio):
+                        clip = Clip(recording.name, part.audio, "", language, row)
+                    if not part.last and start == 0:
+                        whole = audio_input.seconds(recording.source)
+                    end = at / SAMPLE_RATE
+                    share = min(1.0, end / whole) if whole else None
+                    yield Piece(recording, start / SAMPLE_RATE, end, clip, part.last, share=share)
+                return
+            except UserError as e:
+                wrong = str(e)
+        yield Piece(recording, at / SAMPLE_RATE, at / SAMPLE_RATE, None, True, wrong)
+
+    def _refused(self, language: str) -> str | None:
+        """Why no prompt can be made in a language; says once what stands in for an unknown one."""
+        if language not in self._known:
+            self._known[language] = None
+            try:
+                if language == AUTO:
+                    self.teller()
+                else:
+                    self.base.family.prompt(language)
+                    if note := self.base.family.stand_in(language):
+                        log.warning(note)
+            except UserError as e:
+                self._known[language] = str(e)
+        return self._known[language]
+
+    def teller(self) -> TellsLanguage:
+        """The base's family, where it can tell languages. Raises: UserError: it can't."""
+        if not isinstance(self.base.family, TellsLanguage):
+            raise UserError(f"base {self.base.name} does not tell languages: name them with --language")
+        return self.base.family
+
+    def _row(self, recording: Recording) -> int:
+        if recording.row is not None:
+            return recording.row
+        return self.by_language.get(recording.language, -1)
+
+    def _told(
+        self, pieces: Sequence[Piece], prompts: PromptBatch, begun: _Open | None
+    ) -> tuple[PromptBatch, list[tuple[str, int]]]:
+        """The prompts, and the language and row of each piece, where the base has to tell it.
+
+        A recording is told by its first piece in which somebody speaks, unsteered.
+        """
+        if all(piece.recording.language != AUTO for piece in pieces):
+            return prompts, [(p.recording.language, self._row(p.recording)) for p in pieces]
+        family = self.teller()
+        languages = family.languages_of(
+            self.base.model, prompts.to(self.weight.device, self.weight.dtype)
+        )
+        of: dict[int, str] = {}
+        if begun is not None and begun.segments:
+            of[id(begun.recording)] = begun.language
+        chosen = []
+        for piece, told in zip(pieces, languages, strict=True):
+            language = piece.recording.language
+            if language == AUTO:
+                language = of.setdefault(id(piece.recording), told)
+            row = piece.recording.row
+            chosen.append((language, self.by_language.get(language, -1) if row is None else row))
+        return family.in_languages(prompts, *zip(*chosen, strict=True)), chosen
