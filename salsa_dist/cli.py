@@ -13,7 +13,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from salsa_dist.commands import fold, init, plan, push, runs, shards, sweep, transcribe
+from salsa_dist.commands import export, fold, init, plan, push, runs, shards, sweep, transcribe
 from salsa_dist.commands.libraries import prepare_libraries
 from salsa_dist.errors import UserError
 from salsa_dist.log import causes, choose, log, tell
@@ -31,6 +31,7 @@ app.command()(plan.plan)
 app.command()(push.push)
 app.command()(fold.fold)
 app.command()(transcribe.transcribe)
+app.command()(export.export)
 app.add_typer(sweep.app, name="sweep")
 app.add_typer(runs.app, name="runs")
 

@@ -17,7 +17,7 @@ ORDER = [
     *("libraries", "versions"),
     *("steering", "config", "data", "corpus", "speech_llms", "metrics"),
     *("planner", "placement", "run", "training", "methods", "loop", "evaluation", "transcription"),
-    *("folding", "requeue"),
+    *("folding", "export", "requeue"),
     *("__init__", "runs", "report", "sweeps", "launch", "commands", "cli", "__main__"),
 ]
 

@@ -1,0 +1,26 @@
+"""`salsa-dist export`: an adapter for another engine's own steering."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def export(
+    adapter: Annotated[str, typer.Argument(help="folder of an adapter, or user/name@revision")],
+    to: Annotated[str, typer.Option(help="engine: llama.cpp or easysteer")],
+    out: Annotated[Path, typer.Option(help="GGUF file; easysteer also gets a .json beside it")],
+    scale: Annotated[float, typer.Option(help="factor of the adapter's vectors")] = 1.0,
+) -> None:
+    """Write ADAPTER as a llama.cpp control vector, or as an EasySteer / vLLM steering spec.
+
+    Only an adapter whose rule and sites the engine has is exported: sites of the LLM, and for
+    llama.cpp the rule `add`.
+    """
+    from salsa_dist.export.control_vector import export as write
+    from salsa_dist.steering.vectors import SteeringVectors
+
+    for path in write(SteeringVectors.load(adapter).scaled(scale), to, out):
+        print(path)
