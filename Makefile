@@ -19,6 +19,7 @@ demo: environment
 # Everything, the tests on a real Slurm included.
 test: lint
 	tests/cluster/install.sh
+	tests/stores/install.sh $(VENV)/bin/python
 	$(VENV)/bin/python -m pytest $(PARALLEL)
 
 # The main job, every family, two ranks and the launcher, in a few minutes: on the lock, and at the ends of

@@ -9,7 +9,7 @@ import json
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
@@ -17,6 +17,7 @@ from salsa_dist.commands import export, fold, init, plan, push, runs, shards, sw
 from salsa_dist.commands.libraries import prepare_libraries
 from salsa_dist.errors import UserError
 from salsa_dist.log import causes, choose, log, tell
+from salsa_dist.places import place
 from salsa_dist.versions import named_in, table
 
 app = typer.Typer(
@@ -132,7 +133,7 @@ def inspect(
 @app.command()
 def sizes(
     base: Annotated[str, typer.Argument(help="folder or hub name of a base")],
-    shards: Annotated[Path, typer.Argument(help="folder of shards")],
+    shards: Annotated[Any, typer.Argument(help="folder of shards, or s3://…", parser=place)],
     language: Annotated[str, typer.Option(help="language of the training clips")],
     clips: Annotated[int, typer.Option(min=1, help="number of training clips")] = 32,
 ) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 import yaml
 
 from salsa_dist.errors import UserError
+from salsa_dist.places import Folder, place
 
 if TYPE_CHECKING:  # numpy comes with it
     from salsa_dist.data.index import ShardIndex
@@ -19,7 +20,7 @@ STARTER = Path(__file__).with_name("starter.yaml")
 
 def init(
     base: Annotated[str, typer.Argument(help="folder or hub name of a base")],
-    shards: Annotated[Path, typer.Argument(help="folder of shards")],
+    shards: Annotated[Any, typer.Argument(help="folder of shards, or s3://…", parser=place)],
     out: Annotated[Path, typer.Option(help="file to write")] = Path("config.yaml"),
     run: Annotated[
         Optional[Path],  # noqa: UP045
@@ -39,7 +40,7 @@ def init(
         raise UserError(
             f"base {base} is no folder with a config.json: name a checkpoint, or a hub name"
         )
-    index = ShardIndex.load(shards.expanduser())
+    index = ShardIndex.load(shards)
     text = starter(base, index, shards, run or Path("runs", index.name), out)
     try:
         replace_file(out, text)
@@ -48,7 +49,7 @@ def init(
     print(f"{out}: look at it, then `salsa-dist train {out}`")
 
 
-def starter(base: str, index: ShardIndex, shards: Path, run: Path, file: Path) -> str:
+def starter(base: str, index: ShardIndex, shards: Folder, run: Path, file: Path) -> str:
     """The config's text.
 
     Raises:

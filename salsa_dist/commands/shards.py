@@ -6,15 +6,17 @@ import json
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
 from salsa_dist.errors import UserError
+from salsa_dist.places import place
 
 app = typer.Typer(help="Build, check and reshard tar shards of speech.", no_args_is_help=True)
 
-Folder = Annotated[Path, typer.Argument(help="folder of shards")]
+# Click reads only what is no UserError as a usage error of its own.
+Shards = Annotated[Any, typer.Argument(help="folder of shards, or s3://bucket/prefix …", parser=place)]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 Language = Annotated[
     Optional[str],  # noqa: UP045
@@ -32,7 +34,9 @@ def build(
     source: Annotated[
         Path, typer.Argument(help="the corpus's folder, or a manifest; for hub ORG/NAME of a data set")
     ],
-    out: Annotated[Path, typer.Argument(help="folder for the shards")],
+    out: Annotated[
+        Any, typer.Argument(help="folder for the shards, or s3://bucket/prefix …", parser=place)
+    ],
     languages: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(help="language codes joined by commas; default: all"),
@@ -111,7 +115,7 @@ def build(
 
 @app.command()
 def lint(
-    folder: Folder,
+    folder: Shards,
     min_seconds: Annotated[float, typer.Option(help="shortest valid sample")] = 0.1,
     max_seconds: Annotated[float, typer.Option(help="longest valid sample")] = 600.0,
     rate: Annotated[
@@ -151,7 +155,7 @@ def lint(
 
 
 @app.command()
-def stats(folder: Folder, as_json: AsJson = False) -> None:
+def stats(folder: Shards, as_json: AsJson = False) -> None:
     """Show counts and durations from the index."""
     from salsa_dist.corpus import stats as of_shards
     from salsa_dist.data.index import ShardIndex
@@ -165,7 +169,9 @@ def stats(folder: Folder, as_json: AsJson = False) -> None:
 
 @app.command()
 def index(
-    folder: Annotated[Path, typer.Argument(help="folder of WebDataset tars without an index.json")],
+    folder: Annotated[
+        Any, typer.Argument(help="folder of WebDataset tars without an index.json", parser=place)
+    ],
     language: Language = None,
     split: Annotated[
         Optional[str],  # noqa: UP045
@@ -185,8 +191,10 @@ def index(
 
 @app.command()
 def reshard(
-    folder: Annotated[Path, typer.Argument(help="folder of shards, or of tars without an index")],
-    out: Annotated[Path, typer.Argument(help="folder for the new shards")],
+    folder: Annotated[
+        Any, typer.Argument(help="folder of shards, or of tars without an index", parser=place)
+    ],
+    out: Annotated[Any, typer.Argument(help="folder for the new shards", parser=place)],
     samples_per_shard: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option(help="maximum number of samples per shard"),

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -28,6 +28,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainSerializer,
     model_validator,
 )
 
@@ -40,6 +41,7 @@ from salsa_dist.config.decides import (
     Vectors,
     VectorsByOrder,
 )
+from salsa_dist.places import Cache, Remote, place
 
 
 def _known_rule(name: str) -> str:
@@ -61,7 +63,19 @@ def _expand(value: Any) -> Any:
     return os.path.expanduser(value) if isinstance(value, str) else value
 
 
-Folder = Annotated[Path, BeforeValidator(_expand)]
+def _local(value: Any) -> Any:
+    if isinstance(value, str) and "://" in value:
+        raise ValueError("it must be a folder here: in a store may lie only shards")
+    return _expand(value)
+
+
+Folder = Annotated[Path, BeforeValidator(_local)]
+# A folder, or a place in an object store or on a hub, such as s3://bucket/prefix.
+Shards = Annotated[
+    Path | Remote,
+    BeforeValidator(place),
+    PlainSerializer(str, return_type=str, when_used="json"),
+]
 
 
 class BaseConfig(_Section):
@@ -126,7 +140,18 @@ class AugmentConfig(_Section):
 
 
 class DataConfig(_Section):
-    shards: Place[Folder] = Field(description="folder with tar shards and their index.json")
+    shards: Place[Shards] = Field(
+        description="folder with tar shards and their index.json, or a place in a store: s3://bucket/prefix"
+    )
+    cache: Place[Folder | None] = Field(
+        None,
+        description="folder on each node's own disk for what is fetched of shards in a store; default: "
+        "~/.cache/salsa-dist",
+    )
+    cache_gb: Neither[float] = Field(64, gt=0, description="gigabytes that this cache may take")
+    retry_s: Neither[float] = Field(
+        120, ge=1, description="seconds for which a failed read of a store is tried again"
+    )
     clips_per_step: Vectors[int | None] = Field(
         None, ge=1, description="clips per adapter step, over all ranks; 8 if neither is set"
     )
@@ -165,6 +190,13 @@ class DataConfig(_Section):
         if clips is not None and seconds is not None:
             raise ValueError("clips_per_step and seconds_per_step are both set: take one of them")
         return {**tree, "clips_per_step": 8} if clips is None and seconds is None else tree
+
+    @model_validator(mode="after")
+    def _cached(self) -> DataConfig:
+        if isinstance(self.shards, Remote):
+            cache = Cache(self.cache, round(self.cache_gb * 1e9), self.retry_s)
+            object.__setattr__(self, "shards", replace(self.shards, cache=cache))
+        return self
 
     def clips_of_a_step(self, mean_s: float) -> int:
         """Approximate clips per adapter step, for clips of `mean_s` seconds on average."""

@@ -20,6 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from salsa_dist.errors import UserError
+from salsa_dist.places import Folder
 
 MAX_READ = 1 << 30  # bytes of one member
 MAX_MEMBERS = 20_000_000
@@ -59,7 +60,7 @@ def unsafe_name(name: str) -> str | None:
     return None
 
 
-def members(path: Path) -> Iterator[Member]:
+def members(path: Folder) -> Iterator[Member]:
     """The entries of a tar, packed with gzip or not; content is read only when asked for.
 
     Raises:
@@ -69,7 +70,7 @@ def members(path: Path) -> Iterator[Member]:
     limit = max(FREE_BYTES, MAX_RATIO * path.stat().st_size) if packed else None
     try:
         with (
-            closing(gzip.open(path, "rb") if packed else open(path, "rb")) as raw,
+            closing(_opened(path, packed)) as raw,
             tarfile.open(fileobj=_Bounded(raw, limit), mode="r:") as tar,
         ):
             end = 0
@@ -88,6 +89,12 @@ def members(path: Path) -> Iterator[Member]:
             _ends_well(raw, end)
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, ValueError) as e:
         raise DamagedTar(f"is damaged or no tar ({e})") from None
+
+
+def _opened(path: Folder, packed: bool) -> Any:
+    if packed:
+        return gzip.open(path if isinstance(path, Path) else path.open("rb"))
+    return path.open("rb")
 
 
 def unpack(path: Path, folder: Path, wanted: Callable[[str], bool]) -> None:

@@ -35,12 +35,14 @@ from salsa_dist.corpus.packing import Made, Task, kept, make
 from salsa_dist.corpus.recipes import load_recipe, name_of
 from salsa_dist.corpus.stats import said
 from salsa_dist.corpus.text import RULES, clean
+from salsa_dist.corpus.upload import building_folder, is_there, remove_built, upload
 from salsa_dist.corpus.utterance import Ask, Corpus, Utterance
 from salsa_dist.corpus.writer import check_name, is_key
 from salsa_dist.data.audio import resampler
 from salsa_dist.data.index import FILE, ShardIndex
 from salsa_dist.data.shards import MAX_SECONDS
 from salsa_dist.errors import UserError
+from salsa_dist.places import Folder, Remote, place
 
 # Each rank reads shards of its own, so there are several, however few clips a split has.
 MIN_SHARDS = {"train": 8, "dev": 1, "test": 2}
@@ -55,7 +57,7 @@ ARCHIVES = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".zip", ".7z", ".r
 def build(
     recipe: str,
     source: str | Path,
-    out: str | Path,
+    out: str | Folder,
     ask: Ask | None = None,
     workers: int = 1,
     max_dropped: float = MAX_DROPPED,
@@ -70,8 +72,10 @@ def build(
     """
     ask = ask or Ask()
     module, name = load_recipe(recipe), name_of(recipe)
-    source, out = Path(source), Path(out)
+    source, out = Path(source), place(out)
     _check(ask, workers)
+    if isinstance(out, Remote):
+        return _build_remote(recipe, source, out, ask, workers, max_dropped)
     remote = getattr(module, "REMOTE", False)
     if not remote and (ask.revision or ask.subset or ask.splits):
         raise UserError(
@@ -97,6 +101,19 @@ def build(
         shutil.rmtree(scratch, ignore_errors=True)
     print(said(index))
     return index
+
+
+def _build_remote(
+    recipe: str, source: Path, out: Remote, ask: Ask, workers: int, max_dropped: float
+) -> ShardIndex:
+    if is_there(out):
+        return _already_built(name_of(recipe), out, ask)
+    here = building_folder(out)
+    built = build(recipe, source, here, ask, workers, max_dropped)
+    upload(here, out)
+    remove_built(out)
+    print(f"sent to {out}: {len(built.shards)} shards")
+    return replace(built, folder=out)
 
 
 def plan(
@@ -342,8 +359,8 @@ def _finish(
     return index
 
 
-def _already_built(name: str, out: Path, ask: Ask) -> ShardIndex:
-    if not (out / FILE).exists():
+def _already_built(name: str, out: Folder, ask: Ask) -> ShardIndex:
+    if not (out / FILE).is_file():
         raise UserError(f"{out} is not empty and holds no shards: name another folder")
     index = ShardIndex.load(out)
     there = (index.name, index.seed)

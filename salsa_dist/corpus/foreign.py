@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,10 +19,12 @@ from typing import Any
 
 from salsa_dist.corpus.archive import DamagedTar
 from salsa_dist.corpus.tar_samples import Found, found, tars
+from salsa_dist.corpus.upload import is_there, made_at, upload
 from salsa_dist.corpus.utterance import key, split_in
 from salsa_dist.corpus.writer import Packed, check_name, is_key, put, write_tar
 from salsa_dist.data.file_hash import sha256_of
 from salsa_dist.data.index import FILE, Entry, Shard, ShardIndex
+from salsa_dist.data.index_copy import own_copy
 from salsa_dist.data.shards import (
     AUDIO_KINDS,
     BadSample,
@@ -29,7 +32,8 @@ from salsa_dist.data.shards import (
     read_facts,
 )
 from salsa_dist.errors import UserError
-from salsa_dist.new_folder import made_beside
+from salsa_dist.log import log
+from salsa_dist.places import Folder, Remote
 
 ELSEWHERE = {"source": "tars made elsewhere", "licence": "not stated"}
 LANGUAGE_FIELDS = ("language", "lang", "locale")
@@ -47,9 +51,11 @@ class Usable:
 
 
 def index_tars(
-    folder: Path, language: str | None = None, split: str | None = None
+    folder: Folder, language: str | None = None, split: str | None = None
 ) -> tuple[ShardIndex, list[str]]:
     """Write `folder/index.json`; returns it, and why samples were left out of it.
+
+    Where a store can't be written, the index is kept on this machine, for this user's jobs here.
 
     Args:
         language: of samples whose JSON names none.
@@ -58,7 +64,7 @@ def index_tars(
     Raises:
         UserError: there is an index, a tar is damaged or holds two languages, or keys are not unique.
     """
-    if (folder / FILE).exists():
+    if _has(folder, FILE):
         raise UserError(f"{folder / FILE} is there: remove it to build another")
     paths = _tars(folder)
     left_out: list[str] = []
@@ -102,7 +108,10 @@ def index_tars(
         )
     rate = rates.pop() if len(rates) == 1 else 0
     facts: dict[str, Any] = {**ELSEWHERE, "left_out": len(left_out)}
-    index = ShardIndex(folder, folder.resolve().name, rate, 0, facts, tuple(shards))
+    index = ShardIndex(folder, _name(folder), rate, 0, facts, tuple(shards))
+    if isinstance(folder, Remote):
+        _send(index, folder)
+        return index, left_out
     part = folder / f".{FILE}.{os.getpid()}"
     part.mkdir()
     try:
@@ -115,8 +124,8 @@ def index_tars(
 
 
 def reshard(
-    folder: Path,
-    out: Path,
+    folder: Folder,
+    out: Folder,
     samples_per_shard: int | None = None,
     shard_bytes: int | None = None,
     language: str | None = None,
@@ -130,12 +139,12 @@ def reshard(
     Raises:
         UserError: as `index_tars`; or `out` is there already.
     """
-    if out.exists():
+    if is_there(out):
         raise UserError(f"{out} is there: name another folder")
     if not (samples_per_shard or shard_bytes) or min(samples_per_shard or 1, shard_bytes or 1) < 1:
         raise UserError("say how large a shard is: --samples-per-shard or --shard-size, 1 or more")
     paths = _tars(folder)
-    old = ShardIndex.load(folder) if (folder / FILE).exists() else None
+    old = ShardIndex.load(folder) if _has(folder, FILE) else None
     splits = {shard.path: shard.split for shard in old.shards} if old else {}
     left_out: list[str] = []
     waiting: dict[tuple[str, str], list[Packed]] = {}
@@ -144,7 +153,7 @@ def reshard(
     seen: set[str] = set()
     rates: set[int] = set()
     shards: list[Shard] = []
-    with made_beside(out) as new:
+    with made_at(out) as new:
 
         def write(place: tuple[str, str]) -> None:
             path = f"{place[0]}/{place[1]}-{numbers[place]:06d}.tar"
@@ -170,7 +179,7 @@ def reshard(
             raise UserError(f"{folder}: no sample can be used, such as {(left_out or ['none'])[0]}")
         facts: dict[str, Any] = dict(old.recipe if old else ELSEWHERE)
         facts["resharded"] = {"left_out": len(left_out), "from": old.hash if old else None}
-        name = old.name if old else folder.resolve().name
+        name = old.name if old else _name(folder)
         rate = rates.pop() if len(rates) == 1 else 0
         ordered = tuple(sorted(shards, key=lambda shard: shard.path))
         index = ShardIndex(out, name, rate, old.seed if old else 0, facts, ordered)
@@ -178,15 +187,43 @@ def reshard(
     return index, left_out
 
 
-def _tars(folder: Path) -> list[str]:
-    if not folder.is_dir():
+def _send(index: ShardIndex, folder: Remote) -> None:
+    with tempfile.TemporaryDirectory() as made:
+        index.save(Path(made))
+        try:
+            upload(Path(made), folder)
+        except UserError as e:
+            own = own_copy(folder)
+            own.mkdir(parents=True, exist_ok=True)
+            for file in sorted(Path(made).iterdir()):
+                shutil.copyfile(file, own / file.name)
+            log.warning(f"{e}; the index is kept in {own}")
+
+
+def _has(folder: Folder, name: str) -> bool:
+    try:
+        return (folder / name).exists()
+    except OSError as e:
+        raise UserError(f"{folder} can't be read ({e.strerror})") from None
+
+
+def _name(folder: Folder) -> str:
+    return folder.name if isinstance(folder, Remote) else folder.resolve().name
+
+
+def _tars(folder: Folder) -> list[str]:
+    try:
+        there, paths = folder.is_dir(), tars(folder)
+    except OSError as e:
+        raise UserError(f"{folder} can't be read ({e.strerror})") from None
+    if not there:
         raise UserError(f"{folder} is no folder: name a folder of tars")
-    if not (paths := tars(folder)):
+    if not paths:
         raise UserError(f"{folder} holds no .tar: name a folder of tars")
     return paths
 
 
-def _usable(folder: Path, path: str, language: str | None, left_out: list[str]) -> Iterator[Usable]:
+def _usable(folder: Folder, path: str, language: str | None, left_out: list[str]) -> Iterator[Usable]:
     """The samples of one tar; why others can't be used is told in `left_out`."""
     try:
         for sample in found(folder / path):

@@ -15,7 +15,6 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing import get_context
-from pathlib import Path
 
 from salsa_dist.corpus import doubts, splits
 from salsa_dist.corpus.archive import DamagedTar
@@ -26,6 +25,7 @@ from salsa_dist.data.file_hash import sha256_of
 from salsa_dist.data.index import FILE, Shard, ShardIndex
 from salsa_dist.data.shards import AUDIO_KINDS, MAX_SECONDS, BadSample, open_channels, read_facts
 from salsa_dist.errors import UserError
+from salsa_dist.places import Folder
 
 
 @dataclass(frozen=True)
@@ -64,18 +64,22 @@ class Checked:
     texts: dict[tuple[str, str], str] = field(default_factory=dict)
 
 
-def lint(folder: Path, bounds: Bounds, workers: int = 1) -> tuple[list[Problem], int]:
+def lint(folder: Folder, bounds: Bounds, workers: int = 1) -> tuple[list[Problem], int]:
     """All problems of a folder of shards, and how many samples were looked at.
 
     Raises:
         UserError: there is no folder, or nothing in it to check, or an index that can't be read.
     """
-    if not folder.is_dir():
-        raise UserError(f"{folder} is no folder: name a folder of shards")
-    shards: dict[str, Shard | None] = dict.fromkeys(tars(folder))
+    try:
+        if not folder.is_dir():
+            raise UserError(f"{folder} is no folder: name a folder of shards")
+        shards: dict[str, Shard | None] = dict.fromkeys(tars(folder))
+        indexed = (folder / FILE).exists()
+    except OSError as e:
+        raise UserError(f"{folder} can't be read ({e.strerror})") from None
     problems = []
     how: object = {}
-    if (folder / FILE).exists():
+    if indexed:
         index = ShardIndex.load(folder)
         if bounds.rate is None:
             bounds = replace(bounds, rate=index.sample_rate or None)
@@ -95,7 +99,7 @@ def lint(folder: Path, bounds: Bounds, workers: int = 1) -> tuple[list[Problem],
     return problems, sum(one.samples for one in checked)
 
 
-def check(folder: Path, bounds: Bounds, item: tuple[str, Shard | None]) -> Checked:
+def check(folder: Folder, bounds: Bounds, item: tuple[str, Shard | None]) -> Checked:
     """One tar against its place in the index, where it has one."""
     path, shard = item
     result = Checked(path, shard.split if shard else split_in(path) or "train")

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from salsa_dist.corpus.archive import members, unsafe_name
 from salsa_dist.data.shards import DANGEROUS_KINDS, KINDS, MAX_BYTES, key_and_kind
+from salsa_dist.places import Folder, Remote
 
 
 @dataclass
@@ -27,12 +27,14 @@ class Found:
     notes: list[str] = field(default_factory=list)
 
 
-def tars(folder: Path) -> list[str]:
-    """The paths of all tars below `folder`, relative to it."""
+def tars(folder: Folder) -> list[str]:
+    """The paths of all tars below `folder`, relative to it. Raises: OSError: a store can't be read."""
+    if isinstance(folder, Remote):
+        return folder.files(".tar")
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.tar"))
 
 
-def found(path: Path) -> Iterator[Found]:
+def found(path: Folder) -> Iterator[Found]:
     """The samples of a tar. Raises: DamagedTar, OSError, behind the last sample that is whole."""
     sample: Found | None = None
     for member in members(path):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
+
+from salsa_dist.places import Folder
 
 
-def sha256_of(path: Path) -> str:
+def sha256_of(path: Folder) -> str:
     """Of a file's bytes, read in pieces."""
     digest = hashlib.sha256()
     with path.open("rb") as file:

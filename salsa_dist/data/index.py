@@ -28,7 +28,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from salsa_dist.data import quick_index
 from salsa_dist.data.entries import Columns, Entries, Entry
+from salsa_dist.data.index_copy import local_copy
 from salsa_dist.errors import UserError
+from salsa_dist.places import Folder, Remote, place
 
 __all__ = ["FILE", "SCHEMA", "Entry", "Shard", "ShardIndex"]
 
@@ -55,7 +57,7 @@ class Shard:
 class ShardIndex:
     """All shards in `folder`, in the order of their paths."""
 
-    folder: Path
+    folder: Folder
     name: str
     sample_rate: int
     seed: int
@@ -103,15 +105,16 @@ class ShardIndex:
         quick_index.write(folder, FILE, {**head, "shards": heads}, columns)
 
     @classmethod
-    def load(cls, folder: str | Path) -> ShardIndex:
+    def load(cls, folder: str | Folder) -> ShardIndex:
         """Read and check `folder/index.json`; the shards themselves are not opened."""
-        folder = Path(folder)
+        folder = place(folder)
         path = folder / FILE
+        here = local_copy(folder, FILE, quick_index.FILE) if isinstance(folder, Remote) else folder
         try:
-            found = quick_index.read(folder, FILE)
+            found = quick_index.read(here, FILE)
             if found is not None:
                 return _checked(folder, *found)
-            tree = json.loads(path.read_text(encoding="utf-8"))
+            tree = json.loads((here / FILE).read_text(encoding="utf-8"))
         except OSError as e:
             raise UserError(
                 f"{path} can't be read ({e.strerror}): name a folder of shards, or build one with "
@@ -151,7 +154,7 @@ class _RawIndex(BaseModel):
     shards: list[_RawShard]
 
 
-def _damaged(path: Path, what: str) -> UserError:
+def _damaged(path: Folder, what: str) -> UserError:
     return UserError(f"{path} is damaged ({what}): build the shards again")
 
 
@@ -160,7 +163,7 @@ def _head(shard: Shard) -> dict[str, Any]:
     return {f.name: getattr(shard, f.name) for f in fields(shard) if f.name != "entries"}
 
 
-def _take_entries(tree: Any, path: Path) -> list[Entry]:
+def _take_entries(tree: Any, path: Folder) -> list[Entry]:
     """The entries of all shards, which are taken out of `tree`. Raises: UserError: they are none."""
     shards = tree.get("shards") if isinstance(tree, dict) else None
     found: list[Entry] = []
@@ -182,7 +185,7 @@ def _take_entries(tree: Any, path: Path) -> list[Entry]:
     return found
 
 
-def _checked(folder: Path, tree: Any, columns: Columns) -> ShardIndex:
+def _checked(folder: Folder, tree: Any, columns: Columns) -> ShardIndex:
     """The index of a tree without entries, and of all its entries. Raises: UserError."""
     path = folder / FILE
     schema = tree.get("schema") if isinstance(tree, dict) else None
@@ -219,7 +222,7 @@ def _checked(folder: Path, tree: Any, columns: Columns) -> ShardIndex:
     return index
 
 
-def _check_columns(shards: Sequence[_RawShard], columns: Columns, path: Path) -> None:
+def _check_columns(shards: Sequence[_RawShard], columns: Columns, path: Folder) -> None:
     """That entries have lengths, follow each other, and lie in their shards."""
     counts = np.array([shard.samples for shard in shards])
     if (counts < 0).any() or counts.sum() != len(columns.seconds):

@@ -10,19 +10,23 @@ of ranks and workers.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from torch.utils.data import get_worker_info
 
 from salsa_dist.data.augment import Augment
 from salsa_dist.data.clip import Clip
 from salsa_dist.data.index import Entry, Shard, ShardIndex
-from salsa_dist.data.plan import LANES, AdapterPlan, Draw, of_rank, pool_of, steps_of
+from salsa_dist.data.plan import LANES, POOL_STEPS, AdapterPlan, Draw, of_rank, pool_of, steps_of
+from salsa_dist.data.shard_cache import cache_of
 from salsa_dist.data.shards import BadSample, Bytes, read_ranges, read_sample
+from salsa_dist.places import Folder, Remote
 
 ATTEMPTS = 16  # replacements tried for one draw
+DAMAGED = ("audio", "transcript", "tar")  # what a link may have done to a sample
+AHEAD_S = 30.0  # for which shards of a store are fetched ahead
 
 # `refused`: the base can't learn from it, such as for a transcript longer than it can write.
 KINDS = ("audio", "transcript", "bounds", "tar", "shard", "refused")
@@ -52,18 +56,30 @@ class StepClips:
     hopeless: int
 
 
-def read_clip(folder: Path, shard: Shard, entry: Entry, row: int = -1) -> Clip:
+def read_clip(folder: Folder, shard: Shard, entry: Entry, row: int = -1) -> Clip:
     """One clip, decoded.
 
     Raises:
         BadSample: it can't be used.
     """
     path = folder / shard.path
-    ((_, raw),) = read_ranges(path, [entry])
+    ((_, _, raw),) = read_samples(folder, [(shard, [entry])])
     if isinstance(raw, BadSample):
         raise raw
     audio, facts = read_sample(raw, path, entry.key)
     return Clip(entry.key, audio, str(facts["text"]), shard.language, row, facts)
+
+
+def read_samples(
+    folder: Folder, wanted: Sequence[tuple[Shard, Sequence[Entry]]]
+) -> Iterator[tuple[Shard, Entry, Bytes | BadSample]]:
+    """The bytes of samples of several shards, or why a sample has none."""
+    if isinstance(folder, Remote):
+        yield from cache_of(folder.cache).read(folder, wanted)
+        return
+    for shard, entries in wanted:
+        for entry, raw in read_ranges(folder / shard.path, entries):
+            yield shard, entry, raw
 
 
 class ClipReader:
@@ -80,7 +96,7 @@ class ClipReader:
 
     def __init__(
         self,
-        folder: Path,
+        folder: Folder,
         plan: AdapterPlan,
         steps: int,
         rank: int,
@@ -96,10 +112,13 @@ class ClipReader:
         self.max_seconds = max_seconds
         self.augment = augment
         self._held: dict[int, dict[int, Bytes | BadSample]] = {}
+        self._ahead = _Ahead()
 
     def step(self, t: int) -> StepClips:
         """The clips of step `t` that are this rank's."""
         own = of_rank(self.plan, t, self.rank, self.world_size)
+        if isinstance(self.folder, Remote):
+            self._fetch_ahead(self.folder, t)
         clips: list[tuple[Clip, Draw]] = []
         bad: list[Bad] = []
         for draw in own:
@@ -119,7 +138,7 @@ class ClipReader:
         """
         for attempt in range(ATTEMPTS):
             other = self.plan.replacement(draw, attempt)
-            ((_, raw),) = read_ranges(self.folder / other.shard.path, [other.entry])
+            ((_, _, raw),) = read_samples(self.folder, [(other.shard, [other.entry])])
             found = self._usable(other, raw, bad)
             if found is None:
                 continue
@@ -129,7 +148,9 @@ class ClipReader:
             bad.append(Bad("refused", other.shard.path, other.entry.key, why))
         return None
 
-    def _usable(self, draw: Draw, raw: Bytes | BadSample, bad: list[Bad]) -> tuple[Clip, Draw] | None:
+    def _usable(
+        self, draw: Draw, raw: Bytes | BadSample, bad: list[Bad], again: bool = True
+    ) -> tuple[Clip, Draw] | None:
         path = self.folder / draw.shard.path
         try:
             if isinstance(raw, BadSample):
@@ -141,6 +162,10 @@ class ClipReader:
                 why = f"lasts {clip.seconds:.1f} s, {claimed}: more than the audio window"
                 raise BadSample(path, draw.entry.key, why, "bounds")
         except BadSample as e:
+            if again and e.kind in DAMAGED and isinstance(self.folder, Remote):
+                cache_of(self.folder.cache).doubt(self.folder, draw.shard)
+                ((_, _, raw),) = read_samples(self.folder, [(draw.shard, [draw.entry])])
+                return self._usable(draw, raw, bad, again=False)
             bad.append(Bad(e.kind, draw.shard.path, draw.entry.key, str(e)))
             return None
         if self.augment is not None:
@@ -163,27 +188,74 @@ class ClipReader:
 
     def _read_pool(self, pool: int, first: int) -> dict[int, Bytes | BadSample]:
         """By draw, the bytes that this process needs of a pool from step `first` on."""
-        worker = get_worker_info()
-        workers = worker.num_workers if worker else 1
-        by_shard: dict[str, list[Draw]] = {}
+        by_place: dict[tuple[str, int], list[int]] = {}
+        wanted = self._wanted(pool, first)
+        for shard, draws in wanted:
+            # A pool that is longer than an epoch may draw a clip twice.
+            for draw in draws:
+                by_place.setdefault((shard.path, draw.entry.offset), []).append(draw.number)
+        entries = [(s, list({d.entry.offset: d.entry for d in draws}.values())) for s, draws in wanted]
+        found: dict[int, Bytes | BadSample] = {}
+        for shard, entry, raw in read_samples(self.folder, entries):
+            found.update((number, raw) for number in by_place[shard.path, entry.offset])
+        return found
+
+    def _wanted(self, pool: int, first: int) -> list[tuple[Shard, list[Draw]]]:
+        """What this process needs of a pool from step `first` on, by shard."""
+        workers = _workers()
+        by_shard: dict[str, tuple[Shard, list[Draw]]] = {}
         for t in steps_of(pool):
             if (t - first) % workers == 0 and first <= t < self.steps:
                 for draw in of_rank(self.plan, t, self.rank, self.world_size):
-                    by_shard.setdefault(draw.shard.path, []).append(draw)
-        found: dict[int, Bytes | BadSample] = {}
-        for path, draws in sorted(by_shard.items()):
-            # A pool that is longer than an epoch may draw a clip twice.
-            by_offset: dict[int, list[int]] = {}
-            for draw in draws:
-                by_offset.setdefault(draw.entry.offset, []).append(draw.number)
-            entries = {draw.entry.offset: draw.entry for draw in draws}
-            for entry, raw in read_ranges(self.folder / path, entries.values()):
-                found.update((number, raw) for number in by_offset[entry.offset])
-        return found
+                    by_shard.setdefault(draw.shard.path, (draw.shard, []))[1].append(draw)
+        return [by_shard[path] for path in sorted(by_shard)]
+
+    def _fetch_ahead(self, folder: Remote, t: int) -> None:
+        """Begin to fetch the pools that this process reads in the time to come."""
+        cache = cache_of(folder.cache)
+        workers = _workers()
+        for step in range(t + workers, min(self._ahead.until(t), self.steps), workers):
+            pool = pool_of(step)
+            if pool not in self._held and self._ahead.first_time(pool):
+                for shard, draws in self._wanted(pool, step):
+                    cache.start(folder, shard, [draw.entry for draw in draws])
+
+
+class _Ahead:
+    """How far to read ahead: by time, since what a link needs is time."""
+
+    def __init__(self) -> None:
+        self._begun: dict[int, None] = {}
+        self._last: tuple[int, float] | None = None
+        self._step_s = AHEAD_S / LANES  # of a step, as measured of late
+
+    def until(self, t: int) -> int:
+        """The step before which what is needed is to be fetched; called at each step `t` in turn."""
+        now = time.monotonic()
+        if self._last is not None and t > self._last[0]:
+            step_s = (now - self._last[1]) / (t - self._last[0])
+            self._step_s += 0.2 * (step_s - self._step_s)
+        self._last = (t, now)
+        steps = round(AHEAD_S / max(self._step_s, 1e-3))
+        # The lanes that come anyway, and no more than a plan holds.
+        return t + min(max(steps, LANES), (POOL_STEPS - 1) * LANES)
+
+    def first_time(self, pool: int) -> bool:
+        if pool in self._begun:
+            return False
+        while len(self._begun) >= 4 * LANES:
+            self._begun.pop(next(iter(self._begun)))
+        self._begun[pool] = None
+        return True
+
+
+def _workers() -> int:
+    worker = get_worker_info()
+    return worker.num_workers if worker else 1
 
 
 def first_clips(
-    folder: Path, index: ShardIndex, language: str, count: int, window_s: float
+    folder: Folder, index: ShardIndex, language: str, count: int, window_s: float
 ) -> list[Clip]:
     """The first training clips of a language that fit the window, in the order of the shards."""
     clips: list[Clip] = []

@@ -31,6 +31,7 @@ import soxr
 from salsa_dist.data.audio import RATES, Audio
 from salsa_dist.data.index import Entry
 from salsa_dist.errors import UserError
+from salsa_dist.places import Remote
 
 SAMPLE_RATE = 16_000  # Hz, of what is read
 MAX_SECONDS = 600.0  # of one sample; a few bytes of FLAC can claim hours of silence
@@ -39,6 +40,7 @@ MAX_VALUES = 1 << 26  # channels times samples, decoded: so do they here
 READ_BYTES = 64 << 20  # of one read; a sample may take more
 AUDIO_KINDS = ("flac", "wav", "mp3", "ogg", "opus")
 KINDS = (*AUDIO_KINDS, "json", "txt")
+Named = str | Path | Remote  # what errors call a shard
 Bytes = bytes | memoryview  # of a sample or of one of its files
 DANGEROUS_KINDS = ("pkl", "pickle", "pyd", "pth", "pt", "npy", "npz", "joblib")
 TEXT_FIELDS = ("text", "transcript", "transcription", "sentence")
@@ -57,7 +59,7 @@ class BadSample(UserError):
     size out of bounds), `tar` (cut off, or not what the index says) or `shard` (it can't be opened).
     """
 
-    def __init__(self, shard: str | Path, key: str | None, what: str, kind: str = "tar") -> None:
+    def __init__(self, shard: Named, key: str | None, what: str, kind: str = "tar") -> None:
         super().__init__(f"{shard}: sample {key or 'without a key'} {what}")
         self.shard, self.key, self.kind = str(shard), key, kind
 
@@ -69,12 +71,7 @@ def read_ranges(
 
     The shard is opened once and read forward; samples that lie side by side are read together.
     """
-    wanted = sorted(entries, key=lambda e: e.offset)
-    for entry in wanted:
-        if entry.length > MAX_BYTES:
-            why = f"claims {entry.length} bytes, more than {MAX_BYTES}"
-            yield entry, BadSample(path, entry.key, why, "bounds")
-    wanted = [entry for entry in wanted if entry.length <= MAX_BYTES]
+    wanted = list(entries)
     try:
         file = open(path, "rb", buffering=0)  # noqa: SIM115
     except OSError as e:
@@ -82,19 +79,33 @@ def read_ranges(
             yield entry, BadSample(path, entry.key, f"can't be read ({e.strerror})", "shard")
         return
     with file:
-        for run in _runs(wanted):
-            try:
-                found, end = _read_run(file.fileno(), run)
-            except OSError as e:
-                why = f"can't be read ({e.strerror})"
-                yield from ((x, BadSample(path, x.key, why, "shard")) for x in run)
-                continue
-            for entry, own in zip(run, found, strict=True):
-                if entry.offset + entry.length > end:
-                    why = "lies behind the end of its tar: fetch the shard again"
-                    yield entry, BadSample(path, entry.key, why, "tar")
-                else:
-                    yield entry, own
+        yield from read_open(file.fileno(), path, wanted)
+
+
+def read_open(
+    fd: int, path: Named, entries: Iterable[Entry]
+) -> Iterator[tuple[Entry, Bytes | BadSample]]:
+    """As `read_ranges`, of a file that is open; `path` is what errors call it."""
+    wanted = []
+    for entry in sorted(entries, key=lambda e: e.offset):
+        if entry.length > MAX_BYTES:
+            why = f"claims {entry.length} bytes, more than {MAX_BYTES}"
+            yield entry, BadSample(path, entry.key, why, "bounds")
+        else:
+            wanted.append(entry)
+    for run in runs(wanted):
+        try:
+            found, end = _read_run(fd, run)
+        except OSError as e:
+            why = f"can't be read ({e.strerror})"
+            yield from ((x, BadSample(path, x.key, why, "shard")) for x in run)
+            continue
+        for entry, own in zip(run, found, strict=True):
+            if entry.offset + entry.length > end:
+                why = "lies behind the end of its tar: fetch the shard again"
+                yield entry, BadSample(path, entry.key, why, "tar")
+            else:
+                yield entry, own
 
 
 def read_range(path: str | Path, entry: Entry) -> Bytes:
@@ -105,7 +116,7 @@ def read_range(path: str | Path, entry: Entry) -> Bytes:
     return raw
 
 
-def _runs(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
+def runs(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
     """Entries in the order of a file, cut into what one read takes."""
     run: list[Entry] = []
     for entry in entries:
@@ -144,7 +155,7 @@ def _read_run(fd: int, run: Sequence[Entry]) -> tuple[list[memoryview], int]:
 
 
 def read_sample(
-    raw: Bytes, shard: str | Path = "shard in memory", key: str | None = None
+    raw: Bytes, shard: Named = "shard in memory", key: str | None = None
 ) -> tuple[Audio, dict[str, Any]]:
     """Audio `(samples,)` float32 at 16,000 Hz and the facts of the sample in `raw`.
 
@@ -223,13 +234,13 @@ def key_and_kind(name: str) -> tuple[str, str]:
     return (match["key"], match["kind"].lower()) if match else (name, "")
 
 
-def open_audio(files: Mapping[str, Bytes], shard: str | Path, key: str | None) -> tuple[Audio, int]:
+def open_audio(files: Mapping[str, Bytes], shard: Named, key: str | None) -> tuple[Audio, int]:
     """`(samples,)` float32 and its rate in Hz, of a sample's files by kind. Raises: BadSample."""
     audio, rate = open_channels(files, shard, key)
     return (audio if audio.ndim == 1 else audio.mean(axis=1, dtype=np.float32)), rate
 
 
-def open_channels(files: Mapping[str, Bytes], shard: str | Path, key: str | None) -> tuple[Audio, int]:
+def open_channels(files: Mapping[str, Bytes], shard: Named, key: str | None) -> tuple[Audio, int]:
     """As `open_audio`, but `(samples, channels)` where there are several."""
 
     def bad(what: str, kind: str) -> BadSample:
@@ -260,7 +271,7 @@ def open_channels(files: Mapping[str, Bytes], shard: str | Path, key: str | None
     return audio, rate
 
 
-def read_facts(files: Mapping[str, Bytes], shard: str | Path, key: str | None) -> dict[str, Any]:
+def read_facts(files: Mapping[str, Bytes], shard: Named, key: str | None) -> dict[str, Any]:
     """The facts of a sample, by its files; its transcript is "text". Raises: BadSample."""
     try:
         facts = json.loads(bytes(files.get("json", b"{}")))

@@ -186,7 +186,12 @@ def _config_path(asked: Options) -> Path:
 
 
 def _sbatch(command: str, config: Config, resources: Resources) -> Sbatch:
-    seen = [Path.cwd(), config.run.absolute(), config.data.shards.absolute()]
+    shards = config.data.shards
+    seen = [
+        Path.cwd(),
+        config.run.absolute(),
+        *([shards.absolute()] if isinstance(shards, Path) else []),
+    ]
     base = Path(config.base.name)
     mounts = [*seen, *([base.absolute()] if base.is_dir() else [])]
     return sbatch(config.run, f"salsa-{command}-{config.run.name}", resources, mounts)

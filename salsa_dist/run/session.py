@@ -24,10 +24,13 @@ import torch.distributed as dist
 
 from salsa_dist.config import BaseConfig, Config
 from salsa_dist.data.index import ShardIndex
+from salsa_dist.data.shard_cache import cache_of
 from salsa_dist.placement import freed_memory
 from salsa_dist.placement.choose import Placed, choose
 from salsa_dist.placement.loading import load_base
+from salsa_dist.placement.node_disk import once_a_node
 from salsa_dist.placement.ranks import Ranks, join
+from salsa_dist.places import Remote
 from salsa_dist.planner.links import slower_than_planned
 from salsa_dist.run.agreement import agree, base_facts, settings_facts
 from salsa_dist.run.console import Console
@@ -109,6 +112,10 @@ class Session:
             yield session
 
     def _refuse(self, training: bool, facts: Mapping[str, Any]) -> None:
+        shards = self.config.data.shards
+        if isinstance(shards, Remote):
+            folder = cache_of(shards.cache).usable_folder
+            once_a_node(self.ranks, "the cache of shards", lambda told: folder(), self.say)
         self.at(None, "comparing settings")
         agree(self.ranks, {**settings_facts(self.config, self.index.hash), **facts})
         self.at(None, "checking the machines")

@@ -34,6 +34,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from salsa_dist import places
 from salsa_dist.config import (
     Config,
     Folder,
@@ -41,6 +42,7 @@ from salsa_dist.config import (
     Method,
     Rule,
     SalsaMethod,
+    Shards,
     explained,
     load_config,
     override,
@@ -75,7 +77,7 @@ Minutes = Annotated[float | None, BeforeValidator(_minutes)]
 
 class Grid(_Section):
     language: list[str] = Field(min_length=1)
-    corpus: dict[str, Folder] | None = None
+    corpus: dict[str, Shards] | None = None
     sites: list[str] | None = Field(None, min_length=1)
     rule: list[Rule] | None = Field(None, min_length=1)
     lr: list[float] | None = Field(None, min_length=1)
@@ -174,7 +176,7 @@ class Sweep:
     path: Path
     file: SweepFile
     config: Config
-    corpora: dict[str, Path]
+    corpora: dict[str, places.Folder]
     entries: list[Entry]
 
     def labels(self) -> list[str]:
@@ -219,7 +221,7 @@ def _shared_config(file: SweepFile, path: Path) -> Config:
     return parse_config(tree, f"sweep {path}, config")
 
 
-def _entries(file: SweepFile, config: Config, corpora: dict[str, Path]) -> list[Entry]:
+def _entries(file: SweepFile, config: Config, corpora: dict[str, places.Folder]) -> list[Entry]:
     grid = file.grid
     axes: dict[str, list[Any]] = {
         "corpus": list(corpora),

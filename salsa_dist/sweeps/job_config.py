@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from salsa_dist.config import Config
 from salsa_dist.config.fingerprint import digest_of, settings
 from salsa_dist.data.index import ShardIndex
+from salsa_dist.places import absolute
 from salsa_dist.steering.sites import select
 from salsa_dist.steering.vectors import SteeringVectors
 from salsa_dist.sweeps.cost import BaseFacts
@@ -36,7 +36,7 @@ def evaluation(sweep: Sweep, entry: Entry) -> dict[str, Any]:
 def job_config(sweep: Sweep, entries: Sequence[Entry]) -> dict[str, Any]:
     """The config file of a job of `entries`, as a tree."""
     tree = sweep.config.model_dump(mode="json")
-    tree["data"]["shards"] = str(Path(sweep.corpora[entries[0].corpus]).absolute())
+    tree["data"]["shards"] = absolute(sweep.corpora[entries[0].corpus])
     tree["adapters"] = [
         {
             "name": e.name,

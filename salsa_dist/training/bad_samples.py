@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import astuple
 
 import torch.distributed as dist
 
@@ -23,9 +24,10 @@ NAMED = 10  # samples said by name; then one at each doubling
 
 def counts_of(share: StepShare) -> list[float]:
     """What travels of a share in the step's all-reduce, to be summed over ranks: the bad samples and
-    missing clips, seconds of audio, and seconds with padding."""
+    missing clips, seconds of audio, and seconds with padding; then what was had of a store."""
     bad = len(share.bad) + share.hopeless
-    return [float(bad), share.seconds, share.padded_seconds]
+    store = astuple(share.store) if share.store is not None else ()
+    return [float(bad), share.seconds, share.padded_seconds, *store]
 
 
 class BadSamples:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
 from torch.utils.data import DataLoader, Dataset
@@ -25,10 +24,12 @@ from salsa_dist.data.clip import Clip, silent_clip
 from salsa_dist.data.joining import joined, windows
 from salsa_dist.data.plan import AdapterPlan, Draw, dealt
 from salsa_dist.data.reading import Bad, ClipReader
+from salsa_dist.data.shard_cache import Traffic, traffic
 from salsa_dist.data.share import rank_of
 from salsa_dist.errors import UserError
 from salsa_dist.placement.kept_prefix import Known, unheard
 from salsa_dist.placement.ranks import Ranks
+from salsa_dist.places import Folder, Remote
 from salsa_dist.speech_llms.batch import AdapterBatch
 from salsa_dist.speech_llms.family import Family
 
@@ -56,6 +57,8 @@ class StepShare:
         hopeless: clips that are missing, no replacement having been of use either.
         seconds: audio of all clips.
         padded_seconds: the same with each clip as long as the longest of its micro-batch.
+        store: what this process had of the store since the share before; None where shards lie in a
+            folder.
     """
 
     batches: list[AdapterBatch]
@@ -63,6 +66,7 @@ class StepShare:
     hopeless: int
     seconds: float
     padded_seconds: float
+    store: Traffic | None = None
 
 
 class StepBatches(Dataset[StepShare]):
@@ -81,7 +85,7 @@ class StepBatches(Dataset[StepShare]):
     def __init__(
         self,
         jobs: Sequence[Job],
-        folder: Path,
+        folder: Folder,
         family: Family,
         rank: int,
         world_size: int,
@@ -103,6 +107,8 @@ class StepBatches(Dataset[StepShare]):
         self.micro_batch = micro_batch
         self.pass_seconds = pass_seconds
         self.steps = max(job.steps for job in jobs)
+        self._remote = isinstance(folder, Remote)
+        self._before = Traffic()
         self.dropped: set[int] = set()  # rows that stopped early
         self.known: dict[str, Known] | None = None  # by key, where no audio need be read
         # Adapters with the same draws have one reader: a clip of theirs is read and decoded once.
@@ -138,7 +144,13 @@ class StepBatches(Dataset[StepShare]):
             hopeless += missing
             seconds += sum(clip.seconds for clip in used)
             padded += len(used) * max((clip.seconds for clip in used), default=0.0)
-        return StepShare(batches, bad, hopeless, seconds, padded)
+        return StepShare(batches, bad, hopeless, seconds, padded, self._traffic())
+
+    def _traffic(self) -> Traffic | None:
+        if not self._remote:
+            return None
+        before, self._before = self._before, traffic()
+        return self._before.since(before)
 
     def passes(self, step: int) -> int:
         """How many passes each rank makes in `step`: as many as the one with the most to do needs."""

@@ -14,6 +14,7 @@ from salsa_dist.data.plan import AdapterPlan
 from salsa_dist.data.subset import take_minutes
 from salsa_dist.errors import UserError
 from salsa_dist.placement.ranks import Ranks
+from salsa_dist.places import Folder
 from salsa_dist.run.console import Console
 from salsa_dist.speech_llms.load import SpeechLLM
 from salsa_dist.steering.bank import AdapterSpec, Bank
@@ -86,7 +87,7 @@ def make_batches(config: Config, index: ShardIndex, speech_llm: SpeechLLM, ranks
         return Job(plan, adapter.steps, adapter.languages, augment, config.data.join_clips)
 
     jobs = [job(adapter) for adapter in config.adapter_settings()]
-    folder = config.data.shards
+    folder: Folder = index.folder
     if config.data.stage_to is not None:
         used = [s for a in config.adapters for x in a.languages for s in index.select("train", x)]
         folder = staged_shards(index, used, config.data.stage_to, ranks, Console(ranks.is_first))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from torch import Tensor
 
+from salsa_dist.data.shard_cache import Traffic
 from salsa_dist.run.session import Session
 from salsa_dist.training.job import Job
 from salsa_dist.training.reduce import Reduced
@@ -34,7 +36,8 @@ def record_step(
         }
         for row in active
     }
-    _, audio, padded = reduced.counts
+    _, audio, padded, *store = reduced.counts
+    had = {"store": {k: round(v, 3) for k, v in asdict(Traffic(*store)).items()}} if store else {}
     job.session.events.write(
         "step",
         step=step,
@@ -43,6 +46,7 @@ def record_step(
         audio_seconds=round(audio, 3),
         padding=round(1 - audio / padded, 4) if padded else 0.0,
         adapters=adapters,
+        **had,
     )
     job.session.track(job.before + step, adapters)
 

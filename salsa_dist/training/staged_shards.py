@@ -22,6 +22,7 @@ from salsa_dist.data.index import Shard, ShardIndex
 from salsa_dist.errors import UserError
 from salsa_dist.placement.node_disk import Told, node_folder, once_a_node
 from salsa_dist.placement.ranks import Ranks
+from salsa_dist.places import Folder
 
 _BLOCK = 8 * 2**20
 
@@ -50,7 +51,7 @@ def staged_shards(
 
 
 def _copy(
-    source: Path, shards: dict[str, Shard], folder: Path, say: Callable[[str], None], told: Told
+    source: Folder, shards: dict[str, Shard], folder: Path, say: Callable[[str], None], told: Told
 ) -> None:
     missing = [s for s in shards.values() if not _there(folder / s.path, s)]
     size = sum(shard.bytes for shard in missing)
@@ -70,12 +71,12 @@ def _there(path: Path, shard: Shard) -> bool:
     return path.is_file() and path.stat().st_size == shard.bytes
 
 
-def _copy_one(source: Path, target: Path, sha256: str) -> None:
+def _copy_one(source: Folder, target: Path, sha256: str) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_suffix(f".{os.getpid()}.part")
     digest = hashlib.sha256()
     try:
-        with open(source, "rb") as read, open(part, "wb") as write:
+        with source.open("rb") as read, open(part, "wb") as write:
             while block := read.read(_BLOCK):
                 digest.update(block)
                 write.write(block)

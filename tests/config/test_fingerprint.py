@@ -137,7 +137,7 @@ def test_a_new_key_turns_no_old_checkpoint_away() -> None:
 
 def test_places_are_those_that_may_differ_between_nodes() -> None:
     assert places(config_of()) == {
-        *("run", "base.name", "base.stage_to", "data.shards", "data.stage_to"),
+        *("run", "base.name", "base.stage_to", "data.shards", "data.stage_to", "data.cache"),
         *("training.prefix_folder", "placement.ds_config", "placement.nvme_path"),
         *("evaluation.placement.ds_config", "evaluation.placement.nvme_path"),
     }

@@ -1,0 +1,317 @@
+"""Where shards lie: a folder, or a place in an object store or on a hub, by one kind of name.
+
+    ~/shards/mine, file:///data/mine            Path
+    s3://bucket/prefix   gs://…   az://…        Remote, read and written by fsspec and its drivers
+    hf://datasets/user/name   https://host/…    Remote
+
+`Remote` has the few methods of `Path` that shards need, so most code need not know which it has.
+Whatever a driver raises becomes an `OSError` whose `strerror` is a clean line: without query strings,
+which may hold signatures. Names with credentials in them are refused, so nothing that shows or keeps a
+name can give them away.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar, Union, cast
+
+from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
+
+from salsa_dist.errors import UserError
+
+T = TypeVar("T")
+# The extra that brings the driver of a scheme; None: nothing beside fsspec is needed.
+EXTRAS = {
+    "s3": "s3",
+    "gs": "gcs",
+    "az": "azure",
+    "https": "hub",
+    "http": "hub",
+    "hf": "hub",
+    "memory": None,
+}
+CONNECT_S, ANSWER_S = 10, 30  # of one try
+SLOWEST_WAIT_S = 10.0  # between two tries
+_DENIED = re.compile("Credential|Auth|Token|Gated|Forbidden|Unauthorized|AccessDenied|Refresh")
+_BLOCK = 8 << 20  # bytes of one request where a file is read forward
+
+
+@dataclass(frozen=True)
+class Cache:
+    """How shards of a store are kept on this node's disk; `shard_cache.py` says more.
+
+    Attributes:
+        folder: None: `default_folder()`.
+        bytes: what it may take in all.
+        retry_s: seconds for which a read that fails is tried again.
+    """
+
+    folder: Path | None = None
+    bytes: int = 64 * 10**9
+    retry_s: float = 120.0
+
+
+@dataclass(frozen=True)
+class Size:
+    """What `Remote.stat` tells."""
+
+    st_size: int
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A folder or a file in a store; `url` has a scheme and no credentials."""
+
+    url: str
+    cache: Cache = Cache()
+
+    def __truediv__(self, name: str) -> Remote:
+        return replace(self, url=f"{self.url}/{name}")
+
+    def __str__(self) -> str:
+        return self.url
+
+    @property
+    def name(self) -> str:
+        return self.url.rpartition("/")[2]
+
+    def exists(self) -> bool:
+        """Raises: OSError: the store can't say."""
+        try:
+            self.info()
+        except FileNotFoundError:
+            return False
+        return True
+
+    is_file = exists
+
+    def is_dir(self) -> bool:
+        """Whether anything lies below; true of what can't be listed. Raises: OSError."""
+        return self._lists_nothing or any(True for _ in self.files())
+
+    def info(self) -> dict[str, Any]:
+        """What the store knows of a file; `identity` and `size` read it. Raises: OSError."""
+        fs, path = self.driver()
+        return cleanly(lambda: dict(fs.info(path)))
+
+    def stat(self) -> Size:
+        """Raises: OSError."""
+        return Size(int(self.info().get("size") or 0))
+
+    def files(self, ending: str = "") -> list[str]:
+        """The paths of all files below with that ending, relative to it. Raises: OSError."""
+        if self._lists_nothing:
+            return []
+        fs, path = self.driver()
+        found = cleanly(lambda: [str(name).lstrip("/") for name in fs.find(path)])
+        start = path.strip("/") + "/"
+        return sorted(
+            n.removeprefix(start) for n in found if n.startswith(start) and n.endswith(ending)
+        )
+
+    def open(self, mode: str = "rb") -> BinaryIO:
+        """To read forward. Raises: OSError, here and while it is read."""
+        assert mode == "rb"
+        fs, path = self.driver()
+        how = {"block_size": _BLOCK, "cache_type": "readahead"}
+        return cast(BinaryIO, _CleanFile(cleanly(lambda: fs.open(path, "rb", **how))))
+
+    def read_bytes(self) -> bytes:
+        """Raises: OSError."""
+        fs, path = self.driver()
+        return cleanly(lambda: bytes(fs.cat_file(path)))
+
+    def put(self, file: Path) -> None:
+        """Write the content of a local file here. Raises: OSError."""
+        fs, path = self.driver()
+        if self.url.startswith("memory:"):
+            fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+        cleanly(lambda: fs.put_file(str(file), path))
+
+    def driver(self) -> tuple[Any, str]:
+        """The file system of fsspec, and this place's path in it.
+
+        Raises:
+            UserError: the driver is not installed.
+        """
+        import fsspec.core
+
+        scheme = self.url.partition(":")[0]
+        # What another process writes is seen at once, and a try that fails is tried again, and counted,
+        # in one place: `shard_cache.py`.
+        options: dict[str, Any] = {"use_listings_cache": False}
+        if scheme == "s3":
+            options["config_kwargs"] = {
+                "retries": {"total_max_attempts": 1},
+                "connect_timeout": CONNECT_S,
+                "read_timeout": ANSWER_S,
+            }
+        try:
+            if scheme in ("http", "https"):
+                from aiohttp import ClientTimeout
+
+                timeout = ClientTimeout(total=None, connect=CONNECT_S, sock_read=ANSWER_S)
+                options["client_kwargs"] = {"timeout": timeout}
+            fs, path = fsspec.core.url_to_fs(self.url, **options)
+        except (ImportError, ValueError) as e:
+            raise UserError(
+                f"{self}: the driver of {scheme}:// can't be imported ({type(e).__name__}): "
+                f"pip install 'salsa-dist[{EXTRAS.get(scheme)}]'"
+            ) from e
+        if scheme == "s3":
+            fs.retries = 1
+        return fs, str(path)
+
+    @property
+    def _lists_nothing(self) -> bool:
+        return self.url.startswith(("http:", "https:"))
+
+
+Folder = Union[Path, Remote]  # noqa: UP007 - where shards lie
+
+
+def place(text: str | Path | Remote, cache: Cache = Cache()) -> Folder:
+    """What a name means.
+
+    Raises:
+        UserError: an unknown scheme, or credentials in the name.
+    """
+    if isinstance(text, Path | Remote):
+        return text
+    scheme, mark, rest = text.partition("://")
+    if not mark:
+        return Path(os.path.expanduser(text))
+    shown = f"{scheme}://{re.split('[?#]', rest)[0].rpartition('@')[2]}"
+    if scheme == "file":
+        return Path(rest)
+    if scheme not in EXTRAS:
+        known = ", ".join(f"{name}://" for name in EXTRAS)
+        raise UserError(f"{shown}: {scheme}:// is unknown; known are {known} and folders")
+    if re.search("[?#@]", rest):
+        raise UserError(
+            f"{shown}: a name of shards has no '?', '#' or '@'; credentials come from the environment "
+            "or a profile, as the store's own tools have them"
+        )
+    if not rest.strip("/"):
+        raise UserError(f"{shown}: name a bucket, or a folder in it")
+    return Remote(f"{scheme}://{rest.rstrip('/')}", cache)
+
+
+def absolute(folder: Folder) -> str:
+    """A name that means the same from any folder of this machine."""
+    return str(folder.absolute()) if isinstance(folder, Path) else str(folder)
+
+
+def default_folder() -> Path:
+    """Where this user's caches lie: `$SALSA_DIST_CACHE`, else in the user's cache folder."""
+    if named := os.environ.get("SALSA_DIST_CACHE"):
+        return Path(named).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "salsa-dist"
+
+
+def identity(info: dict[str, Any]) -> str:
+    """What changes when a file is replaced, as far as its store tells."""
+    names = ("ETag", "etag", "generation", "blob_id", "md5Hash", "mtime", "Last-Modified", "created")
+    told = {name: str(info[name]) for name in names if info.get(name)}
+    # One that is made from the content, where there is one: a copy is no other file.
+    first = next(iter(told.items()), ("", ""))
+    return f"{first[0]}={first[1]} {info.get('size')}"
+
+
+def clean_error(e: BaseException) -> OSError:
+    """An error of a driver as one that may be shown."""
+    if isinstance(e, FileNotFoundError):
+        cause = e.__cause__
+        # That of HTTP says so of any answer that it can't use, such as 503.
+        if isinstance(cause, Exception) and type(cause).__module__.startswith("aiohttp"):
+            status = getattr(cause, "status", None)
+            if status not in (404, 410):
+                return clean_error(PermissionError() if status in (401, 403) else cause)
+        return FileNotFoundError(errno.ENOENT, "there is no such file, folder or bucket")
+    kind = type(e).__name__
+    if isinstance(e, PermissionError) or _DENIED.search(kind):
+        return PermissionError(
+            errno.EACCES, "access is denied: look at the credentials in the environment, and the clock"
+        )
+    if isinstance(e, TimeoutError) or "Timeout" in kind:
+        return TimeoutError(errno.ETIMEDOUT, "no answer in time")
+    said = getattr(e, "strerror", None) or str(e)
+    text = re.sub(r"\?\S*", "", " ".join(str(said).split()))
+    text = re.sub(r"//[^/\s@]*@", "//", text)
+    return OSError(getattr(e, "errno", None) or errno.EIO, f"{kind}: {text[:200]}" if text else kind)
+
+
+def tried(
+    retry_s: float,
+    read: Callable[..., T],
+    *args: Any,
+    final: tuple[type[OSError], ...] = (),
+    again: Callable[[], None] = lambda: None,
+) -> T:
+    """What `read` gives, tried again while it fails, for `retry_s` seconds.
+
+    Args:
+        final: errors that no other try will change; that nothing is there is one.
+        again: called before another try.
+
+    Raises:
+        OSError: that of the last try.
+    """
+    return Retrying(
+        stop=stop_after_delay(retry_s),
+        wait=wait_random_exponential(0.1, max=SLOWEST_WAIT_S),
+        retry=retry_if_exception(
+            lambda e: isinstance(e, OSError) and not isinstance(e, (*final, FileNotFoundError))
+        ),
+        before_sleep=lambda _: again(),
+        reraise=True,
+    )(read, *args)
+
+
+def cleanly(read: Callable[[], T]) -> T:
+    """What `read` gives; what a driver raises as a clean `OSError`, with nothing of the driver's behind
+    it, which --debug would show."""
+    try:
+        return read()
+    except (UserError, MemoryError):
+        raise
+    except Exception as e:
+        failed = clean_error(e)
+    raise failed
+
+
+class _CleanFile:
+    """A driver's open file, with clean errors."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def read(self, size: int = -1) -> bytes:
+        return cleanly(lambda: bytes(self._file.read(size)))
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return int(self._file.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> _CleanFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

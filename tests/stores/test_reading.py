@@ -1,0 +1,269 @@
+"""Shards of a store give the clips of a folder, whatever the link and the store do."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from web import Proxy, Rule
+
+from salsa_dist.data import reading, shard_cache
+from salsa_dist.data.index import ShardIndex
+from salsa_dist.data.plan import LANES, POOL_STEPS, AdapterPlan
+from salsa_dist.data.reading import ClipReader
+from salsa_dist.data.shard_cache import BLOCK, cache_of, traffic
+from salsa_dist.places import Cache, Remote
+
+CLIPS = 200
+STEPS = CLIPS // 8
+
+
+def heard(
+    folder: Any, steps: int = STEPS, world: int = 1, bad: list[Any] | None = None
+) -> dict[int, list[tuple[str, str, bytes]]]:
+    """Key, text and audio of the clips of each step, over all ranks."""
+    index = ShardIndex.load(folder)
+    plan = AdapterPlan(index.shards, 8, 4, 1, 2.0)
+    readers = [ClipReader(index.folder, plan, steps, rank, world, 2.0) for rank in range(world)]
+    found: dict[int, list[tuple[str, str, bytes]]] = {}
+    for t in range(steps):
+        shares = [own.step(t) for own in readers]
+        for share in shares:
+            if bad is None:
+                assert not share.bad, share.bad[0]
+            else:
+                bad += share.bad
+        found[t] = sorted((c.key, c.text, c.audio.tobytes()) for s in shares for c, _ in s.clips)
+    return found
+
+
+def remote(proxy: Proxy, tmp_path: Path, **more: Any) -> Remote:
+    cache = Cache(tmp_path / "cache", **{"retry_s": 20.0, **more})
+    return Remote(f"{proxy.url}/noise", cache)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_cold_and_warm_it_gives_the_clips_of_a_folder(
+    noise: Path, served: tuple[Path, Proxy], tmp_path: Path, world: int
+) -> None:
+    _, proxy = served
+    wanted = heard(noise)
+    place = remote(proxy, tmp_path)
+    assert heard(place, world=world) == wanted
+    fetched = proxy.log.body_bytes
+    assert heard(place, world=world) == wanted
+    assert proxy.log.body_bytes == fetched  # all of it lies here
+    shard_cache._caches.clear()  # as another process would find it
+    assert heard(place) == wanted
+    assert proxy.log.body_bytes == fetched
+
+
+def test_each_byte_comes_once_an_epoch(served: tuple[Path, Proxy], tmp_path: Path) -> None:
+    _, proxy = served
+    place = remote(proxy, tmp_path)
+    before = traffic()
+    heard(place, world=4)
+    heard(place, world=2)
+    size = sum(shard.bytes for shard in ShardIndex.load(place).shards)
+    index = sum(p.stat().st_size for p in (tmp_path / "cache/indexes").glob("*/*"))
+    assert proxy.log.body_bytes <= 1.05 * size + index
+    own = traffic().since(before)
+    assert own.fetched_bytes <= 1.05 * size
+    assert own.cached_bytes > size
+    assert own.requests < 200
+
+
+@pytest.mark.parametrize("do", ["refuse", "cut", "reset", "garble", "deny"])
+def test_what_fails_is_tried_again_and_counted(
+    noise: Path, served: tuple[Path, Proxy], tmp_path: Path, do: str
+) -> None:
+    _, proxy = served
+    # Ahead fetches once each; more than those must fail for a reader to meet it.
+    proxy.rules.append(Rule(do, times=40))
+    before = traffic()
+    assert heard(remote(proxy, tmp_path)) == heard(noise)
+    assert proxy.done.count(do) == 40
+    assert traffic().since(before).retries > 0
+
+
+def test_a_store_that_never_answers_right_is_given_up_in_time(
+    served: tuple[Path, Proxy], tmp_path: Path
+) -> None:
+    _, proxy = served
+    place = remote(proxy, tmp_path, retry_s=1.0)
+    index = ShardIndex.load(place)
+    proxy.rules.append(Rule("refuse", lambda seen: seen.of_shard, times=10**9))
+    started = time.monotonic()
+    wanted = [(shard, list(shard.entries)) for shard in index.shards]
+    found = [raw for _, _, raw in reading.read_samples(place, wanted)]
+    assert time.monotonic() - started < 30
+    assert len(found) == CLIPS
+    assert all(getattr(raw, "kind", "") == "shard" for raw in found)
+    assert "503" in str(found[0])
+
+
+def test_bytes_that_lie_are_fetched_again(
+    noise: Path, served: tuple[Path, Proxy], tmp_path: Path
+) -> None:
+    _, proxy = served
+    place = remote(proxy, tmp_path)
+    proxy.rules.append(Rule("lie", times=2))
+    assert heard(place) == heard(noise)  # and none is bad
+    assert proxy.done == ["lie"] * 2
+
+
+def test_a_shard_that_is_there_whole_is_checked(served: tuple[Path, Proxy], tmp_path: Path) -> None:
+    folder, proxy = served
+    index = ShardIndex.load(folder)
+    shard = index.shards[0]
+    raw = bytearray((folder / shard.path).read_bytes())
+    raw[raw.index(b"text", list(shard.entries)[-1].offset) + 8] ^= 1  # what nothing else tells
+    (folder / shard.path).write_bytes(raw)
+    place = remote(proxy, tmp_path)
+    half = len(shard.entries) // 2
+    first = [x for *_, x in reading.read_samples(place, [(shard, list(shard.entries)[:half])])]
+    assert not any(isinstance(x, Exception) for x in first)
+    rest = [x for *_, x in reading.read_samples(place, [(shard, list(shard.entries)[half:])])]
+    assert all("its sha256 is not that of the index" in str(x) for x in rest)
+
+
+def test_a_shard_that_is_replaced_meanwhile_is_noticed(
+    noise: Path, served: tuple[Path, Proxy], tmp_path: Path
+) -> None:
+    folder, proxy = served
+    place = remote(proxy, tmp_path)
+    index = ShardIndex.load(place)
+    same, other = index.shards[0], index.shards[1]
+    for shard in (same, other):  # its first samples
+        assert all(
+            not isinstance(raw, Exception)
+            for *_, raw in reading.read_samples(place, [(shard, list(shard.entries)[:2])])
+        )
+    # One with the same content, written again; one with other audio in the same places.
+    time.sleep(0.01)
+    (folder / same.path).write_bytes((folder / same.path).read_bytes())
+    raw = bytearray((folder / other.path).read_bytes())
+    late = list(other.entries)[-1]
+    at = raw.index(b"text", late.offset)
+    raw[at + 8] ^= 1  # a letter of a transcript, which no check but the whole shard's tells
+    (folder / other.path).write_bytes(raw)
+    found = [x for *_, x in reading.read_samples(place, [(same, list(same.entries))])]
+    assert not any(isinstance(x, Exception) for x in found)
+    found = [x for *_, x in reading.read_samples(place, [(other, list(other.entries)[10:12])])]
+    assert len(found) == 2  # of a part that no other byte was changed in
+    assert all(getattr(x, "kind", "") == "shard" for x in found)
+    assert "replaced" in str(found[0])
+    assert heard(place, 3, bad=[]) != {}
+
+
+def test_the_cache_keeps_to_its_size(noise: Path, served: tuple[Path, Proxy], tmp_path: Path) -> None:
+    _, proxy = served
+    most = 1_000_000
+    place = remote(proxy, tmp_path, bytes=most)
+    assert heard(place, 2 * STEPS) == heard(noise, 2 * STEPS)
+    taken = sum(p.stat().st_blocks * 512 for p in (tmp_path / "cache/shards").glob("*.shard"))
+    assert 0 < taken <= 1.3 * most
+
+
+def test_on_a_full_disk_it_goes_on_in_memory(
+    noise: Path, served: tuple[Path, Proxy], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, proxy = served
+    pwrite = os.pwrite
+
+    def full(fd: int, raw: Any, at: int) -> int:
+        if "memfd" not in os.readlink(f"/proc/self/fd/{fd}") and len(raw) > BLOCK // 2:
+            raise OSError(28, "No space left on device")
+        return pwrite(fd, raw, at)
+
+    monkeypatch.setattr(os, "pwrite", full)
+    assert heard(remote(proxy, tmp_path), 10) == {t: c for t, c in heard(noise).items() if t < 10}
+
+
+def test_what_a_crash_of_the_machine_may_have_torn_is_fetched_again(
+    noise: Path, served: tuple[Path, Proxy], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, proxy = served
+    place = remote(proxy, tmp_path)
+    heard(place, 2)  # parts of shards
+    for path in (tmp_path / "cache/shards").glob("*.shard"):
+        with path.open("r+b") as file:
+            file.write(bytes(BLOCK))  # marked as there, and never written
+    monkeypatch.setattr(shard_cache, "_boot", lambda: "another")
+    assert heard(place) == heard(noise)
+
+
+def _read_all(place: Remote, start: Any) -> None:
+    start.wait()
+    heard(place)
+
+
+def test_processes_share_what_they_fetch(served: tuple[Path, Proxy], tmp_path: Path) -> None:
+    _, proxy = served
+    proxy.delay_s = 0.02
+    place = remote(proxy, tmp_path)
+    context = multiprocessing.get_context("spawn")
+    start = context.Event()
+    processes = [context.Process(target=_read_all, args=(place, start)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    start.set()
+    for process in processes:
+        process.join(200)
+        assert process.exitcode == 0
+    size = sum(shard.bytes for shard in ShardIndex.load(place).shards)
+    index = sum(p.stat().st_size for p in (tmp_path / "cache/indexes").glob("*/*"))
+    assert proxy.log.body_bytes <= 1.05 * size + index
+
+
+def test_it_reads_ahead_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(reading, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    reach = {}
+    for step_s in (0.01, 1.0, 20.0):
+        ahead = reading._Ahead()
+        for t in range(60):
+            now[0] += step_s
+            reach[step_s] = ahead.until(t) - t
+    assert reach[0.01] == (POOL_STEPS - 1) * LANES
+    assert reach[1.0] == pytest.approx(reading.AHEAD_S, abs=2)
+    assert reach[20.0] == LANES
+
+
+def test_the_loop_waits_for_little_once_it_runs(served: tuple[Path, Proxy], tmp_path: Path) -> None:
+    _, proxy = served
+    proxy.delay_s = 0.05
+    place = remote(proxy, tmp_path)
+    index = ShardIndex.load(place)
+    own = ClipReader(place, AdapterPlan(index.shards, 8, 4, 1, 2.0), STEPS, 0, 1, 2.0)
+    own.step(0)
+    time.sleep(2)
+    before = traffic()
+    for t in range(1, LANES):
+        own.step(t)
+    # Without reading ahead each of these pools would wait for two answers.
+    assert traffic().since(before).waited_s < 0.05 * 2 * (LANES - 1) / 2
+
+
+def test_a_cache_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    from salsa_dist.errors import UserError
+
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cache .*file/shards can't be written .*set data\.cache"):
+        cache_of(Cache(tmp_path / "file")).usable_folder()
+
+
+def test_a_shards_file_tells_its_boot_and_identity(served: tuple[Path, Proxy], tmp_path: Path) -> None:
+    _, proxy = served
+    heard(remote(proxy, tmp_path), 1)
+    path = next((tmp_path / "cache/shards").glob("*.shard"))
+    raw = path.read_bytes()
+    head = json.loads(raw[raw.index(b'{"boot"') :].split(b"\0")[0])
+    assert head["boot"] == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    assert head["identity"].startswith("ETag=")
