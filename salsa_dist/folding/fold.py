@@ -87,7 +87,7 @@ def fold(
         raise UserError(
             f"base {base} can't be folded into: its checkpoint does not hold each weight of the model"
         )
-    whole = load_speech_llm(base, revision=revision)
+    whole = load_speech_llm(base, revision=revision, dtype="float32", device="cpu")
     layers = {
         site: layer for site, layer in vectors.check(whole, force).items() if site in vectors.vectors
     }
@@ -98,7 +98,7 @@ def fold(
     wanted = {"float32": steered_logits(whole, vectors, inputs)}
     if own != "float32":
         wanted[own] = steered_logits(
-            load_speech_llm(base, revision=revision, dtype=own), vectors, inputs
+            load_speech_llm(base, revision=revision, dtype=own, device="cpu"), vectors, inputs
         )
     moved = {
         target.name: target.bias.detach() + vectors.vectors[site].to(target.bias) / target.multiplier
@@ -111,7 +111,7 @@ def fold(
             _put(folder, stored[name], bias)
         differences = {}
         for precision, expected in wanted.items():
-            again = load_speech_llm(folder, dtype=precision)
+            again = load_speech_llm(folder, dtype=precision, device="cpu")
             differences[precision] = float((logits(again, inputs) - expected).abs().max())
         worst = max(differences.values())
         if not worst <= _SAME[own] * largest:
