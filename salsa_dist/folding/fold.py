@@ -79,7 +79,7 @@ def fold(
     if vectors.rule != "add":
         raise UserError(
             f"adapter {vectors.name!r} can't be folded: its rule {vectors.rule} keeps the norm of each "
-            "activation, which no bias can do; --approximate fits a bias and measures what is lost"
+            "activation, which no bias can do; train one with rule: add, or serve this one unfolded"
         )
     refuse_taken(out)
     files = load_speech_llm(base, revision=revision, filled=False).sources

@@ -147,7 +147,7 @@ def refuse_unlike(devices: Sequence[Mapping[str, Any]]) -> None:
         more = f", and {len(wrong) - 1} ranks more" if len(wrong) > 1 else ""
         raise UserError(
             f"rank {wrong[0]} on {own['host']}{more}: {own['problem']}; start as many ranks a node as "
-            "it has GPUs, mend the driver, or set device=cpu"
+            "it has GPUs, fix the driver, or set device=cpu"
         )
     found = [rank for rank, own in enumerate(devices) if own["kind"] == "cuda"]
     lacking = [rank for rank, own in enumerate(devices) if own["kind"] == "cpu"]
@@ -155,7 +155,7 @@ def refuse_unlike(devices: Sequence[Mapping[str, Any]]) -> None:
         raise UserError(
             f"{len(lacking)} of {len(devices)} ranks find no GPU, such as rank {lacking[0]} on "
             f"{devices[lacking[0]]['host']}, and the others do, such as rank {found[0]} on "
-            f"{devices[found[0]]['host']}: mend that node, or set device=cpu for all"
+            f"{devices[found[0]]['host']}: fix that node, or set device=cpu for all"
         )
     taken: dict[tuple[str, str], int] = {}
     for rank in found:

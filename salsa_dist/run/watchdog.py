@@ -42,6 +42,7 @@ HUNG = 75  # BSD's EX_TEMPFAIL: trying again may help
 _FRAMES = 6  # of a stack, the innermost
 _PACKAGE = str(Path(__file__).parents[1])
 _NAMED = 16  # ranks, in one line
+_STDERR = 2  # the descriptor: `sys.stderr` may be no file, as in a notebook
 _READ_BYTES = 2**20  # so much read or written is a move; the files of this module are far smaller
 
 
@@ -117,7 +118,7 @@ class Watchdog:
         self._write()  # at once: a rank that is never seen can't be said to be anywhere
         while not self._end.wait(pause):
             # Anew with each beat: it is for the case that there are no more of them.
-            faulthandler.dump_traceback_later(2 * self._hang_after_s, exit=True)
+            faulthandler.dump_traceback_later(2 * self._hang_after_s, exit=True, file=_STDERR)
             self._write()
             if self._stood_s() > self._hang_after_s:
                 self._give_up(pause)
