@@ -71,7 +71,12 @@ def transcribe(
         Optional[str],  # noqa: UP045
         typer.Option(help="cpu, cuda, cuda:1; default: a GPU if there is one"),
     ] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16")] = "float32",
+    dtype: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            help="float32, bfloat16 or float16; default: the base's own on a GPU, else float32"
+        ),
+    ] = None,
 ) -> None:
     """Transcribe recordings of any length; print one line per recording, or write files with --out.
 
@@ -111,7 +116,7 @@ def transcribe(
         speech_llm.family.prompt(language)
     settings: dict[str, Any] = {
         "base": speech_llm.revision,
-        "dtype": dtype,
+        "dtype": str(transcriber.weight.dtype),
         "window_s": speech_llm.window_s,
         "max_new_tokens": max_new_tokens,
         "language_as": sorted(language_as or []),
@@ -220,13 +225,13 @@ def _languages(language: str | None) -> Callable[[str], str | None]:
 
 
 def _base(
-    base: str, window_s: float | None, language_as: Sequence[str], device: str | None, dtype: str
+    base: str, window_s: float | None, language_as: Sequence[str], device: str | None, dtype: str | None
 ) -> Any:
     import torch
 
     from salsa_dist.speech_llms.load import load_speech_llm
 
-    if dtype not in ("float32", "bfloat16", "float16"):
+    if dtype not in (None, "float32", "bfloat16", "float16"):
         raise UserError(f"--dtype {dtype}: choose float32, bfloat16 or float16")
     if bad := next((text for text in language_as if text.count("=") != 1), None):
         raise UserError(f"--language-as {bad}: write it as tw=yo")
