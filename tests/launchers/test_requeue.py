@@ -27,7 +27,7 @@ def test_tries_without_progress_are_limited_and_progress_starts_the_count_anew(t
 
 
 def test_a_users_mistake_is_not_tried_again(tmp_path: Path) -> None:
-    record = {"schema": 1, "rank": 1, "user_error": True, "text": "no such shard"}
+    record = {"schema": 1, "rank": 1, "time": 0.0, "user_error": True, "text": "no such shard"}
     (tmp_path / "7_1_failure.json").write_text(json.dumps(record))
     again, why = verdict(tmp_path, tmp_path, 2, 3)
     assert not again
