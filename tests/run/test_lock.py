@@ -12,10 +12,11 @@ import pytest
 
 from salsa_dist.errors import UserError
 from salsa_dist.run import lock as run_lock
+from salsa_dist.run.folder import RunFolder
 
 
 def rewrite(run: Path, **fields: Any) -> None:
-    path = run / run_lock.NAME
+    path = RunFolder(run).lock
     path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
 
 
@@ -37,7 +38,7 @@ with run_lock.held(Path({str(run)!r})):
 """
     ended = subprocess.run([sys.executable, "-c", code])
     assert ended.returncode == -signal.SIGKILL
-    assert (run / run_lock.NAME).exists()
+    assert RunFolder(run).lock.exists()
 
 
 @pytest.mark.usefixtures("quick")
@@ -56,7 +57,7 @@ def test_a_dead_owner_on_this_host_loses_it_at_once(tmp_path: Path) -> None:
     run_lock.SILENT_S = 1000
     with run_lock.held(tmp_path) as mine:
         mine.check()
-    assert not (tmp_path / run_lock.NAME).exists()
+    assert not RunFolder(tmp_path).lock.exists()
 
 
 @pytest.mark.usefixtures("quick")
