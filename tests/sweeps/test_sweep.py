@@ -144,7 +144,7 @@ def test_the_plan_says_what_a_kept_prefix_saves_and_takes(write: Any) -> None:
 
 def test_too_few_clips_for_a_step_are_refused(write: Any) -> None:
     path = write(overrides={"data.clips_per_step": 25})
-    with pytest.raises(UserError, match=r"bg: too few clips, 24 for 25 a step"):
+    with pytest.raises(UserError, match=r"bg: too few clips, 24 for 25 per step"):
         plan(path)
 
 
