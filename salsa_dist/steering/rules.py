@@ -54,16 +54,16 @@ def salsa(hidden: Tensor, vector: Tensor) -> Tensor:
 
 
 class _Salsa(torch.autograd.Function):
-    """`salsa` with a backward pass of its own, which keeps the steered activation and no other.
+    """`salsa` with a backward pass of its own, which keeps the activation it is given and no other.
 
-    That one is kept anyway, as the input of the layer above. With b = |h|, n = |s|, h' = s b / n and a
-    gradient g of h':
+    With b = |h|, n = |s|, h' = s b / n and a gradient g of h':
 
         of s    b / n (g - s (g · s) / n²)
         of h    that of s, and h (g · s) / (n b), since b is the norm of h
         of v    that of s, where h has a direction
 
-    s = h' n / b and h = s - v are made again from what is kept, as exactly as its dtype holds h'.
+    The result is not kept in its place, though the layer above keeps it anyway: some models write into
+    it, as Granite-Speech does between its encoder's halves.
     """
 
     @staticmethod
@@ -77,23 +77,22 @@ class _Salsa(torch.autograd.Function):
         after = vector_norm(steered, dim=-1, keepdim=True)
         # Clamped before the division: a slope of 1/0, even times nothing, is NaN.
         out = (steered * (before.clamp_min(_TINY) / after.clamp_min(_TINY))).to(hidden.dtype)
-        ctx.save_for_backward(out, vector, before, after)
+        ctx.save_for_backward(hidden, vector, before, after)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        out, vector, before, after = ctx.saved_tensors
+        hidden, vector, before, after = ctx.saved_tensors
         turns = (before > _TINY).to(before.dtype)
         b, n = before.clamp_min(_TINY), after.clamp_min(_TINY)
         g = gradient.to(before.dtype)
-        steered = out * (n / b)
+        steered = torch.addcmul(hidden, vector, turns)
         along = (g * steered).sum(-1, keepdim=True)
         # A norm that is clamped has no slope.
         of_steered = torch.addcmul(g, steered, along / n.square() * (after > _TINY), value=-1) * (b / n)
         of_hidden = of_vector = None
         if ctx.needs_input_grad[0]:
-            hidden = torch.addcmul(steered, vector, turns, value=-1)
             of_hidden = torch.addcmul(of_steered, hidden, along / (n * b) * turns).to(gradient.dtype)
         if ctx.needs_input_grad[1]:
             of_vector = (of_steered * turns).sum_to_size(vector.shape).to(vector.dtype)

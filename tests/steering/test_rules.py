@@ -124,10 +124,10 @@ def test_salsas_gradient_in_half_precision_is_as_near_as_torchs(dtype: torch.dty
         strict=True,
     ):
         off, torchs_off = ((g.double() - wanted).norm() / wanted.norm() for g in (own, torchs))
-        assert off < 2 * torchs_off + 2**-8
+        assert off < 2 * torchs_off + 1e-6
 
 
-@pytest.mark.parametrize(("apply", "most"), [(add, 2.0), (salsa, 2.1), (written_out, 8.1)])
+@pytest.mark.parametrize(("apply", "most"), [(add, 2.0), (salsa, 4.1), (written_out, 8.1)])
 def test_what_a_rule_keeps_for_backward(apply: Any, most: float) -> None:
     """Bytes for each number of an activation in bf16, with the result, which the next layer keeps."""
     hidden, kept = draw(8, 100, 1024, dtype=torch.bfloat16).requires_grad_(), {}
@@ -143,6 +143,18 @@ def test_what_a_rule_keeps_for_backward(apply: Any, most: float) -> None:
         (out * out.detach()).sum()  # what is above keeps its input
     kept.pop(vector.untyped_storage().data_ptr(), None)
     assert most - 0.11 < sum(kept.values()) / hidden.numel() <= most
+
+
+def test_a_model_may_write_into_what_a_rule_gave_it() -> None:
+    """As Granite-Speech does between the halves of its encoder."""
+    hidden, vector = draw(4, 8).requires_grad_(), draw(1, 8, seed=1).requires_grad_()
+    written = salsa(hidden, vector)
+    written += 1.0
+    plain = salsa(hidden, vector) + 1.0
+    weights = draw(4, 8, seed=2)
+    got = torch.autograd.grad((written * weights).sum(), (hidden, vector))
+    wanted = torch.autograd.grad((plain * weights).sum(), (hidden, vector))
+    assert all(torch.equal(g, w) for g, w in zip(got, wanted, strict=True))
 
 
 @pytest.fixture
