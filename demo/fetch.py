@@ -15,7 +15,6 @@ renamed. A second run downloads nothing.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import shutil
 import subprocess
@@ -30,6 +29,7 @@ from rich.console import Console
 
 from salsa_dist.errors import UserError
 from salsa_dist.new_folder import made_beside
+from salsa_dist.places import cache_folder
 
 
 @dataclass(frozen=True)
@@ -76,14 +76,6 @@ STAMPS = (
 _APT = ("apt-get", "-q", "-o", "APT::Sandbox::User=root")
 
 _console = Console(stderr=True, soft_wrap=True)
-
-
-def cache_folder() -> Path:
-    """Where downloads are kept: `$SALSA_DIST_CACHE`, else the user's cache folder."""
-    if named := os.environ.get("SALSA_DIST_CACHE"):
-        return Path(named).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "salsa-dist"
 
 
 def fetch_base(cache: Path) -> Path:

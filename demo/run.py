@@ -18,12 +18,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from fetch import cache_folder, fetch_base, fetch_speech
+from fetch import fetch_base, fetch_speech
 
 from salsa_dist.config import Config, load_config
 from salsa_dist.corpus.build import build
 from salsa_dist.corpus.utterance import Ask
 from salsa_dist.errors import UserError
+from salsa_dist.places import cache_folder
 from salsa_dist.report.write import write_report
 from salsa_dist.speech_llms.whisper_from_ctranslate2 import convert
 

@@ -20,8 +20,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, Union, cast
 
-from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
-
 from salsa_dist.errors import UserError
 
 T = TypeVar("T")
@@ -46,7 +44,7 @@ class Cache:
     """How shards of a store are kept on this node's disk; `shard_cache.py` says more.
 
     Attributes:
-        folder: None: `default_folder()`.
+        folder: None: `cache_folder()`.
         bytes: what it may take in all.
         retry_s: seconds for which a read that fails is tried again.
     """
@@ -207,7 +205,7 @@ def absolute(folder: Folder) -> str:
     return str(folder.absolute()) if isinstance(folder, Path) else str(folder)
 
 
-def default_folder() -> Path:
+def cache_folder() -> Path:
     """Where this user's caches lie: `$SALSA_DIST_CACHE`, else in the user's cache folder."""
     if named := os.environ.get("SALSA_DIST_CACHE"):
         return Path(named).expanduser()
@@ -263,6 +261,9 @@ def tried(
     Raises:
         OSError: that of the last try.
     """
+    # Takes a sixth of a second to import, which no command without a store need spend.
+    from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
+
     return Retrying(
         stop=stop_after_delay(retry_s),
         wait=wait_random_exponential(0.1, max=SLOWEST_WAIT_S),

@@ -15,7 +15,7 @@ from pathlib import Path
 from salsa_dist.data.index import FILE
 from salsa_dist.errors import UserError
 from salsa_dist.new_folder import made_beside
-from salsa_dist.places import Folder, Remote, default_folder, tried
+from salsa_dist.places import Folder, Remote, cache_folder, tried
 
 
 @contextmanager
@@ -29,7 +29,7 @@ def made_at(out: Folder) -> Iterator[Path]:
         with made_beside(out) as folder:
             yield folder
         return
-    scratch = default_folder() / "building"
+    scratch = cache_folder() / "building"
     scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=scratch) as made:
         yield Path(made)
@@ -39,7 +39,7 @@ def made_at(out: Folder) -> Iterator[Path]:
 def building_folder(out: Remote) -> Path:
     """Where a build for a store lies on this machine until it is sent; the same for each try."""
     mark = hashlib.sha256(str(out).encode()).hexdigest()[:16]
-    return default_folder() / "building" / f"{out.name}-{mark}"
+    return cache_folder() / "building" / f"{out.name}-{mark}"
 
 
 def upload(folder: Path, out: Remote) -> None:

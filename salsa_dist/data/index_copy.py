@@ -14,7 +14,7 @@ from pathlib import Path
 
 from salsa_dist.errors import UserError
 from salsa_dist.new_folder import made_beside
-from salsa_dist.places import Remote, default_folder, identity, tried
+from salsa_dist.places import Remote, cache_folder, identity, tried
 
 
 def local_copy(remote: Remote, name: str, beside: str) -> Path:
@@ -36,7 +36,7 @@ def local_copy(remote: Remote, name: str, beside: str) -> Path:
         ) from None
     except OSError as e:
         raise UserError(f"{remote / name} can't be read ({e.strerror})") from None
-    root = (remote.cache.folder or default_folder()) / "indexes"
+    root = (remote.cache.folder or cache_folder()) / "indexes"
     folder = root / _mark(f"{remote}\n{found}")
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -51,7 +51,7 @@ def local_copy(remote: Remote, name: str, beside: str) -> Path:
 
 def own_copy(remote: Remote) -> Path:
     """Where the index lies that this user made of a store."""
-    return default_folder() / "indexes" / f"own-{_mark(str(remote))}"
+    return cache_folder() / "indexes" / f"own-{_mark(str(remote))}"
 
 
 def _fetch(remote: Remote, names: tuple[str, str], folder: Path) -> None:

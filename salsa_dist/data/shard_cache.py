@@ -40,9 +40,9 @@ from salsa_dist.places import (
     ANSWER_S,
     Cache,
     Remote,
+    cache_folder,
     clean_error,
     cleanly,
-    default_folder,
     identity,
     tried,
 )
@@ -113,7 +113,7 @@ class ShardCache:
 
     def __init__(self, settings: Cache) -> None:
         self.settings = settings
-        self.folder = (settings.folder or default_folder()) / "shards"
+        self.folder = (settings.folder or cache_folder()) / "shards"
         self._wanted, self._ahead = _Threads(), _Threads()
         self._opened: dict[str, list[tuple[Any, str]]] = {}
         self._final: dict[str, str] = {}  # by shard, why it can't be used
