@@ -111,7 +111,11 @@ class AdapterPlan:
             # By columns: an index may have millions of entries.
             lengths = seconds_of(shard.entries)
             fits = lengths <= max_seconds
-            own = shard.entries if fits.all() else [shard.entries[i] for i in np.flatnonzero(fits)]
+            own = (
+                shard.entries
+                if fits.all()
+                else [shard.entries[i] for i in map(int, np.flatnonzero(fits))]
+            )
             self.left_out += len(lengths) - len(own)
             parts.setdefault(shard.language, []).append(_Part(shard, own))
             heard = seconds.get(shard.language, 0.0) + sum(lengths[fits].tolist())
