@@ -81,7 +81,7 @@ def test_two_ranks_replace_as_one_does_and_stop_together(
     ended = ranks(strict, 2)
     assert ended.returncode != 0
     said = f"more than data.max_bad, {len(lists[0])}"
-    assert ended.stderr.count(said) == 2  # each rank says so itself
+    assert said in ended.stderr  # by the first rank to end; torchrun may end the other before it speaks
     found_bad = [e["so_far"] for e in events(tmp_path / "strict/run") if e["event"] == "bad_samples"]
     assert found_bad[-1].keys() == {"tar", "shard"}
     assert not (tmp_path / "strict/run/adapters").exists()
