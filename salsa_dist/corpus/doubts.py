@@ -62,7 +62,7 @@ def of_header(source: Path | bytes) -> str | None:
 def of_audio(audio: Audio, rate: int, text: str) -> str | None:
     """What is wrong with `(samples,)` or `(samples, channels)` at `rate` Hz that say `text`."""
     several = audio.reshape(len(audio), -1)
-    if np.ptp(several, axis=0).max() <= 2 * STEP:
+    if np.max(np.ptp(several, axis=0)) <= 2 * STEP:
         return f"{SILENT}: no sound in {len(audio) / rate:.2f} s"
     if several.shape[1] > 1:
         energy = float(np.square(several, dtype=np.float64).mean())

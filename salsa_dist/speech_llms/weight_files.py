@@ -69,7 +69,8 @@ class StoredTensor:
             UserError: the file ends before them, or can't be read.
         """
         elements = torch.empty(end - begin, dtype=self.dtype)
-        view = memoryview(elements.view(torch.uint8).numpy())  # type: ignore[arg-type]
+        numbers: Any = elements.view(torch.uint8).numpy()  # a buffer, whatever its stubs say
+        view = memoryview(numbers)
         place = self.offset + begin * self.dtype.itemsize
         try:
             with open(self.path, "rb", buffering=0) as file:
