@@ -8,3 +8,7 @@ line and exits with status 2; every other exception is a defect of ours and keep
 
 class UserError(Exception):
     """What was wrong, where, and what to do, in one line."""
+
+
+class StartAgain(UserError):
+    """What stopped the run, where the same command does better next: launchers start it again."""

@@ -432,7 +432,10 @@ class TrainingConfig(_Section):
         "the same; 1 keeps all",
     )
     micro_batch: Neither[int] = Field(
-        16, ge=1, description="audio windows per forward pass on one rank"
+        16,
+        ge=1,
+        description="audio windows per forward pass on one rank; halved where they are more than the "
+        "device's memory holds",
     )
     pass_seconds: Neither[float | None] = Field(
         None,

@@ -53,7 +53,7 @@ class Job:
             _take_code_from(self.code)
         import submitit
 
-        from salsa_dist.errors import UserError
+        from salsa_dist.errors import StartAgain, UserError
         from salsa_dist.run import failure_file
 
         environment = submitit.JobEnvironment()
@@ -76,7 +76,8 @@ class Job:
             self._run()
         except Exception as error:
             expected = isinstance(error, UserError)
-            _write_failure(environment.global_rank, error, expected)
+            again = isinstance(error, StartAgain)
+            _write_failure(environment.global_rank, error, expected, final=expected and not again)
             if environment.cluster == "local":  # the launcher tells, once for all ranks
                 sys.exit(2 if expected else 1)
             if expected:
@@ -130,7 +131,7 @@ def _cores() -> int:
     return os.cpu_count() or 1  # macOS
 
 
-def _write_failure(rank: int, error: Exception, user_error: bool) -> None:
+def _write_failure(rank: int, error: Exception, user_error: bool, final: bool) -> None:
     from salsa_dist.log import causes
     from salsa_dist.run.failure_file import write_failure
     from salsa_dist.versions import named_in
@@ -140,7 +141,7 @@ def _write_failure(rank: int, error: Exception, user_error: bool) -> None:
     text = str(error) if user_error else "".join(traceback.format_exception(None, error, inner))
     if not user_error and (line := named_in(error)) is not None:
         text += line
-    write_failure(rank, text, user_error, causes(error) if user_error else "")
+    write_failure(rank, text, final, causes(error) if user_error else "")
 
 
 def _meet(folder: Path) -> None:

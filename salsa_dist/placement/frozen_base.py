@@ -150,7 +150,7 @@ class FrozenBase:
     def prompts(self, clips: Sequence[Clip]) -> Prompts:
         """What `answer` needs of `clips`; it runs no part of the base, so it can be made in advance."""
         # Under ZeRO-3 every rank must step along, so an empty batch is one silent clip.
-        taking_part = list(clips) or [silent_clip(self.family.languages[0])] * self._in_step
+        taking_part = list(clips) or [silent_clip(self.family.languages[0])] * self.in_step
         if not taking_part:
             return Prompts([], [], None)
         cut = [long_audio.pieces(clip, self.family.window_s) for clip in taking_part]
@@ -181,7 +181,7 @@ class FrozenBase:
                 self.model,
                 batch,
                 max_new_tokens,
-                synced=self._in_step,
+                synced=self.in_step,
                 stay=lambda kept: self.bank.keep("llm", kept),
             )
         of_piece = iter(transcripts)
@@ -211,7 +211,7 @@ class FrozenBase:
             self._zero.release()
 
     @property
-    def _in_step(self) -> bool:
+    def in_step(self) -> bool:
         """Whether all ranks must run the same modules: DeepSpeed compares them, between groups too."""
         return self._zero is not None
 

@@ -2,9 +2,9 @@
 
     {"schema": "salsa-dist/events/1", "event": "step", "time": 1764000000.0, "step": 12, …}
 
-Events: start, preflight, data, placement, step, bad_samples, checkpoint, skipped, end. A run that was
-stopped and went on has a second `start`, and may repeat the steps after its last checkpoint: the last
-line of a step counts.
+Events: start, preflight, data, placement, step, bad_samples, checkpoint, skipped, out_of_memory, end. A
+run that was stopped and went on has a second `start`, and may repeat the steps after its last
+checkpoint: the last line of a step counts.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from salsa_dist.errors import UserError
+from salsa_dist.errors import StartAgain, UserError
 from salsa_dist.log import causes
 from salsa_dist.placement.ranks import Ranks
 from salsa_dist.run.failure_file import write_failure
@@ -21,7 +21,8 @@ def failure_first(ranks: Ranks) -> Iterator[None]:
     except Exception as error:
         user_error = isinstance(error, UserError)
         text = str(error) if user_error else traceback.format_exc() + (named_in(error) or "")
-        write_failure(ranks.rank, text, user_error, causes(error) if user_error else "")
+        final = user_error and not isinstance(error, StartAgain)
+        write_failure(ranks.rank, text, final, causes(error) if user_error else "")
         if ranks.peers is not None:
-            ranks.peers.tell(f"{type(error).__name__}: {error}"[:1000], user_error)
+            ranks.peers.tell(f"{type(error).__name__}: {error}"[:1000], final)
         raise

@@ -6,6 +6,7 @@
     ├── lock.json, ranks/rank-0003.json   while it runs: run/lock.py, run/watchdog.py
     ├── state/[NAME/]step-….safetensors   to go on from: training/state.py
     ├── halving.json                      which adapters were dropped: training/halving.py
+    ├── pass_limit.json                   clips that fit one pass: training/pass_limit.py
     ├── adapters/NAME/                    one folder an adapter: methods/
     ├── evaluation/                       settings.json: evaluation/kept.py; window30-rank0.jsonl:
     │                                     evaluation/transcripts.py; summary.json: evaluation/run.py
@@ -60,6 +61,10 @@ class RunFolder:
     @property
     def halving(self) -> Path:
         return self.path / "halving.json"
+
+    @property
+    def pass_limit(self) -> Path:
+        return self.path / "pass_limit.json"
 
     @property
     def adapters(self) -> Path:

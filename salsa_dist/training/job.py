@@ -20,6 +20,7 @@ from torch import Tensor
 from salsa_dist.config import Config
 from salsa_dist.config.fingerprint import digest
 from salsa_dist.config.release_0_1 import digest_of_release_0_1
+from salsa_dist.log import log
 from salsa_dist.methods.base import Method, Trainable
 from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.run.folder import RunFolder
@@ -30,6 +31,7 @@ from salsa_dist.training.batches import StepBatches, StepShare, loader, own_work
 from salsa_dist.training.dev_loss import DevClips, finite_losses
 from salsa_dist.training.from_config import make_batches
 from salsa_dist.training.halving import Halving
+from salsa_dist.training.pass_limit import halved, kept_limit
 from salsa_dist.training.prefix_pass import keep_prefix
 
 
@@ -77,24 +79,50 @@ class Job:
                 end = self.halving.next_rung(first, end)
             self.session.at(first, "reading clips")
             workers = own_workers(self.config.data.workers, self.session.ranks)
+            limit = self.batches.micro_batch
             for step, share in enumerate(loader(self.batches, first, workers, end), first):
                 yield step, share
                 self.session.at(step + 1, "reading clips")
+                if self.batches.micro_batch != limit:  # what was read ahead is in passes too large
+                    end = step + 1
+                    break
             first = end
 
     def active(self, step: int) -> list[int]:
         """Rows of the adapters that take part in `step`."""
         return self.batches.active(step) if self.batches is not None else []
 
-    def forward_backward(self, share: StepShare) -> tuple[Tensor, Tensor]:
+    def forward_backward(self, step: int, share: StepShare) -> tuple[Tensor, Tensor]:
         """Leave the gradients of this rank's labels; the sums of their losses, and how many they are,
-        (adapters,) fp32 both."""
+        (adapters,) fp32 both. A pass that is out of memory makes this step's passes smaller."""
+        assert self.batches is not None
+        while True:
+            if isinstance(found := self._passes(share), tuple):
+                return found
+            # Not inside an `except`, whose traceback would hold the activations.
+            if self.session.ranks.device.type == "cuda":
+                torch.cuda.empty_cache()
+            where = f"step {step + 1}, rank {self.session.ranks.rank}"
+            run, shared = RunFolder(self.config.run), self.base.in_step
+            self.batches.micro_batch = limit = halved(run, found, where, shared=shared)
+            self.session.events.write("out_of_memory", step=step, clips=found, limit=limit)
+            log.warning(
+                f"{where}: out of memory with {found} clips in a pass: from now on at most {limit}. To "
+                "choose for yourself, set training.micro_batch or training.pass_seconds"
+            )
+            share = self.batches[step]
+
+    def _passes(self, share: StepShare) -> tuple[Tensor, Tensor] | int:
+        """What `forward_backward` returns; where a pass is out of memory, how many clips it had."""
         losses = torch.zeros(len(self.names), device=self.session.ranks.device)
         labels = torch.zeros_like(losses)
         self.trainable.zero_grad()
         for batch in share.batches:
-            token_losses = self.base.token_losses(batch)
-            token_losses.sum().backward()
+            try:
+                token_losses = self.base.token_losses(batch)
+                token_losses.sum().backward()
+            except torch.OutOfMemoryError:
+                return len(batch.keys)
             self.base.after_backward()
             rows = batch.label_rows.to(losses.device)
             losses.index_add_(0, rows, token_losses.detach())
@@ -166,6 +194,8 @@ def opened(
         if config.method.learns:
             session.at(None, "planning the steps", reads=True)
             batches = make_batches(config, index, speech_llm, ranks)
+            if (limit := kept_limit(RunFolder(config.run))) is not None:
+                batches.micro_batch = min(batches.micro_batch, limit)
         identity = states.RunIdentity(
             *(names, speech_llm.revision, index.hash),
             *(digest(config, "vectors"), digest_of_release_0_1(config)),

@@ -27,6 +27,7 @@ from salsa_dist.run.session import Session
 from salsa_dist.training.bad_samples import BadSamples, counts_of
 from salsa_dist.training.guard import Guard
 from salsa_dist.training.job import Job, opened
+from salsa_dist.training.pass_limit import kept_limit
 from salsa_dist.training.record import record_placement, record_step
 
 # The placement is measured on this step after a start: DeepSpeed records the order of modules in the
@@ -60,7 +61,11 @@ def train(config: Config) -> Trained:
     method = method_of(config)
     settings = config.adapter_settings()
     done = [a.name for row, a in enumerate(settings) if method.done(row)]
-    with Session.start(config, training=True, facts={"trained before": " ".join(done)}) as session:
+    facts = {
+        "trained before": " ".join(done),
+        "clips per pass": kept_limit(RunFolder(config.run)),
+    }
+    with Session.start(config, training=True, facts=facts) as session:
         speech_llm, step, before = None, 0, 0
         for rows in method.together():
             steps = max(settings[row].steps for row in rows)
@@ -99,7 +104,7 @@ def run(job: Job) -> int:
         session.at(step, "forward and backward")
         active = job.active(step)
         with job.base.watched() if step == measured else nullcontext() as traffic:
-            losses, labels = job.forward_backward(share)
+            losses, labels = job.forward_backward(step, share)
             session.at(step, "the sum over all ranks")
             reduced = job.trainable.reduce(active, losses, labels, session.stop_asked, counts_of(share))
         bad.after_step(step, share, reduced.counts[0])

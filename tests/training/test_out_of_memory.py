@@ -1,0 +1,124 @@
+"""A pass that does not fit the device's memory, with an error of torch's own raised on purpose: here is
+no GPU whose memory could be full."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import out_of_memory_ranks
+import pytest
+import torch
+from tiny import make_config
+
+from salsa_dist import SteeringVectors, UserError, load_config, train
+from salsa_dist.run.folder import RunFolder
+
+TRAINING = {"steps": 4, "lr": 0.02, "micro_batch": 6}
+DATA = {"clips_per_step": 6}
+
+
+def config_of(folder: Path, base: Path, shards: Path, **sections: Any) -> Path:
+    folder.mkdir()
+    sections = {"training": TRAINING, "data": {"shards": str(shards), **DATA}, **sections}
+    return make_config(folder, base, shards, **sections)
+
+
+def vectors(config: Path) -> dict[str, torch.Tensor]:
+    return {
+        f"{path.name} {site}": vector
+        for path in sorted(RunFolder(config.parent / "run").adapters.iterdir())
+        for site, vector in SteeringVectors.load(path).vectors.items()
+    }
+
+
+def events(config: Path, name: str) -> list[dict[str, Any]]:
+    lines = RunFolder(config.parent / "run").events.read_text().splitlines()
+    return [e for e in map(json.loads, lines) if e["event"] == name]
+
+
+def same(found: Path, wanted: Path) -> None:
+    expected = vectors(wanted)
+    for name, vector in vectors(found).items():
+        assert vector.norm() > 0.01
+        assert (vector - expected[name]).norm() / expected[name].norm() < 1e-5, name
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, tiny_shards: Path) -> Path:
+    """The config of a run whose passes all fit."""
+    config = config_of(tmp_path_factory.mktemp("plain") / "a", tiny_base, tiny_shards)
+    assert train(load_config(config)).finished
+    return config
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_smaller_passes_learn_the_same(
+    tmp_path: Path, tiny_base: Path, tiny_shards: Path, plain: Path, workers: int
+) -> None:
+    data = {"shards": str(tiny_shards), **DATA, "workers": workers}
+    config = config_of(tmp_path / "a", tiny_base, tiny_shards, data=data)
+    with out_of_memory_ranks.room_for(clips=3) as passes:
+        assert train(load_config(config)).finished
+    same(config, plain)
+    found = [(e["step"], e["clips"], e["limit"]) for e in events(config, "out_of_memory")]
+    assert found == [(0, 6, 3)]  # once: what workers had read ahead is not tried
+    assert max(passes[1:]) <= 3
+
+
+def test_it_is_kept_for_the_next_start(
+    tmp_path: Path, tiny_base: Path, tiny_shards: Path, plain: Path
+) -> None:
+    config = config_of(tmp_path / "a", tiny_base, tiny_shards)
+    (tmp_path / "a/run").mkdir()
+    (tmp_path / "a/run/pass_limit.json").write_text('{"schema": "salsa-dist/pass-limit/1", "clips": 2}')
+    with out_of_memory_ranks.room_for(clips=2) as passes:
+        assert train(load_config(config)).finished
+    assert max(passes) == 2
+    same(config, plain)
+
+
+def test_one_clip_too_large_is_the_users_to_solve(
+    tmp_path: Path, tiny_base: Path, tiny_shards: Path
+) -> None:
+    config = config_of(tmp_path / "a", tiny_base, tiny_shards)
+    with (
+        out_of_memory_ranks.room_for(clips=0),
+        pytest.raises(UserError, match=r"step 1, rank 0: out of memory with one clip .*checkpointing"),
+    ):
+        train(load_config(config))
+    assert not (tmp_path / "a/run/adapters").exists()
+
+
+@pytest.mark.parametrize("text", ['{"schema": "salsa-dist/pass-limit/1", "clips": 0}', "{"])
+def test_a_damaged_limit_is_refused(
+    tmp_path: Path, tiny_base: Path, tiny_shards: Path, text: str
+) -> None:
+    config = config_of(tmp_path / "a", tiny_base, tiny_shards)
+    (tmp_path / "a/run").mkdir()
+    (tmp_path / "a/run/pass_limit.json").write_text(text)
+    with pytest.raises(UserError, match=r"pass_limit.json is damaged .*: remove it"):
+        train(load_config(config))
+
+
+def test_ranks_that_share_a_base_start_again_with_less(
+    tmp_path: Path, tiny_base: Path, tiny_shards: Path, plain: Path
+) -> None:
+    config = config_of(tmp_path / "a", tiny_base, tiny_shards, placement={"kind": "full"})
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0"]
+    command += [out_of_memory_ranks.__file__, str(config)]
+    failure = tmp_path / "failure"
+    told = {**os.environ, "SALSA_FAILURE_FILE": str(failure)}
+    first = subprocess.run(command, capture_output=True, text=True, timeout=300, env=told)
+    assert first.returncode != 0
+    limit = RunFolder(tmp_path / "a/run").pass_limit
+    assert json.loads(limit.read_text())["clips"] == 3
+    found = json.loads((tmp_path / "failure1").read_text())
+    assert found["text"].startswith("step 1, rank 1: out of memory with 6 clips in a pass")
+    assert found["user_error"] is False  # a launcher starts it again
+    second = subprocess.run(command, capture_output=True, text=True, timeout=300, env=told)
+    assert second.returncode == 0, second.stderr[-2000:]
+    same(config, plain)
