@@ -65,6 +65,7 @@ def make(folder: str, lock: "str | None", index: str) -> None:
     if same and found["project"] == wanted["project"]:
         return
     pip = [_python(folder), "-m", "pip", "--disable-pip-version-check", "install", "--progress-bar=off"]
+    pip += ["--no-compile"]  # Python compiles what is imported, which is a small part
     pip += ["--extra-index-url", index] if index else []
     if not (same and lock):
         if os.path.lexists(folder):
