@@ -8,10 +8,40 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from salsa_dist.errors import UserError
 from salsa_dist.whole_file import replace_file
+
+
+class Damaged(UserError):
+    """What a file holds can't be used: it is no JSON object, or of another release."""
+
+
+class Record(BaseModel):
+    """What is read of a file or a line. Fields that are not read may be there."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+_R = TypeVar("_R", bound=BaseModel)
+
+
+def parsed(model: type[_R], tree: object, where: str, advice: str) -> _R:
+    """`tree` as `model`; `UserError` with `where` and the first field that is wrong."""
+    try:
+        return model.model_validate(tree)
+    except ValidationError as e:
+        raise Damaged(f"{where} is damaged ({first_problem(e)}): {advice}") from e
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first field that is wrong and what is wrong with it, in one line."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    return " ".join(f"{place}: {first['msg']}".removeprefix(": ").split())
 
 
 def write(path: Path, schema: object, fields: Mapping[str, Any], *, flushed: bool = True) -> None:
@@ -28,19 +58,22 @@ def read(path: Path, schemas: tuple[str, ...], advice: str) -> dict[str, Any]:
         advice: what to do about a damaged file.
 
     Raises:
-        UserError: the file can't be read, is no JSON object, or is of another release.
+        Damaged: it is no JSON object, or of another release.
+        UserError: it can't be read.
         FileNotFoundError: there is none.
     """
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise
-    except (OSError, ValueError) as e:
-        raise UserError(f"{path} is damaged ({e}): {advice}") from e
+    except OSError as e:
+        raise UserError(f"{path} can't be read ({e.strerror}): {advice}") from e
+    except ValueError as e:
+        raise Damaged(f"{path} is damaged ({e}): {advice}") from e
     if not isinstance(tree, dict) or "schema" not in tree:
-        raise UserError(f"{path} is damaged (no JSON object with a schema): {advice}")
+        raise Damaged(f"{path} is damaged (no JSON object with a schema): {advice}")
     if tree["schema"] not in schemas:
-        raise UserError(f"{path} is {of_another_release(tree['schema'], *schemas)}")
+        raise Damaged(f"{path} is {of_another_release(tree['schema'], *schemas)}")
     return tree
 
 

@@ -30,6 +30,7 @@ from salsa_dist.data import quick_index
 from salsa_dist.data.entries import Columns, Entries, Entry
 from salsa_dist.data.index_copy import local_copy
 from salsa_dist.errors import UserError
+from salsa_dist.json_file import first_problem
 from salsa_dist.places import Folder, Remote, place
 
 __all__ = ["FILE", "SCHEMA", "Entry", "Shard", "ShardIndex"]
@@ -197,9 +198,7 @@ def _checked(folder: Folder, tree: Any, columns: Columns) -> ShardIndex:
     try:
         raw = _RawIndex.model_validate({k: v for k, v in tree.items() if k != "schema"})
     except ValidationError as e:
-        first = e.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise _damaged(path, f"{place}: {first['msg']}") from None
+        raise _damaged(path, first_problem(e)) from e
     if raw.sample_rate < 0 or not raw.shards:
         raise _damaged(path, "it has no shards or no sample rate")
     for shard in raw.shards:

@@ -10,19 +10,19 @@ folder that was moved makes the same.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from salsa_dist import json_file
 from salsa_dist.config import Config
 from salsa_dist.config.fingerprint import settings
 from salsa_dist.run.events import last_start
 from salsa_dist.run.folder import RunFolder
-from salsa_dist.whole_file import replace_file
 
 SCHEMA = "salsa-dist/transcripts/2"
 SCHEMA_0_1 = "salsa-dist/hypotheses/1"
+_ADVICE = "remove it, and evaluate again"
 
 
 def keep_only(config: Config, revision: str, shards: str, digests: Mapping[str, str]) -> list[str]:
@@ -51,7 +51,7 @@ def keep_only(config: Config, revision: str, shards: str, digests: Mapping[str, 
         for old in folder.glob("*.json*"):
             old.unlink()
     folder.mkdir(parents=True, exist_ok=True)
-    replace_file(path, json.dumps(mine, indent=2) + "\n")
+    json_file.write(path, SCHEMA, mine)
     return differ
 
 
@@ -69,10 +69,10 @@ def _read(run: Path) -> dict[str, Any] | None:
     Of release 0.1, which knew a base by its folder, without that and with the run's own revision.
     """
     try:
-        tree: dict[str, Any] = json.loads(RunFolder(run).transcripts_settings.read_text("utf-8"))
+        tree = json_file.read(RunFolder(run).transcripts_settings, (SCHEMA, SCHEMA_0_1), _ADVICE)
     except FileNotFoundError:
         return None
-    except ValueError:
+    except json_file.Damaged:  # the transcripts are made again
         return {}
     if tree.get("schema") == SCHEMA_0_1:
         begun = last_start(run)

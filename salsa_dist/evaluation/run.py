@@ -39,8 +39,9 @@ from salsa_dist.data.reading import read_clip
 from salsa_dist.data.shards import TEXT_FIELDS
 from salsa_dist.data.share import share_of
 from salsa_dist.data.subset import first_entries
-from salsa_dist.evaluation import transcripts
+from salsa_dist.evaluation import summary, transcripts
 from salsa_dist.evaluation.kept import keep_only
+from salsa_dist.evaluation.summary import EvaluationSummary
 from salsa_dist.evaluation.transcripts import BARE, SCHEMA, ZERO_SHOT
 from salsa_dist.methods.base import Attached, Method
 from salsa_dist.methods.registry import method_of
@@ -52,7 +53,6 @@ from salsa_dist.run.session import Session
 from salsa_dist.speech_llms import long_audio
 from salsa_dist.speech_llms.batch import Transcript
 from salsa_dist.steering.bank import Bank
-from salsa_dist.whole_file import replace_file
 
 _BARE = -2  # row of the base with no adapters beside it, not even ones that are off
 # Facts of a sample that a transcript's line has elsewhere, or that say nothing of the speech.
@@ -341,20 +341,21 @@ def _summarise(config: Config, seconds: float, clips: int, ranks: Ranks) -> None
     """Add this call's work to that of the calls before it."""
     cpu = ranks.device.type == "cpu"
     device_s = seconds * ranks.world_size * (torch.get_num_threads() if cpu else 1)
-    path = RunFolder(config.run).evaluation_summary
-    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    seconds += before.get("seconds", 0.0) if clips else 0.0
-    device_s += 3600 * before.get("device_hours", 0.0) if clips else 0.0
-    clips += before.get("clips", 0)
-    if path.is_file() and clips == before.get("clips"):
-        return
-    summary = {
-        "seconds": round(seconds, 1),
-        "clips": clips,
-        "clips_per_second": round(clips / seconds, 3),
-        "device": "cpu" if cpu else torch.cuda.get_device_name(ranks.device),
-        "device_hours": round(device_s / 3600, 6),
-        "max_new_tokens": config.evaluation.max_new_tokens,
-        "batch": config.evaluation.batch,
-    }
-    replace_file(path, json.dumps(summary, indent=2))
+    before = summary.read(config.run)
+    if before is not None:
+        if clips:
+            seconds += before.seconds or 0.0
+            device_s += 3600 * (before.device_hours or 0.0)
+        clips += before.clips or 0
+        if clips == before.clips:
+            return
+    made = EvaluationSummary(
+        seconds=round(seconds, 1),
+        clips=clips,
+        clips_per_second=round(clips / seconds, 3),
+        device="cpu" if cpu else torch.cuda.get_device_name(ranks.device),
+        device_hours=round(device_s / 3600, 6),
+        max_new_tokens=config.evaluation.max_new_tokens,
+        batch=config.evaluation.batch,
+    )
+    summary.write(config.run, made)

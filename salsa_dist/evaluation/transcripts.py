@@ -11,13 +11,35 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from salsa_dist import jsonl
+from salsa_dist.json_file import Record, parsed
 from salsa_dist.run.folder import RunFolder
 
 SCHEMA = "salsa-dist/hypotheses/1"
 ZERO_SHOT = "zero-shot"
 BARE = "no-adapters"
 """By the base with no adapters beside it, not even ones that are off."""
+
+
+class Hypothesis(Record):
+    key: str
+    language: str
+    split: str
+    method: str
+    adapter: str | None
+    window_s: float
+    reference: str
+    hypothesis: str
+    finished: bool
+    fields: dict[str, str | int | float | bool] = Field(default_factory=dict)
+    """What else the shards say of the clip."""
+
+    @property
+    def speaker(self) -> str | None:
+        known = self.fields.get("speaker")
+        return None if known is None else str(known)
 
 
 def path_of(run: Path, window_s: float, rank: int) -> Path:
@@ -28,4 +50,22 @@ def path_of(run: Path, window_s: float, rank: int) -> Path:
 def read(run: Path) -> Iterator[dict[str, Any]]:
     """Every transcript so far; of a clip that has two the last counts."""
     for path in RunFolder(run).transcripts():
-        yield from jsonl.read(path, SCHEMA)
+        yield from jsonl.read(path, SCHEMA, _advice(run))
+
+
+def hypotheses(run: Path) -> list[Hypothesis]:
+    """The last transcript of each clip, checked, in an order that no rank or resume changes.
+
+    Raises:
+        UserError: a line is damaged, half of one at the end too, or of another schema.
+    """
+    newest: dict[tuple[Any, ...], Hypothesis] = {}
+    for path in RunFolder(run).transcripts():
+        for where, tree in jsonl.lines(path, SCHEMA, _advice(run), whole=True):
+            h = parsed(Hypothesis, tree, where, _advice(run))
+            newest[h.language, h.split, h.method, h.adapter or "", h.window_s, h.key] = h
+    return [newest[place] for place in sorted(newest)]
+
+
+def _advice(run: Path) -> str:
+    return f"make it again with `{RunFolder(run).command('evaluate')}`"

@@ -31,14 +31,14 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from salsa_dist.evaluation.transcripts import BARE, ZERO_SHOT
+from salsa_dist.evaluation.transcripts import BARE, ZERO_SHOT, Hypothesis
 from salsa_dist.metrics import intervals, normalise
 from salsa_dist.metrics.error_rates import METRICS, corpus_rate
 from salsa_dist.metrics.summary import rates, spoken_of
 from salsa_dist.report import examples, fields, results
 from salsa_dist.report.entries import Entry, read_entries, read_runs, scored
 from salsa_dist.report.results import Result, best_zero_shot, cell_of, results_of
-from salsa_dist.report.run_files import Hypothesis, RunFiles, read_run
+from salsa_dist.report.run_files import RunFiles, read_run
 from salsa_dist.runs.cost import cost
 from salsa_dist.steering import vector_facts
 

@@ -29,11 +29,12 @@ from numpy.typing import NDArray
 
 from salsa_dist.config import AdapterSettings, Config
 from salsa_dist.errors import UserError
-from salsa_dist.evaluation.transcripts import BARE, ZERO_SHOT
+from salsa_dist.evaluation.transcripts import BARE, ZERO_SHOT, Hypothesis
 from salsa_dist.methods.registry import label_of
 from salsa_dist.metrics.error_rates import Scored, score
 from salsa_dist.metrics.normalise import Rules
-from salsa_dist.report.run_files import Hypothesis, RunFiles, read_run
+from salsa_dist.report.run_files import RunFiles, read_run
+from salsa_dist.run.folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def read_runs(runs: Sequence[Path]) -> list[RunFiles]:
     problems = []
     for run, file in zip(runs, files, strict=True):
         if not file.hypotheses:
-            problems.append(f"{run} was not evaluated: salsa-dist evaluate {run}/config.yaml")
+            problems.append(f"{run} was not evaluated: {RunFolder(Path(run)).command('evaluate')}")
         if file.start.base.revision != first.start.base.revision:
             problems.append(f"{run} is of base revision {file.start.base.revision}")
         if file.config.evaluation.split != first.config.evaluation.split:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from salsa_dist.errors import UserError
-from salsa_dist.report.run_files import Hypothesis
+from salsa_dist.evaluation.transcripts import Hypothesis
 
 TOO_MANY = 12
 NOT_KNOWN = "not known"

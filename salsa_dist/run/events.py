@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from salsa_dist import jsonl
 from salsa_dist.errors import UserError
+from salsa_dist.json_file import Damaged, Record, parsed
 from salsa_dist.run.folder import RunFolder
 
 SCHEMA = "salsa-dist/events/1"
@@ -50,8 +52,10 @@ def read(run: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: a line is damaged, or of another schema.
     """
-    path = RunFolder(run).events
-    return list(jsonl.read(path, SCHEMA)) if path.is_file() else []
+    folder = RunFolder(run)
+    if not folder.events.is_file():
+        return []
+    return list(jsonl.read(folder.events, SCHEMA, f"make it again with `{folder.command('train')}`"))
 
 
 def read_forgiving(run: Path) -> list[dict[str, Any]]:
@@ -74,3 +78,142 @@ def read_forgiving(run: Path) -> list[dict[str, Any]]:
 def last_start(run: Path) -> dict[str, Any] | None:
     """How a run began, or went on, the last time; None where it has not begun."""
     return next((e for e in reversed(read(run)) if e["event"] == "start"), None)
+
+
+class _Event(Record):
+    event: str
+
+
+class Base(Record):
+    name: str
+    revision: str | None
+    parameters: int
+
+
+class Start(Record):
+    base: Base
+    environment: dict[str, str | int | float | bool | None]
+
+
+class Placement(Record):
+    """Measured; each number is that of the rank with the most."""
+
+    kind: str | int
+    world_size: int
+    group_size: int
+    base_bytes: int
+    resident_bytes_between_steps: int
+    peak_bytes: int
+    gathered_bytes_per_step: int
+    reduced_bytes_per_step: int
+    threshold_bytes: int | None = None
+    """Small weights that stay whole on every rank."""
+    partitioned_bytes: int | None = None
+    """A rank's parts of the base; 0 where each rank has the whole."""
+    bytes_between_nodes_per_step: int | None = None
+    """That a node sends."""
+
+
+class Data(Record):
+    adapter: str
+    clips: int
+    minutes: float | None = None
+    """Of speech that it was trained on."""
+    left_out: int
+
+
+class BadSample(Record):
+    kind: str
+    shard: str
+    key: str
+
+
+class _BadSamples(Record):
+    samples: list[BadSample]
+
+
+class AdapterStep(Record):
+    loss: float | None
+
+
+class Step(Record):
+    step: int
+    seconds: float
+    clips: int
+    audio_seconds: float | None = None
+    padding: float | None = None
+    """Share of the audio's frames that is padding to the longest clip of a pass."""
+    adapters: dict[str, AdapterStep]
+
+
+@dataclass(frozen=True, kw_only=True)
+class History:
+    """What a run's events tell."""
+
+    start: Start
+    starts: int
+    """How often training was started: one, and one for each resume."""
+    placement: Placement | None
+    data: list[Data]
+    bad_samples: list[BadSample]
+    """Each once, however often it was sampled."""
+    steps: list[Step]
+    """The last of each number."""
+
+
+def history(run: Path) -> History:
+    """What the events of `run` tell.
+
+    Raises:
+        UserError: there are none, or a line is damaged, or of another schema.
+    """
+    folder = RunFolder(run)
+    file, command = folder.events, folder.command("train")
+    advice = f"make it again with `{command}`"
+    start: Start | None = None
+    starts = 0
+    placement: Placement | None = None
+    data: dict[str, Data] = {}
+    bad: dict[tuple[str, str], BadSample] = {}
+    steps: dict[int, Step] = {}
+    try:
+        for where, tree in jsonl.lines(file, SCHEMA, advice, whole=True):
+            event = parsed(_Event, tree, where, advice).event
+            if event == "start":
+                start, starts = parsed(Start, tree, where, advice), starts + 1
+            elif event == "placement":
+                placement = parsed(Placement, tree, where, advice)
+            elif event == "data":
+                found = parsed(Data, tree, where, advice)
+                data[found.adapter] = found
+            elif event == "bad_samples":
+                for sample in parsed(_BadSamples, tree, where, advice).samples:
+                    bad.setdefault((sample.shard, sample.key), sample)
+            elif event == "step":
+                step = parsed(Step, tree, where, advice)
+                steps[step.step] = _beside(steps.get(step.step), step)
+    except FileNotFoundError as e:
+        raise UserError(f"{file} is missing: make it with `{command}`") from e
+    if start is None:
+        raise Damaged(f"{file} is damaged (it holds no start event): {advice}")
+    return History(
+        start=start,
+        starts=starts,
+        placement=placement,
+        data=list(data.values()),
+        bad_samples=list(bad.values()),
+        steps=[steps[number] for number in sorted(steps)],
+    )
+
+
+def _beside(before: Step | None, step: Step) -> Step:
+    """`step`, with that of other adapters: trained one after another, each has steps of its own."""
+    if before is None or before.adapters.keys() & step.adapters.keys():
+        return step
+    return step.model_copy(
+        update={
+            "adapters": {**before.adapters, **step.adapters},
+            "seconds": before.seconds + step.seconds,
+            "clips": before.clips + step.clips,
+        }
+    )

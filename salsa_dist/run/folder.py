@@ -9,7 +9,8 @@
     ├── pass_limit.json                   clips that fit one pass: training/pass_limit.py
     ├── adapters/NAME/                    one folder an adapter: methods/
     ├── evaluation/                       settings.json: evaluation/kept.py; window30-rank0.jsonl:
-    │                                     evaluation/transcripts.py; summary.json: evaluation/run.py
+    │                                     evaluation/transcripts.py; summary.json:
+    │                                     evaluation/summary.py
     ├── report.html, .json, .csv, .tex    report/write.py
     ├── prefix/                           outputs of the unsteered prefix: placement/kept_prefix.py
     ├── tensorboard/                      curves: run/trackers.py
@@ -41,6 +42,10 @@ class RunFolder:
     @property
     def config(self) -> Path:
         return self.path / "config.yaml"
+
+    def command(self, verb: str) -> str:
+        """The command that makes its files again, for errors."""
+        return f"salsa-dist {verb} {self.config}"
 
     @property
     def events(self) -> Path:

@@ -23,7 +23,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, 
 from torch import Tensor
 
 from salsa_dist.errors import UserError
-from salsa_dist.json_file import of_another_release
+from salsa_dist.json_file import first_problem, of_another_release
 from salsa_dist.steering import adapter_file
 from salsa_dist.steering.model_card import Score, model_card
 
@@ -177,7 +177,7 @@ def files_of(
             sha256=hashlib.sha256(raw).hexdigest(),
         )
     except ValidationError as e:
-        raise UserError(f"adapter {label} can't be saved: {_first(e)}") from None
+        raise UserError(f"adapter {label} can't be saved: {first_problem(e)}") from e
     tree = full.model_dump(mode="json", by_alias=True)
     return {
         VECTORS: raw,
@@ -261,7 +261,8 @@ def _read_facts(raw: bytes, file: Path) -> AdapterFacts:
     try:
         return AdapterFacts.model_validate(tree)
     except ValidationError as e:
-        raise UserError(f"{file} is damaged ({_first(e)}): copy or train the adapter again") from None
+        wrong = first_problem(e)
+        raise UserError(f"{file} is damaged ({wrong}): copy or train the adapter again") from e
 
 
 def _check_place(folder: Path) -> None:
@@ -314,9 +315,3 @@ def _put(folder: Path, files: dict[str, bytes]) -> None:
 def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "…"
-
-
-def _first(error: ValidationError) -> str:
-    first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"])
-    return " ".join(f"{place}: {first['msg']}".removeprefix(": ").split())

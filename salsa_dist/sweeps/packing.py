@@ -9,7 +9,6 @@ zero-shot and mean differences one for all languages.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 from salsa_dist.config import load_config
 from salsa_dist.data.index import Shard, ShardIndex
 from salsa_dist.data.subset import take_minutes
-from salsa_dist.run.folder import RunFolder
+from salsa_dist.evaluation import summary as evaluation_summary
 from salsa_dist.sweeps.cost import BaseFacts, clip_cost, decoding_flop
 from salsa_dist.sweeps.folder import JobFolder
 from salsa_dist.sweeps.grid import Entry, Sweep
@@ -175,9 +174,10 @@ def decoding_rates(jobs: Sequence[JobFolder]) -> dict[str, float]:
     for job in jobs:
         if job.done and "evaluate" in job.verbs:
             kind = load_config(job.config).method.kind
-            summary = json.loads(RunFolder(job.path).evaluation_summary.read_text(encoding="utf-8"))
-            clips[kind] = clips.get(kind, 0) + summary["clips"]
-            seconds[kind] = seconds.get(kind, 0) + summary["seconds"]
+            summary = evaluation_summary.read(job.path)
+            if summary is not None:
+                clips[kind] = clips.get(kind, 0) + (summary.clips or 0)
+                seconds[kind] = seconds.get(kind, 0) + (summary.seconds or 0.0)
     return {kind: clips[kind] / seconds[kind] for kind in clips if seconds[kind] and clips[kind]}
 
 

@@ -157,7 +157,7 @@ def _agree(file: Path, out: Path, settings: Mapping[str, Any], there: bool) -> N
 def _names(path: Path, form: str) -> list[str]:
     """Names of the recordings that a file has."""
     if form == "json":
-        return [str(line["file"]) for line in jsonl.read(path, SCHEMA)]
+        return [str(line["file"]) for line in jsonl.read(path, SCHEMA, "delete it")]
     with open(path, "rb") as file:
         return [os.fsdecode(line.partition(b"\t")[0]) for line in file]
 

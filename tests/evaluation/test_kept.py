@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from tiny import make_base, make_config
 
-from salsa_dist import evaluate, load_config
+from salsa_dist import UserError, evaluate, load_config
 from salsa_dist.config import Config
 from salsa_dist.evaluation.kept import keep_only
+from salsa_dist.evaluation.transcripts import SCHEMA, hypotheses, path_of, read
 
 DIGESTS = {"bg": "d1", "el": "d2"}
 
@@ -112,6 +113,39 @@ def test_transcripts_of_release_0_1(path: Path, begun_with: str, override: str, 
     differ = keep_only(now, "r1", "s1", DIGESTS)
     assert (differ == []) == transcripts.exists() == kept
     assert keep_only(now, "r1", "s1", DIGESTS) == [], "it is of this release from now on"
+
+
+@pytest.mark.parametrize("damage", ["", "[]", '{"schema": "salsa-dist/transcripts/99"}'])
+def test_settings_that_are_damaged_or_of_another_release_keep_nothing(path: Path, damage: str) -> None:
+    transcripts = begin(load_config(path))
+    transcripts.with_name("settings.json").write_text(damage)
+    assert keep_only(load_config(path), "r1", "s1", DIGESTS) == ["settings of an earlier release"]
+    assert not transcripts.exists()
+
+
+def test_settings_that_cannot_be_read_now_drop_nothing(path: Path) -> None:
+    transcripts = begin(load_config(path))
+    settings = transcripts.with_name("settings.json")
+    settings.unlink()
+    settings.mkdir()  # as good as a disk that fails
+    with pytest.raises(UserError, match="can't be read"):
+        keep_only(load_config(path), "r1", "s1", DIGESTS)
+    assert transcripts.exists()
+
+
+def test_a_transcript_may_hold_any_character(tmp_path: Path) -> None:
+    text = "one\u2028two\x85three\x0c"
+    line = {"schema": SCHEMA, "hypothesis": text, "reference": text, "key": "a", "language": "bg"}
+    line |= {"split": "test", "method": "zero-shot", "adapter": None, "window_s": 2, "finished": True}
+    file = path_of(tmp_path, 2, 0)
+    file.parent.mkdir()
+    written = "".join(json.dumps(line | {"key": k}, ensure_ascii=False) + "\n" for k in "ab")
+    file.write_text(written + '{"half')
+    assert [(t["key"], t["hypothesis"]) for t in read(tmp_path)] == [("a", text), ("b", text)]
+    with pytest.raises(UserError, match=r"line 3 is damaged .*`salsa-dist evaluate "):
+        hypotheses(tmp_path)
+    file.write_text(written)
+    assert [h.hypothesis for h in hypotheses(tmp_path)] == [text, text]
 
 
 def test_a_moved_base_keeps_transcripts_and_new_weights_in_its_folder_do_not(

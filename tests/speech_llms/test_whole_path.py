@@ -30,7 +30,7 @@ def test_trained_and_evaluated(family: str, tiny_shards: Path, tmp_path: Path) -
     losses = [step["adapters"]["bg"]["loss"] for step in steps]
     assert losses[-1] < losses[0]
     folder = evaluate(config)
-    lines = [line for path in folder.glob("*.jsonl") for line in jsonl.read(path, SCHEMA)]
+    lines = [line for path in folder.glob("*.jsonl") for line in jsonl.read(path, SCHEMA, "")]
     assert {line["adapter"] for line in lines} == {None, "bg", "el"}
     steered = {line["key"]: line["hypothesis"] for line in lines if line["adapter"] == "bg"}
     plain = {line["key"]: line["hypothesis"] for line in lines if line["adapter"] is None}
