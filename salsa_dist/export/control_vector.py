@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from salsa_dist.errors import UserError
+from salsa_dist.steering.rules import rule_named
 from salsa_dist.steering.vectors import SteeringVectors
 from salsa_dist.whole_file import replace_file, written_whole
 
@@ -78,7 +79,7 @@ def easysteer_request(vectors: SteeringVectors, file: str) -> dict[str, Any]:
         "prefill_trigger_tokens": [-1],
         "generate_trigger_tokens": [-1],
         "algorithm": "direct",
-        "normalize": vectors.rule == "salsa",
+        "normalize": rule_named(vectors.rule).keeps_norm,
     }
 
 

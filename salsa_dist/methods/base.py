@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -114,7 +114,14 @@ class Method:
 
     Args:
         config: of the run.
+
+    Attributes:
+        section: of the config; says whether it trains, and whether its adapters are steering vectors.
+        title: in the legends of figures.
     """
+
+    section: ClassVar[type[Any]]
+    title: ClassVar[str]
 
     def __init__(self, config: Config) -> None:
         self.config = config

@@ -17,6 +17,9 @@ from salsa_dist.methods.tuned import Tuned
 class Bias(Tuned):
     """The base's own biases."""
 
+    section = BiasMethod
+    title = "biases"
+
     @classmethod
     def label(cls, method: BiasMethod, adapter: AdapterSettings) -> str:
         return f"biases of {adapter.sites}{among(adapter)}"

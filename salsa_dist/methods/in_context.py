@@ -34,6 +34,9 @@ from salsa_dist.steering.bank import Bank
 class InContext(Method):
     """The base with examples of the adapter's language before each clip."""
 
+    section = InContextMethod
+    title = "in-context"
+
     @classmethod
     def label(cls, method: InContextMethod, adapter: AdapterSettings) -> str:
         return f"in-context, {method.examples} examples by {method.choose}"

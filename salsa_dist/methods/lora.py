@@ -18,6 +18,9 @@ from salsa_dist.methods.tuned import Tuned
 class Lora(Tuned):
     """PEFT's LoRA in the layers of the sites."""
 
+    section = LoraMethod
+    title = "LoRA"
+
     @classmethod
     def label(cls, method: LoraMethod, adapter: AdapterSettings) -> str:
         where = f"{', '.join(method.targets)} of {adapter.sites}"

@@ -31,6 +31,9 @@ from salsa_dist.training.optimizer import PackedAdam
 class MeanDifference(Steering):
     """Vectors of rule `add` that are computed instead of trained."""
 
+    section = MeanDifferenceMethod
+    title = "mean difference"
+
     @classmethod
     def label(cls, method: MeanDifferenceMethod, adapter: AdapterSettings) -> str:
         return f"mean difference to {method.contrast}, {adapter.sites}"

@@ -24,6 +24,12 @@ METHODS: dict[str, type[Method]] = {
 }
 
 
+def steers(kind: str, *, trained: bool = False) -> bool:
+    """Whether the adapters of a kind of method are steering vectors; `trained`: by gradient steps."""
+    section = METHODS[kind].section
+    return bool(section.steers and (section.learns or not trained))
+
+
 def label_of(method: Any, adapter: AdapterSettings) -> str:
     """What an adapter is compared as; see `Method.label`."""
     return METHODS[method.kind].label(method, adapter)

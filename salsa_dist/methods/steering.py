@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
-from salsa_dist.config import AdapterSettings, Config
+from salsa_dist.config import AdapterSettings, Config, SalsaMethod
 from salsa_dist.data.index import ShardIndex
 from salsa_dist.errors import UserError
 from salsa_dist.methods.base import Attached, Method, Trainable, among
@@ -23,6 +23,9 @@ from salsa_dist.training.saved_adapters import save_adapters
 
 class Steering(Method):
     """SALSA, and plain addition: `steering.rule` says which, per adapter."""
+
+    section: ClassVar[type[Any]] = SalsaMethod
+    title = "SALSA"
 
     @classmethod
     def label(cls, method: Any, adapter: AdapterSettings) -> str:

@@ -254,7 +254,7 @@ def _sites(entries: Sequence[Entry], cells: Sequence[Mapping[str, Any]]) -> list
             **{kind: c["cer"][kind] for kind in ("gain", "gain_low", "gain_high")},
         }
         for e, c in zip(entries, cells, strict=True)
-        if e.kind == "salsa" and e.method == e.family
+        if e.rule and e.method == e.family
     ]
 
 

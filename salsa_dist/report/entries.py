@@ -46,6 +46,7 @@ class Entry:
         adapter: its name in the run, that of the first seed; None for zero-shot.
         compared: whether this is the window that adapters are compared at; true for zero-shot.
         trained: numbers that were trained, 0 for none.
+        rule: update rule of trained steering vectors; empty for other methods.
         minutes: of speech that it was trained on; None where that is not known.
         family: its name without the minutes.
     """
@@ -77,7 +78,7 @@ class Entry:
     def layer(self) -> tuple[str, int] | None:
         """Component and number of the layer, if one alone is steered."""
         component, _, rest = self.sites.partition(":")
-        return (component, int(rest)) if self.kind == "salsa" and rest.isdigit() else None
+        return (component, int(rest)) if self.rule and rest.isdigit() else None
 
     def part(self, keys: Collection[str]) -> Entry:
         """Only these utterances."""

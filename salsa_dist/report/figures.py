@@ -12,18 +12,12 @@ from statistics import mean
 from typing import Any
 
 from salsa_dist.evaluation.transcripts import ZERO_SHOT
+from salsa_dist.methods.registry import METHODS, steers
 from salsa_dist.report import gain_plots, plots, tables
 from salsa_dist.report.comparison import thinned
 from salsa_dist.report.gain_plots import Gain, Trained
 from salsa_dist.report.one_run import Report
 
-_KINDS = {
-    "salsa": "SALSA",
-    "lora": "LoRA",
-    "bias": "biases",
-    "mean-difference": "mean difference",
-    "in-context": "in-context",
-}
 _PARTS = ("first-third", "middle-third", "last-third", "first-half", "last-half")
 
 
@@ -91,7 +85,7 @@ def comparison_figures(comparison: Mapping[str, Any]) -> tuple[dict[str, str], d
     if trained:
         curves = {m: [(s, mean(x)) for s, x in sorted(p.items())] for m, p in trained.items()}
         figures["loss"] = plots.loss_curves(curves)
-    steered = [row["method"] for row in ranked if row["kind"] in ("salsa", "mean-difference")]
+    steered = [row["method"] for row in ranked if steers(row["kind"])]
     norms = [row for row in comparison["norms"] if row["method"] == next(iter(steered), None)]
     if norms:
         about["norms"] = norms[0]["method"]
@@ -130,7 +124,7 @@ def _gain_figures(
         found = {language: c["gain"] for language, c in cells[row["method"]].items()}
         if found and row["trained_numbers"] and row["method"] not in smaller:
             point = Trained(row["method"], row["trained_numbers"], found)
-            numbers[_KINDS[row["kind"]]].append(point)
+            numbers[METHODS[row["kind"]].title].append(point)
     if numbers:
         figures["numbers"] = gain_plots.gain_by_numbers(numbers)
     known = [row for row in comparison["sites"] if row["gain"] is not None]

@@ -18,6 +18,7 @@ from typing import Any
 
 from salsa_dist.errors import UserError
 from salsa_dist.evaluation.transcripts import ZERO_SHOT
+from salsa_dist.methods.registry import steers
 from salsa_dist.metrics import normalise, significance
 from salsa_dist.metrics.error_rates import METRICS, Metric
 from salsa_dist.metrics.summary import Gain, Summary, gain, p_value, rates, summarise
@@ -178,13 +179,13 @@ def beside(results: Sequence[Result], means: Sequence[Mapping[str, Any]]) -> lis
     whole = {e.method for e in entries if e.method == e.family}  # not of some of the speech
     rows: list[dict[str, Any]] = []
     for other in means:
-        if other["kind"] == "salsa" or other["method"] not in whole:
+        if steers(other["kind"], trained=True) or other["method"] not in whole:
             continue
         numbers = other["trained_numbers"]
         ours = [
             row
             for row in means
-            if row["kind"] == "salsa"
+            if steers(row["kind"], trained=True)
             and row["method"] in whole
             and row["cer"] is not None
             and set(other["languages"]) <= set(row["languages"])

@@ -107,14 +107,16 @@ class UpdateRule:
         apply: takes activations (..., hidden) and fp32 vectors broadcastable to them; gives the steered
             activations in the same shape and dtype. A zero vector must change no bit.
         formula: for model cards.
+        keeps_norm: whether the norm of every activation stays.
     """
 
     apply: Callable[[Tensor, Tensor], Tensor]
     formula: str
+    keeps_norm: bool = False
 
 
 RULES = {
-    "salsa": UpdateRule(salsa, "s = h + v, h' = s · |h| / |s|"),
+    "salsa": UpdateRule(salsa, "s = h + v, h' = s · |h| / |s|", keeps_norm=True),
     "add": UpdateRule(add, "h' = h + v"),
 }
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pytest
 import torch
@@ -14,10 +14,11 @@ from tiny import make_config
 from torch import Tensor, nn
 
 from salsa_dist import SteeringVectors, evaluate, load_config, train
+from salsa_dist.config import Method
 from salsa_dist.config.decides import Vectors
 from salsa_dist.config.schema import _Method
 from salsa_dist.evaluation import transcripts
-from salsa_dist.methods.registry import METHODS
+from salsa_dist.methods.registry import METHODS, steers
 from salsa_dist.methods.tuned import Tuned
 from salsa_dist.steering.rules import RULES, UpdateRule
 
@@ -30,6 +31,9 @@ class GainsSection(_Method):
 
 class Gains(Tuned):
     """Trains the gains of the layers' norms."""
+
+    section = GainsSection
+    title = "gains"
 
     @contextmanager
     def installed(
@@ -56,6 +60,18 @@ def path(tmp_path: Path, tiny_base: Path, tiny_shards: Path) -> Path:
 
 def lines(run: Path) -> list[dict[str, Any]]:
     return list(transcripts.read(run))
+
+
+def test_every_section_of_the_config_has_its_method() -> None:
+    sections = {section: section.model_fields["kind"].annotation for section in get_args(Method)}
+    kinds = {section: get_args(literal)[0] for section, literal in sections.items()}
+    assert {method.section: kind for kind, method in METHODS.items()} == kinds
+    assert len({method.title for method in METHODS.values()}) == len(METHODS)
+
+
+def test_what_steers_is_asked_of_the_method() -> None:
+    assert [kind for kind in METHODS if steers(kind)] == ["salsa", "mean-difference"]
+    assert [kind for kind in METHODS if steers(kind, trained=True)] == ["salsa"]
 
 
 @pytest.mark.filterwarnings("ignore:Pydantic serializer")  # the schema does not list its section
