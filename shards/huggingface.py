@@ -72,7 +72,7 @@ def load(folder: Path) -> tuple[Any, str]:
         dataset = datasets.load_from_disk(str(folder))
     except (OSError, ValueError, KeyError, TypeError) as e:
         reason = " ".join(str(e).split())[:200]
-        raise UserError(f"{folder} can't be read as a data set ({reason})") from None
+        raise UserError(f"{folder} can't be read as a data set ({reason})") from e
     audio = next((n for n, f in dataset.features.items() if isinstance(f, datasets.Audio)), None)
     if audio is None:
         raise UserError(f"{folder} has no column of the type Audio: cast it with cast_column")
@@ -93,9 +93,9 @@ def _parts(source: Path) -> list[tuple[Path, str | None]]:
 def _library() -> Any:
     try:
         import datasets
-    except ImportError:
+    except ImportError as e:
         raise UserError(
             "recipe huggingface needs the package datasets: pip install 'salsa-dist[datasets]'"
-        ) from None
+        ) from e
     datasets.disable_progress_bars()
     return datasets

@@ -110,8 +110,8 @@ def _segment(folder: Path, name: str, rest: str) -> tuple[str, float, float | No
         until = None if end == -1 else end
         if start < 0 or (until is not None and not start < until):
             raise ValueError
-    except (ValueError, IndexError):
+    except (ValueError, IndexError) as e:
         raise UserError(
             f"{folder / 'segments'}: {name} has {rest!r}, not a recording, its start and its end"
-        ) from None
+        ) from e
     return recording, start, until

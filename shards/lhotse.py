@@ -39,7 +39,7 @@ def read(source: Path, ask: Ask, scratch: Path) -> Corpus:
                 else:
                     found += utterances(row, ask, dropped)
             except (KeyError, TypeError, ValueError, AttributeError, IndexError) as e:
-                raise UserError(f"{row.place}: not a cut of Lhotse ({type(e).__name__}: {e})") from None
+                raise UserError(f"{row.place}: not a cut of Lhotse ({type(e).__name__}: {e})") from e
     return Corpus(found, "not stated", f"Lhotse cuts {source.name}", dropped=dropped)
 
 

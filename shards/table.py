@@ -46,4 +46,4 @@ def rows(path: Path) -> Iterator[manifest.Row]:
                 )
             yield manifest.Row(dict(zip(names, cells, strict=True)), path, reader.line_num)
     except csv.Error as e:
-        raise UserError(f"{path}, line {reader.line_num}: {e}") from None
+        raise UserError(f"{path}, line {reader.line_num}: {e}") from e

@@ -1,5 +1,6 @@
 """What is said while a command works: levels, ranks, and the causes behind an error."""
 
+import ast
 import json
 import logging
 import os
@@ -16,6 +17,8 @@ from salsa_dist import log as levels
 from salsa_dist.cli import main
 from salsa_dist.errors import UserError
 from salsa_dist.log import causes, log
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -34,9 +37,28 @@ def command(*arguments: object) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
+# What says all that there is to say. A wider `except` may catch a bug of ours, and keeps its cause.
+NARROW = {"BrokenProcessPool", "FileNotFoundError", "KeyError", "UnicodeDecodeError"}
+
+
+def test_only_a_narrow_exception_is_hidden_as_a_cause() -> None:
+    wide = []
+    for path in (
+        path for top in ("salsa_dist", "shards", "launchers") for path in (ROOT / top).rglob("*.py")
+    ):
+        for handler in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(handler, ast.ExceptHandler) or handler.type is None:
+                continue
+            for node in ast.walk(handler):
+                hides = isinstance(node, ast.Raise) and isinstance(node.cause, ast.Constant)
+                if hides and ast.unparse(handler.type) not in NARROW:
+                    wide.append(f"{path}:{handler.lineno} {ast.unparse(handler.type)}")
+    assert wide == [], "raise … from the error"
+
+
 @pytest.mark.parametrize("torn", ["training: [", "index"])
 def test_debug_shows_what_a_user_error_hides(tmp_path: Path, torn: str) -> None:
-    """A torn config, and a torn index, whose cause is hidden by `from None`."""
+    """A torn config, and a torn index."""
     if torn == "index":
         (tmp_path / "index.json").write_text('{"schema"')
         arguments, cause = ("shards", "stats", tmp_path), "JSONDecodeError"

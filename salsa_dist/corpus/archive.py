@@ -88,7 +88,7 @@ def members(path: Folder) -> Iterator[Member]:
                 tar.members = []  # type: ignore[attr-defined]  # else it keeps all of them
             _ends_well(raw, end)
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, ValueError) as e:
-        raise DamagedTar(f"is damaged or no tar ({e})") from None
+        raise DamagedTar(f"is damaged or no tar ({e})") from e
 
 
 def _opened(path: Folder, packed: bool) -> Any:
@@ -112,9 +112,9 @@ def unpack(path: Path, folder: Path, wanted: Callable[[str], bool]) -> None:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(member.read())
     except DamagedTar as e:
-        raise UserError(f"{path} {e}: fetch it again") from None
+        raise UserError(f"{path} {e}: fetch it again") from e
     except OSError as e:
-        raise UserError(f"{path} can't be unpacked into {folder} ({e.strerror})") from None
+        raise UserError(f"{path} can't be unpacked into {folder} ({e.strerror})") from e
 
 
 def _reader(tar: tarfile.TarFile, info: tarfile.TarInfo) -> Callable[[], bytes]:
@@ -122,8 +122,8 @@ def _reader(tar: tarfile.TarFile, info: tarfile.TarInfo) -> Callable[[], bytes]:
         content = tar.extractfile(info)
         try:
             return content.read() if content else b""
-        except tarfile.TarError:
-            raise DamagedTar(f"is cut off in {info.name[:80]!r}") from None
+        except tarfile.TarError as e:
+            raise DamagedTar(f"is cut off in {info.name[:80]!r}") from e
 
     return read
 

@@ -196,8 +196,8 @@ def _work_folder(out: Path) -> Iterator[Path]:
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"{out} is being built by another process: wait for it") from None
+        except OSError as e:
+            raise UserError(f"{out} is being built by another process: wait for it") from e
         yield folder
     finally:
         os.close(lock)

@@ -204,7 +204,7 @@ def _has(folder: Folder, name: str) -> bool:
     try:
         return (folder / name).exists()
     except OSError as e:
-        raise UserError(f"{folder} can't be read ({e.strerror})") from None
+        raise UserError(f"{folder} can't be read ({e.strerror})") from e
 
 
 def _name(folder: Folder) -> str:
@@ -215,7 +215,7 @@ def _tars(folder: Folder) -> list[str]:
     try:
         there, paths = folder.is_dir(), tars(folder)
     except OSError as e:
-        raise UserError(f"{folder} can't be read ({e.strerror})") from None
+        raise UserError(f"{folder} can't be read ({e.strerror})") from e
     if not there:
         raise UserError(f"{folder} is no folder: name a folder of tars")
     if not paths:
@@ -240,9 +240,9 @@ def _usable(folder: Folder, path: str, language: str | None, left_out: list[str]
             except BadSample as e:
                 left_out.append(str(e))
     except DamagedTar as e:
-        raise UserError(f"{folder / path} {e}: fetch it again, or remove it") from None
+        raise UserError(f"{folder / path} {e}: fetch it again, or remove it") from e
     except OSError as e:
-        raise UserError(f"{folder / path} can't be read ({e.strerror})") from None
+        raise UserError(f"{folder / path} can't be read ({e.strerror})") from e
 
 
 def _repacked(one: Usable, path: str, seen: set[str]) -> Packed:

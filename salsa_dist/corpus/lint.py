@@ -76,7 +76,7 @@ def lint(folder: Folder, bounds: Bounds, workers: int = 1) -> tuple[list[Problem
         shards: dict[str, Shard | None] = dict.fromkeys(tars(folder))
         indexed = (folder / FILE).exists()
     except OSError as e:
-        raise UserError(f"{folder} can't be read ({e.strerror})") from None
+        raise UserError(f"{folder} can't be read ({e.strerror})") from e
     problems = []
     how: object = {}
     if indexed:

@@ -79,7 +79,7 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
     except UnicodeDecodeError:
         raise UserError(f"{path}, after line {number}: not UTF-8; convert it") from None
     except (OSError, EOFError) as e:
-        raise UserError(f"{path} can't be read ({e})") from None
+        raise UserError(f"{path} can't be read ({e})") from e
 
 
 def read_text(path: Path) -> str:

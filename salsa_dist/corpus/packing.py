@@ -129,7 +129,7 @@ def _pack(utterance: Utterance, task: Task) -> Packed:
     try:
         source = audio_of(utterance) if audio_of else utterance.audio
     except UserError as e:
-        raise UserError(f"unreadable audio: {e}") from None
+        raise UserError(f"unreadable audio: {e}") from e
     if isinstance(source, Path) and not source.is_file():
         raise UserError(f"audio file is missing: {source}")
     ask = task.ask
@@ -149,7 +149,7 @@ def _pack(utterance: Utterance, task: Task) -> Packed:
             )
         except UserError as e:
             kind = "too long" if "is longer than" in str(e) else "unreadable audio"
-            raise UserError(f"{kind}: {e}") from None
+            raise UserError(f"{kind}: {e}") from e
     seconds = len(several) / rate
     if seconds >= ask.min_seconds:
         _refuse(doubts.of_audio(several, rate, text), ask)
@@ -188,7 +188,7 @@ def _as_it_came(source: Path | bytes) -> tuple[str, bytes, Audio, int]:
         with soundfile.SoundFile(io.BytesIO(raw)) as file:
             kind = {"MPEG": "mp3", "WAVEX": "wav"}.get(file.format, file.format.lower())
     except UserError as e:
-        raise UserError(f"unreadable audio: {e}") from None
+        raise UserError(f"unreadable audio: {e}") from e
     if kind not in AUDIO_KINDS or not RATES[0] <= rate <= RATES[1]:
         raise UserError(f"not a kind that shards hold: {kind} at {rate} Hz")
     return kind, raw, several, rate

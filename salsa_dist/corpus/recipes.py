@@ -52,7 +52,7 @@ def _load(path: Path) -> ModuleType:
         if not (e.name or "").startswith("salsa_dist.data."):
             raise
         now = str(e.name).replace(".data.", ".corpus.")
-        raise UserError(f"recipe {path} imports {e.name}: its name is {now} now") from None
+        raise UserError(f"recipe {path} imports {e.name}: its name is {now} now") from e
     if not callable(getattr(module, "read", None)):
         raise UserError(f"recipe {path} has no function read(source, ask, scratch)")
     return module

@@ -139,10 +139,10 @@ def library() -> Any:
     """The package `datasets`. Raises: UserError: it is not installed."""
     try:
         import datasets
-    except ImportError:
+    except ImportError as e:
         raise UserError(
             "recipe hub needs the package datasets: pip install 'salsa-dist[datasets]'"
-        ) from None
+        ) from e
     datasets.disable_progress_bars()
     return datasets
 

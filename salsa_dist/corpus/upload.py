@@ -53,7 +53,7 @@ def upload(folder: Path, out: Remote) -> None:
         try:
             tried(out.cache.retry_s, to.put, path, final=(PermissionError,))
         except OSError as e:
-            raise UserError(f"{to} can't be written ({e.strerror})") from None
+            raise UserError(f"{to} can't be written ({e.strerror})") from e
 
 
 def is_there(out: Folder) -> bool:
@@ -65,7 +65,7 @@ def is_there(out: Folder) -> bool:
     except FileNotFoundError:
         return False
     except OSError as e:
-        raise UserError(f"{out} can't be read ({e.strerror})") from None
+        raise UserError(f"{out} can't be read ({e.strerror})") from e
 
 
 def remove_built(out: Remote) -> None:

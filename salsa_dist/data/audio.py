@@ -67,7 +67,7 @@ def channels(
             cut_off = file.format == "FLAC" and len(several) < last - first
     except (soundfile.SoundFileError, OSError, TypeError, ValueError, MemoryError) as e:
         reason = " ".join(str(e).split())
-        raise UserError(f"{name} can't be read as audio ({reason}): fix or remove it") from None
+        raise UserError(f"{name} can't be read as audio ({reason}): fix or remove it") from e
     if not len(several):
         raise UserError(f"{name} holds no audio: drop it")
     if cut_off:

@@ -144,8 +144,8 @@ def _of_array(array: Any, rate: Any, name: str) -> Iterator[tuple[Audio, int]]:
     try:
         values = np.asarray(array)
         hz = int(rate)
-    except (TypeError, ValueError):
-        raise UserError(f"{name} is no audio: {_ADVICE}") from None
+    except (TypeError, ValueError) as e:
+        raise UserError(f"{name} is no audio: {_ADVICE}") from e
     if values.dtype.kind not in "fi" or values.ndim not in (1, 2) or hz != rate:
         what = f"an array of {values.dtype} with {values.ndim} axes at {rate} Hz"
         raise UserError(f"{name} is {what}, no audio: {_ADVICE}")
@@ -168,7 +168,7 @@ def _of_path(path: Path, name: str) -> Iterator[tuple[Audio, int]]:
         raise UserError(f"{name}: no such file") from None
     except (OSError, ValueError) as e:
         reason = getattr(e, "strerror", None) or str(e)
-        raise UserError(f"{name} can't be read ({reason})") from None
+        raise UserError(f"{name} can't be read ({reason})") from e
 
 
 def _of_file(file: IO[bytes], name: str) -> Iterator[tuple[Audio, int]]:
@@ -189,6 +189,6 @@ def _by_soundfile(file: IO[bytes], name: str) -> Iterator[tuple[Audio, int]]:
                 yield mono(part), rate
     except (soundfile.SoundFileError, OSError, TypeError, ValueError, MemoryError) as e:
         reason = " ".join(str(e).split()).partition(": ")[2] or " ".join(str(e).split())
-        raise UserError(f"{name} can't be read as audio ({reason}): fix or remove it") from None
+        raise UserError(f"{name} can't be read as audio ({reason}): fix or remove it") from e
     if whole and read < claimed:
         raise UserError(f"{name} is cut off: {read} of {claimed} samples; remove it")

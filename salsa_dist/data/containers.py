@@ -63,10 +63,10 @@ def blocks(file: IO[bytes], kind: Kind, name: str) -> Iterator[tuple[NDArray[np.
     """
     try:
         import av
-    except ImportError:
+    except ImportError as e:
         raise UserError(
             f"{name} is {kind.called} audio, which needs PyAV: pip install 'salsa-dist[codecs]'"
-        ) from None
+        ) from e
     decoded, claimed, rate = 0.0, 0.0, 0
     try:
         with av.open(file, "r", kind.demuxer, metadata_errors="replace") as container:
@@ -86,6 +86,6 @@ def blocks(file: IO[bytes], kind: Kind, name: str) -> Iterator[tuple[NDArray[np.
                     yield own.mean(axis=0, dtype=np.float32), rate
     except (av.FFmpegError, OSError, ValueError) as e:
         reason = " ".join(str(e).split())
-        raise UserError(f"{name} can't be read as audio ({reason}): fix or remove it") from None
+        raise UserError(f"{name} can't be read as audio ({reason}): fix or remove it") from e
     if decoded < claimed - max(_MISSING_S, _MISSING_SHARE * claimed):
         raise UserError(f"{name} is cut off: {decoded:.1f} of {claimed:.1f} s; remove it")

@@ -120,14 +120,14 @@ class ShardIndex:
             raise UserError(
                 f"{path} can't be read ({e.strerror}): name a folder of shards, or build one with "
                 "'salsa-dist shards build'"
-            ) from None
+            ) from e
         except (ValueError, RecursionError) as e:
-            raise _damaged(path, str(e)) from None
+            raise _damaged(path, str(e)) from e
         entries = _take_entries(tree, path)
         try:
             index = _checked(folder, tree, Columns.of(entries))
         except (ValueError, OverflowError) as e:
-            raise _damaged(path, str(e)) from None
+            raise _damaged(path, str(e)) from e
         _no_twice(index, [entry.key for entry in entries])
         return index
 

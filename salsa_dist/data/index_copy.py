@@ -35,7 +35,7 @@ def local_copy(remote: Remote, name: str, beside: str) -> Path:
             "index of tars with 'salsa-dist shards index'"
         ) from None
     except OSError as e:
-        raise UserError(f"{remote / name} can't be read ({e.strerror})") from None
+        raise UserError(f"{remote / name} can't be read ({e.strerror})") from e
     root = (remote.cache.folder or cache_folder()) / "indexes"
     folder = root / _mark(f"{remote}\n{found}")
     try:
@@ -45,7 +45,7 @@ def local_copy(remote: Remote, name: str, beside: str) -> Path:
             if not folder.is_dir():
                 _fetch(remote, (name, beside), folder)
     except OSError as e:
-        raise UserError(f"{remote}: its {name} can't be kept in {root} ({e.strerror})") from None
+        raise UserError(f"{remote}: its {name} can't be kept in {root} ({e.strerror})") from e
     return folder
 
 
@@ -64,7 +64,7 @@ def _fetch(remote: Remote, names: tuple[str, str], folder: Path) -> None:
             except FileNotFoundError:
                 continue
             except OSError as e:
-                raise UserError(f"{remote / name} can't be read ({e.strerror})") from None
+                raise UserError(f"{remote / name} can't be read ({e.strerror})") from e
             (part / name).write_bytes(content)
         if not (part / names[0]).is_file():
             raise OSError(errno.ENOENT, "it was removed while it was read")

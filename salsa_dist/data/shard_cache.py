@@ -133,7 +133,7 @@ class ShardCache:
             raise UserError(
                 f"the cache {self.folder} can't be written ({e.strerror}): set data.cache to a folder "
                 "on this node's disk"
-            ) from None
+            ) from e
         return self.folder
 
     def read(

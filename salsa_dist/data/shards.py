@@ -181,7 +181,7 @@ def read_sample(
             if len(files[kind]) != file.size:
                 raise BadSample(shard, key, f"is cut off in its {kind}", "tar")
     except (tarfile.TarError, ValueError, EOFError) as e:
-        raise BadSample(shard, key, f"is no piece of a tar ({e})", "tar") from None
+        raise BadSample(shard, key, f"is no piece of a tar ({e})", "tar") from e
     audio, rate = open_audio(files, shard, key)
     if rate != SAMPLE_RATE:
         # Not by torchaudio, which takes three times as long: this is done again in every epoch.
@@ -263,7 +263,7 @@ def open_channels(files: Mapping[str, Bytes], shard: Named, key: str | None) -> 
             cut_off = file.format == "FLAC" and len(audio) < claimed
             whole_numbers = file.subtype.startswith("PCM_")  # never NaN, nor infinite
     except (soundfile.SoundFileError, OSError, ValueError, TypeError, MemoryError) as e:
-        raise bad(f"has unreadable audio ({' '.join(str(e).split())})", "audio") from None
+        raise bad(f"has unreadable audio ({' '.join(str(e).split())})", "audio") from e
     if not len(audio) or cut_off:
         raise bad(f"has unreadable audio ({len(audio)} of {claimed} samples)", "audio")
     if not whole_numbers and not np.isfinite(audio).all():
@@ -278,7 +278,7 @@ def read_facts(files: Mapping[str, Bytes], shard: Named, key: str | None) -> dic
         if "txt" in files:
             facts["text"] = str(files["txt"], "utf-8").strip()
     except (ValueError, TypeError, RecursionError) as e:
-        raise BadSample(shard, key, f"has damaged JSON or text ({e})", "transcript") from None
+        raise BadSample(shard, key, f"has damaged JSON or text ({e})", "transcript") from e
     text = next((facts[f] for f in TEXT_FIELDS if f in facts), None) if type(facts) is dict else None
     if not isinstance(text, str):
         raise BadSample(shard, key, "has no text in its JSON, and no .txt", "transcript")

@@ -86,8 +86,8 @@ def easysteer_request(vectors: SteeringVectors, file: str) -> dict[str, Any]:
 def _write_gguf(vectors: SteeringVectors, path: Path) -> None:
     try:
         from gguf import GGUFWriter
-    except ImportError:
-        raise UserError("exports need the package gguf: pip install 'salsa-dist[gguf]'") from None
+    except ImportError as e:
+        raise UserError("exports need the package gguf: pip install 'salsa-dist[gguf]'") from e
     writer = GGUFWriter(str(path), "controlvector")
     writer.add_string("controlvector.model_hint", vectors.model_type)
     writer.add_uint32("controlvector.layer_count", max(_layer(site) for site in vectors.vectors))

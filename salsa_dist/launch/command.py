@@ -202,7 +202,7 @@ def _submit(executor: Sbatch, job: Job, config: Config, resources: Resources) ->
         with redirect_stderr(io.StringIO()):  # submitit prints what it raises
             submitted = executor.submit(job)
     except (FailedJobError, FailedSubmissionError) as error:
-        raise UserError(f"sbatch refused the job: {' '.join(str(error).split())}") from None
+        raise UserError(f"sbatch refused the job: {' '.join(str(error).split())}") from error
     nodes, tasks = resources.nodes, resources.ranks_per_node
     shape = f"{resources.node_range} x {tasks} ranks"
     paths = submitted.task(0).paths

@@ -72,7 +72,7 @@ def take(run: Path, config: Path) -> Path:
                 (new / "snapshot.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
         except OSError as e:
             if not folder.is_dir():  # else a launch beside this one was first
-                raise UserError(f"snapshot {folder} can't be written: {e.strerror or e}") from None
+                raise UserError(f"snapshot {folder} can't be written: {e.strerror or e}") from e
     os.utime(folder)
     return folder
 

@@ -182,11 +182,11 @@ def is_spaceless(character: str) -> bool:
 def _english() -> Callable[[str], str]:
     try:
         from whisper_normalizer.english import EnglishTextNormalizer
-    except ImportError:
+    except ImportError as e:
         raise UserError(
             "evaluation.normaliser: the English normaliser needs the package whisper_normalizer: "
             "install it, or say evaluation.normaliser=basic"
-        ) from None
+        ) from e
     made: Callable[[str], str] = EnglishTextNormalizer()
     return made
 
@@ -202,11 +202,11 @@ def _alike(name: Alike) -> Callable[[str], str]:
 
             return lambda text: str(transform(text, "cn2an"))
         from opencc import OpenCC
-    except ImportError:
+    except ImportError as e:
         raise UserError(
             f"evaluation.alike: {name} needs packages that are not installed: "
             "pip install 'salsa-dist[chinese]'"
-        ) from None
+        ) from e
     convert = OpenCC("t2s").convert
     # It takes no half of a character, which only damaged texts hold.
     return lambda text: str(convert(text.encode("utf-8", "replace").decode("utf-8")))

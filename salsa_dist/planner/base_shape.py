@@ -380,7 +380,7 @@ def _stored(name: str, revision: str | None) -> tuple[int | None, str | None]:
             raise UserError(
                 f"base {name}: its safetensors headers can't be read from the hub ({reason}); "
                 "name a folder with its config.json"
-            ) from None
+            ) from e
         for file in metadata.files_metadata.values():
             for tensor in file.tensors.values():
                 first, last = tensor.data_offsets
@@ -430,9 +430,9 @@ def read_header(path: Path) -> dict[str, Any]:
         size = path.stat().st_size - 8 - length
         if any(entry["data_offsets"][1] > size for entry in header.values()):
             raise ValueError
-    except (OSError, ValueError, KeyError, TypeError, struct.error):
+    except (OSError, ValueError, KeyError, TypeError, struct.error) as e:
         raise UserError(
             f"base {path.parent} can't be loaded: {path.name} is no whole safetensors file, fetch "
             "it again"
-        ) from None
+        ) from e
     return header

@@ -40,9 +40,9 @@ def ds_settings(
     except OSError as e:
         raise UserError(
             f"DeepSpeed config {path} can't be read ({e.strerror}): set placement.ds_config"
-        ) from None
+        ) from e
     except ValueError as e:
-        raise UserError(f"DeepSpeed config {path} is not valid JSON: {e}") from None
+        raise UserError(f"DeepSpeed config {path} is not valid JSON: {e}") from e
     if settings.get("zero_optimization", {}).get("stage") != 3:
         raise UserError(
             f"DeepSpeed config {path}: zero_optimization.stage must be 3 for sharded weights"

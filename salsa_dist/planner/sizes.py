@@ -26,12 +26,8 @@ def seconds(count: float) -> str:
 
 def parse_size(text: str) -> float:
     """Bytes of `80GB`, `24 GiB`, `512MB` or a plain number."""
-    match = re.fullmatch(r"\s*([0-9.]+)\s*([kMGT]?)(i?)B?\s*", text)
-    try:
-        if match is None:
-            raise ValueError
-        number = float(match[1])
-    except ValueError:
-        raise UserError(f"{text!r} is no size: write it like 80GB or 24GiB") from None
+    match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([kMGT]?)(i?)B?\s*", text)
+    if match is None:
+        raise UserError(f"{text!r} is no size: write it like 80GB or 24GiB")
     power = " kMGT".index(match[2] or " ")
-    return number * (1024 if match[3] else 1000) ** power
+    return float(match[1]) * (1024 if match[3] else 1000) ** power

@@ -235,4 +235,4 @@ def _named(one: Entry, other: Entry) -> Iterator[None]:
     try:
         yield
     except UserError as e:
-        raise UserError(f"{one.language}: {one.method} and {other.method} were {e}") from None
+        raise UserError(f"{one.language}: {one.method} and {other.method} were {e}") from e

@@ -349,8 +349,8 @@ def _check_vocabulary(source: _Source, config: WhisperConfig) -> None:
         ids = dict(tree["model"]["vocab"])
         ids.update({token["content"]: token["id"] for token in tree["added_tokens"]})
         wrong = [t for t, i in ids.items() if not 0 <= i < len(names) or names[i] != t]
-    except (KeyError, TypeError, ValueError):
-        raise UserError(f"{source.tokenizer} is no Hugging Face tokenizer") from None
+    except (KeyError, TypeError, ValueError) as e:
+        raise UserError(f"{source.tokenizer} is no Hugging Face tokenizer") from e
     if wrong:
         raise UserError(
             f"{source.tokenizer} and {source.vocabulary} give {len(wrong)} tokens different ids "

@@ -52,7 +52,7 @@ def read(path: Path) -> bytes:
             )
         return path.read_bytes()
     except OSError as e:
-        raise UserError(f"adapter {path} can't be read: {e.strerror}") from None
+        raise UserError(f"adapter {path} can't be read: {e.strerror}") from e
 
 
 def unpack(raw: bytes, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -82,7 +82,7 @@ def unpack(raw: bytes, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         vectors = load(raw)
     except (SafetensorError, ValueError, RuntimeError, OverflowError) as e:
-        raise _damaged(path, str(e)) from None
+        raise _damaged(path, str(e)) from e
     # The file lists tensors by name; the metadata keeps the model's order.
     order = metadata.get("sites", "").split()
     if sorted(order) != sorted(vectors):
@@ -126,8 +126,8 @@ def _header(raw: bytes, path: Path) -> dict[str, object]:
         raise _damaged(path, "it is cut off")
     try:
         header = json.loads(raw[8 : 8 + length].decode("utf-8"))
-    except (ValueError, RecursionError):
-        raise _damaged(path, "its header is no JSON") from None
+    except (ValueError, RecursionError) as e:
+        raise _damaged(path, "its header is no JSON") from e
     if not isinstance(header, dict):
         raise _damaged(path, "its header is no table")
     return header

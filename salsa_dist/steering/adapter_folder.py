@@ -139,7 +139,7 @@ def write(folder: Path, vectors: dict[str, Tensor], facts: dict[str, Any]) -> Pa
     try:
         _put(folder, files)
     except OSError as e:
-        raise UserError(f"adapter {folder} can't be written: {e.strerror}") from None
+        raise UserError(f"adapter {folder} can't be written: {e.strerror}") from e
     return folder
 
 
@@ -247,14 +247,14 @@ def _facts_file(file: Path) -> bytes:
             raise UserError(f"{file} has more than {_MAX_FACTS:,} bytes: it is no adapter's")
         return file.read_bytes()
     except OSError as e:
-        raise UserError(f"{file} can't be read: {e.strerror}") from None
+        raise UserError(f"{file} can't be read: {e.strerror}") from e
 
 
 def _read_facts(raw: bytes, file: Path) -> AdapterFacts:
     try:
         tree = json.loads(raw.decode("utf-8"))
-    except (ValueError, RecursionError):
-        raise UserError(f"{file} is damaged (no JSON): copy or train the adapter again") from None
+    except (ValueError, RecursionError) as e:
+        raise UserError(f"{file} is damaged (no JSON): copy or train the adapter again") from e
     schema = tree.get("schema") if isinstance(tree, dict) else None
     if schema != SCHEMA:
         raise UserError(f"{file} is {of_another_release(schema, SCHEMA)}")
@@ -274,7 +274,7 @@ def _check_place(folder: Path) -> None:
     except FileNotFoundError:
         return
     except OSError as e:
-        raise UserError(f"adapter {folder} can't be written: {e.strerror}") from None
+        raise UserError(f"adapter {folder} can't be written: {e.strerror}") from e
     if others:
         raise UserError(
             f"adapter {folder} can't be written: the folder holds {min(others)}, which is no part of "
