@@ -68,3 +68,33 @@ def test_no_import_runs_back_up() -> None:
 def test_the_planner_does_without_deepspeed() -> None:
     for path in (ROOT / "planner").glob("*.py"):
         assert "import deepspeed" not in path.read_text(encoding="utf-8"), path
+
+
+def drawn() -> list[str]:
+    """Every path of the tree in docs/layout.md, folders with a slash at their end."""
+    page = (ROOT.parent / "docs" / "layout.md").read_text(encoding="utf-8")
+    tree = page.partition("salsa_dist/\n")[2].partition("```")[0]
+    paths: list[str] = []
+    folders: list[str] = []
+    for line in tree.splitlines():
+        name, what = line.split(maxsplit=1)
+        depth = (len(line) - len(line.lstrip())) // 2
+        assert depth, line
+        assert what, line
+        folders = folders[: depth - 1]
+        paths.append("".join(folders) + name)
+        if name.endswith("/"):
+            folders.append(name)
+    return paths
+
+
+def test_the_page_of_the_layout_names_every_module_once() -> None:
+    files = [path.relative_to(ROOT) for path in ROOT.rglob("*.py")]
+    real = [f"{f.parent}/" for f in files if f.name == "__init__.py" and f.parent != Path()]
+    real += [str(f) for f in files if f.name != "__init__.py" or f.parent == Path()]
+    assert sorted(drawn()) == sorted(real), "docs/layout.md"
+
+
+def test_the_page_of_the_layout_is_in_the_order_of_imports() -> None:
+    top = [path.removesuffix("/").removesuffix(".py") for path in drawn() if "/" not in path[:-1]]
+    assert top == [name for name in ORDER if name != "loop"]
