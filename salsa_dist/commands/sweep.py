@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from salsa_dist.log import log
+
 app = typer.Typer(help="Train a grid of adapters in few jobs.", no_args_is_help=True)
 
 FileArgument = Annotated[Path, typer.Argument(help="YAML file of the sweep, such as demo/sweep.yaml")]
@@ -52,9 +54,7 @@ def run(file: FileArgument) -> None:
         made = make_plan(sweep)
         for choice in made.choices:
             if choice.chosen and len(choice.tries) > 1:
-                print(
-                    f"{choice.method}, {', '.join(choice.languages)}: {choice.chosen.tried}", flush=True
-                )
+                log.info(f"{choice.method}, {', '.join(choice.languages)}: {choice.chosen.tried}")
     write_results(sweep.file.sweep, made.rows())
     print(f"results: {sweep.file.sweep / 'results.csv'}")
     if sweep.file.methods:

@@ -22,7 +22,6 @@ comparison is submitted twice: its tries, and once these are done the final rows
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +32,7 @@ from submitit.core.utils import DelayedSubmission, JobPaths
 from salsa_dist.errors import UserError
 from salsa_dist.launch.job import Job
 from salsa_dist.launch.sbatch_script import TASK_SCRIPT, Sbatch, logs_of
+from salsa_dist.log import log
 from salsa_dist.runs import launches
 from salsa_dist.runs.status import statuses
 from salsa_dist.whole_file import replace_file, written_whole
@@ -143,13 +143,13 @@ def run_here(
 
     folders, worst = _idle(plan.write()), 0
     for number, folder in enumerate(folders, 1):
-        print(f"job {number}/{len(folders)}: {folder.path.name}", flush=True)
+        log.info(f"job {number}/{len(folders)}: {folder.path.name}")
         again(folder)
         status = run(_of(job, folder), folder.path)
         if status > 128:  # a signal: the sweep was asked to stop
             return status
         if status:
-            print(f"{folder.path.name} failed, the others go on", file=sys.stderr)
+            log.warning(f"{folder.path.name} failed, the others go on")
         worst = max(worst, status)
     write_results(plan.sweep.file.sweep, plan.rows())
     return worst
@@ -160,7 +160,7 @@ def _idle(folders: Sequence[JobFolder]) -> list[JobFolder]:
     idle = []
     for folder, found in zip(folders, statuses([folder.path for folder in folders]), strict=True):
         if found.job is not None and found.active:
-            print(f"{folder.path.name} is {found.word} as job {found.job.job}: left alone")
+            log.info(f"{folder.path.name} is {found.word} as job {found.job.job}: left alone")
         else:
             idle.append(folder)
     return idle
