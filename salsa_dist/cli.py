@@ -151,10 +151,10 @@ def sizes(
     index = ShardIndex.load(shards)
     speech_llm = load_speech_llm(base)
     speech_llm.family.prompt(language)  # refuses a language that the base does not know
-    heard = first_clips(shards, index, language, clips, speech_llm.window_s)
-    print(f"# {base}, {len(heard)} training clips in {language}")
+    sampled = first_clips(shards, index, language, clips, speech_llm.window_s)
+    print(f"# {base}, {len(sampled)} training clips in {language}")
     print("lr_scale:")
-    for site, size in activation_sizes(speech_llm, heard).items():
+    for site, size in activation_sizes(speech_llm, sampled).items():
         print(f"  {site.replace('.', ':')}: {size:.3g}")
 
 

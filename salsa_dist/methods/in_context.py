@@ -106,11 +106,11 @@ class Solver:
         self._known: NDArray[np.float64] | None = None
         self._grams: dict[str, int] = {}
         if method.choose == "audio":
-            heard = []
+            embeddings = []
             for clip in self.pool:
                 moved()
-                heard.append(self._heard(clip))
-            self._known = np.stack(heard)
+                embeddings.append(self._embedding(clip))
+            self._known = np.stack(embeddings)
         elif method.choose == "text":
             every = sorted({g for clip in self.pool for g in _trigrams(clip.text)})
             self._grams = {gram: i for i, gram in enumerate(every)}
@@ -149,13 +149,13 @@ class Solver:
             own = int.from_bytes(hashlib.sha256(word).digest()[:8], "big")
             return [int(i) for i in np.random.default_rng(own).permutation(len(self.pool))]
         if self.method.choose == "audio":
-            query = self._heard(clip)
+            query = self._embedding(clip)
         else:
             query = self._letters(self._draft(clip, max_new_tokens))
         return [int(i) for i in np.argsort(-self._known @ query, kind="stable")]
 
     @torch.inference_mode()
-    def _heard(self, clip: Clip) -> NDArray[np.float64]:
+    def _embedding(self, clip: Clip) -> NDArray[np.float64]:
         """(hidden,) mean output of the last encoder layer, of length 1."""
         model, family = self.speech_llm.model, self.speech_llm.family
         layers = self.speech_llm.layer_lists

@@ -73,9 +73,9 @@ def mean_activations(
     sums: dict[str, Tensor] = {}
     counts = dict.fromkeys(sites, 0)
 
-    def heard(site: str, output: Tensor) -> None:
+    def add(site: str, output: Tensor) -> None:
         sums[site] = sums.get(site, 0) + output.double().sum(0)
         counts[site] += len(output)
 
-    listen(speech_llm, sites, clips, heard)
+    listen(speech_llm, sites, clips, add)
     return {site: sums[site] / counts[site] for site in sites}

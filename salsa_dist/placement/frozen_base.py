@@ -157,8 +157,8 @@ class FrozenBase:
         parts = [piece for pieces in cut for piece in pieces]
         if self._encodes_apart:
             assert isinstance(self.family, EncodesApart)
-            heard = list({(piece.language, piece.key): piece for piece in parts}.values())
-            batch = self.family.shared_prompt_batch(parts, heard)
+            distinct = list({(piece.language, piece.key): piece for piece in parts}.values())
+            batch = self.family.shared_prompt_batch(parts, distinct)
         else:
             batch = self.family.prompt_batch(parts)
         return Prompts([clip.language for clip in clips], [len(pieces) for pieces in cut], batch)

@@ -100,7 +100,7 @@ class KeptPrefix:
         return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
 
 
-def unheard(key: str, known: Known, language: str, row: int) -> Clip:
+def without_audio(key: str, known: Known, language: str, row: int) -> Clip:
     """A clip whose prefix is kept: only its transcript and its length are needed."""
     return Clip(key, np.zeros(known.samples, np.float32), known.text, language, row)
 

@@ -26,16 +26,16 @@ def listen(
     speech_llm: SpeechLLM,
     sites: Sequence[str],
     clips: Sequence[Clip],
-    heard: Callable[[str, Tensor], None],
+    receive: Callable[[str, Tensor], None],
 ) -> None:
-    """Call `heard(site, output)` per site and clip; output is (positions, hidden).
+    """Call `receive(site, output)` per site and clip; output is (positions, hidden).
 
     The LLM reads the reference. Clips go one at a time, so that no position is padding between clips.
     """
 
     def hook(site: str) -> Any:
         def call(_: Any, __: Any, output: Any) -> None:
-            heard(site, (output[0] if isinstance(output, tuple) else output).flatten(0, -2))
+            receive(site, (output[0] if isinstance(output, tuple) else output).flatten(0, -2))
 
         return call
 
@@ -52,8 +52,8 @@ def activation_sizes(speech_llm: SpeechLLM, clips: Sequence[Clip]) -> dict[str, 
     """Size of every site of a base, over the positions of `clips`."""
     norms: dict[str, list[Tensor]] = {}
 
-    def heard(site: str, output: Tensor) -> None:
+    def add(site: str, output: Tensor) -> None:
         norms.setdefault(site, []).append(output.float().norm(dim=-1) / output.shape[-1] ** 0.5)
 
-    listen(speech_llm, list(speech_llm.sites), clips, heard)
+    listen(speech_llm, list(speech_llm.sites), clips, add)
     return {site: torch.cat(own).median().item() for site, own in norms.items()}

@@ -35,7 +35,7 @@ _NO_LANGUAGE = "qqq"  # a code that ISO 639 keeps free
 
 
 @dataclass(frozen=True)
-class Heard:
+class Processed:
     """One clip's audio as the base takes it.
 
     Attributes:
@@ -99,7 +99,7 @@ class ChatFamily(ABC):
         """The prompt with one placeholder, up to where the transcript starts."""
 
     @abstractmethod
-    def hear(self, audio: NDArray[np.float32]) -> Heard:
+    def process(self, audio: NDArray[np.float32]) -> Processed:
         """Features of (samples,) float32 at 16,000 Hz, as they would be of this clip alone."""
 
     def full_text(self, language: str, transcript: str) -> str:
@@ -177,14 +177,14 @@ class ChatFamily(ABC):
         return [*answer, self.end_id] if end is None else answer[: end + 1]
 
     def training_batch(self, clips: Sequence[Clip]) -> AdapterBatch:
-        heard = [self.hear(audio_of(clip, self.window_s)) for clip in clips]
-        return self._batch(clips, heard, side_by_side(heard))
+        processed = [self.process(audio_of(clip, self.window_s)) for clip in clips]
+        return self._batch(clips, processed, side_by_side(processed))
 
     def shared_batch(
-        self, clips: Sequence[Clip], heard: Sequence[Clip], kept: bool = False
+        self, clips: Sequence[Clip], distinct: Sequence[Clip], kept: bool = False
     ) -> AdapterBatch:
-        once = [self.hear(audio_of(clip, self.window_s)) for clip in heard]
-        keys = tuple(clip.key for clip in heard)
+        once = [self.process(audio_of(clip, self.window_s)) for clip in distinct]
+        keys = tuple(clip.key for clip in distinct)
         clip_of = [keys.index(clip.key) for clip in clips]
         shared = SharedAudio(
             keys,
@@ -196,9 +196,9 @@ class ChatFamily(ABC):
         return replace(self._batch(clips, [once[c] for c in clip_of], {}), shared=shared)
 
     def _batch(
-        self, clips: Sequence[Clip], heard: Sequence[Heard], audio: dict[str, Tensor]
+        self, clips: Sequence[Clip], processed: Sequence[Processed], audio: dict[str, Tensor]
     ) -> AdapterBatch:
-        prompts = [self.prompt_ids(c.language, h.tokens) for c, h in zip(clips, heard, strict=True)]
+        prompts = [self.prompt_ids(c.language, h.tokens) for c, h in zip(clips, processed, strict=True)]
         answers = [self.answer_ids(clip) for clip in clips]
         # The last label is predicted, never read.
         sequences = [p + a[:-1] for p, a in zip(prompts, answers, strict=True)]
@@ -213,17 +213,17 @@ class ChatFamily(ABC):
             label_positions=positions,
             labels=torch.tensor([i for answer in answers for i in answer], dtype=torch.long),
             label_rows=rows.repeat_interleave(torch.tensor([len(answer) for answer in answers])),
-            rows=_rows(rows, heard),
+            rows=_rows(rows, processed),
         )
 
     def prompt_batch(self, clips: Sequence[Clip]) -> PromptBatch:
-        heard = [self.hear(audio_of(clip, self.window_s)) for clip in clips]
-        prompts = [self.prompt_ids(c.language, h.tokens) for c, h in zip(clips, heard, strict=True)]
+        processed = [self.process(audio_of(clip, self.window_s)) for clip in clips]
+        prompts = [self.prompt_ids(c.language, h.tokens) for c, h in zip(clips, processed, strict=True)]
         ids, mask = _padded(prompts, self._pad_id, left=True)
         return PromptBatch(
-            inputs={"input_ids": ids, "attention_mask": mask, **side_by_side(heard)},
+            inputs={"input_ids": ids, "attention_mask": mask, **side_by_side(processed)},
             options={},
-            rows=_rows(torch.tensor([clip.row for clip in clips]), heard),
+            rows=_rows(torch.tensor([clip.row for clip in clips]), processed),
         )
 
     def generate(
@@ -276,7 +276,7 @@ def as_text(processor: Any, messages: Sequence[dict[str, Any]]) -> str:
     )
 
 
-def heard_by(processor: Any, audio: NDArray[np.float32], *beside: NDArray[np.float32]) -> Heard:
+def processed_by(processor: Any, audio: NDArray[np.float32], *beside: NDArray[np.float32]) -> Processed:
     """What a transformers processor makes of `audio`, when batched with the clips `beside` it.
 
     Features may have several rows for `audio`, such as its windows, and must have one for each beside.
@@ -292,11 +292,11 @@ def heard_by(processor: Any, audio: NDArray[np.float32], *beside: NDArray[np.flo
     made.pop("attention_mask")
     token = processor.tokenizer.convert_tokens_to_ids(processor.audio_token)
     features = {name: tensor[: len(tensor) - len(beside)] for name, tensor in made.items()}
-    return Heard(features, int((ids == token).sum()))
+    return Processed(features, int((ids == token).sum()))
 
 
-def _rows(rows: Tensor, heard: Sequence[Heard]) -> dict[str, Tensor]:
-    elements = torch.tensor([h.elements for h in heard])
+def _rows(rows: Tensor, processed: Sequence[Processed]) -> dict[str, Tensor]:
+    elements = torch.tensor([h.elements for h in processed])
     return {"encoder": rows.repeat_interleave(elements), "llm": rows}
 
 
@@ -312,11 +312,11 @@ def _padded(sequences: Sequence[Sequence[int]], pad_id: int, left: bool) -> tupl
     return ids, mask
 
 
-def side_by_side(heard: Sequence[Heard]) -> dict[str, Tensor]:
+def side_by_side(processed: Sequence[Processed]) -> dict[str, Tensor]:
     """Each feature of all clips, zeros behind the shorter ones."""
     batch = {}
-    for name in heard[0].features:
-        tensors = [h.features[name] for h in heard]
+    for name in processed[0].features:
+        tensors = [h.features[name] for h in processed]
         shape = [max(sizes) for sizes in zip(*(t.shape[1:] for t in tensors), strict=True)]
         padded = [
             pad(

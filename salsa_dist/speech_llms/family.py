@@ -109,12 +109,12 @@ class Family(Protocol):
         """
 
     def shared_batch(
-        self, clips: Sequence[Clip], heard: Sequence[Clip], kept: bool = False
+        self, clips: Sequence[Clip], distinct: Sequence[Clip], kept: bool = False
     ) -> AdapterBatch:
-        """`training_batch` of `clips` that encodes only `heard`, which has each key of `clips` once.
+        """`training_batch` of `clips` that encodes only `distinct`, which has each key of `clips` once.
 
         Args:
-            kept: what the encoder makes of the audio is known already: `heard` are as long as the
+            kept: what the encoder makes of the audio is known already: `distinct` are as long as the
                 clips were and silent, and only shapes matter.
         """
 
@@ -152,8 +152,8 @@ class EncodesApart(Protocol):
     adapters transcribe can go through what they share of the encoder once.
     """
 
-    def shared_prompt_batch(self, clips: Sequence[Clip], heard: Sequence[Clip]) -> PromptBatch:
-        """`prompt_batch` of `clips` that encodes only `heard`, which has each clip of `clips` once."""
+    def shared_prompt_batch(self, clips: Sequence[Clip], distinct: Sequence[Clip]) -> PromptBatch:
+        """`prompt_batch` that encodes only `distinct`, which has each clip of `clips` once."""
 
 
 @runtime_checkable

@@ -20,7 +20,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from salsa_dist.speech_llms.chat import AUDIO, ChatFamily, Heard, as_text, heard_by
+from salsa_dist.speech_llms.chat import AUDIO, ChatFamily, Processed, as_text, processed_by
 from salsa_dist.speech_llms.family import Checkpoint, FamilyOptions
 from salsa_dist.speech_llms.window import longest
 
@@ -55,6 +55,6 @@ class GlmAsr(ChatFamily):
         instruction = {"type": "text", "text": self.instruction(language, own, own)}
         return as_text(self.processor, [{"role": "user", "content": [AUDIO, instruction]}])
 
-    def hear(self, audio: NDArray[np.float32]) -> Heard:
-        heard = heard_by(self.processor, audio)
-        return replace(heard, elements=len(heard.features["input_features"]))
+    def process(self, audio: NDArray[np.float32]) -> Processed:
+        processed = processed_by(self.processor, audio)
+        return replace(processed, elements=len(processed.features["input_features"]))

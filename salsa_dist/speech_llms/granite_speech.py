@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from salsa_dist.data.clip import SAMPLE_RATE
 from salsa_dist.errors import UserError
-from salsa_dist.speech_llms.chat import ChatFamily, Heard, heard_by
+from salsa_dist.speech_llms.chat import ChatFamily, Processed, processed_by
 from salsa_dist.speech_llms.family import Checkpoint, FamilyOptions
 
 # As the model cards ask: ibm-granite/granite-speech-3.3-2b and -8b on the Hugging Face hub.
@@ -55,9 +55,9 @@ class GraniteSpeech(ChatFamily):
     def full_text(self, language: str, transcript: str) -> str:
         return self._chat(language, transcript)
 
-    def hear(self, audio: NDArray[np.float32]) -> Heard:
+    def process(self, audio: NDArray[np.float32]) -> Processed:
         window = np.zeros(round(self.window_s * SAMPLE_RATE), np.float32)
-        return heard_by(self.processor, audio, window)
+        return processed_by(self.processor, audio, window)
 
     def _chat(self, language: str, answer: str | None) -> str:
         request = self.instruction(language, _REQUEST, _REQUEST)

@@ -54,7 +54,7 @@ def greedy(stay: Stay, synced: bool) -> Callable[..., Tensor]:
         if (found := cache_in(made)) is None:
             raise NoCacheError
         name, cache = found
-        heard = made["encoder_outputs"][0]
+        encoded = made["encoder_outputs"][0]
         rows = torch.arange(len(input_ids), device=input_ids.device)
         ids, step = input_ids, input_ids
         whole: list[Tensor] = list(input_ids)
@@ -62,7 +62,7 @@ def greedy(stay: Stay, synced: bool) -> Callable[..., Tensor]:
         while True:
             logits = model(
                 decoder_input_ids=step,
-                encoder_outputs=(heard,),
+                encoder_outputs=(encoded,),
                 use_cache=True,
                 **{name: cache},
             ).logits[:, -1]
@@ -81,7 +81,7 @@ def greedy(stay: Stay, synced: bool) -> Callable[..., Tensor]:
             if 0 < left <= (1 - _SHARE) * len(rows):
                 kept = going.nonzero().flatten()
                 cache.batch_select_indices(kept)
-                heard, rows, ids, step, going = (t[kept] for t in (heard, rows, ids, step, going))
+                encoded, rows, ids, step, going = (t[kept] for t in (encoded, rows, ids, step, going))
                 stay(kept)
         return pad_sequence(whole, batch_first=True, padding_value=generation_config.pad_token_id)
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from salsa_dist.data.clip import SAMPLE_RATE
-from salsa_dist.speech_llms.chat import ChatFamily, Heard
+from salsa_dist.speech_llms.chat import ChatFamily, Processed
 from salsa_dist.speech_llms.family import Checkpoint, FamilyOptions
 from salsa_dist.speech_llms.window import longest
 
@@ -70,7 +70,7 @@ class Qwen25Omni(ChatFamily):
             "<|im_start|>assistant\n"
         )
 
-    def hear(self, audio: NDArray[np.float32]) -> Heard:
+    def process(self, audio: NDArray[np.float32]) -> Processed:
         # Its processor pads every clip to 300 s and drops all but its own frames. One second of silence
         # gives the same frames: those at the end see only 25 ms behind them.
         made = self.features(
@@ -88,4 +88,4 @@ class Qwen25Omni(ChatFamily):
             "feature_attention_mask": made["attention_mask"][..., :frames],
         }
         positions = (frames + 1) // 2
-        return Heard(features, tokens=positions // 2, elements=positions)
+        return Processed(features, tokens=positions // 2, elements=positions)

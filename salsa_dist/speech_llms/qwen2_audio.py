@@ -21,7 +21,7 @@ from salsa_dist.data.clip import SAMPLE_RATE, Clip
 from salsa_dist.errors import UserError
 from salsa_dist.speech_llms import languages
 from salsa_dist.speech_llms.batch import PromptBatch
-from salsa_dist.speech_llms.chat import ChatFamily, Heard, heard_by, side_by_side
+from salsa_dist.speech_llms.chat import ChatFamily, Processed, processed_by, side_by_side
 from salsa_dist.speech_llms.family import Checkpoint, FamilyOptions
 from salsa_dist.speech_llms.window import audio_of, fixed, shorten
 
@@ -75,8 +75,8 @@ class Qwen2Audio(ChatFamily):
             self._chat(language, transcript) if self.chats else super().full_text(language, transcript)
         )
 
-    def hear(self, audio: NDArray[np.float32]) -> Heard:
-        return heard_by(self.processor, audio)
+    def process(self, audio: NDArray[np.float32]) -> Processed:
+        return processed_by(self.processor, audio)
 
     def in_context_batch(self, clip: Clip, examples: Sequence[Clip]) -> PromptBatch:
         """`clip` behind solved examples: turns of a chat, or requests with their answers in a row."""
@@ -87,20 +87,25 @@ class Qwen2Audio(ChatFamily):
         else:
             bare = self.prompt_text(clip.language)
             text = "".join(f"{bare}{answer}{self.end}" for answer in answers) + bare
-        heard = [self.hear(audio_of(c, self.window_s)) for c in clips]
+        processed = [self.process(audio_of(c, self.window_s)) for c in clips]
         between = text.split(self.audio_token)
         if len(between) != len(clips) + 1:
             raise UserError(f"clip {clip.key}: an example's transcript holds {self.audio_token}")
         ids = self.tokenizer(
             between[0]
             + "".join(
-                self.audio_token * h.tokens + rest for h, rest in zip(heard, between[1:], strict=True)
+                self.audio_token * h.tokens + rest
+                for h, rest in zip(processed, between[1:], strict=True)
             ),
             add_special_tokens=False,
             return_tensors="pt",
         ).input_ids
         return PromptBatch(
-            inputs={"input_ids": ids, "attention_mask": torch.ones_like(ids), **side_by_side(heard)},
+            inputs={
+                "input_ids": ids,
+                "attention_mask": torch.ones_like(ids),
+                **side_by_side(processed),
+            },
             options={},
             rows={"encoder": torch.full((len(clips),), clip.row), "llm": torch.tensor([clip.row])},
         )

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from salsa_dist.speech_llms import languages
-from salsa_dist.speech_llms.chat import AUDIO, ChatFamily, Heard, as_text, heard_by
+from salsa_dist.speech_llms.chat import AUDIO, ChatFamily, Processed, as_text, processed_by
 from salsa_dist.speech_llms.family import Checkpoint, FamilyOptions
 from salsa_dist.speech_llms.window import longest
 
@@ -54,6 +54,6 @@ class Qwen3ASR(ChatFamily):
         name = self.names[code] if code else None
         return f"{as_text(self.processor, messages)}language {name}<asr_text>"
 
-    def hear(self, audio: NDArray[np.float32]) -> Heard:
-        heard = heard_by(self.processor, audio)
-        return replace(heard, elements=heard.tokens)
+    def process(self, audio: NDArray[np.float32]) -> Processed:
+        processed = processed_by(self.processor, audio)
+        return replace(processed, elements=processed.tokens)

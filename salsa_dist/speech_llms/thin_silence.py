@@ -26,7 +26,7 @@ from salsa_dist.data.clip import Clip
 _MARGIN_S = 0.5
 
 
-def heard_positions(
+def kept_positions(
     clips: Sequence[Clip], window: int, per_second: float, stride: int
 ) -> dict[str, Tensor]:
     """Positions to keep per clip, and the weight of each: the number of positions that it replaces.
@@ -38,22 +38,22 @@ def heard_positions(
         stride: positions of trailing padding per kept one.
 
     Returns:
-        Arguments for a model that `hear_thinly` has been told of: `heard_positions` and `stand_for`,
-        both (batch, heard) int64. Clips with fewer positions are padded with weight 0.
+        Arguments for a model that `thin_out` has prepared: `kept_positions` and `stand_for`,
+        both (batch, kept) int64. Clips with fewer positions are padded with weight 0.
     """
-    heard, counts = [], []
+    kept, counts = [], []
     for clip in clips:
         sounding = min(window, round((clip.seconds + _MARGIN_S) * per_second))
         starts = torch.arange(sounding, window, stride)
         sizes = (starts + stride).clamp(max=window) - starts
-        heard.append(torch.cat([torch.arange(sounding), starts + sizes // 2]))
+        kept.append(torch.cat([torch.arange(sounding), starts + sizes // 2]))
         counts.append(torch.cat([torch.ones(sounding, dtype=torch.long), sizes]))
     pad = nn.utils.rnn.pad_sequence
-    return {"heard_positions": pad(heard, batch_first=True), "stand_for": pad(counts, batch_first=True)}
+    return {"kept_positions": pad(kept, batch_first=True), "stand_for": pad(counts, batch_first=True)}
 
 
-def hear_thinly(model: nn.Module, encoder: Sequence[nn.Module], decoder: Sequence[nn.Module]) -> None:
-    """Make `model` accept `heard_positions` and `stand_for`; without them it keeps all positions.
+def thin_out(model: nn.Module, encoder: Sequence[nn.Module], decoder: Sequence[nn.Module]) -> None:
+    """Make `model` accept `kept_positions` and `stand_for`; without them it keeps all positions.
 
     It works by hooks before the layers, so it goes with whatever is hooked behind them or wrapped
     around their inside.
@@ -67,9 +67,9 @@ def hear_thinly(model: nn.Module, encoder: Sequence[nn.Module], decoder: Sequenc
     now: dict[str, Tensor] = {}
 
     def begin(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-        heard, stand_for = kwargs.pop("heard_positions", None), kwargs.pop("stand_for", None)
-        if heard is not None:
-            now["heard"] = heard.unsqueeze(-1)
+        kept, stand_for = kwargs.pop("kept_positions", None), kwargs.pop("stand_for", None)
+        if kept is not None:
+            now["kept"] = kept.unsqueeze(-1)
             # log 0 is -inf: padding gets no attention.
             now["scores"] = stand_for.float().log()[:, None, None, :]
         return args, kwargs
@@ -81,8 +81,8 @@ def hear_thinly(model: nn.Module, encoder: Sequence[nn.Module], decoder: Sequenc
         if not now:
             return None
         hidden, *others = args
-        heard = now["heard"].expand(-1, -1, hidden.shape[-1])
-        return (hidden.gather(1, heard), *others), kwargs
+        kept = now["kept"].expand(-1, -1, hidden.shape[-1])
+        return (hidden.gather(1, kept), *others), kwargs
 
     def weigh(name: str, place: int) -> Any:
         def hook(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:

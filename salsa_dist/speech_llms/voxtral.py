@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from salsa_dist.data.clip import SAMPLE_RATE
 from salsa_dist.errors import UserError
 from salsa_dist.speech_llms import languages
-from salsa_dist.speech_llms.chat import ChatFamily, Heard
+from salsa_dist.speech_llms.chat import ChatFamily, Processed
 from salsa_dist.speech_llms.family import Checkpoint, FamilyOptions
 from salsa_dist.speech_llms.window import longest
 
@@ -78,7 +78,7 @@ class Voxtral(ChatFamily):
     def rest_ids(self, language: str, transcript: str) -> list[int]:
         return [*self.tokenizer.encode(transcript, add_special_tokens=False), self.end_id]
 
-    def hear(self, audio: NDArray[np.float32]) -> Heard:
+    def process(self, audio: NDArray[np.float32]) -> Processed:
         made = self.features(
             audio,
             sampling_rate=SAMPLE_RATE,
@@ -91,7 +91,7 @@ class Voxtral(ChatFamily):
         bins = made["input_features"].shape[1]
         chunked = made["input_features"].view(bins, -1, self.features.nb_max_frames).transpose(0, 1)
         chunks = len(chunked)
-        return Heard({"input_features": chunked}, chunks * self.tokens_per_chunk, elements=chunks)
+        return Processed({"input_features": chunked}, chunks * self.tokens_per_chunk, elements=chunks)
 
     def _request(self, code: str | None) -> list[int]:
         """A transcription request, with the placeholders of a short clip."""

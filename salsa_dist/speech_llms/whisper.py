@@ -27,7 +27,7 @@ from salsa_dist.speech_llms import languages
 from salsa_dist.speech_llms.batch import AdapterBatch, PromptBatch, SharedAudio, Transcript
 from salsa_dist.speech_llms.family import Checkpoint, FamilyOptions, auto_processor
 from salsa_dist.speech_llms.leaving import NoCacheError, Stay, greedy
-from salsa_dist.speech_llms.thin_silence import hear_thinly, heard_positions
+from salsa_dist.speech_llms.thin_silence import kept_positions, thin_out
 from salsa_dist.speech_llms.window import audio_of, fixed, shorten
 
 
@@ -77,7 +77,7 @@ class Whisper:
         shorten(model.get_encoder(), self.positions)
         model.config.max_source_positions = self.positions
         if self.silence_stride > 1:
-            hear_thinly(model, model.get_encoder().layers, model.get_decoder().layers)
+            thin_out(model, model.get_encoder().layers, model.get_decoder().layers)
 
     def announced(self, language: str) -> str:
         """The language whose token the prompt has; of several the first."""
@@ -120,21 +120,23 @@ class Whisper:
 
     def training_batch(self, clips: Sequence[Clip]) -> AdapterBatch:
         """Audio, prompt and transcript of `clips`; a clip without text has no labels."""
-        return self._batch(clips, {"input_features": self._features(clips), **self._heard(clips)})
+        return self._batch(
+            clips, {"input_features": self._features(clips), **self._kept_positions(clips)}
+        )
 
     def shared_batch(
-        self, clips: Sequence[Clip], heard: Sequence[Clip], kept: bool = False
+        self, clips: Sequence[Clip], distinct: Sequence[Clip], kept: bool = False
     ) -> AdapterBatch:
-        """The same, encoding only `heard`, which has each key of `clips` once."""
+        """The same, encoding only `distinct`, which has each key of `clips` once."""
         if kept:
             extractor = self.features
-            features = torch.zeros(len(heard), extractor.feature_size, extractor.nb_max_frames)
+            features = torch.zeros(len(distinct), extractor.feature_size, extractor.nb_max_frames)
         else:
-            features = self._features(heard)
-        one = torch.ones(len(heard), dtype=torch.long)
-        keys = tuple(clip.key for clip in heard)
+            features = self._features(distinct)
+        one = torch.ones(len(distinct), dtype=torch.long)
+        keys = tuple(clip.key for clip in distinct)
         clip_of = torch.tensor([keys.index(clip.key) for clip in clips])
-        audio = {"input_features": features, **self._heard(heard)}
+        audio = {"input_features": features, **self._kept_positions(distinct)}
         shared = SharedAudio(keys, audio, one, one, clip_of)
         return replace(self._batch(clips, {}), shared=shared)
 
@@ -210,13 +212,13 @@ class Whisper:
         options = {**batch.options, "language": [self.announced(code) for code in languages]}
         return replace(batch, options=options, rows={"encoder": of, "llm": of})
 
-    def shared_prompt_batch(self, clips: Sequence[Clip], heard: Sequence[Clip]) -> PromptBatch:
-        """The same, encoding only `heard`, which has each clip of `clips` once."""
+    def shared_prompt_batch(self, clips: Sequence[Clip], distinct: Sequence[Clip]) -> PromptBatch:
+        """The same, encoding only `distinct`, which has each clip of `clips` once."""
         rows = torch.tensor([clip.row for clip in clips])
-        place = {(clip.language, clip.key): i for i, clip in enumerate(heard)}
-        one = torch.ones(len(heard), dtype=torch.long)
+        place = {(clip.language, clip.key): i for i, clip in enumerate(distinct)}
+        one = torch.ones(len(distinct), dtype=torch.long)
         clip_of = torch.tensor([place[clip.language, clip.key] for clip in clips])
-        keys, features = tuple(clip.key for clip in heard), self._features(heard)
+        keys, features = tuple(clip.key for clip in distinct), self._features(distinct)
         return PromptBatch(
             inputs=self._begun(clips),
             options={"language": [self.announced(c.language) for c in clips], "task": "transcribe"},
@@ -296,12 +298,12 @@ class Whisper:
         """The text that token ids stand for."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 
-    def _heard(self, clips: Sequence[Clip]) -> dict[str, Tensor]:
+    def _kept_positions(self, clips: Sequence[Clip]) -> dict[str, Tensor]:
         """The positions that training keeps; empty if it keeps all."""
         if self.silence_stride == 1:
             return {}
         per_second = self.positions / self.window_s
-        return heard_positions(clips, self.positions, per_second, self.silence_stride)
+        return kept_positions(clips, self.positions, per_second, self.silence_stride)
 
     def _features(self, clips: Sequence[Clip]) -> Tensor:
         """(batch, mel bins, frames) float32."""

@@ -76,9 +76,9 @@ def choose(sweep: Sweep, measured: Mapping[str, float | None]) -> list[Choice]:
     tries = {(e.corpus, e.minutes, e.label, e.language, _key(e)): e.name for e in tries_of(sweep)}
     for corpus, minutes, label, settings in _cells(sweep):
         for group in groups:
-            heard = sweep.file.tuning.languages or group
+            tried_in = sweep.file.tuning.languages or group
             names = [
-                {x: tries.get((corpus, minutes, label, x, _key(s)), "") for x in heard}
+                {x: tries.get((corpus, minutes, label, x, _key(s)), "") for x in tried_in}
                 for s in settings
             ]
             found = [{x: measured.get(n) for x, n in own.items()} for own in names]

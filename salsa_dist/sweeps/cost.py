@@ -37,7 +37,7 @@ class BaseFacts:
         width: numbers an encoder position has.
         shares: clips are shared below the first steered layer.
         encoder_tokens, llm_tokens: positions of one clip at the window of training.
-        heard_tokens: encoder positions of a ten-second clip, with its trailing padding thinned out.
+        kept_tokens: encoder positions of a ten-second clip, with its trailing padding thinned out.
         decoded_tokens: the encoder's of one clip that is transcribed.
         in_context: its family has a prompt with examples.
         linear: component to the names of linear modules inside its layers.
@@ -51,7 +51,7 @@ class BaseFacts:
     width: int
     shares: bool
     encoder_tokens: float
-    heard_tokens: float
+    kept_tokens: float
     decoded_tokens: float
     llm_tokens: float
     in_context: bool
@@ -68,7 +68,7 @@ def base_facts(config: Config) -> BaseFacts:
     lists = find_layers(model, base.layers)
     window_s = config.base_in_training().window_s or 30.0
     clip_s = min(window_s, DEFAULT_CLIP_S)
-    heard_s = clip_s + (window_s - clip_s) / config.training.silence_stride
+    kept_s = clip_s + (window_s - clip_s) / config.training.silence_stride
     in_llm = 0.0 if hasattr(tree, "max_target_positions") else _AUDIO_TOKENS_PER_S * window_s
     one = {
         component: sum(p.numel() for p in stack[len(stack) // 2].parameters())
@@ -83,7 +83,7 @@ def base_facts(config: Config) -> BaseFacts:
         width=min(widths, default=0),
         shares=config.training.share_prefix,
         encoder_tokens=_FRAMES_PER_S * window_s,
-        heard_tokens=_FRAMES_PER_S * heard_s,
+        kept_tokens=_FRAMES_PER_S * kept_s,
         decoded_tokens=_FRAMES_PER_S * (base.window_s or 30.0),
         llm_tokens=_TEXT_TOKENS + in_llm,
         in_context=hasattr(FAMILIES.get(tree.model_type), "in_context_batch"),
@@ -120,7 +120,7 @@ def clip_cost(facts: BaseFacts, sites: Sequence[str], shared: bool, kept: bool =
         kept: what lies below the first steered layer comes from the cache.
     """
     encoder, llm = facts.layers.get("encoder", 0), facts.layers["llm"]
-    one_encoder = 2 * facts.layer_parameters.get("encoder", 0) * facts.heard_tokens
+    one_encoder = 2 * facts.layer_parameters.get("encoder", 0) * facts.kept_tokens
     one_llm = 2 * facts.layer_parameters["llm"] * facts.llm_tokens
     chosen = [select(words, facts.layers) for words in sites]
     first_encoder = [_lowest(names, "encoder", encoder) for names in chosen]

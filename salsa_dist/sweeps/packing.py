@@ -146,8 +146,8 @@ def _decoded(entry: Entry, sweep: Sweep, index: ShardIndex) -> int:
         if shard.split == settings["split"]:
             there[shard.language] = there.get(shard.language, 0) + shard.samples
     forgetting = settings["forgetting"] if entry.stage == "final" else False
-    heard = {entry.language, *(there if forgetting is True else forgetting or ())}
-    clips = sum(min(there.get(x, 0), settings["clips"] or there.get(x, 0)) for x in heard)
+    decoded_in = {entry.language, *(there if forgetting is True else forgetting or ())}
+    clips = sum(min(there.get(x, 0), settings["clips"] or there.get(x, 0)) for x in decoded_in)
     return clips * len(settings["windows_s"])
 
 

@@ -27,7 +27,7 @@ from salsa_dist.data.reading import Bad, ClipReader
 from salsa_dist.data.shard_cache import Traffic, traffic
 from salsa_dist.data.share import rank_of
 from salsa_dist.errors import UserError
-from salsa_dist.placement.kept_prefix import Known, unheard
+from salsa_dist.placement.kept_prefix import Known, without_audio
 from salsa_dist.placement.ranks import Ranks
 from salsa_dist.places import Folder, Remote
 from salsa_dist.speech_llms.batch import AdapterBatch
@@ -132,14 +132,14 @@ class StepBatches(Dataset[StepShare]):
 
     def __getitem__(self, step: int) -> StepShare:
         bad: list[Bad] = []
-        heard, hopeless = self._windows(step, bad)
+        sampled, hopeless = self._windows(step, bad)
         # Sorted, so that windows of one pass are of similar lengths; keys make the order certain.
-        heard.sort(key=lambda w: (sum(c.seconds for c, _ in w), w[0][0].key, w[0][0].row))
+        sampled.sort(key=lambda w: (sum(c.seconds for c, _ in w), w[0][0].key, w[0][0].row))
         passes = self.passes(step)
         batches = []
         seconds = padded = 0.0
-        for start, end in self._cuts([sum(c.seconds for c, _ in w) for w in heard], passes):
-            batch, used, missing = self._batch(heard[start:end], bad)
+        for start, end in self._cuts([sum(c.seconds for c, _ in w) for w in sampled], passes):
+            batch, used, missing = self._batch(sampled[start:end], bad)
             batches.append(batch)
             hopeless += missing
             seconds += sum(clip.seconds for clip in used)
@@ -213,7 +213,7 @@ class StepBatches(Dataset[StepShare]):
         """This rank's batches of `step`, and the number of missing clips."""
         mine = self._shares(step)[self.rank]
         if self.known is not None:
-            return [[(self._unheard(d, row), d) for d in window] for row, window in mine], 0
+            return [[(self._without_audio(d, row), d) for d in window] for row, window in mine], 0
         hopeless = 0
         made: dict[int, dict[int, tuple[Clip, Draw]]] = {}  # by reader, then by the draw's number
         for row in self.active(step):
@@ -231,22 +231,22 @@ class StepBatches(Dataset[StepShare]):
                 found.append([(replace(clip, row=row), draw) for clip, draw in there])
         return found, hopeless
 
-    def _unheard(self, draw: Draw, row: int) -> Clip:
+    def _without_audio(self, draw: Draw, row: int) -> Clip:
         """A clip whose way through the lower layers is kept: only its transcript is needed."""
         assert self.known is not None
-        return unheard(draw.entry.key, self.known[draw.entry.key], draw.shard.language, row)
+        return without_audio(draw.entry.key, self.known[draw.entry.key], draw.shard.language, row)
 
-    def _batch(self, heard: list[Window], bad: list[Bad]) -> tuple[AdapterBatch, list[Clip], int]:
+    def _batch(self, sampled: list[Window], bad: list[Bad]) -> tuple[AdapterBatch, list[Clip], int]:
         """One micro-batch, the clips in it, and how many clips are missing."""
         missing = 0
-        whole = [joined([clip for clip, _ in window]) for window in heard]
+        whole = [joined([clip for clip, _ in window]) for window in sampled]
         try:
             return self._training_batch(whole), whole, missing
         except UserError:
             # The base refuses one, such as for a transcript longer than it can write. What it refuses
             # joined is processed clip by clip, which shows the bad one.
             used = []
-            for clip, window in zip(whole, heard, strict=True):
+            for clip, window in zip(whole, sampled, strict=True):
                 if self._refusal(clip) is None:
                     used.append(clip)
                     continue
@@ -275,8 +275,8 @@ class StepBatches(Dataset[StepShare]):
         clips = clips or [silent_clip(self.jobs[0].languages[0])]
         if not self.share and self.known is None:
             return self.family.training_batch(clips)
-        heard = list({clip.key: clip for clip in clips}.values())
-        return self.family.shared_batch(clips, heard, kept=self.known is not None)
+        distinct = list({clip.key: clip for clip in clips}.values())
+        return self.family.shared_batch(clips, distinct, kept=self.known is not None)
 
     def _shares(self, step: int) -> list[list[tuple[int, list[Draw]]]]:
         """Each rank's windows of `step`: the row, and the samples joined in one window."""

@@ -22,7 +22,7 @@ from salsa_dist.data.subset import first_entries
 from salsa_dist.errors import UserError
 from salsa_dist.metrics.error_rates import score
 from salsa_dist.placement.frozen_base import FrozenBase
-from salsa_dist.placement.kept_prefix import Known, unheard
+from salsa_dist.placement.kept_prefix import Known, without_audio
 
 
 class DevClips:
@@ -75,8 +75,8 @@ class DevClips:
             family = base.family
             # What is trained inside the encoder's layers leaves nothing below it to share.
             if config.training.share_prefix and config.method.steers and config.method.learns:
-                heard = list({clip.key: clip for clip in clips}.values())
-                batch = family.shared_batch(clips, heard, kept=self.known is not None)
+                distinct = list({clip.key: clip for clip in clips}.values())
+                batch = family.shared_batch(clips, distinct, kept=self.known is not None)
             else:
                 batch = family.training_batch(clips)
             with torch.no_grad():
@@ -132,7 +132,7 @@ class DevClips:
             key = entry.key
             if key not in read:
                 if self.known is not None:
-                    read[key] = unheard(key, self.known[key], shard.language, row)
+                    read[key] = without_audio(key, self.known[key], shard.language, row)
                 else:
                     read[key] = read_clip(self.folder, shard, entry)
             clips.append(replace(read[key], row=row))

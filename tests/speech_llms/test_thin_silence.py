@@ -19,7 +19,7 @@ from salsa_dist.errors import UserError
 from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.placement.ranks import Ranks, join
 from salsa_dist.speech_llms.load import load_speech_llm
-from salsa_dist.speech_llms.thin_silence import heard_positions
+from salsa_dist.speech_llms.thin_silence import kept_positions
 from salsa_dist.steering.bank import AdapterSpec, Bank
 from salsa_dist.steering.vectors import SteeringVectors
 from salsa_dist.sweeps.cost import base_facts
@@ -67,8 +67,8 @@ def ranks() -> Any:
 
 def test_every_position_is_stood_for_once() -> None:
     clips = [clip(s) for s in (0.3, 0.75, 1.9)]
-    batch = heard_positions(clips, window=100, per_second=50, stride=7)
-    heard, stand_for = batch["heard_positions"], batch["stand_for"]
+    batch = kept_positions(clips, window=100, per_second=50, stride=7)
+    heard, stand_for = batch["kept_positions"], batch["stand_for"]
     assert stand_for.sum(1).tolist() == [100, 100, 100]
     assert stand_for.gt(0).sum(1).tolist() == [40 + 9, 62 + 6, 100]
     for row, seconds in zip(range(3), (0.3, 0.75, 1.9), strict=True):
@@ -84,7 +84,7 @@ def test_every_position_is_stood_for_once() -> None:
 def test_it_is_exact_where_silence_is_alike(tiny_base: Path, ranks: Ranks, stride: int) -> None:
     whole, thin = Base(tiny_base, ranks, 1), Base(tiny_base, ranks, stride)
     clips = [clip(0.3), clip(0.6, row=1, text="kon", seed=1)]
-    batch = heard_positions(clips, window=100, per_second=50, stride=stride)
+    batch = kept_positions(clips, window=100, per_second=50, stride=stride)
     # What each position's representative is, for all positions.
     of = torch.stack([h.repeat_interleave(n) for h, n in zip(*batch.values(), strict=True)])
     whole.llm.model.get_encoder().layers[0].register_forward_pre_hook(

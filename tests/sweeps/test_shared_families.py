@@ -13,7 +13,7 @@ from tiny_families import FAMILIES
 from salsa_dist.config import PlacementConfig
 from salsa_dist.data.clip import Clip
 from salsa_dist.placement.frozen_base import FrozenBase
-from salsa_dist.placement.kept_prefix import KeptPrefix, Known, unheard
+from salsa_dist.placement.kept_prefix import KeptPrefix, Known, without_audio
 from salsa_dist.speech_llms.load import SpeechLLM, load_speech_llm
 from salsa_dist.steering.bank import AdapterSpec, Bank
 from salsa_dist.steering.sites import find_layers, site_modules
@@ -105,7 +105,7 @@ def test_a_kept_prefix_is_the_computed_one_to_the_bit(
         for site, layer in site_modules(base.model).items()
         for module in list(layer.modules())[1:2]
     ]
-    silent = {c.key: unheard(c.key, kept.known[c.key], c.language, -1) for c in heard}
+    silent = {c.key: without_audio(c.key, kept.known[c.key], c.language, -1) for c in heard}
     batch = base.family.shared_batch(
         [replace(silent[c.key], row=c.row) for c in taken], list(silent.values()), kept=True
     )
