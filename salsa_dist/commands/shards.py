@@ -162,7 +162,8 @@ def stats(folder: Shards, as_json: AsJson = False) -> None:
 
     index = ShardIndex.load(folder)
     if as_json:
-        print(json.dumps({"name": index.name, "hash": index.hash, "rows": of_shards.rows(index)}))
+        about = {"name": index.name, "hash": index.hash}
+        print(json.dumps({**about, "rows": of_shards.rows(index), **of_shards.counts(index)}))
     else:
         print(of_shards.said(index))
 

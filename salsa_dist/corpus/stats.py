@@ -2,10 +2,12 @@
 
 rows(index) ──► [{"language", "split", "shards", "samples", "hours", "mean_s", "p5_s", "p50_s",
                   "p95_s", "longest_s", "megabytes"}]        a row a language and split
+counts(index) ─► {"dropped": {"en": {"no text": 3}}, "touched": {"en": {"noises": 41}}}    utterances
 """
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
 import numpy as np
@@ -40,8 +42,13 @@ def rows(index: ShardIndex) -> list[dict[str, Any]]:
     return found
 
 
+def counts(index: ShardIndex) -> dict[str, dict[str, dict[str, int]]]:
+    """Utterances of each language that were dropped, by reason, and that a rule for texts changed."""
+    return {name: index.recipe.get(name, {}) for name in ("dropped", "touched")}
+
+
 def said(index: ShardIndex) -> str:
-    """`rows` as a table that fits 80 columns, and below it what was dropped and which texts changed."""
+    """`rows` as a table that fits 80 columns, and below it `counts`."""
     heads = [name.removesuffix("_s") if name != "megabytes" else "MB" for name in _SHOWN]
     lines = [heads, *([_shown(name, row[name]) for name in _SHOWN] for row in rows(index))]
     widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
@@ -52,13 +59,17 @@ def said(index: ShardIndex) -> str:
             for i, (cell, width) in enumerate(zip(line, widths, strict=True))
         ]
         parts.append("  ".join(cells).rstrip())
-    for title, name in (("dropped in", "dropped"), ("texts changed in", "touched")):
-        for language, counts in sorted(index.recipe.get(name, {}).items()):
-            counted = ", ".join(f"{n} {why}" for why, n in counts.items()) or "nothing"
-            parts.append(f"{title} {language}: {counted}")
+    for name, of_languages in counts(index).items():
+        for language, own in sorted(of_languages.items()):
+            counted = ", ".join(f"{n} {why}" for why, n in own.items()) or "nothing"
+            line = f"{_COUNTED[name]} in {language}: {counted}"
+            parts += textwrap.wrap(
+                line, 80, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+            )
     return "\n".join(parts)
 
 
+_COUNTED = {"dropped": "dropped", "touched": "texts changed"}
 _SHOWN = ["language", "split", "shards", "samples", "hours", "p5_s", "p50_s", "p95_s", "longest_s"]
 _SHOWN.append("megabytes")
 

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import soundfile
-from clips import pitch, samples, tone, tree
+from clips import pitch, samples, tone, tree, wave
 
+from salsa_dist.corpus.build import build
 from salsa_dist.corpus.foreign import index_tars, reshard
 from salsa_dist.corpus.lint import Bounds, lint
+from salsa_dist.corpus.utterance import Ask
 from salsa_dist.corpus.writer import Sample, ShardWriter
 from salsa_dist.data.index import ShardIndex
 from salsa_dist.data.shards import SAMPLE_RATE
@@ -131,6 +133,32 @@ def test_ours_are_read_by_others(tmp_path: Path, read: Callable[[list[Path]], Re
         number = int(key.split("/")[1])
         assert (rate, facts["text"], facts["language"]) == (16_000, f"дума {number}", key[:2])
         assert abs(pitch(audio) - (300 + 50 * number)) < 5
+
+
+@pytest.mark.parametrize("rate", [16_000, None])
+@pytest.mark.parametrize("read", [with_webdataset, with_tarfile, with_datasets])
+def test_what_a_build_wrote_is_read_by_others(
+    tmp_path: Path, read: Callable[[list[Path]], Read], rate: int | None
+) -> None:
+    rows = []
+    for i in range(24):
+        wave(tmp_path / f"{i}.flac", hz=300 + 50 * i, rate=16_000)
+        row = {"audio": f"{i}.flac", "text": f"дума 我们 go {i}", "language": ("bg", "zh-en")[i % 2]}
+        # Columns that some rows lack, and that are a number in one and a word in another.
+        rows.append(row | ({"grade": (3, "K")[i % 2]} if i % 3 else {}))
+    manifest = tmp_path / "m.jsonl"
+    manifest.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    index = build("jsonl", manifest, tmp_path / "out", Ask(rate=rate, samples_per_shard=4))
+    expected = samples(index)
+    found = list(read([index.folder / shard.path for shard in index.shards]))
+    assert [key for key, _, _ in found] == list(expected)
+    for key, flac, facts in found:
+        language, number = key.split("/")
+        assert (facts["text"], facts["language"]) == (f"дума 我们 go {number}", language)
+        audio, _ = soundfile.read(io.BytesIO(flac), dtype="float32")
+        assert (audio == expected[key][1]).all()
+        if rate is None:
+            assert flac == (tmp_path / f"{number}.flac").read_bytes()
 
 
 def test_what_can_t_be_used_is_left_out_by_name(tmp_path: Path) -> None:

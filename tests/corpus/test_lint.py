@@ -14,6 +14,7 @@ import soundfile
 from clips import tone, tree, wave
 
 from salsa_dist.corpus.build import build
+from salsa_dist.corpus.doubts import KINDS
 from salsa_dist.corpus.lint import Bounds, Problem, lint
 from salsa_dist.corpus.stats import rows
 from salsa_dist.corpus.writer import Sample, ShardWriter
@@ -251,17 +252,20 @@ def test_stats_fit_80_columns_and_nothing_is_cut(
 
     entries = [Entry(f"k{i}", 3.0 + i % 27, 10 * i, 10) for i in range(20_000)]
     shard = Shard("a/b.tar", "train", "cmn_hans_cn", 20_000, 3e5, 123_456_789_012, "0" * 64, entries)
-    facts = {
-        "dropped": {"cmn_hans_cn": {"no text": 12_345}},
-        "touched": {"cmn_hans_cn": {"fillers": 7}},
-    }
+    many = dict.fromkeys(("no text", *KINDS), 12_345)
+    facts = {"dropped": {"cmn_hans_cn": many}, "touched": {"cmn_hans_cn": {"fillers": 7}}}
     ShardIndex(tmp_path, "x", 16_000, 0, facts, (shard,)).save(tmp_path)
     stats(tmp_path)
     lines = capsys.readouterr().out.splitlines()
     assert lines[1:] == [
         "language     split  shards  samples  hours   p5   p50   p95  longest      MB",
         "cmn_hans_cn  train       1    20000   88.9  4.0  16.0  28.0     29.0  123457",
-        "dropped in cmn_hans_cn: 12345 no text",
+        "dropped in cmn_hans_cn: 12345 no text, 12345 cut-off, 12345 silent, 12345",
+        "  cancelling, 12345 clipped, 12345 text-too-long, 12345 text-too-short",
         "texts changed in cmn_hans_cn: 7 fillers",
     ]
     assert max(map(len, lines[1:])) <= 80
+    stats(tmp_path, as_json=True)
+    said = json.loads(capsys.readouterr().out)
+    assert said.keys() == {"name", "hash", "rows", "dropped", "touched"}
+    assert {name: said[name] for name in facts} == facts

@@ -24,7 +24,8 @@ from salsa_dist.metrics.normalise import Rules, characters, mixed_tokens, normal
         ("lo_la", "character"), ("km_kh", "character"),
         ("nan-tw", "character"), ("hak", "character"), ("gan", "character"), ("dz", "character"),
         ("th-en", "mixed"), ("zh+en", "mixed"), ("zh-en", "mixed"), ("en-zh", "mixed"),
-        ("ms/zh", "mixed"),
+        ("ms/zh", "mixed"), ("lo-en", "mixed"), ("my_en", "mixed"), ("en-km", "mixed"),
+        ("nan-en", "mixed"), ("hak+en", "mixed"), ("dz-en", "mixed"),
     ],
 )  # fmt: skip
 def test_the_unit_follows_the_language(language: str, expected: str) -> None:
@@ -67,9 +68,13 @@ def test_tokens_of_each_unit() -> None:
     assert words("Me dɔ wo.", "twi") == ["me", "dɔ", "wo"]
     assert words("我们 走吧。", "zh") == ["我", "们", "走", "吧"]
     assert words("我们用App吧, OK", "zh+en") == ["我", "们", "用", "app", "吧", "ok"]
-    assert words("我欲去台北", "nan-tw") == list("我欲去台北")
+    for language in ("nan-tw", "hak", "gan", "nan_tw", "hak_hant_tw"):
+        assert words("我欲去台北", language) == list("我欲去台北")
     assert words("ผมไป office", "th-en") == [*"ผมไป", "office"]
+    assert words("ຂ້ອຍມັກ coffee", "lo+en") == [*"ຂ້ອຍມັກ", "coffee"]
+    assert words("ကျွန်တော် office သွား", "my-en") == [*"ကျွန်တော်", "office", *"သွား"]
     assert words("ខ្ញុំ ok", "km+en") == [*"ខ្ញុំ", "ok"]
+    assert words("ང་ school འགྲོ", "dz-en") == [*"ང", "school", *"འགྲོ"]
     assert len(words("ང་ལ་དགའ", "dz")) == 5  # the dots between syllables are no letters
     assert mixed_tokens("カタカナとenglish") == [*"カタカナと", "english"]
 
@@ -137,9 +142,11 @@ def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     assert Rules.of(EvaluationConfig(normaliser="basic")) == Rules()
 
 
-LANGUAGES = st.sampled_from(["en", "tr", "hi", "ar", "zh", "th", "dz", "zh+en", "th-en"])
+LANGUAGES = st.sampled_from(
+    ["en", "tr", "hi", "ar", "zh", "th", "dz", "zh+en", "th-en", "lo-en", "my-en"]
+)
 TEXTS = st.text(
-    st.one_of(st.characters(), st.sampled_from("aI İé ्ी我ど゙ำ\u200d\u0301<[(]")), max_size=40
+    st.one_of(st.characters(), st.sampled_from("aI İé ्ी我ど゙ำຳ့်\u200d\u0301<[(]")), max_size=40
 )
 
 

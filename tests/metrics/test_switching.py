@@ -44,6 +44,24 @@ def test_errors_are_of_the_references_language_and_insertions_of_their_own() -> 
     assert score("我 okay", "我 is okay", "zh-en").parts["switch"] == Edits(0, 0, 1, 2)
 
 
+@pytest.mark.parametrize(
+    ("language", "said", "letters"),
+    [
+        ("th", "ไป", 2),
+        ("lo", "ໄປ", 2),
+        ("km", "ខ្ញុំ", 5),
+        ("my", "သွား", 4),
+        ("dz", "འགྲོ", 4),
+        ("nan", "欲去", 2),
+    ],
+)
+def test_scripts_without_spaces_are_counted_by_character_beside_english(
+    language: str, said: str, letters: int
+) -> None:
+    found = errors(f"{said} office", f"{said[:-1]} office", f"{language}-en")
+    assert found == {language: (1, letters), "en": (0, 1), "switch": (1, 2)}
+
+
 def test_a_number_is_of_no_language_and_hides_no_switch() -> None:
     assert errors("我有 50 apples", "我有 15 apples") == {"zh": (0, 2), "en": (0, 1), "switch": (0, 2)}
 

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from clips import samples, wave
 
@@ -14,7 +15,7 @@ PAGE = RECIPES.parent / "docs/adding-a-corpus.md"
 
 
 def test_the_recipe_on_the_page(tmp_path: Path) -> None:
-    (recipe,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    recipe, reading = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     (tmp_path / "my_corpus.py").write_text(recipe, encoding="utf-8")
     for speaker in range(12):
         for i in range(3):
@@ -34,6 +35,11 @@ def test_the_recipe_on_the_page(tmp_path: Path) -> None:
     assert len(samples(index)) == 36
     assert shards("lint", out, "--workers", 1).returncode == 0
     assert '"samples": ' in shards("stats", out, "--json").stdout
+    names: dict[str, Any] = {}
+    exec(reading.replace("shards/mine", str(out)), names)
+    read = {row["__key__"]: row["json"]["text"] for row in names["speech"]["train"]}
+    train = {key: f["text"] for key, (split, _, f) in samples(index).items() if split == "train"}
+    assert read == train
     none = shards("build", recipe_file, tmp_path, tmp_path / "none")
     assert (none.returncode, none.stderr.count("\n")) == (2, 1)
     assert "name the unpacked corpus" in none.stderr
