@@ -38,7 +38,7 @@ def settings(config: Config, kind: Kind) -> dict[str, Any]:
     """The settings that decide `kind` and are not their defaults, by dotted key."""
     halving = config.training.halving
     found = _deciding(_filled(config), kind)
-    if kind == "vectors" and halving is not None and halving.metric == "cer":
+    if kind == "vectors" and halving is not None and halving.metric != "dev_loss":
         # What is decoded decides who goes on.
         decoded = _deciding(config, "transcripts").items()
         found |= {k: v for k, v in decoded if k.startswith(("evaluation.max_new", "evaluation.decod"))}

@@ -300,10 +300,10 @@ class HalvingConfig(_Section):
         min_length=1, description="steps before which adapters are compared and stopped"
     )
     keep: Vectors[float] = Field(0.5, gt=0, lt=1, description="share of each group that continues")
-    metric: Vectors[Literal["dev_loss", "cer"]] = Field(
+    metric: Vectors[Literal["dev_loss", "cer", "wer", "mer"]] = Field(
         "dev_loss",
-        description="measure on dev clips: mean loss per label, or character error rate under the "
-        "settings of evaluation, which costs more",
+        description="measure on dev clips: mean loss per label, or an error rate under the settings of "
+        "evaluation, which costs more; mer is that of mixed speech",
     )
 
 

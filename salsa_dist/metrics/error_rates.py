@@ -28,6 +28,8 @@ from salsa_dist.metrics import normalise, switching
 
 Metric = Literal["wer", "cer"]
 METRICS: tuple[Metric, ...] = ("cer", "wer")
+# What a rate is over, by the name that users choose by.
+CHOSEN_BY: dict[str, Metric] = {"cer": "cer", "wer": "wer", "mer": "wer"}
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,15 @@ def score(
             for name, own in switching.counts(ref, hyp, chunks, language).items()
         },
     )
+
+
+def misnamed(rate: str, language: str) -> str | None:
+    """Why `rate` is not what a rate of `language` is called; None where it is. For "wer" and "mer"."""
+    if rate not in ("wer", "mer"):
+        return None
+    if normalise.unit(language) == "mixed":
+        return f"{language} is mixed speech: its rate is mer, or cer" if rate == "wer" else None
+    return f"{language} is not mixed speech: its rate is wer, or cer" if rate == "mer" else None
 
 
 def is_runaway(reference: str, hypothesis: str, *, finished: bool = True) -> bool:

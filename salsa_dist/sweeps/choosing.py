@@ -1,6 +1,6 @@
 """A comparison's trials, the choice among them on dev, and the final rows.
 
-    methods x settings x languages, one seed ─► tries ─► dev CER or loss of each ─► SWEEP/chosen.json
+    methods x settings x languages, one seed ─► tries ─► dev rate or loss of each ─► SWEEP/chosen.json
                                                                 │
     chosen settings x languages x seeds ─► final rows ─► the test split
 
@@ -183,11 +183,11 @@ def problems_of(sweep: Sweep) -> list[str]:
             problems.append("choosing among tries needs dev_clips, such as 32")
         if file.tuning.choose_by == "loss":
             problems += [
-                f"{label} has no dev loss: set tuning.choose_by to cer, or give it one setting"
+                f"{label} has no dev loss: set tuning.choose_by to an error rate, or name one setting"
                 for _, _, label, settings in _cells(sweep)
                 if not settings[0].method.trains and len(settings) > 1
             ]
-    if file.tuning.choose_by == "cer" and sweep.config.evaluation.split == "dev":
+    if file.tuning.choose_by != "loss" and sweep.config.evaluation.split == "dev":
         problems.append("evaluation.split is dev, which settings are chosen on: set it to test")
     return problems
 

@@ -18,7 +18,8 @@ from salsa_dist.sweeps.grid import Entry, Sweep
 def verbs(sweep: Sweep, entry: Entry) -> list[str]:
     """What a job of such entries does."""
     train = ["train"] if entry.method.trains else []
-    decodes = entry.stage == "final" or (entry.stage == "try" and sweep.file.tuning.choose_by == "cer")
+    by_loss = sweep.file.tuning.choose_by == "loss"
+    decodes = entry.stage == "final" or (entry.stage == "try" and not by_loss)
     return [*train, *(["evaluate"] if decodes else [])]
 
 

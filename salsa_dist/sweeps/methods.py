@@ -196,8 +196,10 @@ class Tuning(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    choose_by: Literal["cer", "loss"] = Field(
-        "cer", description="of the dev clips: character error rate as decoded, or mean loss a label"
+    choose_by: Literal["cer", "wer", "mer", "loss"] = Field(
+        "cer",
+        description="of the dev clips: error rate as decoded (mer: that of mixed speech), or mean loss "
+        "a label",
     )
     per: Literal["language", "all"] = Field(
         "language", description="one setting for each language, or the best on average over all"

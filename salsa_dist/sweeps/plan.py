@@ -16,6 +16,7 @@ from typing import Any
 
 from salsa_dist.data.index import ShardIndex
 from salsa_dist.errors import UserError
+from salsa_dist.metrics.error_rates import CHOSEN_BY
 from salsa_dist.sweeps.choosing import (
     Choice,
     choose,
@@ -216,7 +217,7 @@ def make_plan(sweep: Sweep, nodes: int = 1) -> Plan:
             own = [identity(e, sweep, facts, indexes[e.corpus]) for e in tries]
             older = older_identities(tries, sweep, facts, indexes)
             rows = result_rows([e.row() for e in tries], own, job_folders(folder, older))
-            by = "cer" if sweep.file.tuning.choose_by == "cer" else "dev_loss"
+            by = CHOSEN_BY.get(sweep.file.tuning.choose_by, "dev_loss")
             choices = choose(sweep, {r["name"]: r[by] for r in rows if r["state"] == "done"})
             finals = finals_of(sweep, choices)
             known = {e.name for e in finals}

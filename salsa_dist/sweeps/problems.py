@@ -12,6 +12,7 @@ from salsa_dist.data.index import ShardIndex
 from salsa_dist.data.subset import take_minutes
 from salsa_dist.errors import UserError
 from salsa_dist.methods.registry import METHODS
+from salsa_dist.metrics.error_rates import misnamed
 from salsa_dist.placement.ranks import Ranks, group_size
 from salsa_dist.steering.sites import select
 from salsa_dist.steering.vectors import SteeringVectors
@@ -27,7 +28,7 @@ def wrong_with(
     entry: Entry, sweep: Sweep, facts: BaseFacts, indexes: dict[str, ShardIndex]
 ) -> list[str]:
     """What keeps one adapter from being trained."""
-    problems = _wrong_method(entry, sweep, facts, indexes)
+    problems = _wrong_method(entry, sweep, facts, indexes) + _wrong_rate(entry, sweep)
     if entry.lr is not None and not entry.lr > 0:
         problems.append(f"{entry.name}: lr is {entry.lr:g}, it must be more than 0")
     try:
@@ -96,6 +97,16 @@ def _wrong_method(
         return problems  # told elsewhere
     unfit = METHODS[method.kind].unfit(method, chosen, facts, config.base.dtype)
     return problems + [f"{entry.label}{why}" for why in unfit]
+
+
+def _wrong_rate(entry: Entry, sweep: Sweep) -> list[str]:
+    """What keeps its language from being compared by the rate that was asked for."""
+    halving = sweep.file.halving
+    asked = {"tuning.choose_by": sweep.file.tuning.choose_by} if sweep.file.methods else {}
+    if halving is not None:
+        asked["halving.metric"] = halving.metric
+    found = {key: misnamed(rate, entry.language) for key, rate in asked.items()}
+    return [f"{key} is {asked[key]}, and {why}" for key, why in found.items() if why]
 
 
 def twice(entries: Sequence[Entry], identities: Sequence[str]) -> list[str]:

@@ -20,7 +20,7 @@ from salsa_dist.data.reading import read_clip
 from salsa_dist.data.share import share_of
 from salsa_dist.data.subset import first_entries
 from salsa_dist.errors import UserError
-from salsa_dist.metrics.error_rates import score
+from salsa_dist.metrics.error_rates import CHOSEN_BY, score
 from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.placement.kept_prefix import Known, without_audio
 
@@ -89,9 +89,14 @@ class DevClips:
         return {row: means[row] for row in rows}
 
     def error_rates(
-        self, base: FrozenBase, config: Config, rows: Sequence[int], moved: Callable[[], None]
+        self,
+        base: FrozenBase,
+        config: Config,
+        rows: Sequence[int],
+        moved: Callable[[], None],
+        metric: str,
     ) -> dict[int, float]:
-        """Character error rate of the adapters of `rows`, decoded as evaluation would; as `losses`."""
+        """Error rate ("cer", "wer" or "mer") of the adapters of `rows`, decoded as evaluation would."""
         ranks = base.ranks
         mine, share = self._share(base, rows)
         sums = torch.zeros(2, len(self.languages), dtype=torch.float64, device=ranks.device)
@@ -103,7 +108,7 @@ class DevClips:
             read = {entry.key: read_clip(self.folder, shard, entry) for (shard, entry), _ in samples}
             clips = [replace(read[entry.key], row=row) for (_, entry), row in samples]
             for clip, transcript in zip(clips, base.generate(clips, limit, decoding), strict=False):
-                edits = score(clip.text, transcript.text, clip.language).characters
+                edits = score(clip.text, transcript.text, clip.language).edits(CHOSEN_BY[metric])
                 sums[:, clip.row] += torch.tensor(
                     [edits.errors, edits.length], dtype=sums.dtype, device=sums.device
                 )

@@ -20,8 +20,10 @@ from torch import Tensor
 from salsa_dist.config import Config
 from salsa_dist.config.fingerprint import digest
 from salsa_dist.config.release_0_1 import digest_of_release_0_1
+from salsa_dist.errors import UserError
 from salsa_dist.log import log
 from salsa_dist.methods.base import Method, Trainable
+from salsa_dist.metrics.error_rates import misnamed
 from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.run.folder import RunFolder
 from salsa_dist.run.session import Session
@@ -159,12 +161,13 @@ class Job:
         assert self.halving is not None
         halving = self.halving
         metric = halving.config.metric
-        measure = self.dev.losses if metric == "dev_loss" else self.dev.error_rates
-        losses = measure(self.base, self.config, halving.running(step), self._on_dev_clips(step))
+        what = (self.base, self.config, halving.running(step), self._on_dev_clips(step))
+        by_loss = metric == "dev_loss"
+        losses = self.dev.losses(*what) if by_loss else self.dev.error_rates(*what, metric)
         dropped = halving.decide(step, losses, self.session.ranks.is_first)
         by_name = finite_losses(losses, self.names)
         self.session.events.write("rung", step=step, **{metric: by_name}, dropped=dropped)
-        how = "dev loss" if metric == "dev_loss" else "CER on dev clips"
+        how = "dev loss" if by_loss else f"{metric.upper()} on dev clips"
         self.session.say(
             f"before step {step + 1}: dropped {len(dropped)} of {len(losses)} by their {how}"
         )
@@ -206,6 +209,8 @@ def opened(
         session.agree(speech_llm, trainable.bank, first)
         method.compute(session, speech_llm, trainable)
         dev = halving = None
+        if config.training.halving is not None:
+            _check_rate(config, config.training.halving.metric)
         if config.training.dev_clips:
             dev = DevClips(
                 *(index, config.adapter_settings(), config.training.dev_clips, speech_llm.window_s)
@@ -246,6 +251,12 @@ def opened(
         if config.method.steers and config.training.prefix_cache != "off" and first < len(made):
             _keep_prefix(made)
         yield made
+
+
+def _check_rate(config: Config, metric: str) -> None:
+    for language in (x for adapter in config.adapter_settings() for x in adapter.languages):
+        if why := misnamed(metric, language):
+            raise UserError(f"training.halving.metric is {metric}, and {why}")
 
 
 def _keep_prefix(job: Job) -> None:

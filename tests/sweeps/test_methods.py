@@ -17,11 +17,14 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from clips import tone
 from tiny_families import FAMILIES
 
 from salsa_dist import UserError
 from salsa_dist.cli import run_command
 from salsa_dist.commands import sweep as commands
+from salsa_dist.corpus.writer import Sample, ShardWriter
+from salsa_dist.metrics.error_rates import score
 from salsa_dist.steering.vectors import SteeringVectors
 from salsa_dist.sweeps import local_jobs
 from salsa_dist.sweeps.choosing import choose, finals_of, tries_of
@@ -287,6 +290,63 @@ def test_by_loss_nothing_is_decoded_for_a_try_and_all_methods_have_one_measure(
     nothing, other = losses[1::2], losses[::2]
     assert nothing == pytest.approx([nothing[0]] * 4, rel=1e-5)
     assert not any(loss == pytest.approx(nothing[0], rel=1e-5) for loss in other)
+
+
+def test_mixed_speech_is_chosen_by_its_mer(tmp_path: Path, tiny_base: Path) -> None:
+    texts = ["我们 go", "vuk 好 lisa", "riba 不要", "我 kon 我们"]
+    with ShardWriter(tmp_path / "shards", "mixed", seed=0) as writer:
+        for split, count in (("train", 4), ("dev", 2), ("test", 2)):
+            clips = [
+                Sample(f"{split}/{i}", tone(1, 300 + 50 * i, 16_000), texts[i], "zh-en", None, "", "")
+                for i in range(count)
+            ]
+            writer.write(split, "zh-en", clips, 2)
+        writer.finish({"source": "made up"})
+    methods = [{"kind": "salsa", "sites": "encoder", "lr": [0.001, 1.0]}]
+    made = {"grid": {"language": ["zh-en"], "seed": [0]}, "methods": methods}
+    path = write(
+        tmp_path, tiny_base, tmp_path / "shards", **made, tuning={"choose_by": "mer", "steps": 2}
+    )
+    jobs = make_plan(load_sweep(path)).write()
+    for job in jobs:
+        for verb in job.verbs:
+            run_command(verb, str(job.config), [])
+    (choice,) = make_plan(load_sweep(path)).choices
+    measured = {setting.lr: dev["zh-en"] for setting, dev in choice.tries}
+    rates: dict[str, dict[float, float]] = {"wer": {}, "cer": {}}
+    for line in transcripts(tmp_path / "sweep", "try"):
+        scored = score(line["reference"], line["hypothesis"], "zh-en")
+        lr = 1.0 if "_lr1_" in line["adapter"] else 0.001
+        for metric, own in rates.items():
+            edits = scored.edits(metric)
+            own[lr] = own.get(lr, 0.0) + edits.errors
+    tokens = {"wer": 2 + 1 + 3, "cer": 4 + 8}  # 我 们 go, vuk 好 lisa
+    assert measured == {lr: errors / tokens["wer"] for lr, errors in rates["wer"].items()}
+    assert measured != {lr: errors / tokens["cer"] for lr, errors in rates["cer"].items()}
+    assert choice.chosen is not None
+    assert measured[choice.chosen.lr] == min(measured.values())
+
+
+@pytest.mark.parametrize(
+    ("rate", "language", "says"),
+    [
+        ("mer", "bg", "bg is not mixed speech: its rate is wer, or cer"),
+        ("wer", "zh-en", "zh-en is mixed speech: its rate is mer, or cer"),
+    ],
+)
+def test_a_rate_that_a_language_does_not_have_is_refused(
+    tmp_path: Path, tiny_base: Path, tiny_shards: Path, rate: str, language: str, says: str
+) -> None:
+    grid = {"language": [language], "seed": [0]}
+    path = write(tmp_path, tiny_base, tiny_shards, grid=grid, tuning={"choose_by": rate})
+    with pytest.raises(UserError, match=f"tuning.choose_by is {rate}, and {says}"):
+        make_plan(load_sweep(path))
+    alone = yaml.safe_load(path.read_text(encoding="utf-8"))
+    del alone["methods"], alone["tuning"], alone["report"]
+    alone["halving"] = {"rungs": [2], "metric": rate}
+    path.write_text(yaml.safe_dump(alone), encoding="utf-8")
+    with pytest.raises(UserError, match=f"halving.metric is {rate}, and {says}"):
+        make_plan(load_sweep(path))
 
 
 def test_what_cannot_be_done_is_told_all_at_once_before_anything_runs(
