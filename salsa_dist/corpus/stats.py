@@ -62,9 +62,9 @@ def said(index: ShardIndex) -> str:
     for name, of_languages in counts(index).items():
         for language, own in sorted(of_languages.items()):
             counted = ", ".join(f"{n} {why}" for why, n in own.items()) or "nothing"
-            line = f"{_COUNTED[name]} in {language}: {counted}"
+            text = f"{_COUNTED[name]} in {language}: {counted}"
             parts += textwrap.wrap(
-                line, 80, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+                text, 80, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
             )
     return "\n".join(parts)
 

@@ -102,7 +102,9 @@ def _wrong_method(
 def _wrong_rate(entry: Entry, sweep: Sweep) -> list[str]:
     """What keeps its language from being compared by the rate that was asked for."""
     halving = sweep.file.halving
-    asked = {"tuning.choose_by": sweep.file.tuning.choose_by} if sweep.file.methods else {}
+    asked: dict[str, str] = (
+        {"tuning.choose_by": sweep.file.tuning.choose_by} if sweep.file.methods else {}
+    )
     if halving is not None:
         asked["halving.metric"] = halving.metric
     found = {key: misnamed(rate, entry.language) for key, rate in asked.items()}

@@ -257,6 +257,48 @@ def test_a_corpus_that_is_half_there_is_an_error(
     assert not (tmp_path / "out").exists()
 
 
+def moved(home: Path, pattern: str, to: str) -> None:
+    """Rename what fits `pattern` by `to`, in which {} is its name without its ending."""
+    found = sorted(home.rglob(pattern))
+    assert found
+    for path in found:
+        target = path.parent / to.format(path.stem)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(target)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "pattern", "to", "says"),
+    [
+        ("myst", "development", "dev", r"conv_speech/data holds no development: is it unpacked whole"),
+        ("myst", "data", "corpus", "in holds no train, development and test: name MyST's data folder"),
+        ("myst", "myst_0*.flac", "../{}.flac", r"data holds no STUDENT/SESSION/\*\.flac with a \.trn"),
+        ("ogi_kids", "all.map", "all.txt", r"in holds no speech and docs/all\.map: name the folder of"),
+        ("ogi_kids", "ks*.wav", "{}.flac", r"speech holds no STYLE/GRADE/GROUP/CHILD/\*\.wav"),
+        ("cmu_kids", "tables", "table", "in holds no kids and tables/transcrp.tbl: name the folder of"),
+        ("seame", "transcript", "trans", "conversation holds no audio and transcript: is it unpacked"),
+        ("seame", "phaseII/*.txt", "{}.TextGrid", r"data has no transcript/phaseII/\*\.txt with"),
+        ("mls", "train/transcripts.txt", "trans.txt", r"mls_polish/train/transcripts\.txt is missing"),
+        ("mls", "mls_polish", "polish", "in holds no mls_LANGUAGE/train/transcripts.txt: name an"),
+        (
+            "voxpopuli",
+            "asr_*.tsv",
+            "s2s_{}.tsv",
+            "in holds no LANGUAGE/asr_train.tsv: name VoxPopuli's",
+        ),
+    ],
+)
+def test_the_layout_of_another_release_is_refused_and_what_was_expected_is_said(
+    tmp_path: Path, recipe: str, pattern: str, to: str, says: str
+) -> None:
+    home = MAKERS[recipe](tmp_path / "in")
+    moved(home, pattern, to)
+    with pytest.raises(UserError, match=says) as caught:
+        build(recipe, home, tmp_path / "out", max_dropped=0.01)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("recipe", MAKERS)
 @pytest.mark.parametrize("name", ["corpus.tgz", "corpus.tar.gz", "corpus.zip"])
 def test_an_archive_is_to_be_unpacked_first(tmp_path: Path, recipe: str, name: str) -> None:
@@ -303,6 +345,25 @@ def test_mls_and_voxpopuli_keep_their_splits(tmp_path: Path) -> None:
             "data/interview/transcript/phaseII/NI01MAX_0101.txt",
             "NI01MAX_0101\t0\t90000\tEN\tx\n",
             r"1 of 3 .*NI01MAX_0101\.flac has 3 s, no part from 0 s to 90 s",
+        ),
+        (
+            "seame",
+            "data/interview/transcript/phaseII/NI01MAX_0101.txt",
+            "NI01MAX_0101\tEN\t0\t900\tx\n",
+            "line 1: not a recording, start, end .ms., language and text between tabs",
+        ),
+        (
+            "ogi_kids",
+            "docs/all.map",
+            "AB\tapple\n",
+            r"all\.map, line 1: not a code and a text in quotes",
+        ),
+        ("cmu_kids", "cmu_kids/tables/transcrp.tbl", "fabm2aa1.sph A\n", r"line 1: 'fabm2aa1\.sph' is"),
+        (
+            "mls",
+            "mls_polish/dev/transcripts.txt",
+            "1_2_3 x\n",
+            "line 1: not SPEAKER_BOOK_NUMBER, a tab",
         ),
         ("mls", "mls_polish/dev/transcripts.txt", "1_2 x\n", "line 1: not SPEAKER_BOOK_NUMBER"),
         ("voxpopuli", "transcribed_data/de/asr_dev.tsv", "id\traw_text\n", "no column normalized_text"),

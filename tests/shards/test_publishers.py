@@ -107,6 +107,38 @@ def test_fleurs_languages_and_the_other_text(tmp_path: Path) -> None:
     assert "FLEURS's column raw_transcription" in (tmp_path / "out/README.md").read_text()
 
 
+OTHER = "client_id\tclip\tsentence\n"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "file", "text", "says"),
+    [
+        ("common_voice", "bg/dev.tsv", OTHER, r"bg/dev\.tsv has no column path: is it Common Voice's"),
+        ("common_voice", "bg/clips", None, "holds no LANGUAGE/clips: name an unpacked Common Voice"),
+        (
+            "fleurs",
+            "data/bg_bg/dev.tsv",
+            "1\ta.wav\tА\tа\n",
+            r"bg_bg/dev\.tsv, line 1: 4 cells, FLEURS",
+        ),
+        ("fleurs", "data", None, r"holds no LANGUAGE/test\.tsv: name FLEURS's data folder"),
+    ],
+)
+def test_the_layout_of_another_release_is_refused_and_what_was_expected_is_said(
+    tmp_path: Path, recipe: str, file: str, text: str | None, says: str
+) -> None:
+    in_ = tmp_path / "in"
+    home = common_voice(in_) if recipe == "common_voice" else fleurs(in_, packed=False)
+    if text is None:
+        (home / file).rename(tmp_path / "elsewhere")
+    else:
+        (home / file).write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=says) as caught:
+        build(recipe, home, tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_fleurs_archive_that_writes_outside_is_refused(tmp_path: Path) -> None:
     source = fleurs(tmp_path / "fleurs", True)
     with tarfile.open(source / "data/bg_bg/audio/dev.tar.gz", "w:gz") as tar:

@@ -1,7 +1,8 @@
 """MyST's transcripts: the release's own guidelines are not public; these marks are those that its users
 name, such as SpeechBrain's preparation of release 0.4.2 (non-speech events in angle brackets, `(*)` for
 what can't be understood, a hyphen behind a truncated word). Fillers (um, uh) are words and stay: the
-English normaliser of `evaluation.normaliser` passes over them on both sides.
+English normaliser of `evaluation.normaliser` passes over them on both sides. No public source tells how
+the release writes several readings of one word, or whether it does: none is looked for.
 """
 
 import re
