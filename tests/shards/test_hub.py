@@ -18,6 +18,7 @@ from clips import pitch, samples, tone, tree, wave
 from salsa_dist.corpus import streamed
 from salsa_dist.corpus.build import build
 from salsa_dist.corpus.utterance import Ask
+from salsa_dist.data.index import ShardIndex
 from salsa_dist.errors import UserError
 
 datasets = pytest.importorskip("datasets")
@@ -243,6 +244,14 @@ def card(folder: Path, subset: str, place: str) -> None:
     (folder / "README.md").write_text(head)
 
 
+def built(home: Path, out: Path, ask: Ask | None = None) -> ShardIndex:
+    """A build, which was made twice to the same bytes."""
+    build("hub", home, out.parent / "again", ask)
+    index = build("hub", home, out, ask)
+    assert tree(out) == tree(out.parent / "again")
+    return index
+
+
 def test_ascend(tmp_path: Path) -> None:
     def row(i: int, text: str, mark: str) -> dict[str, Any]:
         about = {"id": f"{i:05d}", "path": f"waves/{i}.wav", "duration": 0.5, "language": mark}
@@ -254,7 +263,7 @@ def test_ascend(tmp_path: Path) -> None:
     parts = {"train": rows, "validation": [row(3, "嗯", "zh")], "test": [row(4, "okay", "en")]}
     parquet(home, {f"main/{name}": part for name, part in parts.items()})
     card(home, "main", "main")
-    index = build("hub", home, tmp_path / "out")
+    index = built(home, tmp_path / "out")
     assert {
         (s, f["text"], f["speaker"], f["extra"]["mark"]) for s, _, f in samples(index).values()
     } == {
@@ -276,7 +285,7 @@ def test_cs_fleurs(tmp_path: Path) -> None:
         (home / part / "metadata.jsonl").write_text(json.dumps(row) + "\n")
     with pytest.raises(UserError, match="is a collection: say which part with --subset read"):
         build("hub", home, tmp_path / "out")
-    index = build("hub", home, tmp_path / "out", Ask(subset="read"))
+    index = built(home, tmp_path / "out", Ask(subset="read"))
     ((key, (split, _, facts)),) = samples(index).items()
     assert (key, split, facts["text"]) == ("zh-en/test-00000000", "test", "今天 good rea")
     assert (facts["speaker"], facts["licence"]) == ("s1", "CC-BY-NC-4.0")
@@ -293,7 +302,7 @@ def test_omnilingual(tmp_path: Path) -> None:
     }
     parquet(home, {f"data/lij_Latn/{name}": [row] for name in ("train", "dev", "test")})
     card(home, "lij_Latn", "data/lij_Latn")
-    index = build("hub", home, tmp_path / "out", Ask(subset="lij_Latn"))
+    index = built(home, tmp_path / "out", Ask(subset="lij_Latn"))
     found = samples(index)
     assert {split for split, _, _ in found.values()} == {"train", "dev", "test"}
     assert {key.split("/")[0] for key in found} == {"lij_Latn"}
@@ -306,7 +315,7 @@ def test_myst_of_a_hub(tmp_path: Path) -> None:
     row = {"audio": clip(300), "transcription": "a <breath> battery", "speaker_id": "002004"}
     rows = [row, {**row, "transcription": None}, {**row, "transcription": "(*)"}]
     parquet(home, {f"data/{name}": rows for name in ("train", "validation", "test")})
-    index = build("hub", home, tmp_path / "out")
+    index = built(home, tmp_path / "out")
     found = {(split, f["text"], f["speaker"]) for split, _, f in samples(index).values()}
     assert found == {(split, "a battery", "002004") for split in ("train", "dev", "test")}
     assert index.recipe["dropped"] == {"en": {"no transcript": 3, "not intelligible": 3}}
@@ -329,6 +338,6 @@ def test_redmond_sentence_recall(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no text among .*said.*: name its column with --column text="):
         build("hub", home, tmp_path / "out", Ask(subset="sentence"))
     assert not (tmp_path / "out").exists()
-    index = build("hub", home, tmp_path / "out", Ask(subset="sentence", columns={"text": "said"}))
+    index = built(home, tmp_path / "out", Ask(subset="sentence", columns={"text": "said"}))
     assert {f["text"] for _, _, f in samples(index).values()} == {"he was kicked"}
     assert (index.recipe["languages"], index.recipe["splits"]) == (["en"], {"en": "the corpus's own"})

@@ -5,7 +5,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from clips import pitch, samples, wave
+from clips import pitch, samples, tree, wave
 
 from salsa_dist.corpus.build import build
 from salsa_dist.corpus.utterance import Ask
@@ -105,6 +105,15 @@ def test_fleurs_languages_and_the_other_text(tmp_path: Path) -> None:
     index = build("fleurs", fleurs(tmp_path / "fleurs", False) / "data", tmp_path / "out", ask)
     assert samples(index)["zh/train/3000"][2]["text"] == "Дума 0, train."
     assert "FLEURS's column raw_transcription" in (tmp_path / "out/README.md").read_text()
+
+
+@pytest.mark.parametrize("recipe", ["common_voice", "fleurs"])
+def test_built_twice_to_the_same_bytes(tmp_path: Path, recipe: str) -> None:
+    for name in ("one", "two"):
+        folder = tmp_path / name
+        home = common_voice(folder) if recipe == "common_voice" else fleurs(folder / "in", packed=True)
+        build(recipe, home, folder / "out")
+    assert tree(tmp_path / "one/out") == tree(tmp_path / "two/out")
 
 
 OTHER = "client_id\tclip\tsentence\n"
