@@ -200,7 +200,8 @@ def test_each_other_method_stands_beside_the_salsa_of_nearest_size(tmp_path: Pat
     assert all(r["p"] < 0.001 for r in rows)
 
 
-def test_what_a_sweep_tells_is_on_the_page(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rate", ["cer", "mer"])
+def test_what_a_sweep_tells_is_on_the_page(tmp_path: Path, rate: str) -> None:
     run = made_run(tmp_path, "a", 2)
     tried = made_run(tmp_path, "try", 3)
     choice = {
@@ -208,13 +209,13 @@ def test_what_a_sweep_tells_is_on_the_page(tmp_path: Path) -> None:
         "tries": [{"tried": "lr0.1", "dev": {"bg": 0.5}}, {"tried": "lr0.2", "dev": {"bg": None}}],
         "chosen": "lr0.1",
     }  # fmt: skip
-    tuning = {"choose_by": "cer", "dev_clips": 4, "steps": 9, "seed": 7, "choices": [choice]}
+    tuning = {"choose_by": rate, "dev_clips": 4, "steps": 9, "seed": 7, "choices": [choice]}
     told = Told("Four & more", ("Two seeds were cut.", "At 5 s."), tuning, (tried,))
     html = write_comparison([run], tmp_path / "out", told=told).read_text()
     assert "<h1>Four &amp; more</h1>" in html
     assert "<p>Two seeds were cut.</p>" in html
     text = text_of(html)
-    assert "CER in % on 4 dev clips per language after 9 steps with seed 7" in text
+    assert f"{rate.upper()} in % on 4 dev clips per language after 9 steps with seed 7" in text
     assert "lr0.1: <b>50.0</b>" in html
     assert "lr0.2: no number" in text
     # Two ranks of one thread for 50 s are 0.0278 hours each, and 0.02 of transcribing.
