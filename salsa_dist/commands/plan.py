@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Optional
+from statistics import median
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
+
+if TYPE_CHECKING:
+    from salsa_dist.config import Config
+    from salsa_dist.planner.shard_link import ShardLink
 
 
 def plan(
@@ -88,8 +94,12 @@ def plan(
         tflops * 1e12,
         mfu,
     )
+    link = None
     if config is not None:
-        found = plan_of(load_config(config), machines)
+        run = load_config(config)
+        found = plan_of(run, machines)
+        if found.chosen is not None:
+            link = _shard_link(run, nodes, found.chosen.step_s)
     else:
         assert base is not None
         shape = read_shape(base, dtype=dtype, window_s=window_s)
@@ -104,4 +114,22 @@ def plan(
         )
         placement = with_offload(PlacementConfig(ds_config=ds_config))
         found = make_plan(shape, work, machines, user_settings(placement), placement.offload)
-    print(json.dumps(found.tree(), indent=1) if as_json else found.table())
+    if as_json:
+        shards = {"shards": asdict(link)} if link else {}
+        print(json.dumps({**found.tree(), **shards}, indent=1))
+    else:
+        print("\n".join([found.table(), *([link.line()] if link else [])]))
+
+
+def _shard_link(config: Config, nodes: int, planned_s: float) -> ShardLink | None:
+    """Of shards in a store; a run that has made steps is measured, by the median of its last."""
+    from salsa_dist.data.index import ShardIndex
+    from salsa_dist.places import Remote
+    from salsa_dist.planner.shard_link import shard_link
+    from salsa_dist.run import events
+
+    if not isinstance(config.data.shards, Remote):
+        return None
+    index = ShardIndex.load(config.data.shards)
+    steps = [e["seconds"] for e in events.read(config.run) if e["event"] == "step"][-100:]
+    return shard_link(config, index, nodes, planned_s, median(steps) if steps else None)
