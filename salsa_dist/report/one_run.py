@@ -244,5 +244,6 @@ def _training(run: Path, files: RunFiles) -> dict[str, Any]:
         "padding": 1 - sum(audio for audio, _ in measured) / padded if padded else None,
         "left_out": {data.adapter: data.left_out for data in files.data},
         "bad_samples": dict(Counter(bad.kind for bad in files.bad_samples)),
+        "store": files.store.model_dump() if files.store else None,
         "loss": loss,
     }

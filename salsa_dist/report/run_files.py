@@ -2,7 +2,8 @@
 
     RUN/
     ├── config.yaml                    -> RunFiles.config, .config_text
-    ├── events.jsonl                   -> .start, .starts, .placement, .steps (run/events.py)
+    ├── events.jsonl                   -> .start, .starts, .placement, .steps, .store
+    │                                     (run/events.py)
     ├── adapters/NAME/adapter.safetensors, or another method's tuned.safetensors
     │                                  -> .adapters, in the config's order
     └── evaluation/*.jsonl             -> .hypotheses (evaluation/transcripts.py)

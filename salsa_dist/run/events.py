@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,16 @@ class AdapterStep(Record):
     loss: float | None
 
 
+class Store(Record):
+    """What ranks had of the store in which the shards lie."""
+
+    requests: float
+    fetched_bytes: float
+    cached_bytes: float
+    retries: float
+    waited_s: float
+
+
 class Step(Record):
     step: int
     seconds: float
@@ -144,6 +155,7 @@ class Step(Record):
     padding: float | None = None
     """Share of the audio's frames that is padding to the longest clip of a pass."""
     adapters: dict[str, AdapterStep]
+    store: Store | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,6 +171,8 @@ class History:
     """Each once, however often it was sampled."""
     steps: list[Step]
     """The last of each number."""
+    store: Store | None
+    """Sums over all steps, repeated ones too; None where the shards lie in a folder."""
 
 
 def history(run: Path) -> History:
@@ -176,6 +190,7 @@ def history(run: Path) -> History:
     data: dict[str, Data] = {}
     bad: dict[tuple[str, str], BadSample] = {}
     steps: dict[int, Step] = {}
+    had: Counter[str] | None = None
     try:
         for where, tree in jsonl.lines(file, SCHEMA, advice, whole=True):
             event = parsed(_Event, tree, where, advice).event
@@ -191,6 +206,9 @@ def history(run: Path) -> History:
                     bad.setdefault((sample.shard, sample.key), sample)
             elif event == "step":
                 step = parsed(Step, tree, where, advice)
+                if step.store is not None:
+                    had = had or Counter()
+                    had.update(step.store.model_dump())
                 steps[step.step] = _beside(steps.get(step.step), step)
     except FileNotFoundError as e:
         raise UserError(f"{file} is missing: make it with `{command}`") from e
@@ -203,6 +221,7 @@ def history(run: Path) -> History:
         data=list(data.values()),
         bad_samples=list(bad.values()),
         steps=[steps[number] for number in sorted(steps)],
+        store=None if had is None else Store(**had),
     )
 
 

@@ -168,6 +168,26 @@ def test_the_trained_window_may_be_given(run: Path) -> None:
     assert "twi-a" in report["notes"][0]
 
 
+def test_shards_from_a_store_are_told_with_all_starts(run: Path) -> None:
+    assert build_report(run)["training"]["store"] is None
+    lines = (run / "events.jsonl").read_text().splitlines()
+    events = [json.loads(line) for line in lines]
+    had = {"requests": 50, "fetched_bytes": 1e6, "cached_bytes": 3e6, "retries": 2, "waited_s": 0.5}
+    for event in events:
+        if event["event"] == "step":
+            event["store"] = had
+    write_lines(run / "events.jsonl", "salsa-dist/events/1", events)
+    # Four steps, of which one was done twice: both cost something.
+    wanted = {name: 4 * value for name, value in had.items()}
+    assert build_report(run)["training"]["store"] == wanted
+    page = " ".join(write_report(run).read_text(encoding="utf-8").split())
+    said = (
+        "4 MB fetched in 200 requests, 8 of them after a failure; 12 MB were in the cache (75.0%); "
+        "readers waited 2.0 s"
+    )
+    assert said in page
+
+
 def test_training_placement_and_adapters(run: Path) -> None:
     report = build_report(run)
     assert report["schema"] == "salsa-dist/report/1"
