@@ -28,9 +28,10 @@ class ShardLink:
 
     def line(self) -> str:
         what = "measured" if self.measured else "planned"
+        step, rate = size(self.bytes_per_step), size(self.bytes_per_second_per_node)
         return (
-            f"shards: a step is {size(self.bytes_per_step)}; with its {what} {seconds(self.step_s)}, a node "
-            f"needs {size(round(self.bytes_per_second_per_node))} a second of them in its first epoch"
+            f"shards: a step is {step}; with its {what} {seconds(self.step_s)}, a node needs {rate} a "
+            "second of them in its first epoch"
         )
 
 
