@@ -39,7 +39,7 @@ SLOW = {
     *("test_resume_matrix", "test_placement", "test_released", "test_sharded_run", "test_stopping"),
     *("test_hang_before_training", "test_kept_ranks", "test_packed_invariant", "test_local_restart"),
     *("test_loading", "test_disk_offload", "test_watchdog", "test_faults", "test_agreement"),
-    *("test_paper", "test_notebook", "test_same_vectors"),
+    *("test_paper", "test_notebook", "test_same_vectors", "test_ranks_and_kills"),
 }
 
 # What `make check` runs: the main job by its commands, every family, two ranks, the launcher, what is

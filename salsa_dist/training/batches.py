@@ -13,8 +13,11 @@ wrong with a clip raises here: ranks agree about it after the step (`training/ba
 from __future__ import annotations
 
 import os
+import select
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 from torch.utils.data import DataLoader, Dataset
@@ -321,4 +324,24 @@ def loader(
         # A fork would copy the process group's threads in whatever state they are.
         multiprocessing_context="forkserver" if workers else None,
         prefetch_factor=2 if workers else None,
+        worker_init_fn=partial(_end_with, os.getpid()) if workers else None,
     )
+
+
+def _end_with(rank: int, worker: int) -> None:
+    """End this worker when the process of its rank ends, however that ends.
+
+    PyTorch's own watch looks at the parent: the fork server, which lives as long as its workers.
+    """
+    try:
+        process = os.pidfd_open(rank)
+    except ProcessLookupError:
+        os._exit(1)
+    except OSError:
+        return  # Linux before 5.3
+
+    def wait() -> None:
+        select.select([process], [], [])
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True, name="salsa-rank").start()

@@ -2,14 +2,17 @@
 
 torchrun --nproc_per_node 2 resumed.py CONFIG …                go on with each config's run to its end
 torchrun --nproc_per_node 2 resumed.py --stop STEP CONFIG …    begin each, stop after that checkpoint
+torchrun --nproc_per_node 2 resumed.py --kill STEP CONFIG      the same, by SIGKILL
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,13 +59,14 @@ def killed(config: Config, step: int) -> None:
 
 
 def main(words: list[str]) -> None:
-    step = int(words[1]) if words[0] == "--stop" else None
-    for path in words[2:] if step else words:
+    how = {"--stop": signal.SIGTERM, "--kill": signal.SIGKILL}.get(words[0])
+    step = int(words[1]) if how else None
+    for path in words[2:] if how else words:
         config = load_config(path)
-        if step is None:
+        if step is None or how is None:
             assert train(config).finished
         else:
-            with after_checkpoint(config.run, step, lambda: signal.raise_signal(signal.SIGTERM)):
+            with after_checkpoint(config.run, step, partial(os.kill, os.getpid(), how)):
                 assert not train(config).finished
 
 

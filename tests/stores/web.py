@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 
-class _Server:
+class Server:
+    """Answers by `handler`, in a thread each, until `close`."""
+
     def __init__(self, handler: type[BaseHTTPRequestHandler]) -> None:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self._server.daemon_threads = True
@@ -32,18 +34,18 @@ class _Server:
         self._server.server_close()
 
 
-class _Quiet(BaseHTTPRequestHandler):
+class Quiet(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *_: Any) -> None:
         pass
 
 
-class Web(_Server):
+class Web(Server):
     """Serves the files below `folder`."""
 
     def __init__(self, folder: Path) -> None:
-        class Handler(_Quiet):
+        class Handler(Quiet):
             def do_GET(self) -> None:
                 file = folder / self.path.lstrip("/")
                 if not file.is_file():
@@ -74,11 +76,12 @@ class Web(_Server):
 
 @dataclass
 class Seen:
-    """A request as the proxy got it; what was asked of its body, `[start, end]`, where it said so."""
+    """A request as the proxy got it, and how many bytes of a body it got."""
 
     method: str
     path: str
     headers: dict[str, str]
+    body_bytes: int = 0
 
     @property
     def of_shard(self) -> bool:
@@ -104,7 +107,7 @@ class Log:
     body_bytes: int = 0
 
 
-class Proxy(_Server):
+class Proxy(Server):
     """Hands requests on to a server of this machine, after `delay_s`, but for what `rules` say."""
 
     def __init__(self, to_port: int, delay_s: float = 0.0) -> None:
@@ -115,7 +118,7 @@ class Proxy(_Server):
         lock = threading.Lock()
         proxy = self
 
-        class Handler(_Quiet):
+        class Handler(Quiet):
             def _any(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 seen = Seen(self.command, self.path, dict(self.headers))
@@ -146,9 +149,9 @@ class Proxy(_Server):
                     self.wfile.write(b"\0\1\2 no answer\r\n\r\n")
                     self.close_connection = True
                     return
-                self._hand_on(body, do)
+                self._hand_on(seen, body, do)
 
-            def _hand_on(self, body: bytes, do: str) -> None:
+            def _hand_on(self, seen: Seen, body: bytes, do: str) -> None:
                 there = http.client.HTTPConnection("127.0.0.1", to_port, timeout=60)
                 there.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
                 for name, value in self.headers.items():
@@ -168,8 +171,10 @@ class Proxy(_Server):
                     raw, self.close_connection = raw[: len(raw) // 2], True
                 if do == "lie":
                     raw = bytes(b ^ 0x55 for b in raw)
-                with lock:
-                    proxy.log.body_bytes += len(raw) if self.command == "GET" else 0
+                if self.command == "GET":
+                    seen.body_bytes = len(raw)
+                    with lock:
+                        proxy.log.body_bytes += len(raw)
                 self.wfile.write(raw)
 
             do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _any
