@@ -12,6 +12,7 @@ from seaweedfs import KEY, SECRET, SeaweedFS, why_not
 from web import Proxy, Web
 
 from salsa_dist.corpus.writer import Sample, ShardWriter
+from salsa_dist.data import shard_cache
 
 
 @pytest.fixture(scope="session")
@@ -40,6 +41,7 @@ def noise(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SALSA_DIST_CACHE", str(tmp_path / "cache"))
+    shard_cache._caches.clear()
     return tmp_path / "cache"
 
 
