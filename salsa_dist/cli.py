@@ -5,7 +5,6 @@ What has commands of its own, such as `shards`, is a file in `commands/`.
 
 from __future__ import annotations
 
-import json
 import sys
 import traceback
 from pathlib import Path
@@ -13,7 +12,19 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from salsa_dist.commands import export, fold, init, plan, push, runs, shards, sweep, transcribe
+from salsa_dist.commands import (
+    compare,
+    export,
+    fold,
+    init,
+    inspect,
+    plan,
+    push,
+    runs,
+    shards,
+    sweep,
+    transcribe,
+)
 from salsa_dist.commands.libraries import prepare_libraries
 from salsa_dist.errors import UserError
 from salsa_dist.log import causes, choose, log, tell
@@ -33,6 +44,8 @@ app.command()(push.push)
 app.command()(fold.fold)
 app.command()(transcribe.transcribe)
 app.command()(export.export)
+app.command()(inspect.inspect)
+app.command()(compare.compare)
 app.add_typer(sweep.app, name="sweep")
 app.add_typer(runs.app, name="runs")
 
@@ -99,35 +112,6 @@ def report(
         print(write_report(runs[0], by or []))
     else:
         print(write_comparison(runs, out or Path("comparison"), by or []))
-
-
-@app.command()
-def inspect(
-    base: Annotated[str, typer.Argument(help="folder or hub name of a base, or an adapter")],
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
-    layers: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option(help="path of an unusual layer list: encoder=model.audio_tower.layers"),
-    ] = None,
-) -> None:
-    """Show the sites of a base, each probed with one forward and backward pass; or show an adapter.
-
-    A folder with config.json and no weights is shown without a probe.
-    """
-    from salsa_dist.speech_llms.inspection import inspect_base
-    from salsa_dist.steering.vectors import SteeringVectors
-
-    if base.endswith(".safetensors") or Path(base, "adapter.json").is_file():
-        vectors = SteeringVectors.load(base)
-        print(f"adapter {vectors.name}: language {vectors.language}, rule {vectors.rule}")
-        print(f"made for {vectors.base} at revision {vectors.revision}")
-        for site, vector in vectors.vectors.items():
-            print(f"{site}  width {len(vector)}  norm {vector.norm():.3f}")
-        return
-    prepare_libraries()
-    named = dict(part.partition("=")[::2] for part in layers or [])
-    inspection = inspect_base(base, named)
-    print(json.dumps(inspection.tree(), indent=1) if as_json else inspection.table())
 
 
 @app.command()

@@ -114,7 +114,13 @@ def test_whole_path_by_commands(run: Run, trained: Path, tiny_base: Path, clip: 
 
 def test_inspect_reads_an_adapter_folder(run: Run, trained: Path) -> None:
     folder = trained.parent / "run" / "adapters" / "bg"
-    assert run("inspect", folder).out == run("inspect", folder / "adapter.safetensors").out
+    of_folder, of_file = (
+        run("inspect", path).out.splitlines() for path in (folder, folder / "adapter.safetensors")
+    )
+    assert of_folder[0] == of_file[0] == "adapter bg: language bg, rule salsa"
+    assert [s for s in of_folder if "norm" in s] == [s for s in of_file if "norm" in s]
+    assert "the speech that it was trained on is not recorded" in of_file
+    assert any(line.startswith("trained on tiny in bg, licence") for line in of_folder), of_folder
 
 
 def test_damaged_base(refused: Refused, trained: Path, tiny_base: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Figures as SVG text to be put inline into a page.
 
     drawn(name, height, draw)      draw(axes) draws; the text comes out without size, fonts or colours
+    alone(svg)                     the same as a file of its own, in the light page's colours
 
 Colours are CSS variables (`--ink`, `--series-0` …) and text stays text, so that the page decides on
 light or dark and on the font, and scripts that matplotlib's font lacks still show.
@@ -11,6 +12,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -82,3 +84,14 @@ def drawn(name: str, height: float, draw: Callable[[Axes], None]) -> str:
     # The width is the page's to choose; the viewBox keeps the shape.
     return re.sub(r'<svg([^>]*?) width="[^"]*"', r"<svg\1", re.sub(
         r'<svg([^>]*?) height="[^"]*"', r"<svg\1", svg, count=1), count=1)  # fmt: skip
+
+
+def alone(svg: str) -> str:
+    """A figure that is no part of a page, as the text of an .svg file."""
+    style = Path(__file__).with_name("style.html").read_text(encoding="utf-8")
+    colours = dict(re.findall(r"(--[\w-]+): (#\w+)", style.partition("@media")[0]))
+    svg = re.sub(r"var\((--[\w-]+)\)", lambda match: colours[match[1]], svg)
+    page = f'<rect width="100%" height="100%" fill="{colours["--page"]}"/>'
+    return '<?xml version="1.0" encoding="utf-8"?>\n' + re.sub(
+        r"(<svg[^>]*>)", rf"\1{page}", svg, count=1
+    )

@@ -1,7 +1,7 @@
 """Adapters on a model hub: fetched as data, with their size known before, and pushed in one commit.
 
 user/name@revision ──fetch──> {adapter.json, adapter.safetensors: bytes}   from the hub or its cache
-{file: bytes} ──push──> one commit of user/name
+{file: bytes} ──push──> one commit of user/name       has: whether a repository holds a file
 
 `huggingface_hub` says where the hub is (HF_ENDPOINT), who asks (HF_TOKEN) and where its cache lies.
 """
@@ -58,6 +58,18 @@ def fetch(name: str, revision: str | None, limits: Mapping[str, int]) -> dict[st
                 raise UserError(f"adapter {name} on the hub: its {file} is larger than the hub said")
             found[file] = path.read_bytes()
     return found
+
+
+def has(name: str, revision: str | None, file: str) -> bool:
+    """Whether a repository is there, on the hub or in its cache, with this file; nothing is fetched."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        with _reaching(name, revision, "fetched"):
+            hf_hub_download(name, file, revision=revision, dry_run=True)
+    except UserError:
+        return False
+    return True
 
 
 def push(
