@@ -77,6 +77,9 @@ def transcribe(
             help="float32, bfloat16 or float16; default: the base's own on a GPU, else float32"
         ),
     ] = None,
+    vad: Annotated[
+        bool, typer.Option("--vad", help="skip pieces in which nobody speaks, by Silero VAD")
+    ] = False,
 ) -> None:
     """Transcribe recordings of any length; print one line per recording, or write files with --out.
 
@@ -88,6 +91,7 @@ def transcribe(
     from salsa_dist.transcription.output import output
     from salsa_dist.transcription.progress import Progress
     from salsa_dist.transcription.recording import AUTO
+    from salsa_dist.transcription.speech import detector
     from salsa_dist.transcription.transcriber import Transcriber
 
     if as_json and form not in (None, "json"):
@@ -109,6 +113,7 @@ def transcribe(
         batch=batch,
         max_new_tokens=max_new_tokens,
         force=force,
+        speaks=detector() if vad else None,
     )
     if language == AUTO:
         transcriber.teller()
@@ -122,6 +127,7 @@ def transcribe(
         "language_as": sorted(language_as or []),
         "language": language,
         "adapters": [[code, one.digest()] for code, one in loaded],
+        **({"vad": True} if vad else {}),
     }
     single = len(found) == 1 and not found[0].path.lower().endswith(".tar")
     results = output(out, form, settings, single)

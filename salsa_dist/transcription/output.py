@@ -80,7 +80,7 @@ class _Stdout(Output):
 
     def write(self, result: Result) -> None:
         sys.stdout.flush()
-        _write(sys.stdout.buffer, _written(result, self._form))
+        _write(sys.stdout.buffer, written(result, self._form))
 
 
 class _File(Output):
@@ -98,7 +98,7 @@ class _File(Output):
         return name in self._done
 
     def write(self, result: Result) -> None:
-        _write(self._file, _written(result, self._form))
+        _write(self._file, written(result, self._form))
 
     def close(self) -> None:
         self._file.close()
@@ -125,10 +125,8 @@ class _Folder(Output):
     def write(self, result: Result) -> None:
         path = self._path(result.recording)
         path.parent.mkdir(parents=True, exist_ok=True)
-        written = _written(result, self._form)
-        if self._form == "text":
-            written = result.text + "\n"
-        replace_file(path, os.fsencode(written), flushed=False)
+        content = result.text + "\n" if self._form == "text" else written(result, self._form)
+        replace_file(path, os.fsencode(content), flushed=False)
 
     def _path(self, recording: Recording) -> Path:
         return self._folder / f"{recording.file}.{_ENDINGS[self._form]}"
@@ -162,7 +160,8 @@ def _names(path: Path, form: str) -> list[str]:
         return [os.fsdecode(line.partition(b"\t")[0]) for line in file]
 
 
-def _written(result: Result, form: str) -> str:
+def written(result: Result, form: str) -> str:
+    """A result as one of FORMATS; subtitles are a whole file, the others a line."""
     if form == "text":
         return f"{_plain(result.name)}\t{_plain(result.text)}\n"
     if form == "json":

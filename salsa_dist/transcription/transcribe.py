@@ -15,6 +15,7 @@ from salsa_dist.errors import UserError
 from salsa_dist.speech_llms.load import SpeechLLM
 from salsa_dist.steering.vectors import SteeringVectors
 from salsa_dist.transcription.recording import Recording, Result
+from salsa_dist.transcription.speech import detector
 from salsa_dist.transcription.transcriber import Transcriber
 
 
@@ -27,6 +28,7 @@ def transcribe(
     max_new_tokens: int = 128,
     *,
     force: bool = False,
+    vad: bool = False,
 ) -> list[str]:
     """Transcripts of recordings, in their order; those of one pass may have adapters of their own.
 
@@ -41,12 +43,15 @@ def transcribe(
         batch: pieces of recordings of one pass.
         max_new_tokens: limit of a piece's transcript.
         force: take adapters of another base too, as long as their sites and widths are there.
+        vad: skip pieces in which nobody speaks, by Silero VAD.
 
     Raises:
         UserError: a recording can't be read; `transcribe_each` goes on with the others.
     """
     texts = []
-    for result in transcribe_each(base, files, language, vectors, batch, max_new_tokens, force=force):
+    for result in transcribe_each(
+        base, files, language, vectors, batch, max_new_tokens, force=force, vad=vad
+    ):
         if result.error is not None:
             raise UserError(result.error)
         texts.append(result.text)
@@ -62,6 +67,7 @@ def transcribe_each(
     max_new_tokens: int = 128,
     *,
     force: bool = False,
+    vad: bool = False,
 ) -> Iterator[Result]:
     """The same, one `Result` per recording as soon as it is there: its text, segments with times in
     seconds, language, or the error that ended it alone."""
@@ -83,5 +89,12 @@ def transcribe_each(
         Recording(name_of(f), f, of, row.get(id(v), -1))
         for f, of, v in zip(files, languages, chosen, strict=True)
     )
-    transcriber = Transcriber(base, adapters, batch=batch, max_new_tokens=max_new_tokens, force=force)
+    transcriber = Transcriber(
+        base,
+        adapters,
+        batch=batch,
+        max_new_tokens=max_new_tokens,
+        force=force,
+        speaks=detector() if vad else None,
+    )
     return transcriber.run(recordings)

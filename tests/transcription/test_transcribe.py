@@ -18,7 +18,7 @@ from salsa_dist.cli import main
 from salsa_dist.data.clip import SAMPLE_RATE
 from salsa_dist.speech_llms.batch import Transcript
 from salsa_dist.speech_llms.load import SpeechLLM
-from salsa_dist.transcription.output import _written
+from salsa_dist.transcription.output import written
 from salsa_dist.transcription.progress import Progress
 from salsa_dist.transcription.recording import Piece, Recording, Result, Segment
 from salsa_dist.transcription.transcriber import Transcriber
@@ -277,12 +277,12 @@ def test_formats() -> None:
     segments = [Segment(0, 1.5, "добро", True), Segment(1.5, 3661.25, "a --> b", True)]
     segments.insert(1, Segment(1.5, 1.5, "", True))
     result = Result(Recording("a\tb.wav", None, "bg"), "bg", None, 3661.25, segments)
-    assert _written(result, "text") == "a b.wav\tдобро a --> b\n"
-    assert _written(result, "srt") == (
+    assert written(result, "text") == "a b.wav\tдобро a --> b\n"
+    assert written(result, "srt") == (
         "1\n00:00:00,000 --> 00:00:01,500\nдобро\n\n2\n00:00:01,500 --> 01:01:01,250\na → b\n\n"
     )
-    assert _written(result, "vtt").startswith("WEBVTT\n\n00:00:00.000 --> 00:00:01.500\nдобро\n\n00:")
-    assert json.loads(_written(result, "json"))["segments"][2]["end"] == 3661.25
+    assert written(result, "vtt").startswith("WEBVTT\n\n00:00:00.000 --> 00:00:01.500\nдобро\n\n00:")
+    assert json.loads(written(result, "json"))["segments"][2]["end"] == 3661.25
 
 
 def test_languages_of_a_list_a_file_and_a_command(
@@ -367,6 +367,31 @@ def test_several_adapters_by_language(
     _, out, _ = run("transcribe", tiny_base, clips, "--json", *both[:2])
     assert {json.loads(line)["language"] for line in out.splitlines()} == {"bg"}
     assert {json.loads(line)["adapter"] for line in out.splitlines()} == {"bg"}
+
+
+def test_silence_is_no_words_with_vad(base: SpeechLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("silero_vad")
+    threads = torch.get_num_threads()
+    silence = np.zeros(3 * SAMPLE_RATE, np.float32)
+    plain, guarded = (list(transcribe_each(base, [silence], "bg", vad=v)) for v in (False, True))
+    assert plain[0].segments
+    assert (guarded[0].text, guarded[0].segments, guarded[0].seconds) == ("", [], 3)
+    assert torch.get_num_threads() == threads
+    monkeypatch.setitem(sys.modules, "silero_vad", None)
+    with pytest.raises(UserError, match=r"salsa-dist\[vad\]"):
+        transcribe(base, [silence], "bg", vad=True)
+
+
+def test_pieces_where_nobody_speaks_are_left_out(base: SpeechLLM) -> None:
+    """What is skipped leaves a gap in the times, and the others their words."""
+    noise = 0.1 * np.random.default_rng(0).standard_normal(2 * SAMPLE_RATE).astype(np.float32)
+    audio = np.concatenate([np.zeros(4 * SAMPLE_RATE, np.float32), noise])
+    recordings = [Recording(name, audio, "bg", -1) for name in "ab"]
+    loud = Transcriber(base, batch=2, max_new_tokens=4, speaks=lambda part: bool(part.any()))
+    each = list(loud.run(recordings))
+    assert [r.name for r in each] == ["a", "b"]
+    assert all(r.seconds == 6 and r.segments[0].start > 1.5 for r in each)
+    assert each[0].segments == each[1].segments
 
 
 def test_transformers_says_nothing(
