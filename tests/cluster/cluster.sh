@@ -40,8 +40,8 @@ ip link add br0 type bridge
 ip addr add 10.77.0.254/24 dev br0
 ip link set br0 up
 
-# Timings are tight: a lost node is seen in 60 s, more than a link may be cut for; a requeued job starts
-# again in 6.
+# A node is lost 90 s after its last answer. A ping is sent every 30 s, and a link may be cut for 30 s, after
+# which TCP may take 30 s more to send again: 60 s would take such a node for lost. A requeued job starts in 6.
 cat >slurm.conf <<-END
 	ClusterName=tests
 	SlurmctldHost=login(10.77.0.254)
@@ -74,7 +74,7 @@ cat >slurm.conf <<-END
 	JobRequeue=1
 	ReturnToService=2
 	MessageTimeout=60
-	SlurmdTimeout=60
+	SlurmdTimeout=90
 	KillWait=10
 	MinJobAge=3600
 	TreeWidth=16
