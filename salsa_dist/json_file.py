@@ -66,6 +66,8 @@ def read(path: Path, schemas: tuple[str, ...], advice: str) -> dict[str, Any]:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise
+    except NotADirectoryError as e:  # one of the folders above is a file
+        raise FileNotFoundError(*e.args) from e
     except OSError as e:
         raise UserError(f"{path} can't be read ({e.strerror}): {advice}") from e
     except ValueError as e:
