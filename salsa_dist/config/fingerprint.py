@@ -36,10 +36,12 @@ def digest_of(facts: Any) -> str:
 
 def settings(config: Config, kind: Kind) -> dict[str, Any]:
     """The settings that decide `kind` and are not their defaults, by dotted key."""
-    halving = config.training.halving
+    training = config.training
+    metrics = {training.dev_metric if training.dev_every is not None else "dev_loss"}
+    metrics |= {training.halving.metric} if training.halving is not None else set()
     found = _deciding(_filled(config), kind)
-    if kind == "vectors" and halving is not None and halving.metric != "dev_loss":
-        # What is decoded decides who goes on.
+    if kind == "vectors" and metrics != {"dev_loss"}:
+        # What is decoded decides which vectors are kept, and who goes on.
         decoded = _deciding(config, "transcripts").items()
         found |= {k: v for k, v in decoded if k.startswith(("evaluation.max_new", "evaluation.decod"))}
     return found

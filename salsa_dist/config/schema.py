@@ -483,6 +483,25 @@ class TrainingConfig(_Section):
     dev_clips: Vectors[int] = Field(
         0, ge=0, description="dev clips per language to measure adapters on; 0: do not measure"
     )
+    dev_every: Vectors[Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)] | None] = (
+        Field(
+            None,
+            description="steps between two measurements on dev clips, or a share of the steps, such as "
+            "0.1. The best vectors are saved as the adapter, the last ones in last/. null: measure at "
+            "the end only, save the last ones",
+        )
+    )
+    dev_metric: Vectors[Literal["dev_loss", "cer", "wer", "mer"]] = Field(
+        "dev_loss",
+        description="measure that the best vectors are chosen by: mean loss per label, or an error "
+        "rate under the settings of evaluation, which costs more",
+    )
+    patience: Vectors[int | None] = Field(
+        None,
+        ge=1,
+        description="measurements in a row without a better one, after which an adapter stops; null: "
+        "train to the end",
+    )
     halving: HalvingConfig | None = Field(
         None, description="stop the worse adapters early; null: train all to the end"
     )
@@ -573,6 +592,15 @@ class Config(_Section):
         names = [a.name for a in self.adapters]
         if twice := sorted({n for n in names if names.count(n) > 1}):
             raise ValueError(f"two adapters are called {', '.join(twice)}: names must differ")
+        return self
+
+    @model_validator(mode="after")
+    def _dev_is_measured(self) -> Config:
+        training = self.training
+        if training.dev_every is not None and not training.dev_clips:
+            raise ValueError("training.dev_every needs training.dev_clips, such as 32")
+        if training.patience is not None and training.dev_every is None:
+            raise ValueError("training.patience counts measurements: it needs training.dev_every")
         return self
 
     @model_validator(mode="after")

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -64,6 +65,10 @@ class Trainable(Protocol):
 
     def tensors(self) -> dict[str, Tensor]:
         """All that a run goes on from, by name; in place."""
+        ...
+
+    def learned(self) -> dict[str, Tensor]:
+        """What an adapter is of them, by name; in place. With several adapters, one row for each."""
         ...
 
 
@@ -177,12 +182,13 @@ class Method:
         index: ShardIndex,
         speech_llm: SpeechLLM,
         trainable: Trainable,
-        stopped: Mapping[str, int],
+        made: Mapping[str, int],
+        folder: Path,
     ) -> None:
-        """Write the adapters of `config` to RUN/adapters.
+        """Write the adapters of `config` to `folder`, each to one of its name.
 
         Args:
-            stopped: adapters that were dropped before their last step, and the steps that they made.
+            made: adapters that are not those after their last step, and the steps that they made.
         """
         raise NotImplementedError(f"method {self.config.method.kind} trains nothing")
 

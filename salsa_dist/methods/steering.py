@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -50,11 +51,10 @@ class Steering(Method):
         index: ShardIndex,
         speech_llm: SpeechLLM,
         trainable: Trainable,
-        stopped: Mapping[str, int],
+        made: Mapping[str, int],
+        folder: Path,
     ) -> None:
-        save_adapters(
-            RunFolder(config.run).adapters, trainable.bank, config, speech_llm, index, stopped
-        )
+        save_adapters(folder, trainable.bank, config, speech_llm, index, made)
 
     def digest(self, name: str) -> str:
         return self._saved(name).digest()

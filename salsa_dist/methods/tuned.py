@@ -13,6 +13,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -59,12 +60,14 @@ class Tuned(Method):
         index: ShardIndex,
         speech_llm: SpeechLLM,
         trainable: Trainable,
-        stopped: Mapping[str, int],
+        made: Mapping[str, int],
+        folder: Path,
     ) -> None:
         assert isinstance(trainable, WeightsAdam)
         (settings,) = config.adapter_settings()
-        facts = _facts(config, settings, speech_llm, trainable.weights, index)
-        tuned_file.save(RunFolder(config.run).adapter(settings.name), trainable.weights, facts)
+        steps = made.get(settings.name, settings.steps)
+        facts = _facts(config, settings, speech_llm, trainable.weights, index, steps)
+        tuned_file.save(folder / settings.name, trainable.weights, facts)
 
     def digest(self, name: str) -> str:
         return tuned_file.digest(RunFolder(self.config.run).adapter(name))
@@ -142,13 +145,15 @@ class WeightsAdam:
         return norm.reshape(1), rates
 
     def tensors(self) -> dict[str, Tensor]:
-        found: dict[str, Any] = {"steps": self.steps}
+        found: dict[str, Any] = {"steps": self.steps, **self.learned()}
         for name, weight in self.weights.items():
             moments = self.adam.state[weight]
-            found[f"weights/{name}"] = weight
             found[f"first/{name}"] = moments["exp_avg"]
             found[f"second/{name}"] = moments["exp_avg_sq"]
         return found
+
+    def learned(self) -> dict[str, Tensor]:
+        return {f"weights/{name}": weight for name, weight in self.weights.items()}
 
 
 def _facts(
@@ -157,6 +162,7 @@ def _facts(
     speech_llm: SpeechLLM,
     weights: Mapping[str, nn.Parameter],
     index: ShardIndex,
+    steps: int,
 ) -> dict[str, object]:
     return {
         "name": settings.name,
@@ -168,7 +174,7 @@ def _facts(
         "revision": speech_llm.revision,
         "shards": index.hash,
         "training": {
-            "steps": settings.steps,
+            "steps": steps,
             "lr": settings.lr,
             "seed": settings.seed,
             "window_s": speech_llm.window_s,

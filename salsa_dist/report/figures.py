@@ -33,7 +33,7 @@ def run_figures(report: Report) -> dict[str, str]:
     }
     norms, cosines = report.older["norms"], report.older["cosines"]
     if any(losses.values()):
-        figures["loss"] = plots.loss_curves(losses)
+        figures["loss"] = plots.loss_curves(losses, report.facts["training"]["dev_loss"])
     if any(norms.values()):
         figures["norms"] = plots.site_norms(norms)
     if cosines:

@@ -1,6 +1,6 @@
 """Rates, losses, norms and cosines, as SVG text to be put inline into its page.
 
-loss_curves    {adapter: [(step, loss), …]}       one faint line per adapter, and its running mean
+loss_curves    {adapter: [(step, loss), …]}       one faint line per adapter, its running mean, dev loss
 site_norms     {adapter: {site: norm}}            one line per adapter, broken between modules
 error_rates    [(language, [Point, …]), …]        dots with intervals, one row per language
 cosines        (names, names) numbers             a heat map with its numbers in it
@@ -31,8 +31,11 @@ class Point:
     high: float | None
 
 
-def loss_curves(losses: Mapping[str, Sequence[tuple[float, float | None]]]) -> str:
-    """Loss of each adapter over its steps. A step without a loss leaves a gap."""
+def loss_curves(
+    losses: Mapping[str, Sequence[tuple[float, float | None]]],
+    dev: Mapping[str, Sequence[tuple[float, float]]] | None = None,
+) -> str:
+    """Loss of each adapter over its steps, and on dev clips. A step without a loss leaves a gap."""
 
     def draw(axes: Axes) -> None:
         smooth: list[np.ndarray] = []
@@ -47,6 +50,9 @@ def loss_curves(losses: Mapping[str, Sequence[tuple[float, float | None]]]) -> s
             if few:
                 axes.plot(steps, values, color=colour, alpha=0.35, linewidth=0.8)
                 axes.plot(steps, mean, color=colour, linewidth=2, label=literal(name))
+                if own := (dev or {}).get(name):
+                    axes.plot([s for s, _ in own], [loss for _, loss in own], color=colour,
+                              marker=MARKERS[i], markersize=5, linewidth=1, linestyle=":")  # fmt: skip
             else:
                 axes.plot(steps, mean, color=colour, linewidth=0.7, alpha=0.35)
                 smooth.append(np.stack([steps, mean]))

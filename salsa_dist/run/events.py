@@ -2,9 +2,9 @@
 
     {"schema": "salsa-dist/events/1", "event": "step", "time": 1764000000.0, "step": 12, …}
 
-Events: start, preflight, data, placement, step, bad_samples, checkpoint, skipped, out_of_memory, end. A
-run that was stopped and went on has a second `start`, and may repeat the steps after its last
-checkpoint: the last line of a step counts.
+Events: start, preflight, data, placement, step, dev, dev_loss, rung, bad_samples, checkpoint, skipped,
+out_of_memory, end. A run that was stopped and went on has a second `start`, and may repeat the steps
+after its last checkpoint: the last line of a step counts.
 """
 
 from __future__ import annotations
@@ -158,6 +158,15 @@ class Step(Record):
     store: Store | None = None
 
 
+class Dev(Record):
+    """Adapters on dev clips before a step, by name."""
+
+    step: int
+    dev_loss: dict[str, float]
+    best: dict[str, int]
+    """Steps that each had made when it was best."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class History:
     """What a run's events tell."""
@@ -171,6 +180,8 @@ class History:
     """Each once, however often it was sampled."""
     steps: list[Step]
     """The last of each number."""
+    dev: list[Dev]
+    """In the order of steps, those of other adapters beside each other."""
     store: Store | None
     """Sums over all steps, repeated ones too; None where the shards lie in a folder."""
 
@@ -190,6 +201,7 @@ def history(run: Path) -> History:
     data: dict[str, Data] = {}
     bad: dict[tuple[str, str], BadSample] = {}
     steps: dict[int, Step] = {}
+    dev: dict[tuple[int, frozenset[str]], Dev] = {}
     had: Counter[str] | None = None
     try:
         for where, tree in jsonl.lines(file, SCHEMA, advice, whole=True):
@@ -204,6 +216,9 @@ def history(run: Path) -> History:
             elif event == "bad_samples":
                 for sample in parsed(_BadSamples, tree, where, advice).samples:
                     bad.setdefault((sample.shard, sample.key), sample)
+            elif event == "dev":
+                measured = parsed(Dev, tree, where, advice)
+                dev[measured.step, frozenset(measured.best)] = measured
             elif event == "step":
                 step = parsed(Step, tree, where, advice)
                 if step.store is not None:
@@ -221,6 +236,7 @@ def history(run: Path) -> History:
         data=list(data.values()),
         bad_samples=list(bad.values()),
         steps=[steps[number] for number in sorted(steps)],
+        dev=sorted(dev.values(), key=lambda measured: measured.step),
         store=None if had is None else Store(**had),
     )
 

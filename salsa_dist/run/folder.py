@@ -36,7 +36,17 @@ class RunFolder:
 
     # Folders that a run has; nothing below them is a run of its own.
     FOLDERS = (
-        *("adapters", "evaluation", "logs", "prefix", "ranks", "snapshots", "state", "tensorboard"),
+        *(
+            "adapters",
+            "evaluation",
+            "last",
+            "logs",
+            "prefix",
+            "ranks",
+            "snapshots",
+            "state",
+            "tensorboard",
+        ),
     )
 
     @property
@@ -74,6 +84,11 @@ class RunFolder:
     @property
     def adapters(self) -> Path:
         return self.path / "adapters"
+
+    @property
+    def last(self) -> Path:
+        """Of adapters as they were after their last step, where `adapters` has those best on dev."""
+        return self.path / "last"
 
     def adapter(self, name: str) -> Path:
         return self.adapters / name

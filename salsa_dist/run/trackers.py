@@ -19,6 +19,7 @@ from salsa_dist.errors import UserError
 from salsa_dist.libraries.accelerate import trackers
 
 PROJECT = "salsa-dist"
+_CURVES = ("loss", "lr", "grad_norm", "dev_loss", "cer", "wer", "mer")
 
 
 class Trackers:
@@ -50,14 +51,15 @@ class Trackers:
 
         Args:
             step: its number.
-            adapters: by name, each with its loss, lr and grad_norm; None is not drawn.
+            adapters: by name, each with its loss, lr and grad_norm, or its measures on dev clips; None
+                is not drawn.
         """
         if not self._trackers:
             return
         values = {
             f"{what}/{name}": facts[what]
             for name, facts in adapters.items()
-            for what in ("loss", "lr", "grad_norm")
+            for what in _CURVES
             if facts.get(what) is not None
         }
         self._each(lambda tracker: tracker.log(values, step=step))

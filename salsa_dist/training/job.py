@@ -30,6 +30,7 @@ from salsa_dist.run.session import Session
 from salsa_dist.speech_llms.load import SpeechLLM
 from salsa_dist.training import state as states
 from salsa_dist.training.batches import StepBatches, StepShare, loader, own_workers
+from salsa_dist.training.best import Best
 from salsa_dist.training.dev_loss import DevClips, finite_losses
 from salsa_dist.training.from_config import make_batches
 from salsa_dist.training.halving import Halving
@@ -47,6 +48,7 @@ class Job:
         batches: this rank's share of each step; None where nothing is trained by steps.
         first: the step that this start begins with.
         before: steps of the adapters that this run trained before, for curves that go on.
+        best: what is saved of each adapter where dev clips are measured in between, else None.
     """
 
     session: Session
@@ -63,29 +65,34 @@ class Job:
     before: int
     dev: DevClips | None
     halving: Halving | None
+    best: Best | None
 
     def __len__(self) -> int:
-        """Steps in all."""
-        return len(self.batches) if self.batches is not None else 0
+        """Steps in all, as far as is known: adapters may stop before their last."""
+        if self.batches is None:
+            return 0
+        return max(self.best.last) if self.best is not None else len(self.batches)
 
     def steps(self) -> Iterator[tuple[int, StepShare]]:
         """Each step with this rank's share. Nothing is read ahead past a rung: who goes on is open."""
         first = self.first
+        self._measure_if_due(first)
         while self.batches is not None and first < len(self):
             end = len(self)
             if self.halving is not None:
                 if self.halving.due(first):
                     self._drop_worse(first)
-                gone = self.halving.dropped_at
-                self.batches.dropped = {row for row, name in enumerate(self.names) if name in gone}
                 end = self.halving.next_rung(first, end)
+            self.batches.dropped = gone = self._gone()
             self.session.at(first, "reading clips")
             workers = own_workers(self.config.data.workers, self.session.ranks)
             limit = self.batches.micro_batch
             for step, share in enumerate(loader(self.batches, first, workers, end), first):
                 yield step, share
+                self._measure_if_due(step + 1)
                 self.session.at(step + 1, "reading clips")
-                if self.batches.micro_batch != limit:  # what was read ahead is in passes too large
+                # What was read ahead is in passes too large, or of adapters that are gone.
+                if self.batches.micro_batch != limit or self._gone() != gone:
                     end = step + 1
                     break
             first = end
@@ -135,26 +142,78 @@ class Job:
         """Write the state before `step`. Every rank holds the same: the first writes, nobody waits."""
         if self.session.ranks.is_first:
             self.session.check_lock()
-            captured = states.capture(self.trainable, step)
+            captured = states.capture(self, step)
             size = states.save(self.state, captured, self.identity, self.config.training.keep)
             self.session.events.write("checkpoint", step=step, bytes=size)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that a run goes on from, by name; in place."""
+        return {**self.trainable.tensors(), **(self.best.tensors() if self.best is not None else {})}
 
     def finish(self) -> list[Path]:
         """Measure what was trained on dev clips, and save the adapters; their folders."""
         session = self.session
+        if self._measure_if_due(len(self)):
+            self.save(len(self))
         if self.dev is not None and (self.first < len(self) or self.batches is None):
-            losses = self.dev.losses(
-                *(self.base, self.config, range(len(self.names)), self._on_dev_clips(len(self)))
-            )
+            if self.best is not None:
+                losses = self.best.losses
+            else:
+                rows = range(len(self.names))
+                losses = self.dev.losses(*(self.base, self.config, rows, self._on_dev_clips(len(self))))
             session.events.write("dev_loss", adapters=finite_losses(losses, self.names))
         session.at(len(self), "saving the adapters")
-        if session.ranks.is_first:
-            stopped = self.halving.dropped_at if self.halving else {}
-            self.method.save(self.config, session.index, self.speech_llm, self.trainable, stopped)
-            if not self.config.method.steers:
-                shutil.rmtree(self.state, ignore_errors=True)
+        folder = RunFolder(self.config.run)
+        made: dict[str, int] = self.halving.dropped_at if self.halving else {}
+        if self.best is not None:
+            made = {**dict(zip(self.names, self.best.last, strict=True)), **made}
+            self._save(made, folder.last)
+            self.best.put_back()
+            made = dict(zip(self.names, self.best.steps, strict=True))
+        self._save(made, folder.adapters)
+        if session.ranks.is_first and not self.config.method.steers:
+            shutil.rmtree(self.state, ignore_errors=True)
         dist.barrier()
-        return [RunFolder(self.config.run).adapter(name) for name in self.names]
+        return [folder.adapter(name) for name in self.names]
+
+    def _save(self, made: dict[str, int], folder: Path) -> None:
+        if self.session.ranks.is_first:
+            self.method.save(
+                *(self.config, self.session.index, self.speech_llm, self.trainable, made, folder)
+            )
+
+    def _gone(self) -> set[int]:
+        """Rows of the adapters that stopped early."""
+        dropped = self.halving.dropped_at if self.halving is not None else {}
+        stopped = self.best.stopped if self.best is not None else {}
+        return {row for row, name in enumerate(self.names) if name in dropped or row in stopped}
+
+    def _measure_if_due(self, step: int) -> bool:
+        """Measure on dev clips what is trained, and keep what is best; whether it was due."""
+        if self.best is None or not self.best.due(step):
+            return False
+        assert self.dev is not None
+        gone, all_steps = self._gone(), self.config.adapter_settings()
+        rows = [row for row, a in enumerate(all_steps) if row not in gone and step <= a.steps]
+        metric = self.config.training.dev_metric
+        what = (self.base, self.config, rows, self._on_dev_clips(step))
+        found = {"dev_loss": self.dev.losses(*what)}
+        if metric != "dev_loss":
+            found[metric] = self.dev.error_rates(*what, metric)
+        stopped = [
+            self.names[row] for row in self.best.measured(step, found["dev_loss"], found[metric])
+        ]
+        by_name = {kind: finite_losses(values, self.names) for kind, values in found.items()}
+        best = {self.names[row]: self.best.steps[row] for row in rows}
+        self.session.events.write("dev", step=step, **by_name, best=best, stopped=stopped)
+        curves = {name: {k: v[name] for k, v in by_name.items() if name in v} for name in best}
+        self.session.track(self.before + step, curves)
+        if stopped:
+            self.session.say(
+                f"before step {step + 1}: {', '.join(stopped)} stopped, nothing better in "
+                f"{self.config.training.patience} measurements on dev clips"
+            )
+        return True
 
     def _drop_worse(self, step: int) -> None:
         assert self.dev is not None
@@ -208,17 +267,25 @@ def opened(
         first = found.step if found else 0
         session.agree(speech_llm, trainable.bank, first)
         method.compute(session, speech_llm, trainable)
-        dev = halving = None
+        dev = halving = best = None
         if config.training.halving is not None:
-            _check_rate(config, config.training.halving.metric)
+            _check_rate(config, "training.halving.metric", config.training.halving.metric)
+        _check_rate(config, "training.dev_metric", config.training.dev_metric)
         if config.training.dev_clips:
             dev = DevClips(
                 *(index, config.adapter_settings(), config.training.dev_clips, speech_llm.window_s)
             )
+        if config.training.dev_every is not None and batches is not None:
+            steps = [adapter.steps for adapter in config.adapter_settings()]
+            every = config.training.dev_every
+            every = every if isinstance(every, int) else max(1, round(every * max(steps)))
+            best = Best(trainable, steps, every, config.training.patience)
         # Only now, when nothing that the user gave is refused, is anything written.
         session.begin(speech_llm, first)
         if found:
             states.restore(trainable, found)
+            if best is not None:
+                states.restore(best, found)
             session.say(f"going on at step {first} of {len(batches or ())}")
         for adapter, job in zip(config.adapters, batches.jobs if batches else (), strict=False):
             session.events.write(
@@ -246,17 +313,17 @@ def opened(
             halving = Halving(*(config.training.halving, config.adapter_settings(), config.run, first))
         made = Job(
             *(session, method, config, names, speech_llm, trainable, base, batches),
-            *(identity, state, first, before, dev, halving),
+            *(identity, state, first, before, dev, halving, best),
         )
         if config.method.steers and config.training.prefix_cache != "off" and first < len(made):
             _keep_prefix(made)
         yield made
 
 
-def _check_rate(config: Config, metric: str) -> None:
+def _check_rate(config: Config, key: str, metric: str) -> None:
     for language in (x for adapter in config.adapter_settings() for x in adapter.languages):
         if why := misnamed(metric, language):
-            raise UserError(f"training.halving.metric is {metric}, and {why}")
+            raise UserError(f"{key} is {metric}, and {why}")
 
 
 def _keep_prefix(job: Job) -> None:

@@ -119,9 +119,13 @@ class PackedAdam:
 
     def tensors(self) -> dict[str, Tensor]:
         """All that a run goes on from, by name; in place."""
-        kinds = {"vectors": self.bank.vectors, "first": self.first, "second": self.second}
+        kinds = {"first": self.first, "second": self.second}
         of_sites = {f"{kind}/{s}": v for kind, values in kinds.items() for s, v in values.items()}
-        return {"steps": self.steps, **of_sites}
+        return {"steps": self.steps, **self.learned(), **of_sites}
+
+    def learned(self) -> dict[str, Tensor]:
+        """The vectors by name, (adapters, hidden) each; in place."""
+        return {f"vectors/{site}": vectors for site, vectors in self.bank.vectors.items()}
 
     @torch.no_grad()
     def step(self, gradients: Mapping[str, Tensor], active: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -21,12 +21,12 @@ def save_adapters(
     config: Config,
     speech_llm: SpeechLLM,
     index: ShardIndex,
-    stopped: Mapping[str, int],
+    made: Mapping[str, int],
 ) -> list[Path]:
     """Write each adapter of the bank into a folder of its own, with what it was made of.
 
     Args:
-        stopped: adapters that were dropped before their last step, and the steps that they made.
+        made: adapters that are not those after their last step, and the steps that they made.
     """
     licence = index.recipe.get("licence")
     paths = []
@@ -44,7 +44,7 @@ def save_adapters(
                 licence=licence if isinstance(licence, str) else None,
             ),
             training=TrainingFacts(
-                steps=stopped.get(spec.name, adapter.steps),
+                steps=made.get(spec.name, adapter.steps),
                 lr=adapter.lr,
                 seed=adapter.seed,
                 window_s=speech_llm.window_s,

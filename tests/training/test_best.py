@@ -1,0 +1,198 @@
+"""The vectors that were best on dev clips are what is saved; adapters that get no better stop."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import make_config
+
+from salsa_dist import SteeringVectors, UserError, load_config, train
+from salsa_dist.run.folder import RunFolder
+from salsa_dist.training.best import Best
+from salsa_dist.training.loop import Trained
+
+STEPS = 4
+TRAINING = {"steps": STEPS, "lr": 30, "decay": "none", "save_every_s": 0, "keep": 100, "dev_clips": 4}
+CALM = {"name": "calm", "language": "bg", "sites": "encoder:1-2", "lr": 0.003}
+
+
+def two(good: Path) -> list[dict[str, Any]]:
+    """One that starts from what was trained well and goes astray, and one that improves slowly."""
+    wild = {"name": "wild", "language": "bg", "sites": "encoder:1-2", "start_from": str(good)}
+    return [wild, CALM]
+
+
+def trained(folder: Path, base: Path, shards: Path, **training: Any) -> Trained:
+    folder.mkdir()
+    sections = {k: training.pop(k) for k in ("adapters", "method") if k in training}
+    sections = {"adapters": [CALM], "trackers": [], **sections}
+    config = make_config(folder, base, shards, training={**TRAINING, **training}, **sections)
+    return train(load_config(config))
+
+
+def events(folder: Path, name: str) -> list[dict[str, Any]]:
+    lines = RunFolder(folder / "run").events.read_text().splitlines()
+    return [e for e in map(json.loads, lines) if e["event"] == name]
+
+
+def vectors(folder: Path) -> dict[str, torch.Tensor]:
+    return SteeringVectors.load(folder).vectors
+
+
+def before_step(folder: Path, step: int, row: int) -> dict[str, torch.Tensor]:
+    """What an adapter was before `step`, by the state of then."""
+    tensors = load_file(RunFolder(folder / "run").state / f"step-{step:08d}.safetensors")
+    return {k.removeprefix("vectors/"): v[row] for k, v in tensors.items() if k.startswith("vectors/")}
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, tiny_shards: Path) -> Path:
+    """An adapter that a large rate makes worse."""
+    folder = tmp_path_factory.mktemp("good") / "a"
+    adapter = {**CALM, "name": "good", "lr": 0.3}
+    assert trained(folder, tiny_base, tiny_shards, adapters=[adapter], steps=12).finished
+    return RunFolder(folder / "run").adapter("good")
+
+
+@pytest.fixture(scope="module")
+def run(
+    tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, tiny_shards: Path, good: Path
+) -> Path:
+    folder = tmp_path_factory.mktemp("best") / "a"
+    assert trained(folder, tiny_base, tiny_shards, adapters=two(good), dev_every=2).finished
+    return folder
+
+
+def test_the_best_is_the_adapter_and_the_last_is_kept(run: Path, good: Path) -> None:
+    found = events(run, "dev")
+    assert [e["step"] for e in found] == [0, 2, 4]
+    for row, name in enumerate(("wild", "calm")):
+        losses = {e["step"]: e["dev_loss"][name] for e in found}
+        best = min(losses, key=lambda step: losses[step])
+        folder = RunFolder(run / "run")
+        saved, last = vectors(folder.adapter(name)), vectors(folder.last / name)
+        assert SteeringVectors.load(folder.adapter(name)).training.steps == best
+        assert SteeringVectors.load(folder.last / name).training.steps == STEPS
+        for site, vector in saved.items():
+            there = before_step(run, best, row)[site] if best else vectors(good)[site]
+            assert torch.equal(vector, there), (name, site)
+            assert torch.equal(last[site], before_step(run, STEPS, row)[site])
+        (told,) = events(run, "dev_loss")
+        assert told["adapters"][name] == losses[best]
+    # Else the one would be the other whatever is saved.
+    assert SteeringVectors.load(run / "run/adapters/wild").training.steps == 0
+    assert SteeringVectors.load(run / "run/adapters/calm").training.steps == STEPS
+
+
+def test_measuring_moves_nothing(
+    run: Path, good: Path, tmp_path: Path, tiny_base: Path, tiny_shards: Path
+) -> None:
+    assert trained(tmp_path / "plain", tiny_base, tiny_shards, adapters=two(good)).finished
+    for name in ("wild", "calm"):
+        plain = vectors(tmp_path / "plain/run/adapters" / name)
+        for site, vector in vectors(run / "run/last" / name).items():
+            assert torch.equal(vector, plain[site])
+    assert not (tmp_path / "plain/run/last").exists()
+
+
+def test_one_that_gets_no_better_stops_and_the_other_goes_on(
+    run: Path, good: Path, tmp_path: Path, tiny_base: Path, tiny_shards: Path
+) -> None:
+    how = {"adapters": two(good), "dev_every": 2, "patience": 1}
+    assert trained(tmp_path / "a", tiny_base, tiny_shards, **how).finished
+    found = events(tmp_path / "a", "dev")
+    (stopped,) = [e["step"] for e in found if e["stopped"] == ["wild"]]
+    best = max(e["best"]["wild"] for e in found if "wild" in e["best"])
+    assert stopped == best + 2 < STEPS
+    steps = events(tmp_path / "a", "step")
+    assert all(("wild" in e["adapters"]) == (e["step"] < stopped) for e in steps)
+    assert len(steps) == STEPS
+    for where in ("adapters", "last"):
+        mine, plain = (vectors(at / "run" / where / "calm") for at in (tmp_path / "a", run))
+        for site, vector in mine.items():
+            assert (vector - plain[site]).norm() <= 1e-5 * plain[site].norm()
+    assert SteeringVectors.load(tmp_path / "a/run/last/wild").training.steps == stopped
+
+
+def test_where_all_have_stopped_the_run_ends(
+    good: Path, tmp_path: Path, tiny_base: Path, tiny_shards: Path
+) -> None:
+    how = {"adapters": two(good)[:1], "dev_every": 2, "patience": 1}
+    done = trained(tmp_path / "a", tiny_base, tiny_shards, **how)
+    assert done.finished
+    assert done.step < STEPS
+    assert events(tmp_path / "a", "step")[-1]["step"] == done.step - 1
+    before = vectors(tmp_path / "a/run/adapters/wild")
+    again = train(load_config(tmp_path / "a/config.yaml"))
+    assert again.step == done.step
+    assert len(events(tmp_path / "a", "step")) == done.step  # nothing was trained again
+    after = vectors(tmp_path / "a/run/adapters/wild")
+    assert all(torch.equal(after[site], vector) for site, vector in before.items())
+
+
+@pytest.mark.parametrize("metric", ["cer", "wer"])
+def test_chosen_by_errors(tmp_path: Path, tiny_base: Path, tiny_shards: Path, metric: str) -> None:
+    assert trained(tmp_path / "a", tiny_base, tiny_shards, dev_every=0.5, dev_metric=metric).finished
+    found = events(tmp_path / "a", "dev")
+    assert [e["step"] for e in found] == [0, 2, 4]
+    rates = {e["step"]: e[metric]["calm"] for e in found}
+    assert found[-1]["best"]["calm"] == min(rates, key=lambda step: rates[step])
+    assert all("calm" in e["dev_loss"] for e in found)
+
+
+def test_lora_too(tmp_path: Path, tiny_base: Path, tiny_shards: Path) -> None:
+    lora = {"kind": "lora", "rank": 2, "alpha": 4}
+    adapters = [{**CALM, "lr": lr, "name": name} for name, lr in (("wild", 30.0), ("calm", 0.003))]
+    how = {"adapters": adapters, "method": lora, "dev_every": 2}
+    assert trained(tmp_path / "a", tiny_base, tiny_shards, **how).finished
+    found = events(tmp_path / "a", "dev")
+    assert [e["step"] for e in found] == [0, 2, 4] * 2
+    for name, events_ in (("wild", found[:3]), ("calm", found[3:])):
+        losses = {e["step"]: e["dev_loss"].get(name, float("inf")) for e in events_}
+        best = min(losses, key=lambda step: losses[step])
+        assert events_[-1]["best"][name] == best
+        at = [tmp_path / "a/run" / where / name / "tuned.safetensors" for where in ("adapters", "last")]
+        saved, last = (load_file(path) for path in at)
+        assert all(torch.equal(saved[x], last[x]) for x in saved) == (best == STEPS)
+
+
+def test_equal_is_not_better_and_nan_is_worse() -> None:
+    class Two:
+        def __init__(self) -> None:
+            self.vectors = torch.zeros(2, 3)
+
+        def learned(self) -> dict[str, torch.Tensor]:
+            return {"vectors/a": self.vectors}
+
+    two: Any = Two()
+    best = Best(two, steps=[8, 8], every=2, patience=2)
+    best.measured(0, {0: 3.0, 1: 3.0}, {0: 3.0, 1: 3.0})
+    two.vectors += 1
+    assert best.measured(2, {0: 3.0, 1: 2.0}, {0: 3.0, 1: 2.0}) == []
+    two.vectors += 1
+    assert not best.due(2)
+    assert best.measured(4, {0: 2.0, 1: float("nan")}, {0: float("nan"), 1: float("nan")}) == [0]
+    assert best.stopped == {0: 4}
+    assert best.steps == [0, 2]
+    best.put_back()
+    assert two.vectors.tolist() == [[0.0] * 3, [1.0] * 3]
+
+
+@pytest.mark.parametrize(
+    ("training", "named"),
+    [
+        ({"dev_every": 3, "dev_clips": 0}, "dev_clips"),
+        ({"patience": 3}, "dev_every"),
+        ({"dev_every": 1.5}, "dev_every"),
+        ({"dev_every": 3, "dev_metric": "mer"}, "mer"),
+    ],
+)
+def test_refused(
+    tmp_path: Path, tiny_base: Path, tiny_shards: Path, training: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(UserError, match=named):
+        trained(tmp_path / "a", tiny_base, tiny_shards, **training)
+    assert not (tmp_path / "a/run/adapters").exists()
