@@ -52,7 +52,14 @@ CHECK = {
         "test_sharded_run",
         "test_untouched_base",
     ),
-    *("test_slurm", "test_rules", "test_leaving", "test_versions", "test_older_release", "test_layout"),
+    *(
+        "test_slurm",
+        "test_rules",
+        "test_drop_finished",
+        "test_versions",
+        "test_older_release",
+        "test_layout",
+    ),
 }
 
 

@@ -182,7 +182,7 @@ class FrozenBase:
                 batch,
                 max_new_tokens,
                 synced=self.in_step,
-                stay=lambda kept: self.bank.keep("llm", kept),
+                keep_rows=lambda kept: self.bank.keep("llm", kept),
             )
         of_piece = iter(transcripts)
         return [

@@ -27,8 +27,8 @@ from salsa_dist.errors import UserError
 from salsa_dist.libraries.transformers import generating_quietly
 from salsa_dist.speech_llms import languages
 from salsa_dist.speech_llms.batch import AdapterBatch, PromptBatch, SharedAudio, Transcript
+from salsa_dist.speech_llms.drop_finished import KeepRows
 from salsa_dist.speech_llms.family import Checkpoint, FamilyOptions, auto_processor
-from salsa_dist.speech_llms.leaving import Stay
 from salsa_dist.speech_llms.window import audio_of
 
 _NO_LANGUAGE = "qqq"  # a code that ISO 639 keeps free
@@ -232,9 +232,9 @@ class ChatFamily(ABC):
         batch: PromptBatch,
         max_new_tokens: int,
         synced: bool = False,
-        stay: Stay | None = None,
+        keep_rows: KeepRows | None = None,
     ) -> list[Transcript]:
-        # All stay: some of these models keep positions of the whole batch to themselves.
+        # No row is dropped: some of these models keep positions of the whole batch to themselves.
         weight = next(model.parameters())
         batch = batch.to(weight.device, weight.dtype)
         with generating_quietly():

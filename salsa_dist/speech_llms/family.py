@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from salsa_dist.data.clip import Clip
 from salsa_dist.speech_llms.batch import AdapterBatch, PromptBatch, Transcript
-from salsa_dist.speech_llms.leaving import Stay
+from salsa_dist.speech_llms.drop_finished import KeepRows
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class Family(Protocol):
         batch: PromptBatch,
         max_new_tokens: int,
         synced: bool = False,
-        stay: Stay | None = None,
+        keep_rows: KeepRows | None = None,
     ) -> list[Transcript]:
         """Transcribe a batch greedily.
 
@@ -136,8 +136,8 @@ class Family(Protocol):
             batch: from `prompt_batch`.
             max_new_tokens: limit of a transcript, in tokens.
             synced: keep stepping until all ranks are done, as sharded weights need.
-            stay: lets finished samples leave the batch, where the family can, and gets to know which
-                stay; None: all of them stay.
+            keep_rows: finished rows are dropped, where the family can, and this is called with those
+                that are kept; None: no row is dropped.
         """
 
     def transcript(self, ids: Sequence[int]) -> str:

@@ -25,8 +25,8 @@ from salsa_dist.errors import UserError
 from salsa_dist.libraries.transformers import generating_quietly
 from salsa_dist.speech_llms import languages
 from salsa_dist.speech_llms.batch import AdapterBatch, PromptBatch, SharedAudio, Transcript
+from salsa_dist.speech_llms.drop_finished import KeepRows, NoCacheError, greedy
 from salsa_dist.speech_llms.family import Checkpoint, FamilyOptions, auto_processor
-from salsa_dist.speech_llms.leaving import NoCacheError, Stay, greedy
 from salsa_dist.speech_llms.thin_silence import kept_positions, thin_out
 from salsa_dist.speech_llms.window import audio_of, fixed, shorten
 
@@ -253,7 +253,7 @@ class Whisper:
         batch: PromptBatch,
         max_new_tokens: int,
         synced: bool = False,
-        stay: Stay | None = None,
+        keep_rows: KeepRows | None = None,
     ) -> list[Transcript]:
         """Transcribe a batch greedily.
 
@@ -262,7 +262,8 @@ class Whisper:
             batch: from `prompt_batch`; `encoder_outputs` in its options may stand for the features.
             max_new_tokens: limit of a transcript, in tokens; the base's own limit if that is lower.
             synced: keep stepping until all ranks are done, as sharded weights need.
-            stay: lets finished samples leave the batch, and gets to know which stay; None: all stay.
+            keep_rows: finished rows are dropped, and this is called with those that are kept; None: no
+                row is dropped.
         """
         weight = next(model.parameters())
         batch = batch.to(weight.device, weight.dtype)
@@ -280,12 +281,12 @@ class Whisper:
             synced_gpus=synced,
         )
         with generating_quietly():
-            if stay is None:
+            if keep_rows is None:
                 ids: Tensor = transcribe()
             else:
                 try:
-                    ids = transcribe(custom_generate=greedy(stay, synced))
-                except NoCacheError:  # slower, the same tokens: every row stays until the last one ends
+                    ids = transcribe(custom_generate=greedy(keep_rows, synced))
+                except NoCacheError:  # slower, the same tokens: no row is dropped
                     ids = transcribe()
         # What ended by itself holds an end token, or is padded with it, or is short.
         ended = ids.shape[1] < max_new_tokens

@@ -128,7 +128,7 @@ class Transcriber:
                 self.base.model,
                 prompts,
                 self.max_new_tokens,
-                stay=lambda kept: self.bank.keep("llm", kept),
+                keep_rows=lambda kept: self.bank.keep("llm", kept),
             )
 
     def _batches(

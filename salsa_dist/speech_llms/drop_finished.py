@@ -2,8 +2,8 @@
 
     step     rows
        1     a b c d
-       9     a b d       c ended: its keys and values over the audio are read no more
-      31     b           a and d ended
+       9     a b d       c is finished: its keys and values over the audio are no longer read
+      31     b           a and d are finished
 
 transformers' own loop keeps every row until the last one ends; a row that repeats itself up to the
 token limit then makes the others pay for it. What is decoded is the same: each row depends on itself
@@ -22,22 +22,22 @@ from torch.nn.utils.rnn import pad_sequence
 
 from salsa_dist.libraries.transformers import cache_in
 
-# Called with (n,) int64, the places of the rows that go on, each time that others left.
-Stay = Callable[[Tensor], None]
+# Called each time that finished rows are dropped, with (n,) int64, the places of those that are kept.
+KeepRows = Callable[[Tensor], None]
 
-# Rows leave once they are this share of the batch: each leaving copies the rows that stay.
+# Finished rows are dropped once they are this share of the batch: each time, the others are copied.
 _SHARE = 0.2
 
 
 class NoCacheError(Exception):
-    """`generate` handed over no cache that rows can be taken out of; nothing was decoded."""
+    """`generate` passed no cache that rows can be dropped from; nothing was decoded."""
 
 
-def greedy(stay: Stay, synced: bool) -> Callable[..., Tensor]:
+def greedy(keep_rows: KeepRows, synced: bool) -> Callable[..., Tensor]:
     """A decoding loop for `generate(custom_generate=…)` of an encoder-decoder model.
 
     Args:
-        stay: gets to know who stays.
+        keep_rows: called with the rows that are kept.
         synced: keep stepping until all ranks are done, as sharded weights need.
 
     The loop raises NoCacheError, before its first step, where transformers hands it no such cache.
@@ -82,7 +82,7 @@ def greedy(stay: Stay, synced: bool) -> Callable[..., Tensor]:
                 kept = going.nonzero().flatten()
                 cache.batch_select_indices(kept)
                 encoded, rows, ids, step, going = (t[kept] for t in (encoded, rows, ids, step, going))
-                stay(kept)
+                keep_rows(kept)
         return pad_sequence(whole, batch_first=True, padding_value=generation_config.pad_token_id)
 
     return decode

@@ -1,4 +1,4 @@
-"""Shared encoding and leaving rows change no token of what transformers' own generate() says."""
+"""Shared encoding and dropped rows change no token of what transformers' own generate() says."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from salsa_dist.data.clip import Clip
 from salsa_dist.libraries import transformers as libraries
 from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.placement.ranks import join
-from salsa_dist.speech_llms import leaving
+from salsa_dist.speech_llms import drop_finished
 from salsa_dist.speech_llms.batch import PromptBatch
 from salsa_dist.speech_llms.load import SpeechLLM
 from salsa_dist.steering.bank import AdapterSpec, Bank
@@ -156,7 +156,7 @@ def test_a_rank_that_is_done_steps_along_and_changes_nothing(
     bank = Bank([], {})
     plain = _plainly(base, bank, base.family.prompt_batch(clips))
     steps = iter([True] * (LIMIT + 4) + [False])  # another rank goes on for longer
-    monkeypatch.setattr(leaving, "_any", lambda mine, synced, device: next(steps))
+    monkeypatch.setattr(drop_finished, "_any", lambda mine, synced, device: next(steps))
     ours, _, decoded = _ours(base, bank, clips, monkeypatch)
     assert ours == plain
     assert len(decoded) == LIMIT + 5
