@@ -196,8 +196,13 @@ def _work_folder(out: Path) -> Iterator[Path]:
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as e:
+        except BlockingIOError as e:
             raise UserError(f"{out} is being built by another process: wait for it") from e
+        except OSError as e:
+            raise UserError(
+                f"{folder} can't be locked ({e.strerror}): build on another file system, such as a "
+                "node's own disk, then copy the shards"
+            ) from e
         yield folder
     finally:
         os.close(lock)

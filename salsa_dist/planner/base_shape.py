@@ -14,9 +14,7 @@ model that a run would load. Headers say how many bytes lie on disk, and in whic
 
 from __future__ import annotations
 
-import json
 import os
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +27,7 @@ from salsa_dist.libraries.transformers import without_weights
 from salsa_dist.speech_llms.inspection import class_of, read_config
 from salsa_dist.speech_llms.load import FAMILIES
 from salsa_dist.speech_llms.reading_base import NO_MODEL, reading_base
+from salsa_dist.speech_llms.weight_files import cached_safetensors_files, read_header
 from salsa_dist.speech_llms.window import longest, shorten
 from salsa_dist.steering.sites import find_layers, select
 from salsa_dist.steering.widths import output_width
@@ -361,10 +360,14 @@ def _stored(name: str, revision: str | None) -> tuple[int | None, str | None]:
     """Bytes of the weights on disk and the precision that most of them have, from headers alone."""
     folder = Path(name)
     sizes: dict[str, int] = {}
-    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else _cached(name, revision)
+    files = (
+        sorted(folder.glob("*.safetensors"))
+        if folder.is_dir()
+        else cached_safetensors_files(name, revision)
+    )
     if files is not None:
         for path in files:
-            for entry in read_header(path).values():
+            for entry in read_header(path)[0].values():
                 first, last = entry["data_offsets"]
                 sizes[entry["dtype"]] = sizes.get(entry["dtype"], 0) + last - first
     else:
@@ -390,49 +393,3 @@ def _stored(name: str, revision: str | None) -> tuple[int | None, str | None]:
     most = max(sizes, key=lambda kind: sizes[kind])
     dtype = _HEADER_TYPES.get(most)
     return sum(sizes.values()), None if dtype is None else str(dtype).removeprefix("torch.")
-
-
-def _cached(name: str, revision: str | None) -> list[Path] | None:
-    """The weight files of a hub name that this machine has; None: not all of them."""
-    from huggingface_hub import try_to_load_from_cache
-    from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
-
-    def file(wanted: str) -> Path | None:
-        found = try_to_load_from_cache(name, wanted, revision=revision)
-        return Path(found) if isinstance(found, str) else None
-
-    if (single := file(SAFE_WEIGHTS_NAME)) is not None:
-        return [single]
-    index = file(SAFE_WEIGHTS_INDEX_NAME)
-    if index is None:
-        return None
-    shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    files = [path for shard in shards if (path := file(shard)) is not None]
-    return files if len(files) == len(shards) else None
-
-
-def read_header(path: Path) -> dict[str, Any]:
-    """The tensors of a safetensors file by name: `dtype`, `shape`, `data_offsets`.
-
-    The format is eight bytes with the header's length, little-endian, then the header as JSON
-    (https://github.com/huggingface/safetensors#format).
-
-    Raises:
-        UserError: the file is cut off, or no safetensors file.
-    """
-    try:
-        with open(path, "rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > 100_000_000:
-                raise ValueError
-            header: dict[str, Any] = json.loads(file.read(length))
-        header.pop("__metadata__", None)
-        size = path.stat().st_size - 8 - length
-        if any(entry["data_offsets"][1] > size for entry in header.values()):
-            raise ValueError
-    except (OSError, ValueError, KeyError, TypeError, struct.error) as e:
-        raise UserError(
-            f"base {path.parent} can't be loaded: {path.name} is no whole safetensors file, fetch "
-            "it again"
-        ) from e
-    return header

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from salsa_dist.planner.sizes import size
+
 
 def percent(fraction: float | None) -> str:
     """One decimal, without the % sign; a dash for what is not known."""
@@ -14,15 +16,6 @@ def percent(fraction: float | None) -> str:
 def digits(fraction: float | None) -> str:
     """In %, with all the digits that could differ; a dash for what is not known."""
     return "–" if fraction is None else f"{100 * fraction:.6f}"
-
-
-def size(count: float) -> str:
-    """Bytes in decimal units, as disks and networks are sold: 1 MB is 1,000,000 bytes."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:,.3g} TB"
 
 
 def duration(seconds: float) -> str:

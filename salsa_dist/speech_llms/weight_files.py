@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,10 +105,8 @@ def stored_tensors(files: Iterable[Path]) -> dict[str, StoredTensor]:
     """
     found: dict[str, StoredTensor] = {}
     for path in files:
-        header, data = _header(path)
+        header, data = read_header(path)
         for name, entry in header.items():
-            if name == "__metadata__":
-                continue
             if entry["dtype"] not in _DTYPES:
                 raise UserError(
                     f"weight file {path}: {name} is of dtype {entry['dtype']}; take a checkpoint that "
@@ -123,30 +121,61 @@ def stored_tensors(files: Iterable[Path]) -> dict[str, StoredTensor]:
 
 def safetensors_files(name: str, revision: str | None) -> list[Path] | None:
     """The weight files of a folder or hub name, fetched if need be; None: it has other kinds only."""
+    files = _listed(lambda wanted: file_in(name, wanted, revision))
+    if files is None:
+        return None
+    if absent := [wanted for wanted, path in files.items() if path is None]:
+        raise UserError(f"base {name}: weight files are missing: {', '.join(absent)}")
+    return [path for path in files.values() if path is not None]
+
+
+def cached_safetensors_files(name: str, revision: str | None) -> list[Path] | None:
+    """The weight files of a hub name that this machine has; None: not all of them."""
+    from huggingface_hub import try_to_load_from_cache
+
+    def cached(wanted: str) -> Path | None:
+        found = try_to_load_from_cache(name, wanted, revision=revision)
+        return Path(found) if isinstance(found, str) else None
+
+    if (files := _listed(cached)) is None:
+        return None
+    found = [path for path in files.values() if path is not None]
+    return found if len(found) == len(files) else None
+
+
+def _listed(file: Callable[[str], Path | None]) -> dict[str, Path | None] | None:
+    """By name, the one weight file of a checkpoint, or those of its index; None: it has neither."""
     from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-    def file(wanted: str) -> Path | None:
-        return file_in(name, wanted, revision)
-
     if (single := file(SAFE_WEIGHTS_NAME)) is not None:
-        return [single]
-    index = file(SAFE_WEIGHTS_INDEX_NAME)
-    if index is None:
+        return {SAFE_WEIGHTS_NAME: single}
+    if (index := file(SAFE_WEIGHTS_INDEX_NAME)) is None:
         return None
-    shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    files = [file(shard) for shard in shards]
-    if absent := [shard for shard, path in zip(shards, files, strict=True) if path is None]:
-        raise UserError(f"base {name}: weight files are missing: {', '.join(absent)}")
-    return [path for path in files if path is not None]
+    names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    return {name: file(name) for name in sorted(names)}
 
 
-def _header(path: Path) -> tuple[dict[str, Any], int]:
-    """A file's header, and where its data begin."""
+def read_header(path: Path) -> tuple[dict[str, dict[str, Any]], int]:
+    """By name, the `dtype`, `shape` and `data_offsets` of a file's tensors; and where its data begin.
+
+    Raises:
+        UserError: the file is cut off, or no safetensors file.
+    """
     try:
         with open(path, "rb") as file:
+            whole = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(8), "little")
-            if length > min(_LONGEST_HEADER, os.fstat(file.fileno()).st_size):
-                raise ValueError("its header is longer than the file")
-            return json.loads(file.read(length)), 8 + length
-    except (OSError, ValueError) as e:
-        raise UserError(f"weight file {path} can't be read as safetensors: {e}") from e
+            if length > min(_LONGEST_HEADER, whole):
+                raise ValueError
+            header = json.loads(file.read(length))
+        if not isinstance(header, dict):
+            raise ValueError
+        header.pop("__metadata__", None)
+        if any(entry["data_offsets"][1] > whole - 8 - length for entry in header.values()):
+            raise ValueError
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as e:
+        raise UserError(
+            f"base {path.parent} can't be loaded: {path.name} is no whole safetensors file, fetch "
+            "it again"
+        ) from e
+    return header, 8 + length

@@ -1,5 +1,6 @@
 """Builds: the same bytes however they are made, killed builds go on, nothing half-written is seen."""
 
+import errno
 import json
 import os
 import signal
@@ -170,6 +171,18 @@ def test_two_builds_of_one_folder(
     original = build_module._make_all
     monkeypatch.setattr(build_module, "_make_all", second)
     build("jsonl", manifest, tmp_path / "out")
+
+
+def test_a_file_system_without_locks(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unlockable(*args: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", unlockable)
+    with pytest.raises(UserError, match=r"can't be locked \(No locks available\): build on another"):
+        build("jsonl", manifest, tmp_path / "out")
+    assert not list(tmp_path.glob(".out*"))
 
 
 def test_a_finished_build_is_known_again(
