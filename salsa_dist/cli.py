@@ -59,7 +59,7 @@ def how_much_is_said(
 ) -> None:
     """Train and use steering vectors for large frozen speech-LLMs."""
     if quiet and debug:
-        raise UserError("--quiet and --debug can't be had together: choose one")
+        raise UserError("--quiet and --debug exclude each other: choose one")
     choose(quiet=quiet, debug=debug)
 
 

@@ -69,7 +69,7 @@ def test_what_can_not_be_folded(
         fold(str(tiny_base), adapter(base), out)
     assert [p.name for p in tmp_path.iterdir()] == ["other"]
     out.mkdir()
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="already exists"):
         fold(str(tiny_base), adapter(base), out)
 
 

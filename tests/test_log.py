@@ -96,7 +96,7 @@ def test_quiet_leaves_results_and_warnings(
 def test_quiet_and_debug_together_are_refused() -> None:
     status, out, err = command("--quiet", "--debug", "version")
     assert (status, out) == (2, "")
-    assert err == "salsa-dist: --quiet and --debug can't be had together: choose one\n"
+    assert err == "salsa-dist: --quiet and --debug exclude each other: choose one\n"
 
 
 def test_below_a_warning_the_first_rank_speaks_alone(

@@ -35,7 +35,7 @@ def init(
     from salsa_dist.whole_file import replace_file
 
     if out.exists() and not force:
-        raise UserError(f"{out} is there already: name another with --out, or replace it with --force")
+        raise UserError(f"{out} already exists: name another with --out, or replace it with --force")
     if base.startswith(("/", ".", "~")) and not Path(base, "config.json").expanduser().is_file():
         raise UserError(
             f"base {base} is no folder with a config.json: name a checkpoint, or a hub name"

@@ -53,7 +53,7 @@ def run(file: FileArgument) -> None:
             sys.exit(code)
         made = make_plan(sweep)
         for choice in made.choices:
-            if choice.chosen and len(choice.tries) > 1:
+            if choice.chosen and len(choice.trials) > 1:
                 log.info(f"{choice.method}, {', '.join(choice.languages)}: {choice.chosen.tried}")
     write_results(sweep.file.sweep, made.rows())
     print(f"results: {sweep.file.sweep / 'results.csv'}")
@@ -87,11 +87,11 @@ def status(file: FileArgument) -> None:
         print(f"{row['name']:{width}}  {row['state']:8} {steps}/{total}  {losses}".rstrip())
     states = [row["state"] for row in rows]
     print(", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)))
-    chosen = [c for c in made.choices if len(c.tries) > 1]
+    chosen = [c for c in made.choices if len(c.trials) > 1]
     if chosen:
         done = sum(c.chosen is not None for c in chosen)
         waiting = sum(len(p.entries) for p in made.later)
-        print(f"chosen: {done} of {len(chosen)}; {waiting} final rows wait for tries")
+        print(f"chosen: {done} of {len(chosen)}; {waiting} final rows wait for trials")
     open_ = [job.path for job in made.there if not job.done]
     for found in statuses(open_):
         number = f"  job {found.job.job}" if found.job else ""

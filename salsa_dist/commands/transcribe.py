@@ -95,7 +95,7 @@ def transcribe(
     from salsa_dist.transcription.transcriber import Transcriber
 
     if as_json and form not in (None, "json"):
-        raise UserError(f"--json and --format {form} can't be had together: choose one")
+        raise UserError(f"--json and --format {form} exclude each other: choose one")
     form = "json" if as_json else form
     if not adapter and (force or scale != 1):
         raise UserError("--scale and --force are about an adapter: name one with --adapter")
@@ -136,7 +136,7 @@ def transcribe(
 
     def own_language(name: str, own: str | None) -> str:
         if (of := own or language_of(name) or only_language(loaded)) is None:
-            raise UserError(f"{name} says no language: name it with --language")
+            raise UserError(f"{name} names no language: give it with --language")
         if len(vectors) > 1 and of not in by_language and of != AUTO and of not in missing:
             missing.add(of)
             log.warning(f"language {of}: no adapter is for it, the base alone transcribes it")
@@ -195,7 +195,7 @@ def _by_language(loaded: Loaded) -> dict[str, int]:
     for row, (code, vectors) in enumerate(loaded):
         of = code or vectors.language
         if not of and len(loaded) > 1:
-            raise UserError(f"adapter {vectors.name!r} says no language: name it as --adapter CODE=…")
+            raise UserError(f"adapter {vectors.name!r} names no language: give it as --adapter CODE=…")
         if of in rows:
             raise UserError(f"two adapters are for language {of}: name one of them as --adapter CODE=…")
         rows[of] = row

@@ -333,7 +333,7 @@ def _keep_only(session: Session, revision: str, digests: Mapping[str, str]) -> N
     if session.ranks.is_first:
         differ = keep_only(session.config, revision, session.index.hash, digests)
         if differ:
-            session.say(f"transcribing anew: other {', '.join(differ)}")
+            session.say(f"transcribing again, with another {', '.join(differ)}")
     dist.barrier()
 
 

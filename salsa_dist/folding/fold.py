@@ -162,7 +162,7 @@ def _card(base: str, vectors: SteeringVectors, differences: Mapping[str, float],
 def refuse_taken(out: Path) -> None:
     """A `UserError` where `out` is there already."""
     if out.exists() or out.is_symlink():
-        raise UserError(f"{out} is there already: name a folder that is not")
+        raise UserError(f"{out} already exists: name a new folder")
 
 
 def noise_clips(base: SpeechLLM, language: str) -> list[Clip]:

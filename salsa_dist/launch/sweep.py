@@ -16,7 +16,7 @@
 `--nodes` is how many nodes the sweep may use at once, `--array-parallelism` how many jobs; nodes and
 ranks of one job are in the sweep file. The same command submits what is missing, failed or was
 stopped; jobs that wait or run are left alone. A task that fails is requeued without the others. A
-comparison is submitted twice: its tries, and once these are done the final rows of what was chosen.
+comparison is submitted twice: its trials, and once these are done the final rows of what was chosen.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def _idle(folders: Sequence[JobFolder]) -> list[JobFolder]:
     idle = []
     for folder, found in zip(folders, statuses([folder.path for folder in folders]), strict=True):
         if found.job is not None and found.active:
-            log.info(f"{folder.path.name} is {found.word} as job {found.job.job}: left alone")
+            log.info(f"{folder.path.name} is {found.word} as job {found.job.job}: skipped")
         else:
             idle.append(folder)
     return idle

@@ -185,7 +185,7 @@ def _english() -> Callable[[str], str]:
     except ImportError as e:
         raise UserError(
             "evaluation.normaliser: the English normaliser needs the package whisper_normalizer: "
-            "install it, or say evaluation.normaliser=basic"
+            "install it, or set evaluation.normaliser=basic"
         ) from e
     made: Callable[[str], str] = EnglishTextNormalizer()
     return made

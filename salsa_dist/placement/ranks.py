@@ -239,7 +239,7 @@ def group_size(kind: str | int, ranks: Ranks) -> int:
     size = kind if isinstance(kind, int) else named[kind]
     if size < 1 or ranks.world_size % size:
         raise UserError(
-            f"placement.kind is {kind}: {ranks.world_size} ranks can't be cut into groups of {size}; "
-            "take a number that divides them"
+            f"placement.kind is {kind}: {ranks.world_size} ranks can't be divided into groups of "
+            f"{size}; take a number that divides them"
         )
     return size

@@ -68,13 +68,13 @@ class Told:
         title: of the page; None: made of the base's name.
         notes: paragraphs of its own, such as what was cut.
         tuning: what was tried on dev and what was chosen, as `chosen.json` has it.
-        tries: folders of the runs that were trials.
+        trials: folders of the runs that were trials.
     """
 
     title: str | None = None
     notes: tuple[str, ...] = ()
     tuning: Mapping[str, Any] | None = None
-    tries: tuple[Path, ...] = ()
+    trials: tuple[Path, ...] = ()
 
 
 def compare(
@@ -159,7 +159,7 @@ def tree_of(
         ],
         "cost": [
             *(_cost(Path(run), file, "final") for run, file in zip(runs, files, strict=True)),
-            *(_cost(run, read_run(run), "try") for run in told.tries),
+            *(_cost(run, read_run(run), "try") for run in told.trials),
         ],
         "scoring": asdict(rules),
         "definitions": {"normaliser": str(rules), **DEFINITIONS},

@@ -156,8 +156,8 @@ class ChatFamily(ABC):
         prompt, full = self.prompt_text(language), self.full_text(language, transcript)
         if not full.startswith(prompt):
             raise UserError(
-                f"this base's chat template writes the prompt {prompt[-40:]!r} otherwise once an "
-                "answer follows it: such a template can't be trained with"
+                f"this base's chat template writes the prompt {prompt[-40:]!r} differently when "
+                "an answer follows: training needs a template that writes it the same"
             )
         return list(self.tokenizer(full[len(prompt) :], add_special_tokens=False).input_ids)
 
@@ -170,7 +170,7 @@ class ChatFamily(ABC):
         if not {self.audio_id, *self.stop, *self.tokenizer.all_special_ids}.isdisjoint(own):
             raise UserError(
                 f"clip {clip.key}: its transcript {text[:40]!r} holds a control token of this base: "
-                "take it out of the shards"
+                "remove it from the shards"
             )
         answer = self.rest_ids(clip.language, text)
         end = self._end(answer)

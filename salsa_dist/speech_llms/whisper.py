@@ -181,7 +181,7 @@ class Whisper:
         if not self._control.isdisjoint(own):
             raise UserError(
                 f"clip {clip.key}: its transcript {text[:40]!r} holds a control token of this base: "
-                "take it out of the shards"
+                "remove it from the shards"
             )
         return [*own, self.eos]
 

@@ -65,7 +65,7 @@ _SETTINGS = {
     "decoder/scale_embeddings": 0,
     "decoder/start_from_zero_embedding": 0,
 }
-_IGNORED = {"decoder/alignment_heads", "decoder/alignment_layer"}  # how to draw timestamps
+_IGNORED = {"decoder/alignment_heads", "decoder/alignment_layer"}  # how timestamps are aligned
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 _ENGLISH_ONLY = 51_864  # OpenAI's rule: the multilingual vocabulary is the larger one
 

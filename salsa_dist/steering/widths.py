@@ -47,7 +47,7 @@ def output_width(layer: nn.Module) -> int:
                 found.append((name.count("."), int(shape[0])))
     if not found:
         raise UserError(
-            f"the width of {type(layer).__name__} can't be told: it has no LayerNorm or RMSNorm with a "
+            f"the width of {type(layer).__name__} is unknown: it has no LayerNorm or RMSNorm with a "
             "weight; this base's layers are of a shape that is not known yet"
         )
     return min(reversed(found), key=lambda entry: entry[0])[1]

@@ -1,6 +1,6 @@
 """A comparison's trials, the choice among them on dev, and the final rows.
 
-    methods x settings x languages, one seed ─► tries ─► dev rate or loss of each ─► SWEEP/chosen.json
+    methods x settings x languages, one seed ─► trials ─► dev rate or loss of each ─► SWEEP/chosen.json
                                                                 │
     chosen settings x languages x seeds ─► final rows ─► the test split
 
@@ -8,7 +8,7 @@
                      {"method": "LoRA r=8 …", "corpus": "", "minutes": null, "languages": ["bg"],
                       "tries": [{"tried": "lr0.001", "dev": {"bg": 0.41}}, …], "chosen": "lr0.001"}]}
 
-A method with one setting has no tries. Of equals the first in the file is taken, and a try whose
+A method with one setting has no trials. Of equals the first in the file is taken, and a trial whose
 measure is no number never.
 """
 
@@ -36,20 +36,20 @@ class Choice:
     """What one method's setting was chosen from, for one language or for all of them.
 
     Attributes:
-        tries: each setting with its dev measure by language; None: not known yet, or no number.
-        chosen: None while tries are missing.
+        trials: each setting with its dev measure by language; None: not known yet, or no number.
+        chosen: None while trials are missing.
     """
 
     method: str
     corpus: str
     minutes: float | None
     languages: tuple[str, ...]
-    tries: list[tuple[Setting, dict[str, float | None]]]
+    trials: list[tuple[Setting, dict[str, float | None]]]
     chosen: Setting | None
 
 
-def tries_of(sweep: Sweep) -> list[Entry]:
-    """Every try of every method that has more than one setting."""
+def trials_of(sweep: Sweep) -> list[Entry]:
+    """Every trial of every method that has more than one setting."""
     tuning = sweep.file.tuning
     steps = tuning.steps or sweep.config.training.steps
     return [
@@ -62,23 +62,23 @@ def tries_of(sweep: Sweep) -> list[Entry]:
 
 
 def choose(sweep: Sweep, measured: Mapping[str, float | None]) -> list[Choice]:
-    """What the tries say so far.
+    """What the trials say so far.
 
     Args:
-        measured: by name, dev measure of the tries that are done; None where it is no number.
+        measured: by name, dev measure of the trials that are done; None where it is no number.
 
     Raises:
-        UserError: all tries of a method came to no number.
+        UserError: all trials of a method came to no number.
     """
     choices = []
     languages = sweep.file.grid.language
     groups = [tuple(languages)] if sweep.file.tuning.per == "all" else [(x,) for x in languages]
-    tries = {(e.corpus, e.minutes, e.label, e.language, _key(e)): e.name for e in tries_of(sweep)}
+    trials = {(e.corpus, e.minutes, e.label, e.language, _key(e)): e.name for e in trials_of(sweep)}
     for corpus, minutes, label, settings in _cells(sweep):
         for group in groups:
             tried_in = sweep.file.tuning.languages or group
             names = [
-                {x: tries.get((corpus, minutes, label, x, _key(s)), "") for x in tried_in}
+                {x: trials.get((corpus, minutes, label, x, _key(s)), "") for x in tried_in}
                 for s in settings
             ]
             found = [{x: measured.get(n) for x, n in own.items()} for own in names]
@@ -89,8 +89,8 @@ def choose(sweep: Sweep, measured: Mapping[str, float | None]) -> list[Choice]:
                 means = [_mean(list(dev.values())) for dev in found]
                 if not math.isfinite(min(means)):
                     raise UserError(
-                        f"{label}: no try in {', '.join(group)} came to a number on dev; lower its "
-                        "learning rates"
+                        f"{label}: no trial in {', '.join(group)} has a finite result on dev: lower "
+                        "its learning rates"
                     )
                 chosen = settings[means.index(min(means))]
             tried = list(zip(settings, found, strict=True))
@@ -107,7 +107,7 @@ def finals_of(sweep: Sweep, choices: Sequence[Choice], guess: bool = False) -> l
     grid, steps = sweep.file.grid, sweep.config.training.steps
     finals: dict[str, Entry] = {}
     for choice in choices:
-        setting = choice.chosen or (choice.tries[0][0] if guess else None)
+        setting = choice.chosen or (choice.trials[0][0] if guess else None)
         if setting is None:
             continue
         for language in choice.languages:
@@ -135,7 +135,7 @@ def chosen_tree(sweep: Sweep, choices: Sequence[Choice]) -> dict[str, Any]:
                 "corpus": c.corpus,
                 "minutes": c.minutes,
                 "languages": list(c.languages),
-                "tries": [{"tried": setting.tried, "dev": dev} for setting, dev in c.tries],
+                "tries": [{"tried": setting.tried, "dev": dev} for setting, dev in c.trials],
                 "chosen": c.chosen.tried if c.chosen else None,
             }
             for c in choices
@@ -175,12 +175,12 @@ def problems_of(sweep: Sweep) -> list[str]:
     told = ", ".join(f"{label} {count}" for label, count in counts.items())
     if len(set(counts.values())) > 1 and not file.tuning.uneven:
         problems.append(
-            f"methods have unequal numbers of tries ({told}): give each as many, or set "
+            f"methods have unequal numbers of trials ({told}): give each as many, or set "
             "tuning.uneven to true"
         )
     if max(counts.values(), default=1) > 1:
         if not file.dev_clips:
-            problems.append("choosing among tries needs dev_clips, such as 32")
+            problems.append("choosing among trials needs dev_clips, such as 32")
         if file.tuning.choose_by == "loss":
             problems += [
                 f"{label} has no dev loss: set tuning.choose_by to an error rate, or name one setting"
@@ -198,7 +198,7 @@ def uneven(sweep: Sweep) -> str | None:
     if len(set(counts.values())) < 2:
         return None
     told = ", ".join(f"{label} {count}" for label, count in counts.items())
-    return f"unequal numbers of tries, which favours those with more: {told}"
+    return f"unequal numbers of trials, which favours those with more: {told}"
 
 
 def _tunable(settings: Sequence[Setting]) -> bool:

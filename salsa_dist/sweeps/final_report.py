@@ -29,18 +29,18 @@ def write_final_report(plan: Plan) -> list[Path]:
     pages = []
     for corpus in sweep.corpora:
         names: dict[tuple[Path, str], str] = {}
-        tries: list[Path] = []
+        trials: list[Path] = []
         for entry, identity in zip(sweep.entries, plan.identities, strict=True):
             if entry.corpus == corpus and entry.stage == "final":
                 names[where[identity]] = entry.label
             elif entry.corpus == corpus:
-                tries.append(where[identity][0])
+                trials.append(where[identity][0])
         runs = list(dict.fromkeys(run for run, _ in names))
         told = Told(
             title=sweep.file.report.title,
             notes=tuple(filter(None, notes)),
             tuning=chosen_tree(sweep, [c for c in plan.choices if c.corpus == corpus]),
-            tries=tuple(dict.fromkeys(tries)),
+            trials=tuple(dict.fromkeys(trials)),
         )
         out = sweep.file.sweep / "report" / corpus
         pages.append(write_comparison(runs, out, names=names, told=told))

@@ -16,7 +16,7 @@ exclude: [{language: el, lr: 0.03}]
 jobs: {adapters: 64}
 
 With `methods` (see `methods.py`) it is a comparison: the grid says languages, seeds and sizes, and
-`choosing.py` makes tries and final rows of them.
+`choosing.py` makes trials and final rows of them.
 
 Entry ── one adapter: name, corpus, language, sites, rule, lr, seed, minutes; method, label …
 """

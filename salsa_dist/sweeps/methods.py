@@ -8,7 +8,7 @@ methods:
   - {kind: lora, rank: 8, targets: [q_proj, v_proj], sites: encoder, lr: [0.0003, 0.001, 0.003]}
   - {kind: salsa, sites: encoder, rule: add, lr: [0.003, 0.01, 0.03]}
 
-an entry ─► its Settings, one a try, in the file's order
+an entry ─► its Settings, one a trial, in the file's order
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from salsa_dist.config import (
 
 @dataclass(frozen=True)
 class Setting:
-    """One try of a method: all that a job needs to know of it, but for language, seed and steps.
+    """One trial of a method: all that a job needs to know of it, but for language, seed and steps.
 
     Attributes:
-        tried: what tells it from the method's other tries; "" where there is none.
+        tried: what tells it from the method's other trials; "" where there is none.
         seeded: whether a seed changes anything.
         seeds: its final rows take the first so many seeds of the grid; None: all.
     """
@@ -192,7 +192,7 @@ def _trained(method: Method, sites: str, rule: Rule, rates: Sequence[float] | No
 
 
 class Tuning(BaseModel):
-    """How a method's setting is chosen among its tries. The test split has no part in it."""
+    """How a method's setting is chosen among its trials. The test split has no part in it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -205,14 +205,14 @@ class Tuning(BaseModel):
         "language", description="one setting for each language, or the best on average over all"
     )
     languages: Annotated[list[str], Field(min_length=1)] | None = Field(
-        None, description="that tries are made in, where one setting serves all; null: all of them"
+        None, description="that trials are made in, where one setting serves all; null: all of them"
     )
-    steps: int | None = Field(None, ge=1, description="steps of a try; null: those of the final rows")
-    seed: int = Field(0, description="of the tries")
-    uneven: bool = Field(False, description="methods may have unequal numbers of tries")
+    steps: int | None = Field(None, ge=1, description="steps of a trial; null: those of the final rows")
+    seed: int = Field(0, description="of the trials")
+    uneven: bool = Field(False, description="methods may have unequal numbers of trials")
 
     @model_validator(mode="after")
     def _one_setting_serves_all(self) -> Tuning:
         if self.languages is not None and self.per != "all":
-            raise ValueError("tuning.languages makes tries in some languages for all: set per: all")
+            raise ValueError("tuning.languages makes trials in some languages for all: set per: all")
         return self

@@ -119,17 +119,17 @@ def _cost(entries: list[Entry], sweep: Sweep, facts: BaseFacts, index: ShardInde
         shards = index.select("train", group[0].language)
         if group[0].minutes is not None:
             shards = take_minutes(shards, group[0].minutes, group[0].seed or 0)
-        draws = (group[0].steps or config.training.steps) * config.data.clips_of_a_step(
+        samples = (group[0].steps or config.training.steps) * config.data.clips_of_a_step(
             mean_clip_s(shards)
         )
-        separate += draws * sum(clip_cost(facts, [s], False).each_step for s in sites)
+        separate += samples * sum(clip_cost(facts, [s], False).each_step for s in sites)
         if not entries[0].method.in_a_bank:
             packed = separate  # each by itself, on a base of its own
             continue
-        clips = min(draws, sum(len(s.entries) for s in shards))
-        packed += draws * clip_cost(facts, sites, facts.shares).each_step
+        clips = min(samples, sum(len(s.entries) for s in shards))
+        packed += samples * clip_cost(facts, sites, facts.shares).each_step
         with_kept = clip_cost(facts, sites, facts.shares, kept=facts.shares)
-        kept += draws * with_kept.each_step + clips * with_kept.once
+        kept += samples * with_kept.each_step + clips * with_kept.once
         kept_clips += clips
     each = 4 if config.base.dtype == "float32" else 2
     clip_bytes = facts.encoder_tokens * facts.width * each

@@ -4,8 +4,8 @@
           ─► Plan ── kept: jobs that are there        Plan.write() ─► SWEEP/jobs/<id>/config.yaml
                   └─ new: Packed jobs                 Plan.text()  ─► for people
 
-Of a comparison, what is known so far is planned: all tries, and the final rows of what has been chosen
-among tries that are done. So the same call gives the next jobs once the ones before are done.
+Of a comparison, what is known so far is planned: all trials, and the final rows of what has been chosen
+among trials that are done. So the same call gives the next jobs once the ones before are done.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from salsa_dist.sweeps.choosing import (
     choose,
     finals_of,
     problems_of,
-    tries_of,
+    trials_of,
     uneven,
     write_chosen,
 )
@@ -45,7 +45,7 @@ class Plan:
         new: jobs for the others.
         flop_per_s: measured over the sweep's own steps so far; None: none was made.
         choices: of a comparison, what was chosen so far.
-        later: of a comparison, jobs for final rows that wait for tries, by a guess of what is chosen.
+        later: of a comparison, jobs for final rows that wait for trials, by a guess of what is chosen.
         older: what release 0.1 knew the adapters by, see `older_identities`.
     """
 
@@ -138,17 +138,18 @@ class Plan:
         finals = finals_of(self.sweep, self.choices, guess=True)
         lines = []
         for label in self.sweep.labels():
-            tries = [e for e in self.sweep.entries if e.label == label and e.stage == "try"]
+            trials = [e for e in self.sweep.entries if e.label == label and e.stage == "try"]
             rows = [e for e in finals if e.label == label]
-            done = [sum(state.get(e.name) == "done" for e in own) for own in (tries, rows)]
+            done = [sum(state.get(e.name) == "done" for e in own) for own in (trials, rows)]
             lines.append(
-                f"{label}: {len(tries)} tries ({done[0]} done), {len(rows)} final rows ({done[1]} done)"
+                f"{label}: {len(trials)} trials ({done[0]} done), {len(rows)} final rows "
+                f"({done[1]} done)"
             )
         per = "each language" if tuning.per == "language" else "all languages together"
         if tuning.languages is not None:
             per = f"all languages by {', '.join(tuning.languages)}"
         lines.append(
-            f"tries: {tuning.steps or config.training.steps} steps, seed {tuning.seed}; the best by "
+            f"trials: {tuning.steps or config.training.steps} steps, seed {tuning.seed}; the best by "
             f"{tuning.choose_by} on {self.sweep.file.dev_clips} dev clips per language, for {per}; "
             f"final rows: {config.training.steps} steps, evaluated on {config.evaluation.split}"
         )
@@ -210,20 +211,20 @@ def make_plan(sweep: Sweep, nodes: int = 1) -> Plan:
     waiting: list[Entry] = []
     if sweep.file.methods:
         problems += problems_of(sweep)
-        tries = tries_of(sweep)
-        everything = [*tries, *finals_of(sweep, choose(sweep, {}), guess=True)]
+        trials = trials_of(sweep)
+        everything = [*trials, *finals_of(sweep, choose(sweep, {}), guess=True)]
         problems += [p for entry in everything for p in wrong_with(entry, sweep, facts, indexes)]
         if not problems:
-            own = [identity(e, sweep, facts, indexes[e.corpus]) for e in tries]
-            older = older_identities(tries, sweep, facts, indexes)
-            rows = result_rows([e.row() for e in tries], own, job_folders(folder, older))
+            own = [identity(e, sweep, facts, indexes[e.corpus]) for e in trials]
+            older = older_identities(trials, sweep, facts, indexes)
+            rows = result_rows([e.row() for e in trials], own, job_folders(folder, older))
             by = CHOSEN_BY.get(sweep.file.tuning.choose_by, "dev_loss")
             choices = choose(sweep, {r["name"]: r[by] for r in rows if r["state"] == "done"})
             finals = finals_of(sweep, choices)
             known = {e.name for e in finals}
             decided = [c for c in choices if c.chosen is None]
             waiting = [e for e in finals_of(sweep, decided, guess=True) if e.name not in known]
-            sweep = replace(sweep, entries=[*tries, *finals])
+            sweep = replace(sweep, entries=[*trials, *finals])
         else:
             sweep = replace(sweep, entries=everything)
     wrong = {id(entry): wrong_with(entry, sweep, facts, indexes) for entry in sweep.entries}

@@ -167,7 +167,7 @@ def refuse_prefix(sweep: Sweep, new: Sequence[Packed]) -> None:
     if training.prefix_cache == "off" or not new:
         return
     why = []
-    # One rank's memory holds what it draws itself; a disk holds what all ranks and jobs do.
+    # One rank's memory holds its own clips; a disk holds those of all ranks and jobs.
     if training.prefix_cache == "disk":
         size = sum(p.kept_bytes for p in new) / 1e9
     else:
@@ -181,7 +181,7 @@ def refuse_prefix(sweep: Sweep, new: Sequence[Packed]) -> None:
     if not training.share_prefix:
         why.append("it needs training.share_prefix: true")
     if from_settings(sweep.config.data.augment.model_dump()) is not None:
-        why.append("it keeps clips as they are: set data.augment off")
+        why.append("it stores clips as they are: turn data.augment off")
     if why:
         raise UserError(
             f"sweep {sweep.path} can't run with training.prefix_cache: {'; '.join(why)}; or set it off"

@@ -52,7 +52,7 @@ def output(out: Path | None, form: str | None, settings: Mapping[str, Any], sing
         return _Stdout(form or "text")
     one = _ONE_FILE.get(out.suffix.lower()) if not out.is_dir() else None
     if one and form and form != one:
-        raise UserError(f"--out {out} holds {one} by its ending, --format is {form}: choose one")
+        raise UserError(f"--out {out} ends as {one}, and --format is {form}: choose one")
     try:
         (out.parent if one else out).mkdir(parents=True, exist_ok=True)
         return _File(out, one, settings) if one else _Folder(out, form or "text", settings)

@@ -134,7 +134,7 @@ def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     module._alike.cache_clear()
     for name in ("whisper_normalizer.english", "opencc"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(UserError, match=r"or say evaluation\.normaliser=basic"):
+    with pytest.raises(UserError, match=r"or set evaluation\.normaliser=basic"):
         Rules.of(EvaluationConfig())
     asked = EvaluationConfig(normaliser="basic", alike=["chinese-scripts"])
     with pytest.raises(UserError, match=r"pip install 'salsa-dist\[chinese\]'"):

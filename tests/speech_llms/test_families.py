@@ -309,7 +309,7 @@ def test_the_width_of_a_layer_whose_weights_are_elsewhere() -> None:
         parameter.ds_shape = torch.Size([7])  # type: ignore[attr-defined]
         parameter.data = torch.empty(0)
     assert output_width(layer) == 7
-    with pytest.raises(UserError, match="the width of Linear can't be told"):
+    with pytest.raises(UserError, match="the width of Linear is unknown"):
         output_width(torch.nn.Linear(2, 2))
 
 

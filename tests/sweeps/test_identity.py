@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from salsa_dist.sweeps.choosing import choose, finals_of, tries_of
+from salsa_dist.sweeps.choosing import choose, finals_of, trials_of
 from salsa_dist.sweeps.folder import SCHEMA_0_1, job_folders
 from salsa_dist.sweeps.grid import Entry, Sweep, load_sweep
 from salsa_dist.sweeps.job_config import identity, job_config
@@ -31,7 +31,7 @@ def sweep_of(folder: Path, name: str, *changes: tuple[str, Any]) -> tuple[Sweep,
     path = folder / "sweep.yaml"
     path.write_text(yaml.safe_dump({**tree, "sweep": str(folder / "sweep")}))
     sweep = load_sweep(path)
-    return sweep, sweep.entries or [*tries_of(sweep), *finals_of(sweep, choose(sweep, {}), guess=True)]
+    return sweep, sweep.entries or [*trials_of(sweep), *finals_of(sweep, choose(sweep, {}), guess=True)]
 
 
 def identities(folder: Path, name: str, *changes: tuple[str, Any]) -> dict[str, str]:
@@ -61,11 +61,11 @@ def test_what_decides_a_result_makes_another_adapter(tmp_path: Path) -> None:
     finals = {key for key in own if key.endswith("/final")}
     for key, value, changed in [
         ("training.max_loss", 7, trained),
-        ("training.max_skipped", 7, trained & finals),  # a try never stops for it
+        ("training.max_skipped", 7, trained & finals),  # a trial never stops for it
         ("training.warmup", 0.5, trained),
         ("training.lr_scale", {"llm": 2}, {k for k in trained if "LoRA" not in k}),
         ("base.dtype", "bfloat16", set(own)),
-        ("evaluation.max_new_tokens", 7, set(own)),  # tries are decoded too
+        ("evaluation.max_new_tokens", 7, set(own)),  # trials are decoded too
         ("evaluation.forgetting", False, finals),
     ]:
         other = identities(tmp_path, "methods", (key, value))

@@ -27,7 +27,7 @@ from salsa_dist.corpus.writer import Sample, ShardWriter
 from salsa_dist.metrics.error_rates import score
 from salsa_dist.steering.vectors import SteeringVectors
 from salsa_dist.sweeps import local_jobs
-from salsa_dist.sweeps.choosing import choose, finals_of, tries_of
+from salsa_dist.sweeps.choosing import choose, finals_of, trials_of
 from salsa_dist.sweeps.folder import JobFolder
 from salsa_dist.sweeps.grid import load_sweep
 from salsa_dist.sweeps.plan import make_plan
@@ -111,12 +111,12 @@ def test_the_best_on_dev_is_chosen_and_runs_with_all_seeds_on_test(whole: Path) 
     sweep = whole.parent / "sweep"
     rows = json_of(sweep / "results.json")["rows"]
     assert {row["state"] for row in rows} == {"done"}
-    tries = {(r["method"], r["name"]): r["cer"] for r in rows if r["stage"] == "try"}
+    trials = {(r["method"], r["name"]): r["cer"] for r in rows if r["stage"] == "try"}
     for choice in json_of(sweep / "chosen.json")["choices"]:
         if len(choice["tries"]) > 1:
             by = {t["tried"]: t["dev"]["bg"] for t in choice["tries"]}
             assert sorted(by.values()) == sorted(
-                v for (m, _), v in tries.items() if m == choice["method"]
+                v for (m, _), v in trials.items() if m == choice["method"]
             )
             assert by[choice["chosen"]] == min(by.values())
     cells = json_of(sweep / "report" / "comparison.json")["cells"]
@@ -224,17 +224,17 @@ def test_a_choice_is_for_each_language_or_for_all(
         sweep = load_sweep(
             write(tmp_path, tiny_base, tiny_shards, grid=grid, methods=method, tuning={"per": per})
         )
-        names = [e.name for e in tries_of(sweep)]  # bg 0.1, bg 0.2, el 0.1, el 0.2
+        names = [e.name for e in trials_of(sweep)]  # bg 0.1, bg 0.2, el 0.1, el 0.2
         measured = dict(zip(names, [0.5, 0.4, 0.1, 0.3], strict=True))
         finals = finals_of(sweep, choose(sweep, measured))
         chosen[per] = {e.language: e.lr for e in finals}
     assert chosen == {"language": {"bg": 0.2, "el": 0.1}, "all": {"bg": 0.1, "el": 0.1}}
-    first = tries_of(sweep)[0].name
+    first = trials_of(sweep)[0].name
     assert choose(sweep, {first: 0.1})[0].chosen is None
     diverged = choose(sweep, {**measured, names[0]: None, names[2]: None})
     assert diverged[0].chosen is not None
     assert diverged[0].chosen.lr == 0.2
-    with pytest.raises(UserError, match="no try in bg, el came to a number"):
+    with pytest.raises(UserError, match="no trial in bg, el has a finite result"):
         choose(sweep, dict.fromkeys(names))
 
 
@@ -250,10 +250,10 @@ def test_tries_in_some_languages_serve_all_and_an_entry_may_have_fewer_seeds(
     sweep = load_sweep(
         write(tmp_path, tiny_base, tiny_shards, grid=grid, methods=methods, tuning=tuning)
     )
-    tries = tries_of(sweep)
-    assert [(e.language, e.lr) for e in tries] == [("el", 0.1), ("el", 0.2)] * 2
+    trials = trials_of(sweep)
+    assert [(e.language, e.lr) for e in trials] == [("el", 0.1), ("el", 0.2)] * 2
     measured: dict[str, float | None] = dict(
-        zip([e.name for e in tries], [0.5, 0.4, 0.1, 0.3], strict=True)
+        zip([e.name for e in trials], [0.5, 0.4, 0.1, 0.3], strict=True)
     )
     finals = finals_of(sweep, choose(sweep, measured))
     assert [(e.language, e.lr, e.seed) for e in finals] == [
@@ -286,7 +286,7 @@ def test_by_loss_nothing_is_decoded_for_a_try_and_all_methods_have_one_measure(
     choices = make_plan(load_sweep(path)).choices
     assert len(choices) == 4
     assert all(choice.chosen for choice in choices)
-    losses = [dev["bg"] for choice in choices for _, dev in choice.tries]
+    losses = [dev["bg"] for choice in choices for _, dev in choice.trials]
     nothing, other = losses[1::2], losses[::2]
     assert nothing == pytest.approx([nothing[0]] * 4, rel=1e-5)
     assert not any(loss == pytest.approx(nothing[0], rel=1e-5) for loss in other)
@@ -312,7 +312,7 @@ def test_mixed_speech_is_chosen_by_its_mer(tmp_path: Path, tiny_base: Path) -> N
         for verb in job.verbs:
             run_command(verb, str(job.config), [])
     (choice,) = make_plan(load_sweep(path)).choices
-    measured = {setting.lr: dev["zh-en"] for setting, dev in choice.tries}
+    measured = {setting.lr: dev["zh-en"] for setting, dev in choice.trials}
     rates: dict[str, dict[float, float]] = {"wer": {}, "cer": {}}
     for line in transcripts(tmp_path / "sweep", "try"):
         scored = score(line["reference"], line["hypothesis"], "zh-en")
@@ -376,7 +376,7 @@ def test_what_cannot_be_done_is_told_all_at_once_before_anything_runs(
         "'99' is out of range",
         "no 'train' shards in 'xx'",
         "two methods are called 'twice'",
-        "unequal numbers of tries",
+        "unequal numbers of trials",
         "grid.sites is for a sweep without methods",
     ):
         assert what in done.stderr
@@ -388,11 +388,11 @@ def test_unequal_numbers_of_tries_are_a_warning_where_they_are_meant(
 ) -> None:
     methods = [{"kind": "salsa", "lr": [0.1, 0.2]}, {"kind": "bias", "lr": 0.1}]
     path = write(tmp_path, tiny_base, tiny_shards, methods=methods)
-    with pytest.raises(UserError, match="unequal numbers of tries"):
+    with pytest.raises(UserError, match="unequal numbers of trials"):
         make_plan(load_sweep(path))
     path = write(tmp_path, tiny_base, tiny_shards, methods=methods, tuning={"uneven": True})
     text = make_plan(load_sweep(path)).text()
-    assert "warning: unequal numbers of tries, which favours those with more: SALSA" in text
+    assert "warning: unequal numbers of trials, which favours those with more: SALSA" in text
 
 
 def test_a_plan_counts_tries_final_rows_and_clips_to_decode(
@@ -403,8 +403,8 @@ def test_a_plan_counts_tries_final_rows_and_clips_to_decode(
     text = make_plan(
         load_sweep(write(tmp_path, tiny_base, tiny_shards, grid=grid, methods=methods))
     ).text()
-    assert "ours: 4 tries (0 done), 6 final rows (0 done)" in text
-    # 4 tries of 2 dev clips; the base and 3 seeds on 6 test clips in 2 languages.
+    assert "ours: 4 trials (0 done), 6 final rows (0 done)" in text
+    # 4 trials of 2 dev clips; the base and 3 seeds on 6 test clips in 2 languages.
     assert f"{4 * 2 + 2 * 6 + 6 * 6} clips to decode" in text
 
 
@@ -417,7 +417,7 @@ def test_forgetting_is_looked_at_in_final_rows_alone_with_the_base_beside_them(
     tree = yaml.safe_load(path.read_text())
     tree["config"]["evaluation"]["forgetting"] = True
     path.write_text(yaml.safe_dump(tree))
-    # Two tries of 2 dev clips; the base and one row on 6 test clips in 2 languages.
+    # Two trials of 2 dev clips; the base and one row on 6 test clips in 2 languages.
     assert f"{2 * 2 + 2 * 6 + 2 * 6} clips to decode" in make_plan(load_sweep(path)).text()
     run_here(path)
     sweep = tmp_path / "sweep"

@@ -139,7 +139,7 @@ def test_run_to_its_report(
     tree["config"]["training"] |= {"steps": 2}
     tree["config"]["evaluation"] |= {"max_new_tokens": 8}
     tree["grid"]["seed"], tree["dev_clips"], tree["jobs"] = [0], 1, {"adapters": 16}
-    # One try each: all methods, corpora and languages run, and nothing is chosen.
+    # One trial each: all methods, corpora and languages run, and nothing is chosen.
     for method in tree["methods"]:
         method |= {k: v[:1] for k, v in method.items() if isinstance(v, list)}
     path.write_text(yaml.safe_dump(tree), encoding="utf-8")

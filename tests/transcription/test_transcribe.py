@@ -300,7 +300,7 @@ def test_languages_of_a_list_a_file_and_a_command(
     status, out, err = run(*command, stdin=listed.encode())
     assert status == 2
     assert len(out.splitlines()) == 2
-    assert "c.ogg says no language" in err
+    assert "c.ogg names no language" in err
     for wrong in (b"a\tb\tc\td", b'{"audio": 3}', b"{"):
         assert "line 1 of the list" in run(*command, stdin=wrong)[2]
 
@@ -411,7 +411,7 @@ def test_transformers_says_nothing(
         (["--device", "cuda:77"], "--device cuda:77 can't be used"),
         (["--dtype", "int8"], "--dtype int8: choose"),
         (["--format", "docx"], "--format docx: choose one of text, json, srt, vtt"),
-        (["--json", "--format", "srt"], "can't be had together"),
+        (["--json", "--format", "srt"], "exclude each other"),
         (["--language-as", "tw"], "write it as tw=yo"),
         (["--language", "not a code"], "no language code"),
     ],
