@@ -245,8 +245,8 @@ def make_batch(shape: dict[str, Any], clips: int) -> AdapterBatch:
 def flops_of_a_clip(model: Any, shape: dict[str, Any]) -> int:
     """Forward and activation-only backward of one clip; see the formula above."""
     audio, text = shape["audio_config"], shape["text_config"]
-    heard = audio["max_source_positions"]
-    read = heard // 2 + PROMPT + LABELS
+    frames = audio["max_source_positions"]
+    read = frames // 2 + PROMPT + LABELS
     layers = find_layers(model)
     matrices = {
         part: sum(p.numel() for p in stack.parameters() if p.ndim == 2)
@@ -255,13 +255,13 @@ def flops_of_a_clip(model: Any, shape: dict[str, Any]) -> int:
     head = text["hidden_size"] * text["vocab_size"]
     projector = audio["d_model"] * text["hidden_size"]
     products = (
-        heard * matrices["encoder"]
-        + heard // 2 * projector
+        frames * matrices["encoder"]
+        + frames // 2 * projector
         + read * matrices["llm"]
         + LABELS * head  # labels are all that the head sees
     )
     attention = (
-        audio["encoder_layers"] * heard**2 * audio["d_model"]
+        audio["encoder_layers"] * frames**2 * audio["d_model"]
         + text["num_hidden_layers"] * read**2 * text["hidden_size"] // 2
     )
     return 4 * products + 12 * attention

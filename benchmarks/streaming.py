@@ -226,10 +226,10 @@ def speed(corpus: Corpus, rounds: int) -> list[dict[str, Any]]:
                 assert audio.ndim == 1, name
                 samples += len(audio)
             seconds = time.process_time() - start
-            heard = samples / RATE / 3600
-            assert abs(heard / corpus.hours - 1) < 0.05, (name, heard, corpus.hours)
+            read = samples / RATE / 3600
+            assert abs(read / corpus.hours - 1) < 0.05, (name, read, corpus.hours)
             if number:  # the first imports and warms up
-                hours[name].append(heard / seconds)
+                hours[name].append(read / seconds)
     mine = statistics.median(hours["ours"])
     rows = []
     for name, found in hours.items():
@@ -297,8 +297,8 @@ def first_step(corpus: Corpus, index: ShardIndex, folder: Path, step: int) -> tu
     wanted: dict[str, tuple[Shard, list[Entry]]] = {}
     plan = AdapterPlan(index.shards, 16, 64, 0, 30.0)
     for t in range(step, steps_of(pool_of(step)).stop, LANES):
-        for draw in plan.step(t):
-            wanted.setdefault(draw.shard.path, (draw.shard, []))[1].append(draw.entry)
+        for sample in plan.step(t):
+            wanted.setdefault(sample.shard.path, (sample.shard, []))[1].append(sample.entry)
     for shard, entries in wanted.values():
         make_tar(corpus, shard, entries)
     for cached in (plan_module._shard_order, mixing._window):
@@ -366,7 +366,7 @@ def memory(folder: Path, clips: int) -> list[dict[str, Any]]:
         if t % (steps // 10) == 0 or t + 1 == steps:
             pages = int(Path("/proc/self/statm").read_text().split()[1])
             resident[(t + 1) * 16] = round(pages * 4096 / 1e6, 1)
-    warm = next(mb for heard, mb in resident.items() if heard > clips / 20)
+    warm = next(mb for read, mb in resident.items() if read > clips / 20)
     row = {
         "what": "memory",
         "clips_heard": steps * 16,

@@ -28,7 +28,7 @@ _BANDS = _FFT // 2 + 1
 
 @dataclass(frozen=True)
 class Augment:
-    """What may happen to a clip; each amount is drawn evenly from its range.
+    """What may happen to a clip; each amount is uniform in its range.
 
     Attributes:
         speed: factors, such as (0.9, 1.1); None: off.
@@ -77,7 +77,7 @@ def mask(kept: torch.Tensor, widest: int, axis: int, seed: int) -> torch.Tensor:
     if torchaudio.works():
         from torchaudio.functional import mask_along_axis
 
-        # It draws from torch's own generator, which the rest of the program must find as it was.
+        # It uses torch's own generator, which the rest of the program must find as it was.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             return mask_along_axis(kept, widest + 1, 0.0, axis)

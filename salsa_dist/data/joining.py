@@ -1,14 +1,14 @@
 """Several clips joined in one audio window.
 
-    one reader's draws of a step    7   12   15   21   30        joined up to three at a time:
-    windows                        [7] [12 · 15 · 21] [30]       how many is drawn anew for each
+    one reader's samples of a step    7   12   15   21   30      joined up to three at a time:
+    windows                          [7] [12 · 15 · 21] [30]     how many is random for each
 
 A base with a window of fixed length costs the same for any content: Whisper pays for 30 s where a
 clip lasts two. Joined, that pays for several transcripts. The number varies, so that clips alone are
 met too.
 
 Only clips of one reader and one language meet, and their lengths in the index decide what fits:
-windows depend on the step alone, as its draws do, and every rank knows how many each has.
+windows depend on the step alone, as its samples do, and every rank knows how many each has.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import replace
 import numpy as np
 
 from salsa_dist.data.clip import SAMPLE_RATE, Clip
-from salsa_dist.data.plan import Draw
+from salsa_dist.data.plan import Sample
 
 PAUSE_S = 0.4  # between two clips
 _PAUSE = np.zeros(round(PAUSE_S * SAMPLE_RATE), np.float32)
@@ -27,28 +27,28 @@ _JOIN = 0x4A4F494E  # keeps these random numbers apart from a plan's
 
 
 def windows(
-    draws: Sequence[Draw], seed: int, step: int, most: int, max_seconds: float
-) -> list[list[Draw]]:
-    """`draws` of one adapter's step, those of a window together.
+    samples: Sequence[Sample], seed: int, step: int, most: int, max_seconds: float
+) -> list[list[Sample]]:
+    """`samples` of one adapter's step, those of a window together.
 
     Args:
         seed: the adapter's.
         most: clips of one window, at most.
         max_seconds: the base's audio window.
     """
-    found: list[list[Draw]] = []
-    by_reader: dict[tuple[int, str], list[Draw]] = {}
-    for draw in draws:
-        by_reader.setdefault((draw.reader, draw.shard.language), []).append(draw)
+    found: list[list[Sample]] = []
+    by_reader: dict[tuple[int, str], list[Sample]] = {}
+    for sample in samples:
+        by_reader.setdefault((sample.reader, sample.shard.language), []).append(sample)
     for (reader, language), own in sorted(by_reader.items()):
         rng = np.random.default_rng([seed, step, reader, *language.encode(), _JOIN])
         room, seconds = 0, 0.0
-        for draw in own:
-            seconds += PAUSE_S + draw.entry.seconds
+        for sample in own:
+            seconds += PAUSE_S + sample.entry.seconds
             if room == 0 or seconds > max_seconds:
                 found.append([])
-                room, seconds = int(rng.integers(1, most + 1)), draw.entry.seconds
-            found[-1].append(draw)
+                room, seconds = int(rng.integers(1, most + 1)), sample.entry.seconds
+            found[-1].append(sample)
             room -= 1
     return found
 

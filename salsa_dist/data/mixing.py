@@ -1,10 +1,10 @@
 """How an adapter with several languages divides its samples among them.
 
-    clips of each language ──shares──► p ~ n^(1/T), or weights ──quotas──► whole draws of a window
-    draw n = window · 4096 + i  ──mixed──► its language, and how many draws of it came before
+    clips of each language ──shares──► p ~ n^(1/T), or weights ──quotas──► whole samples of a window
+    sample n = window · 4096 + i  ──mixed──► its language, and how many samples of it came before
 
-Every window of 4,096 draws holds each language's quota exactly, in an order of its own. So how often a
-language was drawn before any n is known without looking at those draws.
+Every window of 4,096 samples holds each language's quota exactly, in an order of its own. So how often
+a language was sampled before any n is known without looking at those samples.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ from numpy.typing import NDArray
 
 from salsa_dist.errors import UserError
 
-WINDOW = 4096  # draws
+WINDOW = 4096  # samples
 
 
 @dataclass(frozen=True)
 class Mix:
     """Explicit `weights` of the languages, or where there are none a temperature.
 
-    At temperature 1 a language is drawn as often as it has clips, at a high one all are drawn alike:
-    p ~ n^(1/T), as in multilingual BERT and XLM-R (arXiv 1911.02116, section 3.1, alpha = 1/T).
+    At temperature 1 a language is sampled in proportion to its clips, at a high one about as often
+    as the others: p ~ n^(1/T), as in multilingual BERT and XLM-R (arXiv 1911.02116, section 3.1,
+    alpha = 1/T).
     """
 
     temperature: float = 1.0
@@ -34,10 +35,10 @@ class Mix:
 
 
 def shares(clips: Mapping[str, int], mix: Mix) -> dict[str, float]:
-    """Each language's share of the draws; they add up to 1.
+    """Each language's share of the samples; they add up to 1.
 
     Args:
-        clips: language -> clips that can be drawn.
+        clips: language -> clips that can be sampled.
 
     Raises:
         UserError: the weights are not of these languages.
@@ -56,7 +57,7 @@ def shares(clips: Mapping[str, int], mix: Mix) -> dict[str, float]:
 
 
 def quotas(share: Sequence[float]) -> tuple[int, ...]:
-    """Draws of each language in a window: largest remainders, and at least one each."""
+    """Samples of each language in a window: largest remainders, and at least one each."""
     if len(share) > WINDOW:
         raise UserError(f"an adapter of {len(share)} languages: at most {WINDOW} can be mixed")
     exact = np.array(share) * WINDOW
@@ -69,7 +70,7 @@ def quotas(share: Sequence[float]) -> tuple[int, ...]:
 
 
 def mixed(seed: int, n: int, quota: tuple[int, ...]) -> tuple[int, int]:
-    """The language of draw `n`, by number, and how many draws of it came before."""
+    """The language of sample `n`, by number, and how many samples of it came before."""
     window, i = divmod(n, WINDOW)
     languages, before = _window(seed, window, quota)
     language = int(languages[i])

@@ -1,10 +1,10 @@
 """Which clips an adapter samples at its step t: a pure function of its seed, t and the shard index.
 
-    draw n      of the adapter's endless sequence is of the language that `mixing` says; it is that
-                language's draw m, made by its virtual reader m % readers at its place m // readers
+    sample n    of the adapter's endless sequence is of the language that `mixing` says; it is that
+                language's sample m, made by its virtual reader m % readers at its place m // readers
     reader      owns every readers-th shard of the language, and goes through them epoch after epoch:
                 shards in a new order each, the clips of a shard in the order of its file
-    pool k      a run of draws: a few places of every reader, so a short stretch of each open shard;
+    pool k      a run of samples: a few places of every reader, so a short stretch of each open shard;
                 dealt out to the POOL_STEPS steps of the pool, in a random order or by length
     step t      takes turns among LANES pools:
 
@@ -15,7 +15,7 @@ A pool is what is read in one go, what clips are shuffled within, and what is so
 lanes mix the clips of LANES pools, and let data workers each read pools of their own: steps that are
 a divisor of LANES apart never share one.
 
-Readers, not ranks, decide what is drawn. Ranks only share them out: reader r is read by rank
+Readers, not ranks, decide what is sampled. Ranks only share them out: reader r is read by rank
 r % world_size. So the batch of a step is the same on any number of ranks, and to go on at step t
 nothing is replayed.
 """
@@ -42,8 +42,8 @@ _ENOUGH = 8  # clips of a step that are cut by themselves
 
 
 @dataclass(frozen=True)
-class Draw:
-    """One clip of a step: its number in the adapter's draws, the reader that draws it, its epoch
+class Sample:
+    """One clip of a step: its number among the adapter's samples, the reader that samples it, its epoch
     (how often that reader has gone through its shards), and where it lies."""
 
     number: int
@@ -62,11 +62,11 @@ class _Part:
 
 
 class AdapterPlan:
-    """The draws of one adapter.
+    """The samples of one adapter.
 
     Args:
         shards: those of its split, in all its languages.
-        clips_per_step: draws of a step, over all ranks; None where `seconds_per_step` decides.
+        clips_per_step: samples of a step, over all ranks; None where `seconds_per_step` decides.
         readers: how many virtual readers the shards of a language are dealt to; a language with fewer
             shards has as many readers as shards.
         seed: the adapter's own.
@@ -74,11 +74,11 @@ class AdapterPlan:
         seconds_per_step: audio of a step, over all ranks. A step's clips are then of similar lengths,
             and its audio is this on average: within a pool all steps have the same, but for parts of
             a clip.
-        mix: how often each of several languages is drawn.
+        mix: how often each of several languages is sampled.
 
     Attributes:
-        key: the same for plans that draw the same clips.
-        seconds: of speech that it draws from.
+        key: the same for plans that sample the same clips.
+        seconds: of speech that it samples from.
 
     Raises:
         UserError: fewer shards than readers, or no clip that fits.
@@ -118,8 +118,8 @@ class AdapterPlan:
             )
             self.left_out += len(lengths) - len(own)
             parts.setdefault(shard.language, []).append(_Part(shard, own))
-            heard = seconds.get(shard.language, 0.0) + sum(lengths[fits].tolist())
-            seconds[shard.language] = heard
+            before = seconds.get(shard.language, 0.0)
+            seconds[shard.language] = before + sum(lengths[fits].tolist())
         self.seconds = sum(seconds.values())
         self.key = _key(parts, clips_per_step, seconds_per_step, readers, seed, mix)
         self._languages = []
@@ -133,7 +133,7 @@ class AdapterPlan:
         self.shares = shares(clips, mix)
         self._quotas = quotas(list(self.shares.values()))
         if clips_per_step is not None:
-            self._pool_draws = clips_per_step * POOL_STEPS
+            self._pool_samples = clips_per_step * POOL_STEPS
         elif seconds_per_step is not None:
             mean = sum(self.shares[name] * seconds[name] / clips[name] for name in clips)
             if seconds_per_step < mean:
@@ -141,55 +141,55 @@ class AdapterPlan:
                     f"data.seconds_per_step is {seconds_per_step:g}, and a clip of "
                     f"{', '.join(clips)} lasts {mean:.1f} s on average: set it to several clips"
                 )
-            self._pool_draws = round(POOL_STEPS * seconds_per_step / mean)
+            self._pool_samples = round(POOL_STEPS * seconds_per_step / mean)
         else:
             raise ValueError("a plan needs clips_per_step or seconds_per_step")
-        self._pools: dict[int, list[list[Draw]]] = {}
+        self._pools: dict[int, list[list[Sample]]] = {}
 
-    def step(self, t: int) -> list[Draw]:
-        """The draws of step `t`."""
+    def step(self, t: int) -> list[Sample]:
+        """The samples of step `t`."""
         return self._pool(pool_of(t))[t // LANES % POOL_STEPS]
 
-    def replacement(self, draw: Draw, attempt: int) -> Draw:
-        """The replacement of a bad `draw`: another clip of its language, from any shard.
+    def replacement(self, sample: Sample, attempt: int) -> Sample:
+        """The replacement of a bad `sample`: another clip of its language, from any shard.
 
-        It depends on the draw and on `attempt` (0, 1, …) alone, so it is the same on all ranks.
+        It depends on the sample and on `attempt` (0, 1, …) alone, so it is the same on all ranks.
         """
-        own = next(x for x in self._languages if x.name == draw.shard.language)
-        rng = np.random.default_rng([self.seed, draw.number, attempt, _REPLACEMENT])
+        own = next(x for x in self._languages if x.name == sample.shard.language)
+        rng = np.random.default_rng([self.seed, sample.number, attempt, _REPLACEMENT])
         shard, entry = own.clip(int(rng.integers(own.clips)))
-        return Draw(draw.number, draw.reader, draw.epoch, shard, entry)
+        return Sample(sample.number, sample.reader, sample.epoch, shard, entry)
 
-    def _pool(self, k: int) -> list[list[Draw]]:
+    def _pool(self, k: int) -> list[list[Sample]]:
         if k not in self._pools:
             if len(self._pools) >= 2 * LANES:
                 self._pools.pop(next(iter(self._pools)))
             self._pools[k] = self._make_pool(k)
         return self._pools[k]
 
-    def _make_pool(self, k: int) -> list[list[Draw]]:
-        by_reader: dict[int, list[Draw]] = {}
-        for n in range(k * self._pool_draws, (k + 1) * self._pool_draws):
+    def _make_pool(self, k: int) -> list[list[Sample]]:
+        by_reader: dict[int, list[Sample]] = {}
+        for n in range(k * self._pool_samples, (k + 1) * self._pool_samples):
             language, m = mixed(self.seed, n, self._quotas)
-            draw = self._languages[language].draw(self.seed, n, m)
-            by_reader.setdefault(draw.reader % self.readers, []).append(draw)
+            sample = self._languages[language].sample(self.seed, n, m)
+            by_reader.setdefault(sample.reader % self.readers, []).append(sample)
         rng = np.random.default_rng([self.seed, k, _POOL])
         deal = _by_number if self.clips_per_step is not None else _by_length
         steps = deal([by_reader[r] for r in sorted(by_reader)], rng)
         return [steps[i] for i in rng.permutation(POOL_STEPS)]
 
 
-def dealt(draws: Sequence[Draw], readers: int, world_size: int) -> list[int]:
-    """The rank of each draw of a step.
+def dealt(samples: Sequence[Sample], readers: int, world_size: int) -> list[int]:
+    """The rank of each sample of a step.
 
-    A rank has readers of its own, or, where ranks are more than readers, a run of a reader's draws.
-    What is drawn does not depend on it.
+    A rank has readers of its own, or, where ranks are more than readers, a run of a reader's samples.
+    What is sampled does not depend on it.
     """
     if world_size <= readers:
-        return [rank_of(draw.reader, world_size) for draw in draws]
-    ranks = [0] * len(draws)
-    for place, i in enumerate(sorted(range(len(draws)), key=lambda i: draws[i].reader)):
-        ranks[i] = place * world_size // len(draws)
+        return [rank_of(sample.reader, world_size) for sample in samples]
+    ranks = [0] * len(samples)
+    for place, i in enumerate(sorted(range(len(samples)), key=lambda i: samples[i].reader)):
+        ranks[i] = place * world_size // len(samples)
     return ranks
 
 
@@ -226,8 +226,8 @@ class _Language:
                     f"of {max_seconds:g} s; set a longer window_s"
                 )
 
-    def draw(self, seed: int, n: int, m: int) -> Draw:
-        """Draw `m` of the language, which is draw `n` of the adapter."""
+    def sample(self, seed: int, n: int, m: int) -> Sample:
+        """Sample `m` of the language, which is sample `n` of the adapter."""
         reader, place = m % self.readers, m // self.readers
         sizes = self._sizes[reader]
         epoch, place = divmod(place, sum(sizes))
@@ -236,7 +236,7 @@ class _Language:
         i = int(np.searchsorted(ends, place, side="right"))
         part = self._dealt[reader][order[i]]
         within = place - (int(ends[i - 1]) if i else 0)
-        return Draw(n, globally, epoch, part.shard, part.entries[within])
+        return Sample(n, globally, epoch, part.shard, part.entries[within])
 
     def clip(self, i: int) -> tuple[Shard, Entry]:
         """The language's clip number `i`."""
@@ -255,18 +255,18 @@ def _shard_order(
     return order, np.cumsum([sizes[i] for i in order])
 
 
-def _by_number(readers: Sequence[list[Draw]], rng: np.random.Generator) -> list[list[Draw]]:
+def _by_number(readers: Sequence[list[Sample]], rng: np.random.Generator) -> list[list[Sample]]:
     """Equally many samples per step, in random order, and as equally many of each reader as can be."""
-    placed: list[tuple[float, int, Draw]] = []
+    placed: list[tuple[float, int, Sample]] = []
     for r, own in enumerate(readers):
         shuffled = [own[i] for i in rng.permutation(len(own))]
-        placed += [((i + 0.5) / len(own), r, draw) for i, draw in enumerate(shuffled)]
+        placed += [((i + 0.5) / len(own), r, sample) for i, sample in enumerate(shuffled)]
     placed.sort(key=lambda item: item[:2])
     size = len(placed) // POOL_STEPS
     return [[d for _, _, d in placed[j * size : (j + 1) * size]] for j in range(POOL_STEPS)]
 
 
-def _by_length(readers: Sequence[list[Draw]], rng: np.random.Generator) -> list[list[Draw]]:
+def _by_length(readers: Sequence[list[Sample]], rng: np.random.Generator) -> list[list[Sample]]:
     """Equally many seconds per step, the shortest clips in the first and the longest in the last.
 
     Where there are clips enough, groups of readers are cut by themselves, so that ranks, which share
@@ -275,14 +275,14 @@ def _by_length(readers: Sequence[list[Draw]], rng: np.random.Generator) -> list[
     clips = sum(map(len, readers)) / POOL_STEPS
     fitting = [g for g in range(1, len(readers) + 1) if len(readers) % g == 0 and clips / g >= _ENOUGH]
     groups = max(fitting, default=1)
-    steps: list[list[Draw]] = [[] for _ in range(POOL_STEPS)]
+    steps: list[list[Sample]] = [[] for _ in range(POOL_STEPS)]
     for g in range(groups):
-        own = [draw for reader in readers[g::groups] for draw in reader]
+        own = [sample for reader in readers[g::groups] for sample in reader]
         own.sort(key=lambda d: (d.entry.seconds, d.number))
         seconds = np.array([d.entry.seconds for d in own])
         middle = (np.cumsum(seconds) - seconds / 2) / seconds.sum() * POOL_STEPS
-        for j, draw in zip(np.floor(middle), own, strict=True):
-            steps[int(j)].append(draw)
+        for j, sample in zip(np.floor(middle), own, strict=True):
+            steps[int(j)].append(sample)
     for step in steps:
         if not step:  # only where a step is hardly more than one clip
             fullest = max(steps, key=len)
@@ -290,11 +290,11 @@ def _by_length(readers: Sequence[list[Draw]], rng: np.random.Generator) -> list[
     return steps
 
 
-def of_rank(plan: AdapterPlan, t: int, rank: int, world_size: int) -> list[Draw]:
-    """The draws of step `t` that are a rank's."""
-    draws = plan.step(t)
-    ranks = dealt(draws, plan.readers, world_size)
-    return [draw for draw, owner in zip(draws, ranks, strict=True) if owner == rank]
+def of_rank(plan: AdapterPlan, t: int, rank: int, world_size: int) -> list[Sample]:
+    """The samples of step `t` that are a rank's."""
+    samples = plan.step(t)
+    ranks = dealt(samples, plan.readers, world_size)
+    return [sample for sample, owner in zip(samples, ranks, strict=True) if owner == rank]
 
 
 _POOL = 0x504F4F4C  # keep the random numbers of pools and replacements apart from those of orders

@@ -1,10 +1,10 @@
 """One rank's clips of one adapter, step by step, read from the shards.
 
-    plan ──pool──► this rank's draws ──one open a shard, large reads──► bytes, held until their step
+    plan ──pool──► this rank's samples ──one open a shard, large reads──► bytes, held until their step
     step t ──► its bytes ──decode──► Clips, and the Bad samples that others stand in for
 
 A pool's bytes are read when its first step is asked for, and let go as its steps are made. A sample
-that can't be used is replaced by one that depends on the draw alone, so by the same on every number
+that can't be used is replaced by one that depends on the sample alone, so by the same on every number
 of ranks and workers.
 """
 
@@ -19,12 +19,12 @@ from torch.utils.data import get_worker_info
 from salsa_dist.data.augment import Augment
 from salsa_dist.data.clip import Clip
 from salsa_dist.data.index import Entry, Shard, ShardIndex
-from salsa_dist.data.plan import LANES, POOL_STEPS, AdapterPlan, Draw, of_rank, pool_of, steps_of
+from salsa_dist.data.plan import LANES, POOL_STEPS, AdapterPlan, Sample, of_rank, pool_of, steps_of
 from salsa_dist.data.shard_cache import cache_of
 from salsa_dist.data.shards import BadSample, Bytes, read_ranges, read_sample
 from salsa_dist.places import Folder, Remote
 
-ATTEMPTS = 16  # replacements tried for one draw
+ATTEMPTS = 16  # replacements tried for one sample
 DAMAGED = ("audio", "transcript", "tar")  # what a link may have done to a sample
 AHEAD_S = 30.0  # for which shards of a store are fetched ahead
 
@@ -47,11 +47,11 @@ class StepClips:
     """A rank's clips of one step and the samples that had to be replaced.
 
     Attributes:
-        clips: each with its draw, which may be a replacement.
-        hopeless: draws whose replacements could none be used; their clips are missing.
+        clips: each with its sample, which may be a replacement.
+        hopeless: samples whose replacements could none be used; their clips are missing.
     """
 
-    clips: list[tuple[Clip, Draw]]
+    clips: list[tuple[Clip, Sample]]
     bad: list[Bad]
     hopeless: int
 
@@ -119,25 +119,25 @@ class ClipReader:
         own = of_rank(self.plan, t, self.rank, self.world_size)
         if isinstance(self.folder, Remote):
             self._fetch_ahead(self.folder, t)
-        clips: list[tuple[Clip, Draw]] = []
+        clips: list[tuple[Clip, Sample]] = []
         bad: list[Bad] = []
-        for draw in own:
-            found = self._usable(draw, self._bytes(t, draw), bad) or self.instead(draw, bad)
+        for sample in own:
+            found = self._usable(sample, self._bytes(t, sample), bad) or self.instead(sample, bad)
             if found is not None:
                 clips.append(found)
         return StepClips(clips, bad, hopeless=len(own) - len(clips))
 
     def instead(
-        self, draw: Draw, bad: list[Bad], usable: Callable[[Clip], str | None] = lambda clip: None
-    ) -> tuple[Clip, Draw] | None:
-        """A clip in place of `draw`, which could not be used; None where ATTEMPTS don't give one.
+        self, sample: Sample, bad: list[Bad], usable: Callable[[Clip], str | None] = lambda clip: None
+    ) -> tuple[Clip, Sample] | None:
+        """A clip in place of `sample`, which could not be used; None where ATTEMPTS don't give one.
 
         Args:
             bad: samples that can't be used either are put here.
             usable: says why a clip won't do, None where it will.
         """
         for attempt in range(ATTEMPTS):
-            other = self.plan.replacement(draw, attempt)
+            other = self.plan.replacement(sample, attempt)
             ((_, _, raw),) = read_samples(self.folder, [(other.shard, [other.entry])])
             found = self._usable(other, raw, bad)
             if found is None:
@@ -149,65 +149,65 @@ class ClipReader:
         return None
 
     def _usable(
-        self, draw: Draw, raw: Bytes | BadSample, bad: list[Bad], again: bool = True
-    ) -> tuple[Clip, Draw] | None:
-        path = self.folder / draw.shard.path
+        self, sample: Sample, raw: Bytes | BadSample, bad: list[Bad], again: bool = True
+    ) -> tuple[Clip, Sample] | None:
+        path = self.folder / sample.shard.path
         try:
             if isinstance(raw, BadSample):
                 raise raw
-            audio, facts = read_sample(raw, path, draw.entry.key)
-            clip = Clip(draw.entry.key, audio, str(facts["text"]), draw.shard.language)
+            audio, facts = read_sample(raw, path, sample.entry.key)
+            clip = Clip(sample.entry.key, audio, str(facts["text"]), sample.shard.language)
             if clip.seconds > self.max_seconds + 1e-6:
-                claimed = f"{draw.entry.seconds:.1f} s in the index"
+                claimed = f"{sample.entry.seconds:.1f} s in the index"
                 why = f"lasts {clip.seconds:.1f} s, {claimed}: more than the audio window"
-                raise BadSample(path, draw.entry.key, why, "bounds")
+                raise BadSample(path, sample.entry.key, why, "bounds")
         except BadSample as e:
             if again and e.kind in DAMAGED and isinstance(self.folder, Remote):
-                cache_of(self.folder.cache).doubt(self.folder, draw.shard)
-                ((_, _, raw),) = read_samples(self.folder, [(draw.shard, [draw.entry])])
-                return self._usable(draw, raw, bad, again=False)
-            bad.append(Bad(e.kind, draw.shard.path, draw.entry.key, str(e)))
+                cache_of(self.folder.cache).doubt(self.folder, sample.shard)
+                ((_, _, raw),) = read_samples(self.folder, [(sample.shard, [sample.entry])])
+                return self._usable(sample, raw, bad, again=False)
+            bad.append(Bad(e.kind, sample.shard.path, sample.entry.key, str(e)))
             return None
         if self.augment is not None:
-            changed = self.augment(audio, self.plan.seed, clip.key, draw.epoch, self.max_seconds)
+            changed = self.augment(audio, self.plan.seed, clip.key, sample.epoch, self.max_seconds)
             clip = Clip(clip.key, changed, clip.text, clip.language)
-        return clip, draw
+        return clip, sample
 
-    def _bytes(self, t: int, draw: Draw) -> Bytes | BadSample:
+    def _bytes(self, t: int, sample: Sample) -> Bytes | BadSample:
         pool = pool_of(t)
         held = self._held.get(pool)
-        if held is None or draw.number not in held:
+        if held is None or sample.number not in held:
             # Steps that were never finished, as at the end of a run, must not pile up.
             while len(self._held) >= 2 * LANES:
                 self._held.pop(next(iter(self._held)))
             held = self._held[pool] = self._read_pool(pool, t)
-        raw = held.pop(draw.number)
+        raw = held.pop(sample.number)
         if not held:
             del self._held[pool]
         return raw
 
     def _read_pool(self, pool: int, first: int) -> dict[int, Bytes | BadSample]:
-        """By draw, the bytes that this process needs of a pool from step `first` on."""
+        """By sample, the bytes that this process needs of a pool from step `first` on."""
         by_place: dict[tuple[str, int], list[int]] = {}
         wanted = self._wanted(pool, first)
-        for shard, draws in wanted:
-            # A pool that is longer than an epoch may draw a clip twice.
-            for draw in draws:
-                by_place.setdefault((shard.path, draw.entry.offset), []).append(draw.number)
-        entries = [(s, list({d.entry.offset: d.entry for d in draws}.values())) for s, draws in wanted]
+        for shard, samples in wanted:
+            # A pool that is longer than an epoch may sample a clip twice.
+            for sample in samples:
+                by_place.setdefault((shard.path, sample.entry.offset), []).append(sample.number)
+        entries = [(s, list({d.entry.offset: d.entry for d in own}.values())) for s, own in wanted]
         found: dict[int, Bytes | BadSample] = {}
         for shard, entry, raw in read_samples(self.folder, entries):
             found.update((number, raw) for number in by_place[shard.path, entry.offset])
         return found
 
-    def _wanted(self, pool: int, first: int) -> list[tuple[Shard, list[Draw]]]:
+    def _wanted(self, pool: int, first: int) -> list[tuple[Shard, list[Sample]]]:
         """What this process needs of a pool from step `first` on, by shard."""
         workers = _workers()
-        by_shard: dict[str, tuple[Shard, list[Draw]]] = {}
+        by_shard: dict[str, tuple[Shard, list[Sample]]] = {}
         for t in steps_of(pool):
             if (t - first) % workers == 0 and first <= t < self.steps:
-                for draw in of_rank(self.plan, t, self.rank, self.world_size):
-                    by_shard.setdefault(draw.shard.path, (draw.shard, []))[1].append(draw)
+                for sample in of_rank(self.plan, t, self.rank, self.world_size):
+                    by_shard.setdefault(sample.shard.path, (sample.shard, []))[1].append(sample)
         return [by_shard[path] for path in sorted(by_shard)]
 
     def _fetch_ahead(self, folder: Remote, t: int) -> None:
@@ -217,8 +217,8 @@ class ClipReader:
         for step in range(t + workers, min(self._ahead.until(t), self.steps), workers):
             pool = pool_of(step)
             if pool not in self._held and self._ahead.first_time(pool):
-                for shard, draws in self._wanted(pool, step):
-                    cache.start(folder, shard, [draw.entry for draw in draws])
+                for shard, samples in self._wanted(pool, step):
+                    cache.start(folder, shard, [sample.entry for sample in samples])
 
 
 class _Ahead:

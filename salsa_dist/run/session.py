@@ -173,7 +173,7 @@ class Session:
         return self._signals is not None and bool(self._signals.received)
 
     def track(self, step: int, adapters: Mapping[str, Mapping[str, float | None]]) -> None:
-        """Draw one step's numbers by the run's trackers; see `Trackers.step`."""
+        """Log one step's numbers to the run's trackers; see `Trackers.step`."""
         if not self.ranks.is_first:
             return
         if self._trackers is None:

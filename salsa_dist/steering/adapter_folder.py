@@ -91,7 +91,7 @@ class TrainingFacts(_Facts):
     Attributes:
         steps: of the optimizer.
         lr: the highest learning rate.
-        seed: of its draws from the shards.
+        seed: of its samples from the shards.
         window_s: audio window of the base, in seconds.
         salsa_dist: version that trained it.
     """

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from salsa_dist.data.augment import Augment
 from salsa_dist.data.clip import Clip, silent_clip
 from salsa_dist.data.joining import joined, windows
-from salsa_dist.data.plan import AdapterPlan, Draw, dealt
+from salsa_dist.data.plan import AdapterPlan, Sample, dealt
 from salsa_dist.data.reading import Bad, ClipReader
 from salsa_dist.data.shard_cache import Traffic, traffic
 from salsa_dist.data.share import rank_of
@@ -36,12 +36,12 @@ from salsa_dist.places import Folder, Remote
 from salsa_dist.speech_llms.batch import AdapterBatch
 from salsa_dist.speech_llms.family import Family
 
-Window = list[tuple[Clip, Draw]]  # clips joined in one audio window; mostly one
+Window = list[tuple[Clip, Sample]]  # clips joined in one audio window; mostly one
 
 
 @dataclass(frozen=True)
 class Job:
-    """One adapter of the job: its draws, how many steps, its languages, what is done to its clips."""
+    """One adapter of the job: its samples, how many steps, its languages, what is done to its clips."""
 
     plan: AdapterPlan
     steps: int
@@ -56,7 +56,7 @@ class StepShare:
 
     Attributes:
         batches: micro-batches, as many on every rank.
-        bad: samples of this rank's draws that could not be used.
+        bad: this rank's samples that could not be used.
         hopeless: clips that are missing, no replacement having been of use either.
         seconds: audio of all clips.
         padded_seconds: the same with each clip as long as the longest of its micro-batch.
@@ -114,17 +114,17 @@ class StepBatches(Dataset[StepShare]):
         self._before = Traffic()
         self.dropped: set[int] = set()  # rows that stopped early
         self.known: dict[str, Known] | None = None  # by key, where no audio need be read
-        # Adapters with the same draws have one reader: a clip of theirs is read and decoded once.
+        # Adapters with the same samples have one reader: a clip of theirs is read and decoded once.
         self._readers: list[ClipReader] = []
         self._reader_of: list[int] = []
         known: dict[object, int] = {}
         for job in jobs:
-            draws = (job.plan.key, job.augment)
-            if draws not in known:
-                known[draws] = len(self._readers)
+            same = (job.plan.key, job.augment)
+            if same not in known:
+                known[same] = len(self._readers)
                 own = (folder, job.plan, self.steps, rank, world_size, family.window_s, job.augment)
                 self._readers.append(ClipReader(*own))
-            self._reader_of.append(known[draws])
+            self._reader_of.append(known[same])
         # An augmented clip is another for each adapter; and where no two adapters take the same clips a
         # pass in two parts would only gather weights twice.
         plain = all(job.augment is None for job in jobs)
@@ -206,8 +206,8 @@ class StepBatches(Dataset[StepShare]):
         """Every clip of `step`, of all ranks, as planned."""
         return [d.entry.key for share in self._shares(step) for _, window in share for d in window]
 
-    def drawn(self, first: int) -> Iterator[Draw]:
-        """What this rank draws from step `first` on, as planned; clips may come again."""
+    def samples_from(self, first: int) -> Iterator[Sample]:
+        """This rank's samples from step `first` on, as planned; clips may come again."""
         for step in range(first, self.steps):
             for _, window in self._shares(step)[self.rank]:
                 yield from window
@@ -218,26 +218,26 @@ class StepBatches(Dataset[StepShare]):
         if self.known is not None:
             return [[(self._without_audio(d, row), d) for d in window] for row, window in mine], 0
         hopeless = 0
-        made: dict[int, dict[int, tuple[Clip, Draw]]] = {}  # by reader, then by the draw's number
+        made: dict[int, dict[int, tuple[Clip, Sample]]] = {}  # by reader, then by the sample's number
         for row in self.active(step):
             reader = self._reader_of[row]
             if reader not in made:
                 clips = self._readers[reader].step(step)
-                made[reader] = {draw.number: (clip, draw) for clip, draw in clips.clips}
+                made[reader] = {sample.number: (clip, sample) for clip, sample in clips.clips}
                 bad += clips.bad
                 hopeless += clips.hopeless
         found: list[Window] = []
         for row, window in mine:
             own = made[self._reader_of[row]]
-            there = [own[draw.number] for draw in window if draw.number in own]
+            there = [own[sample.number] for sample in window if sample.number in own]
             if there:
-                found.append([(replace(clip, row=row), draw) for clip, draw in there])
+                found.append([(replace(clip, row=row), sample) for clip, sample in there])
         return found, hopeless
 
-    def _without_audio(self, draw: Draw, row: int) -> Clip:
+    def _without_audio(self, sample: Sample, row: int) -> Clip:
         """A clip whose way through the lower layers is kept: only its transcript is needed."""
         assert self.known is not None
-        return without_audio(draw.entry.key, self.known[draw.entry.key], draw.shard.language, row)
+        return without_audio(sample.entry.key, self.known[sample.entry.key], sample.shard.language, row)
 
     def _batch(self, sampled: list[Window], bad: list[Bad]) -> tuple[AdapterBatch, list[Clip], int]:
         """One micro-batch, the clips in it, and how many clips are missing."""
@@ -253,13 +253,13 @@ class StepBatches(Dataset[StepShare]):
                 if self._refusal(clip) is None:
                     used.append(clip)
                     continue
-                for part, draw in window:
+                for part, sample in window:
                     why = self._refusal(part)
-                    found = (part, draw) if why is None else None
+                    found = (part, sample) if why is None else None
                     if why is not None:
-                        bad.append(Bad("refused", draw.shard.path, draw.entry.key, why))
+                        bad.append(Bad("refused", sample.shard.path, sample.entry.key, why))
                         reader = self._readers[self._reader_of[part.row]]
-                        found = reader.instead(draw, bad, self._refusal)
+                        found = reader.instead(sample, bad, self._refusal)
                     if found is None:
                         missing += 1
                     else:
@@ -281,19 +281,19 @@ class StepBatches(Dataset[StepShare]):
         distinct = list({clip.key: clip for clip in clips}.values())
         return self.family.shared_batch(clips, distinct, kept=self.known is not None)
 
-    def _shares(self, step: int) -> list[list[tuple[int, list[Draw]]]]:
+    def _shares(self, step: int) -> list[list[tuple[int, list[Sample]]]]:
         """Each rank's windows of `step`: the row, and the samples joined in one window."""
-        shares: list[list[tuple[int, list[Draw]]]] = [[] for _ in range(self.world_size)]
+        shares: list[list[tuple[int, list[Sample]]]] = [[] for _ in range(self.world_size)]
         for row in self.active(step):
             job = self.jobs[row]
-            draws = job.plan.step(step)
+            samples = job.plan.step(step)
             if job.join > 1:
-                for window in windows(draws, job.plan.seed, step, job.join, self.family.window_s):
+                for window in windows(samples, job.plan.seed, step, job.join, self.family.window_s):
                     shares[rank_of(window[0].reader, self.world_size)].append((row, window))
                 continue
-            ranks = dealt(draws, job.plan.readers, self.world_size)
-            for draw, rank in zip(draws, ranks, strict=True):
-                shares[rank].append((row, [draw]))
+            ranks = dealt(samples, job.plan.readers, self.world_size)
+            for sample, rank in zip(samples, ranks, strict=True):
+                shares[rank].append((row, [sample]))
         return shares
 
 

@@ -44,18 +44,18 @@ class DevClips:
     ) -> None:
         self.folder = index.folder
         self.languages = [a.languages for a in adapters]
-        self.draws: dict[str, list[tuple[Shard, Entry]]] = {}
+        self.clips: dict[str, list[tuple[Shard, Entry]]] = {}
         self.known: dict[str, Known] | None = None  # by key, where no audio need be read
         for language in dict.fromkeys(x for own in self.languages for x in own):
-            draws = first_entries(index.select("dev", language), most, window_s)
-            self.draws[language] = draws
-            if not draws:
+            clips = first_entries(index.select("dev", language), most, window_s)
+            self.clips[language] = clips
+            if not clips:
                 raise UserError(f"{language}: no dev clip is as short as the window of {window_s:g} s")
 
-    def drawn(self) -> Iterator[tuple[Shard, Entry]]:
+    def all_clips(self) -> Iterator[tuple[Shard, Entry]]:
         """All dev clips: any rank may measure on any of them."""
-        for draws in self.draws.values():
-            yield from draws
+        for clips in self.clips.values():
+            yield from clips
 
     def losses(
         self, base: FrozenBase, config: Config, rows: Sequence[int], moved: Callable[[], None]
@@ -121,9 +121,9 @@ class DevClips:
     ) -> tuple[list[tuple[tuple[Shard, Entry], int]], int]:
         """This rank's dev clips, each with an adapter's row, and how many a rank has at the most."""
         samples = [
-            (draw, row)
-            for language, draws in self.draws.items()
-            for draw in draws
+            (clip, row)
+            for language, clips in self.clips.items()
+            for clip in clips
             for row in rows
             if language in self.languages[row]
         ]

@@ -329,10 +329,10 @@ def _check_rate(config: Config, key: str, metric: str) -> None:
 def _keep_prefix(job: Job) -> None:
     """Keep what lies below the first steered layer, of all clips that this rank will take."""
     assert job.batches is not None
-    own = ((draw.shard, draw.entry) for draw in job.batches.drawn(job.first))
-    drawn = [*own, *(job.dev.drawn() if job.dev else ())]
+    own = ((sample.shard, sample.entry) for sample in job.batches.samples_from(job.first))
+    clips = [*own, *(job.dev.all_clips() if job.dev else ())]
     kept = keep_prefix(
-        *(job.config, job.base, job.identity.revision, job.identity.shards, drawn),
+        *(job.config, job.base, job.identity.revision, job.identity.shards, clips),
         lambda: job.session.at(None, "keeping what lies below the first steered layer"),
     )
     job.batches.known = kept.known

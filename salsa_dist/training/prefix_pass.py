@@ -1,6 +1,6 @@
 """The pass before training that fills the prefix cache; see `kept_prefix.py`.
 
-clips that this rank will draw ─► those not kept yet ─► as many calls on all ranks ─► KeptPrefix
+clips that this rank will use ─► those not kept yet ─► as many calls on all ranks ─► KeptPrefix
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ def keep_prefix(
     base: FrozenBase,
     revision: str,
     shards: str,
-    drawn: Iterable[tuple[Shard, Entry]],
+    needed: Iterable[tuple[Shard, Entry]],
     moved: Callable[[], None],
 ) -> KeptPrefix:
-    """Fill a store with all clips of `drawn`, and start training from it. All ranks call this.
+    """Fill a store with all clips of `needed`, and start training from it. All ranks call this.
 
     Args:
         revision, shards: hashes of the base and of the shard list.
-        drawn: all clips that this rank will take.
+        needed: all clips that this rank will use.
         moved: called before each pass, as often on all ranks.
 
     Raises:
@@ -47,10 +47,10 @@ def keep_prefix(
     training = config.training
     family = base.family
     if from_settings(config.data.augment.model_dump()) is not None:
-        raise UserError("training.prefix_cache keeps clips as they are: set data.augment off for it")
+        raise UserError("training.prefix_cache stores clips as they are: turn data.augment off")
     if not training.share_prefix:
         raise UserError("training.prefix_cache needs training.share_prefix: true")
-    wanted = {entry.key: (shard, entry) for shard, entry in drawn}
+    wanted = {entry.key: (shard, entry) for shard, entry in needed}
     silence = silent_clip(family.languages[0])
     moved()
     store = KeptPrefix(_folder(config, base, revision, shards))
@@ -62,11 +62,11 @@ def keep_prefix(
     dist.all_reduce(counts, op=dist.ReduceOp.MAX)
     most, most_missing = counts.tolist()
     shares = base.ranks.world_size if training.prefix_cache == "disk" else 1
-    needed = most * clip_bytes * shares / 1e9
-    if needed > training.prefix_cache_gb:
+    size_gb = most * clip_bytes * shares / 1e9
+    if size_gb > training.prefix_cache_gb:
         where = "on disk" if training.prefix_cache == "disk" else "on one rank"
         raise UserError(
-            f"training.prefix_cache: {most} clips of {clip_bytes / 1e6:.2f} MB take {needed:.2f} GB "
+            f"training.prefix_cache: {most} clips of {clip_bytes / 1e6:.2f} MB take {size_gb:.2f} GB "
             f"{where}, more than training.prefix_cache_gb = {training.prefix_cache_gb:g}: give it "
             "more, or set prefix_cache to off"
         )
@@ -87,8 +87,8 @@ def _folder(config: Config, base: FrozenBase, revision: str, shards: str) -> Pat
         return None
     if revision == UNKNOWN:
         raise UserError(
-            f"training.prefix_cache=disk: no commit of base {config.base.name} is known, so what is "
-            "kept of it can't be told from another's: name a folder, or set prefix_cache=memory"
+            f"training.prefix_cache=disk: the commit of base {config.base.name} is unknown, so its "
+            "cached prefixes could be another base's: name a folder, or set prefix_cache=memory"
         )
     name = known_as(config.base.name)
     key = [name, revision, shards, base.shared.first, str(base.dtype), base.family.window_s]

@@ -1,4 +1,4 @@
-"""Languages are drawn as often as asked, without a pattern, and counted without looking back."""
+"""Languages are sampled as often as asked, without a pattern, and counted without looking back."""
 
 from collections import Counter
 
@@ -23,16 +23,16 @@ CLIPS = {"be": 200, "bg": 10_000, "el": 1_500, "ro": 40}
     ],
     ids=["as they are", "temperature 3", "weights"],
 )
-def test_languages_are_drawn_as_often_as_asked(mix: Mix, wanted: dict[str, float]) -> None:
+def test_languages_are_sampled_as_often_as_asked(mix: Mix, wanted: dict[str, float]) -> None:
     share = shares(CLIPS, mix)
     assert sum(share.values()) == pytest.approx(1)
     quota = quotas(list(share.values()))
     assert sum(quota) == WINDOW
     # Any stretch, not only whole windows: from the middle of one into another.
     n = range(1000, 1000 + 5 * WINDOW // 2)
-    drawn = Counter(mixed(7, i, quota)[0] for i in n)
+    sampled = Counter(mixed(7, i, quota)[0] for i in n)
     expected = np.array(list(wanted.values())) / sum(wanted.values()) * len(n)
-    assert chisquare([drawn[i] for i in range(4)], expected).pvalue > 0.01
+    assert chisquare([sampled[i] for i in range(4)], expected).pvalue > 0.01
 
 
 def test_the_order_of_languages_has_no_pattern() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from salsa_dist.data.index import Entry, Shard
 from salsa_dist.data.mixing import Mix
-from salsa_dist.data.plan import LANES, POOL_STEPS, AdapterPlan, Draw, pool_of, steps_of
+from salsa_dist.data.plan import LANES, POOL_STEPS, AdapterPlan, Sample, pool_of, steps_of
 from salsa_dist.errors import UserError
 
 
@@ -38,13 +38,13 @@ def shards(sizes: list[int], language: str = "bg") -> list[Shard]:
 
 
 def keys(plan: AdapterPlan, steps: range) -> list[list[str]]:
-    return [[draw.entry.key for draw in plan.step(t)] for t in steps]
+    return [[sample.entry.key for sample in plan.step(t)] for t in steps]
 
 
-def in_order(plan: AdapterPlan, pools: int) -> list[Draw]:
-    """All draws of the first pools, as they are numbered."""
-    draws = [d for k in range(pools) for t in steps_of(k) for d in plan.step(t)]
-    return sorted(draws, key=lambda d: d.number)
+def in_order(plan: AdapterPlan, pools: int) -> list[Sample]:
+    """All samples of the first pools, as they are numbered."""
+    samples = [d for k in range(pools) for t in steps_of(k) for d in plan.step(t)]
+    return sorted(samples, key=lambda d: d.number)
 
 
 plans = st.fixed_dictionaries(
@@ -74,7 +74,7 @@ def make(drawn: dict[str, object], reverse: bool = False) -> AdapterPlan:
 
 @settings(max_examples=40, deadline=None)
 @given(plans, st.integers(0, 50))
-def test_going_on_at_any_step_gives_the_same_draws(drawn: dict[str, object], start: int) -> None:
+def test_going_on_at_any_step_gives_the_same_samples(drawn: dict[str, object], start: int) -> None:
     through = keys(make(drawn), range(start + 5))
     # A fresh plan that never saw the steps before, and shards given in another order.
     assert keys(make(drawn, reverse=True), range(start, start + 5)) == through[start:]
@@ -103,7 +103,7 @@ def test_stopping_and_going_on_with_other_ranks_and_workers_changes_no_step(
 
 @settings(max_examples=40, deadline=None)
 @given(plans)
-def test_each_draw_is_in_one_step_and_a_reader_hears_each_clip_once_an_epoch(
+def test_each_sample_is_in_one_step_and_a_reader_has_each_clip_once_per_epoch(
     drawn: dict[str, object],
 ) -> None:
     sizes, readers = drawn["sizes"], drawn["readers"]
@@ -111,14 +111,14 @@ def test_each_draw_is_in_one_step_and_a_reader_hears_each_clip_once_an_epoch(
     assert isinstance(readers, int)
     drawn = {**drawn, "other": []}
     plan = make(drawn)
-    draws = in_order(plan, 6)
-    assert [d.number for d in draws] == list(range(len(draws)))
+    samples = in_order(plan, 6)
+    assert [d.number for d in samples] == list(range(len(samples)))
     readers = min(readers, len(sizes))
     for reader in range(readers):
-        heard = [d for d in draws if d.reader == reader]
+        theirs = [d for d in samples if d.reader == reader]
         own = sum(sizes[reader::readers])
-        for start in range(0, len(heard), own):
-            epoch = heard[start : start + own]
+        for start in range(0, len(theirs), own):
+            epoch = theirs[start : start + own]
             assert len({d.entry.key for d in epoch}) == len(epoch)
             assert {d.epoch for d in epoch} == {start // own}
             # Each shard is gone through forward, and left only at its end.
@@ -138,7 +138,7 @@ def test_epochs_and_seeds_differ_in_order() -> None:
     assert steps[0] != steps[1]
 
 
-def test_neighbours_in_a_shard_are_seldom_heard_together() -> None:
+def test_neighbours_in_a_shard_are_seldom_used_together() -> None:
     plan = AdapterPlan(shards([200] * 4), 8, 4, 0, 9)
     together = 0
     for t in range(96):
@@ -210,10 +210,10 @@ def test_padding_is_at_most_half_of_that_of_random_batches(world: int) -> None:
 def test_steps_keep_to_their_budget_and_ranks_share_it() -> None:
     plan = AdapterPlan(speech(16, 100), None, 8, 0, 30, seconds_per_step=240.0)
     steps = [plan.step(t) for t in range(LANES * POOL_STEPS)]
-    heard = [sum(d.entry.seconds for d in step) for step in steps]
-    assert np.mean(heard) == pytest.approx(240, rel=0.05)
-    assert max(heard) < 1.35 * 240
-    assert min(heard) > 0.65 * 240
+    used = [sum(d.entry.seconds for d in step) for step in steps]
+    assert np.mean(used) == pytest.approx(240, rel=0.05)
+    assert max(used) < 1.35 * 240
+    assert min(used) > 0.65 * 240
     by_rank = [[0.0] * 4 for _ in steps]
     for own, step in zip(by_rank, steps, strict=True):
         for d in step:
@@ -222,7 +222,7 @@ def test_steps_keep_to_their_budget_and_ranks_share_it() -> None:
     assert np.mean([max(own) / (sum(own) / 4) for own in by_rank]) < 1.35
 
 
-def test_long_and_short_clips_are_all_heard_in_an_epoch() -> None:
+def test_long_and_short_clips_are_all_used_in_an_epoch() -> None:
     plan = AdapterPlan(speech(4, 40), None, 2, 0, 30, seconds_per_step=50)
     counts = Counter(d.entry.key for d in in_order(plan, 60) if d.epoch == 0)
     assert len(counts) == 160
@@ -236,10 +236,10 @@ def test_no_step_is_empty_where_the_budget_is_one_clip() -> None:
         AdapterPlan(speech(8, 20), None, 8, 0, 30, seconds_per_step=2)
 
 
-def test_a_replacement_depends_on_the_draw_alone() -> None:
+def test_a_replacement_depends_on_the_sample_alone() -> None:
     first, again = (AdapterPlan(shards([9] * 4), 4, 4, 3, 9) for _ in range(2))
-    draws = first.step(7)
-    wanted = [first.replacement(d, a).entry.key for d in draws for a in range(3)]
-    assert [again.replacement(d, a).entry.key for d in draws for a in range(3)] == wanted
+    samples = first.step(7)
+    wanted = [first.replacement(d, a).entry.key for d in samples for a in range(3)]
+    assert [again.replacement(d, a).entry.key for d in samples for a in range(3)] == wanted
     assert len(set(wanted)) > 6
-    assert all(first.replacement(d, 0).reader == d.reader for d in draws)
+    assert all(first.replacement(d, 0).reader == d.reader for d in samples)

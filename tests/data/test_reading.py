@@ -95,17 +95,17 @@ def test_shards_are_read_forward_once_an_epoch(
 ) -> None:
     index = ShardIndex.load(folder)
     steps = 2 * LANES * POOL_STEPS
-    heard = asked = 0
+    used = asked = 0
     for worker in range(workers):
         info = type("info", (), {"num_workers": workers})
         monkeypatch.setattr("salsa_dist.data.reading.get_worker_info", lambda info=info: info)
         own = reader(folder, steps, seconds=seconds)
         for t in range(worker, steps, workers):
             clips = own.step(t).clips
-            heard += len(clips)
-            asked += sum(draw.entry.length for _, draw in clips)
-        assert not own._held  # all that was read was heard
-    assert heard > 3 * CLIPS  # several epochs
+            used += len(clips)
+            asked += sum(sample.entry.length for _, sample in clips)
+        assert not own._held  # all that was read was used
+    assert used > 3 * CLIPS  # several epochs
     assert sum(size for _, _, size in counted.reads) <= 1.1 * asked
     if LANES % workers:
         return  # every worker reads its own clips of all pools
@@ -113,7 +113,7 @@ def test_shards_are_read_forward_once_an_epoch(
     pools = steps // POOL_STEPS
     assert sum(counted.opens.values()) <= pools * 4 * 2
     assert len(counted.reads) <= sum(counted.opens.values()) * 1.2
-    assert sum(counted.opens.values()) / heard < 0.12
+    assert sum(counted.opens.values()) / used < 0.12
     assert counted.opens.keys() == {str(folder / s.path) for s in index.shards}
 
 
@@ -174,7 +174,7 @@ def damage(folder: Path, tmp_path: Path) -> tuple[Path, dict[str, str]]:
     return out, bad
 
 
-def heard(folder: Path, world: int, steps: int, only: int | None = None) -> tuple[Any, list[Bad]]:
+def used(folder: Path, world: int, steps: int, only: int | None = None) -> tuple[Any, list[Bad]]:
     """Keys of each step, and all that was bad, over all ranks."""
     readers = [reader(folder, steps, rank, world) for rank in range(world)]
     keys, bad = [], []
@@ -189,21 +189,21 @@ def heard(folder: Path, world: int, steps: int, only: int | None = None) -> tupl
 def test_bad_samples_are_named_and_replaced_alike_everywhere(folder: Path, tmp_path: Path) -> None:
     damaged, wanted = damage(folder, tmp_path)
     steps = LANES * POOL_STEPS
-    keys, bad = heard(damaged, 1, steps)
+    keys, bad = used(damaged, 1, steps)
     assert {b.key: b.kind for b in bad} == wanted
     assert all(b.key in b.why and b.shard in b.why for b in bad)
     assert not wanted.keys() & {key for step in keys for key in step}
     assert all(len(step) == 8 for step in keys)
-    # The sound ones are heard as they would be, and others only in the place of bad ones.
+    # The sound ones are used as they would be, and others only in the place of bad ones.
     sound = [sorted(d.entry.key for d in plan(ShardIndex.load(folder)).step(t)) for t in range(steps)]
     for ours, planned in zip(keys, sound, strict=True):
         assert Counter(planned) - Counter(ours) == Counter(k for k in planned if k in wanted)
     for world in (2, 4):
-        assert heard(damaged, world, 30)[0] == keys[:30]
-    assert heard(damaged, 2, steps, only=77)[0] == keys[77:78]  # and when a run goes on there
+        assert used(damaged, world, 30)[0] == keys[:30]
+    assert used(damaged, 2, steps, only=77)[0] == keys[77:78]  # and when a run goes on there
 
 
-def test_where_nothing_can_be_heard_a_draw_is_hopeless(tmp_path: Path) -> None:
+def test_where_nothing_can_be_used_a_sample_is_hopeless(tmp_path: Path) -> None:
     index = write(tmp_path / "shards", 16, 4)
     for shard in index.shards:
         (index.folder / shard.path).write_bytes(b"")

@@ -28,8 +28,8 @@ def plain() -> Any:
     return SimpleNamespace(**runpy.run_path(str(PLAIN)))
 
 
-def drawn(config: Any) -> list[list[tuple[Any, str]]]:
-    """Audio and text of the clips of every step, as a run of `config` draws them."""
+def clips_of(config: Any) -> list[list[tuple[Any, str]]]:
+    """Audio and text of the clips of every step, as a run of `config` samples them."""
     index = ShardIndex.load(config.data.shards)
     made = samples(index)
     with join(60) as ranks:
@@ -47,7 +47,7 @@ def test_train_gives_the_vectors_of_the_plain_loop(
     ours = SteeringVectors.load(train(config).adapters[0]).vectors
     base, processor = plain.load(tiny_base)
     theirs = plain.steer(base)
-    plain.train(base, processor, theirs, drawn(config), "bg", lr=0.02, warmup=0.2, clip_norm=0.5)
+    plain.train(base, processor, theirs, clips_of(config), "bg", lr=0.02, warmup=0.2, clip_norm=0.5)
     assert ours.keys() == theirs.keys()
     for site, wanted in theirs.items():
         assert wanted.norm() > 0.1  # it has moved

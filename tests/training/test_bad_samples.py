@@ -139,17 +139,17 @@ def test_a_clip_that_the_base_refuses_is_a_bad_sample(
     refused = [bad for share in shares for bad in share.bad]
     assert {bad.kind for bad in refused} == {"refused"}
     assert all("the base has 20" in bad.why for bad in refused)
-    heard = {key for share in shares for batch in share.batches for key in batch.keys}
-    unheard = {key for t in range(4) for key in made.keys(t)} - heard
-    assert unheard
-    assert unheard <= {bad.key for bad in refused}
+    used = {key for share in shares for batch in share.batches for key in batch.keys}
+    unused = {key for t in range(4) for key in made.keys(t)} - used
+    assert unused
+    assert unused <= {bad.key for bad in refused}
     assert [sum(len(b.keys) for b in share.batches) for share in shares] == [10] * 4
 
 
 def test_a_packed_run_of_mixed_languages_by_seconds(
     tmp_path: Path, tiny_base: Path, tiny_shards: Path
 ) -> None:
-    """Every adapter is in every step, with its share of audio, and its file says what it heard."""
+    """Every adapter is in every step, with its share of audio, and its file says what it used."""
     tree = yaml.safe_load(config_of(tmp_path / "a", tiny_base, tiny_shards).read_text())
     del tree["data"]["clips_per_step"]
     tree["data"]["seconds_per_step"] = 6.0

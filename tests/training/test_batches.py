@@ -55,7 +55,7 @@ def test_the_global_batch_does_not_depend_on_ranks(
         shared = [batches(llm, tiny_shards, rank, world, 2)[step].batches for rank in range(world)]
         assert sorted(c for parts in shared for c in contents(parts)) == alone
         assert len(alone) == (10 if step < 2 else 5)  # el has two steps
-        # A rank has the draws of its own readers, and no other's.
+        # A rank has the samples of its own readers, and no other's.
         readers = [{int(k.split("-")[1]) // 6 % 4 for k, _ in contents(p)} for p in shared]
         assert all(r % world == rank for rank, own in enumerate(readers) for r in own)
         assert all(readers) or len(alone) < world
@@ -171,7 +171,7 @@ def test_joined_clips_are_the_same_windows_on_any_number_of_ranks(
     assert sizes >= {1, 2}
 
 
-def test_joined_clips_are_heard_and_written_in_one_order(llm: SpeechLLM, tiny_shards: Path) -> None:
+def test_joined_clips_are_encoded_and_written_in_one_order(llm: SpeechLLM, tiny_shards: Path) -> None:
     plain, together = (batches(llm, tiny_shards, 0, 1, 99, join=join, clips=20)[0] for join in (1, 3))
     texts: dict[tuple[str, int], str] = {}
     for share in (plain, together):
@@ -189,7 +189,7 @@ def test_joined_clips_are_heard_and_written_in_one_order(llm: SpeechLLM, tiny_sh
     assert together.seconds == pytest.approx(plain.seconds + PAUSE_S * pauses)
 
 
-def test_what_the_base_refuses_joined_is_heard_clip_by_clip(
+def test_what_the_base_refuses_joined_is_used_clip_by_clip(
     llm: SpeechLLM, tiny_shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alone = batches(llm, tiny_shards, 0, 1, 99, clips=20)[0].batches
