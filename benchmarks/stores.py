@@ -44,8 +44,8 @@ from streaming import CLIPS, RATE, Corpus, decoded
 from salsa_dist.data import shard_cache
 from salsa_dist.data.file_hash import sha256_of
 from salsa_dist.data.index import ShardIndex
-from salsa_dist.data.plan import AdapterPlan
 from salsa_dist.data.reading import ClipReader
+from salsa_dist.data.sampling import AdapterPlan
 from salsa_dist.places import Cache, Folder, Remote
 
 A_STEP = 8  # clips

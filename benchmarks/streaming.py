@@ -48,8 +48,8 @@ import torch
 from salsa_dist.data import mixing, quick_index
 from salsa_dist.data import plan as plan_module
 from salsa_dist.data.index import Entry, Shard, ShardIndex
-from salsa_dist.data.plan import LANES, POOL_STEPS, AdapterPlan, pool_of, steps_of
 from salsa_dist.data.reading import ClipReader
+from salsa_dist.data.sampling import LANES, POOL_STEPS, AdapterPlan, pool_of, steps_of
 
 SOURCE_RATE, RATE = 44_100, 16_000
 PER_SHARD = 48

@@ -31,7 +31,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from salsa_dist.corpus import card, doubts, splits
-from salsa_dist.corpus.packing import Made, Task, kept, make
+from salsa_dist.corpus.make_tar import Made, Task, kept, make
 from salsa_dist.corpus.recipes import load_recipe, name_of
 from salsa_dist.corpus.stats import said
 from salsa_dist.corpus.text import RULES, clean

@@ -19,7 +19,7 @@ from dataclasses import replace
 import numpy as np
 
 from salsa_dist.data.clip import SAMPLE_RATE, Clip
-from salsa_dist.data.plan import Sample
+from salsa_dist.data.sampling import Sample
 
 PAUSE_S = 0.4  # between two clips
 _PAUSE = np.zeros(round(PAUSE_S * SAMPLE_RATE), np.float32)

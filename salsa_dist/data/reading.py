@@ -19,7 +19,7 @@ from torch.utils.data import get_worker_info
 from salsa_dist.data.augment import Augment
 from salsa_dist.data.clip import Clip
 from salsa_dist.data.index import Entry, Shard, ShardIndex
-from salsa_dist.data.plan import LANES, POOL_STEPS, AdapterPlan, Sample, of_rank, pool_of, steps_of
+from salsa_dist.data.sampling import LANES, POOL_STEPS, AdapterPlan, Sample, of_rank, pool_of, steps_of
 from salsa_dist.data.shard_cache import cache_of
 from salsa_dist.data.shards import BadSample, Bytes, read_ranges, read_sample
 from salsa_dist.places import Folder, Remote

@@ -17,7 +17,7 @@ from typing import Any
 
 from salsa_dist.errors import UserError
 from salsa_dist.launch.options import SBATCH, SLURM_MINUTES, Resources, flag_of
-from salsa_dist.launch.requeue import with_requeue
+from salsa_dist.launch.requeue_lines import with_requeue
 from salsa_dist.libraries.submitit import RewritingExecutor, sbatch_text
 from salsa_dist.run.folder import RunFolder
 

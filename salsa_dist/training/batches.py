@@ -7,7 +7,7 @@
 
 All ranks get the same number of micro-batches, empty ones made up with a silent clip that has no
 labels: under ZeRO-3 each rank must make the same number of passes. For the same reason nothing that is
-wrong with a clip raises here: ranks agree about it after the step (`training/bad_samples.py`).
+wrong with a clip raises here: ranks agree about it after the step (`training/bad_sample_limit.py`).
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from torch.utils.data import DataLoader, Dataset
 from salsa_dist.data.augment import Augment
 from salsa_dist.data.clip import Clip, silent_clip
 from salsa_dist.data.joining import joined, windows
-from salsa_dist.data.plan import AdapterPlan, Sample, dealt
 from salsa_dist.data.reading import Bad, ClipReader
+from salsa_dist.data.sampling import AdapterPlan, Sample, dealt
 from salsa_dist.data.shard_cache import Traffic, traffic
 from salsa_dist.data.share import rank_of
 from salsa_dist.errors import UserError

@@ -10,7 +10,7 @@ from salsa_dist.config import AdapterSettings, Config, TrainingConfig
 from salsa_dist.data.augment import from_settings
 from salsa_dist.data.index import ShardIndex
 from salsa_dist.data.mixing import Mix
-from salsa_dist.data.plan import AdapterPlan
+from salsa_dist.data.sampling import AdapterPlan
 from salsa_dist.data.subset import take_minutes
 from salsa_dist.errors import UserError
 from salsa_dist.placement.ranks import Ranks

@@ -24,7 +24,7 @@ from salsa_dist.errors import UserError
 from salsa_dist.methods.registry import method_of
 from salsa_dist.run.folder import RunFolder
 from salsa_dist.run.session import Session
-from salsa_dist.training.bad_samples import BadSamples, counts_of
+from salsa_dist.training.bad_sample_limit import BadSamples, counts_of
 from salsa_dist.training.guard import Guard
 from salsa_dist.training.job import Job, opened
 from salsa_dist.training.pass_limit import kept_limit

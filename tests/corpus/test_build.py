@@ -81,12 +81,12 @@ def test_another_seed_makes_others(manifest: Path, whole: Path, tmp_path: Path) 
 
 BUILD = """
 import sys, time
-from salsa_dist.corpus import packing
+from salsa_dist.corpus import make_tar
 from salsa_dist.corpus.build import build
 from salsa_dist.corpus.utterance import Ask
 if __name__ == "__main__":
-    slow = packing.flac  # so that there is a middle to be killed in
-    packing.flac = lambda *args: (time.sleep(0.02), slow(*args))[1]
+    slow = make_tar.flac  # so that there is a middle to be killed in
+    make_tar.flac = lambda *args: (time.sleep(0.02), slow(*args))[1]
     build("jsonl", sys.argv[1], sys.argv[2], Ask(samples_per_shard=4), workers=int(sys.argv[3]))
 """
 

@@ -16,8 +16,8 @@ from salsa_dist.corpus.writer import Sample, ShardWriter
 from salsa_dist.data import shards as shards_module
 from salsa_dist.data.augment import Augment
 from salsa_dist.data.index import Shard, ShardIndex
-from salsa_dist.data.plan import LANES, POOL_STEPS, AdapterPlan
 from salsa_dist.data.reading import Bad, ClipReader
+from salsa_dist.data.sampling import LANES, POOL_STEPS, AdapterPlan
 
 CLIPS, PER_SHARD = 480, 40
 

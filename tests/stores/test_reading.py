@@ -15,8 +15,8 @@ from web import Proxy, Rule
 
 from salsa_dist.data import reading, shard_cache
 from salsa_dist.data.index import ShardIndex
-from salsa_dist.data.plan import LANES, POOL_STEPS, AdapterPlan
 from salsa_dist.data.reading import ClipReader
+from salsa_dist.data.sampling import LANES, POOL_STEPS, AdapterPlan
 from salsa_dist.data.shard_cache import BLOCK, cache_of, traffic
 from salsa_dist.places import Cache, Remote
 

@@ -6,7 +6,7 @@ import pytest
 
 from salsa_dist.data.index import ShardIndex
 from salsa_dist.data.joining import PAUSE_S
-from salsa_dist.data.plan import AdapterPlan
+from salsa_dist.data.sampling import AdapterPlan
 from salsa_dist.errors import UserError
 from salsa_dist.speech_llms.batch import AdapterBatch
 from salsa_dist.speech_llms.load import SpeechLLM, load_speech_llm

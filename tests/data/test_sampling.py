@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from salsa_dist.data.index import Entry, Shard
 from salsa_dist.data.mixing import Mix
-from salsa_dist.data.plan import LANES, POOL_STEPS, AdapterPlan, Sample, pool_of, steps_of
+from salsa_dist.data.sampling import LANES, POOL_STEPS, AdapterPlan, Sample, pool_of, steps_of
 from salsa_dist.errors import UserError
 
 
