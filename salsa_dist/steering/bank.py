@@ -98,7 +98,7 @@ class Bank:
 
         Args:
             component: `llm`, or `encoder`.
-            kept: (n,) int64, the places of those that stay.
+            kept: (n,) int64, the places of those that are kept.
         """
         if isinstance(self._rows, Mapping):
             self._rows = {**self._rows, component: self._rows[component][kept]}
