@@ -21,9 +21,9 @@ def push(
     name: Annotated[str, typer.Argument(help="user/name on the hub")],
     revision: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="branch, made if need be; default: the main branch"),
+        typer.Option(help="branch, created if it does not exist; default: the main branch"),
     ] = None,
-    private: Annotated[bool, typer.Option("--private", help="of a repository made now")] = False,
+    private: Annotated[bool, typer.Option("--private", help="make a new repository private")] = False,
     may_publish: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(help="corpus without an open licence of which an adapter may be published"),

@@ -33,7 +33,8 @@ def plan(
 def run(file: FileArgument) -> None:
     """Run the unfinished jobs of a sweep on this machine; the same command resumes it.
 
-    A comparison is tried, chosen, trained, evaluated and reported.
+    A comparison runs its trials, chooses settings, trains and evaluates the final rows, and writes the
+    report.
     """
     from salsa_dist.sweeps.folder import write_results
     from salsa_dist.sweeps.grid import load_sweep
