@@ -4,13 +4,13 @@
 
     RUN                                 how far it has come, see run/progress.py
     LOGS/JOB_RANK_failure.json          what stopped each rank
-    LOGS/tries.jsonl                    one line a failed try: {"time", "status", and how far}
+    LOGS/tries.jsonl                    one line per failed attempt: {"time", "status", and how far}
 
 `SALSA_JOB` is the job's id, of an array's task the one with its number, such as `17_2`.
 
-A rank that dies takes the others with it, and the job with them. Nothing but the next try can tell a
-broken node from a defect, so the job is requeued until `TRIES` tries in a row ended with no new
-checkpoint, adapter or transcript. A user's mistake is not tried again. No torch here: it must be quick
+A rank that dies ends the others, and the job. Only the next attempt can tell a broken node from a
+defect, so the job is requeued until `TRIES` attempts in a row ended with no new checkpoint, adapter or
+transcript. A user's mistake is not tried again. No torch here: it must be quick
 and work when that doesn't.
 """
 
@@ -31,17 +31,17 @@ NAME = "tries.jsonl"
 
 
 def verdict(run: Path, logs: Path, status: int, tries: int) -> tuple[bool, str]:
-    """Note a failed try in `logs`; whether to try again, and why, in words for the log.
+    """Note a failed attempt in `logs`; whether to try again, and why, in words for the log.
 
     Args:
         run: folder of the run.
         logs: folder of this job's logs.
         status: what the ranks' srun ended with.
-        tries: most tries in a row that came no further.
+        tries: most attempts in a row without progress.
     """
     mistakes = [f["text"] for f in failures(logs) if f.get("user_error")]
     if mistakes:
-        return False, f"not started again, since another try would end the same: {mistakes[0]}"
+        return False, f"not started again, since another attempt would end the same: {mistakes[0]}"
     now = progress(run)._asdict()
     with jsonl.append(logs / NAME) as file:
         file.write(json.dumps({"time": round(time.time(), 3), "status": status, **now}) + "\n")
@@ -49,7 +49,7 @@ def verdict(run: Path, logs: Path, status: int, tries: int) -> tuple[bool, str]:
     stuck = [*(now.items() <= line.items() for line in reversed(lines)), False].index(False)
     if stuck >= tries:
         return False, (
-            f"not started again: {stuck} tries in a row ended at step {now['step']} without a new "
+            f"not started again: {stuck} attempts in a row ended at step {now['step']} without a new "
             f"checkpoint, adapter or transcript; see the logs in {logs}, then launch again to go on "
             "from there"
         )

@@ -98,7 +98,7 @@ def run_local(
             log.warning(why)
             if not again:
                 return status
-            for rank in range(plan.tasks):  # else the next try would be blamed for this one
+            for rank in range(plan.tasks):  # else the next attempt would be blamed for this one
                 path_of(logs, submitted.job_id, rank).unlink(missing_ok=True)
 
 

@@ -14,7 +14,7 @@ def with_requeue(script: str, run: Path, logs: Path, tries: int) -> str:
         script: an sbatch script.
         run: folder of the run.
         logs: folder of the job's logs, with a `%j`: the job's id, for a task of an array `17_2`.
-        tries: most tries in a row without a new checkpoint; 0: a failed job stays failed.
+        tries: most attempts in a row without a new checkpoint; 0: a failed job stays failed.
     """
     if not tries:
         return script

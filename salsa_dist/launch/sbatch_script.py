@@ -27,7 +27,7 @@ class Sbatch(RewritingExecutor):
 
     Args:
         run: folder of the run; logs go below it.
-        tries: most tries in a row without a new checkpoint.
+        tries: most attempts in a row without a new checkpoint.
         python: that the ranks run.
     """
 

@@ -215,7 +215,7 @@ def fault_tries_without_progress(bench: Bench) -> None:
             run.wait_for_requeue(SOON_S)
     run.wait_for_end("FAILED")
     assert run.restarts() == 1
-    assert "2 tries in a row ended at step 0 without a new checkpoint" in run.logs()
+    assert "2 attempts in a row ended at step 0 without a new checkpoint" in run.logs()
 
 
 def fault_shards_damaged(bench: Bench) -> None:
@@ -230,7 +230,7 @@ def fault_shards_damaged(bench: Bench) -> None:
     shutil.copy(other, shards / "new")
     os.replace(shards / "new", replaced)
     run.wait_for_end("FAILED")
-    assert run.restarts() == 0, "another try would have ended the same"
+    assert run.restarts() == 0, "another attempt would have ended the same"
     assert "samples can't be used" in run.logs()
     assert "more than data.max_bad, 0" in run.logs()
     newest = sorted((run.folder / "state").glob("step-*.safetensors"))[-1]

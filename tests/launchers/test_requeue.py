@@ -21,7 +21,7 @@ def test_tries_without_progress_are_limited_and_progress_starts_the_count_anew(t
     assert verdict(tmp_path, logs, 137, 2)[0]
     again, why = verdict(tmp_path, logs, 137, 2)
     assert not again
-    assert "2 tries in a row ended at step 5 without a new checkpoint" in why
+    assert "2 attempts in a row ended at step 5 without a new checkpoint" in why
     checkpoint(tmp_path, 6)
     assert verdict(tmp_path, logs, 137, 2)[0]
 

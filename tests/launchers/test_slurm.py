@@ -189,7 +189,7 @@ def test_a_killed_rank_is_named(desk: Desk) -> None:
     assert result.err.startswith("rank 1 was ended by SIGKILL\n")
     assert result.err.count("rank 1 was ended by SIGKILL\n") == 2
     assert "they are started again" in result.err
-    assert "2 tries in a row ended at step 0 without a new checkpoint" in result.err
+    assert "2 attempts in a row ended at step 0 without a new checkpoint" in result.err
 
 
 def test_a_rank_that_was_killed_once_is_started_again_with_its_peers(desk: Desk) -> None:
@@ -197,7 +197,7 @@ def test_a_rank_that_was_killed_once_is_started_again_with_its_peers(desk: Desk)
     assert result.status == 0, result.err
     assert "they are started again" in result.err
     assert [desk.seen(rank)["RANK"] for rank in (0, 1)] == ["0", "1"]
-    assert not desk.alive("first.0"), "the peer of the first try is gone"
+    assert not desk.alive("first.0"), "the peer of the first attempt is gone"
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
