@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Annotated, Optional
@@ -13,6 +13,8 @@ import typer
 if TYPE_CHECKING:
     from salsa_dist.config import Config
     from salsa_dist.planner.shard_link import ShardLink
+
+RETRY_S = 5.0  # for which a store is tried: the plan does without it
 
 
 def plan(
@@ -122,14 +124,26 @@ def plan(
 
 
 def _shard_link(config: Config, nodes: int, planned_s: float) -> ShardLink | None:
-    """Of shards in a store; a run that has made steps is measured, by the median of its last."""
+    """Of shards in a store; a run that has made steps is measured, by the median of its last.
+
+    None with a warning where their index can't be had: plans are made where no run is, without its
+    credentials or its network.
+    """
     from salsa_dist.data.index import ShardIndex
+    from salsa_dist.errors import UserError
+    from salsa_dist.log import log
     from salsa_dist.places import Remote
     from salsa_dist.planner.shard_link import shard_link
     from salsa_dist.run import events
 
-    if not isinstance(config.data.shards, Remote):
+    shards = config.data.shards
+    if not isinstance(shards, Remote):
         return None
-    index = ShardIndex.load(config.data.shards)
+    retry_s = min(shards.cache.retry_s, RETRY_S)
+    try:
+        index = ShardIndex.load(replace(shards, cache=replace(shards.cache, retry_s=retry_s)))
+    except UserError as e:
+        log.warning(f"the plan is without the link to shards: {e}")
+        return None
     steps = [e["seconds"] for e in events.read(config.run) if e["event"] == "step"][-100:]
     return shard_link(config, index, nodes, planned_s, median(steps) if steps else None)
