@@ -37,6 +37,7 @@ CONNECT_S, ANSWER_S = 10, 30  # of one try
 SLOWEST_WAIT_S = 10.0  # between two tries
 _DENIED = re.compile("Credential|Auth|Token|Gated|Forbidden|Unauthorized|AccessDenied|Refresh")
 _BLOCK = 8 << 20  # bytes of one request where a file is read forward
+_commits: dict[str, str] = {}  # by repository of a hub
 
 
 @dataclass(frozen=True)
@@ -126,16 +127,20 @@ class Remote:
 
     def put(self, file: Path) -> None:
         """Write the content of a local file here. Raises: OSError."""
-        fs, path = self.driver()
+        fs, path = self.driver(to_write=True)
         if self.url.startswith("memory:"):
             fs.makedirs(path.rpartition("/")[0], exist_ok=True)
         cleanly(lambda: fs.put_file(str(file), path))
 
-    def driver(self) -> tuple[Any, str]:
+    def driver(self, *, to_write: bool = False) -> tuple[Any, str]:
         """The file system of fsspec, and this place's path in it.
+
+        Args:
+            to_write: or else, on a hub, the path is of one commit.
 
         Raises:
             UserError: the driver is not installed.
+            OSError: the hub does not tell its commit.
         """
         import fsspec.core
 
@@ -163,6 +168,11 @@ class Remote:
             ) from e
         if scheme == "s3":
             fs.retries = 1
+        if scheme == "hf":
+            if to_write:
+                _commits.clear()
+            else:
+                path = cleanly(lambda: _at_commit(fs, path))
         return fs, str(path)
 
     @property
@@ -211,6 +221,25 @@ def cache_folder() -> Path:
         return Path(named).expanduser()
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "salsa-dist"
+
+
+def _at_commit(fs: Any, path: str) -> str:
+    """A path on a hub, as of the commit that this process saw first.
+
+    So a push changes nothing while a run reads. Of a branch, the driver would keep what it was told of
+    a file first, whatever its options say, and read bytes of the new one.
+    """
+    found = fs.resolve_path(path)
+    name = getattr(found, "repo_id", None)
+    if name is None:  # a bucket, which has no commits
+        fs.invalidate_cache(path)
+        return path
+    key = f"{found.repo_type} {name}"
+    if key not in _commits:
+        from huggingface_hub import HfApi
+
+        _commits[key] = str(HfApi().repo_info(name, repo_type=found.repo_type).sha)
+    return str(fs.resolve_path(path, revision=_commits[key]).unresolve())
 
 
 def identity(info: dict[str, Any]) -> str:

@@ -88,11 +88,18 @@ class Seen:
         return ".tar" in self.path
 
 
+_REFUSALS = {
+    "refuse": (503, "SlowDown"),
+    "deny": (403, "ExpiredToken"),
+    "skew": (403, "RequestTimeTooSkewed"),
+}
+
+
 @dataclass
 class Rule:
     """`do` to each of the next `times` answers to requests of which `when` is true.
 
-    `do` is "refuse" (503 SlowDown), "deny" (403), "cut" (half the body, then close), "reset", "lie"
+    `do` is one of `_REFUSALS`, "cut" (half the body, then close), "reset", "lie"
     (other bytes of the same length), "garble" (no HTTP) or "hang".
     """
 
@@ -130,8 +137,8 @@ class Proxy(Server):
                         proxy.done.append(rule.do)
                 time.sleep(proxy.delay_s)
                 do = rule.do if rule else ""
-                if do in ("refuse", "deny"):
-                    status, code = (503, "SlowDown") if do == "refuse" else (403, "ExpiredToken")
+                if do in _REFUSALS:
+                    status, code = _REFUSALS[do]
                     raw = f"<Error><Code>{code}</Code><Message>no</Message></Error>".encode()
                     self.send_response(status)
                     self.send_header("Content-Length", str(len(raw)))
