@@ -45,8 +45,7 @@ import soundfile
 import soxr
 import torch
 
-from salsa_dist.data import mixing, quick_index
-from salsa_dist.data import plan as plan_module
+from salsa_dist.data import mixing, quick_index, sampling
 from salsa_dist.data.index import Entry, Shard, ShardIndex
 from salsa_dist.data.reading import ClipReader
 from salsa_dist.data.sampling import LANES, POOL_STEPS, AdapterPlan, pool_of, steps_of
@@ -301,7 +300,7 @@ def first_step(corpus: Corpus, index: ShardIndex, folder: Path, step: int) -> tu
             wanted.setdefault(sample.shard.path, (sample.shard, []))[1].append(sample.entry)
     for shard, entries in wanted.values():
         make_tar(corpus, shard, entries)
-    for cached in (plan_module._shard_order, mixing._window):
+    for cached in (sampling._shard_order, mixing._window):
         cached.cache_clear()
     gc.collect()
     start, cpu = time.perf_counter(), time.process_time()
