@@ -81,11 +81,11 @@ def test_a_signal_stops_lora_with_its_state_saved(path: Path, monkeypatch: pytes
     config = load_config(path, [*METHODS["lora"], "training.save_every_s=1000"])
     real, calls = Job.forward_backward, []
 
-    def signalled(self: Job, share: Any) -> Any:
+    def signalled(self: Job, step: int, share: Any) -> Any:
         calls.append(1)
         if len(calls) == 2:
             os.kill(os.getpid(), signal.SIGTERM)
-        return real(self, share)
+        return real(self, step, share)
 
     monkeypatch.setattr(Job, "forward_backward", signalled)
     done = train(config)
