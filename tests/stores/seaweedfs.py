@@ -45,6 +45,8 @@ class SeaweedFS:
             [
                 *(str(program()), "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
                 *("-filer", "-s3", f"-s3.config={folder / 's3.json'}", "-volume.max=20"),
+                # Services whose port is fixed, so that two servers could not run; and nothing is sent out.
+                *("-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"),
                 *(f"-{name}={port}" for name, port in ports.items()),
             ],
             cwd=folder,
@@ -64,8 +66,9 @@ class SeaweedFS:
                 time.sleep(0.2)
             else:
                 return
+        log = (self._folder / "log").read_text()[-2000:]
         self.close()
-        raise RuntimeError(f"SeaweedFS did not start: {(self._folder / 'log').read_text()[-2000:]}")
+        raise RuntimeError(f"SeaweedFS did not start: {log}")
 
     def close(self) -> None:
         self._process.kill()  # on SIGTERM it takes half a minute
