@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import logging
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ def test_it_gives_the_clips_of_a_folder_and_each_byte_once(
     assert traffic().since(before).fetched_bytes <= 1.05 * size
 
 
-@pytest.mark.parametrize("do", ["refuse", "cut", "reset", "deny"])
+@pytest.mark.parametrize("do", ["refuse", "cut", "reset", "deny", "skew"])
 def test_what_fails_is_tried_again_and_counted(s3: Proxy, bucket: Remote, noise: Path, do: str) -> None:
     s3.rules.append(Rule(do, times=40))
     before = traffic()
@@ -86,6 +87,22 @@ def test_errors_are_one_clean_line(
     fsspec.filesystem("s3").clear_instance_cache()
     with pytest.raises(UserError, match=r"access is denied: look at the credentials"):
         ShardIndex.load(Remote(str(bucket), Cache(retry_s=1)))
+
+
+def test_a_clock_that_is_off_is_said(bucket: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
+    late = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(days=1)
+    monkeypatch.setattr("botocore.auth.get_current_datetime", lambda: late.replace(tzinfo=None))
+    with pytest.raises(UserError, match=r"access is denied: look at the credentials .*and the clock"):
+        ShardIndex.load(Remote(str(bucket), Cache(retry_s=1)))
+
+
+def test_no_listing_is_needed_to_read(s3: Proxy, bucket: Remote, noise: Path) -> None:
+    """One that lags behind what was written can't change a sample."""
+    begun = len(s3.log.seen)
+    assert heard(bucket, 3) == heard(noise, 3)
+    asked = s3.log.seen[begun:]
+    assert asked
+    assert not [seen.path for seen in asked if "list-type" in seen.path or "prefix=" in seen.path]
 
 
 def test_delay_is_hidden_once_it_runs(s3: Proxy, bucket: Remote, noise: Path) -> None:
