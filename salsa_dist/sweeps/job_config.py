@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from salsa_dist.config import Config
@@ -49,7 +50,7 @@ def job_config(sweep: Sweep, entries: Sequence[Entry]) -> dict[str, Any]:
             "minutes": e.minutes,
             "steps": e.steps,
             "scale": getattr(e.method, "scale", None),
-            "start_from": str(e.start_from.absolute()) if e.start_from else None,
+            "start_from": _found_from_anywhere(e.start_from) if e.start_from else None,
         }
         for e in entries
     ]
@@ -69,6 +70,11 @@ def job_config(sweep: Sweep, entries: Sequence[Entry]) -> dict[str, Any]:
         tree["training"]["prefix_folder"] = str((sweep.file.sweep / "prefix").absolute())
     Config.model_validate(tree)
     return tree
+
+
+def _found_from_anywhere(adapter: Path) -> str:
+    """A folder's full path; a name on a hub as it is."""
+    return str(adapter.absolute() if adapter.exists() else adapter)
 
 
 def identity(entry: Entry, sweep: Sweep, facts: BaseFacts, index: ShardIndex) -> str:

@@ -18,6 +18,7 @@ import pytest
 import torch
 import yaml
 from clips import tone
+from stand_in_hub import StandInHub
 from tiny_families import FAMILIES
 
 from salsa_dist import UserError
@@ -434,7 +435,7 @@ def test_forgetting_is_looked_at_in_final_rows_alone_with_the_base_beside_them(
 
 
 def test_salsa_starts_from_an_adapter_such_as_the_mean_difference(
-    tmp_path: Path, tiny_base: Path, tiny_shards: Path
+    tmp_path: Path, tiny_base: Path, tiny_shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mean = {"kind": "mean-difference", "contrast": "el", "sites": "encoder:1,2"}
     path = write(tmp_path, tiny_base, tiny_shards, methods=[mean], grid={"language": ["bg"]})
@@ -453,6 +454,18 @@ def test_salsa_starts_from_an_adapter_such_as_the_mean_difference(
         wanted = begun.get(site, torch.zeros_like(vector))
         torch.testing.assert_close(vector, wanted, rtol=1e-5, atol=1e-8)
     assert max(v.abs().max() for v in other.values()) < 1e-8
+    with StandInHub() as hub:
+        hub.use(monkeypatch, str(tmp_path / "cache"))
+        hub.put("user/bg", {f.name: f.read_bytes() for f in (tmp_path / "start/bg").iterdir()})
+        methods[0]["start_from"] = "user/{language}@main"
+        path = write(
+            tmp_path / "of-hub", tiny_base, tiny_shards, methods=methods, grid={"language": ["bg"]}
+        )
+        (of_hub,) = make_plan(load_sweep(path)).write()
+        assert "start_from: user/bg@main" in of_hub.config.read_text()
+        run_command("train", str(of_hub.config), [])
+    again = SteeringVectors.load(of_hub.path / "adapters" / next(iter(of_hub.adapters))).vectors
+    torch.testing.assert_close(again, first)
     methods[0]["start_from"] = str(tmp_path / "nothing")
     path = write(tmp_path, tiny_base, tiny_shards, methods=methods, grid={"language": ["bg"]})
     with pytest.raises(UserError, match="nothing"):
