@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
+from salsa_dist.corpus.writer import Sample, ShardWriter
 from salsa_dist.data.audio import Audio
 from salsa_dist.data.index import ShardIndex
 from salsa_dist.data.shards import read_range, read_sample
@@ -45,3 +46,16 @@ def tree(folder: Path) -> dict[str, bytes]:
     """Every file below `folder` with its bytes."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def mixed_shards(folder: Path) -> None:
+    """Shards of Mandarin-English: 4 clips of 1 s to train on, 2 of dev and 2 of test."""
+    texts = ("我们 go", "vuk 好 lisa", "riba 不要", "我 kon 我们")
+    with ShardWriter(folder, "mixed", seed=0) as writer:
+        for split, count in (("train", 4), ("dev", 2), ("test", 2)):
+            clips = [
+                Sample(f"{split}/{i}", tone(1, 300 + 50 * i, 16_000), texts[i], "zh-en", None, "", "")
+                for i in range(count)
+            ]
+            writer.write(split, "zh-en", clips, 2)
+        writer.finish({"source": "made up"})

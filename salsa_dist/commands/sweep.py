@@ -67,6 +67,7 @@ def run(file: FileArgument) -> None:
 @app.command()
 def status(file: FileArgument) -> None:
     """Show the progress of each adapter and its job, and write the table of results."""
+    from salsa_dist.metrics.error_rates import CHOSEN_BY
     from salsa_dist.runs.status import statuses
     from salsa_dist.sweeps.folder import write_results
     from salsa_dist.sweeps.grid import load_sweep
@@ -76,14 +77,12 @@ def status(file: FileArgument) -> None:
     rows = made.rows()
     write_results(made.sweep.file.sweep, rows)
     width = max((len(row["name"]) for row in rows), default=0)
+    by = made.sweep.file.rate
+    shown = ("train loss", "train_loss"), ("dev loss", "dev_loss"), (by.upper(), CHOSEN_BY[by])
     steps_of = {entry.name: entry.steps for entry in made.sweep.entries}
     for row in rows:
         steps = row["steps"] or 0
-        losses = "  ".join(
-            f"{what} {row[key]:.3f}"
-            for what, key in (("train loss", "train_loss"), ("dev loss", "dev_loss"), ("CER", "cer"))
-            if row[key] is not None
-        )
+        losses = "  ".join(f"{what} {row[key]:.3f}" for what, key in shown if row[key] is not None)
         total = steps_of[row["name"]] or made.sweep.config.training.steps
         print(f"{row['name']:{width}}  {row['state']:8} {steps}/{total}  {losses}".rstrip())
     states = [row["state"] for row in rows]

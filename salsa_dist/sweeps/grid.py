@@ -128,6 +128,12 @@ class SweepFile(_Section):
     jobs: Jobs = Jobs()
     report: Report = Report()
 
+    @property
+    def rate(self) -> str:
+        """The error rate that adapters are compared by: cer, wer or mer; cer where it is the loss."""
+        by: str = self.tuning.choose_by if self.methods else getattr(self.halving, "metric", "cer")
+        return "cer" if by == "loss" else by
+
 
 @dataclass(frozen=True)
 class Entry:

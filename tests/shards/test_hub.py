@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import soundfile
 from clips import pitch, samples, tone, tree, wave
+from hub_stand_in import COMMIT, hub
 
 from salsa_dist.corpus import streamed
 from salsa_dist.corpus.build import build
@@ -232,6 +234,33 @@ def test_a_hub_that_refuses(
     assert says in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert not list(tmp_path.glob("*out*"))
+
+
+def build_from(address: str, cache: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1"}
+    env.pop("HF_HUB_CACHE", None)
+    command = [sys.executable, "-m", "salsa_dist", "shards", "build", "hub", "org/set", *words]
+    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=240)
+
+
+def test_by_name_and_revision_only_the_splits_asked_for_are_fetched(tmp_path: Path) -> None:
+    home = common_voice(tmp_path / "set", count=200)
+    train, test = (home / f"data/{name}-00000-of-00001.parquet" for name in ("train", "test"))
+    sent: Counter[str] = Counter()
+    ask = ("--split", "test", "--revision", COMMIT)
+    with hub("org/set", home, "datasets", sent) as (address, _):
+        done = build_from(address, tmp_path / "hf", str(tmp_path / "out"), *ask)
+        assert done.returncode == 0, done.stderr
+        assert sent[test.name] >= test.stat().st_size
+        assert sent[train.name] < train.stat().st_size / 10  # no more than its footer, for the columns
+        wrong = build_from(address, tmp_path / "hf", str(tmp_path / "none"), "--revision", "v9")
+    assert wrong.returncode == 2
+    assert "the hub has no such --revision of it" in wrong.stderr
+    local = build("hub", home, tmp_path / "local", Ask(splits=("test",)))
+    index = ShardIndex.load(tmp_path / "out")
+    assert f"commit {COMMIT}" in index.recipe["source"]
+    assert [s.sha256 for s in index.shards] == [s.sha256 for s in local.shards]
+    assert not list((tmp_path / "hf").rglob("*.parquet"))
 
 
 def card(folder: Path, subset: str, place: str) -> None:

@@ -71,6 +71,31 @@ def test_prompts(load: Load) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("family", "same_as", "names"),
+    [
+        ("qwen2_audio", "zh", "recognize the speech: <|zh|>"),
+        ("qwen3_asr", "zh", "language Chinese<asr_text>"),
+        ("qwen2_5_omni", None, "Transcribe the Chinese and English audio into text"),
+        ("voxtral", "zh", "lang:zh[TRANSCRIBE]"),
+        ("glm_asr", "en", "transcribe"),
+        ("granite_speech", "en", "can you transcribe the speech into a written format?"),
+    ],
+)
+def test_how_each_chat_family_names_mixed_speech(
+    load: Load, family: str, same_as: str | None, names: str
+) -> None:
+    base = load(family)
+    said = prompt(base, "zh-en")
+    assert names in said
+    assert said not in [prompt(base, code) for code in ("zh", "en", "el") if same_as is None]
+    if same_as is not None:
+        assert said == prompt(base, same_as)
+    # The order of the parts counts, but where no language is named.
+    nameless = family in ("glm_asr", "granite_speech")
+    assert (said == prompt(base, "en-zh")) == nameless
+
+
 def test_granites_prompt_does_not_change_overnight(load: Load) -> None:
     base: Any = load("granite_speech")
     own = base.family.tokenizer.chat_template

@@ -45,7 +45,7 @@ class SeaweedFS:
             [
                 *(str(program()), "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
                 *("-filer", "-s3", f"-s3.config={folder / 's3.json'}", "-volume.max=20"),
-                # Services whose port is fixed, so that two servers could not run; and nothing is sent out.
+                # Services with a fixed port, which two servers can't share; and nothing is sent out.
                 *("-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"),
                 *(f"-{name}={port}" for name, port in ports.items()),
             ],

@@ -114,35 +114,37 @@ def test_a_cache_that_takes_nothing(
 
 
 def test_no_file_and_no_word_of_a_run_has_credentials(
-    s3: Proxy, bucket: Remote, tiny_base: Path, tiny_shards: Path, tmp_path: Path
+    s3: Proxy,
+    bucket: Remote,
+    tiny_base: Path,
+    tiny_shards: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     training = {"steps": 4, "lr": 0.02, "save_every_s": 0}
     data = {"shards": str(bucket), "clips_per_step": 5, "readers": 4}
     config = make_config(tmp_path, tiny_base, tiny_shards, training=training, data=data)
-    salsa = [sys.executable, "-m", "salsa_dist", "--debug"]
-    said = ""
-
-    def run(command: list[str], status: int, **environment: str) -> None:
-        nonlocal said
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            timeout=500,
-            env={**os.environ, "SALSA_LOG": "debug", **environment},
-        )
-        said += done.stdout + done.stderr
-        assert done.returncode == status, said[-6000:]
-
+    monkeypatch.setenv("SALSA_LOG", "debug")
     for do in ("refuse", "cut", "deny"):
         s3.rules.append(Rule(do, times=3))
     launch = [sys.executable, str(ROOT / "launchers/slurm.py"), "train", "--config", str(config)]
-    run([*launch, "--cluster", "local", "--nodes", "1", "--tasks-per-node", "2"], 0)
-    run([*salsa, "evaluate", str(config)], 0)
-    run([*salsa, "report", str(tmp_path / "run")], 0)
-    run([*salsa, "plan", str(config)], 0)
-    run([*salsa, "shards", "stats", str(bucket)], 2, AWS_SECRET_ACCESS_KEY=f"wrong-{SECRET}")
-    run([*salsa, "shards", "stats", str(bucket)], 2, AWS_SESSION_TOKEN=TOKEN)
+    launch += ["--cluster", "local", "--nodes", "1", "--tasks-per-node", "2"]
+    done = subprocess.run(launch, capture_output=True, text=True, timeout=500)
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said[-6000:]
+    run = str(tmp_path / "run")
+    for words in (["evaluate", str(config)], ["report", run], ["plan", str(config)]):
+        assert main(["--debug", *words]) == 0
+    for name, wrong in (
+        ("AWS_SECRET_ACCESS_KEY", f"wrong-{SECRET}"),
+        ("AWS_SESSION_TOKEN", TOKEN),
+    ):
+        with monkeypatch.context() as other:
+            other.setenv(name, wrong)
+            fsspec.filesystem("s3").clear_instance_cache()
+            assert main(["--debug", "shards", "stats", str(bucket)]) == 2
+    said += "".join(capfd.readouterr())
     assert str(bucket) in said
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert any("events.jsonl" in str(path) for path in files)

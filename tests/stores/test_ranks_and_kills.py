@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from salsa_dist.corpus.upload import upload
 from salsa_dist.data.index import ShardIndex
 from salsa_dist.places import Remote
 
-STEPS = 12  # of 5 clips; an epoch of a language is 24
+STEPS, KILLED = 12, 6  # of 5 clips; an epoch of a language is 24
 TRAINING = {"steps": STEPS, "lr": 0.02, "save_every_s": 0, "keep": STEPS}
 Vectors = dict[str, bytes]
 
@@ -36,8 +35,8 @@ def run(ranks: int, *words: str | Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def train(ranks: int, config: Path) -> None:
-    done = run(ranks, config)
+def train(ranks: int, *configs: Path) -> None:
+    done = run(ranks, *configs)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
 
 
@@ -53,82 +52,56 @@ def vectors(run: Path) -> Vectors:
     }
 
 
-@pytest.fixture(scope="module")
-def of_folder(
-    tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, tiny_shards: Path
-) -> Callable[[int], Vectors]:
-    """What so many ranks make of the shards in a folder."""
-    found: dict[int, Vectors] = {}
-
-    def trained(ranks: int) -> Vectors:
-        if ranks not in found:
-            folder = tmp_path_factory.mktemp("folder")
-            train(ranks, make_config(folder, tiny_base, tiny_shards, training=TRAINING))
-            found[ranks] = vectors(folder / "run")
-            assert found[ranks]
-        return found[ranks]
-
-    return trained
-
-
-@pytest.fixture
-def bucket(s3: Proxy, tiny_shards: Path, tmp_path: Path) -> Remote:
-    place = Remote(f"s3://tests/{tmp_path.name}")
-    upload(tiny_shards, place)
-    s3.delay_s = 0.005
-    return place
-
-
-def config_of(folder: Path, base: Path, bucket: Remote, workers: int) -> Path:
-    data = {"shards": str(bucket), "clips_per_step": 5, "readers": 4, "workers": workers}
-    return make_config(folder, base, Path(), data=data, training=TRAINING)
-
-
-def fetched_of_shards(proxy: Proxy) -> int:
-    return sum(seen.body_bytes for seen in proxy.log.seen if seen.of_shard)
-
-
-@pytest.mark.parametrize(("ranks", "workers"), [(1, (0, 2)), (2, (2, 0))])
+@pytest.mark.parametrize(("ranks", "workers"), [(1, (0, 2, 0)), (2, (2, 0, 2))])
 def test_the_vectors_of_a_folder_and_each_byte_fetched_once_a_node(
     ranks: int,
-    workers: tuple[int, int],
+    workers: tuple[int, int, int],
     s3: Proxy,
-    bucket: Remote,
-    of_folder: Callable[[int], Vectors],
     tiny_base: Path,
     tiny_shards: Path,
     tmp_path: Path,
 ) -> None:
-    fetched = {}
-    for name, own in zip(("cold", "warm"), workers, strict=True):
+    # Killed and the others read copies of their own, so that what is fetched can be told apart.
+    shards = {"folder": str(tiny_shards)}
+    for name, names in (("killed", ["killed"]), ("whole", ["cold", "warm"])):
+        bucket = Remote(f"s3://tests/{tmp_path.name}/{name}")
+        upload(tiny_shards, bucket)
+        shards |= dict.fromkeys(names, str(bucket))
+    s3.delay_s = 0.005
+    configs = {}
+    for name, own in {
+        "folder": 0,
+        **dict(zip(("cold", "warm", "killed"), workers, strict=True)),
+    }.items():
         (tmp_path / name).mkdir()
-        before = fetched_of_shards(s3)
-        train(ranks, config_of(tmp_path / name, tiny_base, bucket, own))
-        fetched[name] = fetched_of_shards(s3) - before
-        assert vectors(tmp_path / name / "run") == of_folder(ranks)
-    sizes = [shard.bytes for shard in ShardIndex.load(tiny_shards).shards if shard.split == "train"]
-    assert 0.95 * sum(sizes) <= fetched["cold"] <= 1.05 * sum(sizes)
-    assert fetched["warm"] == 0
-    told = [e["store"] for e in events(tmp_path / "cold/run") if e["event"] == "step"]
+        data = {"shards": shards[name], "clips_per_step": 5, "readers": 4, "workers": own}
+        configs[name] = make_config(
+            tmp_path / name, tiny_base, tiny_shards, data=data, training=TRAINING
+        )
+    run(ranks, "--kill", str(KILLED), configs["killed"])
+    assert not (tmp_path / "killed/run/adapters").exists()
+    # One start of the ranks for all, which takes longer than the steps.
+    train(ranks, configs["killed"], configs["folder"], configs["cold"], configs["warm"])
+    of_folder = vectors(tmp_path / "folder/run")
+    assert of_folder
+    for name in ("cold", "warm", "killed"):
+        assert vectors(tmp_path / name / "run") == of_folder, name
+    begun = [e["resumed_step"] for e in events(tmp_path / "killed/run") if e["event"] == "start"]
+    assert begun == [0, KILLED]
+    size = sum(s.bytes for s in ShardIndex.load(tiny_shards).shards if s.split == "train")
+    assert 0.95 * size <= fetched(s3, "whole") <= 1.05 * size
+    # The second process finds what the first one fetched, but for answers that it died with.
+    assert 0.95 * size <= fetched(s3, "killed") <= 1.3 * size
+    told = {
+        name: [e["store"] for e in events(tmp_path / name / "run") if e["event"] == "step"]
+        for name in ("cold", "warm")
+    }
     # The rest came for what is asked before the first step, or ahead, after the last.
-    assert 0 < sum(t["fetched_bytes"] for t in told) <= fetched["cold"]
+    assert 0 < sum(t["fetched_bytes"] for t in told["cold"]) <= fetched(s3, "whole")
+    assert sum(t["fetched_bytes"] for t in told["warm"]) == 0
+    assert sum(t["cached_bytes"] for t in told["warm"]) > 0
 
 
-@pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (2, 2)])
-def test_killed_twice_it_goes_on_from_the_bucket(
-    ranks: int,
-    workers: int,
-    bucket: Remote,
-    of_folder: Callable[[int], Vectors],
-    tiny_base: Path,
-    tmp_path: Path,
-) -> None:
-    config = config_of(tmp_path, tiny_base, bucket, workers)
-    cuts = (3, 6)
-    for step in cuts:
-        run(ranks, "--kill", str(step), config)
-        assert not (tmp_path / "run/adapters").exists()
-    train(ranks, config)
-    begun = [e["resumed_step"] for e in events(tmp_path / "run") if e["event"] == "start"]
-    assert begun == [0, *cuts]
-    assert vectors(tmp_path / "run") == of_folder(ranks)
+def fetched(proxy: Proxy, name: str) -> int:
+    """Bytes of shards below `name`."""
+    return sum(x.body_bytes for x in proxy.log.seen if x.of_shard and f"/{name}/" in x.path)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import datetime
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import pytest
-from test_reading import STEPS, heard
+from test_reading import STEPS, heard, of_folder
 from web import Proxy, Rule
 
+from salsa_dist import places
 from salsa_dist.corpus.upload import upload
 from salsa_dist.data import reading
 from salsa_dist.data.index import ShardIndex
@@ -31,8 +33,8 @@ def test_it_gives_the_clips_of_a_folder_and_each_byte_once(
     s3: Proxy, bucket: Remote, noise: Path
 ) -> None:
     before = traffic()
-    assert heard(bucket, world=2) == heard(noise)
-    assert heard(bucket) == heard(noise)
+    assert heard(bucket, world=2) == of_folder(noise)
+    assert heard(bucket) == of_folder(noise)
     size = sum(shard.bytes for shard in ShardIndex.load(bucket).shards)
     assert traffic().since(before).fetched_bytes <= 1.05 * size
 
@@ -41,7 +43,7 @@ def test_it_gives_the_clips_of_a_folder_and_each_byte_once(
 def test_what_fails_is_tried_again_and_counted(s3: Proxy, bucket: Remote, noise: Path, do: str) -> None:
     s3.rules.append(Rule(do, times=40))
     before = traffic()
-    assert heard(bucket) == heard(noise)
+    assert heard(bucket) == of_folder(noise)
     assert s3.done.count(do) == 40
     assert traffic().since(before).retries > 0
 
@@ -89,6 +91,19 @@ def test_errors_are_one_clean_line(
         ShardIndex.load(Remote(str(bucket), Cache(retry_s=1)))
 
 
+def test_what_hangs_is_asked_again(
+    s3: Proxy, bucket: Remote, noise: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(places, "ANSWER_S", 1)
+    s3.rules.append(Rule("hang", times=20))
+    before = traffic()
+    started = time.monotonic()
+    assert heard(bucket) == of_folder(noise)
+    assert s3.done == ["hang"] * 20
+    assert traffic().since(before).retries > 0
+    assert time.monotonic() - started < 120
+
+
 def test_a_clock_that_is_off_is_said(bucket: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
     late = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(days=1)
     monkeypatch.setattr("botocore.auth.get_current_datetime", lambda: late.replace(tzinfo=None))
@@ -108,4 +123,4 @@ def test_no_listing_is_needed_to_read(s3: Proxy, bucket: Remote, noise: Path) ->
 def test_delay_is_hidden_once_it_runs(s3: Proxy, bucket: Remote, noise: Path) -> None:
     s3.delay_s = 0.05
     found: dict[int, Any] = heard(bucket, STEPS)
-    assert found == heard(noise)
+    assert found == of_folder(noise)

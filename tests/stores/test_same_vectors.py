@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
+import pytest
 from safetensors.numpy import load_file
+from test_names import main
 from tiny import make_config
 from web import Proxy, Web
 
-SECTIONS = {"training": {"steps": 4, "lr": 0.02, "save_every_s": 0}}
+from salsa_dist import load_config, train
+from salsa_dist.data import shard_cache
 
-
-def train(config: Path, *more: str) -> None:
-    command = [sys.executable, "-m", "salsa_dist", "train", str(config), *more]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+TRAINING = {"steps": 4, "lr": 0.02, "save_every_s": 0}
 
 
 def vectors(run: Path) -> dict[str, bytes]:
@@ -41,9 +38,12 @@ def test_the_same_vectors_cold_and_warm_with_workers_and_without(
         ("warm", remote, 2),
     ):
         (tmp_path / name).mkdir()
-        config = make_config(tmp_path / name, tiny_base, tiny_shards, **SECTIONS)
+        data = {"shards": shards, "clips_per_step": 5, "readers": 4, "workers": workers}
+        data["cache"] = str(tmp_path / "shared")
+        config = make_config(tmp_path / name, tiny_base, tiny_shards, data=data, training=TRAINING)
         before = proxy.log.body_bytes
-        train(config, f"data.shards={shards}", f"data.workers={workers}")
+        shard_cache._caches.clear()
+        assert train(load_config(config)).finished
         found[name] = vectors(tmp_path / name / "run")
         assert (proxy.log.body_bytes > before) == (name == "cold")
     assert found["folder"]
@@ -58,16 +58,14 @@ def test_the_same_vectors_cold_and_warm_with_workers_and_without(
 
 
 def test_a_cache_that_cannot_be_written_stops_it_before_the_base_is_read(
-    tiny_shards: Path, tmp_path: Path
+    tiny_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     web = Web(tiny_shards.parent)
     (tmp_path / "file").touch()
     config = make_config(tmp_path, tmp_path / "no-base", tiny_shards)
-    command = [sys.executable, "-m", "salsa_dist", "train", str(config)]
-    command += [f"data.shards={web.url}/{tiny_shards.name}", f"data.cache={tmp_path / 'file'}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 2
-    assert "can't be kept in" in done.stderr or "can't be written" in done.stderr
-    assert "Traceback" not in done.stderr
+    words = [f"data.shards={web.url}/{tiny_shards.name}", f"data.cache={tmp_path / 'file'}"]
+    assert main(["train", str(config), *words]) == 2
+    [said] = capsys.readouterr().err.splitlines()
+    assert "can't be kept in" in said or "can't be written" in said
     assert not (tmp_path / "run/events.jsonl").exists()
     web.close()

@@ -17,14 +17,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from clips import tone
+from clips import mixed_shards, tone
 from stand_in_hub import StandInHub
 from tiny_families import FAMILIES
 
 from salsa_dist import UserError
 from salsa_dist.cli import run_command
 from salsa_dist.commands import sweep as commands
-from salsa_dist.corpus.writer import Sample, ShardWriter
 from salsa_dist.metrics.error_rates import score
 from salsa_dist.steering.vectors import SteeringVectors
 from salsa_dist.sweeps import local_jobs
@@ -293,16 +292,10 @@ def test_by_loss_nothing_is_decoded_for_a_try_and_all_methods_have_one_measure(
     assert not any(loss == pytest.approx(nothing[0], rel=1e-5) for loss in other)
 
 
-def test_mixed_speech_is_chosen_by_its_mer(tmp_path: Path, tiny_base: Path) -> None:
-    texts = ["我们 go", "vuk 好 lisa", "riba 不要", "我 kon 我们"]
-    with ShardWriter(tmp_path / "shards", "mixed", seed=0) as writer:
-        for split, count in (("train", 4), ("dev", 2), ("test", 2)):
-            clips = [
-                Sample(f"{split}/{i}", tone(1, 300 + 50 * i, 16_000), texts[i], "zh-en", None, "", "")
-                for i in range(count)
-            ]
-            writer.write(split, "zh-en", clips, 2)
-        writer.finish({"source": "made up"})
+def test_mixed_speech_is_chosen_by_its_mer(
+    tmp_path: Path, tiny_base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mixed_shards(tmp_path / "shards")
     methods = [{"kind": "salsa", "sites": "encoder", "lr": [0.001, 1.0]}]
     made = {"grid": {"language": ["zh-en"], "seed": [0]}, "methods": methods}
     path = write(
@@ -326,6 +319,13 @@ def test_mixed_speech_is_chosen_by_its_mer(tmp_path: Path, tiny_base: Path) -> N
     assert measured != {lr: errors / tokens["cer"] for lr, errors in rates["cer"].items()}
     assert choice.chosen is not None
     assert measured[choice.chosen.lr] == min(measured.values())
+    capsys.readouterr()
+    commands.status(path)
+    lines = [line for line in capsys.readouterr().out.splitlines() if " done " in line]
+    assert {line.partition("MER ")[2] for line in lines} == {
+        f"{rate:.3f}" for rate in measured.values()
+    }
+    assert not any("CER" in line for line in lines)
 
 
 @pytest.mark.parametrize(

@@ -75,10 +75,30 @@ def seame(home: Path) -> Iterator[Path]:
         yield path
 
 
+def ascend(home: Path) -> Iterator[Path]:
+    """As on the hub: a folder of Parquet files for each split, named in the head of the card."""
+    datasets = pytest.importorskip("datasets")
+    home = home / "CAiRE/ASCEND"
+    head = ["---", "configs:", "- config_name: main", "  data_files:"]
+    for split, count in (("train", 8), ("validation", 2), ("test", 2)):
+        rows = []
+        for i in range(count):
+            sound = wave(home.parent / "clip.wav", hz=300 + 50 * i, rate=16_000).read_bytes()
+            about = {"id": f"{i:05d}", "path": f"waves/{i}.wav", "duration": 0.5, "language": "mixed"}
+            about |= {"transcription": f"我们 go {WORDS[i % 6]}", "original_speaker_id": i}
+            rows.append({**about, "audio": {"bytes": sound, "path": "clip.wav"}})
+        (home / "main").mkdir(parents=True, exist_ok=True)
+        table = datasets.Dataset.from_list(rows).cast_column("audio", datasets.Audio())
+        table.to_parquet(home / f"main/{split}-00000-of-00001.parquet")
+        head += [f"  - split: {split}", f"    path: main/{split}-*"]
+    write(home / "README.md", "\n".join([*head, "---", ""]))
+    yield home
+
+
 MAKERS: dict[str, dict[str, tuple[str, Callable[[Path], Iterator[Path]]]]] = {
     "children": {"myst": ("myst", myst), "ogi": ("ogi_kids", ogi)},
     "multilingual": {"common_voice": ("common_voice", common_voice)},
-    "codeswitch": {"seame": ("seame", seame)},
+    "codeswitch": {"seame": ("seame", seame), "ascend": ("hub", ascend)},
 }
 
 
@@ -88,7 +108,8 @@ def tiny(name: str, folder: Path, base: Path) -> tuple[Path, dict[str, Any]]:
     corpora = {}
     for corpus, (recipe, make) in MAKERS[name].items():
         assert list(make(folder / corpus))
-        home = folder / corpus / "cv-corpus-17.0" if recipe == "common_voice" else folder / corpus
+        below = {"common_voice": "cv-corpus-17.0", "hub": "CAiRE/ASCEND"}
+        home = folder / corpus / below.get(recipe, "")
         build(recipe, home, folder / "shards" / corpus)
         corpora[corpus] = str(folder / "shards" / corpus)
     assert corpora.keys() <= tree["grid"]["corpus"].keys()
