@@ -85,6 +85,7 @@ def test_two_ranks_halve_mixed_speech_by_the_mer_of_one(tmp_path: Path, tiny_bas
         halving = {"rungs": [2], "keep": 0.5, "metric": metric}
         training = {**TRAINING, "steps": 3, "halving": halving}
         sections = {"adapters": adapters, "training": training}
+        sections["data"] = {"shards": str(tmp_path / "shards"), "clips_per_step": 2, "readers": 2}
         configs[name] = str(make_config(tmp_path / name, tiny_base, tmp_path / "shards", **sections))
     train_on(1, [configs["one"]])
     train_on(2, [configs["two"], configs["by_cer"]])
@@ -108,7 +109,8 @@ def test_halving_by_a_rate_that_a_language_does_not_have_is_refused(
         mixed_shards(shards)
     adapters = [{**adapter, "language": language} for adapter in ADAPTERS]
     training = {**TRAINING, "halving": {"rungs": [2], "metric": metric}}
-    sections = {"adapters": adapters, "training": training}
+    data = {"shards": str(shards), "clips_per_step": 2, "readers": 2}
+    sections = {"adapters": adapters, "training": training, "data": data}
     config = load_config(make_config(tmp_path, tiny_base, shards, **sections))
     with pytest.raises(UserError, match=f"training.halving.metric is {metric}, and {says}"):
         train(config)

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from clips import mixed_shards, tone
+from clips import mixed_shards
 from stand_in_hub import StandInHub
 from tiny_families import FAMILIES
 
