@@ -60,7 +60,7 @@ def load_base(
     those of a hub name are fetched by one rank of each node.
 
     Raises:
-        UserError: the base can't be loaded or copied, or the ranks can't be cut as placed.
+        UserError: the base can't be loaded or copied, or the ranks can't be divided as placed.
     """
     elsewhere = group_size(placement.kind, ranks) > 1 or placement.offload != "none"
     copy = staged(base, ranks, say) if base.stage_to is not None else fetched(base, ranks, say)

@@ -204,7 +204,7 @@ def test_auto_offloads_only_where_nothing_else_fits(shape: BaseShape) -> None:
     [
         ({"kind": "replicate"}, Machines(1, 2, 1e5), r"needs .* on each device"),
         ({"kind": "auto"}, Machines(1, 2, 1e5), r"auto: nothing fits"),
-        ({"kind": 3}, Machines(2, 2, 1e9), r"placement.kind is 3: 4 ranks can't be cut"),
+        ({"kind": 3}, Machines(2, 2, 1e9), r"placement.kind is 3: 4 ranks can't be divided"),
         ({"kind": "full", "offload": "nvme"}, Machines(2, 2, 1e9), r"placement.nvme_path which folder"),
         (
             {"kind": "full", "offload": "nvme", "nvme_path": "/proc/none"},
