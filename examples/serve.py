@@ -192,10 +192,11 @@ def make_app(
 
 
 def _limited(request: Request, most: int) -> Request:
-    """The request, refused as soon as its body is larger than `most` bytes."""
-    too_large = HTTPException(413, f"the upload is larger than {most / 1e6:g} MB")
-    if int(request.headers.get("content-length") or 0) > most:
-        raise too_large
+    """The request, refused where its body is larger than `most` bytes.
+
+    What comes after them is read and thrown away: many clients look for an answer only once they have
+    sent everything.
+    """
     got = 0
 
     async def receive() -> Any:
@@ -203,7 +204,9 @@ def _limited(request: Request, most: int) -> Request:
         message = await request.receive()
         got += len(message.get("body", b""))
         if got > most:
-            raise too_large
+            while message.get("more_body"):
+                message = await request.receive()
+            raise HTTPException(413, f"the upload is larger than {most / 1e6:g} MB")
         return message
 
     return Request(request.scope, receive)

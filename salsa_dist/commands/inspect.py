@@ -84,7 +84,7 @@ def plot_norms(norms: dict[str, dict[str, float]], file: Path) -> None:
     try:
         replace_file(file, svg.alone(plots.site_norms(norms)))
     except OSError as e:
-        raise UserError(f"--plot {file} can't be written ({e.strerror})") from None
+        raise UserError(f"--plot {file} can't be written ({e.strerror})") from e
 
 
 def is_adapter(name: str) -> bool:

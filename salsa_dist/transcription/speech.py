@@ -23,8 +23,8 @@ def detector() -> Callable[[Audio], bool]:
     threads = torch.get_num_threads()
     try:
         from silero_vad import get_speech_timestamps, load_silero_vad
-    except ImportError:
-        raise UserError("--vad needs Silero VAD: pip install 'salsa-dist[vad]'") from None
+    except ImportError as e:
+        raise UserError("--vad needs Silero VAD: pip install 'salsa-dist[vad]'") from e
     finally:
         torch.set_num_threads(threads)  # its import sets them to 1 for everybody
     network = load_silero_vad()
