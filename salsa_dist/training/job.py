@@ -8,7 +8,7 @@ the base's own weights.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,8 +159,7 @@ class Job:
             if self.best is not None:
                 losses = self.best.losses
             else:
-                rows = range(len(self.names))
-                losses = self.dev.losses(*(self.base, self.config, rows, self._on_dev_clips(len(self))))
+                losses = self._on_dev_clips(len(self), range(len(self.names)), "dev_loss")
             session.events.write("dev_loss", adapters=finite_losses(losses, self.names))
         session.at(len(self), "saving the adapters")
         folder = RunFolder(self.config.run)
@@ -192,14 +191,11 @@ class Job:
         """Measure on dev clips what is trained, and keep what is best; whether it was due."""
         if self.best is None or not self.best.due(step):
             return False
-        assert self.dev is not None
-        gone, all_steps = self._gone(), self.config.adapter_settings()
-        rows = [row for row, a in enumerate(all_steps) if row not in gone and step <= a.steps]
+        gone, adapters = self._gone(), self.config.adapter_settings()
+        rows = [row for row, a in enumerate(adapters) if row not in gone and step <= a.steps]
         metric = self.config.training.dev_metric
-        what = (self.base, self.config, rows, self._on_dev_clips(step))
-        found = {"dev_loss": self.dev.losses(*what)}
-        if metric != "dev_loss":
-            found[metric] = self.dev.error_rates(*what, metric)
+        kinds: list[str] = list(dict.fromkeys(("dev_loss", metric)))
+        found = {kind: self._on_dev_clips(step, rows, kind) for kind in kinds}
         stopped = [
             self.names[row] for row in self.best.measured(step, found["dev_loss"], found[metric])
         ]
@@ -216,23 +212,28 @@ class Job:
         return True
 
     def _drop_worse(self, step: int) -> None:
-        assert self.dev is not None
         assert self.halving is not None
         halving = self.halving
         metric = halving.config.metric
-        what = (self.base, self.config, halving.running(step), self._on_dev_clips(step))
-        by_loss = metric == "dev_loss"
-        losses = self.dev.losses(*what) if by_loss else self.dev.error_rates(*what, metric)
+        losses = self._on_dev_clips(step, halving.running(step), metric)
         dropped = halving.decide(step, losses, self.session.ranks.is_first)
         by_name = finite_losses(losses, self.names)
         self.session.events.write("rung", step=step, **{metric: by_name}, dropped=dropped)
-        how = "dev loss" if by_loss else f"{metric.upper()} on dev clips"
+        how = "dev loss" if metric == "dev_loss" else f"{metric.upper()} on dev clips"
         self.session.say(
             f"before step {step + 1}: dropped {len(dropped)} of {len(losses)} by their {how}"
         )
 
-    def _on_dev_clips(self, step: int) -> Callable[[], None]:
-        return lambda: self.session.at(step, "measuring on dev clips")
+    def _on_dev_clips(self, step: int, rows: Sequence[int], metric: str) -> dict[int, float]:
+        """The loss or error rate of the adapters of `rows` before `step`. All ranks call this."""
+        assert self.dev is not None
+
+        def moved() -> None:
+            self.session.at(step, "measuring on dev clips")
+
+        if metric == "dev_loss":
+            return self.dev.losses(self.base, self.config, rows, moved)
+        return self.dev.error_rates(self.base, self.config, rows, moved, metric)
 
 
 @contextmanager
