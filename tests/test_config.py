@@ -47,6 +47,28 @@ def test_overrides_reach_every_depth(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("given", "windows"),
+    [
+        ([], [None]),
+        (["base.window_s=5"], [5.0]),
+        (["base.window_s=null"], [None]),
+        (["base.window_s=5", "evaluation.windows_s=[null]"], [None]),
+        (["base.window_s=5", "evaluation.windows_s=[30]"], [30.0]),
+    ],
+)
+def test_adapters_are_scored_at_the_window_of_the_base(
+    path: Path, given: list[str], windows: list[float | None]
+) -> None:
+    tree = yaml.safe_load(path.read_text())
+    del tree["evaluation"]["windows_s"]
+    path.write_text(yaml.safe_dump(tree))
+    config = load_config(path, given)
+    assert config.evaluation.windows_s == windows
+    # What a run writes of itself says the same.
+    assert Config.model_validate(config.model_dump(mode="json")).evaluation.windows_s == windows
+
+
+@pytest.mark.parametrize(
     ("override", "message"),
     [
         ("training.stesp=3", "unknown key 'training.stesp'; did you mean 'steps'"),

@@ -544,7 +544,9 @@ class EvaluationConfig(_Section):
         None, ge=1, description="number of clips per language, the first that fit the window; null: all"
     )
     windows_s: Coverage[list[float | None]] = Field(
-        [None], min_length=1, description="audio windows in seconds; null: the base's own"
+        [None],
+        min_length=1,
+        description="audio windows in seconds, null for the base's own; without this key base.window_s",
     )
     batch: Neither[int] = Field(16, ge=1, description="clips per generate() call")
     max_new_tokens: Transcripts[int] = Field(96, ge=1)
@@ -586,6 +588,21 @@ class Config(_Section):
     trackers: Neither[list[Literal["tensorboard", "wandb", "trackio"]]] = Field(
         ["tensorboard"], description="where curves are plotted: tensorboard, wandb, trackio"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _scored_at_the_window_of_the_base(cls, tree: Any) -> Any:
+        if not isinstance(tree, dict):
+            return tree
+        base, evaluation = tree.get("base"), tree.get("evaluation") or {}
+        if isinstance(base, dict) and isinstance(evaluation, dict) and "windows_s" not in evaluation:
+            window = base.get("window_s")
+            return (
+                tree
+                if window is None
+                else {**tree, "evaluation": {**evaluation, "windows_s": [window]}}
+            )
+        return tree
 
     @model_validator(mode="after")
     def _names_differ(self) -> Config:

@@ -28,7 +28,7 @@ from typing import Any
 from salsa_dist.metrics import normalise
 from salsa_dist.report import fields
 from salsa_dist.report.comparison import Told, examples_of, notes_of, parts, plain, tree_of
-from salsa_dist.report.entries import read_entries
+from salsa_dist.report.entries import Entry, read_entries
 from salsa_dist.report.results import Result, results_of
 from salsa_dist.report.run_files import RunFiles, read_run
 from salsa_dist.runs.cost import cost
@@ -80,7 +80,7 @@ def read_report(run: Path, by: Sequence[str] = ()) -> Report:
     found = results_of(entries)
     by_parts = parts(entries, by)
     adapters = [r for r in plain(found) if r.gains]
-    notes = notes_of(entries, found) + _data_notes(files)
+    notes = _window_notes(files, entries) + notes_of(entries, found) + _data_notes(files)
     if not entries:
         notes.append("not evaluated yet: `salsa-dist evaluate CONFIG` adds error rates and gains")
     tree = {
@@ -195,6 +195,22 @@ def _gains(result: Result) -> list[dict[str, Any]]:
             **{_GAINS.get(name, name): value for name, value in vars(gain).items()},
         }
         for metric, gain in sorted(result.gains.items(), reverse=True)  # words first
+    ]
+
+
+def _window_notes(files: RunFiles, entries: Sequence[Entry]) -> list[str]:
+    """Which adapters were trained at another audio window than the one that they are scored at."""
+    trained = {a.name: a.window_s for a in files.adapters}
+    apart: dict[tuple[float, float], list[str]] = {}
+    for entry in entries:
+        own = trained.get(entry.adapter or "")
+        if own is not None and entry.compared and not math.isclose(own, entry.window_s):
+            names = apart.setdefault((own, entry.window_s), [])
+            names += [entry.adapter] if entry.adapter and entry.adapter not in names else []
+    return [
+        f"{', '.join(names)}: trained at an audio window of {own:g} s, scored at {scored:g} s. "
+        f"Adapters may do less at another window: evaluation.windows_s: [{own:g}] scores them at theirs"
+        for (own, scored), names in apart.items()
     ]
 
 

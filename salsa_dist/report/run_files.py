@@ -15,12 +15,15 @@ with the file and the command that makes it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from salsa_dist import json_file
 from salsa_dist.config import Config, load_config
 from salsa_dist.errors import UserError
 from salsa_dist.evaluation import summary, transcripts
@@ -30,7 +33,7 @@ from salsa_dist.methods import tuned_file
 from salsa_dist.run.events import History, history
 from salsa_dist.run.folder import RunFolder
 from salsa_dist.steering import adapter_file
-from salsa_dist.steering.adapter_folder import VECTORS
+from salsa_dist.steering.adapter_folder import FACTS, SCHEMA, VECTORS
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,8 @@ class AdapterFile:
     """Relative to the run's folder."""
     file_bytes: int
     trained_numbers: int
+    window_s: float | None
+    """Audio window that it was trained at; None where its facts do not say so."""
     vectors: dict[str, NDArray[np.float32]]
     """By site, each `(hidden,)`; none where another method was trained."""
 
@@ -95,6 +100,7 @@ def _read_tuned(run: Path, name: str) -> AdapterFile:
         file=str(file.relative_to(run)),
         file_bytes=file.stat().st_size,
         trained_numbers=facts["trained_numbers"],
+        window_s=_window(facts),
         vectors={},
     )
 
@@ -119,5 +125,12 @@ def _read_adapter(run: Path, name: str, command: str) -> AdapterFile:
         file=str(file.relative_to(run)),
         file_bytes=file.stat().st_size,
         trained_numbers=sum(v.numel() for v in vectors.values()),
+        window_s=_window(json_file.peek(file.parent / FACTS, SCHEMA)),
         vectors={site: v.numpy() for site, v in vectors.items()},
     )
+
+
+def _window(facts: Mapping[str, Any]) -> float | None:
+    training = facts.get("training")
+    found = training.get("window_s") if isinstance(training, dict) else None
+    return float(found) if isinstance(found, (int, float)) else None

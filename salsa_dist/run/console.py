@@ -1,6 +1,6 @@
 """What a run says to who started it: lines in a log, a moving bar on a terminal.
 
-step 120/400  loss bg 1.204  el 0.981  12.3 clips/s  3:20 left      a log: seldom, and at the end
+step 120/400  loss bg 1.204  el 0.981  12.3 clips/s  0:03:20 left   a log: seldom, and at the end
 ━━━━━━━━━━╸━━━━━━━━━━━━━━━━━━━  120/400  loss bg 1.204 …            a terminal: at every step
 """
 
@@ -9,7 +9,9 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
+from datetime import timedelta
 
 from rich.console import Console as Terminal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -18,6 +20,7 @@ from salsa_dist.log import log
 
 _SOONEST_S, _LATEST_S = 5.0, 60.0
 _SHARE = 0.02  # of the time so far: a long run's log stays short
+_PACE = 64  # steps over whose mean time what is left is told: one slow step changes little
 
 
 class Console:
@@ -33,6 +36,7 @@ class Console:
         self._clock = clock
         self._began = self._said = clock()
         self._bar: Progress | None = None
+        self._ends: deque[tuple[int, float]] = deque(maxlen=_PACE + 1)
 
     def __call__(self, line: str) -> None:
         if not self.enabled:
@@ -46,14 +50,25 @@ class Console:
         """Show that `done` of `of` steps are done; `text` is made only when it is shown."""
         if not self.enabled:
             return
-        if sys.stdout.isatty():
-            self._draw(done, of, text())
-            return
         now = self._clock()
+        if self._ends and done <= self._ends[-1][0]:  # another job of the same run
+            self._ends.clear()
+        self._ends.append((done, now))
+        if sys.stdout.isatty():
+            self._draw(done, of, text() + self._left(of))
+            return
         period = min(_LATEST_S, max(_SOONEST_S, _SHARE * (now - self._began)))
         if done == of or now - self._said >= period:
             self._said = now
-            self(f"step {done}/{of}  {text()}")
+            self(f"step {done}/{of}  {text()}{self._left(of)}")
+
+    def _left(self, of: int) -> str:
+        """The time that is left at the mean pace of the last steps; nothing where that is not known."""
+        (first, since), (last, now) = self._ends[0], self._ends[-1]
+        if first == last or last >= of:
+            return ""
+        left = (of - last) * (now - since) / (last - first)
+        return f"  {timedelta(seconds=round(left))} left"
 
     def close(self) -> None:
         """Leave the bar as it stands."""

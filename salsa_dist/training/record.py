@@ -51,9 +51,8 @@ def record_step(
     job.session.track(job.before + step, adapters)
 
     def text() -> str:
-        left = (len(job) - step - 1) * seconds
         losses = "  ".join(f"{job.names[row]} {reduced.losses[row]:.3f}" for row in active[:8])
-        return f"loss {losses}  {clips / seconds:.1f} clips/s  {left // 60:.0f}:{left % 60:02.0f} left"
+        return f"loss {losses}  {clips / seconds:.1f} clips/s"
 
     job.session.say.progress(step + 1, len(job), text)
 

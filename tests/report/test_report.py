@@ -121,6 +121,17 @@ def run(tmp_path: Path) -> Path:
     return run
 
 
+@pytest.mark.parametrize("window", [10, 30])
+def test_another_window_than_that_of_training_is_said_first(run: Path, window: int) -> None:
+    facts = {"schema": "salsa-dist/adapter/1", "training": {"window_s": window}}
+    (run / "adapters/twi-a/adapter.json").write_text(json.dumps(facts))
+    notes = build_report(run)["notes"]
+    said = [
+        note for note in notes if note.startswith("twi-a: trained at an audio window of 10 s, scored")
+    ]
+    assert said == (notes[:1] if window == 10 else [])  # the base's own window, 30 s, is compared
+
+
 def test_results_by_hand(run: Path) -> None:
     rows = {(r["method"], r["window_s"]): r for r in build_report(run)["results"]}
     assert list(rows) == [("zero-shot", 10), ("zero-shot", 30), ("salsa", 10), ("salsa", 30)]

@@ -112,11 +112,27 @@ def test_a_log_gets_a_line_a_period_and_the_last_step(capsys: pytest.CaptureFixt
         now[0] += 1
         console.progress(step, 20_000, lambda: made.append(1) or "loss bg 1.0")  # type: ignore[func-returns-value]
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "step 5/20000  loss bg 1.0"
+    assert lines[0] == "step 5/20000  loss bg 1.0  5:33:15 left"
     assert lines[-1] == "step 20000/20000  loss bg 1.0"
     assert 350 < len(lines) < 600
     assert len(made) == len(lines), "what is not shown is not made"
     assert "\x1b" not in "".join(lines)
+
+
+def test_one_slow_step_changes_little_of_what_is_left(capsys: pytest.CaptureFixture[str]) -> None:
+    now = [0.0]
+    console = Console(True, lambda: now[0])
+    for step in range(1, 101):
+        now[0] += 60 if step == 100 else 6
+        console.progress(step, 200, lambda: "")
+    lines = capsys.readouterr().out.splitlines()
+    before, after = (line.rpartition("  ")[2] for line in lines[-2:])
+    assert before == "0:10:12 left"
+    assert after == "0:11:24 left"  # 64 steps took 438 s; the slow one alone would have said 1:40:00
+    console.progress(1, 200, lambda: "")  # the next adapter's first step: no pace is known
+    now[0] += 60
+    console.progress(2, 200, lambda: "")
+    assert capsys.readouterr().out.splitlines()[-1] == "step 2/200    3:18:00 left"
 
 
 def test_a_terminal_gets_a_bar(
