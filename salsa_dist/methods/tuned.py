@@ -126,7 +126,9 @@ class WeightsAdam:
         counts: Sequence[float] = (),
     ) -> Reduced:
         own = {n: torch.zeros_like(w) if w.grad is None else w.grad for n, w in self.weights.items()}
-        reduced = all_reduce(own, active, loss_sums, label_counts, stop, counts)
+        weights = list(self.weights.values())
+        compared = weights[int(self.steps) % len(weights)]
+        reduced = all_reduce(own, active, loss_sums, label_counts, stop, counts, compared.float())
         labels = reduced.labels[0].clamp_min(1)
         return replace(reduced, gradients={n: g / labels for n, g in reduced.gradients.items()})
 

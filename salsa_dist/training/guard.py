@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from salsa_dist.errors import UserError
+from salsa_dist.errors import StartAgain, UserError
 from salsa_dist.training.job import Job
 from salsa_dist.training.reduce import Reduced
 
@@ -18,6 +18,19 @@ class Guard:
     def __init__(self, job: Job) -> None:
         self.job = job
         self.in_a_row = 0
+
+    def alike(self, step: int, reduced: Reduced) -> None:
+        """Refuse to go on where ranks hold different adapters, which would no longer be one run.
+
+        Raises:
+            StartAgain: they do, on all ranks.
+        """
+        if not reduced.alike:
+            raise StartAgain(
+                f"step {step}: the ranks hold different values of the same adapter: a device or a link "
+                "has computed wrongly, or ranks use different kernels. The next start resumes from the "
+                "newest checkpoint; if it happens again, find the node by excluding one at a time"
+            )
 
     def sound(self, active: Sequence[int], reduced: Reduced) -> list[int]:
         """Rows whose loss in this step is one to learn from."""

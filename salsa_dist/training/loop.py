@@ -107,6 +107,7 @@ def run(job: Job) -> int:
             losses, labels = job.forward_backward(step, share)
             session.at(step, "the sum over all ranks")
             reduced = job.trainable.reduce(active, losses, labels, session.stop_asked, counts_of(share))
+        guard.alike(step, reduced)
         bad.after_step(step, share, reduced.counts[0])
         if traffic is not None:
             record_placement(session, job.base.measure(traffic, reduced.bytes))

@@ -49,6 +49,7 @@ def reduce_step(
     label_counts: Tensor,
     stop: bool,
     counts: Sequence[float] = (),
+    compared: Tensor | None = None,
 ) -> Reduced:
     """Sum gradients, losses and counts of the `active` adapters over all ranks, in one all-reduce.
 
@@ -58,6 +59,7 @@ def reduce_step(
         loss_sums, label_counts: (adapters,) fp32, of this rank.
         stop: this rank asks to stop.
         counts: what else is to be summed, the same number on all ranks.
+        compared: what must be the same on all ranks; see `all_reduce`.
 
     Returns:
         with gradients by site, (adapters, hidden): means over the adapter's labels, zero where not
@@ -66,7 +68,7 @@ def reduce_step(
     rows = torch.tensor(active, device=loss_sums.device)
     steering = {site: rows[bank.steers[site][rows]] for site in bank.sites}
     own = {site: _grad(bank.vectors[site])[steering[site]] for site in bank.sites}
-    reduced = all_reduce(own, active, loss_sums, label_counts, stop, counts)
+    reduced = all_reduce(own, active, loss_sums, label_counts, stop, counts, compared)
     gradients = {}
     for site, summed in reduced.gradients.items():
         index = steering[site]
@@ -115,7 +117,10 @@ class PackedAdam:
         counts: Sequence[float] = (),
     ) -> Reduced:
         """Sum over all ranks; see `reduce_step`."""
-        return reduce_step(self.bank, active, loss_sums, label_counts, stop, counts)
+        # One site in turn: what differs is found within so many steps, at the cost of a few kernels.
+        vectors = list(self.bank.vectors.values())
+        compared = vectors[int(self.steps.sum()) % len(vectors)] if vectors else None
+        return reduce_step(self.bank, active, loss_sums, label_counts, stop, counts, compared)
 
     def tensors(self) -> dict[str, Tensor]:
         """All that a run goes on from, by name; in place."""

@@ -1,6 +1,10 @@
 """The all-reduce of one step: one buffer, summed over all ranks.
 
 gradients of the adapters that take part │ their losses │ their label counts │ stop │ other counts
+                                                         │ h │ h², of what all ranks must hold alike
+
+With n ranks n Σh² = (Σh)² holds only where all h are equal (Cauchy and Schwarz). Each h is below 64, so
+both sums are exact in fp32 for up to 4,227 ranks.
 """
 
 from __future__ import annotations
@@ -12,6 +16,8 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+_MIX = 0x1E3779B97F4A7C15  # odd; the top bits of a product depend on all bits below
 
 
 @dataclass(frozen=True)
@@ -25,6 +31,7 @@ class Reduced:
         stop: whether any rank asked to stop after this step.
         counts: what ranks counted besides, summed.
         bytes: size of the buffer that travelled.
+        alike: whether all ranks hold the same of what was compared.
     """
 
     gradients: Mapping[str, Tensor]
@@ -33,6 +40,7 @@ class Reduced:
     stop: bool
     counts: list[float]
     bytes: int
+    alike: bool = True
 
 
 def all_reduce(
@@ -42,6 +50,7 @@ def all_reduce(
     label_counts: Tensor,
     stop: bool,
     counts: Sequence[float] = (),
+    compared: Tensor | None = None,
 ) -> Reduced:
     """Sum over all ranks, in one all-reduce. A collective.
 
@@ -51,16 +60,19 @@ def all_reduce(
         loss_sums, label_counts: (adapters,) fp32, of this rank.
         stop: this rank asks to stop.
         counts: what else is to be summed, the same number on all ranks.
+        compared: what must be the same on all ranks, fp32; two that differ in any bit are found with a
+            chance of 63 in 64.
     """
     rows = torch.tensor(active, device=loss_sums.device)
     parts = [gradient.flatten() for gradient in gradients.values()]
     others = loss_sums.new_tensor([float(stop), *counts])
-    buffer = torch.cat([*parts, loss_sums[rows], label_counts[rows], others])
+    h = loss_sums.new_zeros(1) if compared is None else digest_of(compared).to(loss_sums.dtype)
+    buffer = torch.cat([*parts, loss_sums[rows], label_counts[rows], others, h, h * h])
     dist.all_reduce(buffer)
 
-    sizes = [*map(len, parts), len(rows), len(rows), len(others)]
+    sizes = [*map(len, parts), len(rows), len(rows), len(others) + 2]
     *summed, losses, labels, others = buffer.split(sizes)
-    stopping, *summed_counts = others.tolist()
+    stopping, *summed_counts, sum_of_h, sum_of_squares = others.tolist()
     return Reduced(
         {
             name: part.view_as(gradient)
@@ -71,4 +83,13 @@ def all_reduce(
         stopping > 0,
         summed_counts,
         buffer.numel() * buffer.element_size(),
+        dist.get_world_size() * sum_of_squares == sum_of_h**2,
     )
+
+
+def digest_of(values: Tensor) -> Tensor:
+    """(1,) int64 from 0 to 63, from every bit of the fp32 `values`; no wait for a device."""
+    bits = values.detach().flatten().view(torch.int32).long()
+    places = torch.arange(1, 2 * len(bits), 2, device=bits.device)  # odd: each bit counts
+    mixed = (bits * places).sum().reshape(1) * _MIX
+    return (mixed >> 58) & 63
