@@ -12,7 +12,7 @@ from salsa_dist.training.reduce import digest_of
 FLIPS = """
 import os, sys
 import torch
-from salsa_dist.cli import run_command
+from salsa_dist.cli import main
 from salsa_dist.training.job import Job
 
 plain = Job.forward_backward
@@ -24,7 +24,8 @@ def forward_backward(self, step, share):
     return plain(self, step, share)
 
 Job.forward_backward = forward_backward
-run_command("train", sys.argv[1], [])
+sys.argv = ["salsa-dist", "train", sys.argv[1]]
+main()
 """
 SITES = 2
 STEPS = 9
