@@ -1,12 +1,11 @@
 """A process holds one base at a time: what was loaded before is gone when the next is loaded."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ranks import run_ranks
 from tiny import make_base, make_config
 
 HERE = Path(__file__).parent
@@ -32,14 +31,7 @@ def out(tmp_path_factory: pytest.TempPathFactory, tiny_shards: Path) -> Path:
             "training": {"steps": 4},
         }
         configs.append(str(make_config(folder / name, base, tiny_shards, **sections)))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0"]
-    done = subprocess.run(
-        [*command, str(HERE / "base_after_base.py"), str(folder), *configs],
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
+    done = run_ranks(2, HERE / "base_after_base.py", folder, *configs, folder=folder)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return folder
 

@@ -1,8 +1,6 @@
 """Adapters that are decoded in the middle of training, by each placement: the steps after it go on."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +8,7 @@ import decoding_ranks
 import pytest
 import torch
 from clips import mixed_shards
+from ranks import run_ranks
 from tiny import make_config
 
 from salsa_dist import SteeringVectors, UserError, load_config, train
@@ -43,16 +42,12 @@ def out(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, tiny_shards: 
         (folder / name).mkdir()
         sections = {"adapters": ADAPTERS, "training": TRAINING, "placement": placement}
         configs.append(str(make_config(folder / name, tiny_base, tiny_shards, **sections)))
-    train_on(2, configs)
+    train_on(2, folder, configs)
     return folder
 
 
-def train_on(ranks: int, configs: list[str]) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(ranks)]
-    command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0"]
-    done = subprocess.run(
-        [*command, decoding_ranks.__file__, *configs], capture_output=True, text=True, timeout=500
-    )
+def train_on(ranks: int, folder: Path, configs: list[str]) -> None:
+    done = run_ranks(ranks, decoding_ranks.__file__, *configs, folder=folder)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
 
 
@@ -87,8 +82,8 @@ def test_two_ranks_halve_mixed_speech_by_the_mer_of_one(tmp_path: Path, tiny_bas
         sections = {"adapters": adapters, "training": training}
         sections["data"] = {"shards": str(tmp_path / "shards"), "clips_per_step": 2, "readers": 2}
         configs[name] = str(make_config(tmp_path / name, tiny_base, tmp_path / "shards", **sections))
-    train_on(1, [configs["one"]])
-    train_on(2, [configs["two"], configs["by_cer"]])
+    train_on(1, tmp_path, [configs["one"]])
+    train_on(2, tmp_path, [configs["two"], configs["by_cer"]])
     one, two, by_cer = (
         json.loads((tmp_path / name / "run" / "halving.json").read_text())["rungs"] for name in configs
     )

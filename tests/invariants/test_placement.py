@@ -6,8 +6,6 @@ hand: no bank, no packing, no DeepSpeed.
 """
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import placed_gradients
 import pytest
 import torch
 from placed_gradients import ACTIVE, COMBINATIONS, DTYPES, MEMORY, PLACEMENTS, RANKS
+from ranks import run_ranks
 from safetensors.torch import load_file
 
 from salsa_dist.speech_llms.load import SpeechLLM, load_speech_llm
@@ -30,10 +29,7 @@ CUT = pytest.mark.parametrize(("name", "dtype", "memory"), [c for c in COMBINATI
 def placed(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What four ranks wrote under each placement, all in one start."""
     out = tmp_path_factory.mktemp("placed")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(RANKS)]
-    command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0"]
-    command += [placed_gradients.__file__, str(tiny_base), str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
+    done = run_ranks(RANKS, placed_gradients.__file__, tiny_base, out, folder=out)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     return out
 

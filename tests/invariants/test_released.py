@@ -6,8 +6,6 @@ weights of its convolution and positions itself. These stay until the loop lets 
 """
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import pytest
 import released_ranks
 import yaml
 from placed_gradients import STRICT
+from ranks import run_ranks
 from tiny import make_config
 from tiny_families import FAMILIES
 
@@ -58,10 +57,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_shards: Path) -> Path:
             placement={"kind": "full", "ds_config": str(out / f"{name}.ds.json")},
         )
         (out / f"{name}.yaml").write_text(yaml.safe_dump(yaml.safe_load(path.read_text())))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0"]
-    command += [released_ranks.__file__, str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
+    done = run_ranks(2, released_ranks.__file__, out, folder=out, timeout_s=900)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     return out
 

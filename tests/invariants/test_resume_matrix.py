@@ -7,8 +7,6 @@ exception in the middle of a step, and goes on in this process or in two ranks.
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from typing import Any
 import pytest
 import resumed
 import torch
+from ranks import run_ranks
 from tiny import make_config
 
 from salsa_dist import SteeringVectors, load_config, train
@@ -122,10 +121,8 @@ def test_with_other_workers_it_is_equal_to_the_bit(
     assert equal(vectors(tmp_path / "cut"), never_stopped[feature])
 
 
-def on_two_ranks(*words: str | Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0", resumed.__file__]
-    done = subprocess.run([*command, *map(str, words)], capture_output=True, text=True, check=False)
+def on_two_ranks(folder: Path, *words: str | Path) -> None:
+    done = run_ranks(2, resumed.__file__, *words, folder=folder)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-9000:]
 
 
@@ -138,7 +135,7 @@ def more_ranks(
     paths = {f: config_of(f, folder / f, tiny_base, tiny_shards) for f in FEATURES}
     for path in paths.values():
         resumed.killed(load_config(path), CUTS[1])
-    on_two_ranks(*paths.values())
+    on_two_ranks(folder, *paths.values())
     return {feature: path.parent for feature, path in paths.items()}
 
 
@@ -149,7 +146,7 @@ def fewer_ranks(
     """Begun by two ranks, ended by one."""
     folder = tmp_path_factory.mktemp("fewer")
     paths = {f: config_of(f, folder / f, tiny_base, tiny_shards) for f in FEATURES}
-    on_two_ranks("--stop", str(CUTS[1]), *paths.values())
+    on_two_ranks(folder, "--stop", str(CUTS[1]), *paths.values())
     for path in paths.values():
         assert train(load_config(path)).finished
     return {feature: path.parent for feature, path in paths.items()}

@@ -1,14 +1,13 @@
 """A whole run with the base cut over two ranks: it never hangs, and nothing it saves holds a weight."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sharded_run
 import torch
+from ranks import run_ranks
 from tiny import make_config
 
 from salsa_dist import evaluate, load_config, load_speech_llm, train
@@ -34,15 +33,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, tiny_shards: 
     placement = {"kind": "full", "ds_config": str(strict)}
     evaluation = {**EVALUATION, "placement": placement}
     config = make_config(folder, tiny_base, tiny_shards, placement=placement, evaluation=evaluation)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0"]
-    done = subprocess.run(
-        [*command, sharded_run.__file__, str(config)],
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-    )
+    done = run_ranks(2, sharded_run.__file__, config, folder=folder)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return folder / "run"
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from launching import Desk
-from two_ranks import two_ranks
+from ranks import two_ranks
 
 from salsa_dist.errors import UserError
 from salsa_dist.placement.ranks import join, own_device, refuse_unlike

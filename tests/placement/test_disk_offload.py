@@ -2,13 +2,12 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import disk_ranks
 import pytest
+from ranks import run_ranks
 from tiny import make_base
 
 from salsa_dist.libraries.deepspeed import why_no_async_io
@@ -34,15 +33,11 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[str, A
         encoder_layers=2,
         decoder_layers=2,
     )
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0"]
-    command += [disk_ranks.__file__, str(base), str(out)]
     # The first time DeepSpeed compiles its file reader, some minutes.
-    path = os.pathsep.join(filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH")]))
-    environment = {**os.environ, "PYTHONPATH": path}
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=1200, check=False
-    )
+    path = {
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH")]))
+    }
+    done = run_ranks(2, disk_ranks.__file__, base, out, folder=out, env=path, timeout_s=1200)
     assert done.returncode == 0, done.stderr[-4000:]
     return [json.loads((out / f"rank{r}.json").read_text()) for r in range(2)]
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from hub_stand_in import COMMIT, hub
+from ranks import two_ranks
 from tiny import make_config
-from two_ranks import two_ranks
 
 TRAINS = """
 import os, sys
@@ -27,7 +27,7 @@ def runs(folder: Path, base: str, shards: Path, address: str, cache: Path, netwo
     evaluation = {"windows_s": [None], "batch": 8, "max_new_tokens": 4, "clips": 2}
     sections = {"base": {"name": base}, "evaluation": evaluation}
     config = make_config(folder, folder, shards, training={"steps": 2}, **sections)
-    with two_ranks(folder, TRAINS, str(config), address, str(cache), network) as both:
+    with two_ranks(folder, TRAINS, str(config), address, str(cache), network, fresh=True) as both:
         statuses = [process.wait(timeout=500) for process in both]
     assert statuses == [0, 0], [(folder / f"log-{rank}").read_text() for rank in (0, 1)]
     events = (folder / "run" / "events.jsonl").read_text().splitlines()

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conformance import apart, clips, gradients, random_bank
+from ranks import run_ranks
 from safetensors.torch import load_file, save_file
 from tiny import make_base
 from tiny_families import FAMILIES as MAKERS
@@ -42,15 +41,8 @@ def four_ranks(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactor
     zero = {"stage": 3, "stage3_param_persistence_threshold": 0, "stage3_max_reuse_distance": 0}
     (out / "ds.json").write_text(json.dumps({"zero_optimization": zero}))
     path = [str(HERE.parent), str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=4"]
-    done = subprocess.run(
-        [*launch, str(HERE / "loading_ranks.py"), str(out)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-    )
+    env = {"PYTHONPATH": os.pathsep.join(path)}
+    done = run_ranks(4, HERE / "loading_ranks.py", out, folder=out, env=env)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     return [json.loads((out / f"rank{rank}.json").read_text()) for rank in range(4)]
 

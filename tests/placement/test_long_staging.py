@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from two_ranks import two_ranks
+from ranks import two_ranks
 
 # Two nodes of one rank each: the second copies for a while, and nobody may wait for it in a collective,
 # since each has a time limit.

@@ -3,13 +3,12 @@
 import json
 import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import disagreeing_ranks
 import pytest
+from ranks import free_port, run_ranks, start, world
 from tiny import make_base, make_config
 
 from salsa_dist.config import load_config
@@ -23,10 +22,7 @@ SOON_S = 240
 def answers(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of three ranks was told, by case."""
     out = tmp_path_factory.mktemp("answers")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "3"]
-    command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0"]
-    command += [disagreeing_ranks.__file__, str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=SOON_S, check=False)
+    done = run_ranks(3, disagreeing_ranks.__file__, out, folder=out, timeout_s=SOON_S)
     assert done.returncode == 0, done.stderr[-4000:]
     return [json.loads((out / f"rank{r}.json").read_text()) for r in range(3)]
 
@@ -55,36 +51,32 @@ def test_ranks_that_agree_go_on(answers: list[dict[str, Any]]) -> None:
     assert all(answer["same"] is None and answer["same again"] is None for answer in answers)
 
 
-def run_ranks(command: str, configs: list[Path], *overrides: list[str]) -> list[tuple[int, str]]:
+def run_command(command: str, configs: list[Path], *overrides: list[str]) -> list[tuple[int, str]]:
     """One rank a config, as a launcher would start them; exit status and output of each."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    world = {"WORLD_SIZE": str(len(configs)), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    port = free_port()
+    logs = [config.parent / f"rank-{rank}.{port}.log" for rank, config in enumerate(configs)]
     ranks = [
-        subprocess.Popen(
-            [sys.executable, "-m", "salsa_dist", command, str(config), *overrides[rank]],
-            env={**os.environ, **world, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
+        start(
+            *("-m", "salsa_dist", command, config, *overrides[rank]),
+            env={**os.environ, **world(len(configs), port, rank)},
+            out=logs[rank],
         )
         for rank, config in enumerate(configs)
     ]
     try:
-        outputs = [rank.communicate(timeout=SOON_S)[0] for rank in ranks]
+        statuses = [rank.wait(timeout=SOON_S) for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()
             rank.wait()
-    return [(rank.returncode, output) for rank, output in zip(ranks, outputs, strict=True)]
+    return [(status, log.read_text()) for status, log in zip(statuses, logs, strict=True)]
 
 
 def test_training_with_other_settings_on_one_rank_stops_before_the_base_is_loaded(
     tmp_path: Path, tiny_base: Path, tiny_shards: Path
 ) -> None:
     config = make_config(tmp_path, tiny_base, tiny_shards)
-    for status, output in run_ranks("train", [config] * 2, [], ["training.steps=7"]):
+    for status, output in run_command("train", [config] * 2, [], ["training.steps=7"]):
         assert status == 2, output
         assert "rank 1 on" in output
         assert "training.steps (7, not 6)" in output
@@ -98,7 +90,7 @@ def test_training_over_another_base_on_one_rank_stops_before_it_is_placed(
 ) -> None:
     other = make_base(tmp_path / "other", seed=1)
     config = make_config(tmp_path, tiny_base, tiny_shards)
-    told = run_ranks("train", [config] * 2, [], [f"base.name={other}"])
+    told = run_command("train", [config] * 2, [], [f"base.name={other}"])
     for status, output in told:
         assert status == 2, output
         assert "rank 1 on" in output
@@ -121,7 +113,7 @@ def test_what_steering_is_compared_with_is_agreed_on_too(
 ) -> None:
     config = make_config(tmp_path, tiny_base, tiny_shards)
     own = [f"method.kind={method}", *(["method.contrast=el"] if method == "mean-difference" else [])]
-    for status, output in run_ranks(command, [config] * 2, own, [*own, other]):
+    for status, output in run_command(command, [config] * 2, own, [*own, other]):
         assert status == 2, output
         assert "rank 1 on" in output
         assert other.partition("=")[0] in output
@@ -136,7 +128,7 @@ def test_another_base_on_one_rank_is_found_whatever_is_trained(
     other = make_base(tmp_path / "other", seed=1)
     config = make_config(tmp_path, tiny_base, tiny_shards)
     own = [f"method.kind={method}", *(["method.contrast=el"] if method == "mean-difference" else [])]
-    for status, output in run_ranks("train", [config] * 2, own, [*own, f"base.name={other}"]):
+    for status, output in run_command("train", [config] * 2, own, [*own, f"base.name={other}"]):
         assert status == 2, output
         assert "base (local-" in output
         assert "Traceback" not in output
@@ -149,7 +141,7 @@ def test_an_adapter_that_one_rank_sees_as_trained_is_found(
     config = make_config(tmp_path, tiny_base, tiny_shards)
     (tmp_path / "elsewhere" / "adapters" / "bg").mkdir(parents=True)
     own = ["method.kind=lora"]
-    told = run_ranks("train", [config] * 2, own, [*own, f"run={tmp_path / 'elsewhere'}"])
+    told = run_command("train", [config] * 2, own, [*own, f"run={tmp_path / 'elsewhere'}"])
     for status, output in told:
         assert status == 2, output
         assert "trained before (bg, not )" in output

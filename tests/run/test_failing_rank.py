@@ -5,8 +5,8 @@ import time
 from pathlib import Path
 
 import pytest
+from ranks import two_ranks
 from tiny import make_config
-from two_ranks import two_ranks
 
 # The second rank raises in step 2. The first waits where nothing of it moves, as in a kernel of NCCL.
 # With `stuck`, the failed rank too can't close: it waits for its peer.

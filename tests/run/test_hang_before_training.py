@@ -2,15 +2,14 @@
 
 import json
 import socket
-import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from ranks import Process, two_ranks
 from tiny import make_config
-from two_ranks import two_ranks
 
 from salsa_dist.placement import ranks as ranks_module
 from salsa_dist.placement.ranks import join
@@ -42,7 +41,7 @@ def failure(folder: Path, rank: int) -> str:
     return str(json.loads((folder / f"failure-{rank}.json").read_text())["text"])
 
 
-Started = dict[str, tuple[Path, list[subprocess.Popen[bytes]]]]
+Started = dict[str, tuple[Path, list[Process]]]
 
 
 @pytest.fixture(scope="module")

@@ -6,12 +6,11 @@ Four real ranks play two nodes, then three; hosts, versions and speeds are made 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ranks import run_ranks
 
 PLAY = """
 import json, os, sys, time
@@ -63,10 +62,7 @@ with join() as ranks:
 def played(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("preflight")
     (folder / "play.py").write_text(PLAY)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "4"]
-    command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0"]
-    command += [str(folder / "play.py"), str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = run_ranks(4, folder / "play.py", folder, folder=folder, timeout_s=300)
     assert done.returncode == 0, done.stderr
     return folder
 

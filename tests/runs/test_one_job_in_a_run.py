@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from ranks import Process, two_ranks
 from tiny import make_config
-from two_ranks import two_ranks
 
 from salsa_dist.cli import run_command
 from salsa_dist.errors import UserError
@@ -51,7 +50,7 @@ class Hanging(NamedTuple):
     """A job of two ranks, and the folder that both write to."""
 
     folder: Path
-    ranks: list[subprocess.Popen[bytes]]
+    ranks: list[Process]
 
 
 @pytest.mark.parametrize("job", JOBS)

@@ -10,8 +10,6 @@ import hashlib
 import json
 import os
 import pickle
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from conformance import apart, clips, gradients, noise, placed, random_bank
+from ranks import run_ranks
 from tiny_families import FAMILIES
 from torch.nn.functional import cross_entropy
 
@@ -351,13 +350,8 @@ def two_ranks(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
     }
     (out / "ds.json").write_text(json.dumps(settings))
     path = os.pathsep.join([str(HERE.parent), str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    done = subprocess.run(
-        [*launch, str(HERE / "zero_ranks.py"), str(out)],
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
-        capture_output=True,
-        text=True,
-        timeout=240,
+    done = run_ranks(
+        2, HERE / "zero_ranks.py", out, folder=out, env={"PYTHONPATH": path}, timeout_s=240
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     return out

@@ -4,13 +4,12 @@ workers and without, in one piece and killed. What ranks of a node read is fetch
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import resumed
+from ranks import run_ranks
 from safetensors.numpy import load_file
 from tiny import make_config
 from web import Proxy
@@ -24,19 +23,8 @@ TRAINING = {"steps": STEPS, "lr": 0.02, "save_every_s": 0, "keep": STEPS}
 Vectors = dict[str, bytes]
 
 
-def run(ranks: int, *words: str | Path) -> subprocess.CompletedProcess[str]:
-    """`resumed.py`, on so many ranks."""
-    command = [sys.executable]
-    if ranks > 1:
-        command += ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks)]
-        command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0"]
-    return subprocess.run(
-        [*command, resumed.__file__, *map(str, words)], capture_output=True, text=True, timeout=500
-    )
-
-
-def train(ranks: int, *configs: Path) -> None:
-    done = run(ranks, *configs)
+def train(ranks: int, folder: Path, *configs: Path) -> None:
+    done = run_ranks(ranks, resumed.__file__, *configs, folder=folder)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
 
 
@@ -78,10 +66,10 @@ def test_the_vectors_of_a_folder_and_each_byte_fetched_once_a_node(
         configs[name] = make_config(
             tmp_path / name, tiny_base, tiny_shards, data=data, training=TRAINING
         )
-    run(ranks, "--kill", str(KILLED), configs["killed"])
+    run_ranks(ranks, resumed.__file__, "--kill", str(KILLED), configs["killed"], folder=tmp_path)
     assert not (tmp_path / "killed/run/adapters").exists()
     # One start of the ranks for all, which takes longer than the steps.
-    train(ranks, configs["killed"], configs["folder"], configs["cold"], configs["warm"])
+    train(ranks, tmp_path, configs["killed"], configs["folder"], configs["cold"], configs["warm"])
     of_folder = vectors(tmp_path / "folder/run")
     assert of_folder
     for name in ("cold", "warm", "killed"):

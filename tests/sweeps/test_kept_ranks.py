@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from ranks import run_ranks
 from tiny import make_config
 
 from salsa_dist import SteeringVectors, load_config, train
@@ -66,15 +64,7 @@ def out(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, tiny_shards: 
             cut = RUNGS[1] if name == "halving-cut" else None
             jobs.append({"name": f"{kind}-{name}", "config": str(config), "cut": cut})
     (folder / "jobs.json").write_text(json.dumps(jobs))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0"]
-    done = subprocess.run(
-        [*command, str(HERE / "kept_ranks.py"), str(folder)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=1500,
-    )
+    done = run_ranks(2, HERE / "kept_ranks.py", folder, folder=folder, timeout_s=1500)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return folder
 

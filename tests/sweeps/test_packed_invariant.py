@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from packed_ranks import MEMBERS, Vectors, packed
+from ranks import run_ranks
 from tiny_families import FAMILIES
 
 from salsa_dist.config import PlacementConfig
@@ -35,15 +34,8 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     strict = {"stage": 3, "stage3_param_persistence_threshold": 0, "stage3_max_reuse_distance": 0}
     (folder / "ds.json").write_text(json.dumps({"zero_optimization": strict}))
     paths = [str(HERE), *(str(HERE.parent / p) for p in ("", "speech_llms"))]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0"]
-    done = subprocess.run(
-        [*command, str(HERE / "packed_ranks.py"), str(folder)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")])},
-        capture_output=True,
-        text=True,
-        timeout=1500,
-    )
+    env = {"PYTHONPATH": os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")])}
+    done = run_ranks(2, HERE / "packed_ranks.py", folder, folder=folder, env=env, timeout_s=1500)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
 

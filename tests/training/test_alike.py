@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import torch
+from ranks import two_ranks
 from tiny import make_config
-from two_ranks import two_ranks
 
 from salsa_dist.training.reduce import digest_of
 

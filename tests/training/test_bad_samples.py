@@ -3,15 +3,14 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from ranks import free_port, run_ranks, start, world
 from tiny import make_config
 
 from salsa_dist import SteeringVectors, UserError, load_config, train
@@ -53,29 +52,18 @@ def vectors(run: Path) -> dict[str, torch.Tensor]:
 
 
 def ranks(config: Path, count: int) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(count)]
-    command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0", "-m"]
-    command += ["salsa_dist", "train", str(config)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    return run_ranks(count, "-m", "salsa_dist", "train", config, folder=config.parent, timeout_s=300)
 
 
 def ranks_left_alone(config: Path, count: int) -> list[tuple[int, str]]:
     """Status and errors of ranks that nobody ends, as torchrun does once the first has failed."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
+    port, logs = free_port(), [config.parent / f"alone-{rank}" for rank in range(count)]
     started = [
-        subprocess.Popen(
-            [sys.executable, "-m", "salsa_dist", "train", str(config)],
-            env={**os.environ, **world, "LOCAL_WORLD_SIZE": str(count), "RANK": r, "LOCAL_RANK": r},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for r in map(str, range(count))
+        start("-m", "salsa_dist", "train", config, env={**os.environ, **world(count, port, r)}, out=log)
+        for r, log in enumerate(logs)
     ]
-    errors = [process.communicate(timeout=300)[1] for process in started]
-    return [(p.returncode, error) for p, error in zip(started, errors, strict=True)]
+    statuses = [process.wait(timeout=300) for process in started]
+    return [(status, log.read_text()) for status, log in zip(statuses, logs, strict=True)]
 
 
 def test_two_ranks_replace_as_one_does_and_stop_together(

@@ -2,15 +2,13 @@
 no GPU whose memory could be full."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import out_of_memory_ranks
 import pytest
 import torch
+from ranks import run_ranks
 from tiny import make_config
 
 from salsa_dist import SteeringVectors, UserError, load_config, train
@@ -107,18 +105,14 @@ def test_ranks_that_share_a_base_start_again_with_less(
     tmp_path: Path, tiny_base: Path, tiny_shards: Path, plain: Path
 ) -> None:
     config = config_of(tmp_path / "a", tiny_base, tiny_shards, placement={"kind": "full"})
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0"]
-    command += [out_of_memory_ranks.__file__, str(config)]
-    failure = tmp_path / "failure"
-    told = {**os.environ, "SALSA_FAILURE_FILE": str(failure)}
-    first = subprocess.run(command, capture_output=True, text=True, timeout=300, env=told)
+    program, told = out_of_memory_ranks.__file__, {"SALSA_FAILURE_FILE": str(tmp_path / "failure")}
+    first = run_ranks(2, program, config, folder=tmp_path, env=told)
     assert first.returncode != 0
     limit = RunFolder(tmp_path / "a/run").pass_limit
     assert json.loads(limit.read_text())["clips"] == 3
     found = json.loads((tmp_path / "failure1").read_text())
     assert found["text"].startswith("step 1, rank 1: out of memory with 6 clips in a pass")
     assert found["user_error"] is False  # a launcher starts it again
-    second = subprocess.run(command, capture_output=True, text=True, timeout=300, env=told)
+    second = run_ranks(2, program, config, folder=tmp_path, env=told)
     assert second.returncode == 0, second.stderr[-2000:]
     same(config, plain)
