@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -11,6 +12,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from ranks import start
 
 ROOT = Path(__file__).resolve().parents[1]
 LAUNCHERS = ROOT / "launchers"
@@ -121,6 +124,9 @@ adapters: [{{name: welsh, language: cy}}]
 """
 
 
+NUMBERS = itertools.count()
+
+
 @dataclass
 class Result:
     status: int
@@ -172,7 +178,18 @@ class Desk:
         return self.finish(self.launch_stand_in(function, *tasks, *options))
 
     def slurm_py(self, *options: str) -> Result:
-        return self.finish(self.start(sys.executable, str(LAUNCHERS / "slurm.py"), *options))
+        """Forked: planning imports torch and transformers."""
+        return self.forked(LAUNCHERS / "slurm.py", *options)
+
+    def forked(self, *words: str | Path, timeout_s: float = 300) -> Result:
+        """`python` with `words`."""
+        out, err = (self.folder / f"{name}.{next(NUMBERS)}" for name in ("out", "err"))
+        process = start(*words, env=self.environment, out=out, err=err, cwd=self.folder)
+        try:
+            status = process.wait(timeout_s)
+        finally:
+            process.kill()
+        return Result(status, out.read_text(), err.read_text())
 
     def seen(self, rank: int) -> dict[str, Any]:
         found: dict[str, Any] = json.loads((self.folder / f"show.{rank}").read_text())

@@ -22,17 +22,7 @@ from pathlib import Path
 from typing import Protocol
 
 HERE = Path(__file__).parent
-AT_IMPORT = (
-    "HF_",
-    "HUGGINGFACE_",
-    "TRANSFORMERS_",
-    "TORCH_",
-    "DS_",
-    "OMP_",
-    "MKL_",
-    "PYTHONHASH",
-    "CXX",
-)
+AT_IMPORT = ("HF_", "TRANSFORMERS_", "TORCH_", "DS_", "PYTHONHASH", "CXX")
 
 
 class Process(Protocol):
@@ -104,14 +94,22 @@ class Server:
             self.over = True
             self.news.notify_all()
 
-    def start(self, words: list[str], env: dict[str, str], out: Path, err: Path) -> Forked:
+    def start(
+        self, words: list[str], env: dict[str, str], out: Path, err: Path, cwd: Path | None
+    ) -> Forked:
         early = {
             key
             for key in env.keys() | self.environment.keys()
             if key.startswith(AT_IMPORT) and env.get(key) != self.environment.get(key)
         }
         assert not early, f"{early} are read when libraries are imported: start it fresh"
-        asked = {"words": words, "env": env, "cwd": os.getcwd(), "out": str(out), "err": str(err)}
+        asked = {
+            "words": words,
+            "env": env,
+            "cwd": str(cwd or os.getcwd()),
+            "out": str(out),
+            "err": str(err),
+        }
         assert self.process.stdin is not None
         with self.news:
             count = len(self.started)
@@ -128,14 +126,19 @@ def server() -> Server:
 
 
 def start(
-    *words: str | Path, env: dict[str, str], out: Path, err: Path | None = None, fresh: bool = False
+    *words: str | Path,
+    env: dict[str, str],
+    out: Path,
+    err: Path | None = None,
+    cwd: Path | None = None,
+    fresh: bool = False,
 ) -> Process:
     """A Python process; `words` come after `python`. Its output is appended to `out` and `err`."""
     said = [str(word) for word in words]
     if not fresh:
-        return server().start(said, env, out, err or out)
+        return server().start(said, env, out, err or out, cwd)
     with out.open("ab") as log, (err or out).open("ab") as errors:
-        return subprocess.Popen([sys.executable, *said], env=env, stdout=log, stderr=errors)
+        return subprocess.Popen([sys.executable, *said], env=env, cwd=cwd, stdout=log, stderr=errors)
 
 
 def world(count: int, port: int, rank: int) -> dict[str, str]:

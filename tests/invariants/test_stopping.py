@@ -2,15 +2,15 @@
 
 import json
 import os
+import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from ranks import Process, free_port, start, world
 from safetensors.torch import load_file, save_file
 from tiny import make_config
 
@@ -31,15 +31,12 @@ def vectors(run: Path) -> dict[str, torch.Tensor]:
     }
 
 
-def start(config: Path, ranks: int, *overrides: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m"]
-    if ranks > 1:
-        command += ["torch.distributed.run", "--nproc_per_node", str(ranks), "--rdzv_backend", "c10d"]
-        command += ["--rdzv_endpoint", "127.0.0.1:0", "-m"]
-    command += ["salsa_dist", "train", str(config), *overrides]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
+def begin(config: Path, count: int, *overrides: str) -> list[Process]:
+    port = free_port()
+    own = [world(count, port, rank) if count > 1 else {} for rank in range(count)]
+    words = ("-m", "salsa_dist", "train", config, *overrides)
+    log = config.parent / "log"
+    return [start(*words, env={**os.environ, **variables}, out=log) for variables in own]
 
 
 def wait_for_step(run: Path, step: int) -> None:
@@ -76,10 +73,10 @@ def test_stopped_and_resumed_is_bit_equal(
     # After SIGKILL it goes on from the checkpoint of whatever step; the others save as they stop.
     save_every_s = 0 if how == signal.SIGKILL else 60
     config = make_config(tmp_path, tiny_base, tiny_shards, training=settings(save_every_s))
-    process = start(config, 1)
+    (process,) = begin(config, 1)
     wait_for_step(tmp_path / "run", 4)
-    os.kill(process.pid, how)
-    process.communicate(timeout=60)
+    process.send_signal(how)
+    process.wait(timeout=60)
     assert not (tmp_path / "run" / "adapters").exists()
     done = train(load_config(config))
     assert done.finished
@@ -100,27 +97,35 @@ def test_other_number_of_ranks_goes_on(
 ) -> None:
     """Started on two sharded ranks, stopped, ended on one."""
     config = make_config(tmp_path, tiny_base, tiny_shards, training=settings())
-    process = start(config, 2, "placement.kind=full")
+    both = begin(config, 2, "placement.kind=full")
     wait_for_step(tmp_path / "run", 4)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate(timeout=60)
+    for process in both:
+        process.kill()
+        process.wait(timeout=60)
     assert train(load_config(config)).finished
     found = vectors(tmp_path / "run")
     for name, wanted in uninterrupted.items():
         assert (found[name] - wanted).norm() / wanted.norm() < 1e-5, name
 
 
-def half_done(folder: Path, base: Path, shards: Path) -> Path:
-    """A run that has checkpoints, its last steps taken away."""
-    config = make_config(folder, base, shards, training=settings())
-    train(load_config(config))
-    return config
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, tiny_shards: Path) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    train(load_config(make_config(folder, tiny_base, tiny_shards, training=settings())))
+    return folder / "run"
+
+
+@pytest.fixture
+def has_states(tmp_path: Path, tiny_base: Path, tiny_shards: Path, trained: Path) -> Path:
+    """The config of a run that has states."""
+    shutil.copytree(trained, tmp_path / "run")
+    return make_config(tmp_path, tiny_base, tiny_shards, training=settings())
 
 
 def test_torn_checkpoint_is_passed_over(
-    uninterrupted: dict[str, torch.Tensor], tmp_path: Path, tiny_base: Path, tiny_shards: Path
+    uninterrupted: dict[str, torch.Tensor], tmp_path: Path, has_states: Path
 ) -> None:
-    config = half_done(tmp_path, tiny_base, tiny_shards)
+    config = has_states
     newest = sorted((tmp_path / "run/state").glob("step-*"))
     assert len(newest) == 3
     raw = newest[-1].read_bytes()
@@ -135,14 +140,11 @@ def test_torn_checkpoint_is_passed_over(
     assert [e["resumed_step"] for e in events if e["event"] == "start"] == [0, STEPS - 2]
 
 
-def test_state_of_an_unknown_schema_is_refused(
-    tmp_path: Path, tiny_base: Path, tiny_shards: Path
-) -> None:
-    config = half_done(tmp_path, tiny_base, tiny_shards)
+def test_state_of_an_unknown_schema_is_refused(tmp_path: Path, has_states: Path) -> None:
     newest = sorted((tmp_path / "run/state").glob("step-*"))[-1]
     save_file(load_file(newest), newest, {"state": json.dumps({"schema": "salsa-dist/state/99"})})
     with pytest.raises(UserError, match="salsa-dist/state/99"):
-        train(load_config(config))
+        train(load_config(has_states))
 
 
 @pytest.mark.parametrize(
@@ -154,19 +156,17 @@ def test_state_of_an_unknown_schema_is_refused(
     ],
 )
 def test_state_of_another_run_is_refused(
-    override: str, named: str, tmp_path: Path, tiny_base: Path, tiny_shards: Path
+    override: str, named: str, tmp_path: Path, has_states: Path
 ) -> None:
-    config = half_done(tmp_path, tiny_base, tiny_shards)
     before = sorted(p.name for p in (tmp_path / "run/state").iterdir())
     with pytest.raises(UserError, match=named):
-        train(load_config(config, [override]))
+        train(load_config(has_states, [override]))
     assert sorted(p.name for p in (tmp_path / "run/state").iterdir()) == before
 
 
-def test_state_of_other_shards_is_refused(tmp_path: Path, tiny_base: Path, tiny_shards: Path) -> None:
+def test_state_of_other_shards_is_refused(tmp_path: Path, has_states: Path) -> None:
     from tiny import make_shards
 
-    config = half_done(tmp_path, tiny_base, tiny_shards)
     other = make_shards(tmp_path / "other", train=25)
     with pytest.raises(UserError, match="other shards"):
-        train(load_config(config, [f"data.shards={other}"]))
+        train(load_config(has_states, [f"data.shards={other}"]))

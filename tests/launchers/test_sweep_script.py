@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
-from launching import LAUNCHERS, Desk, sbatch_lines
+from launching import Desk, sbatch_lines
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +27,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, tiny_shards
     file.write_text(yaml.safe_dump(tree), encoding="utf-8")
     options = ("--nodes", "8", "--array-parallelism", "2", "--partition", "gpu", "--dry-run")
     desk = Desk(folder)
-    launch = (sys.executable, str(LAUNCHERS / "slurm.py"), "sweep", str(file), *options)
-    result = desk.finish(desk.start(*launch), timeout_s=240)
+    result = desk.slurm_py("sweep", str(file), *options)
     assert (result.status, result.err) == (0, "")
     assert not (folder / "sweep").exists(), "a dry run writes nothing"
     return result.out

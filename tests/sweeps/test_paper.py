@@ -4,8 +4,6 @@ in the layouts of the recipes that the files name."""
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ import pytest
 import soundfile
 import yaml
 from clips import tone, wave
-from launching import LAUNCHERS, Desk, sbatch_lines
+from launching import Desk, sbatch_lines
 
 from salsa_dist.cli import run_command
 from salsa_dist.commands import sweep as commands
@@ -130,21 +128,11 @@ def tiny(name: str, folder: Path, base: Path) -> tuple[Path, dict[str, Any]]:
 @pytest.mark.parametrize("name", MAKERS)
 def test_planned_and_launched_dry_on_four_nodes(tmp_path: Path, tiny_base: Path, name: str) -> None:
     path, tree = tiny(name, tmp_path, tiny_base)
-    plan = [sys.executable, "-m", "salsa_dist", "sweep", "plan", str(path), "--nodes", "4"]
-    done = subprocess.run(plan, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    assert "on Slurm" in done.stdout
     desk = Desk(tmp_path)
-    launch = (
-        sys.executable,
-        str(LAUNCHERS / "slurm.py"),
-        "sweep",
-        str(path),
-        "--nodes",
-        "4",
-        "--dry-run",
-    )
-    result = desk.finish(desk.start(*launch), timeout_s=240)
+    done = desk.forked("-m", "salsa_dist", "sweep", "plan", path, "--nodes", "4")
+    assert done.status == 0, done.err
+    assert "on Slurm" in done.out
+    result = desk.slurm_py("sweep", str(path), "--nodes", "4", "--dry-run")
     assert (result.status, result.err) == (0, "")
     asked = sbatch_lines(result.out.split("# --- and for each of them task.sh:")[0])
     assert (asked["nodes"], asked["ntasks-per-node"]) == ("1", "8")
