@@ -250,8 +250,9 @@ def test_a_large_bank_reduces_only_the_rows_of_the_step(placed: Path) -> None:
     for rank in range(RANKS):
         seen = json.loads((placed / f"many-rank{rank}.json").read_text())
         assert seen["collectives"] == {"allreduce": 1}
-        # Gradients, a loss and a count for each active adapter, and whether to stop; 256 are there.
-        assert seen["bytes"] == seen["reported"] == 4 * (numbers + 2 * active + 1)
+        # Gradients, a loss and a count for each active adapter, whether to stop, and a digest of the
+        # vectors and its square; 256 adapters are there.
+        assert seen["bytes"] == seen["reported"] == 4 * (numbers + 2 * active + 1 + 2)
         assert seen["moved_rows"] == {"encoder.0": [first], "llm.0": [first, second]}
         # Row r's gradient is r + 1 on rank 0, twice that on rank 1 …; two labels on each rank.
         ranks = sum(range(1, RANKS + 1))

@@ -30,7 +30,8 @@ from salsa_dist.steering.sites import find_layers, select
 from salsa_dist.steering.widths import site_widths
 from salsa_dist.training.optimizer import PackedAdam, Schedule, reduce_step
 
-STEPS = 50
+STEPS = {"whisper": 50}  # the other families: fewer, since each is here for its own layers
+OTHERS = 20
 TEXTS = ["лека нощ", "one two three", "vuk", "kon ptica leti"]
 Vectors = dict[str, dict[str, torch.Tensor]]
 
@@ -45,11 +46,11 @@ class Member:
     lr: float
     language: str
     seed: int
-    until: int = STEPS
+    ends: float = 1.0  # after this share of the steps
     rests: bool = False
 
-    def takes_part(self, step: int) -> bool:
-        return step < self.until and not (self.rests and step % 3 == 2)
+    def takes_part(self, step: int, steps: int) -> bool:
+        return step < self.ends * steps and not (self.rests and step % 3 == 2)
 
     def clips(self, step: int, row: int) -> list[Clip]:
         """Three clips, of unequal lengths and texts; the same for members of one seed and language."""
@@ -66,12 +67,12 @@ class Member:
 MEMBERS = [
     Member("all", "encoder+llm", "salsa", 0.01, "bg", 1),
     Member("sometimes", "encoder:last-half", "add", 0.02, "bg", 1, rests=True),
-    Member("early", "llm:last-half", "salsa", 0.03, "el", 2, until=20),
+    Member("early", "llm:last-half", "salsa", 0.03, "el", 2, ends=0.4),
 ]
 
 
 def packed(
-    base: SpeechLLM, members: list[Member], ranks: Ranks, placement: PlacementConfig
+    base: SpeechLLM, members: list[Member], ranks: Ranks, placement: PlacementConfig, steps: int
 ) -> tuple[Vectors, int]:
     """What `members` learn in one job; and how many numbers of the base this rank holds after it."""
     layers = find_layers(base.model)
@@ -79,17 +80,19 @@ def packed(
     specs = [AdapterSpec(m.name, tuple(select(m.sites, counts)), m.rule) for m in members]
     bank = Bank(specs, site_widths(layers))
     frozen = FrozenBase(base, bank, ranks, placement)
-    adam = PackedAdam(bank, [Schedule(m.lr, m.until, 0.1, "cosine") for m in members], 0.3)
-    for step in range(STEPS):
-        active = [row for row, member in enumerate(members) if member.takes_part(step)]
+    adam = PackedAdam(
+        bank, [Schedule(m.lr, round(m.ends * steps), 0.1, "cosine") for m in members], 0.3
+    )
+    for step in range(steps):
+        active = [row for row, member in enumerate(members) if member.takes_part(step, steps)]
         if not active:
             continue
-        drawn = [(i, clip) for r in active for i, clip in enumerate(members[r].clips(step, r))]
+        sampled = [(i, clip) for r in active for i, clip in enumerate(members[r].clips(step, r))]
         # Rank 0 has two clips of each adapter, rank 1 one: unequal label counts.
-        mine = [clip for i, clip in drawn if i % 2 == ranks.rank or ranks.world_size == 1]
+        mine = [clip for i, clip in sampled if i % 2 == ranks.rank or ranks.world_size == 1]
         clips = mine or [silent_clip("bg")]
-        heard = list({clip.key: clip for clip in clips}.values())
-        batch = base.family.shared_batch(clips, heard)
+        unique = list({clip.key: clip for clip in clips}.values())
+        batch = base.family.shared_batch(clips, unique)
         for vector in bank.vectors.values():
             vector.grad = None
         token_losses = frozen.token_losses(batch)
@@ -112,9 +115,10 @@ def main(out: Path) -> None:
     torch.set_num_threads(1)
     with join() as ranks:
         for family, folder in json.loads((out / "folders.json").read_text()).items():
+            steps = STEPS.get(family, OTHERS)
             for kind in ("replicate", "full"):
                 placement = PlacementConfig(kind=kind, ds_config=out / "ds.json")
-                learned, held = packed(load_speech_llm(folder), MEMBERS, ranks, placement)
+                learned, held = packed(load_speech_llm(folder), MEMBERS, ranks, placement, steps)
                 if ranks.is_first:
                     torch.save({"learned": learned, "held": held}, out / f"{family}-{kind}.pt")
 

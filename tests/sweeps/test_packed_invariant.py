@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from packed_ranks import MEMBERS, Vectors, packed
+from packed_ranks import MEMBERS, OTHERS, STEPS, Vectors, packed
 from ranks import run_ranks
 from tiny_families import FAMILIES
 
@@ -53,10 +53,11 @@ def test_an_adapter_among_others_learns_what_it_learns_alone(family: str, out: P
     torch.set_num_threads(1)
     base = load_speech_llm(json.loads((out / "folders.json").read_text())[family])
     alone: Vectors = {}
+    replicated, steps = PlacementConfig(kind="replicate"), STEPS.get(family, OTHERS)
     with join() as ranks:
         for member in MEMBERS:
-            alone |= packed(base, [member], ranks, PlacementConfig(kind="replicate"))[0]
-        together, whole = packed(base, MEMBERS, ranks, PlacementConfig(kind="replicate"))
+            alone |= packed(base, [member], ranks, replicated, steps)[0]
+        together, whole = packed(base, MEMBERS, ranks, replicated, steps)
     assert all(v.norm() > 0.02 for vectors in alone.values() for v in vectors.values())
     assert furthest(together, alone)[0] < 1e-5
     for kind in ("replicate", "full"):
