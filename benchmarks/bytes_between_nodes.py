@@ -336,6 +336,7 @@ def ours(kind: str, folder: Path, meeting: Path, ranks: Any) -> tuple[Any, dict[
     from salsa_dist.planner.step_work import GLOO_MESSAGE_BYTES, Machines, Work
     from salsa_dist.speech_llms.load import load_speech_llm
     from salsa_dist.steering.bank import AdapterSpec, Bank
+    from salsa_dist.training.loss import token_losses
     from salsa_dist.training.optimizer import PackedAdam, Schedule, reduce_step
 
     zero = {**settings()["zero_optimization"], "stage3_max_reuse_distance": 0}
@@ -355,7 +356,7 @@ def ours(kind: str, folder: Path, meeting: Path, ranks: Any) -> tuple[Any, dict[
     def step() -> None:
         for vector in bank.vectors.values():
             vector.grad = None
-        losses = base.token_losses(batch)
+        losses = token_losses(base, batch)
         losses.sum().backward()
         base.after_backward()
         total = losses.detach().sum().reshape(1)

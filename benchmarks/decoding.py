@@ -39,6 +39,7 @@ from salsa_dist.config import PlacementConfig
 from salsa_dist.data.clip import SAMPLE_RATE, Clip
 from salsa_dist.data.index import ShardIndex
 from salsa_dist.data.reading import read_clip
+from salsa_dist.placement.decode import generate
 from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.placement.ranks import Ranks, join
 from salsa_dist.speech_llms.load import SpeechLLM, load_speech_llm
@@ -147,7 +148,7 @@ def ours(
     items = [replace(clip, row=row) for clip in clips for row in range(-1, len(bank.specs))]
     texts: list[str] = []
     for i in range(0, len(items), options.batch):
-        made = frozen.generate(items[i : i + options.batch], options.max_new_tokens)
+        made = generate(frozen, items[i : i + options.batch], options.max_new_tokens)
         texts += [transcript.text for transcript in made]
     frozen.close()
     return texts

@@ -55,6 +55,7 @@ from salsa_dist.speech_llms.load import SpeechLLM
 from salsa_dist.steering.bank import AdapterSpec, Bank
 from salsa_dist.steering.sites import find_layers
 from salsa_dist.steering.widths import site_widths
+from salsa_dist.training.loss import token_losses
 from salsa_dist.training.optimizer import PackedAdam, Schedule, reduce_step
 
 SHAPE: dict[str, Any] = {
@@ -164,7 +165,7 @@ def measure(
     def step() -> None:
         for vector in bank.vectors.values():
             vector.grad = None
-        losses = base.token_losses(batch)
+        losses = token_losses(base, batch)
         losses.sum().backward()
         release()
         counts = losses.new_full((1,), len(losses))

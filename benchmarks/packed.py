@@ -188,6 +188,7 @@ def bank(count: int, options: argparse.Namespace) -> list[dict[str, Any]]:
     from salsa_dist.steering.bank import AdapterSpec, Bank
     from salsa_dist.steering.sites import find_layers
     from salsa_dist.steering.widths import site_widths
+    from salsa_dist.training.loss import token_losses
     from salsa_dist.training.optimizer import PackedAdam, Schedule, reduce_step
 
     rng = np.random.default_rng(0)
@@ -211,10 +212,10 @@ def bank(count: int, options: argparse.Namespace) -> list[dict[str, Any]]:
                 losses, labels = torch.zeros(rows), torch.zeros(rows)
                 for vector in held.vectors.values():
                     vector.grad = None
-                token_losses = frozen.token_losses(batch)
-                token_losses.sum().backward()
-                losses.index_add_(0, batch.label_rows, token_losses.detach())
-                labels.index_add_(0, batch.label_rows, torch.ones_like(token_losses))
+                of_labels = token_losses(frozen, batch)
+                of_labels.sum().backward()
+                losses.index_add_(0, batch.label_rows, of_labels.detach())
+                labels.index_add_(0, batch.label_rows, torch.ones_like(of_labels))
                 reduced = reduce_step(held, active, losses, labels, stop=False)
                 adam.step(reduced.gradients, active)
                 seconds[rows].append(time.process_time() - start)

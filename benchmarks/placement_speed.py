@@ -35,11 +35,13 @@ from salsa_dist.data.clip import Clip
 from salsa_dist.data.index import ShardIndex
 from salsa_dist.data.shards import read_range, read_sample
 from salsa_dist.placement.frozen_base import FrozenBase
+from salsa_dist.placement.measured import measured_facts, watched
 from salsa_dist.placement.ranks import Ranks, join
 from salsa_dist.speech_llms.load import load_speech_llm
 from salsa_dist.steering.bank import AdapterSpec, Bank
 from salsa_dist.steering.sites import find_layers
 from salsa_dist.steering.widths import site_widths
+from salsa_dist.training.loss import token_losses
 from salsa_dist.training.optimizer import PackedAdam, Schedule, reduce_step
 
 CACHE = Path("~/.cache/salsa-dist").expanduser()
@@ -119,7 +121,7 @@ def measure(options: argparse.Namespace, ranks: Ranks, kind: Any) -> dict[str, A
         started = time.perf_counter()
         for vector in bank.vectors.values():
             vector.grad = None
-        losses = base.token_losses(ready[step])
+        losses = token_losses(base, ready[step])
         losses.sum().backward()
         base.after_backward()
         labels = losses.new_full((1,), len(losses))
@@ -128,10 +130,10 @@ def measure(options: argparse.Namespace, ranks: Ranks, kind: Any) -> dict[str, A
         return time.perf_counter() - started
 
     seconds = [one_step(step) for step in range(steps - 1)][NOT_COUNTED:]
-    with base.watched() as traffic:
-        watched = one_step(steps - 1)
-    measured = base.measure(traffic, 0)
-    share = torch.tensor(traffic.gather_seconds / watched, device=ranks.device)
+    with watched(base) as traffic:
+        seconds_watched = one_step(steps - 1)
+    measured = measured_facts(base, traffic, 0)
+    share = torch.tensor(traffic.gather_seconds / seconds_watched, device=ranks.device)
     dist.all_reduce(share, op=dist.ReduceOp.MAX)
     base.close()
     return {

@@ -38,6 +38,7 @@ from salsa_dist.speech_llms.load import load_speech_llm
 from salsa_dist.steering.bank import AdapterSpec, Bank
 from salsa_dist.steering.sites import find_layers
 from salsa_dist.steering.widths import site_widths
+from salsa_dist.training.loss import token_losses
 
 CACHE = Path("~/.cache/salsa-dist").expanduser()
 VARIANTS: tuple[dict[str, Any], ...] = (
@@ -69,7 +70,7 @@ class Variant:
         for vector in self.bank.vectors.values():
             vector.grad = None
         start = time.process_time()
-        loss = self.base.token_losses(self.llm.family.training_batch([clip])).mean()
+        loss = token_losses(self.base, self.llm.family.training_batch([clip])).mean()
         loss.backward()
         seconds = time.process_time() - start
         gradients = [v.grad.flatten() for v in self.bank.vectors.values() if v.grad is not None]

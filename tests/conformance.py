@@ -17,6 +17,7 @@ from salsa_dist.speech_llms.load import SpeechLLM
 from salsa_dist.steering.bank import AdapterSpec, Bank
 from salsa_dist.steering.sites import find_layers
 from salsa_dist.steering.widths import site_widths
+from salsa_dist.training.loss import token_losses
 
 ALONE = Ranks(0, 1, 0, 1, torch.device("cpu"))
 
@@ -66,7 +67,7 @@ def gradients(frozen: FrozenBase, batch: Sequence[Clip]) -> tuple[Tensor, dict[s
     """Losses, (labels,), of `batch` and the gradient of their sum, (adapters, hidden) a site."""
     for vectors in frozen.bank.vectors.values():
         vectors.grad = None
-    losses = frozen.token_losses(frozen.family.training_batch(batch))
+    losses = token_losses(frozen, frozen.family.training_batch(batch))
     losses.sum().backward()
     frozen.after_backward()
     zero = torch.zeros

@@ -45,7 +45,9 @@ from salsa_dist.evaluation.summary import EvaluationSummary
 from salsa_dist.evaluation.transcripts import BARE, SCHEMA, ZERO_SHOT
 from salsa_dist.methods.base import Attached, Method
 from salsa_dist.methods.registry import method_of
+from salsa_dist.placement import decode
 from salsa_dist.placement.frozen_base import FrozenBase
+from salsa_dist.placement.measured import as_loaded
 from salsa_dist.placement.ranks import Ranks
 from salsa_dist.run.agreement import agree
 from salsa_dist.run.folder import RunFolder
@@ -157,7 +159,7 @@ def _ready(
         base = stack.enter_context(
             FrozenBase(speech_llm, attached.bank, ranks, session.placed.placement)
         )
-        session.say(base.as_loaded())
+        session.say(as_loaded(base))
         limit, decoding = config.evaluation.max_new_tokens, config.evaluation.decoding.model_dump()
         family, one = base.family, attached.transcribe
         window_s, apart, revision = family.window_s, family.apart, speech_llm.revision
@@ -173,8 +175,8 @@ def _ready(
             yield _Decoder(
                 revision,
                 window_s,
-                base.prompts,
-                lambda made: base.answer(made, limit, decoding),
+                lambda clips: decode.prompts_of(base, clips),
+                lambda made: decode.answer(base, made, limit, decoding),
                 apart,
             )
 

@@ -21,8 +21,10 @@ from salsa_dist.data.share import share_of
 from salsa_dist.data.subset import first_entries
 from salsa_dist.errors import UserError
 from salsa_dist.metrics.error_rates import CHOSEN_BY, score
+from salsa_dist.placement.decode import generate
 from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.placement.kept_prefix import Known, without_audio
+from salsa_dist.training.loss import token_losses
 
 
 class DevClips:
@@ -80,7 +82,7 @@ class DevClips:
             else:
                 batch = family.training_batch(clips)
             with torch.no_grad():
-                losses = base.token_losses(batch)
+                losses = token_losses(base, batch)
             label_rows = batch.label_rows.to(ranks.device)
             sums[0].index_add_(0, label_rows, losses)
             sums[1].index_add_(0, label_rows, torch.ones_like(losses))
@@ -107,7 +109,7 @@ class DevClips:
             samples = mine[start : start + evaluation.batch]
             read = {entry.key: read_clip(self.folder, shard, entry) for (shard, entry), _ in samples}
             clips = [replace(read[entry.key], row=row) for (_, entry), row in samples]
-            for clip, transcript in zip(clips, base.generate(clips, limit, decoding), strict=False):
+            for clip, transcript in zip(clips, generate(base, clips, limit, decoding), strict=False):
                 edits = score(clip.text, transcript.text, clip.language).edits(CHOSEN_BY[metric])
                 sums[:, clip.row] += torch.tensor(
                     [edits.errors, edits.length], dtype=sums.dtype, device=sums.device

@@ -25,6 +25,7 @@ from salsa_dist.log import log
 from salsa_dist.methods.base import Method, Trainable
 from salsa_dist.metrics.error_rates import misnamed
 from salsa_dist.placement.frozen_base import FrozenBase
+from salsa_dist.placement.measured import as_loaded
 from salsa_dist.run.folder import RunFolder
 from salsa_dist.run.session import Session
 from salsa_dist.speech_llms.load import SpeechLLM
@@ -34,6 +35,7 @@ from salsa_dist.training.best import Best
 from salsa_dist.training.dev_loss import DevClips, finite_losses
 from salsa_dist.training.from_config import make_batches
 from salsa_dist.training.halving import Halving
+from salsa_dist.training.loss import token_losses
 from salsa_dist.training.pass_limit import halved, kept_limit
 from salsa_dist.training.prefix_pass import keep_prefix
 
@@ -128,14 +130,14 @@ class Job:
         self.trainable.zero_grad()
         for batch in share.batches:
             try:
-                token_losses = self.base.token_losses(batch)
-                token_losses.sum().backward()
+                of_labels = token_losses(self.base, batch)
+                of_labels.sum().backward()
             except torch.OutOfMemoryError:
                 return len(batch.keys)
             self.base.after_backward()
             rows = batch.label_rows.to(losses.device)
-            losses.index_add_(0, rows, token_losses.detach())
-            labels.index_add_(0, rows, torch.ones_like(token_losses))
+            losses.index_add_(0, rows, of_labels.detach())
+            labels.index_add_(0, rows, torch.ones_like(of_labels))
         return losses, labels
 
     def save(self, step: int) -> None:
@@ -309,7 +311,7 @@ def opened(
                 *(config.training.activation_checkpointing, session.say),
             )
         )
-        session.say(base.as_loaded())
+        session.say(as_loaded(base))
         if config.method.steers and batches is not None and config.training.halving is not None:
             halving = Halving(*(config.training.halving, config.adapter_settings(), config.run, first))
         made = Job(

@@ -22,6 +22,7 @@ from pathlib import Path
 from salsa_dist.config import Config
 from salsa_dist.errors import UserError
 from salsa_dist.methods.registry import method_of
+from salsa_dist.placement.measured import measured_facts, watched
 from salsa_dist.run.folder import RunFolder
 from salsa_dist.run.session import Session
 from salsa_dist.training.bad_sample_limit import BadSamples, counts_of
@@ -103,14 +104,14 @@ def run(job: Job) -> int:
     for step, share in job.steps():
         session.at(step, "forward and backward")
         active = job.active(step)
-        with job.base.watched() if step == measured else nullcontext() as traffic:
+        with watched(job.base) if step == measured else nullcontext() as traffic:
             losses, labels = job.forward_backward(step, share)
             session.at(step, "the sum over all ranks")
             reduced = job.trainable.reduce(active, losses, labels, session.stop_asked, counts_of(share))
         guard.alike(step, reduced)
         bad.after_step(step, share, reduced.counts[0])
         if traffic is not None:
-            record_placement(session, job.base.measure(traffic, reduced.bytes))
+            record_placement(session, measured_facts(job.base, traffic, reduced.bytes))
         moving = guard.sound(active, reduced)
         norms, rates = job.trainable.step(reduced.gradients, moving)
         now = time.monotonic()

@@ -17,7 +17,8 @@ from salsa_dist.corpus.writer import Packed, flac, write_tar
 from salsa_dist.data.clip import Clip, silent_clip
 from salsa_dist.data.index import ShardIndex
 from salsa_dist.data.reading import read_clip
-from salsa_dist.placement.frozen_base import FrozenBase, Prompts
+from salsa_dist.placement import decode
+from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.report.one_run import build_report
 
 
@@ -53,13 +54,13 @@ def test_languages_whose_prompts_differ_in_length_share_no_batch(
     asked = ["base.language_as={el: bg+el}", "evaluation.batch=5"]
     config = load_config(make_config(tmp_path, tiny_base, tiny_shards), asked)
     train(config)
-    prompts, made = FrozenBase.prompts, []
+    prompts, made = decode.prompts_of, []
 
-    def seen(self: FrozenBase, clips: Sequence[Clip]) -> Prompts:
+    def seen(base: FrozenBase, clips: Sequence[Clip]) -> decode.Prompts:
         made.append({clip.language for clip in clips})
-        return prompts(self, clips)
+        return prompts(base, clips)
 
-    monkeypatch.setattr(FrozenBase, "prompts", seen)
+    monkeypatch.setattr(decode, "prompts_of", seen)
     evaluate(config)
     assert len(set(map(identity, lines(config.run)))) == 2 * 6 * 2  # languages, clips, methods
     assert {frozenset(languages) for languages in made} == {frozenset({"bg"}), frozenset({"el"})}
@@ -79,13 +80,13 @@ def test_all_of_a_clip_is_one_batch_whose_audio_is_made_while_another_is_decoded
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[tuple[str, list[str]]] = []
-    prompts = FrozenBase.prompts
+    prompts = decode.prompts_of
 
-    def watched(self: FrozenBase, clips: Sequence[Clip]) -> Prompts:
+    def watched(base: FrozenBase, clips: Sequence[Clip]) -> decode.Prompts:
         made.append((threading.current_thread().name, [clip.key for clip in clips]))
-        return prompts(self, clips)
+        return prompts(base, clips)
 
-    monkeypatch.setattr(FrozenBase, "prompts", watched)
+    monkeypatch.setattr(decode, "prompts_of", watched)
     evaluate(
         config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"batch": 3})})
     )

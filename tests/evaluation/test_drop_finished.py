@@ -14,6 +14,7 @@ from salsa_dist import load_speech_llm
 from salsa_dist.config import PlacementConfig
 from salsa_dist.data.clip import Clip
 from salsa_dist.libraries import transformers as libraries
+from salsa_dist.placement.decode import generate
 from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.placement.ranks import join
 from salsa_dist.speech_llms import drop_finished
@@ -100,7 +101,7 @@ def _ours(
     ]
     with join() as ranks:
         frozen = FrozenBase(llm, bank, ranks, PlacementConfig(kind="replicate"))
-        frozen.generate(clips, LIMIT)
+        generate(frozen, clips, LIMIT)
         frozen.close()
     for hook in hooks:
         hook.remove()

@@ -10,6 +10,7 @@ and which collectives it took part in. The test compares them with one process t
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from collections import Counter
@@ -27,11 +28,15 @@ from safetensors.torch import save_file
 
 from salsa_dist.config import PlacementConfig
 from salsa_dist.data.clip import Clip, silent_clip
+from salsa_dist.libraries.deepspeed import part_of
+from salsa_dist.placement.decode import generate
 from salsa_dist.placement.frozen_base import FrozenBase
+from salsa_dist.placement.measured import measured_facts, resident_bytes, watched
 from salsa_dist.placement.ranks import Ranks, join
 from salsa_dist.speech_llms.load import load_speech_llm
 from salsa_dist.steering.bank import AdapterSpec, Bank
 from salsa_dist.steering.sites import site_modules
+from salsa_dist.training.loss import token_losses
 from salsa_dist.training.optimizer import Reduced, reduce_step
 
 RANKS = 4
@@ -109,11 +114,11 @@ def one_step(base: FrozenBase, mine: list[Clip]) -> Reduced:
     passes = -(-max(map(len, ON_RANK)) // MICRO_BATCH)
     for i in range(passes):
         batch = base.family.training_batch(mine[i::passes] or [silent_clip("bg")])
-        token_losses = base.token_losses(batch)
-        token_losses.sum().backward()
+        of_labels = token_losses(base, batch)
+        of_labels.sum().backward()
         base.after_backward()
-        losses.index_add_(0, batch.label_rows, token_losses.detach())
-        labels.index_add_(0, batch.label_rows, torch.ones_like(token_losses))
+        losses.index_add_(0, batch.label_rows, of_labels.detach())
+        labels.index_add_(0, batch.label_rows, torch.ones_like(of_labels))
     return reduce_step(base.bank, [0, 1], losses, labels, stop=False)
 
 
@@ -146,35 +151,44 @@ def placed(
 
 def measure(base_folder: Path, out: Path, ranks: Ranks, name: str, dtype: str, memory: str) -> None:
     base = placed(base_folder, out, ranks, name, dtype, memory)
-    before = base.weights_hash()
+    before = weights_hash(base)
     mine = [clips()[i] for i in ON_RANK[ranks.rank]]
     one_step(base, mine)  # the first step of ZeRO-3 differs from the later ones
-    with collectives() as seen, base.watched() as traffic:
+    with collectives() as seen, watched(base) as traffic:
         reduced = one_step(base, mine)
     facts: dict[str, Any] = {
-        "resident": base.resident_bytes(),
+        "resident": resident_bytes(base),
         "still_whole": whole(base) if base.size > 1 else {},
         "base_bytes": base.base_bytes,
         "gathered": traffic.gathered_bytes,
         "peak": traffic.peak_bytes,
         "reduced": reduced.bytes,
-        "told": base.measure(traffic, reduced.bytes),
+        "told": measured_facts(base, traffic, reduced.bytes),
         "collectives": [[c.kind, list(c.ranks), c.bytes] for c in seen],
     }
     if (dtype, memory) == ("float32", "kept"):
         calls = max(map(len, TRANSCRIBED))
         given = TRANSCRIBED[ranks.rank] + [[]] * calls
-        groups = [base.generate([clips()[i] for i in given[call]], 4) for call in range(calls)]
+        groups = [generate(base, [clips()[i] for i in given[call]], 4) for call in range(calls)]
         facts["transcripts"] = [t.text for group in groups for t in group]
         again = one_step(base, mine)  # and training goes on after generating
         facts["again"] = [float((again.gradients[s] - g).norm()) for s, g in reduced.gradients.items()]
-    facts["unchanged"] = base.weights_hash() == before
+    facts["unchanged"] = weights_hash(base) == before
     facts["changed_weights"] = changed_weights(base, checkpoint(base_folder, dtype))
     facts["owned_gradients"] = [n for n, p in base.model.named_parameters() if p.grad is not None]
     path = out / f"{name}-{dtype}-{memory}-rank{ranks.rank}"
     path.with_suffix(".json").write_text(json.dumps(facts))
     save_file({**reduced.gradients, "losses": reduced.losses}, path.with_suffix(".safetensors"))
     base.close()
+
+
+def weights_hash(base: FrozenBase) -> str:
+    """SHA-256 of what this rank holds of the base: its whole weights, or its parts of them."""
+    digest = hashlib.sha256()
+    for p in base.model.parameters():
+        held = part_of(p) if base.zero else p.data
+        digest.update(held.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def whole(base: FrozenBase) -> dict[str, int]:
@@ -210,9 +224,13 @@ def thresholds(base_folder: Path, out: Path, ranks: Ranks) -> None:
     base = placed(base_folder, out, ranks, "full", "float32", "kept", "threshold")
     mine = [clips()[i] for i in ON_RANK[ranks.rank]]
     one_step(base, mine)
-    with base.watched() as traffic:
+    with watched(base) as traffic:
         one_step(base, mine)
-    facts = {**base.measure(traffic, 0), "still_whole": whole(base), "resident": base.resident_bytes()}
+    facts = {
+        **measured_facts(base, traffic, 0),
+        "still_whole": whole(base),
+        "resident": resident_bytes(base),
+    }
     (out / f"threshold-rank{ranks.rank}.json").write_text(json.dumps(facts))
     base.close()
 

@@ -18,6 +18,7 @@ import salsa_dist  # noqa: F401 -- before transformers
 from salsa_dist.config import BaseConfig, PlacementConfig
 from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.placement.loading import load_base, silent
+from salsa_dist.placement.measured import resident_bytes
 from salsa_dist.placement.ranks import Ranks, join
 
 # DeepSpeed leaves parts under 1 MiB in memory.
@@ -64,7 +65,7 @@ def steer(folder: Path, out: Path, ranks: Ranks, kind: str) -> dict[str, object]
         "still_in_memory": sum(part.numel() for part in on_disk),
         "files": len(files),
         "bytes_in_files": sum(file.stat().st_size for file in files),
-        "resident": frozen.resident_bytes(),
+        "resident": resident_bytes(frozen),
         "buffers": sum(b.numel() * b.element_size() for b in loaded.model.buffers()),
     }
     frozen.close()

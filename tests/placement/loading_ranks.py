@@ -17,6 +17,7 @@ import salsa_dist  # noqa: F401 -- before transformers
 from salsa_dist.config import BaseConfig, PlacementConfig
 from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.placement.loading import load_base, silent
+from salsa_dist.placement.measured import resident_bytes
 from salsa_dist.placement.ranks import Ranks, join
 from salsa_dist.speech_llms.load import SpeechLLM, load_speech_llm
 from salsa_dist.speech_llms.weight_files import StoredTensor
@@ -51,7 +52,7 @@ def compare(base: BaseConfig, ranks: Ranks, placement: PlacementConfig) -> dict[
         "read": read,
         "base_bytes": frozen.base_bytes,
         "buffer_bytes": sum(b.numel() * b.element_size() for b in loaded.model.buffers()),
-        "parts": frozen.resident_bytes(),
+        "parts": resident_bytes(frozen),
         "logits_equal": torch.equal(logits(loaded, ranks), logits(whole, ranks)),
     }
     frozen.close()
@@ -68,7 +69,7 @@ def logits(base: SpeechLLM, ranks: Ranks) -> torch.Tensor:
 def steer(base: BaseConfig, ranks: Ranks, placement: PlacementConfig) -> dict[str, object]:
     loaded = load_base(base, ranks, placement, silent)
     frozen = FrozenBase(loaded, random_bank(loaded, ["salsa", "add", "salsa"]), ranks, placement)
-    between = frozen.resident_bytes()
+    between = resident_bytes(frozen)
     for _ in range(2):
         _, found = gradients(frozen, clips(loaded))
     whole = load_speech_llm(base.name)

@@ -21,12 +21,14 @@ from torch.autograd.graph import saved_tensors_hooks
 from salsa_dist.config import PlacementConfig
 from salsa_dist.data.clip import silent_clip
 from salsa_dist.placement.frozen_base import FrozenBase
+from salsa_dist.placement.measured import measured_facts, watched
 from salsa_dist.placement.ranks import Ranks, join
 from salsa_dist.planner.base_shape import read_shape
 from salsa_dist.planner.plan import make_plan
 from salsa_dist.planner.step_work import GLOO_MESSAGE_BYTES, Machines, Work
 from salsa_dist.speech_llms.load import load_speech_llm
 from salsa_dist.steering.bank import AdapterSpec, Bank
+from salsa_dist.training.loss import token_losses
 from salsa_dist.training.optimizer import reduce_step
 
 WINDOW_S = 1.5
@@ -87,15 +89,15 @@ def measure(
 
     def step() -> int:
         batch = base.family.training_batch(clips)
-        losses = base.token_losses(batch)
+        losses = token_losses(base, batch)
         losses.sum().backward()
         base.after_backward()
         return reduce_step(bank, [0, 1], torch.zeros(2), torch.ones(2), stop=False).bytes
 
     step()
-    with base.watched() as traffic:
+    with watched(base) as traffic:
         reduced = step()
-    measured = base.measure(traffic, reduced)
+    measured = measured_facts(base, traffic, reduced)
     sent = []
     for steps in (STEPS, 2 * STEPS):
         dist.barrier()
@@ -114,7 +116,7 @@ def measure(
 
     batch = base.family.training_batch(clips)
     with saved_tensors_hooks(keep, lambda tensor: tensor):
-        base.token_losses(batch)
+        token_losses(base, batch)
     base.after_backward()
     base.close()
     return {

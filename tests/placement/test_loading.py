@@ -20,6 +20,7 @@ from salsa_dist import UserError
 from salsa_dist.config import BaseConfig, PlacementConfig
 from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.placement.loading import Part, fill, load_base, silent
+from salsa_dist.placement.measured import as_loaded
 from salsa_dist.placement.ranks import join
 from salsa_dist.speech_llms.load import SpeechLLM, load_speech_llm, model_class
 from salsa_dist.speech_llms.unfilled import unfilled
@@ -239,7 +240,7 @@ def test_a_process_that_no_launcher_started_offloads_too(
             base = load_base(BaseConfig(name=str(tiny_base)), ranks, placement, silent)
             frozen = FrozenBase(base, random_bank(base, ["salsa", "add", "salsa"]), ranks, placement)
             found.append(gradients(frozen, clips(base))[1])
-            line = frozen.as_loaded()
+            line = as_loaded(frozen)
             frozen.close()
     assert "a rank holds 0.0 MB" in line
     assert all(apart(found[1][site], wanted) < 1e-5 for site, wanted in found[0].items())

@@ -24,13 +24,13 @@ def test_kernels_are_those_that_the_config_says(
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
     torch.backends.cudnn.allow_tf32 = True
     seen = []
-    plain = FrozenBase.token_losses
+    plain = FrozenBase.logits
 
     def looked_at(self: FrozenBase, batch: object) -> torch.Tensor:
         seen.append((torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.allow_tf32))
         return plain(self, batch)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(FrozenBase, "token_losses", looked_at)
+    monkeypatch.setattr(FrozenBase, "logits", looked_at)
     config = make_config(tmp_path, tiny_base, tiny_shards, training={"steps": 2})
     try:
         train(load_config(config, [f"training.deterministic={deterministic}".lower()]))

@@ -28,6 +28,7 @@ STOPPED = """
 import os, signal, sys
 from salsa_dist.methods import mean_difference
 from salsa_dist.cli import run_command
+from salsa_dist.placement import decode
 from salsa_dist.placement.frozen_base import FrozenBase
 
 def stops_later(real):
@@ -39,8 +40,8 @@ def stops_later(real):
         return real(*arguments, **named)
     return call
 
-FrozenBase.token_losses = stops_later(FrozenBase.token_losses)
-FrozenBase.answer = stops_later(FrozenBase.answer)
+FrozenBase.logits = stops_later(FrozenBase.logits)
+decode.answer = stops_later(decode.answer)
 mean_difference.mean_activations = stops_later(mean_difference.mean_activations)
 run_command(sys.argv[1], sys.argv[2], sys.argv[3:])
 """

@@ -16,6 +16,7 @@ from salsa_dist.config import PlacementConfig
 from salsa_dist.config.fingerprint import digest
 from salsa_dist.data.clip import SAMPLE_RATE, Clip, silent_clip
 from salsa_dist.errors import UserError
+from salsa_dist.placement.decode import generate
 from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.placement.ranks import Ranks, join
 from salsa_dist.speech_llms.load import load_speech_llm
@@ -23,6 +24,7 @@ from salsa_dist.speech_llms.thin_silence import kept_positions
 from salsa_dist.steering.bank import AdapterSpec, Bank
 from salsa_dist.steering.vectors import SteeringVectors
 from salsa_dist.sweeps.cost import base_facts
+from salsa_dist.training.loss import token_losses
 
 SITES = tuple(f"{component}.{i}" for component in ("encoder", "llm") for i in range(3))
 
@@ -53,7 +55,7 @@ class Base:
         batch = family.shared_batch(clips, heard) if share else family.training_batch(clips)
         for vector in self.bank.vectors.values():
             vector.grad = None
-        losses = self.frozen.token_losses(batch)
+        losses = token_losses(self.frozen, batch)
         losses.sum().backward()
         gradients = [v.grad.flatten() for v in self.bank.vectors.values() if v.grad is not None]
         return losses.detach(), torch.cat(gradients)
@@ -121,7 +123,7 @@ def test_transcripts_are_of_the_whole_window(tiny_base: Path, ranks: Ranks) -> N
     thin.losses(clips)
     features = torch.zeros(2, 80, 200)
     assert thin.llm.model.get_encoder()(features).last_hidden_state.shape[1] == 100
-    texts = [[t.text for t in base.frozen.generate(clips, 12)] for base in (whole, thin)]
+    texts = [[t.text for t in generate(base.frozen, clips, 12)] for base in (whole, thin)]
     assert texts[0] == texts[1]
     assert not torch.allclose(whole.losses(clips)[0], thin.losses(clips)[0], atol=1e-4)
 

@@ -16,6 +16,7 @@ from conformance import clips, gradients, random_bank
 import salsa_dist  # noqa: F401 -- before transformers
 from salsa_dist.config import PlacementConfig
 from salsa_dist.data.clip import silent_clip
+from salsa_dist.placement.decode import generate
 from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.placement.ranks import join
 from salsa_dist.placement.recompute import recompute_in_backward
@@ -42,9 +43,9 @@ def main(out: Path) -> None:
             _, first_only = gradients(frozen, mine if ranks.rank == 0 else [silent_clip("bg")])
             resident = torch.tensor(sum(p.data.numel() for p in base.model.parameters()))
             texts: list[list[str]] = [[], []]
-            dist.all_gather_object(texts, [t.text for t in frozen.generate(mine, 4)])
+            dist.all_gather_object(texts, [t.text for t in generate(frozen, mine, 4)])
             # A rank with no clip left steps along.
-            frozen.generate(mine if ranks.rank == 0 else [], 2)
+            generate(frozen, mine if ranks.rank == 0 else [], 2)
             loss = losses.sum()
             for tensor in (
                 loss,

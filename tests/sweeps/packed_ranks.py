@@ -28,6 +28,7 @@ from salsa_dist.speech_llms.load import SpeechLLM, load_speech_llm
 from salsa_dist.steering.bank import AdapterSpec, Bank
 from salsa_dist.steering.sites import find_layers, select
 from salsa_dist.steering.widths import site_widths
+from salsa_dist.training.loss import token_losses
 from salsa_dist.training.optimizer import PackedAdam, Schedule, reduce_step
 
 STEPS = {"whisper": 50}  # the other families: fewer, since each is here for its own layers
@@ -95,12 +96,12 @@ def packed(
         batch = base.family.shared_batch(clips, unique)
         for vector in bank.vectors.values():
             vector.grad = None
-        token_losses = frozen.token_losses(batch)
-        token_losses.sum().backward()
+        of_labels = token_losses(frozen, batch)
+        of_labels.sum().backward()
         frozen.after_backward()
         losses, labels = torch.zeros(len(members)), torch.zeros(len(members))
-        losses.index_add_(0, batch.label_rows, token_losses.detach())
-        labels.index_add_(0, batch.label_rows, torch.ones_like(token_losses))
+        losses.index_add_(0, batch.label_rows, of_labels.detach())
+        labels.index_add_(0, batch.label_rows, torch.ones_like(of_labels))
         adam.step(reduce_step(bank, active, losses, labels, False).gradients, active)
     held = sum(p.data.numel() for p in base.model.parameters())
     frozen.close()

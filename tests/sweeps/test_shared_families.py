@@ -18,6 +18,7 @@ from salsa_dist.speech_llms.load import SpeechLLM, load_speech_llm
 from salsa_dist.steering.bank import AdapterSpec, Bank
 from salsa_dist.steering.sites import find_layers, site_modules
 from salsa_dist.steering.widths import site_widths
+from salsa_dist.training.loss import token_losses
 
 # Where the adapters of a job steer: the prefix ends at the lowest encoder layer among them.
 JOBS = {
@@ -61,7 +62,7 @@ def samples(base: SpeechLLM) -> tuple[list[Clip], list[Clip]]:
 def losses_and_gradients(frozen: FrozenBase, batch: object) -> Result:
     for vectors in frozen.bank.vectors.values():
         vectors.grad = None
-    losses = frozen.token_losses(batch)  # type: ignore[arg-type]
+    losses = token_losses(frozen, batch)  # type: ignore[arg-type]
     losses.sum().backward()
     found = {
         f"{site} {row}": vectors.grad[row].clone()

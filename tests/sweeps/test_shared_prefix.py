@@ -21,6 +21,7 @@ from salsa_dist.steering.bank import AdapterSpec, Bank
 from salsa_dist.steering.sites import site_modules
 from salsa_dist.training import job as jobs
 from salsa_dist.training.from_config import make_batches
+from salsa_dist.training.loss import token_losses
 
 STEPS = 50
 ADAPTERS: list[dict[str, Any]] = [
@@ -87,7 +88,7 @@ def test_shared_clips_walk_once_through_what_lies_below(tiny_base: Path) -> None
         # What a layer's own parts get, behind the hooks of the layer itself.
         part = module.self_attn_layer_norm
         part.register_forward_hook(lambda m, args, out, s=site: seen.__setitem__(s, args[0].shape[0]))
-    frozen.token_losses(family.shared_batch(clips, heard)).sum().backward()
+    token_losses(frozen, family.shared_batch(clips, heard)).sum().backward()
     # Two clips up to encoder.1; from there a's two more, from encoder.2 on all six.
     assert [seen[f"encoder.{i}"] for i in range(3)] == [2, 2, 4]
     assert seen["llm.0"] == 6

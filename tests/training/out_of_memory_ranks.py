@@ -19,21 +19,21 @@ from salsa_dist.speech_llms.batch import AdapterBatch
 @contextmanager
 def room_for(clips: int) -> Iterator[list[int]]:
     """Passes of more than `clips` clips are out of memory in backward; how many clips each pass had."""
-    whole, passes = FrozenBase.token_losses, []
+    whole, passes = FrozenBase.logits, []
 
-    def token_losses(self: FrozenBase, batch: AdapterBatch) -> Tensor:
-        losses = whole(self, batch)
+    def logits(self: FrozenBase, batch: AdapterBatch) -> Tensor:
+        made = whole(self, batch)
         passes.append(len(batch.keys))
         if len(batch.keys) > clips:
-            losses.sum().backward()  # gradients that must not count
+            made.sum().backward()  # gradients that must not count
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
-        return losses
+        return made
 
-    FrozenBase.token_losses = token_losses  # type: ignore[method-assign]
+    FrozenBase.logits = logits  # type: ignore[method-assign]
     try:
         yield passes
     finally:
-        FrozenBase.token_losses = whole  # type: ignore[method-assign]
+        FrozenBase.logits = whole  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

@@ -110,18 +110,18 @@ def files(folder: Path) -> dict[str, bytes]:
 def test_nan_gradients_are_skipped_and_stop_the_run_which_goes_on_without_them(
     tmp_path: Path, tiny_base: Path, tiny_shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From step 4 on every loss is NaN; what was learned before is kept, and nothing is spoilt."""
+    """From step 4 on every logit is NaN; what was learned before is kept, and nothing is spoilt."""
     settings = {"steps": 9, "lr": 0.02, "save_every_s": 0, "max_skipped": 2, "keep": 9}
     config = make_config(tmp_path, tiny_base, tiny_shards, training=settings)
     run = tmp_path / "run"
-    plain = FrozenBase.token_losses
+    plain = FrozenBase.logits
 
     def spoilt(self: FrozenBase, batch: object) -> torch.Tensor:
         steps = of_run(run, "step")
         return plain(self, batch) * (float("nan") if steps and steps[-1]["step"] >= 3 else 1.0)
 
     with monkeypatch.context() as patched:
-        patched.setattr(FrozenBase, "token_losses", spoilt)
+        patched.setattr(FrozenBase, "logits", spoilt)
         with pytest.raises(
             UserError, match=r"no finite gradient.*in 3 steps in a row.*clips bg/train-"
         ):

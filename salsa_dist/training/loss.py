@@ -1,0 +1,21 @@
+"""The loss: cross-entropy of each label, with the sample's own adapter on.
+
+losses = token_losses(base, batch)    (labels,) fp32
+losses.sum().backward()               reaches base.bank.vectors and nothing else
+base.after_backward()
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from salsa_dist.placement.frozen_base import FrozenBase
+from salsa_dist.speech_llms.batch import AdapterBatch
+
+
+def token_losses(base: FrozenBase, batch: AdapterBatch) -> Tensor:
+    """Cross-entropy of each label of `batch`, (labels,) fp32. Labels are summed, never averaged, here:
+    the mean is over the labels of all ranks (`reduce.py`)."""
+    logits = base.logits(batch)
+    return cross_entropy(logits.float(), batch.labels.to(logits.device), reduction="none")
