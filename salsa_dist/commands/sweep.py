@@ -79,7 +79,7 @@ def status(file: FileArgument) -> None:
     width = max((len(row["name"]) for row in rows), default=0)
     by = made.sweep.file.rate
     shown = ("train loss", "train_loss"), ("dev loss", "dev_loss"), (by.upper(), CHOSEN_BY[by])
-    steps_of = {entry.name: entry.steps for entry in made.sweep.entries}
+    steps_of = {experiment.name: experiment.steps for experiment in made.sweep.experiments}
     for row in rows:
         steps = row["steps"] or 0
         losses = "  ".join(f"{what} {row[key]:.3f}" for what, key in shown if row[key] is not None)
@@ -90,7 +90,7 @@ def status(file: FileArgument) -> None:
     chosen = [c for c in made.choices if len(c.trials) > 1]
     if chosen:
         done = sum(c.chosen is not None for c in chosen)
-        waiting = sum(len(p.entries) for p in made.later)
+        waiting = sum(len(p.experiments) for p in made.later)
         print(f"chosen: {done} of {len(chosen)}; {waiting} final rows wait for trials")
     open_ = [job.path for job in made.there if not job.done]
     for found in statuses(open_):

@@ -1,6 +1,6 @@
 """Runs over one base, side by side: languages x methods, seeds averaged, tests between methods.
 
-RUN, RUN, … ──read_entries──> [Entry] ──results_of──> [Result] ──tree_of──> comparison.json
+RUN, RUN, … ──read_cases──> [Case] ──results_of──> [Result] ──tree_of──> comparison.json
                                                               and, for one run, report.json
 
 comparison
@@ -36,7 +36,7 @@ from salsa_dist.metrics import intervals, normalise
 from salsa_dist.metrics.error_rates import METRICS, corpus_rate
 from salsa_dist.metrics.summary import rates, spoken_of
 from salsa_dist.report import examples, fields, results
-from salsa_dist.report.entries import Entry, read_entries, read_runs, scored
+from salsa_dist.report.cases import Case, read_cases, read_runs, scored
 from salsa_dist.report.results import Result, best_zero_shot, cell_of, results_of
 from salsa_dist.report.run_files import RunFiles, read_run
 from salsa_dist.runs.cost import cost
@@ -99,10 +99,10 @@ def compare(
     told = told or Told()
     files = read_runs(runs)
     fields.refuse_unknown(by, (h for file in files for h in file.hypotheses))
-    entries = read_entries(runs, files, names)
-    found = results_of([e for e in entries if e.compared])
-    tree = tree_of(runs, files, found, parts([r.entry for r in plain(found)], by), told)
-    return {**tree, "notes": [*told.notes, *notes_of(entries, found)]}
+    cases = read_cases(runs, files, names)
+    found = results_of([e for e in cases if e.compared])
+    tree = tree_of(runs, files, found, parts([r.case for r in plain(found)], by), told)
+    return {**tree, "notes": [*told.notes, *notes_of(cases, found)]}
 
 
 def tree_of(
@@ -115,8 +115,8 @@ def tree_of(
     """The tree of what was found, in one run or in many, but for its notes."""
     rules = normalise.Rules.of(files[0].config.evaluation)
     shown = plain(found)
-    own = [result for result in shown if result.entry.compared]
-    entries, cells = [result.entry for result in own], [cell_of(result) for result in own]
+    own = [result for result in shown if result.case.compared]
+    cases, cells = [result.case for result in own], [cell_of(result) for result in own]
     means = results.mean_gains(cells)
     return {
         "schema": SCHEMA,
@@ -132,30 +132,30 @@ def tree_of(
         "beside": results.beside(own, means),
         "by": [{"field": name, "value": value, **cell_of(part)} for name, value, part in by],
         "forgetting": [
-            {**cell_of(result), "trained_in": "+".join(result.entry.learned)}
+            {**cell_of(result), "trained_in": "+".join(result.case.learned)}
             for result in forgetting(found)
         ],
         "untouched": [
             row for run, file in zip(runs, files, strict=True) for row in untouched(run, file)
         ],
-        "sites": _sites(entries, cells),
-        "minutes": _minutes(entries, cells),
+        "sites": _sites(cases, cells),
+        "minutes": _minutes(cases, cells),
         "norms": [
             {"language": e.language, "method": e.method, "norms": _mean_norms(e)}
-            for e in entries
+            for e in cases
             if any(e.vectors.values())
         ],
-        "cosines": _cosines(entries),
+        "cosines": _cosines(cases),
         "losses": [
             {"language": e.language, "method": e.method, "seed": seed, "points": thinned(points)}
-            for e in entries
+            for e in cases
             for seed, points in sorted(e.losses.items())
             if points
         ],
         "examples": [
             row
-            for language in sorted({e.language for e in entries})
-            for row in _examples([e for e in entries if e.language == language])
+            for language in sorted({e.language for e in cases})
+            for row in _examples([e for e in cases if e.language == language])
         ],
         "cost": [
             *(_cost(Path(run), file, "final") for run, file in zip(runs, files, strict=True)),
@@ -168,22 +168,22 @@ def tree_of(
 
 def plain(found: Sequence[Result]) -> list[Result]:
     """Those in languages that a method was trained in; all, where nothing was trained."""
-    learned = {r.entry.language for r in found if r.entry.method != ZERO_SHOT and not r.entry.forgets}
+    learned = {r.case.language for r in found if r.case.method != ZERO_SHOT and not r.case.forgets}
     # Where forgetting was measured, the base was decoded in languages that have no method of their own.
-    return [r for r in found if not r.entry.forgets and (r.entry.language in learned or not learned)]
+    return [r for r in found if not r.case.forgets and (r.case.language in learned or not learned)]
 
 
 def forgetting(found: Sequence[Result]) -> list[Result]:
     """All results of methods that were decoded in languages that they were not trained in."""
-    ours = {(r.entry.method, r.entry.window_s) for r in found if r.entry.forgets and r.entry.compared}
-    return [r for r in found if (r.entry.method, r.entry.window_s) in ours]
+    ours = {(r.case.method, r.case.window_s) for r in found if r.case.forgets and r.case.compared}
+    return [r for r in found if (r.case.method, r.case.window_s) in ours]
 
 
-def parts(entries: Sequence[Entry], by: Sequence[str]) -> list[tuple[str, str, Result]]:
+def parts(cases: Sequence[Case], by: Sequence[str]) -> list[tuple[str, str, Result]]:
     """(field, value, result) of each value of each field, in each language that has it."""
     made = []
-    for name, language in product(by, sorted({e.language for e in entries})):
-        own = [e for e in entries if e.language == language]
+    for name, language in product(by, sorted({e.language for e in cases})):
+        own = [e for e in cases if e.language == language]
         facts = {key: h.fields for e in own for texts in e.texts.values() for key, h in texts.items()}
         if any(name in f for f in facts.values()):
             for value, keys in fields.by_value(name, facts):
@@ -191,14 +191,14 @@ def parts(entries: Sequence[Entry], by: Sequence[str]) -> list[tuple[str, str, R
     return made
 
 
-def notes_of(entries: Sequence[Entry], found: Sequence[Result]) -> list[str]:
+def notes_of(cases: Sequence[Case], found: Sequence[Result]) -> list[str]:
     """Why some methods have no gain, and whether transcripts were cut off."""
     notes = []
-    groups: dict[tuple[str, str, str], list[Entry]] = defaultdict(list)
-    for e in entries:
+    groups: dict[tuple[str, str, str], list[Case]] = defaultdict(list)
+    for e in cases:
         if e.method != ZERO_SHOT:
             groups[e.method, e.language, e.split].append(e)
-    zero_shot = {(e.language, e.split) for e in entries if e.method == ZERO_SHOT}
+    zero_shot = {(e.language, e.split) for e in cases if e.method == ZERO_SHOT}
     for (method, language, split), own in groups.items():
         what = f"no gain for {method} ({language}, {split})"
         if (language, split) not in zero_shot:
@@ -241,7 +241,7 @@ def untouched(run: Path | str, file: RunFiles) -> list[dict[str, Any]]:
     return rows
 
 
-def _sites(entries: Sequence[Entry], cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _sites(cases: Sequence[Case], cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Gain in CER of each choice of sites, of steering vectors; `layer` where it is a single one."""
     return [
         {
@@ -253,15 +253,15 @@ def _sites(entries: Sequence[Entry], cells: Sequence[Mapping[str, Any]]) -> list
             "layer": e.layer[1] if e.layer else None,
             **{kind: c["cer"][kind] for kind in ("gain", "gain_low", "gain_high")},
         }
-        for e, c in zip(entries, cells, strict=True)
+        for e, c in zip(cases, cells, strict=True)
         if e.rule and e.method == e.family
     ]
 
 
-def _minutes(entries: Sequence[Entry], cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _minutes(cases: Sequence[Case], cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Gain in CER against minutes of training speech, where a language has a method at several."""
     sizes: dict[tuple[str, str], set[float]] = defaultdict(set)
-    for e in entries:
+    for e in cases:
         if e.minutes is not None:
             sizes[e.language, e.family].add(e.minutes)
     return [
@@ -272,26 +272,26 @@ def _minutes(entries: Sequence[Entry], cells: Sequence[Mapping[str, Any]]) -> li
             "minutes": e.minutes,
             **{kind: c["cer"][kind] for kind in ("gain", "gain_low", "gain_high")},
         }
-        for e, c in zip(entries, cells, strict=True)
+        for e, c in zip(cases, cells, strict=True)
         if e.minutes is not None and e.method != ZERO_SHOT and len(sizes[e.language, e.family]) > 1
     ]
 
 
-def _mean_norms(entry: Entry) -> dict[str, float]:
+def _mean_norms(case: Case) -> dict[str, float]:
     """Length of each site's vector, the mean over seeds."""
-    own = [vector_facts.norms(v) for v in entry.vectors.values()]
+    own = [vector_facts.norms(v) for v in case.vectors.values()]
     return {site: mean(of[site] for of in own) for site in sorted(own[0], key=vector_facts.site_order)}
 
 
-def _cosines(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+def _cosines(cases: Sequence[Case]) -> list[dict[str, Any]]:
     """Of each method between languages, the mean over pairs of seeds.
 
     Of a language with itself it is between its different seeds; None where there is one.
     """
     rows = []
-    for method in dict.fromkeys(e.method for e in entries):
+    for method in dict.fromkeys(e.method for e in cases):
         own = sorted(
-            (e for e in entries if e.method == method and any(e.vectors.values())),
+            (e for e in cases if e.method == method and any(e.vectors.values())),
             key=lambda e: e.language,
         )
         for a, b in product(own, own) if len(own) > 1 else ():
@@ -321,7 +321,7 @@ def thinned(points: Sequence[tuple[int, float | None]]) -> list[list[float]]:
     return [[round(mean(s for s, _ in b), 1), round(mean(x for _, x in b), 5)] for b in blocks]
 
 
-def _examples(own: Sequence[Entry]) -> list[dict[str, Any]]:
+def _examples(own: Sequence[Case]) -> list[dict[str, Any]]:
     """Utterances of a language by the best of each kind of method, its first seed's.
 
     Which are shown is decided by the zero-shot and the best method over all.
@@ -335,9 +335,9 @@ def _examples(own: Sequence[Entry]) -> list[dict[str, Any]]:
     return examples_of(own, shown, EXAMPLES) if shown else []
 
 
-def examples_of(entries: Sequence[Entry], shown: Sequence[Entry], most: int) -> list[dict[str, Any]]:
+def examples_of(cases: Sequence[Case], shown: Sequence[Case], most: int) -> list[dict[str, Any]]:
     """Up to `most` utterances of each kind, by zero-shot and each of `shown`; the first decides."""
-    zero_shot = best_zero_shot(entries, shown[0], "wer")
+    zero_shot = best_zero_shot(cases, shown[0], "wer")
     if zero_shot is None:
         return []
     rows = []

@@ -27,8 +27,8 @@ from typing import Any
 
 from salsa_dist.metrics import normalise
 from salsa_dist.report import fields
+from salsa_dist.report.cases import Case, read_cases
 from salsa_dist.report.comparison import Told, examples_of, notes_of, parts, plain, tree_of
-from salsa_dist.report.entries import Entry, read_entries
 from salsa_dist.report.results import Result, results_of
 from salsa_dist.report.run_files import RunFiles, read_run
 from salsa_dist.runs.cost import cost
@@ -76,20 +76,20 @@ def read_report(run: Path, by: Sequence[str] = ()) -> Report:
     run = Path(run)
     files = read_run(run)
     fields.refuse_unknown(by, files.hypotheses)
-    entries = read_entries([run], [files], each=True)
-    found = results_of(entries)
-    by_parts = parts(entries, by)
+    cases = read_cases([run], [files], each=True)
+    found = results_of(cases)
+    by_parts = parts(cases, by)
     adapters = [r for r in plain(found) if r.gains]
-    notes = _window_notes(files, entries) + notes_of(entries, found) + _data_notes(files)
-    if not entries:
+    notes = _window_notes(files, cases) + notes_of(cases, found) + _data_notes(files)
+    if not cases:
         notes.append("not evaluated yet: `salsa-dist evaluate CONFIG` adds error rates and gains")
     tree = {
         **tree_of([run], [files], found, by_parts, Told()),
         "notes": notes,
         "examples": [
-            {"adapter": r.entry.adapter, "split": r.entry.split, **row}
+            {"adapter": r.case.adapter, "split": r.case.split, **row}
             for r in adapters
-            for row in examples_of(entries, [r.entry], EXAMPLES)
+            for row in examples_of(cases, [r.case], EXAMPLES)
         ],
     }
     return Report(tree, _facts(run, files), _older(files, found, by_parts, tree), files.config_text)
@@ -133,8 +133,8 @@ def _older(
     return {
         "schema": SCHEMA,
         "results": [_row(r) for r in found],
-        "gains": [row for r, row in gains if not r.entry.forgets],
-        "forgetting": [row for r, row in gains if r.entry.forgets],
+        "gains": [row for r, row in gains if not r.case.forgets],
+        "forgetting": [row for r, row in gains if r.case.forgets],
         "by": [{"field": name, "value": value, **_row(r)} for name, value, r in by_parts],
         "examples": [
             {
@@ -161,7 +161,7 @@ def _row(result: Result) -> dict[str, Any]:
     s = result.summary
     return {
         **_who(result),
-        "unit": normalise.unit(result.entry.language),
+        "unit": normalise.unit(result.case.language),
         "utterances": s.utterances,
         "ref_words": s.ref_words,
         "wer": s.wer.rate,
@@ -175,13 +175,13 @@ def _row(result: Result) -> dict[str, Any]:
 
 
 def _who(result: Result) -> dict[str, Any]:
-    entry = result.entry
+    case = result.case
     return {
-        "adapter": entry.adapter,
-        "language": entry.language,
-        "method": entry.kind,
-        "window_s": entry.window_s,
-        "split": entry.split,
+        "adapter": case.adapter,
+        "language": case.language,
+        "method": case.kind,
+        "window_s": case.window_s,
+        "split": case.split,
     }
 
 
@@ -198,15 +198,15 @@ def _gains(result: Result) -> list[dict[str, Any]]:
     ]
 
 
-def _window_notes(files: RunFiles, entries: Sequence[Entry]) -> list[str]:
+def _window_notes(files: RunFiles, cases: Sequence[Case]) -> list[str]:
     """Which adapters were trained at another audio window than the one that they are scored at."""
     trained = {a.name: a.window_s for a in files.adapters}
     apart: dict[tuple[float, float], list[str]] = {}
-    for entry in entries:
-        own = trained.get(entry.adapter or "")
-        if own is not None and entry.compared and not math.isclose(own, entry.window_s):
-            names = apart.setdefault((own, entry.window_s), [])
-            names += [entry.adapter] if entry.adapter and entry.adapter not in names else []
+    for case in cases:
+        own = trained.get(case.adapter or "")
+        if own is not None and case.compared and not math.isclose(own, case.window_s):
+            names = apart.setdefault((own, case.window_s), [])
+            names += [case.adapter] if case.adapter and case.adapter not in names else []
     return [
         f"{', '.join(names)}: trained at an audio window of {own:g} s, scored at {scored:g} s. "
         f"Adapters may do less at another window: evaluation.windows_s: [{own:g}] scores them at theirs"

@@ -1,6 +1,6 @@
-"""Each entry in numbers, beside its zero-shot; methods beside each other.
+"""Each case in numbers, beside its zero-shot; methods beside each other.
 
-[Entry, …] ──results_of──> [Result, …] ──cell_of──> a cell of the JSON
+[Case, …] ──results_of──> [Result, …] ──cell_of──> a cell of the JSON
                                 ├── mean_gains   methods by their mean gain over languages
                                 ├── tests        each method of a language against its best
                                 └── beside       each other method with a SALSA of its size
@@ -22,7 +22,7 @@ from salsa_dist.methods.registry import steers
 from salsa_dist.metrics import normalise, significance
 from salsa_dist.metrics.error_rates import METRICS, Metric
 from salsa_dist.metrics.summary import Gain, Summary, gain, p_value, rates, summarise
-from salsa_dist.report.entries import Entry
+from salsa_dist.report.cases import Case
 
 _COUNTS = (
     *("utterances", "ref_words", "speakers", "runaways", "truncated"),
@@ -38,7 +38,7 @@ _CHANGES = {
 
 @dataclass(frozen=True)
 class Result:
-    """One entry in numbers.
+    """One case in numbers.
 
     Attributes:
         baselines: by metric, the zero-shot of the lowest rate over all windows. It is chosen on the
@@ -46,39 +46,39 @@ class Result:
         gains: by metric, over that baseline; none for zero-shot and for windows that aren't compared.
     """
 
-    entry: Entry
+    case: Case
     summary: Summary
-    baselines: Mapping[Metric, Entry]
+    baselines: Mapping[Metric, Case]
     gains: Mapping[Metric, Gain]
 
 
-def results_of(entries: Sequence[Entry]) -> list[Result]:
-    """Of each entry, in their order.
+def results_of(cases: Sequence[Case]) -> list[Result]:
+    """Of each case, in their order.
 
     Raises:
-        UserError: an entry and its zero-shot were decoded on different clips.
+        UserError: a case and its zero-shot were decoded on different clips.
     """
     made = []
-    for entry in entries:
-        baselines: dict[Metric, Entry] = {}
+    for case in cases:
+        baselines: dict[Metric, Case] = {}
         gains: dict[Metric, Gain] = {}
         for metric in METRICS:
-            baseline = best_zero_shot(entries, entry, metric)
+            baseline = best_zero_shot(cases, case, metric)
             if baseline is None:
                 continue
             baselines[metric] = baseline
-            if entry.method != ZERO_SHOT and entry.compared and rates(entry.seeds, metric):
-                with _named(entry, baseline):
-                    gains[metric] = gain(baseline.seeds, entry.seeds, metric)
-        made.append(Result(entry, summarise(entry.seeds), baselines, gains))
+            if case.method != ZERO_SHOT and case.compared and rates(case.seeds, metric):
+                with _named(case, baseline):
+                    gains[metric] = gain(baseline.seeds, case.seeds, metric)
+        made.append(Result(case, summarise(case.seeds), baselines, gains))
     return made
 
 
-def best_zero_shot(entries: Sequence[Entry], like: Entry, metric: Metric) -> Entry | None:
-    """The zero-shot entry of the lowest rate in the language and split of `like`."""
+def best_zero_shot(cases: Sequence[Case], like: Case, metric: Metric) -> Case | None:
+    """The zero-shot case of the lowest rate in the language and split of `like`."""
     known = [
         e
-        for e in entries
+        for e in cases
         if e.method == ZERO_SHOT
         and (e.language, e.split) == (like.language, like.split)
         and rates(e.seeds, metric)
@@ -87,17 +87,17 @@ def best_zero_shot(entries: Sequence[Entry], like: Entry, metric: Metric) -> Ent
 
 
 def cell_of(result: Result) -> dict[str, Any]:
-    entry, s = result.entry, result.summary
+    case, s = result.case, result.summary
     cell: dict[str, Any] = {
-        "language": entry.language,
-        "split": entry.split,
-        "method": entry.method,
-        "kind": entry.kind,
-        "window_s": entry.window_s,
-        "trained_numbers": entry.trained,
-        "minutes": entry.minutes,
-        "seeds": sorted(entry.seeds),
-        "unit": normalise.unit(entry.language),
+        "language": case.language,
+        "split": case.split,
+        "method": case.method,
+        "kind": case.kind,
+        "window_s": case.window_s,
+        "trained_numbers": case.trained,
+        "minutes": case.minutes,
+        "seeds": sorted(case.seeds),
+        "unit": normalise.unit(case.language),
         **{name: getattr(s, name) for name in _COUNTS},
         "empty": s.empty_hypotheses,
         "interval_over": "speakers" if s.speakers > 1 else "utterances",
@@ -139,14 +139,14 @@ def mean_gains(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def tests(results: Sequence[Result]) -> list[dict[str, Any]]:
     """Each method of a language against its best, by either metric."""
-    groups: dict[tuple[str, str], list[Entry]] = defaultdict(list)
+    groups: dict[tuple[str, str], list[Case]] = defaultdict(list)
     for result in results:
-        if result.entry.compared:
-            groups[result.entry.language, result.entry.split].append(result.entry)
+        if result.case.compared:
+            groups[result.case.language, result.case.split].append(result.case)
     rows: list[dict[str, Any]] = []
-    for (language, split), entries in groups.items():
+    for (language, split), cases in groups.items():
         for metric in METRICS:
-            own = [e for e in entries if rates(e.seeds, metric)]
+            own = [e for e in cases if rates(e.seeds, metric)]
             if len(own) < 2:
                 continue
             best = min(own, key=lambda e: mean(rates(e.seeds, metric)))
@@ -174,9 +174,9 @@ def beside(results: Sequence[Result], means: Sequence[Mapping[str, Any]]) -> lis
     That of the nearest number of trained numbers, by their ratio; beside what trains nothing, any. Of
     several the one with the highest mean gain.
     """
-    entries = [result.entry for result in results]
-    found = {(e.language, e.method, e.window_s): e for e in entries if rates(e.seeds, "cer")}
-    whole = {e.method for e in entries if e.method == e.family}  # not of some of the speech
+    cases = [result.case for result in results]
+    found = {(e.language, e.method, e.window_s): e for e in cases if rates(e.seeds, "cer")}
+    whole = {e.method for e in cases if e.method == e.family}  # not of some of the speech
     rows: list[dict[str, Any]] = []
     for other in means:
         if steers(other["kind"], trained=True) or other["method"] not in whole:
@@ -217,20 +217,20 @@ def beside(results: Sequence[Result], means: Sequence[Mapping[str, Any]]) -> lis
                     "p": _p(own, theirs, "cer"),
                 }
             )
-    for language in sorted({e.language for e in entries}):
+    for language in sorted({e.language for e in cases}):
         own_rows = [row for row in rows if row["language"] == language]
         for row, p in zip(own_rows, significance.holm([r["p"] for r in own_rows]), strict=True):
             row["p"] = p
     return rows
 
 
-def _p(one: Entry, other: Entry, metric: Metric) -> float:
+def _p(one: Case, other: Case, metric: Metric) -> float:
     with _named(one, other):
         return p_value(one.seeds, other.seeds, metric)
 
 
 @contextmanager
-def _named(one: Entry, other: Entry) -> Iterator[None]:
+def _named(one: Case, other: Case) -> Iterator[None]:
     """Errors say which two were compared."""
     try:
         yield

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from salsa_dist.errors import UserError
-from salsa_dist.sweeps.grid import Entry, Sweep, entry_name
+from salsa_dist.sweeps.grid import Experiment, Sweep, experiment_name
 from salsa_dist.sweeps.methods import Setting
 from salsa_dist.whole_file import replace_file
 
@@ -48,12 +48,12 @@ class Choice:
     chosen: Setting | None
 
 
-def trials_of(sweep: Sweep) -> list[Entry]:
+def trials_of(sweep: Sweep) -> list[Experiment]:
     """Every trial of every method that has more than one setting."""
     tuning = sweep.file.tuning
     steps = tuning.steps or sweep.config.training.steps
     return [
-        _entry(sweep, corpus, language, minutes, label, setting, tuning.seed, steps, "try")
+        _experiment(sweep, corpus, language, minutes, label, setting, tuning.seed, steps, "try")
         for corpus, minutes, label, settings in _cells(sweep)
         if len(settings) > 1
         for language in tuning.languages or sweep.file.grid.language
@@ -98,25 +98,25 @@ def choose(sweep: Sweep, measured: Mapping[str, float | None]) -> list[Choice]:
     return choices
 
 
-def finals_of(sweep: Sweep, choices: Sequence[Choice], guess: bool = False) -> list[Entry]:
+def finals_of(sweep: Sweep, choices: Sequence[Choice], guess: bool = False) -> list[Experiment]:
     """The final rows of what was chosen.
 
     Args:
         guess: also of what is not yet, with the first setting of each.
     """
     grid, steps = sweep.file.grid, sweep.config.training.steps
-    finals: dict[str, Entry] = {}
+    finals: dict[str, Experiment] = {}
     for choice in choices:
         setting = choice.chosen or (choice.trials[0][0] if guess else None)
         if setting is None:
             continue
         for language in choice.languages:
             for seed in (grid.seed or [sweep.config.training.seed])[: setting.seeds]:
-                entry = _entry(
+                experiment = _experiment(
                     *(sweep, choice.corpus, language, choice.minutes, choice.method, setting),
                     *(seed, steps, "final"),
                 )
-                finals.setdefault(entry.name, entry)  # without a seed, one row
+                finals.setdefault(experiment.name, experiment)  # without a seed, one row
     return list(finals.values())
 
 
@@ -230,7 +230,7 @@ def _filled(setting: Setting, sweep: Sweep) -> Setting:
     return replace(setting, lr=rate, tried=f"lr{rate:g}")
 
 
-def _entry(
+def _experiment(
     sweep: Sweep,
     corpus: str,
     language: str,
@@ -240,12 +240,12 @@ def _entry(
     seed: int,
     steps: int,
     stage: str,
-) -> Entry:
+) -> Experiment:
     own_seed = seed if setting.seeded else None
     what = [_slug(label), *([_slug(setting.tried)] if setting.tried else [])]
     what += ["try"] if stage == "try" else []
-    return Entry(
-        name=entry_name(corpus, language, what, own_seed, minutes),
+    return Experiment(
+        name=experiment_name(corpus, language, what, own_seed, minutes),
         corpus=corpus,
         language=language,
         sites=setting.sites,
@@ -267,7 +267,7 @@ def _start(setting: Setting, language: str) -> Path | None:
     return Path(setting.start_from.replace("{language}", language)).expanduser()
 
 
-def _key(of: Entry | Setting) -> str:
+def _key(of: Experiment | Setting) -> str:
     return json.dumps([of.method.model_dump(mode="json"), of.sites, of.rule, of.lr])
 
 

@@ -30,10 +30,10 @@ def write_final_report(plan: Plan) -> list[Path]:
     for corpus in sweep.corpora:
         names: dict[tuple[Path, str], str] = {}
         trials: list[Path] = []
-        for entry, identity in zip(sweep.entries, plan.identities, strict=True):
-            if entry.corpus == corpus and entry.stage == "final":
-                names[where[identity]] = entry.label
-            elif entry.corpus == corpus:
+        for experiment, identity in zip(sweep.experiments, plan.identities, strict=True):
+            if experiment.corpus == corpus and experiment.stage == "final":
+                names[where[identity]] = experiment.label
+            elif experiment.corpus == corpus:
                 trials.append(where[identity][0])
         runs = list(dict.fromkeys(run for run, _ in names))
         told = Told(

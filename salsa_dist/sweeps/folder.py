@@ -143,12 +143,12 @@ def make_job(
 
 
 def result_rows(
-    entries: Sequence[Mapping[str, Any]], identities: Sequence[str], jobs: Sequence[JobFolder]
+    experiments: Sequence[Mapping[str, Any]], identities: Sequence[str], jobs: Sequence[JobFolder]
 ) -> list[dict[str, Any]]:
     """One flat row per adapter: its settings, where it is, how far, and its scores as far as known.
 
     Args:
-        entries: settings of each adapter.
+        experiments: settings of each adapter.
         identities: of each.
     """
     facts: dict[str, dict[str, Any]] = {}
@@ -158,8 +158,8 @@ def result_rows(
                 facts[identity] = {"job": job, "as": name}
     told = {job.path: _told(job) for job in jobs}
     rows = []
-    for entry, identity in zip(entries, identities, strict=True):
-        row: dict[str, Any] = {**entry, "identity": identity, "job": None, "state": "missing"}
+    for experiment, identity in zip(experiments, identities, strict=True):
+        row: dict[str, Any] = {**experiment, "identity": identity, "job": None, "state": "missing"}
         row |= dict.fromkeys(("steps", "train_loss", "dev_loss", "wer", "cer"))
         if identity in facts:
             job, name = facts[identity]["job"], facts[identity]["as"]

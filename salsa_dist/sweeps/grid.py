@@ -18,7 +18,7 @@ jobs: {adapters: 64}
 With `methods` (see `methods.py`) it is a comparison: the grid says languages, seeds and sizes, and
 `choosing.py` makes trials and final rows of them.
 
-Entry ── one adapter: name, corpus, language, sites, rule, lr, seed, minutes; method, label …
+Experiment ── one adapter: name, corpus, language, sites, rule, lr, seed, minutes; method, label …
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ class SweepFile(_Section):
 
 
 @dataclass(frozen=True)
-class Entry:
+class Experiment:
     """One adapter of a sweep, or one row of its comparison.
 
     Attributes:
@@ -183,7 +183,7 @@ class Sweep:
     file: SweepFile
     config: Config
     corpora: dict[str, places.Folder]
-    entries: list[Entry]
+    experiments: list[Experiment]
 
     def labels(self) -> list[str]:
         """Names of its methods, in the file's order."""
@@ -204,8 +204,8 @@ def load_sweep(path: str | Path) -> Sweep:
         raise UserError(f"sweep {path}: {explained(e, SweepFile)}") from e
     config = _shared_config(file, path)
     corpora = file.grid.corpus or {"": config.data.shards}
-    entries = [] if file.methods else _entries(file, config, corpora)
-    return Sweep(path, file, config, corpora, entries)
+    experiments = [] if file.methods else _experiments(file, config, corpora)
+    return Sweep(path, file, config, corpora, experiments)
 
 
 def _shared_config(file: SweepFile, path: Path) -> Config:
@@ -227,7 +227,9 @@ def _shared_config(file: SweepFile, path: Path) -> Config:
     return parse_config(tree, f"sweep {path}, config")
 
 
-def _entries(file: SweepFile, config: Config, corpora: dict[str, places.Folder]) -> list[Entry]:
+def _experiments(
+    file: SweepFile, config: Config, corpora: dict[str, places.Folder]
+) -> list[Experiment]:
     grid = file.grid
     axes: dict[str, list[Any]] = {
         "corpus": list(corpora),
@@ -242,21 +244,21 @@ def _entries(file: SweepFile, config: Config, corpora: dict[str, places.Folder])
     chosen = [c for c in chosen if not any(_matches(c, out) for out in file.exclude)]
     first = {axis: values[0] for axis, values in axes.items()}
     chosen += [{**first, **choice.model_dump(exclude_unset=True)} for choice in file.include]
-    return [_entry(choice) for choice in chosen]
+    return [_experiment(choice) for choice in chosen]
 
 
 def _matches(chosen: dict[str, Any], out: Choice) -> bool:
     return all(chosen[axis] == value for axis, value in out.model_dump(exclude_unset=True).items())
 
 
-def _entry(choice: dict[str, Any]) -> Entry:
+def _experiment(choice: dict[str, Any]) -> Experiment:
     minutes = choice.pop("size")
     what = [choice["sites"], choice["rule"], f"lr{choice['lr']:g}"]
-    name = entry_name(choice["corpus"], choice["language"], what, choice["seed"], minutes)
-    return Entry(name=name, minutes=minutes, **choice)
+    name = experiment_name(choice["corpus"], choice["language"], what, choice["seed"], minutes)
+    return Experiment(name=name, minutes=minutes, **choice)
 
 
-def entry_name(
+def experiment_name(
     corpus: str, language: str, what: Sequence[str], seed: int | None, minutes: float | None
 ) -> str:
     """A readable name of an adapter, fit for a folder."""

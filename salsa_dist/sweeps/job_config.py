@@ -1,4 +1,4 @@
-"""What a job of some entries is: what it does, its config, and the identity of each entry."""
+"""What a job of some experiments is: what it does, its config, and the identity of each experiment."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from salsa_dist.places import absolute
 from salsa_dist.steering.sites import select
 from salsa_dist.steering.vectors import SteeringVectors
 from salsa_dist.sweeps.cost import BaseFacts
-from salsa_dist.sweeps.grid import Entry, Sweep
+from salsa_dist.sweeps.grid import Experiment, Sweep
 
 
-def verbs(sweep: Sweep, entry: Entry) -> list[str]:
-    """What a job of such entries does."""
-    train = ["train"] if entry.method.trains else []
+def verbs(sweep: Sweep, experiment: Experiment) -> list[str]:
+    """What a job of such experiments does."""
+    train = ["train"] if experiment.method.trains else []
     by_loss = sweep.file.tuning.choose_by == "loss"
-    decodes = entry.stage == "final" or (entry.stage == "try" and not by_loss)
+    decodes = experiment.stage == "final" or (experiment.stage == "try" and not by_loss)
     return [*train, *(["evaluate"] if decodes else [])]
 
 
-def evaluation(sweep: Sweep, entry: Entry) -> dict[str, Any]:
+def evaluation(sweep: Sweep, experiment: Experiment) -> dict[str, Any]:
     """Settings of what is decoded: the base as it is at all windows, adapters at that of training."""
     own = sweep.config.evaluation
     tree = own.model_dump(mode="json", exclude={"batch", "placement"})
-    if entry.method.adapts:
+    if experiment.method.adapts:
         tree |= {"windows_s": [sweep.config.base.window_s], "zero_shot": False}
-    if entry.stage == "try":
+    if experiment.stage == "try":
         tree |= {"split": "dev", "clips": sweep.file.dev_clips}
     return tree
 
 
-def job_config(sweep: Sweep, entries: Sequence[Entry]) -> dict[str, Any]:
-    """The config file of a job of `entries`, as a tree."""
+def job_config(sweep: Sweep, experiments: Sequence[Experiment]) -> dict[str, Any]:
+    """The config file of a job of `experiments`, as a tree."""
     tree = sweep.config.model_dump(mode="json")
-    tree["data"]["shards"] = absolute(sweep.corpora[entries[0].corpus])
+    tree["data"]["shards"] = absolute(sweep.corpora[experiments[0].corpus])
     tree["adapters"] = [
         {
             "name": e.name,
@@ -52,9 +52,9 @@ def job_config(sweep: Sweep, entries: Sequence[Entry]) -> dict[str, Any]:
             "scale": getattr(e.method, "scale", None),
             "start_from": _found_from_anywhere(e.start_from) if e.start_from else None,
         }
-        for e in entries
+        for e in experiments
     ]
-    first = entries[0]
+    first = experiments[0]
     tree["method"] = first.method.model_dump(mode="json")
     if first.stage:
         tree["evaluation"] |= evaluation(sweep, first)
@@ -77,28 +77,28 @@ def _found_from_anywhere(adapter: Path) -> str:
     return str(adapter.absolute() if adapter.exists() else adapter)
 
 
-def identity(entry: Entry, sweep: Sweep, facts: BaseFacts, index: ShardIndex) -> str:
+def identity(experiment: Experiment, sweep: Sweep, facts: BaseFacts, index: ShardIndex) -> str:
     """SHA-256 over all that decides an adapter's vectors and transcripts; its name is not of it.
 
     Sites count by what they are in this base, and an adapter to start from by its vectors. What a job
     decides by halving does not count: what was trained to its end is the same without.
     """
-    config = Config.model_validate(job_config(sweep, [entry]))
+    config = Config.model_validate(job_config(sweep, [experiment]))
     config = config.model_copy(
         update={"training": config.training.model_copy(update={"halving": None})}
     )
     tree: dict[str, Any] = {"revision": facts.revision, "shards": index.hash}
-    does = verbs(sweep, entry)
+    does = verbs(sweep, experiment)
     if "train" in does:
         decided = settings(config, "vectors")
-        decided["adapters.0.sites"] = select(entry.sites, facts.layers)
-        if entry.start_from is not None:
-            decided["adapters.0.start_from"] = SteeringVectors.load(entry.start_from).digest()
-        scales = config.training.lr_scale if entry.method.in_a_bank else {}
+        decided["adapters.0.sites"] = select(experiment.sites, facts.layers)
+        if experiment.start_from is not None:
+            decided["adapters.0.start_from"] = SteeringVectors.load(experiment.start_from).digest()
+        scales = config.training.lr_scale if experiment.method.in_a_bank else {}
         decided["training.lr_scale"] = [[select(w, facts.layers), scale] for w, scale in scales.items()]
         tree["vectors"] = decided
     else:
-        tree["adapter"] = [entry.method.kind, entry.language, entry.seed]
+        tree["adapter"] = [experiment.method.kind, experiment.language, experiment.seed]
     if "evaluate" in does:
         tree |= {kind: settings(config, kind) for kind in ("transcripts", "coverage")}
     return digest_of(tree)

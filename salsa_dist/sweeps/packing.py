@@ -19,7 +19,7 @@ from salsa_dist.data.subset import take_minutes
 from salsa_dist.evaluation import summary as evaluation_summary
 from salsa_dist.sweeps.cost import BaseFacts, clip_cost, decoding_flop
 from salsa_dist.sweeps.folder import JobFolder
-from salsa_dist.sweeps.grid import Entry, Sweep
+from salsa_dist.sweeps.grid import Experiment, Sweep
 from salsa_dist.sweeps.job_config import evaluation, verbs
 
 
@@ -31,7 +31,7 @@ class Packed:
         decoded: clips that it transcribes, once for each adapter.
     """
 
-    entries: list[Entry]
+    experiments: list[Experiment]
     packed: float
     separate: float
     kept_packed: float = 0.0
@@ -40,24 +40,24 @@ class Packed:
 
 
 def pack(
-    missing: Sequence[Entry],
+    missing: Sequence[Experiment],
     sweep: Sweep,
     facts: BaseFacts,
     indexes: dict[str, ShardIndex],
     nodes: int,
 ) -> list[Packed]:
-    """Jobs for entries that are missing.
+    """Jobs for experiments that are missing.
 
     Args:
         nodes: nodes that jobs can run on at the same time.
     """
     packed = []
-    alone: dict[tuple[Any, ...], list[Entry]] = {}
-    for entry in missing:
-        if not entry.method.in_a_bank:
-            method = entry.method.model_dump_json(exclude={"scale"})
-            language = entry.language if entry.method.needs_whole_base else ""
-            alone.setdefault((entry.stage, entry.corpus, method, language), []).append(entry)
+    alone: dict[tuple[Any, ...], list[Experiment]] = {}
+    for e in missing:
+        if not e.method.in_a_bank:
+            method = e.method.model_dump_json(exclude={"scale"})
+            language = e.language if e.method.needs_whole_base else ""
+            alone.setdefault((e.stage, e.corpus, method, language), []).append(e)
     packed += [_cost(own, sweep, facts, indexes[own[0].corpus]) for own in alone.values()]
     own = [e for e in missing if e.method.in_a_bank]
     for stage in dict.fromkeys(e.stage for e in own):
@@ -66,7 +66,7 @@ def pack(
 
 
 def _pack_bank(
-    missing: Sequence[Entry],
+    missing: Sequence[Experiment],
     sweep: Sweep,
     facts: BaseFacts,
     indexes: dict[str, ShardIndex],
@@ -76,17 +76,17 @@ def _pack_bank(
     most = sweep.file.jobs.adapters
     packed: list[Packed] = []
     for corpus in dict.fromkeys(e.corpus for e in missing):
-        groups: dict[tuple[Any, ...], list[Entry]] = {}
-        for entry in missing:
-            if entry.corpus == corpus:
-                seed = None if sweep.file.halving else entry.seed
-                groups.setdefault((entry.language, seed, entry.minutes), []).append(entry)
+        groups: dict[tuple[Any, ...], list[Experiment]] = {}
+        for e in missing:
+            if e.corpus == corpus:
+                seed = None if sweep.file.halving else e.seed
+                groups.setdefault((e.language, seed, e.minutes), []).append(e)
         cut = [g[i : i + most] for g in groups.values() for i in range(0, len(g), most)]
         index = indexes[corpus]
         priced = [(_cost(group, sweep, facts, index).packed, group) for group in cut]
         priced.sort(key=lambda one: -one[0])  # stable: of equals the file's order
         at_once = max(1, nodes // sweep.file.jobs.nodes)
-        bins: list[tuple[float, list[Entry]]] = [
+        bins: list[tuple[float, list[Experiment]]] = [
             (0.0, []) for _ in range(min(len(cut), max(at_once, -(-sum(map(len, cut)) // most))))
         ]
         for cost, group in priced:
@@ -96,23 +96,25 @@ def _pack_bank(
                 room = [len(bins) - 1]
             i = min(room, key=lambda i: (bins[i][0], i))
             bins[i] = (bins[i][0] + cost, bins[i][1] + group)
-        packed += [_cost(entries, sweep, facts, indexes[corpus]) for _, entries in bins if entries]
+        packed += [
+            _cost(experiments, sweep, facts, indexes[corpus]) for _, experiments in bins if experiments
+        ]
     return packed
 
 
-def _cost(entries: list[Entry], sweep: Sweep, facts: BaseFacts, index: ShardIndex) -> Packed:
+def _cost(experiments: list[Experiment], sweep: Sweep, facts: BaseFacts, index: ShardIndex) -> Packed:
     """The FLOP of a job, packed and one by one, and the clips that it decodes."""
     config = sweep.config
-    decoded = sum(_decoded(entry, sweep, index) for entry in entries)
-    if not entries[0].method.trains:
-        return Packed(list(entries), 0.0, 0.0, decoded=decoded)
-    if not entries[0].method.learns:
-        clips = entries[0].method.clips_computed({e.language for e in entries})
+    decoded = sum(_decoded(e, sweep, index) for e in experiments)
+    if not experiments[0].method.trains:
+        return Packed(list(experiments), 0.0, 0.0, decoded=decoded)
+    if not experiments[0].method.learns:
+        clips = experiments[0].method.clips_computed({e.language for e in experiments})
         flop = clips * decoding_flop(facts)
-        return Packed(list(entries), flop, flop, decoded=decoded)
-    groups: dict[tuple[Any, ...], list[Entry]] = {}
-    for entry in entries:
-        groups.setdefault((entry.language, entry.seed, entry.minutes), []).append(entry)
+        return Packed(list(experiments), flop, flop, decoded=decoded)
+    groups: dict[tuple[Any, ...], list[Experiment]] = {}
+    for e in experiments:
+        groups.setdefault((e.language, e.seed, e.minutes), []).append(e)
     packed = separate = kept = kept_clips = 0.0
     for group in groups.values():
         sites = [e.sites for e in group]
@@ -123,7 +125,7 @@ def _cost(entries: list[Entry], sweep: Sweep, facts: BaseFacts, index: ShardInde
             mean_clip_s(shards)
         )
         separate += samples * sum(clip_cost(facts, [s], False).each_step for s in sites)
-        if not entries[0].method.in_a_bank:
+        if not experiments[0].method.in_a_bank:
             packed = separate  # each by itself, on a base of its own
             continue
         clips = min(samples, sum(len(s.entries) for s in shards))
@@ -133,20 +135,20 @@ def _cost(entries: list[Entry], sweep: Sweep, facts: BaseFacts, index: ShardInde
         kept_clips += clips
     each = 4 if config.base.dtype == "float32" else 2
     clip_bytes = facts.encoder_tokens * facts.width * each
-    return Packed(list(entries), packed, separate, kept, kept_clips * clip_bytes, decoded)
+    return Packed(list(experiments), packed, separate, kept, kept_clips * clip_bytes, decoded)
 
 
-def _decoded(entry: Entry, sweep: Sweep, index: ShardIndex) -> int:
-    """Clips that are transcribed for one entry."""
-    if "evaluate" not in verbs(sweep, entry):
+def _decoded(experiment: Experiment, sweep: Sweep, index: ShardIndex) -> int:
+    """Clips that are transcribed for one experiment."""
+    if "evaluate" not in verbs(sweep, experiment):
         return 0
-    settings = evaluation(sweep, entry)
+    settings = evaluation(sweep, experiment)
     there: dict[str, int] = {}
     for shard in index.shards:
         if shard.split == settings["split"]:
             there[shard.language] = there.get(shard.language, 0) + shard.samples
-    forgetting = settings["forgetting"] if entry.stage == "final" else False
-    decoded_in = {entry.language, *(there if forgetting is True else forgetting or ())}
+    forgetting = settings["forgetting"] if experiment.stage == "final" else False
+    decoded_in = {experiment.language, *(there if forgetting is True else forgetting or ())}
     clips = sum(min(there.get(x, 0), settings["clips"] or there.get(x, 0)) for x in decoded_in)
     return clips * len(settings["windows_s"])
 

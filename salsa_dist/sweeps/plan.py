@@ -28,7 +28,7 @@ from salsa_dist.sweeps.choosing import (
 )
 from salsa_dist.sweeps.cost import BaseFacts, base_facts
 from salsa_dist.sweeps.folder import JobFolder, job_folders, make_job, result_rows
-from salsa_dist.sweeps.grid import Entry, Sweep
+from salsa_dist.sweeps.grid import Experiment, Sweep
 from salsa_dist.sweeps.job_config import identity, job_config, verbs
 from salsa_dist.sweeps.packing import Packed, decoding_rates, measured_flop, pack
 from salsa_dist.sweeps.problems import memory, refuse_prefix, twice, wrong_with
@@ -63,16 +63,16 @@ class Plan:
 
     def write(self) -> list[JobFolder]:
         """Make the new jobs' folders; all jobs that are not done, old ones first."""
-        own = {e.name: i for e, i in zip(self.sweep.entries, self.identities, strict=True)}
+        own = {e.name: i for e, i in zip(self.sweep.experiments, self.identities, strict=True)}
         if self.choices:
             write_chosen(self.sweep, self.choices)
         made = [
             make_job(
                 self.sweep.file.sweep.absolute(),
-                {e.name: own[e.name] for e in packed.entries},
-                job_config(self.sweep, packed.entries),
-                verbs(self.sweep, packed.entries[0]),
-                packed.entries[0].stage or "job",
+                {e.name: own[e.name] for e in packed.experiments},
+                job_config(self.sweep, packed.experiments),
+                verbs(self.sweep, packed.experiments[0]),
+                packed.experiments[0].stage or "job",
             )
             for packed in self.new
         ]
@@ -80,7 +80,7 @@ class Plan:
 
     def rows(self) -> list[dict[str, Any]]:
         """The table of results as it is now."""
-        trees = [entry.row() for entry in self.sweep.entries]
+        trees = [e.row() for e in self.sweep.experiments]
         return result_rows(trees, self.identities, self.jobs())
 
     def jobs(self) -> list[JobFolder]:
@@ -95,20 +95,20 @@ class Plan:
     def text(self) -> str:
         """For people, a line a job."""
         jobs = self.sweep.file.jobs
-        missing = sum(len(p.entries) for p in self.new)
+        missing = sum(len(p.experiments) for p in self.new)
         done = [job for job in self.there if job.done]
         lines = [
-            f"{len(self.sweep.entries)} adapters: {len(self.sweep.entries) - missing} are in "
+            f"{len(self.sweep.experiments)} adapters: {len(self.sweep.experiments) - missing} are in "
             f"{len(self.there)} jobs already ({len(done)} done), {missing} go into {len(self.new)} new "
             f"jobs of {jobs.nodes} x {jobs.ranks_per_node} ranks",
             f"a rank needs about {self.rank_bytes / 1e9:.1f} GB",
         ]
         for number, packed in enumerate(self.new, 1):
-            languages = ", ".join(dict.fromkeys(e.language for e in packed.entries))
-            first = packed.entries[0]
-            what = f"{first.stage} of {_kinds(packed.entries)}, " if first.stage else ""
+            languages = ", ".join(dict.fromkeys(e.language for e in packed.experiments))
+            first = packed.experiments[0]
+            what = f"{first.stage} of {_kinds(packed.experiments)}, " if first.stage else ""
             lines.append(
-                f"job {number}: {what}{len(packed.entries)} adapters ({languages}), "
+                f"job {number}: {what}{len(packed.experiments)} adapters ({languages}), "
                 f"{self._cost(packed.packed)} packed, {self._cost(packed.separate)} separate"
                 + self._decoding([packed])
             )
@@ -138,7 +138,7 @@ class Plan:
         finals = finals_of(self.sweep, self.choices, guess=True)
         lines = []
         for label in self.sweep.labels():
-            trials = [e for e in self.sweep.entries if e.label == label and e.stage == "try"]
+            trials = [e for e in self.sweep.experiments if e.label == label and e.stage == "try"]
             rows = [e for e in finals if e.label == label]
             done = [sum(state.get(e.name) == "done" for e in own) for own in (trials, rows)]
             lines.append(
@@ -165,10 +165,12 @@ class Plan:
         clips = sum(p.decoded for p in jobs)
         if not clips:
             return ""
-        rates = [self.clips_per_s.get(p.entries[0].method.kind) for p in jobs if p.decoded]
+        rates = [self.clips_per_s.get(p.experiments[0].method.kind) for p in jobs if p.decoded]
         if any(rate is None for rate in rates):
             return f", {clips:,} clips to decode"
-        seconds = sum(p.decoded / self.clips_per_s[p.entries[0].method.kind] for p in jobs if p.decoded)
+        seconds = sum(
+            p.decoded / self.clips_per_s[p.experiments[0].method.kind] for p in jobs if p.decoded
+        )
         return f", {clips:,} clips to decode in {seconds:,.0f} s"
 
     def _sharing(self) -> str:
@@ -208,12 +210,12 @@ def make_plan(sweep: Sweep, nodes: int = 1) -> Plan:
     indexes, problems = _indexes(sweep)
     folder = sweep.file.sweep
     choices: list[Choice] = []
-    waiting: list[Entry] = []
+    waiting: list[Experiment] = []
     if sweep.file.methods:
         problems += problems_of(sweep)
         trials = trials_of(sweep)
         everything = [*trials, *finals_of(sweep, choose(sweep, {}), guess=True)]
-        problems += [p for entry in everything for p in wrong_with(entry, sweep, facts, indexes)]
+        problems += [p for e in everything for p in wrong_with(e, sweep, facts, indexes)]
         if not problems:
             own = [identity(e, sweep, facts, indexes[e.corpus]) for e in trials]
             older = older_identities(trials, sweep, facts, indexes)
@@ -224,20 +226,20 @@ def make_plan(sweep: Sweep, nodes: int = 1) -> Plan:
             known = {e.name for e in finals}
             decided = [c for c in choices if c.chosen is None]
             waiting = [e for e in finals_of(sweep, decided, guess=True) if e.name not in known]
-            sweep = replace(sweep, entries=[*trials, *finals])
+            sweep = replace(sweep, experiments=[*trials, *finals])
         else:
-            sweep = replace(sweep, entries=everything)
-    wrong = {id(entry): wrong_with(entry, sweep, facts, indexes) for entry in sweep.entries}
+            sweep = replace(sweep, experiments=everything)
+    wrong = {id(e): wrong_with(e, sweep, facts, indexes) for e in sweep.experiments}
     problems += [p for own in wrong.values() for p in own]
     rank_bytes, too_large = memory(sweep, facts)
     problems += too_large
-    sound = [entry for entry in sweep.entries if not wrong[id(entry)]]
-    identities = [identity(entry, sweep, facts, indexes[entry.corpus]) for entry in sound]
+    sound = [e for e in sweep.experiments if not wrong[id(e)]]
+    identities = [identity(e, sweep, facts, indexes[e.corpus]) for e in sound]
     problems += twice(sound, identities)
     if not sweep.config.method.in_a_bank:
         kind = sweep.config.method.kind
         problems.append(f"its config has the method {kind!r}: write it as one of the sweep's methods")
-    if not sweep.entries:
+    if not sweep.experiments:
         problems.append("the grid is empty: nothing is left after exclude")
     if problems:
         listed = "".join(f"\n  - {p}" for p in dict.fromkeys(problems))
@@ -250,7 +252,7 @@ def make_plan(sweep: Sweep, nodes: int = 1) -> Plan:
         # What an earlier halving cut short is not done for a sweep that has none.
         there = [j for j in there if not (j.done and j.dropped())]
     covered = {i for job in there for i in job.adapters.values()}
-    missing = [e for e, i in zip(sweep.entries, identities, strict=True) if i not in covered]
+    missing = [e for e, i in zip(sweep.experiments, identities, strict=True) if i not in covered]
     new = pack(missing, sweep, facts, indexes, nodes)
     refuse_prefix(sweep, new)
     return Plan(
@@ -272,6 +274,6 @@ def _indexes(sweep: Sweep) -> tuple[dict[str, ShardIndex], list[str]]:
     return indexes, problems
 
 
-def _kinds(entries: Sequence[Entry]) -> str:
-    labels = list(dict.fromkeys(e.label for e in entries))
+def _kinds(experiments: Sequence[Experiment]) -> str:
+    labels = list(dict.fromkeys(e.label for e in experiments))
     return labels[0] if len(labels) == 1 else f"{len(labels)} methods"

@@ -1,4 +1,4 @@
-"""What keeps a sweep, or one entry of it, from being run: found before anything is written."""
+"""What keeps a sweep, or one experiment of it, from being run: found before anything is written."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from salsa_dist.placement.ranks import Ranks, group_size
 from salsa_dist.steering.sites import select
 from salsa_dist.steering.vectors import SteeringVectors
 from salsa_dist.sweeps.cost import BaseFacts, activation_bytes
-from salsa_dist.sweeps.grid import Entry, Sweep
+from salsa_dist.sweeps.grid import Experiment, Sweep
 from salsa_dist.sweeps.packing import Packed, mean_clip_s
 
 # Memory that a rank needs beside the base and its activations: Python, torch and its libraries.
@@ -25,81 +25,83 @@ _PROCESS_BYTES = 1e9
 
 
 def wrong_with(
-    entry: Entry, sweep: Sweep, facts: BaseFacts, indexes: dict[str, ShardIndex]
+    experiment: Experiment, sweep: Sweep, facts: BaseFacts, indexes: dict[str, ShardIndex]
 ) -> list[str]:
     """What keeps one adapter from being trained."""
-    problems = _wrong_method(entry, sweep, facts, indexes) + _wrong_rate(entry, sweep)
-    if entry.lr is not None and not entry.lr > 0:
-        problems.append(f"{entry.name}: lr is {entry.lr:g}, it must be more than 0")
+    problems = _wrong_method(experiment, sweep, facts, indexes) + _wrong_rate(experiment, sweep)
+    if experiment.lr is not None and not experiment.lr > 0:
+        problems.append(f"{experiment.name}: lr is {experiment.lr:g}, it must be more than 0")
     try:
-        if not select(entry.sites, facts.layers):
-            problems.append(f"{entry.name}: sites {entry.sites!r} are none")
+        if not select(experiment.sites, facts.layers):
+            problems.append(f"{experiment.name}: sites {experiment.sites!r} are none")
     except UserError as e:
         problems.append(str(e))
-    if entry.corpus not in indexes:
-        if entry.corpus not in sweep.corpora:
-            problems.append(f"{entry.name}: no corpus {entry.corpus!r} in the grid")
+    if experiment.corpus not in indexes:
+        if experiment.corpus not in sweep.corpora:
+            problems.append(f"{experiment.name}: no corpus {experiment.corpus!r} in the grid")
         return problems
-    index, data = indexes[entry.corpus], sweep.config.data
+    index, data = indexes[experiment.corpus], sweep.config.data
     try:
-        shards = index.select("train", entry.language)
-        if entry.minutes is not None:
-            shards = take_minutes(shards, entry.minutes, entry.seed or 0)
+        shards = index.select("train", experiment.language)
+        if experiment.minutes is not None:
+            shards = take_minutes(shards, experiment.minutes, experiment.seed or 0)
         clips = sum(len(shard.entries) for shard in shards)
         a_step = data.clips_of_a_step(mean_clip_s(shards))
         if clips < a_step:
-            problems.append(f"{entry.language}: too few clips, {clips} for {a_step} per step")
+            problems.append(f"{experiment.language}: too few clips, {clips} for {a_step} per step")
         if len(shards) < data.readers:
             problems.append(
-                f"{entry.language}: {len(shards)} training shards for {data.readers} readers; lower "
-                "data.readers"
+                f"{experiment.language}: {len(shards)} training shards for {data.readers} readers; "
+                "lower data.readers"
             )
         if sweep.config.training.dev_clips:
-            index.select("dev", entry.language)
-        if entry.stage == "final":
-            index.select(sweep.config.evaluation.split, entry.language)
+            index.select("dev", experiment.language)
+        if experiment.stage == "final":
+            index.select(sweep.config.evaluation.split, experiment.language)
     except UserError as e:
         problems.append(str(e))
     return problems
 
 
 def _wrong_method(
-    entry: Entry, sweep: Sweep, facts: BaseFacts, indexes: dict[str, ShardIndex]
+    experiment: Experiment, sweep: Sweep, facts: BaseFacts, indexes: dict[str, ShardIndex]
 ) -> list[str]:
     """What keeps its method from being done on this base, in this sweep."""
-    method, config = entry.method, sweep.config
+    method, config = experiment.method, sweep.config
     problems = []
-    if entry.start_from is not None:
+    if experiment.start_from is not None:
         try:
-            SteeringVectors.load(entry.start_from)
+            SteeringVectors.load(experiment.start_from)
         except UserError as e:
-            problems.append(f"{entry.label}: {e}")
+            problems.append(f"{experiment.label}: {e}")
     if method.needs_whole_base:
         ways = {"placement": config.placement, "evaluation.placement": config.evaluation.placement}
         for key, placement in ways.items():
             if placement.kind not in ("replicate", "auto") or placement.offload != "none":
                 problems.append(
-                    f"{entry.label} needs a whole base on each rank: set {key}.kind to replicate and "
-                    "offload to none"
+                    f"{experiment.label} needs a whole base on each rank: set {key}.kind to replicate "
+                    "and offload to none"
                 )
     contrast: str | None = getattr(method, "contrast", None)
     if contrast is not None:
-        if entry.language == contrast:
-            problems.append(f"{entry.label}: {entry.language} is in the grid too, and can't differ")
-        if entry.corpus in indexes:
+        if experiment.language == contrast:
+            problems.append(
+                f"{experiment.label}: {experiment.language} is in the grid too, and can't differ"
+            )
+        if experiment.corpus in indexes:
             try:
-                indexes[entry.corpus].select("train", contrast)
+                indexes[experiment.corpus].select("train", contrast)
             except UserError as e:
-                problems.append(f"{entry.label}: {e}")
+                problems.append(f"{experiment.label}: {e}")
     try:
-        chosen = {site.partition(".")[0] for site in select(entry.sites, facts.layers)}
+        chosen = {site.partition(".")[0] for site in select(experiment.sites, facts.layers)}
     except UserError:
         return problems  # told elsewhere
     unfit = METHODS[method.kind].unfit(method, chosen, facts, config.base.dtype)
-    return problems + [f"{entry.label}{why}" for why in unfit]
+    return problems + [f"{experiment.label}{why}" for why in unfit]
 
 
-def _wrong_rate(entry: Entry, sweep: Sweep) -> list[str]:
+def _wrong_rate(experiment: Experiment, sweep: Sweep) -> list[str]:
     """What keeps its language from being compared by the rate that was asked for."""
     halving = sweep.file.halving
     asked: dict[str, str] = (
@@ -107,19 +109,19 @@ def _wrong_rate(entry: Entry, sweep: Sweep) -> list[str]:
     )
     if halving is not None:
         asked["halving.metric"] = halving.metric
-    found = {key: misnamed(rate, entry.language) for key, rate in asked.items()}
+    found = {key: misnamed(rate, experiment.language) for key, rate in asked.items()}
     return [f"{key} is {asked[key]}, and {why}" for key, why in found.items() if why]
 
 
-def twice(entries: Sequence[Entry], identities: Sequence[str]) -> list[str]:
+def twice(experiments: Sequence[Experiment], identities: Sequence[str]) -> list[str]:
     """Entries that are the same adapter as another, or called like one."""
-    first: dict[str, Entry] = {}
+    first: dict[str, Experiment] = {}
     problems = []
-    for entry, own in zip(entries, identities, strict=True):
+    for experiment, own in zip(experiments, identities, strict=True):
         if own in first:
-            problems.append(f"{entry.name} is the same adapter as {first[own].name}: remove one")
-        first.setdefault(own, entry)
-    names = [e.name for e in entries]
+            problems.append(f"{experiment.name} is the same adapter as {first[own].name}: remove one")
+        first.setdefault(own, experiment)
+    names = [e.name for e in experiments]
     return problems or [f"two adapters are called {n}" for n in set(names) if names.count(n) > 1]
 
 

@@ -1,4 +1,4 @@
-"""What release 0.1 knew an entry of a sweep by, so that jobs that it made are found again."""
+"""What release 0.1 knew an experiment of a sweep by, so that jobs that it made are found again."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from salsa_dist.steering.sites import select
 from salsa_dist.steering.vectors import SteeringVectors
 from salsa_dist.sweeps.cost import BaseFacts
 from salsa_dist.sweeps.folder import known_by
-from salsa_dist.sweeps.grid import Entry, Sweep
+from salsa_dist.sweeps.grid import Experiment, Sweep
 from salsa_dist.sweeps.job_config import evaluation, identity, job_config, verbs
 
 # Its keys; later ones were not of it.
@@ -32,32 +32,32 @@ _EVALUATION = ("split", "clips", "windows_s", "max_new_tokens", "decoding", "zer
 
 
 def older_identities(
-    entries: Sequence[Entry], sweep: Sweep, facts: BaseFacts, indexes: Mapping[str, ShardIndex]
+    experiments: Sequence[Experiment], sweep: Sweep, facts: BaseFacts, indexes: Mapping[str, ShardIndex]
 ) -> dict[str, str]:
-    """By what release 0.1 knew an entry by, its identity of today."""
+    """By what release 0.1 knew an experiment by, its identity of today."""
     found = {}
-    for entry in entries:
-        tree = job_config(sweep, [entry])
-        index = indexes[entry.corpus]
+    for experiment in experiments:
+        tree = job_config(sweep, [experiment])
+        index = indexes[experiment.corpus]
         if digest_of_release_0_1(Config.model_validate(tree)) is not None:
-            older = known_by(_identity(entry, sweep, facts, index), tree)
-            found[older] = identity(entry, sweep, facts, index)
+            older = known_by(_identity(experiment, sweep, facts, index), tree)
+            found[older] = identity(experiment, sweep, facts, index)
     return found
 
 
-def _identity(entry: Entry, sweep: Sweep, facts: BaseFacts, index: ShardIndex) -> str:
-    """SHA-256 of an entry as release 0.1 made it."""
+def _identity(experiment: Experiment, sweep: Sweep, facts: BaseFacts, index: ShardIndex) -> str:
+    """SHA-256 of an experiment as release 0.1 made it."""
     config = sweep.config
     training = config.training
-    kind = entry.method.kind
+    kind = experiment.method.kind
     tree: dict[str, Any] = {
-        "method": kind if kind == "salsa" else entry.method.model_dump(mode="json"),
+        "method": kind if kind == "salsa" else experiment.method.model_dump(mode="json"),
         "revision": facts.revision,
         "shards": index.hash,
         "base": config.base.model_dump(mode="json", include=_BASE),
         "data": config.data.model_dump(mode="json", include=_DATA),
         "training": [
-            entry.steps or training.steps,
+            experiment.steps or training.steps,
             training.warmup,
             training.decay,
             training.clip_norm,
@@ -65,16 +65,16 @@ def _identity(entry: Entry, sweep: Sweep, facts: BaseFacts, index: ShardIndex) -
             *([{"silence_stride": training.silence_stride}] if training.silence_stride > 1 else []),
             *([_rates_of(training.lr_scale, facts)] if training.lr_scale and kind == "salsa" else []),
         ],
-        "language": entry.language,
-        "sites": select(entry.sites, facts.layers),
-        "adapter": [entry.rule, entry.lr, entry.seed, entry.minutes],
+        "language": experiment.language,
+        "sites": select(experiment.sites, facts.layers),
+        "adapter": [experiment.rule, experiment.lr, experiment.seed, experiment.minutes],
     }
-    if entry.start_from is not None:
-        tree["start_from"] = SteeringVectors.load(entry.start_from).digest()
-    if not entry.method.trains:
+    if experiment.start_from is not None:
+        tree["start_from"] = SteeringVectors.load(experiment.start_from).digest()
+    if not experiment.method.trains:
         del tree["training"], tree["sites"]
-    if "evaluate" in verbs(sweep, entry):
-        told = evaluation(sweep, entry)
+    if "evaluate" in verbs(sweep, experiment):
+        told = evaluation(sweep, experiment)
         tree["evaluation"] = {key: told[key] for key in _EVALUATION}
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 

@@ -10,17 +10,17 @@ import yaml
 
 from salsa_dist.sweeps.choosing import choose, finals_of, trials_of
 from salsa_dist.sweeps.folder import SCHEMA_0_1, job_folders
-from salsa_dist.sweeps.grid import Entry, Sweep, load_sweep
+from salsa_dist.sweeps.grid import Experiment, Sweep, load_sweep
 from salsa_dist.sweeps.job_config import identity, job_config
 from salsa_dist.sweeps.release_0_1 import older_identities
 
-# Written by that release: sweeps, and the identity of each of their entries.
+# Written by that release: sweeps, and the identity of each of their experiments.
 OLD: dict[str, Any] = json.loads((Path(__file__).parent / "release_0_1_identities.json").read_text())
 FACTS: Any = SimpleNamespace(revision=OLD["revision"], layers=OLD["layers"])
 INDEX: Any = SimpleNamespace(hash=OLD["shards"])
 
 
-def sweep_of(folder: Path, name: str, *changes: tuple[str, Any]) -> tuple[Sweep, list[Entry]]:
+def sweep_of(folder: Path, name: str, *changes: tuple[str, Any]) -> tuple[Sweep, list[Experiment]]:
     tree = json.loads(json.dumps(OLD["sweeps"][name]["sweep"]))
     for key, value in changes:
         section: Any = tree["config"]
@@ -31,12 +31,15 @@ def sweep_of(folder: Path, name: str, *changes: tuple[str, Any]) -> tuple[Sweep,
     path = folder / "sweep.yaml"
     path.write_text(yaml.safe_dump({**tree, "sweep": str(folder / "sweep")}))
     sweep = load_sweep(path)
-    return sweep, sweep.entries or [*trials_of(sweep), *finals_of(sweep, choose(sweep, {}), guess=True)]
+    return sweep, sweep.experiments or [
+        *trials_of(sweep),
+        *finals_of(sweep, choose(sweep, {}), guess=True),
+    ]
 
 
 def identities(folder: Path, name: str, *changes: tuple[str, Any]) -> dict[str, str]:
-    sweep, entries = sweep_of(folder, name, *changes)
-    return {f"{e.name}/{e.stage}": identity(e, sweep, FACTS, INDEX) for e in entries}
+    sweep, experiments = sweep_of(folder, name, *changes)
+    return {f"{e.name}/{e.stage}": identity(e, sweep, FACTS, INDEX) for e in experiments}
 
 
 @pytest.mark.parametrize("name", ["grid", "methods"])
@@ -77,20 +80,20 @@ def test_what_decides_a_result_makes_another_adapter(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["grid", "methods"])
 def test_jobs_of_release_0_1_are_found_again(tmp_path: Path, name: str) -> None:
-    sweep, entries = sweep_of(tmp_path, name)
+    sweep, experiments = sweep_of(tmp_path, name)
     old = OLD["sweeps"][name]["identities"]
-    for i, entry in enumerate(entries):
+    for i, experiment in enumerate(experiments):
         job = tmp_path / "sweep" / "jobs" / f"job-{i:02d}"
         job.mkdir(parents=True)
-        (job / "config.yaml").write_text(yaml.safe_dump(job_config(sweep, [entry])))
-        adapters = {entry.name: old[f"{entry.name}/{entry.stage}"]}
+        (job / "config.yaml").write_text(yaml.safe_dump(job_config(sweep, [experiment])))
+        adapters = {experiment.name: old[f"{experiment.name}/{experiment.stage}"]}
         tree = {"schema": SCHEMA_0_1, "adapters": adapters, "verbs": ["train"]}
         (job / "job.json").write_text(json.dumps(tree))
-    older = older_identities(entries, sweep, FACTS, {"": INDEX})
+    older = older_identities(experiments, sweep, FACTS, {"": INDEX})
     found = [own for job in job_folders(tmp_path / "sweep", older) for own in job.adapters.values()]
     assert found == list(identities(tmp_path, name).values())
     # That release took no notice of max_loss; what it trained with another is not taken for it.
-    sweep, entries = sweep_of(tmp_path, "grid", ("training.max_loss", 7))
-    older = older_identities(entries, sweep, FACTS, {"": INDEX})
+    sweep, experiments = sweep_of(tmp_path, "grid", ("training.max_loss", 7))
+    older = older_identities(experiments, sweep, FACTS, {"": INDEX})
     there = {own for job in job_folders(tmp_path / "sweep", older) for own in job.adapters.values()}
-    assert not there & {identity(e, sweep, FACTS, INDEX) for e in entries}
+    assert not there & {identity(e, sweep, FACTS, INDEX) for e in experiments}

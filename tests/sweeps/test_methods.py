@@ -195,8 +195,8 @@ def test_only_what_a_longer_file_adds_is_missing(
     def new(**sections: Any) -> tuple[list[str], list[str]]:
         made = make_plan(load_sweep(write(tmp_path, tiny_base, tiny_shards, **sections)))
         return (
-            sorted(e.name for p in made.new for e in p.entries),
-            sorted({e.label for p in made.later for e in p.entries}),
+            sorted(e.name for p in made.new for e in p.experiments),
+            sorted({e.label for p in made.later for e in p.experiments}),
         )
 
     seed, later = new(grid={"language": ["bg"], "seed": [0, 1, 2]})
@@ -238,7 +238,7 @@ def test_a_choice_is_for_each_language_or_for_all(
         choose(sweep, dict.fromkeys(names))
 
 
-def test_tries_in_some_languages_serve_all_and_an_entry_may_have_fewer_seeds(
+def test_tries_in_some_languages_serve_all_and_an_experiment_may_have_fewer_seeds(
     tmp_path: Path, tiny_base: Path, tiny_shards: Path
 ) -> None:
     grid = {"language": ["bg", "el"], "seed": [0, 1, 2]}

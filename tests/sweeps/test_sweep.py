@@ -60,7 +60,7 @@ def test_every_combination_is_an_adapter_with_a_readable_name(write: Any) -> Non
         exclude=[{"language": "el", "lr": 0.1}],
         include=[{"language": "el", "lr": 0.5}],
     )
-    names = [entry.name for entry in load_sweep(path).entries]
+    names = [experiment.name for experiment in load_sweep(path).experiments]
     assert len(names) == 2 * 2 * 2 - 2 + 1
     assert "bg_encoder-last-half_salsa_lr0.01_s0" in names
     assert "el_encoder-last-half_salsa_lr0.5_s0" in names
@@ -79,7 +79,7 @@ def test_a_file_that_holds_no_sweep_is_told(tmp_path: Path, text: str | None, to
 
 
 def test_names_that_would_be_alike_get_a_hash(write: Any) -> None:
-    names = [e.name for e in load_sweep(write({"sites": ["encoder:0,2", "encoder:0-2"]})).entries]
+    names = [e.name for e in load_sweep(write({"sites": ["encoder:0,2", "encoder:0-2"]})).experiments]
     assert len(set(names)) == 2
 
 
@@ -158,11 +158,11 @@ def test_jobs_have_room_and_share_the_load(write: Any) -> None:
         {"language": ["bg", "el"], "lr": [0.01, 0.02, 0.03], "seed": [0, 1]}, jobs={"adapters": 7}
     )
     made = plan(path, nodes=1)
-    sizes = [len(p.entries) for p in made.new]
+    sizes = [len(p.experiments) for p in made.new]
     assert sizes == [6, 6]
     # What takes the same clips lies together.
     for packed in made.new:
-        groups = {(e.language, e.seed) for e in packed.entries}
+        groups = {(e.language, e.seed) for e in packed.experiments}
         assert len(groups) == 2
     assert len(plan(path, nodes=4).new) == 4
 
@@ -205,7 +205,7 @@ def test_only_what_is_missing_runs(write: Any, tmp_path: Path) -> None:
     grown = plan(
         write({"language": ["bg", "el"], "sites": ["encoder:0-2"], "lr": [0.01, 0.02], "seed": [0, 1]})
     )
-    assert sorted(e.name for p in grown.new for e in p.entries) == sorted(
+    assert sorted(e.name for p in grown.new for e in p.experiments) == sorted(
         f"{language}_encoder-0-2_salsa_lr{lr}_s{seed}"
         for language, seed in (("bg", 1), ("el", 0), ("el", 1))
         for lr in (0.01, 0.02)

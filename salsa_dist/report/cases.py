@@ -1,8 +1,8 @@
-"""What runs decoded, sorted into entries: one method in one language, split and window, all its seeds.
+"""What runs decoded, sorted into cases: one method in one language, split and window, all its seeds.
 
-    RUN, RUN, … ──read_run──> RunFiles ──read_entries──> [Entry, …]
+    RUN, RUN, … ──read_run──> RunFiles ──read_cases──> [Case, …]
 
-    Entry
+    Case
     ├── language, split, method, window_s, kind, sites, rule, minutes     what it is
     ├── learned       the languages that it was trained in; `language` is another in a forgetting row
     ├── seeds         seed -> scored utterances by key
@@ -38,7 +38,7 @@ from salsa_dist.run.folder import RunFolder
 
 
 @dataclass(frozen=True)
-class Entry:
+class Case:
     """One method in one language, split and window.
 
     Attributes:
@@ -80,7 +80,7 @@ class Entry:
         component, _, rest = self.sites.partition(":")
         return (component, int(rest)) if self.rule and rest.isdigit() else None
 
-    def part(self, keys: Collection[str]) -> Entry:
+    def part(self, keys: Collection[str]) -> Case:
         """Only these utterances."""
         return replace(
             self,
@@ -119,14 +119,14 @@ def read_runs(runs: Sequence[Path]) -> list[RunFiles]:
     return files
 
 
-def read_entries(
+def read_cases(
     runs: Sequence[Path],
     files: Sequence[RunFiles],
     names: Mapping[tuple[Path, str], str] | None = None,
     *,
     each: bool = False,
-) -> list[Entry]:
-    """All entries, those of forgetting and of other windows among them, in a fixed order.
+) -> list[Case]:
+    """All cases, those of forgetting and of other windows among them, in a fixed order.
 
     By language and split; in each zero-shot first, then methods in the order of runs and adapters.
 
@@ -138,7 +138,7 @@ def read_entries(
     Raises:
         UserError: one method and seed is there twice, or its seeds were decoded on different clips.
     """
-    entries: dict[tuple[Any, ...], Entry] = {}
+    cases: dict[tuple[Any, ...], Case] = {}
     # What a run of the base alone decoded is the zero-shot of all; other runs' is only there beside it.
     alone = any(not file.config.method.adapts for file in files)
     for run, file in zip(runs, files, strict=True):
@@ -155,7 +155,10 @@ def read_entries(
             if adapter is None:
                 if alone and file.config.method.adapts:
                     continue
-                made, seed = Entry(language, split, ZERO_SHOT, window, ZERO_SHOT, family=ZERO_SHOT), 0
+                made, seed = (
+                    Case(language, split, ZERO_SHOT, window, ZERO_SHOT, family=ZERO_SHOT),
+                    0,
+                )
             elif adapter not in settings:
                 raise UserError(
                     f"{run} has transcripts of adapter {adapter!r}, which its config.yaml lacks: "
@@ -167,40 +170,38 @@ def read_entries(
                 own = settings[adapter]
                 windows = {w for x, s, a, w in groups if (x, s, a) == key[:3]}
                 family = names[run, adapter] if names else label_of(file.config.method, own)
-                made = _entry(file, own, adapter if each else family, hypotheses[0], named=each)
+                made = _case(file, own, adapter if each else family, hypotheses[0], named=each)
                 made = replace(made, compared=window == _compared_window(file.config, windows))
                 seed = own.seed
-            entry = entries.setdefault((language, split, made.method, window, made.learned), made)
-            if seed in entry.seeds and adapter is not None:
+            case = cases.setdefault((language, split, made.method, window, made.learned), made)
+            if seed in case.seeds and adapter is not None:
                 raise UserError(
                     f"{run}: {made.method} in {language} with seed {seed} is there twice: choose the "
                     "learning rate on dev, and compare that run alone"
                 )
-            entry.texts[seed] = {h.key: h for h in hypotheses}
-            entry.seeds[seed] = {h.key: scored(h, rules) for h in hypotheses}
+            case.texts[seed] = {h.key: h for h in hypotheses}
+            case.seeds[seed] = {h.key: scored(h, rules) for h in hypotheses}
             if adapter is not None:
-                entry.vectors[seed] = next((a.vectors for a in file.adapters if a.name == adapter), {})
-                entry.losses[seed] = [
+                case.vectors[seed] = next((a.vectors for a in file.adapters if a.name == adapter), {})
+                case.losses[seed] = [
                     (step.step, step.adapters[adapter].loss)
                     for step in file.steps
                     if adapter in step.adapters
                 ]
     return [
-        _checked(entry)
-        for entry in sorted(
-            entries.values(), key=lambda e: (e.language, e.split, e.method != ZERO_SHOT)
-        )
+        _checked(case)
+        for case in sorted(cases.values(), key=lambda e: (e.language, e.split, e.method != ZERO_SHOT))
     ]
 
 
-def _entry(
+def _case(
     file: RunFiles, adapter: AdapterSettings, family: str, first: Hypothesis, *, named: bool
-) -> Entry:
+) -> Case:
     kind = file.config.method.kind
     learned = file.config.method.learns
     trained = {a.name: a.trained_numbers for a in file.adapters if learned}
     used = next((d.minutes for d in file.data if d.adapter == adapter.name), None)
-    return Entry(
+    return Case(
         language=first.language,
         split=first.split,
         method=family if named or adapter.minutes is None else f"{family}, {adapter.minutes:g} min",
@@ -244,11 +245,11 @@ def _compared_window(config: Config, windows: Collection[float]) -> float | None
     return own[0] if len(own) == 1 else None
 
 
-def _checked(entry: Entry) -> Entry:
-    keys = [set(scored) for scored in entry.seeds.values()]
+def _checked(case: Case) -> Case:
+    keys = [set(scored) for scored in case.seeds.values()]
     if any(k != keys[0] for k in keys):
         raise UserError(
-            f"{entry.method} in {entry.language}: its seeds were decoded on different clips; evaluate "
+            f"{case.method} in {case.language}: its seeds were decoded on different clips; evaluate "
             "them again on the same shards"
         )
-    return entry
+    return case
