@@ -27,7 +27,7 @@ from salsa_dist.commands import (
 )
 from salsa_dist.commands.libraries import prepare_libraries
 from salsa_dist.errors import UserError
-from salsa_dist.log import causes, choose, log, tell
+from salsa_dist.log import causes, choose, log, result, tell
 from salsa_dist.places import place
 from salsa_dist.versions import named_in, table
 
@@ -109,9 +109,9 @@ def report(
     from salsa_dist.report.write import write_comparison, write_report
 
     if len(runs) == 1 and out is None:
-        print(write_report(runs[0], by or []))
+        result(write_report(runs[0], by or []))
     else:
-        print(write_comparison(runs, out or Path("comparison"), by or []))
+        result(write_comparison(runs, out or Path("comparison"), by or []))
 
 
 @app.command()
@@ -136,10 +136,10 @@ def sizes(
     speech_llm = load_speech_llm(base)
     speech_llm.family.prompt(language)  # refuses a language that the base does not know
     sampled = first_clips(shards, index, language, clips, speech_llm.window_s)
-    print(f"# {base}, {len(sampled)} training clips in {language}")
-    print("lr_scale:")
+    result(f"# {base}, {len(sampled)} training clips in {language}")
+    result("lr_scale:")
     for site, size in activation_sizes(speech_llm, sampled).items():
-        print(f"  {site.replace('.', ':')}: {size:.3g}")
+        result(f"  {site.replace('.', ':')}: {size:.3g}")
 
 
 @app.command(
@@ -156,7 +156,7 @@ def launch(context: typer.Context) -> None:
 @app.command()
 def version() -> None:
     """Show the versions of salsa-dist and its libraries, with their tested ranges."""
-    print(table())
+    result(table())
 
 
 def run_command(command: str, config_path: str, overrides: list[str]) -> None:

@@ -1,13 +1,13 @@
-"""What salsa-dist says while it works, by the standard library's `logging`.
+"""What salsa-dist says: notes by the standard library's `logging`, and the result of a command.
 
-    from salsa_dist.log import log
+    from salsa_dist.log import log, result
 
     log.debug("…")      standard output, first rank, with --debug
     log.info("…")       standard output, first rank: progress and notes; not with --quiet
     log.warning("…")    standard error, every rank
+    result("…")         standard output, whatever the level: what the command was asked for
 
-What a command prints as its result is no log and stays with `print`. SALSA_LOG=quiet or =debug says the
-same as --quiet and --debug; ranks that a command starts inherit it.
+SALSA_LOG=quiet or =debug says the same as --quiet and --debug; ranks that a command starts inherit it.
 """
 
 from __future__ import annotations
@@ -27,6 +27,11 @@ def choose(*, quiet: bool = False, debug: bool = False) -> None:
     if quiet or debug:
         os.environ[VARIABLE] = "debug" if debug else "quiet"
     log.setLevel(_LEVELS.get(os.environ.get(VARIABLE, ""), logging.INFO))
+
+
+def result(text: object) -> None:
+    """Print what a command was asked for, with --quiet too."""
+    print(text, flush=True)
 
 
 def causes(error: BaseException) -> str:
@@ -58,7 +63,8 @@ class _Lines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
         try:
-            print(self.format(record), file=stream, flush=True)
+            stream.write(f"{self.format(record)}\n")  # in one write: other threads print too
+            stream.flush()
         except Exception:  # such as a full disk below a log file: no reason to end a training
             self.handleError(record)
 

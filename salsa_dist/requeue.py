@@ -24,6 +24,7 @@ import time
 from pathlib import Path
 
 from salsa_dist import jsonl
+from salsa_dist.log import log
 from salsa_dist.run.failure_file import failures
 from salsa_dist.run.progress import progress
 
@@ -80,7 +81,7 @@ def main(arguments: list[str]) -> int:
     if not _is_this_start(job):
         return 0
     again, why = verdict(Path(run), Path(logs), int(status), int(tries))
-    print(f"salsa-dist: {why}", file=sys.stderr, flush=True)
+    log.warning(f"salsa-dist: {why}")
     if again:
         return subprocess.run(["scontrol", "requeue", job]).returncode
     return 0

@@ -73,6 +73,21 @@ def test_debug_shows_what_a_user_error_hides(tmp_path: Path, torn: str) -> None:
     assert command(*arguments) == (2, "", err.splitlines()[-1] + "\n")
 
 
+# Who prints by itself: what ends a process whose main thread may hold the log's lock, and a bar.
+PRINTING = {"log.py", "run/watchdog.py", "placement/peers.py", "transcription/progress.py"}
+
+
+def test_what_is_printed_is_a_result_and_the_rest_is_logged() -> None:
+    package = ROOT / "salsa_dist"
+    printing = {
+        str(path.relative_to(package))
+        for path in package.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "print"
+    }
+    assert printing == PRINTING, "log.result() for what a command was asked for, else log.info()"
+
+
 def test_quiet_leaves_results_and_warnings(
     chosen: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

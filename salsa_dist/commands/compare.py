@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from salsa_dist.commands.inspect import Plot, plot_norms
+from salsa_dist.log import result
 
 
 def compare(
@@ -25,7 +26,7 @@ def compare(
 
     one, two = (SteeringVectors.load(name) for name in (first, second))
     tree = comparison(one, two)
-    print(json.dumps(tree, indent=1, ensure_ascii=False) if as_json else compared(tree))
+    result(json.dumps(tree, indent=1, ensure_ascii=False) if as_json else compared(tree))
     if plot is not None:
         names = [one.name, two.name] if one.name != two.name else [first, second]
         plot_norms(dict(zip(names, (one.norms(), two.norms()), strict=True)), plot)

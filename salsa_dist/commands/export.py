@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from salsa_dist.log import result
+
 
 def export(
     adapter: Annotated[str, typer.Argument(help="folder of an adapter, or user/name@revision")],
@@ -23,4 +25,4 @@ def export(
     from salsa_dist.steering.vectors import SteeringVectors
 
     for path in write(SteeringVectors.load(adapter).scaled(scale), to, out):
-        print(path)
+        result(path)

@@ -7,6 +7,8 @@ from typing import Annotated, Optional
 
 import typer
 
+from salsa_dist.log import result
+
 
 def fold(
     adapter: Annotated[str, typer.Argument(help="folder of an adapter, or user/name@revision")],
@@ -30,7 +32,7 @@ def fold(
     vectors = SteeringVectors.load(adapter).scaled(scale)
     done = fold_into(base, vectors, out, revision=revision, force=force)
     for site, bias in done.biases.items():
-        print(f"{site}  into {bias}")
+        result(f"{site}  into {bias}")
     for precision, difference in done.differences.items():
-        print(f"largest difference of a logit in {precision}: {difference:.3g} of {done.largest:.3g}")
-    print(done.folder)
+        result(f"largest difference of a logit in {precision}: {difference:.3g} of {done.largest:.3g}")
+    result(done.folder)

@@ -10,6 +10,7 @@ import typer
 import yaml
 
 from salsa_dist.errors import UserError
+from salsa_dist.log import result
 from salsa_dist.places import Folder, place
 
 if TYPE_CHECKING:  # numpy comes with it
@@ -46,7 +47,7 @@ def init(
         replace_file(out, text)
     except OSError as e:
         raise UserError(f"{out} can't be written: {e.strerror}") from e
-    print(f"{out}: look at it, then `salsa-dist train {out}`")
+    result(f"{out}: look at it, then `salsa-dist train {out}`")
 
 
 def starter(base: str, index: ShardIndex, shards: Folder, run: Path, file: Path) -> str:

@@ -10,7 +10,7 @@ import typer
 
 from salsa_dist.commands.libraries import prepare_libraries
 from salsa_dist.errors import UserError
-from salsa_dist.log import log
+from salsa_dist.log import log, result
 
 if TYPE_CHECKING:  # torch comes with it
     from salsa_dist.steering.vectors import SteeringVectors
@@ -54,7 +54,7 @@ def inspect(
     prepare_libraries()
     named = dict(part.partition("=")[::2] for part in layers or [])
     inspection = inspect_base(base, named)
-    print(json.dumps(inspection.tree(), indent=1) if as_json else inspection.table())
+    result(json.dumps(inspection.tree(), indent=1) if as_json else inspection.table())
 
 
 def _show(name: str, near: list[str], plot: Path | None, as_json: bool) -> None:
@@ -65,7 +65,7 @@ def _show(name: str, near: list[str], plot: Path | None, as_json: bool) -> None:
     others = {where: of for text in near for where, of in _others(text).items()}
     own = Path(name).resolve()
     tree = about(vectors, {w: of for w, of in others.items() if Path(w).resolve() != own})
-    print(json.dumps(tree, indent=1, ensure_ascii=False) if as_json else described(tree))
+    result(json.dumps(tree, indent=1, ensure_ascii=False) if as_json else described(tree))
     if plot is not None:
         plot_norms({vectors.name: vectors.norms()}, plot)
 

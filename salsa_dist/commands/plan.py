@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
+from salsa_dist.log import result
+
 if TYPE_CHECKING:
     from salsa_dist.config import Config
     from salsa_dist.planner.shard_link import ShardLink
@@ -118,9 +120,9 @@ def plan(
         found = make_plan(shape, work, machines, user_settings(placement), placement.offload)
     if as_json:
         shards = {"shards": asdict(link)} if link else {}
-        print(json.dumps({**found.tree(), **shards}, indent=1))
+        result(json.dumps({**found.tree(), **shards}, indent=1))
     else:
-        print("\n".join([found.table(), *([link.line()] if link else [])]))
+        result("\n".join([found.table(), *([link.line()] if link else [])]))
 
 
 def _shard_link(config: Config, nodes: int, planned_s: float) -> ShardLink | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from salsa_dist.log import log
+from salsa_dist.log import log, result
 
 if TYPE_CHECKING:  # torch comes with it
     from salsa_dist.steering.model_card import Score
@@ -40,7 +40,7 @@ def push(
     scores = scores_of(adapter, vectors.name)
     if not scores:
         log.warning(f"adapter {adapter} has no results: its card says none; evaluate its run first")
-    print(
+    result(
         vectors.push_to_hub(
             name, revision=revision, private=private, may_publish=may_publish, scores=scores
         )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from salsa_dist.errors import UserError
+from salsa_dist.log import result
 from salsa_dist.run.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def list_runs(root: Root = Path("runs")) -> None:
 
     found = statuses(runs(root))
     if not found:
-        print(f"no runs in {root}")
+        result(f"no runs in {root}")
     rows = []
     for status in found:
         step = "" if status.cost is None or status.cost.last_step is None else status.cost.last_step + 1
@@ -46,7 +47,7 @@ def list_runs(root: Root = Path("runs")) -> None:
     widths = [max(len(row[i]) for row in rows) for i in range(4)] if rows else []
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row[:4], widths, strict=True)]
-        print("  ".join([*cells, row[4]]).rstrip())
+        result("  ".join([*cells, row[4]]).rstrip())
 
 
 @app.command()
@@ -122,7 +123,7 @@ def cancel(name: Name, root: Root = Path("runs")) -> None:
             raise UserError(f"job {found.job.job} could not be cancelled: {said}")
     else:
         os.kill(found.job.pid, signal.SIGTERM)  # the launcher lets its ranks save
-    print(f"asked job {found.job.job} to end")
+    result(f"asked job {found.job.job} to end")
 
 
 @app.command()
@@ -146,18 +147,18 @@ def resume(name: Name, root: Root = Path("runs")) -> None:
 def _tell(found: Status) -> None:
     job = f"  job {found.job.job}" if found.job else ""
     detail = f"  ({found.detail})" if found.detail else ""
-    print(f"{found.run}: {found.word}{job}{detail}")
+    result(f"{found.run}: {found.word}{job}{detail}")
     for line in found.waiting:
-        print(f"  {line}")
+        result(f"  {line}")
     if found.failure is not None:
         who = "" if found.failure.rank is None else f"rank {found.failure.rank} failed first:"
         if who:
-            print(who)
-        print("\n".join(f"  {line}" for line in found.failure.text.splitlines()))
-        print(f"log     {found.failure.log}")
+            result(who)
+        result("\n".join(f"  {line}" for line in found.failure.text.splitlines()))
+        result(f"log     {found.failure.log}")
     elif found.logs is not None:
-        print(f"logs    {found.logs}")
+        result(f"logs    {found.logs}")
     if found.cost is not None:
-        print(f"cost    {found.cost.text}")
+        result(f"cost    {found.cost.text}")
     if not found.active and found.word != "finished" and RunFolder(found.run).submit.is_file():
-        print(f"again   salsa-dist runs resume {found.run}")
+        result(f"again   salsa-dist runs resume {found.run}")

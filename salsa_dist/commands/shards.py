@@ -11,6 +11,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from salsa_dist.errors import UserError
+from salsa_dist.log import result
 from salsa_dist.places import place
 
 app = typer.Typer(help="Build, check and reshard tar shards of speech.", no_args_is_help=True)
@@ -138,18 +139,18 @@ def lint(
     bounds = Bounds(min_seconds, max_seconds, rate)
     problems, samples = lint_shards(folder, bounds, _cores(workers))
     if as_json:
-        print(json.dumps({"samples": samples, "problems": [asdict(p) for p in problems]}))
+        result(json.dumps({"samples": samples, "problems": [asdict(p) for p in problems]}))
     else:
         shown: Counter[str] = Counter()
         for problem in problems:
             shown[problem.kind] += 1
             if shown[problem.kind] <= show:
-                print(problem)
+                result(problem)
         for kind, count in shown.items():
             if count > show:
-                print(f"… and {count - show} more of the kind {kind}")
+                result(f"… and {count - show} more of the kind {kind}")
         said = ", ".join(f"{n} {kind}" for kind, n in shown.items()) or "no problem"
-        print(f"{folder}: {samples} samples, {said}")
+        result(f"{folder}: {samples} samples, {said}")
     if problems:
         raise typer.Exit(1)
 
@@ -163,9 +164,9 @@ def stats(folder: Shards, as_json: AsJson = False) -> None:
     index = ShardIndex.load(folder)
     if as_json:
         about = {"name": index.name, "hash": index.hash}
-        print(json.dumps({**about, "rows": of_shards.rows(index), **of_shards.counts(index)}))
+        result(json.dumps({**about, "rows": of_shards.rows(index), **of_shards.counts(index)}))
     else:
-        print(of_shards.said(index))
+        result(of_shards.said(index))
 
 
 @app.command()
@@ -187,7 +188,7 @@ def index(
 
     made, left_out = index_tars(folder, language, split)
     _report(left_out)
-    print(f"{made.folder / 'index.json'}: {sum(s.samples for s in made.shards)} samples")
+    result(f"{made.folder / 'index.json'}: {sum(s.samples for s in made.shards)} samples")
 
 
 @app.command()
@@ -216,14 +217,14 @@ def reshard(
     size = round(shard_size * 1e6) if shard_size else None
     made, left_out = reshard_tars(folder, out, samples_per_shard, size, language, split)
     _report(left_out)
-    print(f"{out}: {sum(s.samples for s in made.shards)} samples in {len(made.shards)} shards")
+    result(f"{out}: {sum(s.samples for s in made.shards)} samples in {len(made.shards)} shards")
 
 
 def _report(left_out: list[str]) -> None:
     for why in left_out[:20]:
-        print(f"skipped: {why}")
+        result(f"skipped: {why}")
     if len(left_out) > 20:
-        print(f"… and {len(left_out) - 20} more")
+        result(f"… and {len(left_out) - 20} more")
 
 
 def _cores(workers: int | None) -> int:

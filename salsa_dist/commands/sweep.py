@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from salsa_dist.log import log
+from salsa_dist.log import log, result
 
 app = typer.Typer(help="Train a grid of adapters in few jobs.", no_args_is_help=True)
 
@@ -24,9 +24,9 @@ def plan(
     from salsa_dist.sweeps.grid import load_sweep
     from salsa_dist.sweeps.plan import make_plan
 
-    print(make_plan(load_sweep(file), nodes).text())
-    print(f"here       salsa-dist sweep run {file}")
-    print(f"on Slurm   salsa-dist launch sweep {file} --nodes {nodes}")
+    result(make_plan(load_sweep(file), nodes).text())
+    result(f"here       salsa-dist sweep run {file}")
+    result(f"on Slurm   salsa-dist launch sweep {file} --nodes {nodes}")
 
 
 @app.command()
@@ -43,7 +43,7 @@ def run(file: FileArgument) -> None:
 
     sweep = load_sweep(file)
     made = make_plan(sweep)
-    print(made.text(), flush=True)
+    log.info(made.text())
     shape = sweep.file.jobs
     while jobs := made.write():
         try:
@@ -57,11 +57,12 @@ def run(file: FileArgument) -> None:
             if choice.chosen and len(choice.trials) > 1:
                 log.info(f"{choice.method}, {', '.join(choice.languages)}: {choice.chosen.tried}")
     write_results(sweep.file.sweep, made.rows())
-    print(f"results: {sweep.file.sweep / 'results.csv'}")
+    result(f"results: {sweep.file.sweep / 'results.csv'}")
     if sweep.file.methods:
         from salsa_dist.sweeps.final_report import write_final_report
 
-        print(*(f"report: {page}" for page in write_final_report(made)), sep="\n")
+        for page in write_final_report(made):
+            result(f"report: {page}")
 
 
 @app.command()
@@ -84,18 +85,18 @@ def status(file: FileArgument) -> None:
         steps = row["steps"] or 0
         losses = "  ".join(f"{what} {row[key]:.3f}" for what, key in shown if row[key] is not None)
         total = steps_of[row["name"]] or made.sweep.config.training.steps
-        print(f"{row['name']:{width}}  {row['state']:8} {steps}/{total}  {losses}".rstrip())
+        result(f"{row['name']:{width}}  {row['state']:8} {steps}/{total}  {losses}".rstrip())
     states = [row["state"] for row in rows]
-    print(", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)))
+    result(", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)))
     chosen = [c for c in made.choices if len(c.trials) > 1]
     if chosen:
         done = sum(c.chosen is not None for c in chosen)
         waiting = sum(len(p.experiments) for p in made.later)
-        print(f"chosen: {done} of {len(chosen)}; {waiting} final rows wait for trials")
+        result(f"chosen: {done} of {len(chosen)}; {waiting} final rows wait for trials")
     open_ = [job.path for job in made.there if not job.done]
     for found in statuses(open_):
         number = f"  job {found.job.job}" if found.job else ""
         detail = f"  ({found.detail})" if found.detail else ""
-        print(f"{found.run.name}: {found.word}{number}{detail}")
+        result(f"{found.run.name}: {found.word}{number}{detail}")
         if found.failure is not None:
-            print(f"  {found.failure.text.splitlines()[-1]}\n  log {found.failure.log}")
+            result(f"  {found.failure.text.splitlines()[-1]}\n  log {found.failure.log}")

@@ -12,6 +12,7 @@ is read, so the bytes don't depend on the number of processes.
 from __future__ import annotations
 
 import fcntl
+import logging
 import math
 import multiprocessing
 import os
@@ -42,6 +43,7 @@ from salsa_dist.data.audio import resampler
 from salsa_dist.data.index import FILE, ShardIndex
 from salsa_dist.data.shards import MAX_SECONDS
 from salsa_dist.errors import UserError
+from salsa_dist.log import log
 from salsa_dist.places import Folder, Remote, place
 
 # Each rank reads shards of its own, so there are several, however few clips a split has.
@@ -99,7 +101,7 @@ def build(
         _check_dropped(tasks, made, dropped, max_dropped)
         index = _finish(name, out, folder, corpus, ask, tasks, made, how, dropped)
         shutil.rmtree(scratch, ignore_errors=True)
-    print(said(index))
+    log.info(said(index))
     return index
 
 
@@ -112,7 +114,7 @@ def _build_remote(
     built = build(recipe, source, here, ask, workers, max_dropped)
     upload(here, out)
     remove_built(out)
-    print(f"sent to {out}: {len(built.shards)} shards")
+    log.info(f"sent to {out}: {len(built.shards)} shards")
     return replace(built, folder=out)
 
 
@@ -214,18 +216,13 @@ def _make_all(tasks: Sequence[Task], folder: Path, workers: int) -> dict[str, Ma
     """What became of each task, by its path."""
     _remove_others(tasks, folder)
     columns = (TextColumn("shards"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    made: dict[str, Made] = {}
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        bar = progress.add_task("shards", total=len(tasks))
-        left = []
-        for task in tasks:
-            if found := kept(task, folder):
-                made[task.path] = found
-                progress.advance(bar)
-            else:
-                left.append(task)
-        if made:
-            progress.console.print(f"going on: {len(made)} of {len(tasks)} shards are there")
+    made = {task.path: found for task in tasks if (found := kept(task, folder))}
+    left = [task for task in tasks if task.path not in made]
+    if made:
+        log.info(f"going on: {len(made)} of {len(tasks)} shards are there")
+    quiet = not log.isEnabledFor(logging.INFO)
+    with Progress(*columns, console=Console(stderr=True), disable=quiet) as progress:
+        bar = progress.add_task("shards", total=len(tasks), completed=len(made))
         for path, done in _made(left, folder, workers):
             made[path] = done
             progress.advance(bar)
@@ -392,5 +389,5 @@ def _already_built(name: str, out: Folder, ask: Ask) -> ShardIndex:
         path = out / shard.path
         if not path.is_file() or path.stat().st_size != shard.bytes:
             raise UserError(f"{path} is missing or cut off: remove {out} and build it again")
-    print(f"already built: {out}")
+    log.info(f"already built: {out}")
     return index

@@ -46,7 +46,7 @@ from salsa_dist.launch.job import TARGET, Job
 from salsa_dist.launch.local_cluster import LocalPlan, run_local
 from salsa_dist.launch.options import Cluster, Options, Resources, checked, flag_of, read_profile
 from salsa_dist.launch.sbatch_script import Sbatch, logs_of, sbatch
-from salsa_dist.log import causes, log, tell
+from salsa_dist.log import causes, log, result, tell
 from salsa_dist.run.folder import RunFolder
 from salsa_dist.runs import launches
 
@@ -125,8 +125,8 @@ def _launch_one(
         return _here(_snapshotted(job, config, resources, arguments), config.run, here)
     executor = _sbatch(job.command, config, resources)
     if asked.dry_run:
-        print(executor.script())
-        print(_plan(config, resources))
+        result(executor.script())
+        result(_plan(config, resources))
         return 0
     return _submit(executor, _snapshotted(job, config, resources, arguments), config, resources)
 
@@ -168,7 +168,7 @@ def _launch_sweep(job: Job, plan: Plan, asked: Options, resources: Resources) ->
         here = _local_plan(resources)
         return sweep.run_here(lambda one, run: _here(one, run, here), job, plan, again)
     if asked.dry_run:
-        print(sweep.script(executor, plan, parallel))
+        result(sweep.script(executor, plan, parallel))
     else:
         sweep.submit(executor, job, plan, parallel, again)
     return 0
@@ -208,7 +208,7 @@ def _submit(executor: Sbatch, job: Job, config: Config, resources: Resources) ->
     paths = submitted.task(0).paths
     launches.note(paths.folder, submitted.job_id, "slurm", job.command, nodes, tasks)
     run = config.run
-    print(
+    result(
         f"submitted job {submitted.job_id}: {job.command} on {shape}\n"
         f"code    {job.code}\n"
         f"logs    {paths.folder}\n"

@@ -32,7 +32,7 @@ from submitit.core.utils import DelayedSubmission, JobPaths
 from salsa_dist.errors import UserError
 from salsa_dist.launch.job import Job
 from salsa_dist.launch.sbatch_script import TASK_SCRIPT, Sbatch, logs_of
-from salsa_dist.log import log
+from salsa_dist.log import log, result
 from salsa_dist.runs import launches
 from salsa_dist.runs.status import statuses
 from salsa_dist.whole_file import replace_file, written_whole
@@ -54,7 +54,7 @@ def planned(words: Sequence[str], nodes: int) -> Plan:
         raise UserError(
             f"--nodes {nodes}: one job of this sweep needs {plan.sweep.file.jobs.nodes} (jobs.nodes)"
         )
-    print(plan.text(), flush=True)
+    result(plan.text())
     return plan
 
 
@@ -86,7 +86,7 @@ def submit(
     """
     folders = _idle(plan.write())
     if not folders:
-        print("nothing to submit: all is done, or their jobs wait or run")
+        result("nothing to submit: all is done, or their jobs wait or run")
         return 0
     sweep = plan.sweep.file.sweep.absolute()
     for folder in folders:  # never in place: a task of an earlier array may still read it
@@ -109,8 +109,8 @@ def submit(
         delayed.set_timeout(minutes, max_num_timeout=3)  # as submitit's own executor counts them
         with written_whole(paths.submitted_pickle) as part:  # its task waits for that
             delayed.dump(part)
-        print(f"submitted job {one}: {folder.path.name}, {len(folder.adapters)} adapters")
-    print(
+        result(f"submitted job {one}: {folder.path.name}, {len(folder.adapters)} adapters")
+    result(
         f"script  {script}\n"
         f"status  salsa-dist sweep status {plan.sweep.path}\n"
         f"runs    salsa-dist runs list --root {sweep / 'jobs'}\n"

@@ -23,6 +23,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from salsa_dist.log import result
+
 _EXTENSION = "torchaudio._extension"
 
 
@@ -121,5 +123,5 @@ def _forget(but: str | None = None) -> None:
 
 if __name__ == "__main__":
     if aside := set_aside():
-        print(f"torchaudio's compiled part does not fit this torch: set aside {len(aside)} files")
-        print("\n".join(map(str, aside)))
+        result(f"torchaudio's compiled part does not fit this torch: set aside {len(aside)} files")
+        result("\n".join(map(str, aside)))

@@ -91,6 +91,6 @@ class Peers:
         if self._end.wait(grace_s):
             return
         if text and not self._own_status:
-            print(f"error: {text}", file=sys.stderr)
+            print(f"error: {text}", file=sys.stderr)  # the main thread may hold the log's lock
         sys.stderr.flush()
         os._exit(status)

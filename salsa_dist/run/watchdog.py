@@ -184,7 +184,7 @@ class Watchdog:
             return
         text = report(before, after, self._world_size, self._hang_after_s)
         write_failure(self._rank, text, user_error=False)
-        print(f"error: {text}", file=sys.stderr)
+        print(f"error: {text}", file=sys.stderr)  # the main thread may hold the log's lock
         faulthandler.dump_traceback(all_threads=True)
         sys.stderr.flush()
         os._exit(HUNG)

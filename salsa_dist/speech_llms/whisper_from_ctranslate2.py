@@ -45,6 +45,7 @@ from transformers import (
 
 from salsa_dist.errors import UserError
 from salsa_dist.libraries.transformers import keep_as_written
+from salsa_dist.log import causes, result, tell
 from salsa_dist.new_folder import made_beside
 
 _VERSION, _SPEC, _REVISION = 6, "WhisperSpec", 3
@@ -446,13 +447,13 @@ def _read_json(path: Path) -> Any:
 def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     if len(words) < 2 or any(word.startswith("-") for word in words):
-        print(__doc__)
+        result(__doc__)
         return 0 if words and words[0] in ("-h", "--help") else 2
     *sources, dest = map(Path, words)
     try:
-        print(f"wrote {convert(sources, dest)}")
+        result(f"wrote {convert(sources, dest)}")
     except UserError as e:
-        print(f"error: {e}", file=sys.stderr)
+        tell(f"error: {e}", causes(e))
         return 2
     return 0
 

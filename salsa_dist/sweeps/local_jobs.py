@@ -20,6 +20,7 @@ from queue import Queue
 from types import FrameType
 
 from salsa_dist.errors import UserError
+from salsa_dist.log import log
 from salsa_dist.run.folder import RunFolder
 from salsa_dist.sweeps.folder import JobFolder
 
@@ -45,8 +46,7 @@ def run_jobs(jobs: Sequence[JobFolder], ranks: int, at_once: int = 1) -> int:
         """The job's folder if it failed."""
         if stopped:
             return None
-        line = f"job {number}/{len(jobs)}: {job.path.name}, {len(job.adapters)} adapters\n"
-        print(line, end="", flush=True)  # in one write: another thread may print now
+        log.info(f"job {number}/{len(jobs)}: {job.path.name}, {len(job.adapters)} adapters")
         place = places.get()
         try:
             return do(job, place)
