@@ -8,10 +8,10 @@
 
 Each start is two processes of the real training loop on a tiny base, with a checkpoint after every
 step. One kill in six falls into the first two seconds, which are the start; the others up to a step's
-time after a step that is drawn, so into reading, computing or writing, however loaded the machine is.
+time after a step that is sampled, so into reading, computing or writing, however loaded the machine is.
 The victim is one rank or both; a rank that is left is ended as the local launcher ends it. The
 processes are forked from one that has imported everything, so that a start costs a second and not ten.
-A moment after the run's end is no kill, and another is drawn. Steps, moments and victims are drawn
+A moment after the run's end is no kill, and another is sampled. Steps, moments and victims are sampled
 from the seed and recorded. A soak that broke off goes on from the kills in OUT.
 
 {"kills": n, "equal": n, "rows": [{"kill": 0, "moment_s": …, "victims": [1], "last_step": steps seen
@@ -89,10 +89,10 @@ def main() -> None:
         report["uninterrupted_s"] = span_s
         rows = report["rows"]
         while len(rows) < options.kills:
-            draws = random.Random(f"{options.seed} {len(rows) + report['too_late']}")
-            after_step = draws.randrange(options.steps) if draws.random() > 1 / 6 else None
-            wait_s = draws.uniform(0, START_S if after_step is None else span_s / options.steps)
-            victims = draws.choice([[0], [1], [0, 1]])
+            sampler = random.Random(f"{options.seed} {len(rows) + report['too_late']}")
+            after_step = sampler.randrange(options.steps) if sampler.random() > 1 / 6 else None
+            wait_s = sampler.uniform(0, START_S if after_step is None else span_s / options.steps)
+            victims = sampler.choice([[0], [1], [0, 1]])
             row = soak.killed(after_step, wait_s, victims, wanted)
             if row is None:
                 report["too_late"] += 1

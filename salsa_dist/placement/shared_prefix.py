@@ -41,7 +41,7 @@ def stage_sites(specs: Sequence[AdapterSpec], encoder: Sequence[str]) -> list[st
 
 
 class SharedPrefix:
-    """Walks the encoder in two parts, and shares what samples of one clip have in common in both.
+    """Runs the encoder in two parts, and shares what samples of one clip have in common in both.
 
     Args:
         bank: whose adapters share clips. Its own hooks must come after these.

@@ -3,7 +3,7 @@
     RUN/tensorboard/…           loss/bg  lr/bg  grad_norm/bg …  by step; all adapters of a bank
     W&B and trackio             the same names, in project `salsa-dist`, the run named after its folder
 
-The first rank alone has any. A tracker that fails is a warning and is left out from then on: no
+The first rank alone has any. A tracker that fails is a warning and is dropped: no
 curve is worth a run.
 """
 
@@ -29,7 +29,7 @@ class Trackers:
         kinds: of `tensorboard`, `wandb`, `trackio`.
         run: folder of the run.
         settings: the run's config, shown by W&B and trackio.
-        first_step: where this start goes on; TensorBoard drops what an earlier one drew after it.
+        first_step: where this start goes on; TensorBoard drops what an earlier one logged after it.
 
     Raises:
         UserError: a package is missing.
@@ -40,19 +40,19 @@ class Trackers:
     ) -> None:
         def begin(tracker: Any) -> None:
             tracker.start()
-            if tracker.name != "tensorboard":  # there it draws a table of one row, slowly
+            if tracker.name != "tensorboard":  # there it writes a table of one row, slowly
                 tracker.store_init_configuration(dict(settings))
 
         self._trackers = [_make(kind, run, first_step) for kind in kinds]
         self._each(begin)
 
     def step(self, step: int, adapters: Mapping[str, Mapping[str, float | None]]) -> None:
-        """Draw one step.
+        """Log one step.
 
         Args:
             step: its number.
             adapters: by name, each with its loss, lr and grad_norm, or its measures on dev clips; None
-                is not drawn.
+                is not logged.
         """
         if not self._trackers:
             return

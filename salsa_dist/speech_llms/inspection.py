@@ -96,7 +96,7 @@ def inspect_base(
     name = str(name)
     config = read_config(name, revision)
     model_class = class_of(config, name)
-    if not hears_audio(model_class):
+    if not takes_audio(model_class):
         raise UserError(
             f"base {name} is a {model_class.__name__}, which takes no audio: name a speech-LLM"
         )
@@ -171,7 +171,7 @@ def class_of(config: Any, name: str) -> Any:
     )
 
 
-def hears_audio(model_class: Any) -> bool:
+def takes_audio(model_class: Any) -> bool:
     """Whether a model of this class takes audio, as transformers itself says."""
     modalities = getattr(model_class, "input_modalities", ())
     return "audio" in modalities or model_class.main_input_name in ("input_features", "input_values")

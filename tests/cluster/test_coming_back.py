@@ -91,7 +91,7 @@ def fault_link_cut(bench: Bench) -> None:
         f"it did not wait for the link:\n{bench.cluster.daemons_on(run.job)}\n{run.logs()}"
     )
     bench.cluster.link("n4", "down")
-    # Three beats of a fifth of the time are heard before a rank is called silent.
+    # Three beats, a fifth of the time apart, are missed before a rank is called silent.
     run.wait_for_requeue(75 * 1.6 + SOON_S)
     bench.cluster.link("n4", "up")
     bench.cluster.wait_idle("n4")

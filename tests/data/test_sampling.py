@@ -59,39 +59,39 @@ plans = st.fixed_dictionaries(
 )
 
 
-def make(drawn: dict[str, object], reverse: bool = False) -> AdapterPlan:
-    all_shards = shards(drawn["sizes"]) + shards(drawn["other"], "el")  # type: ignore[arg-type]
+def make(shape: dict[str, object], reverse: bool = False) -> AdapterPlan:
+    all_shards = shards(shape["sizes"]) + shards(shape["other"], "el")  # type: ignore[arg-type]
     return AdapterPlan(
         all_shards[::-1] if reverse else all_shards,
-        drawn["clips"],  # type: ignore[arg-type]
-        min(drawn["readers"], len(all_shards)),  # type: ignore[type-var]
-        drawn["seed"],  # type: ignore[arg-type]
+        shape["clips"],  # type: ignore[arg-type]
+        min(shape["readers"], len(all_shards)),  # type: ignore[type-var]
+        shape["seed"],  # type: ignore[arg-type]
         9.0,
-        seconds_per_step=5.0 if drawn["clips"] is None else None,
-        mix=Mix(drawn["temperature"]),  # type: ignore[arg-type]
+        seconds_per_step=5.0 if shape["clips"] is None else None,
+        mix=Mix(shape["temperature"]),  # type: ignore[arg-type]
     )
 
 
 @settings(max_examples=40, deadline=None)
 @given(plans, st.integers(0, 50))
-def test_going_on_at_any_step_gives_the_same_samples(drawn: dict[str, object], start: int) -> None:
-    through = keys(make(drawn), range(start + 5))
+def test_going_on_at_any_step_gives_the_same_samples(shape: dict[str, object], start: int) -> None:
+    through = keys(make(shape), range(start + 5))
     # A fresh plan that never saw the steps before, and shards given in another order.
-    assert keys(make(drawn, reverse=True), range(start, start + 5)) == through[start:]
+    assert keys(make(shape, reverse=True), range(start, start + 5)) == through[start:]
 
 
 @settings(max_examples=40, deadline=None)
 @given(plans, st.integers(1, 8), st.integers(1, 8), st.integers(1, 7), st.integers(0, 40))
 def test_stopping_and_going_on_with_other_ranks_and_workers_changes_no_step(
-    drawn: dict[str, object], world: int, other_world: int, workers: int, stop: int
+    shape: dict[str, object], world: int, other_world: int, workers: int, stop: int
 ) -> None:
     """What each worker of each rank would read, put together again."""
-    wanted = [sorted(step) for step in keys(make(drawn), range(stop + 10))]
+    wanted = [sorted(step) for step in keys(make(shape), range(stop + 10))]
 
     def shared(world: int, workers: int, steps: range) -> list[list[str]]:
         found: dict[int, list[str]] = {t: [] for t in steps}
         for rank, worker in itertools.product(range(world), range(workers)):
-            plan = make(drawn)  # each process has its own
+            plan = make(shape)  # each process has its own
             for t in steps[worker::workers]:
                 found[t] += [d.entry.key for d in plan.step(t) if d.reader % world == rank]
         return [sorted(found[t]) for t in steps]
@@ -104,13 +104,13 @@ def test_stopping_and_going_on_with_other_ranks_and_workers_changes_no_step(
 @settings(max_examples=40, deadline=None)
 @given(plans)
 def test_each_sample_is_in_one_step_and_a_reader_has_each_clip_once_per_epoch(
-    drawn: dict[str, object],
+    shape: dict[str, object],
 ) -> None:
-    sizes, readers = drawn["sizes"], drawn["readers"]
+    sizes, readers = shape["sizes"], shape["readers"]
     assert isinstance(sizes, list)
     assert isinstance(readers, int)
-    drawn = {**drawn, "other": []}
-    plan = make(drawn)
+    shape = {**shape, "other": []}
+    plan = make(shape)
     samples = in_order(plan, 6)
     assert [d.number for d in samples] == list(range(len(samples)))
     readers = min(readers, len(sizes))

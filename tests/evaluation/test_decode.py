@@ -66,7 +66,7 @@ def test_languages_whose_prompts_differ_in_length_share_no_batch(
     assert {frozenset(languages) for languages in made} == {frozenset({"bg"}), frozenset({"el"})}
 
 
-def test_clips_longer_than_the_window_are_heard_in_pieces(config: Config) -> None:
+def test_clips_longer_than_the_window_are_transcribed_in_pieces(config: Config) -> None:
     evaluation = config.evaluation.model_copy(update={"windows_s": [0.5], "batch": 3})
     evaluate(config.model_copy(update={"evaluation": evaluation}))
     found = sorted(map(identity, lines(config.run)), key=str)
@@ -196,7 +196,7 @@ def with_facts(folder: Path, plain: Path) -> Path:
     return folder
 
 
-def test_adapters_are_heard_in_other_languages_and_facts_of_the_shards_reach_the_report(
+def test_adapters_are_decoded_in_other_languages_and_facts_of_the_shards_reach_the_report(
     tmp_path: Path, tiny_base: Path, tiny_shards: Path
 ) -> None:
     shards = with_facts(tmp_path / "shards", tiny_shards)

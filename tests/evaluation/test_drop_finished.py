@@ -72,7 +72,7 @@ def _bank() -> Bank:
 
 
 def _plainly(llm: SpeechLLM, bank: Bank, batch: PromptBatch) -> list[list[int]]:
-    """Token ids by transformers' own generate(), every row heard by itself and kept to the end."""
+    """Token ids by transformers' own generate(), every row by itself and kept to the end."""
     with (
         bank.attached(site_modules(llm.model, llm.layers)),
         bank.rows(batch.rows),
@@ -116,12 +116,12 @@ def test_the_same_tokens_as_plain_generate(
     base.model.to(dtype)
     bank, clips = _bank(), _clips(6, (-1, 0, 1, 2))
     plain = _plainly(base, bank, base.family.prompt_batch(clips).to(torch.device("cpu"), dtype))
-    ours, heard, decoded = _ours(base, bank, clips, monkeypatch)
+    ours, encoded, decoded = _ours(base, bank, clips, monkeypatch)
     assert sum(a == b for a, b in zip(ours, plain, strict=True)) >= alike
     lengths = [len(row) if base.family.eos not in row else row.index(base.family.eos) for row in plain]
     assert len(set(lengths)) > 4  # they end at many lengths
     assert max(lengths) == LIMIT  # and one of them at the limit
-    assert heard == [6]  # each clip once, up to where its adapters part
+    assert encoded == [6]  # each clip once, up to where its adapters part
     assert decoded[0] == 24
     assert decoded[-1] < 18
     assert decoded == sorted(decoded, reverse=True)
@@ -135,8 +135,8 @@ def test_a_clip_steered_in_the_llm_alone_is_encoded_once(
     last = base.model.model.encoder.layers[-1].fc1
     seen: list[int] = []
     last.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
-    _, heard, decoded = _ours(base, bank, clips, monkeypatch)
-    assert heard == seen == [3]
+    _, encoded, decoded = _ours(base, bank, clips, monkeypatch)
+    assert encoded == seen == [3]
     assert decoded[0] == 6
 
 
@@ -144,9 +144,9 @@ def test_zero_shot_alone_is_the_base(base: SpeechLLM, monkeypatch: pytest.Monkey
     clips = _clips(5, (-1,))
     bank = Bank([], {})
     plain = _plainly(base, bank, base.family.prompt_batch(clips))
-    ours, heard, decoded = _ours(base, bank, clips, monkeypatch)
+    ours, encoded, decoded = _ours(base, bank, clips, monkeypatch)
     assert ours == plain
-    assert heard == [5]
+    assert encoded == [5]
     assert min(decoded) < 5
 
 
@@ -171,7 +171,7 @@ def test_a_cache_by_another_name_is_decoded_by_transformers_itself(
     bank = Bank([], {})
     plain = _plainly(base, bank, base.family.prompt_batch(clips))
     monkeypatch.setattr(libraries, "_CACHE_NAMES", ("some_later_name",))
-    ours, heard, decoded = _ours(base, bank, clips, monkeypatch)
+    ours, encoded, decoded = _ours(base, bank, clips, monkeypatch)
     assert ours == plain
-    assert heard == [5]
+    assert encoded == [5]
     assert min(decoded) == 5

@@ -128,7 +128,7 @@ def test_trained_by_commands_and_decoded_beside_zero_shot(
     assert {x["key"]: x["hypothesis"] for x in salsa if x["method"] == "zero-shot"} == plain
 
 
-def test_tuning_hears_what_steering_hears(config_file: Path, tmp_path: Path) -> None:
+def test_tuning_trains_on_the_clips_of_steering(config_file: Path, tmp_path: Path) -> None:
     def first_loss(stride: int, method: list[str]) -> float:
         run = tmp_path / f"{stride}-{len(method)}"
         run_command(
@@ -241,7 +241,7 @@ def test_only_examples_whose_texts_leave_room_for_an_answer_are_taken(tiny_base:
     assert ic.transcribe(noise("x", 0.3), 100).text is not None
 
 
-def test_whisper_hears_examples_first_and_reads_their_texts(tiny_base: Path) -> None:
+def test_whispers_examples_precede_the_clip_and_their_texts_the_answer(tiny_base: Path) -> None:
     family = load_speech_llm(tiny_base, window_s=2).family
     clip, example = noise("x", 0.5), noise("e", 0.4, "да")
     batch = family.in_context_batch(clip, [example])
@@ -255,7 +255,7 @@ def test_whisper_hears_examples_first_and_reads_their_texts(tiny_base: Path) -> 
     assert family.transcript(ids[len(prompt) :]) == "да"
 
 
-def test_qwen2_audio_hears_each_example_as_a_turn(tmp_path: Path) -> None:
+def test_qwen2_audio_has_each_example_as_a_turn(tmp_path: Path) -> None:
     llm = load_speech_llm(FAMILIES["qwen2_audio"](tmp_path / "base"))
     clip, example = noise("x", 0.5), noise("e", 0.4, "да")
     batch = llm.family.in_context_batch(clip, [example])

@@ -126,9 +126,9 @@ def test_the_interval_agrees_with_a_bootstrap_written_out() -> None:
     speakers = sorted({u.speaker or "" for u in utterances})
     rates = []
     for _ in range(4000):
-        drawn = own.choice(speakers, len(speakers))
-        heard = [u.words for speaker in drawn for u in utterances if u.speaker == speaker]
-        rates.append(sum(e.errors for e in heard) / sum(e.length for e in heard))
+        sampled = own.choice(speakers, len(speakers))
+        spoken = [u.words for speaker in sampled for u in utterances if u.speaker == speaker]
+        rates.append(sum(e.errors for e in spoken) / sum(e.length for e in spoken))
     low, high = np.percentile(rates, [2.5, 97.5])
     assert (s.wer.low, s.wer.high) == (pytest.approx(low, abs=0.012), pytest.approx(high, abs=0.012))
     assert s.speakers == 8
@@ -148,7 +148,7 @@ def test_speakers_that_differ_widen_the_interval_and_equal_ones_do_not() -> None
     assert width(alike, known=True) == 0 < width(alike, known=False)
 
 
-def test_one_speaker_alone_is_drawn_by_utterance() -> None:
+def test_one_speaker_alone_is_resampled_by_utterance() -> None:
     s = summarise(by_speakers([[4, 0] * 10]))
     assert (s.speakers, s.wer.rate) == (1, 0.5)
     assert s.wer.low is not None

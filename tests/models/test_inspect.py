@@ -192,7 +192,7 @@ def test_a_model_that_wants_remote_code(inspect: Callable[..., Any], tmp_path: P
     assert not ran.exists()
 
 
-def test_a_model_that_hears_nothing(inspect: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_model_without_audio(inspect: Callable[..., Any], tmp_path: Path) -> None:
     tree = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "num_hidden_layers": 2}
     (tmp_path / "config.json").write_text(json.dumps(tree))
     refused(inspect(tmp_path), "LlamaForCausalLM, which takes no audio")

@@ -16,7 +16,7 @@ from models_page import PAGE, page
 from tiny_models import EVERY_MODEL, MODELS
 from torch import Tensor, nn
 
-from salsa_dist.speech_llms.inspection import hears_audio
+from salsa_dist.speech_llms.inspection import takes_audio
 from salsa_dist.speech_llms.noise_inputs import noise_inputs
 from salsa_dist.steering.bank import AdapterSpec, Bank
 from salsa_dist.steering.probe import ProbeInputs, SiteReport, probe
@@ -71,7 +71,7 @@ def test_the_layers_of_encoder_and_llm_are_found(name: str) -> None:
     found = find_layers(model)
     paths = {component: path_of(model, layers) for component, layers in found.items()}
     assert paths == {k: v for k, v in (("encoder", expected.encoder), ("llm", expected.llm)) if v}
-    assert hears_audio(type(model))
+    assert takes_audio(type(model))
 
 
 @every_model

@@ -274,7 +274,7 @@ def speaker(i: int) -> dict[str, Any]:
     return {"speaker": f"s{i // 5}", "age": 5 + i // 10}
 
 
-def test_speakers_are_drawn_whole(tmp_path: Path) -> None:
+def test_speakers_are_resampled_whole(tmp_path: Path) -> None:
     # Four speakers of five clips; two of them are wrong in all letters, two in none.
     def harder(i: int) -> int:
         return 10 if i < 10 else 0

@@ -39,17 +39,17 @@ def curves(run: Path) -> dict[str, dict[int, float]]:
     return {tag: {e.step: e.value for e in found.Scalars(tag)} for tag in found.Tags()["scalars"]}
 
 
-def test_training_draws_losses_rates_and_norms(
+def test_training_logs_losses_rates_and_norms(
     tmp_path: Path, tiny_base: Path, tiny_shards: Path
 ) -> None:
     config = load_config(make_config(tmp_path, tiny_base, tiny_shards))
     train(config)
-    drawn = curves(tmp_path / "run")
-    assert set(drawn) == {
+    logged = curves(tmp_path / "run")
+    assert set(logged) == {
         f"{what}/{name}" for what in ("loss", "lr", "grad_norm") for name in ("bg", "el")
     }
-    assert set(drawn["loss/bg"]) == set(range(6))
-    assert drawn["grad_norm/el"][0] > 0
+    assert set(logged["loss/bg"]) == set(range(6))
+    assert logged["grad_norm/el"][0] > 0
     without = config.model_copy(update={"trackers": []})
     assert digest(without, "vectors") == digest(config, "vectors"), "a run goes on with other trackers"
 
@@ -60,9 +60,9 @@ def test_a_run_that_goes_on_redraws_what_it_does_again(tmp_path: Path) -> None:
         for step in steps:
             trackers.step(step, {"bg": {"loss": loss, "lr": 0.1, "grad_norm": None}})
         trackers.close()
-    drawn = curves(tmp_path)
-    assert drawn["loss/bg"] == {0: 1.0, 1: 1.0, 2: 3.0}
-    assert "grad_norm/bg" not in drawn, "what is no number is not drawn"
+    logged = curves(tmp_path)
+    assert logged["loss/bg"] == {0: 1.0, 1: 1.0, 2: 3.0}
+    assert "grad_norm/bg" not in logged, "what is no number is not logged"
 
 
 @pytest.fixture

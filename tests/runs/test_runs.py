@@ -190,7 +190,7 @@ def test_a_long_step_in_which_a_rank_moves_is_no_hang(cluster: Cluster) -> None:
     assert "stuck: running" in hung(cluster, 3)
 
 
-def test_what_a_run_cost_counts_every_try(cluster: Cluster) -> None:
+def test_what_a_run_cost_counts_every_attempt(cluster: Cluster) -> None:
     run = cluster.events(
         "dear",
         ("start", 0, start(4, "NVIDIA H100", startup_s=100.0)),

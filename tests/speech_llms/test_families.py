@@ -181,7 +181,7 @@ def test_whisper_with_the_tokens_of_both_languages(load: Load) -> None:
     assert [t.text for t in said] == [family.transcript(row[5:]) for row in begun.tolist()]
 
 
-def test_voxtral_hears_what_its_processor_makes(load: Load) -> None:
+def test_voxtral_gets_what_its_processor_makes(load: Load) -> None:
     base = load("voxtral")
     clip = noise(3.1, "", "el", 0)
     # A WAV has 16 bits: take a clip that they hold.
@@ -231,7 +231,7 @@ def test_glm_asr_asks_as_its_processor_does(load: Load) -> None:
         load("glm_asr", window_s=21)
 
 
-def test_omni_hears_what_padding_to_300_s_gives(load: Load) -> None:
+def test_omni_gets_what_padding_to_300_s_gives(load: Load) -> None:
     base = load("qwen2_5_omni")
     extractor: Any = base.family.features  # type: ignore[attr-defined]
     for seconds in (0.5, 1.0, 1.2345):

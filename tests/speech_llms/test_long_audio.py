@@ -1,4 +1,4 @@
-"""Audio longer than the window: whole in its pieces, cut where it is quiet, heard as its pieces are."""
+"""Audio longer than the window: whole in its pieces, cut where it is quiet, transcribed as its pieces are."""
 
 from pathlib import Path
 
@@ -50,12 +50,12 @@ def test_words_are_joined_as_the_language_writes_them() -> None:
     assert joined([Transcript("早上", True), Transcript("好", True)], "zh-en").text == "早上好"
 
 
-def test_a_long_file_is_heard_as_its_pieces(tiny_base: Path, tmp_path: Path) -> None:
+def test_a_long_file_is_transcribed_as_its_pieces(tiny_base: Path, tmp_path: Path) -> None:
     llm = load_speech_llm(tiny_base, window_s=1)
     audio = noise(2.5)
     soundfile.write(tmp_path / "long.flac", audio, SAMPLE_RATE)
-    heard, _ = soundfile.read(tmp_path / "long.flac", dtype="float32")
-    parts = pieces(Clip("a", heard, "", "bg"), 1.0)
+    audio, _ = soundfile.read(tmp_path / "long.flac", dtype="float32")
+    parts = pieces(Clip("a", audio, "", "bg"), 1.0)
     assert len(parts) > 2
     for i, part in enumerate(parts):
         soundfile.write(tmp_path / f"{i}.flac", part.audio, SAMPLE_RATE)

@@ -1,4 +1,4 @@
-"""Hearing part of the silence behind a clip: what is exact in it, and what it must leave alone."""
+"""Keeping 1 in N positions of the trailing padding: what is exact in it, and what it must not change."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -36,7 +36,7 @@ def clip(seconds: float, row: int = 0, text: str = "vuk lisa", seed: int = 0) ->
 
 
 class Base:
-    """A tiny Whisper with two rows of vectors that steer, hearing one position of `stride`."""
+    """A tiny Whisper with two rows of vectors that steer, keeping one position of `stride`."""
 
     def __init__(self, folder: Path, ranks: Ranks, stride: int, again: bool = False) -> None:
         self.llm = load_speech_llm(folder, silence_stride=stride)
@@ -50,9 +50,9 @@ class Base:
 
     def losses(self, clips: list[Clip], share: bool = False) -> tuple[Tensor, Tensor]:
         """Losses of the labels, and the gradient of their sum, one behind the other."""
-        heard = list({c.key: c for c in clips}.values())
+        distinct = list({c.key: c for c in clips}.values())
         family = self.llm.family
-        batch = family.shared_batch(clips, heard) if share else family.training_batch(clips)
+        batch = family.shared_batch(clips, distinct) if share else family.training_batch(clips)
         for vector in self.bank.vectors.values():
             vector.grad = None
         losses = token_losses(self.frozen, batch)
@@ -70,12 +70,12 @@ def ranks() -> Any:
 def test_every_position_is_stood_for_once() -> None:
     clips = [clip(s) for s in (0.3, 0.75, 1.9)]
     batch = kept_positions(clips, window=100, per_second=50, stride=7)
-    heard, stand_for = batch["kept_positions"], batch["stand_for"]
+    kept, stand_for = batch["kept_positions"], batch["stand_for"]
     assert stand_for.sum(1).tolist() == [100, 100, 100]
     assert stand_for.gt(0).sum(1).tolist() == [40 + 9, 62 + 6, 100]
     for row, seconds in zip(range(3), (0.3, 0.75, 1.9), strict=True):
         sounding = min(100, round((seconds + 0.5) * 50))
-        own = heard[row][stand_for[row] > 0]
+        own = kept[row][stand_for[row] > 0]
         assert own[:sounding].tolist() == list(range(sounding))
         assert stand_for[row][:sounding].eq(1).all()
         assert own.diff().gt(0).all()
@@ -99,7 +99,7 @@ def test_it_is_exact_where_silence_is_alike(tiny_base: Path, ranks: Ranks, strid
     assert torch.allclose(own, gradient, atol=1e-5)
 
 
-def test_a_clip_is_heard_the_same_in_any_company(tiny_base: Path, ranks: Ranks) -> None:
+def test_a_clip_is_processed_alike_in_any_batch(tiny_base: Path, ranks: Ranks) -> None:
     base = Base(tiny_base, ranks, 5)
     short, long = clip(0.3), clip(1.4, row=1, text="kotka ptica riba", seed=1)
     alone = [base.losses([c]) for c in (short, long)]
@@ -142,7 +142,7 @@ def test_training_by_it_is_another_run(tmp_path: Path, tiny_base: Path, tiny_sha
         load_config(path, ["training.silence_stride=4", "training.prefix_cache=memory"])
 
 
-def test_a_base_that_hears_no_silence_refuses_it_unread(tmp_path: Path, tiny_shards: Path) -> None:
+def test_a_base_without_trailing_padding_refuses_it_unread(tmp_path: Path, tiny_shards: Path) -> None:
     folder = make_qwen2_audio(tmp_path / "base")
     for weights in Path(folder).glob("*.safetensors"):
         weights.unlink()

@@ -92,8 +92,8 @@ def packed(
         # Rank 0 has two clips of each adapter, rank 1 one: unequal label counts.
         mine = [clip for i, clip in sampled if i % 2 == ranks.rank or ranks.world_size == 1]
         clips = mine or [silent_clip("bg")]
-        unique = list({clip.key: clip for clip in clips}.values())
-        batch = base.family.shared_batch(clips, unique)
+        distinct = list({clip.key: clip for clip in clips}.values())
+        batch = base.family.shared_batch(clips, distinct)
         for vector in bank.vectors.values():
             vector.grad = None
         of_labels = token_losses(frozen, batch)

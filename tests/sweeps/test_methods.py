@@ -145,7 +145,7 @@ def test_the_best_on_dev_is_chosen_and_runs_with_all_seeds_on_test(whole: Path) 
     assert {r["steps"] for r in rows if r["stage"] == "try" and r["lr"]} == {2}
 
 
-def test_tries_hear_dev_clips_alone_and_the_base_as_it_is_is_decoded_once(whole: Path) -> None:
+def test_trials_use_dev_clips_alone_and_the_base_is_decoded_once(whole: Path) -> None:
     sweep = whole.parent / "sweep"
     tried, final = transcripts(sweep, "try"), transcripts(sweep, "final")
     assert {line["split"] for line in tried} == {"dev"}
@@ -238,7 +238,7 @@ def test_a_choice_is_for_each_language_or_for_all(
         choose(sweep, dict.fromkeys(names))
 
 
-def test_tries_in_some_languages_serve_all_and_an_experiment_may_have_fewer_seeds(
+def test_trials_in_some_languages_serve_all_and_an_experiment_may_have_fewer_seeds(
     tmp_path: Path, tiny_base: Path, tiny_shards: Path
 ) -> None:
     grid = {"language": ["bg", "el"], "seed": [0, 1, 2]}
@@ -384,7 +384,7 @@ def test_what_cannot_be_done_is_told_all_at_once_before_anything_runs(
     assert not (tmp_path / "sweep").exists()
 
 
-def test_unequal_numbers_of_tries_are_a_warning_where_they_are_meant(
+def test_unequal_numbers_of_trials_are_a_warning_where_they_are_meant(
     tmp_path: Path, tiny_base: Path, tiny_shards: Path
 ) -> None:
     methods = [{"kind": "salsa", "lr": [0.1, 0.2]}, {"kind": "bias", "lr": 0.1}]
@@ -396,7 +396,7 @@ def test_unequal_numbers_of_tries_are_a_warning_where_they_are_meant(
     assert "warning: unequal numbers of trials, which favours those with more: SALSA" in text
 
 
-def test_a_plan_counts_tries_final_rows_and_clips_to_decode(
+def test_a_plan_counts_trials_final_rows_and_clips_to_decode(
     tmp_path: Path, tiny_base: Path, tiny_shards: Path
 ) -> None:
     grid = {"language": ["bg", "el"], "seed": [0, 1, 2]}

@@ -51,12 +51,12 @@ def frozen_base(base: SpeechLLM, job: str) -> FrozenBase:
 def samples(base: SpeechLLM) -> tuple[list[Clip], list[Clip]]:
     """Three clips of unequal lengths, one of two windows where the base has them; who takes which."""
     long = 4.37 if base.window_s > 5 else 1.97
-    heard = [
+    distinct = [
         replace(noise(seconds, text, "bg", 0), key=text)
         for seconds, text in ((0.52, "лека нощ"), (long, "kon ptica leti"), (1.13, "vuk"))
     ]
     taken = [(0, 0), (1, 0), (0, 1), (1, 1), (2, 1), (2, 0), (1, 2), (0, 2)]
-    return heard, [replace(heard[clip], row=row) for clip, row in taken]
+    return distinct, [replace(distinct[clip], row=row) for clip, row in taken]
 
 
 def losses_and_gradients(frozen: FrozenBase, batch: object) -> Result:
@@ -76,9 +76,9 @@ def losses_and_gradients(frozen: FrozenBase, batch: object) -> Result:
 @pytest.mark.parametrize("job", list(JOBS))
 def test_shared_clips_give_the_gradients_of_clips_apart(base: SpeechLLM, job: str) -> None:
     frozen = frozen_base(base, job)
-    heard, taken = samples(base)
+    distinct, taken = samples(base)
     losses, wanted = losses_and_gradients(frozen, base.family.training_batch(taken))
-    shared_losses, found = losses_and_gradients(frozen, base.family.shared_batch(taken, heard))
+    shared_losses, found = losses_and_gradients(frozen, base.family.shared_batch(taken, distinct))
     assert apart(shared_losses, losses) < 1e-6
     assert found.keys() == wanted.keys()
     for name, gradient in wanted.items():
@@ -93,11 +93,11 @@ def test_a_kept_prefix_is_the_computed_one_to_the_bit(
     base: SpeechLLM, job: str, where: str, tmp_path: Path
 ) -> None:
     frozen = frozen_base(base, job)
-    heard, taken = samples(base)
-    losses, wanted = losses_and_gradients(frozen, base.family.shared_batch(taken, heard))
+    distinct, taken = samples(base)
+    losses, wanted = losses_and_gradients(frozen, base.family.shared_batch(taken, distinct))
     kept = KeptPrefix(tmp_path if where == "disk" else None)
     # In another order, by another call: a clip's prefix is its own.
-    for clip, hidden in zip(heard[::-1], frozen.prefix_of(heard[::-1]), strict=True):
+    for clip, hidden in zip(distinct[::-1], frozen.prefix_of(distinct[::-1]), strict=True):
         kept.put(clip.key, Known(clip.text, len(clip.audio)), hidden)
     frozen.start_from(kept)
     calls: list[str] = []
@@ -106,7 +106,7 @@ def test_a_kept_prefix_is_the_computed_one_to_the_bit(
         for site, layer in site_modules(base.model).items()
         for module in list(layer.modules())[1:2]
     ]
-    silent = {c.key: without_audio(c.key, kept.known[c.key], c.language, -1) for c in heard}
+    silent = {c.key: without_audio(c.key, kept.known[c.key], c.language, -1) for c in distinct}
     batch = base.family.shared_batch(
         [replace(silent[c.key], row=c.row) for c in taken], list(silent.values()), kept=True
     )

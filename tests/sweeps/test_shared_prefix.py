@@ -48,7 +48,7 @@ def apart(one: Trained, other: Trained, name: str) -> float:
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, tiny_shards: Path) -> Trained:
-    """What each adapter learns where every sample walks all the way by itself."""
+    """What each adapter learns where every sample runs through all layers by itself."""
     folder = tmp_path_factory.mktemp("plain") / "run"
     return run(folder, tiny_base, tiny_shards, share_prefix=False)
 
@@ -82,13 +82,13 @@ def test_shared_clips_walk_once_through_what_lies_below(tiny_base: Path) -> None
     clips = [
         type(c)(c.key.replace(f"/{c.row}/", "/"), c.audio, c.text, c.language, c.row) for c in clips
     ]
-    heard = list({c.key: c for c in clips}.values())
+    distinct = list({c.key: c for c in clips}.values())
     seen: dict[str, int] = {}
     for site, module in sites.items():
         # What a layer's own parts get, behind the hooks of the layer itself.
         part = module.self_attn_layer_norm
         part.register_forward_hook(lambda m, args, out, s=site: seen.__setitem__(s, args[0].shape[0]))
-    token_losses(frozen, family.shared_batch(clips, heard)).sum().backward()
+    token_losses(frozen, family.shared_batch(clips, distinct)).sum().backward()
     # Two clips up to encoder.1; from there a's two more, from encoder.2 on all six.
     assert [seen[f"encoder.{i}"] for i in range(3)] == [2, 2, 4]
     assert seen["llm.0"] == 6
@@ -233,7 +233,7 @@ def test_halving_by_errors_decodes_as_evaluation_does(
     assert set(rung["dropped"]) == set(rivals[2:])
 
 
-def test_which_sample_walks_for_which() -> None:
+def test_which_sample_runs_for_which() -> None:
     """The plan of a batch by hand: clips 0 0 1 1; adapters of encoder.0, of encoder.2, of the LLM."""
     layers = torch.nn.ModuleList(torch.nn.Identity() for _ in range(3))
     sites = {f"encoder.{i}": layer for i, layer in enumerate(layers)}
@@ -241,7 +241,7 @@ def test_which_sample_walks_for_which() -> None:
     bank = Bank([*specs, AdapterSpec("c", (), "add")], dict.fromkeys(sites, 4))
     shared = SharedPrefix(bank, sites, None)
     assert shared.first == "encoder.0"
-    # Up to encoder.2 the second sample walks for the third, as they are of one clip and both unsteered.
+    # Up to encoder.2 the second sample runs for the third, as they are of one clip and both unsteered.
     assert shared.plan([0, 0, 0, 1], [0, 1, 2, 1]) == {
         "encoder.1": [0, 1, 1, 3],
         "encoder.2": [0, 1, 1, 3],

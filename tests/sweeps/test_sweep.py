@@ -180,7 +180,7 @@ def test_sharing_makes_late_layers_cheaper_than_early_ones(write: Any) -> None:
     assert kept.each_step + kept.once == pytest.approx(clip_cost(facts, late, True).each_step)
 
 
-def test_silence_heard_in_part_is_cheaper_and_another_adapter(write: Any) -> None:
+def test_padding_kept_in_part_is_cheaper_and_another_adapter(write: Any) -> None:
     whole, part = (
         load_sweep(write(overrides={"training.silence_stride": stride, "base.window_s": 30}))
         for stride in (1, 16)

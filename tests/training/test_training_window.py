@@ -1,4 +1,4 @@
-"""Training may hear a shorter audio window than the base is used and compared at."""
+"""Training may use a shorter audio window than the base is compared at."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ def vectors(config: Config) -> torch.Tensor:
     return torch.stack([learned[site] for site in sorted(learned)])
 
 
-def test_training_hears_the_short_window_and_evaluation_the_whole(
+def test_training_uses_the_short_window_and_evaluation_the_whole(
     tmp_path: Path, tiny_base: Path, tiny_shards: Path
 ) -> None:
     path = make_config(tmp_path, tiny_base, tiny_shards)
