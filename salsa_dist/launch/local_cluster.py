@@ -4,10 +4,15 @@
              ├─ rank 1 ── its data workers        <logs>/<job>/<job>_1_log.out, …
              └─ follows rank 0's two logs to the terminal
 
-submitit's LocalExecutor writes the job and its tasks run it, but the launcher itself watches over
-the tasks, since submitit's controller waits for all of them even when one has died (its peers then
-hang in a collective), gives a stopped task one second to save, and hides every GPU unless told
-otherwise. What a task does with signals, and how it asks to be started again, stays submitit's.
+submitit's LocalExecutor writes the job and its tasks run it, so a rank runs the same code as on Slurm;
+what a task does with signals, and how it asks to be started again, stays submitit's. Only the watch
+over the tasks is ours, since no library does it:
+
+    submitit's controller   waits for all tasks even when one has died (its peers then hang in a
+                            collective), gives a stopped task one second to save, hides all GPUs
+    torchrun's agent        ends the peers of a dead rank, but starts again at once, progress or not,
+                            asks for no checkpoint (SIGUSR2) before a time limit, and sets up ranks by
+                            variables of its own
 
 Where a rank died all are started again, as on Slurm and with the same limit (salsa_dist/requeue.py).
 """

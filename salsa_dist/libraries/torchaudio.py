@@ -10,6 +10,10 @@ be imported then either. After `settle()`:
     fails in its compiled part   import it without that part          "2.11.0 (Python parts only)"
     fails otherwise              hide it: as if it weren't installed  "absent"
 
+Neither library has a setting for it: transformers asks only whether torchaudio is installed, and
+torchaudio loads its compiled part when it is imported. To call `settle()` in `import salsa_dist` would
+import torch, for which a command's --help need not wait: a hook calls it when transformers is imported.
+
 `python -m salsa_dist.libraries.torchaudio` does the second for good: it sets the compiled files aside.
 Then transformers can be imported in any order, with salsa_dist or without.
 """

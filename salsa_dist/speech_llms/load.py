@@ -252,20 +252,6 @@ def base_revision(name: str, revision: str | None = None, fetched: bool = False)
     return "local-" + digest.hexdigest()[:16]
 
 
-def revision_of(name: str, revision: str | None = None) -> str:
-    """What pins the weights of a base that is not loaded; see `base_revision`.
-
-    Raises:
-        UserError: no such base.
-    """
-    from transformers import AutoConfig
-
-    name = os.path.expanduser(name)
-    with reading_base(name):
-        AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
-        return base_revision(name, revision)
-
-
 def source_folder(name: str, revision: str | None) -> Path:
     """The folder that a base's files are in; those of a hub name are fetched if need be.
 

@@ -1,4 +1,4 @@
-"""Audio longer than the window: whole in its pieces, cut where it is quiet, transcribed as its pieces are."""
+"""Audio longer than the window: cut where it is quiet, whole in its pieces, transcribed as they are."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Keeping 1 in N positions of the trailing padding: what is exact in it, and what it must not change."""
+"""Keeping 1 in N positions of the trailing padding: what is exact in it, what must not change."""
 
 from dataclasses import replace
 from pathlib import Path
