@@ -154,12 +154,18 @@ class Remote:
                 "connect_timeout": CONNECT_S,
                 "read_timeout": ANSWER_S,
             }
+        elif scheme == "az":
+            options |= {"connection_timeout": CONNECT_S, "read_timeout": ANSWER_S}
         try:
-            if scheme in ("http", "https"):
+            if scheme in ("http", "https", "gs"):
                 from aiohttp import ClientTimeout
 
                 timeout = ClientTimeout(total=None, connect=CONNECT_S, sock_read=ANSWER_S)
-                options["client_kwargs"] = {"timeout": timeout}
+                options |= (
+                    {"requests_timeout": timeout}
+                    if scheme == "gs"
+                    else {"client_kwargs": {"timeout": timeout}}
+                )
             fs, path = fsspec.core.url_to_fs(self.url, **options)
         except (ImportError, ValueError) as e:
             raise UserError(
@@ -268,6 +274,9 @@ def clean_error(e: BaseException) -> OSError:
         )
     if isinstance(e, TimeoutError) or "Timeout" in kind:
         return TimeoutError(errno.ETIMEDOUT, "no answer in time")
+    # gcsfs tells it in the text, or by a number.
+    if str(e).startswith("Forbidden:") or str(getattr(e, "code", "")) in ("401", "403"):
+        return clean_error(PermissionError())
     said = getattr(e, "strerror", None) or str(e)
     text = re.sub(r"\?\S*", "", " ".join(str(said).split()))
     text = re.sub(r"//[^/\s@]*@", "//", text)
@@ -280,25 +289,30 @@ def tried(
     *args: Any,
     final: tuple[type[OSError], ...] = (),
     again: Callable[[], None] = lambda: None,
+    absent_s: float = 0.0,
 ) -> T:
     """What `read` gives, tried again while it fails, for `retry_s` seconds.
 
     Args:
-        final: errors that no other try will change; that nothing is there is one.
+        final: errors that no other try will change.
         again: called before another try.
+        absent_s: seconds after which to believe that nothing is there.
 
     Raises:
         OSError: that of the last try.
     """
     # Takes a sixth of a second to import, which no command without a store need spend.
-    from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
+    from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
+
+    def long_enough(state: RetryCallState) -> bool:
+        failed = state.outcome.exception() if state.outcome else None
+        absent = isinstance(failed, FileNotFoundError)
+        return (state.seconds_since_start or 0.0) >= (min(absent_s, retry_s) if absent else retry_s)
 
     return Retrying(
-        stop=stop_after_delay(retry_s),
+        stop=long_enough,
         wait=wait_random_exponential(0.1, max=SLOWEST_WAIT_S),
-        retry=retry_if_exception(
-            lambda e: isinstance(e, OSError) and not isinstance(e, (*final, FileNotFoundError))
-        ),
+        retry=retry_if_exception(lambda e: isinstance(e, OSError) and not isinstance(e, final)),
         before_sleep=lambda _: again(),
         reraise=True,
     )(read, *args)

@@ -29,23 +29,17 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from salsa_dist.data.index import Entry, Shard
+from salsa_dist.data.patience import Patience
 from salsa_dist.data.shards import MAX_BYTES, BadSample, Bytes, read_open, runs
+from salsa_dist.data.store_object import AnotherObject, Replaced, StoreObject, opened
 from salsa_dist.errors import UserError
-from salsa_dist.places import (
-    ANSWER_S,
-    Cache,
-    Remote,
-    cache_folder,
-    clean_error,
-    cleanly,
-    identity,
-    tried,
-)
+from salsa_dist.places import ANSWER_S, Cache, Remote, cache_folder
 
 T = TypeVar("T")
 BLOCK = 1 << 16
@@ -77,15 +71,7 @@ class Traffic:
         return Traffic(*(getattr(self, f.name) - getattr(before, f.name) for f in fields(self)))
 
 
-class _Another(OSError):
-    """An object that is not what the cache, or the index, has by its name."""
-
-
-class Replaced(_Another):
-    """The object is another than when its first bytes were fetched."""
-
-
-class NotAsIndexed(_Another):
+class NotAsIndexed(AnotherObject):
     """The object has another content than the index says."""
 
 
@@ -115,7 +101,8 @@ class ShardCache:
         self.settings = settings
         self.folder = (settings.folder or cache_folder()) / "shards"
         self._wanted, self._ahead = _Threads(), _Threads()
-        self._opened: dict[str, list[tuple[Any, str]]] = {}
+        self._opened: dict[str, list[StoreObject]] = {}
+        self._patience = Patience()
         self._final: dict[str, str] = {}  # by shard, why it can't be used
         self._unchecked = settings.bytes  # bytes written since the folder's size was looked at
         self._lock = threading.Lock()
@@ -206,7 +193,7 @@ class ShardCache:
         while True:
             try:
                 return self._stretches(remote, shard, stretches, suspect, retry_s)
-            except _Another as e:
+            except AnotherObject as e:
                 # Another object by the same name, or one that came damaged. From now on it is the same
                 # shard only if all of its content says so.
                 if suspect:
@@ -231,7 +218,7 @@ class ShardCache:
             self._verify(file, shard)
         except BaseException as e:
             os.close(file.fd)
-            if isinstance(e, _Another):
+            if isinstance(e, AnotherObject):
                 self._forget(remote, shard, file)
             raise
         return file.fd
@@ -245,33 +232,38 @@ class ShardCache:
             with _locked(file, a, b, retry_s or ANSWER_S):
                 for c, d in _gaps(file.marks(a, b), a):
                     part = (c * BLOCK, min(d * BLOCK, shard.bytes))
-                    raw = _tried(retry_s, self._once, remote, shard, *part, file.identity)
+                    once = partial(self._once, remote, shard, *part, file.identity)
+                    raw = self._tried(remote, retry_s, once)
                     fetched += len(raw)
                     file = self._keep(file, shard, c, raw)
         if retry_s:
             _add(cached_bytes=max(0, end - start - fetched))
         return file
 
+    def _tried(self, remote: Remote, retry_s: float, read: Callable[[], T]) -> T:
+        again = partial(_add, retries=1)
+        return self._patience.tried(str(remote), retry_s, read, final=(AnotherObject,), again=again)
+
     def _once(self, remote: Remote, shard: Shard, start: int, end: int, expected: str) -> bytes:
-        opened, found = self._open(remote, shard)
-        if found != expected:
+        found = self._open(remote, shard)
+        if found.identity != expected:
             raise Replaced(errno.EIO, "it was replaced")
         _add(requests=1)
-        raw = _replaced_or_clean(lambda: _between(remote, opened, start, end))
+        raw = found.read(start, end)
         if len(raw) != end - start:
             raise OSError(errno.EIO, f"the store gave {len(raw)} bytes of {end - start}")
         _add(fetched_bytes=len(raw))
-        self._put_back(remote, opened, found)
+        self._put_back(remote, found)
         return raw
 
-    def _put_back(self, remote: Remote, opened: Any, found: str) -> None:
-        """What asks for this very object (`If-Match`) is used again, which spares a request."""
-        if any("IfMatch" in (getattr(opened, name, None) or {}) for name in ("read_kw", "req_kw")):
+    def _put_back(self, remote: Remote, found: StoreObject) -> None:
+        """What asks for this very object is used again, which spares a request."""
+        if found.pinned:
             with self._lock:
-                self._opened.setdefault(str(remote), []).append((opened, found))
+                self._opened.setdefault(str(remote), []).append(found)
 
-    def _open(self, remote: Remote, shard: Shard) -> tuple[Any, str]:
-        """An object and its identity now."""
+    def _open(self, remote: Remote, shard: Shard) -> StoreObject:
+        """An object as it is now, or as it was when it was last used."""
         with self._lock:
             idle = self._opened.get(str(remote))
             if idle:
@@ -279,13 +271,13 @@ class ShardCache:
             if len(self._opened) > 8 * AT_ONCE:
                 self._opened.pop(next(iter(self._opened)))
         _add(requests=1)
-        opened, info = cleanly(lambda: _opened(remote))
-        if info.get("size") is not None and int(info["size"]) != shard.bytes:
+        found = opened(remote)
+        if found.size is not None and found.size != shard.bytes:
             raise NotAsIndexed(
                 errno.EIO,
-                f"it has {info['size']} bytes, the index says {shard.bytes}: was it replaced?",
+                f"it has {found.size} bytes, the index says {shard.bytes}: was it replaced?",
             )
-        return opened, identity(info)
+        return found
 
     def _file(self, remote: Remote, shard: Shard, suspect: bool, retry_s: float) -> _File:
         """The shard's file in the folder, made where there is none."""
@@ -299,7 +291,7 @@ class ShardCache:
                     return file
                 os.close(file.fd)
                 path.unlink(missing_ok=True)
-            found = _tried(retry_s, self._identity, remote, shard)
+            found = self._tried(remote, retry_s, partial(self._identity, remote, shard))
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 _File.make(path, shard.bytes, found, suspect)
@@ -310,9 +302,9 @@ class ShardCache:
         raise OSError(errno.EIO, f"the cache {self.folder} is being emptied by another program")
 
     def _identity(self, remote: Remote, shard: Shard) -> str:
-        opened, found = self._open(remote, shard)
-        self._put_back(remote, opened, found)
-        return found
+        found = self._open(remote, shard)
+        self._put_back(remote, found)
+        return found.identity
 
     def _path(self, remote: Remote, shard: Shard) -> Path:
         name = hashlib.sha256(f"{remote}\n{shard.sha256}\n{shard.bytes}".encode()).hexdigest()[:32]
@@ -500,38 +492,6 @@ def _locked(file: _File, first: int, last: int, most_s: float) -> Iterator[None]
 def _flock(first: int, last: int) -> bytes:
     """C's `struct flock` for an exclusive lock on the bytes that stand for blocks."""
     return struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, first, last - first, 0)
-
-
-def _opened(remote: Remote) -> tuple[Any, dict[str, Any]]:
-    """An object, opened, and what the store knows of it."""
-    fs, path = remote.driver()
-    if remote.url.startswith("http"):  # what it opens tells no ETag
-        info = fs.info(path)
-        return fs.open(path, "rb", cache_type="none", size=info.get("size")), info
-    opened = fs.open(path, "rb", cache_type="none")
-    return opened, getattr(opened, "details", None) or fs.info(path)
-
-
-def _between(remote: Remote, opened: Any, start: int, end: int) -> bytes:
-    if getattr(opened, "details", None) is None:  # of memory://, where all share one file
-        fs, path = remote.driver()
-        return bytes(fs.cat_file(path, start=start, end=end))
-    opened.seek(start)
-    return bytes(opened.read(end - start))
-
-
-def _replaced_or_clean(read: Callable[[], bytes]) -> bytes:
-    """As `cleanly`; Raises: Replaced: the store says that it has another object now."""
-    try:
-        return read()
-    except Exception as e:
-        another = "FileExpired" in type(e).__name__ or "pre-condition" in str(e).lower()
-        failed = Replaced(errno.EIO, "it was replaced") if another else clean_error(e)
-    raise failed
-
-
-def _tried(retry_s: float, read: Callable[..., T], *args: Any) -> T:
-    return tried(retry_s, read, *args, final=(_Another,), again=lambda: _add(retries=1))
 
 
 class _Threads:

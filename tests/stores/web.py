@@ -92,6 +92,8 @@ _REFUSALS = {
     "refuse": (503, "SlowDown"),
     "deny": (403, "ExpiredToken"),
     "skew": (403, "RequestTimeTooSkewed"),
+    "absent": (404, "NoSuchKey"),
+    "mismatch": (412, "PreconditionFailed"),
 }
 
 

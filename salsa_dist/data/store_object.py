@@ -1,0 +1,132 @@
+"""An object of a store as it is when it is opened: what replaces it is never taken for it.
+
+    opened(remote) ──► StoreObject(identity, size) ──read(start, end)──► its bytes, or Replaced
+
+A version is named by the ETag (`If-Match`) on S3, Azure and over HTTP, by the generation on GCS, by the
+commit on a hub. HTTP servers may ignore the ETag; so that of the answer is compared.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from salsa_dist.places import Remote, clean_error, cleanly, identity
+
+
+class AnotherObject(OSError):
+    """An object that is not what the cache, or the index, has by its name."""
+
+
+class Replaced(AnotherObject):
+    """The object is another than when its first bytes were fetched."""
+
+
+@dataclass(frozen=True)
+class StoreObject:
+    """One version of an object; for one thread at a time.
+
+    Attributes:
+        identity: what changes when it is replaced.
+        size: bytes, where the store tells.
+        pinned: whether the store is asked for this very version, so that it need not be opened again.
+    """
+
+    identity: str
+    size: int | None
+    pinned: bool
+    _read: Callable[[int, int], bytes]
+
+    def read(self, start: int, end: int) -> bytes:
+        """Bytes `[start, end)`. Raises: Replaced: the store has another object now; OSError."""
+        try:
+            return self._read(start, end)
+        except AnotherObject:
+            raise
+        except Exception as e:
+            failed = _replaced() if _says_another(e) else clean_error(e)
+        raise failed
+
+
+def opened(remote: Remote) -> StoreObject:
+    """Raises: OSError."""
+    return cleanly(lambda: _opened(remote))
+
+
+def _opened(remote: Remote) -> StoreObject:
+    fs, path = remote.driver()
+    scheme = remote.url.partition(":")[0]
+    if scheme in ("s3", "hf"):
+        file = fs.open(path, "rb", cache_type="none")
+        # A path on a hub without a commit is that of a bucket, whose objects may be replaced.
+        pinned = "@" in path if scheme == "hf" else "IfMatch" in (file.read_kw or file.req_kw or {})
+        return _object(file.details, pinned, lambda start, end: _of_file(file, start, end))
+    info = fs.info(path)
+    if scheme == "gs":
+        url = f"{fs.url(path)}&generation={info['generation']}"
+
+        def of_generation(start: int, end: int) -> bytes:
+            try:
+                return bytes(fs.call("GET", url, headers={"Range": f"bytes={start}-{end - 1}"})[1])
+            except FileNotFoundError:
+                raise _replaced() from None
+
+        return _object(info, True, of_generation)
+    if scheme in ("http", "https", "az"):
+        from fsspec.asyn import sync
+
+        fetch = _of_azure if scheme == "az" else _of_web
+        return _object(info, True, lambda *part: sync(fs.loop, fetch, fs, path, info, *part))
+    return _object(info, False, lambda start, end: bytes(fs.cat_file(path, start=start, end=end)))
+
+
+def _object(info: dict[str, Any], pinned: bool, read: Callable[[int, int], bytes]) -> StoreObject:
+    size = info.get("size")
+    return StoreObject(identity(info), None if size is None else int(size), pinned, read)
+
+
+def _of_file(file: Any, start: int, end: int) -> bytes:
+    file.seek(start)
+    return bytes(file.read(end - start))
+
+
+async def _of_azure(fs: Any, path: str, info: dict[str, Any], start: int, end: int) -> bytes:
+    from azure.core import MatchConditions
+
+    container, blob, _ = fs.split_path(path)
+    how = {"etag": info["etag"], "match_condition": MatchConditions.IfNotModified}
+    async with fs.service_client.get_blob_client(container=container, blob=blob) as client:
+        stream = await client.download_blob(offset=start, length=end - start, **how)
+        return bytes(await stream.readall())
+
+
+async def _of_web(fs: Any, url: str, info: dict[str, Any], start: int, end: int) -> bytes:
+    headers = {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
+    tag = info.get("ETag", "")
+    if tag and not tag.startswith("W/"):
+        headers["If-Match"] = tag
+    session = await fs.set_session()
+    async with session.get(fs.encode_url(url), headers=headers) as answer:
+        if answer.status == 412:
+            raise _replaced()
+        answer.raise_for_status()
+        for name in ("ETag", "Last-Modified"):
+            if answer.headers.get(name, info.get(name)) != info.get(name):
+                raise _replaced()
+        whole = answer.status == 200 and (start, end) == (0, info.get("size"))
+        if not whole and not answer.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
+            raise OSError(errno.EIO, "it gave no such part of the file (Range)")
+        return bytes(await answer.read())
+
+
+def _replaced() -> Replaced:
+    return Replaced(errno.EIO, "it was replaced")
+
+
+def _says_another(e: Exception) -> bool:
+    return (
+        type(e).__name__ in ("FileExpired", "ResourceModifiedError")
+        or "pre-condition" in str(e).lower()
+    )
