@@ -1,5 +1,6 @@
 """`salsa-dist fold`: what is written is the steered base, on every family that has the biases."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,9 @@ from typer.testing import CliRunner
 
 from salsa_dist import SteeringVectors, UserError, load_speech_llm
 from salsa_dist.cli import app
+from salsa_dist.data.index import ShardIndex
+from salsa_dist.data.reading import first_clips
+from salsa_dist.folding import approximate
 from salsa_dist.folding import fold as folding
 from salsa_dist.folding.fold import fold, logits, noise_clips, steered_logits
 from salsa_dist.speech_llms.load import SpeechLLM
@@ -32,8 +36,8 @@ def base(tiny_base: Path) -> SpeechLLM:
 def test_the_checkpoint_is_the_steered_base(base: SpeechLLM, tiny_base: Path, tmp_path: Path) -> None:
     vectors = adapter(base)
     done = fold(str(tiny_base), vectors, tmp_path / "folded")
-    assert done.biases["encoder.1"] == "model.encoder.layers.1.fc2.bias"
-    assert done.biases["llm.2"] == "model.decoder.layers.2.fc2.bias"
+    assert done.biases["encoder.1"] == ("model.encoder.layers.1.fc2.bias",)
+    assert done.biases["llm.2"] == ("model.decoder.layers.2.fc2.bias",)
     inputs = base.family.training_batch(noise_clips(base, "bg")).inputs
     again = load_speech_llm(tmp_path / "folded")
     difference = float((logits(again, inputs) - steered_logits(base, vectors, inputs)).abs().max())
@@ -41,7 +45,7 @@ def test_the_checkpoint_is_the_steered_base(base: SpeechLLM, tiny_base: Path, tm
     assert float((logits(again, inputs) - logits(base, inputs)).abs().max()) > 0.1 * done.largest
     before, after = (load_file(f / "model.safetensors") for f in (tiny_base, tmp_path / "folded"))
     changed = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
-    assert changed == set(done.biases.values())
+    assert changed == {name for own in done.biases.values() for name in own}
     assert list(tmp_path.iterdir()) == [tmp_path / "folded"]
     assert "largest logit" in (tmp_path / "folded/README.md").read_text()
 
@@ -64,6 +68,9 @@ def test_what_can_not_be_folded(
         fold(str(tiny_base), adapter(base, "salsa"), out)
     with pytest.raises(UserError, match="was made for another base"):
         fold(str(make_base(tmp_path / "other", seed=1)), adapter(base), out)
+    near = approximate.Approximate(tmp_path / "none", 4, print)
+    with pytest.raises(UserError, match="folds exactly: leave out --approximate"):
+        fold(str(tiny_base), adapter(base), out, approximate=near)
     monkeypatch.setattr(folding, "_put", lambda *_: None)
     with pytest.raises(UserError, match=r"reloaded, a logit differs by .* nothing was written"):
         fold(str(tiny_base), adapter(base), out)
@@ -71,6 +78,43 @@ def test_what_can_not_be_folded(
     out.mkdir()
     with pytest.raises(UserError, match="already exists"):
         fold(str(tiny_base), adapter(base), out)
+
+
+def test_biases_come_near_a_rule_that_keeps_the_norm(
+    base: SpeechLLM,
+    tiny_base: Path,
+    tiny_shards: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    saved = adapter(base, "salsa").save(tmp_path / "bg")
+    out = tmp_path / "folded"
+    words = ["fold", str(saved), "--base", str(tiny_base), "--out", str(out), "--approximate"]
+    refused = CliRunner().invoke(app, words)
+    assert isinstance(refused.exception, UserError)
+    assert "--approximate and --clips go together" in str(refused.exception)
+    done = CliRunner().invoke(app, [*words, "--clips", str(tiny_shards), "--max-clips", "4"])
+    assert done.exit_code == 0, done.exception
+    first, cer, wer = done.stdout.splitlines()[:3]
+    assert first == "On 4 dev clips, no bias was fitted on any of them:"
+    for line, name in ((cer, "CER"), (wer, "WER")):
+        assert re.fullmatch(rf"{name}  base [\d.]+%, steered [\d.]+%, folded [\d.]+%", line)
+        assert line in (out / "README.md").read_text()
+    # Near on speech that no bias was fitted on: nearer than the base is, and than the mean shift alone.
+    again, vectors = load_speech_llm(out), SteeringVectors.load(saved)
+    clips = first_clips(tiny_shards, ShardIndex.load(tiny_shards), "bg", 4, 2.0, "dev")
+    inputs = base.family.training_batch(clips).inputs
+    wanted = steered_logits(base, vectors, inputs).log_softmax(-1)
+
+    def divergence(other: SpeechLLM) -> float:
+        own = logits(other, inputs).log_softmax(-1)
+        return float((wanted.exp() * (wanted - own)).sum(-1).mean())
+
+    monkeypatch.setattr(approximate, "_STEPS", 0)
+    near = approximate.Approximate(tiny_shards, 1, lambda line: None)
+    fold(str(tiny_base), vectors, tmp_path / "start", approximate=near)
+    shifted = load_speech_llm(tmp_path / "start")
+    assert divergence(again) < 0.5 * divergence(shifted) < 0.1 * divergence(base)
 
 
 def test_the_command(base: SpeechLLM, tiny_base: Path, tmp_path: Path) -> None:

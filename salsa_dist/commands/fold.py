@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
+from salsa_dist.commands.libraries import prepare_libraries
+from salsa_dist.errors import UserError
 from salsa_dist.log import result
+from salsa_dist.places import place
 
 
 def fold(
@@ -20,19 +23,37 @@ def fold(
     ] = None,
     scale: Annotated[float, typer.Option(help="factor of the adapter's vectors")] = 1.0,
     force: Annotated[bool, typer.Option("--force", help="accept an adapter of another base")] = False,
+    approximate: Annotated[
+        bool, typer.Option("--approximate", help="fit biases to an adapter that no bias holds exactly")
+    ] = False,
+    shards: Annotated[
+        Any,
+        typer.Option(
+            "--clips",
+            help="shards to fit on (train) and to measure on (dev); for --approximate",
+            parser=place,
+        ),
+    ] = None,
+    max_clips: Annotated[int, typer.Option(min=1, help="of each of the two splits")] = 32,
 ) -> None:
     """Write BASE with ADAPTER folded into its biases: a plain Hugging Face checkpoint.
 
     The checkpoint is reloaded and compared with the steered base before it gets its name. An adapter
-    whose rule keeps the norm, or a base without biases, is refused.
+    whose rule keeps the norm, or a base without biases, is refused. With --approximate, biases are
+    fitted to such an adapter, and the loss of accuracy is printed before anything is written.
     """
+    from salsa_dist.folding.approximate import Approximate
     from salsa_dist.folding.fold import fold as fold_into
     from salsa_dist.steering.vectors import SteeringVectors
 
+    if approximate != (shards is not None):
+        raise UserError("--approximate and --clips go together: name the shards to fit biases on")
+    prepare_libraries()
     vectors = SteeringVectors.load(adapter).scaled(scale)
-    done = fold_into(base, vectors, out, revision=revision, force=force)
-    for site, bias in done.biases.items():
-        result(f"{site}  into {bias}")
+    near = Approximate(shards, max_clips, result) if approximate else None
+    done = fold_into(base, vectors, out, revision=revision, force=force, approximate=near)
+    for site, biases in done.biases.items():
+        result(f"{site}  into {', '.join(biases)}")
     for precision, difference in done.differences.items():
         result(f"largest difference of a logit in {precision}: {difference:.3g} of {done.largest:.3g}")
     result(done.folder)

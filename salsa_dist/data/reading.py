@@ -255,11 +255,16 @@ def _workers() -> int:
 
 
 def first_clips(
-    folder: Folder, index: ShardIndex, language: str, count: int, window_s: float
+    folder: Folder,
+    index: ShardIndex,
+    language: str,
+    count: int,
+    window_s: float,
+    split: str = "train",
 ) -> list[Clip]:
-    """The first training clips of a language that fit the window, in the order of the shards."""
+    """The first clips of a language and split that fit the window, in the order of the shards."""
     clips: list[Clip] = []
-    for shard in index.select("train", language):
+    for shard in index.select(split, language):
         for entry in shard.entries:
             if len(clips) == count:
                 return clips

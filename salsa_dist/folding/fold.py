@@ -4,13 +4,14 @@ base ─┬─ steered ──> logits ─────────────┐
       └─ biases moved ──> checkpoint ──> reloaded ──> logits ──> the largest difference
                           written beside; under its name only when it passed
 
-Exact for the rule `add`: `h + v` is a bias. A rule that keeps the norm is none.
+Exact for the rule `add`: `h + v` is a bias. A rule that keeps the norm is none; `approximate.py` fits
+biases that come near it.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from salsa_dist.data.clip import SAMPLE_RATE, Clip
 from salsa_dist.errors import UserError
+from salsa_dist.folding.approximate import Approximate, biases_set
 from salsa_dist.folding.targets import targets
 from salsa_dist.new_folder import made_beside
 from salsa_dist.speech_llms.load import (
@@ -44,14 +46,15 @@ class Folded:
 
     Attributes:
         folder: of the checkpoint.
-        biases: by site, the bias that holds its vector.
-        differences: by precision, the largest difference of a logit between the steered base and the
-            reloaded checkpoint; `float32`, and the checkpoint's own precision.
+        biases: by site, the biases that hold its vector; one where it is exact.
+        differences: by precision, the largest difference of a logit between the steered base (where it
+            is approximate: the base with the fitted biases) and the reloaded checkpoint; `float32`,
+            and the checkpoint's own precision.
         largest: the largest logit, which a difference is measured against.
     """
 
     folder: Path
-    biases: Mapping[str, str]
+    biases: Mapping[str, Sequence[str]]
     differences: Mapping[str, float]
     largest: float
 
@@ -63,23 +66,27 @@ def fold(
     *,
     revision: str | None = None,
     force: bool = False,
+    approximate: Approximate | None = None,
 ) -> Folded:
-    """Write `base` with an adapter of the rule `add` folded into its biases.
+    """Write `base` with an adapter folded into its biases.
 
     Args:
         base: folder or hub name.
         out: a folder that does not exist yet.
         revision: of a hub name.
         force: the adapter may be of another base, as long as its sites and widths are there.
+        approximate: for an adapter that no bias holds exactly, the speech to fit biases on; None: such
+            an adapter is refused.
 
     Raises:
-        UserError: the rule is no addition, the base has no bias at a site, or the reloaded checkpoint
-            differs; nothing is written then.
+        UserError: the rule is no addition or the base has no bias at a site, and `approximate` is
+            None; or the reloaded checkpoint differs. Nothing is written then.
     """
-    if vectors.rule != "add":
+    if vectors.rule != "add" and approximate is None:
         raise UserError(
             f"adapter {vectors.name!r} can't be folded: its rule {vectors.rule} keeps the norm of each "
-            "activation, which no bias can do; train one with rule: add, or serve this one unfolded"
+            "activation, which no bias can do; train one with rule: add, serve this one unfolded, or "
+            "fit biases to it with --approximate"
         )
     refuse_taken(out)
     files = load_speech_llm(base, revision=revision, filled=False).sources
@@ -93,17 +100,35 @@ def fold(
     }
     inputs = whole.family.training_batch(noise_clips(whole, vectors.language)).inputs
     found = targets(whole.model, layers, inputs)
-    stored = {target.name: files[target.name] for target in found.values()}
+    lacking = [site for site in layers if site not in found]
+    if approximate is None:
+        if lacking:
+            raise UserError(
+                f"{lacking[0]} can't be folded: its layer, {type(layers[lacking[0]]).__name__}, has no "
+                "bias that moves its output by a constant; serve this base with its adapter beside it, "
+                "or fit biases to it with --approximate"
+            )
+        into: dict[str, Sequence[str]] = {site: (target.name,) for site, target in found.items()}
+        moved = {
+            target.name: target.bias.detach() + vectors.vectors[site] / target.multiplier
+            for site, target in found.items()
+        }
+    else:
+        if vectors.rule == "add" and not lacking:
+            raise UserError(f"adapter {vectors.name!r} folds exactly: leave out --approximate")
+        into, moved = approximate(whole, vectors, layers, found, files)
+    stored = {name: files[name] for name in moved}
     own = str(next(iter(stored.values())).dtype).removeprefix("torch.")
-    wanted = {"float32": steered_logits(whole, vectors, inputs)}
-    if own != "float32":
-        wanted[own] = steered_logits(
-            load_speech_llm(base, revision=revision, dtype=own, device="cpu"), vectors, inputs
-        )
-    moved = {
-        target.name: target.bias.detach() + vectors.vectors[site].to(target.bias) / target.multiplier
-        for site, target in found.items()
-    }
+    wanted = {}
+    for precision in dict.fromkeys(("float32", own)):
+        plain = whole
+        if precision != "float32":
+            plain = load_speech_llm(base, revision=revision, dtype=precision, device="cpu")
+        if approximate is None:
+            wanted[precision] = steered_logits(plain, vectors, inputs)
+        else:
+            with biases_set(plain.model, moved):
+                wanted[precision] = logits(plain, inputs)
     largest = float(wanted["float32"].abs().max())
     with made_beside(out) as folder:
         _write(source_folder(base, revision), files.values(), folder)
@@ -119,8 +144,9 @@ def fold(
                 f"adapter {vectors.name!r} can't be folded into {base}: reloaded, a logit differs by "
                 f"{worst:.2g}, where the largest is {largest:.2g}; nothing was written"
             )
-        (folder / "README.md").write_text(_card(base, vectors, differences, largest), encoding="utf-8")
-    return Folded(out, {site: t.name for site, t in found.items()}, differences, largest)
+        card = _card(base, vectors, differences, largest, approximate)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+    return Folded(out, into, differences, largest)
 
 
 def _write(source: Path, weights: Iterable[StoredTensor], folder: Path) -> None:
@@ -143,19 +169,31 @@ def _put(folder: Path, stored: StoredTensor, values: Tensor) -> None:
         file.write(raw)
 
 
-def _card(base: str, vectors: SteeringVectors, differences: Mapping[str, float], largest: float) -> str:
+def _card(
+    base: str,
+    vectors: SteeringVectors,
+    differences: Mapping[str, float],
+    largest: float,
+    approximate: Approximate | None,
+) -> str:
     data = vectors.data
     speech = f"`{data.name}`, licence {data.licence or 'not stated'}" if data else "not recorded"
+    compared = "base with these biases" if approximate else "steered base"
     lines = [
         f"# {known_as(base)} with the adapter {vectors.name}",
         f"A plain checkpoint: `{known_as(base)}` with the steering vectors `{vectors.name}` for "
         f"`{vectors.language or 'no one language'}` folded into biases by salsa-dist "
         f"{version('salsa-dist')}. It needs no salsa-dist.",
         f"Speech that the adapter was trained on: {speech}. The licence of the base holds as well.",
-        "Largest difference of a logit to the steered base: "
+        f"Largest difference of a logit to the {compared}: "
         + ", ".join(f"{d:.2g} in {precision}" for precision, d in differences.items())
         + f", where the largest logit is {largest:.3g}.",
     ]
+    if approximate is not None:
+        lines.append(
+            f"The biases come near the adapter, whose rule is {vectors.rule}, and are not equal to it. "
+            + "\n".join(approximate.accuracy.lines())
+        )
     return "\n\n".join(lines) + "\n"
 
 

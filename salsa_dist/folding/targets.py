@@ -39,7 +39,7 @@ class _Call:
 def targets(
     model: nn.Module, layers: Mapping[str, nn.Module], inputs: Mapping[str, Any]
 ) -> dict[str, Target]:
-    """The bias of each layer that a vector can be added to.
+    """The bias of each layer that a vector can be added to; a layer without one is left out.
 
     Args:
         model: in fp32, whole.
@@ -47,7 +47,7 @@ def targets(
         inputs: of one forward pass.
 
     Raises:
-        UserError: a layer has no such bias, or does not run.
+        UserError: a layer does not run.
     """
     calls = _calls(model, layers, inputs)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -56,13 +56,25 @@ def targets(
     for site, layer in layers.items():
         if site not in calls:
             raise UserError(f"{site} can't be folded: its layer does not run in a forward pass")
-        found[site] = _target(site, layer, calls[site], names, users)
+        if (target := _target(layer, calls[site], names, users)) is not None:
+            found[site] = target
     return found
 
 
+def own_biases(model: nn.Module, layer: nn.Module) -> dict[str, nn.Parameter]:
+    """Every bias of a layer that no other place holds, by its name in `model`."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    users = _users(model)
+    return {
+        names[id(bias)]: bias
+        for name, bias in layer.named_parameters()
+        if name.endswith("bias") and bias.is_floating_point() and users[id(bias)] == 1
+    }
+
+
 def _target(
-    site: str, layer: nn.Module, call: _Call, names: Mapping[int, str], users: Mapping[int, int]
-) -> Target:
+    layer: nn.Module, call: _Call, names: Mapping[int, str], users: Mapping[int, int]
+) -> Target | None:
     plain = _output(layer, call)
     width = plain.shape[-1]
     # The last bias is the likeliest.
@@ -79,10 +91,7 @@ def _target(
         left = float((shift - multiplier * step).norm() / shift.norm().clamp_min(1e-20))
         if abs(multiplier) > _TOLERANCE and left < _TOLERANCE:
             return Target(names[id(bias)], bias, multiplier)
-    raise UserError(
-        f"{site} can't be folded: its layer, {type(layer).__name__}, has no bias that moves its output "
-        "by a constant; serve this base with its adapter beside it"
-    )
+    return None
 
 
 def _users(model: nn.Module) -> dict[int, int]:
