@@ -8,7 +8,8 @@ Source: the release's folder, or one that holds it as cmu_kids:
 
 as in https://catalog.ldc.upenn.edu/docs/LDC97S63/TABLES.TXT and KIDS.TXT; columns as Lhotse's
 recipes/cmu_kids.py reads them. The text is what was said, not the prompt. There are no splits: whole
-speakers are dealt. SPHERE files that are compressed by shorten must be converted first.
+speakers are dealt. SPHERE files that are compressed by shorten must be converted first. Licence:
+https://catalog.ldc.upenn.edu/LDC97S63.
 """
 
 from __future__ import annotations
@@ -38,7 +39,18 @@ def read(source: Path, ask: Ask, scratch: Path) -> Corpus:
         if text:
             audio = home / "kids" / name[:4] / "signal" / f"{name}.sph"
             extra = {"bin": name[7], **people.get(name[:4], {})}
-            found.append(Utterance(key(name), audio, text, "en", speaker=name[:4], extra=extra))
+            found.append(
+                Utterance(
+                    key=key(name),
+                    audio=audio,
+                    text=text,
+                    language="en",
+                    speaker=name[:4],
+                    table=table,
+                    line=number,
+                    extra=extra,
+                )
+            )
     if not found:
         raise UserError(f"{table} has no transcript")
     return texts.corpus(found, LICENCE, "CMU Kids Corpus, LDC97S63, from the LDC")

@@ -17,17 +17,17 @@ between releases, so they are found by the header. That no sentence is in two sp
 https://github.com/common-voice/CorporaCreator, which makes them.
 
 The splits are the publisher's. A language without them has validated.tsv dealt by speaker. `path` is
-the name of a file in clips/ (in old releases without .mp3); `client_id` is the speaker.
+the name of a file in clips/ (in old releases without .mp3); `client_id` is the speaker. Licence:
+https://commonvoice.mozilla.org/en/datasets.
 """
 
 from __future__ import annotations
 
 import csv
-from collections import Counter
 from pathlib import Path
 
 from salsa_dist.corpus.manifest import lines
-from salsa_dist.corpus.utterance import SPLITS, Ask, Corpus, Utterance, key
+from salsa_dist.corpus.utterance import SPLITS, Ask, Corpus, Drops, Utterance, key
 from salsa_dist.errors import UserError
 
 LICENCE = "CC0-1.0"
@@ -37,27 +37,27 @@ EXTRA = ("age", "gender", "accents", "accent", "variant", "segment")
 
 def read(source: Path, ask: Ask, scratch: Path) -> Corpus:
     """The publisher's splits of each language wanted, else what was validated."""
-    folders = [source] if (source / "clips").is_dir() else sorted(p.parent for p in _clips(source))
+    folders = [source] if (source / "clips").is_dir() else _languages(source)
     if not folders:
         raise UserError(f"{source} holds no LANGUAGE/clips: name an unpacked Common Voice release")
     found: list[Utterance] = []
-    dropped: dict[str, Counter[str]] = {}
+    drops = Drops()
     for folder in folders:
         if not ask.wants(folder.name):
             continue
-        counts = dropped.setdefault(folder.name, Counter())
-        own = {split: rows(folder / f"{split}.tsv") for split in SPLITS}
-        if any(own.values()):
-            for split, of_split in own.items():
-                found += utterances(folder, of_split, split, counts)
-        else:
-            found += utterances(folder, rows(folder / "validated.tsv"), None, counts)
+        if missing := _missing(folder):
+            raise UserError(f"{folder} holds no {' and '.join(missing)}: is it unpacked whole?")
+        tables = {split: folder / f"{split}.tsv" for split in SPLITS}
+        own = [u for split, table in tables.items() for u in utterances(table, split, drops)]
+        found += own or utterances(folder / "validated.tsv", None, drops)
     release = next((p.name for p in (source, *source.parents) if p.name.startswith("cv-corpus")), "")
-    return Corpus(found, LICENCE, f"Common Voice {release}".strip(), dropped=dropped)
+    said = f"Common Voice {release}".strip()
+    return Corpus(found, LICENCE, said, dropped=drops.counts, first=drops.first)
 
 
-def rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a release's table; none where it is missing. Quotation marks mean nothing in it."""
+def rows(path: Path) -> list[tuple[int, dict[str, str]]]:
+    """The rows of a release's table with their lines; none where it is missing. Quotation marks mean
+    nothing in it."""
     if not path.is_file():
         return []
     reader = csv.reader((line for _, line in lines(path)), delimiter="\t", quoting=csv.QUOTE_NONE)
@@ -66,30 +66,48 @@ def rows(path: Path) -> list[dict[str, str]]:
     if missing:
         raise UserError(f"{path} has no column {', '.join(missing)}: is it Common Voice's?")
     # An empty last cell may have lost its tab.
-    return [dict(zip(names, cells, strict=False)) for cells in reader]
+    return [(reader.line_num, dict(zip(names, cells, strict=False))) for cells in reader]
 
 
-def utterances(
-    folder: Path, rows: list[dict[str, str]], split: str | None, dropped: Counter[str]
-) -> list[Utterance]:
-    """One for each row with a sentence; others are counted in `dropped`."""
+def utterances(table: Path, split: str | None, drops: Drops) -> list[Utterance]:
+    """One for each row with a sentence; others are counted in `drops`."""
+    folder, language = table.parent, table.parent.name
     found = []
-    for row in rows:
+    for number, row in rows(table):
         name, sentence = row.get("path", ""), row.get("sentence", "")
         if not sentence.strip() or not name:
-            dropped["no text"] += 1
+            drops.add(language, "no text", f"{table}, line {number}")
             continue
         if "/" in name or "\\" in name or name.startswith("."):
-            raise UserError(f"{folder}: {name!r} is no name of a file in clips")
+            raise UserError(f"{table}, line {number}: {name!r} is no name of a file in clips")
         path = folder / "clips" / (name if "." in name else f"{name}.mp3")
-        extra = {field: row[field] for field in EXTRA if row.get(field)}
-        speaker = row.get("client_id") or None
-        stem = key(path.stem)
         found.append(
-            Utterance(stem, path, sentence, folder.name, speaker=speaker, split=split, extra=extra)
+            Utterance(
+                key=key(path.stem),
+                audio=path,
+                text=sentence,
+                language=language,
+                speaker=row.get("client_id") or None,
+                split=split,
+                table=table,
+                line=number,
+                extra={field: row[field] for field in EXTRA if row.get(field)},
+            )
         )
     return found
 
 
-def _clips(source: Path) -> list[Path]:
-    return [path for path in (*source.glob("*/clips"), *source.glob("*/*/clips")) if path.is_dir()]
+def _languages(source: Path) -> list[Path]:
+    """The folders, one or two levels down, that hold a part of a language."""
+    names = ("clips", "validated.tsv", *(f"{split}.tsv" for split in SPLITS))
+    return sorted(
+        {p.parent for d in ("*", "*/*") for name in names for p in source.glob(f"{d}/{name}")}
+    )
+
+
+def _missing(folder: Path) -> list[str]:
+    """What a language's folder lacks of clips and, where it has one of them, of the three splits."""
+    tables = [f"{split}.tsv" for split in SPLITS]
+    there = [name for name in tables if (folder / name).is_file()]
+    lacks = [name for name in tables if name not in there] if there else []
+    return [*([] if (folder / "clips").is_dir() else ["clips"]), *lacks]

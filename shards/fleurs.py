@@ -17,17 +17,16 @@ its `_get_data` unpacks a line into these columns, the fifth without a name. The
 text=raw_transcription` it is the other. Languages are called by the first part of their folder's name
 (bg_bg: bg), Mandarin (cmn_hans_cn) zh. Speakers are not named; by the dataset card those of train
 differ from those of dev and test. Archives are unpacked into a folder beside the shards, only plain
-files, only where they belong.
+files, only where they belong. Licence: https://huggingface.co/datasets/google/fleurs.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path, PurePosixPath
 
 from salsa_dist.corpus.archive import unpack
 from salsa_dist.corpus.manifest import lines
-from salsa_dist.corpus.utterance import SPLITS, Ask, Corpus, Utterance, key
+from salsa_dist.corpus.utterance import SPLITS, Ask, Corpus, Drops, Utterance, key
 from salsa_dist.errors import UserError
 from salsa_dist.new_folder import made_beside
 
@@ -46,28 +45,26 @@ COLUMNS = (
 
 def read(source: Path, ask: Ask, scratch: Path) -> Corpus:
     """All three splits of each language wanted."""
-    folders = sorted(
-        {path.parent for depth in ("", "*/", "*/*/") for path in source.glob(f"{depth}test.tsv")}
-    )
+    tables = [path for depth in ("", "*/", "*/*/") for path in source.glob(f"{depth}*.tsv")]
+    folders = sorted({path.parent for path in tables if path.stem in SPLITS})
     if not folders:
         raise UserError(f"{source} holds no LANGUAGE/test.tsv: name FLEURS's data folder")
     column = ask.columns.get("text", TEXTS[0])
     if column not in TEXTS:
         raise UserError(f"--column text={column}: FLEURS has {' and '.join(TEXTS)}")
     found: list[Utterance] = []
-    dropped: dict[str, Counter[str]] = {}
+    drops = Drops()
     for folder in folders:
         language = language_of(folder.name)
         if not ask.wants(language):
             continue
-        counts = dropped.setdefault(language, Counter())
+        if missing := [f"{split}.tsv" for split in SPLITS if not (folder / f"{split}.tsv").is_file()]:
+            raise UserError(f"{folder} holds no {' and '.join(missing)}: is it fetched whole?")
         for split in SPLITS:
-            table = folder / f"{split}.tsv"
-            if table.is_file():
-                audio = audio_folder(folder, split, scratch)
-                found += utterances(table, audio, language, split, column, counts)
+            audio = audio_folder(folder, split, scratch)
+            found += utterances(folder / f"{split}.tsv", audio, language, split, column, drops)
     rule = f"FLEURS's column {column}"
-    return Corpus(found, LICENCE, "FLEURS", text_rules=(rule,), dropped=dropped)
+    return Corpus(found, LICENCE, "FLEURS", text_rules=(rule,), dropped=drops.counts, first=drops.first)
 
 
 def language_of(folder: str) -> str:
@@ -90,9 +87,9 @@ def audio_folder(folder: Path, split: str, scratch: Path) -> Path:
 
 
 def utterances(
-    table: Path, audio: Path, language: str, split: str, column: str, dropped: Counter[str]
+    table: Path, audio: Path, language: str, split: str, column: str, drops: Drops
 ) -> list[Utterance]:
-    """One a row; rows without a text are counted in `dropped`."""
+    """One a row; rows without a text are counted in `drops`."""
     found = []
     for number, line in lines(table):
         cells = line.rstrip("\r\n").split("\t")
@@ -103,9 +100,18 @@ def utterances(
         if "/" in name or "\\" in name or name.startswith("."):
             raise UserError(f"{table}, line {number}: {name!r} is no name of a file in {audio}")
         if not row[column].strip():
-            dropped["no text"] += 1
+            drops.add(language, "no text", f"{table}, line {number}")
             continue
-        extra = {"sentence": row["id"], "gender": row["gender"].lower()}
-        stem = key(f"{split}/{Path(name).stem}")
-        found.append(Utterance(stem, audio / name, row[column], language, split=split, extra=extra))
+        found.append(
+            Utterance(
+                key=key(f"{split}/{Path(name).stem}"),
+                audio=audio / name,
+                text=row[column],
+                language=language,
+                split=split,
+                table=table,
+                line=number,
+                extra={"sentence": row["id"], "gender": row["gender"].lower()},
+            )
+        )
     return found

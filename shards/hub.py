@@ -79,10 +79,11 @@ def _utterance(
     utterance = manifest.to_utterance(row, ask)
     language = about.languages.get(utterance.language, utterance.language)
     if audio is None:
-        texts.drop(language, "no audio")
+        texts.drop(language, "no audio", f"{split}, row {number}")
         return None
     if not utterance.text.strip():
-        texts.drop(language, "no transcript" if about.untranscribed else "no text")
+        why = "no transcript" if about.untranscribed else "no text"
+        texts.drop(language, why, f"{split}, row {number}")
         return None
     text = texts.clean(utterance.text, language)
     if not text:

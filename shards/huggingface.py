@@ -12,13 +12,12 @@ as the file that it is, from the Arrow tables or beside them; `datasets` decodes
 
 from __future__ import annotations
 
-from collections import Counter
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from salsa_dist.corpus import manifest
-from salsa_dist.corpus.utterance import Ask, Corpus, Utterance, key, split_in
+from salsa_dist.corpus.utterance import Ask, Corpus, Drops, Utterance, key, split_in
 from salsa_dist.errors import UserError
 
 
@@ -26,7 +25,7 @@ def read(source: Path, ask: Ask, scratch: Path) -> Corpus:
     """Every row of every part."""
     parts = _parts(source)
     found: list[Utterance] = []
-    dropped: dict[str, Counter[str]] = {}
+    drops = Drops()
     for folder, split in parts:
         dataset, audio = load(folder)
         columns = dataset.remove_columns([audio])
@@ -35,7 +34,7 @@ def read(source: Path, ask: Ask, scratch: Path) -> Corpus:
             row = manifest.Row({**there, "audio": f"{folder.name}-{i:08d}"}, folder / "row", i)
             utterance = manifest.to_utterance(row, ask)
             if not utterance.text.strip():
-                dropped.setdefault(utterance.language, Counter())["no text"] += 1
+                drops.add(utterance.language, "no text", f"{folder}, row {i}")
                 continue
             found.append(
                 Utterance(
@@ -49,7 +48,8 @@ def read(source: Path, ask: Ask, scratch: Path) -> Corpus:
                     extra=utterance.extra,
                 )
             )
-    return Corpus(found, "not stated", f"Hugging Face data set {source.name}", dropped=dropped)
+    said = f"Hugging Face data set {source.name}"
+    return Corpus(found, "not stated", said, dropped=drops.counts, first=drops.first)
 
 
 def audio_of(utterance: Utterance) -> Path | bytes:

@@ -13,11 +13,10 @@ lies there, to the folder that the build was started in, as Kaldi has them. A wa
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 
 from salsa_dist.corpus.manifest import lines
-from salsa_dist.corpus.utterance import Ask, Corpus, Utterance, key, split_in
+from salsa_dist.corpus.utterance import Ask, Corpus, Drops, Utterance, key, split_in
 from salsa_dist.errors import UserError
 
 
@@ -27,17 +26,17 @@ def read(source: Path, ask: Ask, scratch: Path) -> Corpus:
     if not folders:
         raise UserError(f"{source} holds no wav.scp: name a Kaldi data folder, or one of several")
     found: list[Utterance] = []
-    dropped: dict[str, Counter[str]] = {}
+    drops = Drops()
     for folder in folders:
         split = split_in(folder.name)
-        found += data_folder(folder, split, ask, dropped)
-    return Corpus(found, "not stated", f"Kaldi data folder {source.name}", dropped=dropped)
+        found += data_folder(folder, split, ask, drops)
+    said = f"Kaldi data folder {source.name}"
+    return Corpus(found, "not stated", said, dropped=drops.counts, first=drops.first)
 
 
-def data_folder(
-    folder: Path, split: str | None, ask: Ask, dropped: dict[str, Counter[str]]
-) -> list[Utterance]:
-    """The utterances of one data folder; those without a text are counted in `dropped`."""
+def data_folder(folder: Path, split: str | None, ask: Ask, drops: Drops) -> list[Utterance]:
+    """The utterances of one data folder; those without a text, and texts without a recording, are
+    counted in `drops`."""
     recordings = table(folder / "wav.scp")
     for name, path in recordings.items():
         if path.endswith("|") or path.startswith("|"):
@@ -55,6 +54,9 @@ def data_folder(
         parts = {name: _segment(folder, name, rest) for name, rest in _segments(folder).items()}
     else:
         parts = {name: (name, None, None) for name in recordings}
+    for name in sorted(texts.keys() - parts.keys()):
+        spoken = languages.get(name) or ask.language or "any"
+        drops.add(spoken, "no recording", f"{folder / 'text'}: {name}")
     found = []
     for name, (recording, start, end) in parts.items():
         language = languages.get(name) or ask.language
@@ -63,7 +65,7 @@ def data_folder(
         if recording not in recordings:
             raise UserError(f"{folder / 'segments'}: {name} is of {recording}, not in wav.scp")
         if not texts.get(name):
-            dropped.setdefault(language, Counter())["no text"] += 1
+            drops.add(language, "no text", f"{folder / 'text'}: {name}")
             continue
         audio = Path(recordings[recording])
         beside = folder / audio
@@ -77,6 +79,7 @@ def data_folder(
                 split=split,
                 start=start,
                 end=end,
+                table=folder / ("wav.scp" if start is None else "segments"),
                 extra={"gender": gender[name]} if name in gender else {},
             )
         )

@@ -15,12 +15,11 @@ Paths are relative to the file of cuts, or else to where the build starts.
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from salsa_dist.corpus import manifest
-from salsa_dist.corpus.utterance import Ask, Corpus, Utterance, key, split_in
+from salsa_dist.corpus.utterance import Ask, Corpus, Drops, Utterance, key, split_in
 from salsa_dist.errors import UserError
 
 SUFFIXES = (".jsonl", ".jsonl.gz")
@@ -29,18 +28,19 @@ SUFFIXES = (".jsonl", ".jsonl.gz")
 def read(source: Path, ask: Ask, scratch: Path) -> Corpus:
     """Every supervision of every cut."""
     found: list[Utterance] = []
-    dropped: dict[str, Counter[str]] = {}
+    drops = Drops()
     for file in manifest.files(source, SUFFIXES):
         for row in manifest.json_rows(file):
             try:
                 why = unusable(row)
                 if why:
-                    dropped.setdefault(ask.language or "any", Counter())[why] += 1
+                    drops.add(ask.language or "any", why, row.place)
                 else:
-                    found += utterances(row, ask, dropped)
+                    found += utterances(row, ask, drops)
             except (KeyError, TypeError, ValueError, AttributeError, IndexError) as e:
                 raise UserError(f"{row.place}: not a cut of Lhotse ({type(e).__name__}: {e})") from e
-    return Corpus(found, "not stated", f"Lhotse cuts {source.name}", dropped=dropped)
+    said = f"Lhotse cuts {source.name}"
+    return Corpus(found, "not stated", said, dropped=drops.counts, first=drops.first)
 
 
 def unusable(row: manifest.Row) -> str | None:
@@ -57,7 +57,7 @@ def unusable(row: manifest.Row) -> str | None:
     return None
 
 
-def utterances(row: manifest.Row, ask: Ask, dropped: dict[str, Counter[str]]) -> list[Utterance]:
+def utterances(row: manifest.Row, ask: Ask, drops: Drops) -> list[Utterance]:
     """One for each supervision with a text, within its cut."""
     cut = row.values
     source = cut["recording"]["sources"][0]
@@ -70,7 +70,7 @@ def utterances(row: manifest.Row, ask: Ask, dropped: dict[str, Counter[str]]) ->
         if not language:
             raise UserError(f"{row.place}: no language: give it with --language")
         if not (supervision.get("text") or "").strip():
-            dropped.setdefault(language, Counter())["no text"] += 1
+            drops.add(language, "no text", row.place)
             continue
         start = cut_start + float(supervision["start"])
         end = min(start + float(supervision["duration"]), cut_end)
@@ -88,6 +88,8 @@ def utterances(row: manifest.Row, ask: Ask, dropped: dict[str, Counter[str]]) ->
                 start=start,
                 end=end,
                 channel=_channel(cut, source),
+                table=row.file,
+                line=row.number,
                 extra=manifest.words_and_numbers(
                     {**(supervision.get("custom") or {}), "gender": supervision.get("gender")}
                 ),

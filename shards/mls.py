@@ -9,6 +9,7 @@ Source: one language's folder, or one that holds several:
     └── dev/, test/                                the same
 
 as in https://www.openslr.org/94 and Lhotse's recipes/mls.py. The splits are the publisher's.
+Licence: https://www.openslr.org/94.
 """
 
 from __future__ import annotations
@@ -59,7 +60,17 @@ def read(source: Path, ask: Ask, scratch: Path) -> Corpus:
                     **({"gender": gender[parts[0]]} if parts[0] in gender else {}),
                 }
                 found.append(
-                    Utterance(key(name), audio, text, language, parts[0], split=split, extra=extra)
+                    Utterance(
+                        key=key(name),
+                        audio=audio,
+                        text=text,
+                        language=language,
+                        speaker=parts[0],
+                        split=split,
+                        table=table,
+                        line=number,
+                        extra=extra,
+                    )
                 )
     if not found:
         raise UserError(f"{source} holds no mls_LANGUAGE/train/transcripts.txt: name an unpacked MLS")

@@ -13,7 +13,7 @@ Folders and partitions (no student is in two) as in
 https://boulderlearning.com/products/details-of-the-myst-corpus and
 https://catalog.ldc.upenn.edu/docs/LDC2021S05/MyST-corpus-README.txt; `myst_child_conv_speech`, the
 three partitions' names and .trn as ESPnet's egs2/myst_ogi_cmu_kids reads them. For a copy on a model
-hub see recipe `hub`.
+hub see recipe `hub`. Licence: https://catalog.ldc.upenn.edu/LDC2021S05.
 
 The module of a session (MX, …) goes along. Texts: `salsa_dist/corpus/texts/myst.py`.
 """
@@ -48,7 +48,7 @@ def read(source: Path, ask: Ask, scratch: Path) -> Corpus:
         for stem in sorted(there):
             audio, written = (stem.with_name(f"{stem.name}.{end}") for end in ("flac", "trn"))
             if not audio.is_file():
-                texts.drop("en", "no recording")
+                texts.drop("en", "no recording", written)
                 continue
             text = texts.clean(read_text(written), "en") if written.is_file() else ""
             if not text:

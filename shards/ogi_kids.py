@@ -13,7 +13,8 @@ SpeechBrain read them: `ks`, a letter or digit of the grade, two of the child, t
 the verifications (https://catalog.ldc.upenn.edu/docs/LDC2007S18/verification-note.txt) 1 is good, 2 has
 other sounds beside the target, 3 lacks it, 4 is good with a puff of air: 2 and 3 are left out, what was
 not verified stays. The release has no splits, so whole children are dealt. Recordings of spontaneous
-speech last about a minute: give the base's window with --max-seconds, or cut them first.
+speech last about a minute: give the base's window with --max-seconds, or cut them first. Licence:
+https://catalog.ldc.upenn.edu/LDC2007S18.
 """
 
 from __future__ import annotations
@@ -61,10 +62,10 @@ def read(source: Path, ask: Ask, scratch: Path) -> Corpus:
             extra = {"grade": int(grade) if grade.isdigit() else grade, "style": kind}
             name = key(f"{kind}/{audio.stem}")
             found.append(Utterance(name, audio, text, "en", speaker=child, extra=extra))
-    for written in (source / "trans").glob("*/*/*/*/*.txt"):
+    for written in sorted((source / "trans").glob("*/*/*/*/*.txt")):
         place = written.relative_to(source / "trans").with_suffix(".wav")
         if not (speech / place).is_file():
-            texts.drop("en", "no recording")
+            texts.drop("en", "no recording", written)
     if not found:
         raise UserError(f"{speech} holds no STYLE/GRADE/GROUP/CHILD/*.wav: is it unpacked whole?")
     return texts.corpus(found, LICENCE, "CSLU: Kids' Speech 1.1, LDC2007S18, from the LDC")

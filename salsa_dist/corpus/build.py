@@ -37,7 +37,7 @@ from salsa_dist.corpus.recipes import load_recipe, name_of
 from salsa_dist.corpus.stats import said
 from salsa_dist.corpus.text import RULES, clean
 from salsa_dist.corpus.upload import building_folder, is_there, remove_built, upload
-from salsa_dist.corpus.utterance import Ask, Corpus, Utterance
+from salsa_dist.corpus.utterance import Ask, Corpus, Drops, Utterance
 from salsa_dist.corpus.writer import check_name, is_key
 from salsa_dist.data.audio import resampler
 from salsa_dist.data.index import FILE, ShardIndex
@@ -95,11 +95,14 @@ def build(
         corpus = module.read(source, ask, scratch)
         if not isinstance(corpus, Corpus):
             raise UserError(f"recipe {recipe!r}: its read() must return a Corpus")
-        dropped = {language: Counter(counts) for language, counts in corpus.dropped.items()}
-        tasks, how = plan(recipe, source, corpus, ask, dropped)
+        drops = Drops(
+            {language: Counter(counts) for language, counts in corpus.dropped.items()},
+            {language: dict(first) for language, first in corpus.first.items()},
+        )
+        tasks, how = plan(recipe, source, corpus, ask, drops)
         made = _make_all(tasks, folder, workers)
-        _check_dropped(tasks, made, dropped, max_dropped)
-        index = _finish(name, out, folder, corpus, ask, tasks, made, how, dropped)
+        _check_dropped(tasks, made, drops, max_dropped)
+        index = _finish(name, out, folder, corpus, ask, tasks, made, how, drops.counts)
         shutil.rmtree(scratch, ignore_errors=True)
     log.info(said(index))
     return index
@@ -119,9 +122,9 @@ def _build_remote(
 
 
 def plan(
-    recipe: str, source: Path, corpus: Corpus, ask: Ask, dropped: dict[str, Counter[str]]
+    recipe: str, source: Path, corpus: Corpus, ask: Ask, drops: Drops
 ) -> tuple[list[Task], dict[str, str]]:
-    """The shards to make, and how each language was split; texts that are empty go to `dropped`."""
+    """The shards to make, and how each language was split; texts that are empty go to `drops`."""
     by_language: dict[str, list[Utterance]] = {}
     there: Counter[str] = Counter()
     seen: set[str] = set()
@@ -137,7 +140,7 @@ def plan(
         u = utterance
         place = (language, u.audio, u.row, u.start, u.end, u.channel)
         if place in audio:
-            dropped.setdefault(language, Counter())["same audio again"] += 1
+            drops.add(language, "same audio again", u.place)
             continue
         audio.add(place)
         if key in seen:
@@ -146,7 +149,7 @@ def plan(
         if clean(utterance.text):
             by_language.setdefault(language, []).append(replace(utterance, key=key))
         else:
-            dropped.setdefault(language, Counter())["no text"] += 1
+            drops.add(language, "no text", u.place)
     missing = [language for language in ask.languages or () if language not in there]
     if missing or not by_language:
         known = ", ".join(f"{language} ({n})" for language, n in sorted(there.items()))
@@ -157,7 +160,7 @@ def plan(
     tasks, how = [], {}
     for language, utterances in sorted(by_language.items()):
         check_name(language)
-        dropped.setdefault(language, Counter())
+        drops.counts.setdefault(language, Counter())
         parts, how[language] = splits.deal(utterances, ask)
         for split, part in sorted(parts.items()):
             if not corpus.ordered:
@@ -271,9 +274,7 @@ def _worker() -> None:
     threading.Thread(target=leave_with_parent, daemon=True).start()
 
 
-def _check_dropped(
-    tasks: Sequence[Task], made: dict[str, Made], before: dict[str, Counter[str]], most: float
-) -> None:
+def _check_dropped(tasks: Sequence[Task], made: dict[str, Made], before: Drops, most: float) -> None:
     """Raises: UserError: more of a language's utterances are of no use than the share `most`."""
     if not any(one.shard for one in made.values()):
         return  # nothing is left, which is told another way
@@ -285,11 +286,14 @@ def _check_dropped(
     for language, dropped in sorted(gone.items()):
         bad = [(key, why) for key, why in dropped if why.split(":")[0] not in ASKED]
         kinds = Counter(why.split(":")[0] for _, why in bad)
-        own = before.get(language, Counter())
+        own = before.counts.get(language, Counter())
         kinds += Counter({why: own[why] for why in UNUSABLE})
+        first = before.first.get(language, {})
         every = tried[language] + kinds.total() - len(bad)
         if kinds.total() > most * every:
-            example = f", such as {bad[0][0]} ({bad[0][1]})" if bad else ""
+            examples = [f"{key} ({why})" for key, why in bad[:1]]
+            examples += [f"{first[why]} ({why})" for why in UNUSABLE if own[why] and why in first]
+            example = f", such as {examples[0]}" if examples else ""
             raise UserError(
                 f"{kinds.total()} of {every} utterances in {language} can't be used "
                 f"({', '.join(f'{n} {kind}' for kind, n in kinds.most_common())}){example}: fix the "

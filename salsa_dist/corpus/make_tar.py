@@ -117,7 +117,8 @@ def _packed(task: Task, dropped: list[tuple[str, str]]) -> Iterator[Packed]:
         try:
             yield _pack(utterance, task)
         except UserError as e:
-            dropped.append((utterance.key, str(e)))
+            place = f" ({utterance.place})" if utterance.place else ""
+            dropped.append((utterance.key, f"{e}{place}"))
 
 
 def _pack(utterance: Utterance, task: Task) -> Packed:

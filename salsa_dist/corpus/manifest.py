@@ -14,13 +14,13 @@ import json
 import math
 import os
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
-from salsa_dist.corpus.utterance import Ask, Corpus, Utterance, key, split_in
+from salsa_dist.corpus.utterance import Ask, Corpus, Drops, Utterance, key, split_in
 from salsa_dist.errors import UserError
 
 NAMES: dict[str, tuple[str, ...]] = {
@@ -114,37 +114,41 @@ def corpus(rows: Iterable[Row], ask: Ask, source: str) -> Corpus:
     """
     found: list[Utterance] = []
     elsewhere: list[int] = []
-    dropped: dict[str, Counter[str]] = {}
+    unnamed: list[int] = []
+    drops = Drops()
     lacking: dict[str, UserError] = {}
     for row in rows:
         language = _text(row, ask, "language") or ask.language or "any"
         missing = next((field for field in ("audio", "text") if not _given(row, ask, field)), None)
         if missing:
             lacking.setdefault(missing, _lacks(row, ask, missing))
-            dropped.setdefault(language, Counter())[f"no {missing}"] += 1
+            if ask.wants(language):
+                drops.add(language, f"no {missing}", row.place)
             continue
         utterance = to_utterance(row, ask)
         if utterance.text.strip():
-            if _elsewhere(row, ask):
-                elsewhere.append(len(found))
+            if not _text(row, ask, "key"):
+                unnamed.append(len(found))
+                if _elsewhere(row, ask):
+                    elsewhere.append(len(found))
             found.append(utterance)
         elif ask.wants(utterance.language):
-            dropped.setdefault(utterance.language, Counter())["no text"] += 1
+            drops.add(utterance.language, "no text", row.place)
     if not found and lacking:
         raise next(iter(lacking.values()))
     _named_without_their_place(found, elsewhere)
-    return Corpus(found, "not stated", source, dropped=dropped)
+    _named_apart(found, unnamed)
+    return Corpus(found, "not stated", source, dropped=drops.counts, first=drops.first)
 
 
 def _given(row: Row, ask: Ask, field: str) -> bool:
-    return _value(row, ask, field) not in (None, "")
+    return _value(row, ask, field) not in (None, "") and _text(row, ask, field) is not None
 
 
 def _elsewhere(row: Row, ask: Ask) -> bool:
-    """Whether the row has no key of its own, and audio that does not lie beside its manifest."""
+    """Whether the row's audio does not lie beside its manifest."""
     audio = Path(_text(row, ask, "audio") or "")
-    beside = audio.is_absolute() and not audio.is_relative_to(row.file.parent.absolute())
-    return beside and not _text(row, ask, "key")
+    return audio.is_absolute() and not audio.is_relative_to(row.file.parent.absolute())
 
 
 def _named_without_their_place(found: list[Utterance], which: list[int]) -> None:
@@ -154,6 +158,19 @@ def _named_without_their_place(found: list[Utterance], which: list[int]) -> None
     root = os.path.commonpath([found[i].audio.parent for i in which])
     for i in which:
         found[i] = replace(found[i], key=_key_of(found[i].audio.relative_to(root), found[i].start))
+
+
+def _named_apart(found: list[Utterance], which: list[int]) -> None:
+    """Other keys for what is called alike but is not the same: channels, parts that begin together,
+    files that differ in their ending."""
+    alike: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
+    for i in which:
+        alike[found[i].language, found[i].key].append(i)
+    for (_, name), group in alike.items():
+        apart = [(found[i].audio.name, found[i].end, found[i].channel) for i in group]
+        if len(set(apart)) > 1:
+            for i, what in zip(group, apart, strict=True):
+                found[i] = replace(found[i], key=key(f"{name} {what}"))
 
 
 def _key_of(audio: Path, start: float | None) -> str:
@@ -195,6 +212,8 @@ def to_utterance(row: Row, ask: Ask) -> Utterance:
         start=start,
         end=end,
         channel=int(channel) if channel.isdecimal() else None,
+        table=row.file,
+        line=row.number,
         extra=words_and_numbers(_others(row, ask)),
     )
 
@@ -251,6 +270,8 @@ def _number(row: Row, ask: Ask, field: str) -> float | None:
 
 def _text(row: Row, ask: Ask, field: str) -> str | None:
     value = _value(row, ask, field)
+    if isinstance(value, float) and math.isnan(value):
+        return None  # what pandas writes where there is none
     if value is None or isinstance(value, (str, int)):
         return None if value is None else str(value)
     raise UserError(f"{row.place}: {field} is {str(value)[:60]!r}, no text")

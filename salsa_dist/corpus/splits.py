@@ -1,6 +1,6 @@
 """Which utterances are train, dev and test, and their order in the shards.
 
-    own split               as the corpus has it
+    own split               as the corpus has it; nothing is added to its own dev and test
     none, speakers known    whole speakers are dealt to test, then to dev, the rest is train
     none, else              whole texts are dealt, so that no text is in two splits
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from salsa_dist.corpus.text import same
 from salsa_dist.corpus.utterance import SPLITS, Ask, Utterance
@@ -36,6 +37,11 @@ def deal(utterances: Iterable[Utterance], ask: Ask) -> tuple[dict[str, list[Utte
             left.append(utterance)
     how = [OWN] if any(parts.values()) else []
     if left:
+        ask = replace(
+            ask,
+            dev_share=0.0 if parts["dev"] else ask.dev_share,
+            test_share=0.0 if parts["test"] else ask.test_share,
+        )
         speakers = {u.speaker for u in left}
         by_speaker = None not in speakers and len(speakers) >= MIN_SPEAKERS
         how.append(BY_SPEAKER if by_speaker else BY_TEXT)

@@ -43,6 +43,7 @@ class Utterance:
         start, end: seconds in the file; None for its start or end.
         channel: the one that is spoken on, from 0; None for the mean of all.
         row: place in a file that holds many recordings; None for other files.
+        table, line: where the corpus says all this, for errors; None where no file of its own does.
         extra: further facts, kept in the sample's JSON.
     """
 
@@ -56,7 +57,33 @@ class Utterance:
     end: float | None = None
     channel: int | None = None
     row: int | None = None
+    table: Path | None = None
+    line: int | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def place(self) -> str:
+        """Table and line in words; empty where they are not known."""
+        line = "" if self.line is None else f", line {self.line}"
+        return f"{self.table}{line}" if self.table else ""
+
+
+@dataclass
+class Drops:
+    """Utterances that were left out.
+
+    Attributes:
+        counts: for each language, how many for each reason.
+        first: for each language and reason, the file (and line) of the first, where that is known.
+    """
+
+    counts: dict[str, Counter[str]] = field(default_factory=dict)
+    first: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    def add(self, language: str, why: str, place: str | Path = "") -> None:
+        self.counts.setdefault(language, Counter())[why] += 1
+        if place:
+            self.first.setdefault(language, {}).setdefault(why, str(place))
 
 
 @dataclass(frozen=True)
@@ -68,6 +95,7 @@ class Corpus:
         text_rules: what the recipe did to texts, beyond the rules of `text.py`.
         touched: for each language, how many utterances each rule for texts changed.
         dropped: for each language, how many utterances the recipe left out, and why.
+        first: for each language and reason, where the first of these stands.
         facts: whatever else belongs into the dataset card.
         ordered: keep the order given, it was shuffled by the recipe; else `build` shuffles.
     """
@@ -78,6 +106,7 @@ class Corpus:
     text_rules: tuple[str, ...] = ()
     touched: Mapping[str, Counter[str]] = field(default_factory=dict)
     dropped: Mapping[str, Counter[str]] = field(default_factory=dict)
+    first: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
     ordered: bool = False
 

@@ -146,6 +146,32 @@ def test_rows_without_a_text_and_rows_of_one_file_are_dropped_and_counted(tmp_pa
     assert index.recipe["dropped"] == {"bg": counts}
 
 
+def test_what_begins_alike_is_kept_as_parts_and_no_number_is_no_text(tmp_path: Path) -> None:
+    import numpy as np
+    import soundfile
+    from clips import tone
+
+    sides = np.stack([tone(1, hz, 16_000) for hz in (300, 600)], 1)
+    soundfile.write(tmp_path / "call.wav", sides, 16_000)
+    rows: list[dict[str, Any]] = [
+        {"audio": "call.wav", "text": "caller", "channel": 0},
+        {"audio": "call.wav", "text": "agent", "channel": 1},
+        {"audio": "call.wav", "text": "word", "channel": 0, "start": 0, "end": 0.4},
+        {"audio": "call.wav", "text": "two words", "channel": 0, "start": 0, "end": 0.8},
+        {"audio": "call.wav", "text": "two words", "channel": 0, "start": 0, "end": 0.8},
+        {"audio": "call.wav", "text": float("nan")},
+    ]
+    manifest = rows_to(tmp_path / "m.jsonl", rows)
+    index = build("jsonl", manifest, tmp_path / "out", Ask(language="en"), max_dropped=0.4)
+    found = samples(index)
+    assert {f["text"] for _, _, f in found.values()} == {"caller", "agent", "word", "two words"}
+    (agent,) = [audio for _, audio, f in found.values() if f["text"] == "agent"]
+    assert abs(pitch(agent) - 600) < 5
+    assert index.recipe["dropped"] == {"en": {"no text": 1, "same audio again": 1}}
+    with pytest.raises(UserError, match=r"such as .*m\.jsonl, line 6 \(no text\): fix the source"):
+        build("jsonl", manifest, tmp_path / "none", Ask(language="en"))
+
+
 def test_keys_do_not_tell_where_on_the_disk_the_audio_lies(tmp_path: Path) -> None:
     made = []
     for home in ("one", "another/disk"):
@@ -181,7 +207,8 @@ def kaldi(folder: Path) -> Path:
     tape(folder / "rec/t1.wav")
     (folder / "wav.scp").write_text("t1 rec/t1.wav\n")
     (folder / "segments").write_text("mia-1 t1 0.0 1.0\nmia-2 t1 1.0 2.0\nleo-1 t1 2.0 -1\n")
-    (folder / "text").write_text("mia-1 едно\nmia-2 две и три\nleo-1\n", encoding="utf-8")
+    said = "mia-1 едно\nmia-2 две и три\nleo-1\nleo-2 без запис\n"
+    (folder / "text").write_text(said, encoding="utf-8")
     (folder / "utt2spk").write_text("mia-1 mia\nmia-2 mia\nleo-1 leo\n")
     (folder / "spk2gender").write_text("mia f\n")
     return folder
@@ -189,14 +216,14 @@ def kaldi(folder: Path) -> Path:
 
 def test_kaldi(tmp_path: Path) -> None:
     kaldi(tmp_path / "data/dev")
-    index = build("kaldi", tmp_path / "data", tmp_path / "out", Ask(language="bg"), max_dropped=0.4)
+    index = build("kaldi", tmp_path / "data", tmp_path / "out", Ask(language="bg"), max_dropped=0.5)
     found = samples(index)
     assert found.keys() == {"bg/mia-1", "bg/mia-2"}
     split, audio, facts = found["bg/mia-2"]
     assert (split, facts["text"], facts["speaker"]) == ("dev", "две и три", "mia")
     assert facts["extra"] == {"gender": "f"}
     assert abs(pitch(audio) - 600) < 5
-    assert index.recipe["dropped"] == {"bg": {"no text": 1}}
+    assert index.recipe["dropped"] == {"bg": {"no recording": 1, "no text": 1}}
 
 
 def test_kaldi_commands_are_never_run(tmp_path: Path) -> None:

@@ -181,19 +181,40 @@ def test_cmu_kids(tmp_path: Path) -> None:
 
 def test_seame_with_its_dev_sets(tmp_path: Path) -> None:
     home = seame(tmp_path)
+    tape = home / "data/interview/audio/NI01MAX_0101.flac"
+    for name in ("NI02MAX_0101", "NI03FAX_0101", "NI04FAX_0101"):
+        shutil.copy(tape, tape.with_name(f"{name}.flac"))
+        lines = "".join(f"{name}\t{a}\t{a + 900}\tCS\t{name[:5]} {a} 不要\n" for a in (0, 1000))
+        write(home / f"data/interview/transcript/phaseII/{name}.txt", lines)
     # Rounded otherwise than by us, as in the published lists.
     write(home / "SEAME-dev-set/dev_man/text", "ni01m-ni01max_0101-00100-00201 不要 lah\n")
     write(home / "SEAME-dev-set/dev_sge/text", "\n")
+    heads = ("01nc01fbx_0101", "ni02max_0101", "ni03fax_0101")
+    lines = "".join(f"./seame/phasei/original/interview/{x}/{x}.wav\n" for x in heads)
+    write(home / "SEAME-dev-set/train/wav_file.txt", lines)
     index = build("seame", home, tmp_path / "out")
-    found = {f["text"]: (split, f["extra"].get("set")) for split, _, f in samples(index).values()}
-    assert found == {
-        "那个 then 我们 go lor": ("train", None),
-        "我们 走 吧": ("train", None),
-        "不要 lah": ("test", "dev_man"),
-    }
-    assert index.recipe["dropped"] == {"zh-en": {"nothing said": 1, "speaker of a dev set": 1}}
-    touched = {"brackets": 1, "sounds of the speaker": 3, "unknown words": 1}
+    found = samples(index).values()
+    assert [(f["text"], f["extra"]["set"]) for split, _, f in found if split == "test"] == [
+        ("不要 lah", "dev_man")
+    ]
+    speakers = {s: {f["speaker"] for split, _, f in found if split == s} for s in ("train", "dev")}
+    assert len(speakers["dev"]) == 1
+    assert speakers["train"] | speakers["dev"] == {"nc01f", "ni02m", "ni03f"}
+    assert not speakers["train"] & speakers["dev"]
+    dropped = {"nothing said": 1, "speaker of a dev set": 1, "not in the train list": 2}
+    assert index.recipe["dropped"] == {"zh-en": dropped}
+    assert index.recipe["splits"] == {"zh-en": "the corpus's own and by speaker"}
+    assert "那个 then 我们 go lor" in {f["text"] for _, _, f in found}
+    touched = {"brackets": 1, "sounds of the speaker": 2, "unknown words": 1}
     assert index.recipe["touched"] == {"zh-en": touched}
+
+
+def test_dev_sets_of_another_seame_are_refused(tmp_path: Path) -> None:
+    home = seame(tmp_path / "in")
+    write(home / "SEAME-dev-set/dev_sge/text", "ni01m-ni01max_0101-00500-00601 不要\n")
+    with pytest.raises(UserError, match="1 of 1 segments of dev_sge are in no transcript: is the list"):
+        build("seame", home, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("recipe", LICENSED)
@@ -230,7 +251,11 @@ def gone(home: Path, pattern: str) -> None:
     [
         ("myst", "development", r"data holds no development: is it unpacked whole\?"),
         ("myst", "*.flac", r"no STUDENT/SESSION/\*\.flac with a \.trn: is it unpacked whole\?"),
-        ("myst", "myst_002001*_000.flac", r"1 of 3 utterances in en can't be used \(1 no recording\)"),
+        (
+            "myst",
+            "myst_002001*_000.flac",
+            r"1 of 3 .* \(1 no recording\), such as /.*_000\.trn ",
+        ),
         ("ogi_kids", "speech/scripted", r"speech holds no scripted: is it unpacked whole\?"),
         ("ogi_kids", "ks000x*0.wav", r"1 of \d+ utterances in en can't be used \(1 no recording\)"),
         ("cmu_kids", "*.sph", "all 2 utterances were dropped, such as .*audio file is missing"),
@@ -240,10 +265,11 @@ def gone(home: Path, pattern: str) -> None:
             "interview/audio",
             r"interview holds no audio and transcript: is it unpacked whole\?",
         ),
-        ("seame", "NI01MAX_0101.flac", r"2 of 4 .*2 audio file is missing"),
+        ("seame", "NI01MAX_0101.flac", r"2 of 4 .*2 audio file is missing.* \(/.*_0101\.txt, line \d"),
         ("mls", "test/transcripts.txt", r"test/transcripts\.txt is missing: is .*mls_polish unpacked"),
         ("mls", "*.flac", "all 3 utterances were dropped"),
         ("voxpopuli", "*.ogg", "all 3 utterances were dropped"),
+        ("voxpopuli", "asr_dev.tsv", r"de/asr_dev\.tsv is missing: run get_asr_data\.py again"),
     ],
 )
 def test_a_corpus_that_is_half_there_is_an_error(
@@ -344,7 +370,7 @@ def test_mls_and_voxpopuli_keep_their_splits(tmp_path: Path) -> None:
             "seame",
             "data/interview/transcript/phaseII/NI01MAX_0101.txt",
             "NI01MAX_0101\t0\t90000\tEN\tx\n",
-            r"1 of 3 .*NI01MAX_0101\.flac has 3 s, no part from 0 s to 90 s",
+            r"1 of 3 .*NI01MAX_0101\.flac has 3 s, no part from 0 s to 90 s.*_0101\.txt, line 1\)",
         ),
         (
             "seame",

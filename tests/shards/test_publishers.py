@@ -123,7 +123,9 @@ OTHER = "client_id\tclip\tsentence\n"
     ("recipe", "file", "text", "says"),
     [
         ("common_voice", "bg/dev.tsv", OTHER, r"bg/dev\.tsv has no column path: is it Common Voice's"),
-        ("common_voice", "bg/clips", None, "holds no LANGUAGE/clips: name an unpacked Common Voice"),
+        ("common_voice", "bg/clips", None, r"bg holds no clips: is it unpacked whole\?"),
+        ("common_voice", "bg/dev.tsv", None, r"bg holds no dev\.tsv: is it unpacked whole\?"),
+        ("fleurs", "data/bg_bg/test.tsv", None, r"bg_bg holds no test\.tsv: is it fetched whole\?"),
         (
             "fleurs",
             "data/bg_bg/dev.tsv",

@@ -11,8 +11,9 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from salsa_dist.corpus.utterance import Corpus, Utterance
+from salsa_dist.corpus.utterance import Corpus, Drops, Utterance
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Texts:
 
     rules: tuple[Rule, ...]
     touched: dict[str, Counter[str]] = field(default_factory=dict)
-    dropped: dict[str, Counter[str]] = field(default_factory=dict)
+    drops: Drops = field(default_factory=Drops)
 
     def clean(self, text: str, language: str) -> str | None:
         """The text by the rules; None, and counted, where the utterance is dropped."""
@@ -65,10 +66,14 @@ class Texts:
             return None
         return cleaned
 
-    def drop(self, language: str, why: str) -> None:
-        self.dropped.setdefault(language, Counter())[why] += 1
+    def drop(self, language: str, why: str, place: str | Path = "") -> None:
+        """Count one; `place` is the file, and line, that tells of it."""
+        self.drops.add(language, why, place)
 
     def corpus(self, utterances: list[Utterance], licence: str, source: str) -> Corpus:
         """A `Corpus` with the rules said and counted."""
         said = tuple(rule.said for rule in self.rules)
-        return Corpus(utterances, licence, source, said, touched=self.touched, dropped=self.dropped)
+        counts, first = self.drops.counts, self.drops.first
+        return Corpus(
+            utterances, licence, source, said, touched=self.touched, dropped=counts, first=first
+        )
