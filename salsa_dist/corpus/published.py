@@ -7,7 +7,9 @@ What a user says (`--column`, `--language`, `--licence`) goes before what is sai
     facebook/omnilingual-asr-corpus    arXiv 2511.09690
     MagicLuke/MyST                     its card: a gated copy of LDC2021S05
     xlab-ub/Redmond-Sentence-Recall    its card (the publisher's; before at ai4exceptionaled/…)
-    MagicLuke/Redmond-Sentence-Recall  a copy; a public leaderboard names its subset `sentence`
+    MagicLuke/Redmond-Sentence-Recall  a copy in sentences; its subset and columns are those that its
+                                       owner's code reads (github.com/MagicLuke/AutoRSR,
+                                       AutoRsr-NoBert/downstream_peritem.py), its marks: texts/rsr.py
 
 Their cards are https://huggingface.co/datasets/ORG/NAME.
 """
@@ -18,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePath
 
-from salsa_dist.corpus.texts import Rule, ascend, myst, omnilingual
+from salsa_dist.corpus.texts import Rule, ascend, myst, omnilingual, rsr
 
 
 @dataclass(frozen=True)
@@ -100,11 +102,14 @@ KNOWN: dict[str, Published] = {
     # Each row of the publisher's is a child's whole test of 16 sentences, in one split, train.
     "xlab-ub/Redmond-Sentence-Recall": _RSR,
     "ai4exceptionaled/Redmond-Sentence-Recall": _RSR,
-    # Cut into sentences by others; its columns and other subsets are not documented.
+    # Cut into sentences by others: sentence/test-*.parquet with speaker_id, text and sentence_id, which
+    # of the 16 it is. Other splits and subsets are not documented.
     "MagicLuke/Redmond-Sentence-Recall": Published(
+        columns={"text": "text", "speaker": "speaker_id"},
         language="en",
         licence="not stated by this copy (the publisher's: CC-BY-NC-4.0)",
         source="Redmond Sentence Recall, copy in sentences",
+        rules=rsr.RULES,
         say="--subset sentence",
     ),
 }

@@ -379,14 +379,18 @@ def test_redmond_sentence_recall(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds recordings of whole tests and no transcripts: write a"):
         build("hub", whole, tmp_path / "out")
     home = tmp_path / "MagicLuke/Redmond-Sentence-Recall"
-    row = {"audio": clip(300), "said": "he was kicked"}
-    parquet(home, {f"sentence/{name}": [row] for name in ("train", "validation", "test")})
+    said = "<he was> [/] he &-um was &+ki (.) kicked xxx &=laughs ."
+    row = {"audio": clip(300), "text": said, "speaker_id": "RSR_1", "sentence_id": 4}
+    other = {**row, "text": "xxx", "sentence_id": 5}
+    parquet(home, {f"sentence/{name}": [row, other] for name in ("train", "validation", "test")})
     card(home, "sentence", "sentence")
     with pytest.raises(UserError, match="is a collection: say which part with --subset sentence"):
         build("hub", home, tmp_path / "out")
-    with pytest.raises(UserError, match=r"no text among .*said.*: name its column with --column text="):
-        build("hub", home, tmp_path / "out", Ask(subset="sentence"))
-    assert not (tmp_path / "out").exists()
-    index = built(home, tmp_path / "out", Ask(subset="sentence", columns={"text": "said"}))
-    assert {f["text"] for _, _, f in samples(index).values()} == {"he was kicked"}
+    index = built(home, tmp_path / "out", Ask(subset="sentence"))
+    found = {
+        (f["text"], f["speaker"], f["extra"]["sentence_id"]) for _, _, f in samples(index).values()
+    }
+    assert found == {("he was he um was kicked .", "RSR_1", 4)}
+    assert index.recipe["dropped"] == {"en": {"nothing said": 3}}
+    assert index.recipe["touched"]["en"]["codes"] == 3
     assert (index.recipe["languages"], index.recipe["splits"]) == (["en"], {"en": "the corpus's own"})
