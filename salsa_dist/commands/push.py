@@ -80,6 +80,7 @@ def scores_of(adapter: Path, name: str) -> list[Score]:
                     gain=gain["relative"],
                     gain_low=gain["relative_low"],
                     gain_high=gain["relative_high"],
+                    normaliser=tree["definitions"]["normaliser"],
                 )
             )
     return scores

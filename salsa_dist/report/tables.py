@@ -1,4 +1,5 @@
-"""Reports as tables: CSV for spreadsheets, LaTeX for papers. Their numbers are the JSON's.
+"""Reports as tables: CSV for spreadsheets, LaTeX for papers. Their numbers are the JSON's. The
+normaliser is a CSV's last column and a LaTeX file's first line.
 
 comparison ──comparison_csv──> {"comparison": text, "comparison-by": …, "comparison-forgetting": …,
                                 "comparison-mixed": …}
@@ -46,13 +47,13 @@ def comparison_csv(comparison: Mapping[str, Any]) -> dict[str, str]:
         for row in comparison["forgetting"]
     ]
     files["comparison-mixed"] = _mixed(comparison["cells"])
-    return _texts(files)
+    return _texts(files, comparison)
 
 
 def report_csv(report: Mapping[str, Any]) -> dict[str, str]:
     """As `comparison_csv`, of the rows of report.json."""
     files = {"report": report["results"], "report-by": report["by"]}
-    return _texts({**files, "report-mixed": _mixed(report["cells"])})
+    return _texts({**files, "report-mixed": _mixed(report["cells"])}, report)
 
 
 def _mixed(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -65,8 +66,9 @@ def _mixed(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _texts(files: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, str]:
-    return {name: _csv(rows) for name, rows in files.items() if rows}
+def _texts(files: Mapping[str, Sequence[Mapping[str, Any]]], tree: Mapping[str, Any]) -> dict[str, str]:
+    said = {"normaliser": tree["definitions"]["normaliser"]}
+    return {name: _csv([{**row, **said} for row in rows]) for name, rows in files.items() if rows}
 
 
 def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -94,7 +96,7 @@ def comparison_latex(comparison: Mapping[str, Any]) -> str:
     ]
     if rows:
         tables.append(latex_table(["gain in CER, %", *languages], rows))
-    return "\n".join(tables)
+    return _normaliser(comparison) + "\n".join(tables)
 
 
 def report_latex(report: Mapping[str, Any]) -> str:
@@ -116,7 +118,11 @@ def report_latex(report: Mapping[str, Any]) -> str:
             line.append(text)
         rows.append(line)
     rule = "/".join(sorted({own_rate(row["unit"]) for row in report["results"]}, reverse=True))
-    return latex_table(["language, method, window", f"{rule}, %", "CER, %"], rows)
+    return _normaliser(report) + latex_table(["language, method, window", f"{rule}, %", "CER, %"], rows)
+
+
+def _normaliser(tree: Mapping[str, Any]) -> str:
+    return f"% normaliser: {tree['definitions']['normaliser']}\n"
 
 
 def place(cell: Mapping[str, Any], metric: str) -> tuple[str, str, str]:

@@ -29,6 +29,7 @@ class Score:
         utterances: how many.
         zero_shot, steered, low, high: the rates, and the interval of the steered one.
         gain, gain_low, gain_high: by which share the rate fell.
+        normaliser: what both texts went through before they were compared.
     """
 
     language: str
@@ -43,6 +44,7 @@ class Score:
     gain: float
     gain_low: float
     gain_high: float
+    normaliser: str = "not recorded"
 
 
 def model_card(facts: Mapping[str, Any], scores: Sequence[Score] = (), repository: str = "") -> str:
@@ -172,9 +174,11 @@ def _results(facts: Mapping[str, Any], scores: Sequence[Score]) -> str:
             f"| {s.language} | {s.split} | {s.window_s:g} s | {s.utterances} | {s.metric.upper()} | "
             f"{s.zero_shot:.1%} | {steered} | {gain} |"
         )
+    normaliser = ", ".join(sorted({s.normaliser for s in scores}))
     return (
         f"Error rates{corpus}, with 95% bootstrap intervals. The gain is the share by which the rate "
-        "is below the better zero-shot.\n\n" + "\n".join(rows)
+        f"is below the better zero-shot. Normaliser: {normaliser}."
+        "\n\n" + "\n".join(rows)
     )
 
 

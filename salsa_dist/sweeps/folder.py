@@ -160,7 +160,7 @@ def result_rows(
     rows = []
     for experiment, identity in zip(experiments, identities, strict=True):
         row: dict[str, Any] = {**experiment, "identity": identity, "job": None, "state": "missing"}
-        row |= dict.fromkeys(("steps", "train_loss", "dev_loss", "wer", "cer"))
+        row |= dict.fromkeys(("steps", "train_loss", "dev_loss", "wer", "cer", "normaliser"))
         if identity in facts:
             job, name = facts[identity]["job"], facts[identity]["as"]
             row |= {"job": job.path.name, **told[job.path].get(name, {})}
@@ -209,23 +209,24 @@ def _told(job: JobFolder) -> dict[str, dict[str, Any]]:
     return told
 
 
-def _scores(job: JobFolder, name: str, language: str) -> dict[str, float | None]:
-    """Error rates of a job that evaluates, once it has; else from its report, if there is one.
-
-    Both are of the first window.
+def _scores(job: JobFolder, name: str, language: str) -> dict[str, float | str | None]:
+    """Error rates of a job that evaluates, once it has; else from its report, if there is one; and the
+    normaliser. Both rates are of the first window.
     """
     if "evaluate" in job.verbs:
         return _decoded(job, name, language) if job.done else {}
     path = RunFolder(job.path).report
     if not path.is_file():
         return {}
-    for row in json.loads(path.read_text(encoding="utf-8")).get("results", []):
+    tree = json.loads(path.read_text(encoding="utf-8"))
+    for row in tree.get("results", []):
         if (row["adapter"], row["language"]) == (name, language):
-            return {"wer": row["wer"], "cer": row["cer"]}
+            said = tree.get("definitions", {}).get("normaliser")
+            return {"wer": row["wer"], "cer": row["cer"], "normaliser": said}
     return {}
 
 
-def _decoded(job: JobFolder, name: str, language: str) -> dict[str, float | None]:
+def _decoded(job: JobFolder, name: str, language: str) -> dict[str, float | str | None]:
     """Error rates of an adapter's transcripts, or where the job has none of the language's."""
     every = [line for line in transcripts.read(job.path) if line["language"] == language]
     # The base as it is has no adapter; of several windows the shortest counts.
@@ -238,7 +239,10 @@ def _decoded(job: JobFolder, name: str, language: str) -> dict[str, float | None
         error_rates.score(x["reference"], x["hypothesis"], language, rules=rules) for x in last.values()
     ]
     spoken = [one for one in scored if not one.empty_reference]
-    return {metric: _rate([one.edits(metric) for one in spoken]) for metric in error_rates.METRICS}
+    return {
+        **{metric: _rate([one.edits(metric) for one in spoken]) for metric in error_rates.METRICS},
+        "normaliser": str(rules),
+    }
 
 
 def _rate(edits: Sequence[error_rates.Edits]) -> float | None:

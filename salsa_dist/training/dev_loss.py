@@ -21,6 +21,7 @@ from salsa_dist.data.share import share_of
 from salsa_dist.data.subset import first_entries
 from salsa_dist.errors import UserError
 from salsa_dist.metrics.error_rates import CHOSEN_BY, score
+from salsa_dist.metrics.normalise import Rules
 from salsa_dist.placement.decode import generate
 from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.placement.kept_prefix import Known, without_audio
@@ -104,13 +105,15 @@ class DevClips:
         sums = torch.zeros(2, len(self.languages), dtype=torch.float64, device=ranks.device)
         evaluation = config.evaluation
         limit, decoding = evaluation.max_new_tokens, evaluation.decoding.model_dump()
+        rules = Rules.of(evaluation)
         for start in range(0, max(share, 1), evaluation.batch):
             moved()
             samples = mine[start : start + evaluation.batch]
             read = {entry.key: read_clip(self.folder, shard, entry) for (shard, entry), _ in samples}
             clips = [replace(read[entry.key], row=row) for (_, entry), row in samples]
             for clip, transcript in zip(clips, generate(base, clips, limit, decoding), strict=False):
-                edits = score(clip.text, transcript.text, clip.language).edits(CHOSEN_BY[metric])
+                scored = score(clip.text, transcript.text, clip.language, rules=rules)
+                edits = scored.edits(CHOSEN_BY[metric])
                 sums[:, clip.row] += torch.tensor(
                     [edits.errors, edits.length], dtype=sums.dtype, device=sums.device
                 )

@@ -431,10 +431,14 @@ def test_page_csv_json_and_latex_hold_the_same_numbers(tmp_path: Path) -> None:
     }
     tree = json.loads((out / "comparison.json").read_text())
     latex = (out / "comparison.tex").read_text()
+    normaliser = tree["definitions"]["normaliser"]
+    assert latex.startswith(f"% normaliser: {normaliser}\n")
+    assert f"<td>{normaliser}</td>" in (out / "comparison.html").read_text()
     html = page.read_text()
     text = text_of(html)
     rows = list(csv.DictReader(io.StringIO((out / "comparison.csv").read_text())))
     assert len(rows) == len(tree["cells"]) == 6
+    assert {row["normaliser"] for row in rows} == {normaliser}
     for cell, row in zip(tree["cells"], rows, strict=True):
         assert (row["language"], row["method"]) == (cell["language"], cell["method"])
         for metric in ("cer", "wer"):
