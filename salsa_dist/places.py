@@ -259,28 +259,30 @@ def identity(info: dict[str, Any]) -> str:
 
 def clean_error(e: BaseException) -> OSError:
     """An error of a driver as one that may be shown."""
-    if isinstance(e, FileNotFoundError):
-        cause = e.__cause__
-        # That of HTTP says so of any answer that it can't use, such as 503.
-        if isinstance(cause, Exception) and type(cause).__module__.startswith("aiohttp"):
-            status = getattr(cause, "status", None)
-            if status not in (404, 410):
-                return clean_error(PermissionError() if status in (401, 403) else cause)
+    # That of HTTP says that there is no such file of any answer that it can't use, such as 503.
+    cause = e.__cause__
+    if isinstance(e, FileNotFoundError) and type(cause).__module__.startswith("aiohttp") and cause:
+        return clean_error(FileNotFoundError() if _status(cause) in (404, 410) else cause)
+    if isinstance(e, FileNotFoundError) or _status(e) in (404, 410):
         return FileNotFoundError(errno.ENOENT, "there is no such file, folder or bucket")
     kind = type(e).__name__
-    if isinstance(e, PermissionError) or _DENIED.search(kind):
+    denied = isinstance(e, PermissionError) or _status(e) in (401, 403) or _DENIED.search(kind)
+    if denied or str(e).startswith("Forbidden:"):  # of gcsfs
         return PermissionError(
             errno.EACCES, "access is denied: look at the credentials in the environment, and the clock"
         )
     if isinstance(e, TimeoutError) or "Timeout" in kind:
         return TimeoutError(errno.ETIMEDOUT, "no answer in time")
-    # gcsfs tells it in the text, or by a number.
-    if str(e).startswith("Forbidden:") or str(getattr(e, "code", "")) in ("401", "403"):
-        return clean_error(PermissionError())
     said = getattr(e, "strerror", None) or str(e)
     text = re.sub(r"\?\S*", "", " ".join(str(said).split()))
     text = re.sub(r"//[^/\s@]*@", "//", text)
     return OSError(getattr(e, "errno", None) or errno.EIO, f"{kind}: {text[:200]}" if text else kind)
+
+
+def _status(e: BaseException) -> int:
+    """That of the HTTP answer which an error tells of; 0: it does not say."""
+    told = (getattr(e, name, None) for name in ("status", "status_code", "code"))
+    return next((int(x) for x in told if str(x).isdigit()), 0)
 
 
 def tried(
