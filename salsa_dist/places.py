@@ -153,6 +153,8 @@ class Remote:
                 "retries": {"total_max_attempts": 1},
                 "connect_timeout": CONNECT_S,
                 "read_timeout": ANSWER_S,
+                # Some servers send the checksum of the whole object with a part of it, as rclone does.
+                "response_checksum_validation": "when_required",
             }
         elif scheme == "az":
             options |= {"connection_timeout": CONNECT_S, "read_timeout": ANSWER_S}
@@ -282,7 +284,7 @@ def clean_error(e: BaseException) -> OSError:
 def _status(e: BaseException) -> int:
     """That of the HTTP answer which an error tells of; 0: it does not say."""
     told = (getattr(e, name, None) for name in ("status", "status_code", "code"))
-    return next((int(x) for x in told if str(x).isdigit()), 0)
+    return next((int(text) for x in told if (text := str(x)).isdigit()), 0)
 
 
 def tried(

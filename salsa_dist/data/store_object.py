@@ -3,7 +3,7 @@
     opened(remote) ──► StoreObject(identity, size) ──read(start, end)──► its bytes, or Replaced
 
 A version is named by the ETag (`If-Match`) on S3, Azure and over HTTP, by the generation on GCS, by the
-commit on a hub. HTTP servers may ignore the ETag; so that of the answer is compared.
+commit on a hub. Servers of S3 and HTTP may ignore the ETag; so that of the answer is compared.
 """
 
 from __future__ import annotations
@@ -58,12 +58,13 @@ def opened(remote: Remote) -> StoreObject:
 def _opened(remote: Remote) -> StoreObject:
     fs, path = remote.driver()
     scheme = remote.url.partition(":")[0]
-    if scheme in ("s3", "hf"):
+    if scheme == "hf":
         file = fs.open(path, "rb", cache_type="none")
-        # A path on a hub without a commit is that of a bucket, whose objects may be replaced.
-        pinned = "@" in path if scheme == "hf" else "IfMatch" in (file.read_kw or file.req_kw or {})
-        return _object(file.details, pinned, lambda start, end: _of_file(file, start, end))
+        # A path without a commit is that of a bucket, whose objects may be replaced.
+        return _object(file.details, "@" in path, lambda start, end: _of_file(file, start, end))
     info = fs.info(path)
+    if scheme == "s3":
+        return _object(info, True, lambda *part: _of_s3(fs, path, info, *part))
     if scheme == "gs":
         url = f"{fs.url(path)}&generation={info['generation']}"
 
@@ -90,6 +91,20 @@ def _object(info: dict[str, Any], pinned: bool, read: Callable[[int, int], bytes
 def _of_file(file: Any, start: int, end: int) -> bytes:
     file.seek(start)
     return bytes(file.read(end - start))
+
+
+def _of_s3(fs: Any, path: str, info: dict[str, Any], start: int, end: int) -> bytes:
+    from fsspec.asyn import sync
+
+    bucket, key, _ = fs.split_path(path)
+    tag = info.get("ETag")
+    which = {"Bucket": bucket, "Key": key, "Range": f"bytes={start}-{end - 1}"}
+    answer = fs.call_s3("get_object", fs.req_kw, **which, **({"IfMatch": tag} if tag else {}))
+    raw = bytes(sync(fs.loop, answer["Body"].read))
+    # Some servers do not heed IfMatch, rclone's among them.
+    if answer.get("ETag", tag) != tag:
+        raise _replaced()
+    return raw
 
 
 async def _of_azure(fs: Any, path: str, info: dict[str, Any], start: int, end: int) -> bytes:

@@ -18,6 +18,7 @@ from salsa_dist.corpus.upload import upload
 from salsa_dist.data import reading
 from salsa_dist.data.index import ShardIndex
 from salsa_dist.data.shard_cache import traffic
+from salsa_dist.data.store_object import Replaced, opened
 from salsa_dist.errors import UserError
 from salsa_dist.places import Cache, Remote
 
@@ -68,6 +69,20 @@ def test_an_object_that_is_replaced_meanwhile_is_noticed(
     assert len(found) == 2  # of a part that no other byte was changed in
     assert all(getattr(raw, "kind", "") == "shard" for raw in found)
     assert "replaced" in str(found[0])
+
+
+def test_a_server_that_does_not_heed_if_match_gives_no_byte_of_another_object(
+    bucket: Remote, noise: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = (shard.path for shard in ShardIndex.load(bucket).shards[:2])
+    found = opened(bucket / one)
+    assert found.read(1000, 2000) == (noise / one).read_bytes()[1000:2000]
+    (bucket / one).put(noise / other)
+    store, _ = bucket.driver()
+    ask = store.call_s3
+    monkeypatch.setattr(store, "call_s3", lambda *a, IfMatch, **more: ask(*a, **more))
+    with pytest.raises(Replaced):
+        found.read(1000, 2000)
 
 
 def test_errors_are_one_clean_line(
