@@ -1,14 +1,18 @@
 """How fast speech comes out of tar shards behind a link that delays every answer.
 
     python benchmarks/stores.py --json OUT [--rounds 5] [--delays 0 0.005 0.05]
+    python benchmarks/stores.py --json OUT --rounds 2 --delays 0.005 --seconds 0.2 0.4      to see that it works
 
-Needs `pip install salsa-dist[benchmarks,hub]` and curl, which webdataset reads by. One HTTP server on
+Needs `pip install salsa-dist[benchmarks,hub]` and curl, by which two of the others read. One HTTP server on
 loopback, a process of its own, waits before each answer and counts the bytes that it sends. In each round
 every system goes once through the same clips (those of `streaming.py`), in random order:
 
 folder            ours, the shards in a folder
 cold, warm        ours by https://'s driver, with an empty cache, then with what that left
 webdataset        its shards by `pipe:curl`, as it reads http:// by itself
+webdataset fsspec the same through the driver that ours uses, which reads ahead by 5 MB
+datasets          `load_dataset("webdataset", streaming=True)` of the same URLs
+lhotse shar       the same FLAC files in its own shards, by `pipe:curl`
 
 A row is one system at one delay: audio hours a second of CPU (of the process and of curl; not of the
 server), and a second of the clock once the first step is there, both as ratios to `folder` of the same
@@ -29,17 +33,19 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import date
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import version
+from itertools import islice
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from streaming import CLIPS, RATE, Corpus, decoded
+from streaming import CLIPS, RATE, Corpus, hugging_face_datasets, lhotse_shar, plain_webdataset
 
 from salsa_dist.data import shard_cache
 from salsa_dist.data.file_hash import sha256_of
@@ -58,7 +64,7 @@ NUMBERS = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--json", type=Path, required=True, help="file for the rows")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="at least 2")
     parser.add_argument("--delays", type=float, nargs="+", default=[0.0, 0.005, 0.05], help="seconds")
     parser.add_argument("--seconds", type=float, nargs=2, default=[2, 8], help="length of the clips")
     options = parser.parse_args()
@@ -71,14 +77,16 @@ def main() -> None:
         whole = (replace(s, sha256=sha256_of(corpus.folder / s.path)) for s in index.shards)
         corpus.index = replace(index, shards=tuple(whole))
         corpus.index.save(corpus.folder)
+        corpus.write_shar()
         for delay_s in options.delays:
-            with Server(corpus.folder, delay_s) as server:
+            with Server(Path(folder) / "speech", delay_s) as server:
                 rows += at_delay(corpus, server, Path(folder) / "cache", options.rounds)
-    libraries = ("webdataset", "fsspec", "aiohttp", "soundfile", "soxr", "torch")
+    libraries = ("webdataset", "datasets", "lhotse", "fsspec", "aiohttp", "soundfile", "soxr", "torch")
+    delays = " ".join(map(str, options.delays))
     report = {
         "date": str(date.today()),
         "machine": ", ".join(f"{name} {version(name)}" for name in libraries),
-        "command": f"benchmarks/stores.py --rounds {options.rounds} --delays {options.delays}",
+        "command": f"benchmarks/stores.py --rounds {options.rounds} --delays {delays}",
         "clips": CLIPS,
         "audio_hours": corpus.hours,
         "rounds": options.rounds,
@@ -108,6 +116,13 @@ class Server:
 
     def sent(self) -> int:
         return int(self._sent.value)
+
+
+class Quiet(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *_: Any) -> None:
+        """A client that leaves early is none."""
 
 
 def serve(folder: Path, delay_s: float, sent: Synchronized[int], told: Any) -> None:
@@ -141,8 +156,7 @@ def serve(folder: Path, delay_s: float, sent: Synchronized[int], told: Any) -> N
 
         do_HEAD = do_GET
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
+    server = Quiet(("127.0.0.1", 0), Handler)
     told.send(server.server_address[1])
     server.serve_forever()
 
@@ -159,38 +173,60 @@ def ours(folder: Folder) -> Iterator[int]:
         yield sum(len(clip.audio) for clip, _ in reader.step(t).clips)
 
 
-def by_webdataset(urls: list[str]) -> Iterator[int]:
-    import webdataset
+def by_curl(url: str) -> str:
+    """A name of what webdataset and Lhotse read from a process."""
+    # Unquoted: Lhotse goes by how the name ends.
+    return f"pipe:curl -s -L {url}" + (" | gunzip -c" if url.endswith(".gz") else "")
 
-    found: list[int] = []
-    for sample in webdataset.WebDataset(urls, shardshuffle=100).shuffle(200):
-        json.loads(sample["json"])["text"]
-        found.append(len(decoded(sample["flac"])))
-        if len(found) == A_STEP:
-            yield sum(found)
-            found = []
-    yield sum(found)
+
+def through_fsspec(urls: list[str]) -> Iterator[np.ndarray]:
+    import fsspec
+    from webdataset import gopen_schemes
+
+    before = gopen_schemes["http"]
+    gopen_schemes["http"] = lambda url, mode, size: fsspec.open(url, mode).open()
+    try:
+        yield from plain_webdataset(urls)
+    finally:
+        gopen_schemes["http"] = before
+
+
+def stepwise(clips: Iterator[np.ndarray]) -> Iterator[int]:
+    """What others give clip by clip."""
+    while step := [len(audio) for audio in islice(clips, A_STEP)]:
+        yield sum(step)
 
 
 def at_delay(corpus: Corpus, server: Server, cache: Path, rounds: int) -> list[dict[str, Any]]:
+    urls = [f"{server.url}/tars/{s.path}" for s in corpus.index.shards]
+    shar = {
+        field: [by_curl(f"{server.url}/shar/{p.name}") for p in sorted(corpus.shar.glob(f"{field}.*"))]
+        for field in ("cuts", "recording")
+    }
+    others: dict[str, Callable[[], Iterator[np.ndarray]]] = {
+        "webdataset": lambda: plain_webdataset([by_curl(url) for url in urls]),
+        "webdataset fsspec": lambda: through_fsspec(urls),
+        "datasets": lambda: hugging_face_datasets(urls),
+        "lhotse shar": lambda: lhotse_shar(fields=shar),
+    }
+
     def system(name: str) -> Iterator[int]:
         if name == "folder":
             return ours(corpus.folder)
-        if name == "webdataset":
-            return by_webdataset(
-                [f"pipe:curl -s -L '{server.url}/{s.path}'" for s in corpus.index.shards]
-            )
+        if name in others:
+            return stepwise(others[name]())
         if name == "cold":
             shutil.rmtree(cache, ignore_errors=True)
         shard_cache._caches.clear()
-        return ours(Remote(server.url, Cache(cache)))
+        return ours(Remote(f"{server.url}/tars", Cache(cache)))
 
+    parts = [["folder"], ["cold", "warm"], *([name] for name in others)]
     order = random.Random(0)
     used = sum(s.bytes for s in corpus.index.shards)
     found: dict[str, dict[str, list[float]]] = {}
     for number in range(rounds + 1):
         once = {}
-        for part in order.sample([["folder"], ["cold", "warm"], ["webdataset"]], 3):
+        for part in order.sample(parts, len(parts)):
             for name in part:
                 once[name] = measured(system(name), server, corpus.hours)
         for name, own in once.items():

@@ -169,15 +169,15 @@ def decoded(content: bytes) -> np.ndarray:
     return soxr.resample(audio, rate, RATE)
 
 
-def plain_webdataset(corpus: Corpus) -> Iterator[np.ndarray]:
+def plain_webdataset(tars: list[str]) -> Iterator[np.ndarray]:
     import webdataset
 
-    for sample in webdataset.WebDataset(corpus.paths, shardshuffle=100).shuffle(200):
+    for sample in webdataset.WebDataset(tars, shardshuffle=100).shuffle(200):
         json.loads(sample["json"])["text"]
         yield decoded(sample["flac"])
 
 
-def hugging_face_datasets(corpus: Corpus) -> Iterator[np.ndarray]:
+def hugging_face_datasets(tars: list[str]) -> Iterator[np.ndarray]:
     import datasets
 
     datasets.disable_progress_bars()
@@ -191,25 +191,26 @@ def hugging_face_datasets(corpus: Corpus) -> Iterator[np.ndarray]:
         }
     )
     stream = datasets.load_dataset(
-        "webdataset", data_files=corpus.paths, split="train", streaming=True, features=features
+        "webdataset", data_files=tars, split="train", streaming=True, features=features
     )
     for sample in stream.shuffle(seed=0, buffer_size=200):
         yield decoded(sample["flac"])
 
 
-def lhotse_shar(corpus: Corpus) -> Iterator[np.ndarray]:
+def lhotse_shar(**source: Any) -> Iterator[np.ndarray]:
+    """Of what `from_shar` takes: `in_dir` or `fields`."""
     from lhotse import CutSet
 
-    cuts = CutSet.from_shar(in_dir=str(corpus.shar), shuffle_shards=True, seed=0)
+    cuts = CutSet.from_shar(**source, shuffle_shards=True, seed=0)
     for cut in cuts.shuffle(buffer_size=200):
         yield cut.resample(RATE).load_audio()[0]
 
 
 SYSTEMS: dict[str, Callable[[Corpus], Iterator[np.ndarray]]] = {
     "ours": ours,
-    "webdataset": plain_webdataset,
-    "datasets streaming": hugging_face_datasets,
-    "lhotse shar": lhotse_shar,
+    "webdataset": lambda corpus: plain_webdataset(corpus.paths),
+    "datasets streaming": lambda corpus: hugging_face_datasets(corpus.paths),
+    "lhotse shar": lambda corpus: lhotse_shar(in_dir=str(corpus.shar)),
 }
 
 
