@@ -90,7 +90,7 @@ def test_what_decides_nothing_is_in_no_digest(same: str) -> None:
         ("steering.rule=add", ["vectors"]),
         ("data.readers=2", ["vectors"]),
         ("data.augment.time_masks=1", ["vectors"]),
-        ("base.window_s=1", ["vectors"]),
+        ("base.window_s=1", ["vectors", "coverage"]),
         ("method={kind: lora, rank: 2}", ["vectors"]),
         ("base.dtype=bfloat16", ["vectors", "transcripts"]),
         ("base.prompt=Write", ["vectors", "transcripts"]),
