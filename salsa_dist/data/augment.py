@@ -6,7 +6,7 @@
 What becomes of a clip depends on the adapter's seed, the clip's key and the epoch alone: not on ranks,
 workers, or what else is in the run. All works on the waveform, so it suits any base; masks are
 those of SpecAugment (arXiv 1904.08779, without time warping) on a short-time Fourier transform, set by
-torchaudio where it is (`resample`, for speed, as well), else by the same rule here, to the same end.
+torchaudio where it is, else by the same rule here, to the same end. Speed is soxr's.
 """
 
 from __future__ import annotations

@@ -40,8 +40,8 @@ def settle() -> None:
     in a cached function.
 
     Seen: torchaudio 2.11.
-    Else: torchaudio is hidden. Resampling and masking fall back to soxr and to our own; Granite-Speech,
-        whose features need it, is refused by transformers.
+    Else: torchaudio is hidden. Masking falls back to our own; Granite-Speech, whose features need
+        it, is refused by transformers.
     Test: test_a_compiled_part_that_fails_is_done_without
     """
     if "torchaudio" in sys.modules or importlib.util.find_spec("torchaudio") is None:
