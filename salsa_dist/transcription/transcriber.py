@@ -17,6 +17,7 @@ from salsa_dist.data.audio import Audio
 from salsa_dist.data.clip import SAMPLE_RATE, Clip
 from salsa_dist.errors import UserError
 from salsa_dist.log import log
+from salsa_dist.placement.freed_memory import give_back_at_once
 from salsa_dist.speech_llms import long_audio
 from salsa_dist.speech_llms.batch import PromptBatch, Transcript
 from salsa_dist.speech_llms.family import TellsLanguage
@@ -72,6 +73,8 @@ class Transcriber:
         self.max_new_tokens = max_new_tokens
         self.speaks = speaks
         self.weight = next(base.model.parameters())
+        if self.weight.device.type == "cpu":
+            give_back_at_once()  # else what the passes free keeps half as much again
         self.bank = bank_of(adapters, self.weight.device)
         self._known: dict[str, str | None] = {}
 
