@@ -41,6 +41,7 @@ def test_freed_weights_leave_the_process() -> None:
         return int(done.stdout)
 
     assert grown("at once") < 4 << 20
-    # Else this machine's C library shows nothing. A kernel that is short of time or memory may take
-    # pages of a process that waits, so not the first try alone counts.
-    assert max(grown("as glibc does") for _ in range(3)) > 40 << 20
+    # A kernel that is short of time or memory may take pages of a process that waits, so not the first
+    # try alone counts.
+    if max(grown("as glibc does") for _ in range(3)) < 40 << 20:
+        pytest.skip("this machine's C library gives freed blocks back by itself")  # as glibc 2.41 does
