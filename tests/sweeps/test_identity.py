@@ -80,7 +80,9 @@ def test_what_decides_a_result_makes_another_adapter(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["grid", "methods"])
 def test_jobs_of_release_0_1_are_found_again(tmp_path: Path, name: str) -> None:
-    sweep, experiments = sweep_of(tmp_path, name)
+    # That release scored at the base's own window where the config named none.
+    own_window = ("evaluation.windows_s", [None])
+    sweep, experiments = sweep_of(tmp_path, name, own_window)
     old = OLD["sweeps"][name]["identities"]
     for i, experiment in enumerate(experiments):
         job = tmp_path / "sweep" / "jobs" / f"job-{i:02d}"
@@ -91,7 +93,7 @@ def test_jobs_of_release_0_1_are_found_again(tmp_path: Path, name: str) -> None:
         (job / "job.json").write_text(json.dumps(tree))
     older = older_identities(experiments, sweep, FACTS, {"": INDEX})
     found = [own for job in job_folders(tmp_path / "sweep", older) for own in job.adapters.values()]
-    assert found == list(identities(tmp_path, name).values())
+    assert found == list(identities(tmp_path, name, own_window).values())
     # That release took no notice of max_loss; what it trained with another is not taken for it.
     sweep, experiments = sweep_of(tmp_path, "grid", ("training.max_loss", 7))
     older = older_identities(experiments, sweep, FACTS, {"": INDEX})
