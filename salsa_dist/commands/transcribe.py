@@ -84,13 +84,14 @@ def transcribe(
     """Transcribe recordings of any length; print one line per recording, or write files with --out.
 
     A recording that can't be read does not stop the others: it is named at the end, and the exit status
-    is 2.
+    is 2. On several GPUs: torchrun --nproc_per_node 8 -m salsa_dist transcribe … --out FOLDER.
     """
     from salsa_dist.steering.vectors import SteeringVectors
     from salsa_dist.transcription import inputs
     from salsa_dist.transcription.output import output
     from salsa_dist.transcription.progress import Progress
     from salsa_dist.transcription.recording import AUTO
+    from salsa_dist.transcription.shared_out import shared_out
     from salsa_dist.transcription.speech import detector
     from salsa_dist.transcription.transcriber import Transcriber
 
@@ -99,68 +100,76 @@ def transcribe(
     form = "json" if as_json else form
     if not adapter and (force or scale != 1):
         raise UserError("--scale and --force are about an adapter: name one with --adapter")
-    found = inputs.found(files, sys.stdin.buffer)
-    language_of = _languages(language)
-    loaded = [_adapter(text, SteeringVectors, scale) for text in adapter or []]
-    vectors = [one for _, one in loaded]
-    by_language = _by_language(loaded)
-    prepare_libraries()
-    speech_llm = _base(base, window_s, language_as or [], device, dtype)
-    transcriber = Transcriber(
-        speech_llm,
-        vectors,
-        by_language,
-        batch=batch,
-        max_new_tokens=max_new_tokens,
-        force=force,
-        speaks=detector() if vad else None,
-    )
-    if language == AUTO:
-        transcriber.teller()
-    elif language is not None and not os.path.isfile(language):
-        speech_llm.family.prompt(language)
-    settings: dict[str, Any] = {
-        "base": speech_llm.revision,
-        "dtype": str(transcriber.weight.dtype),
-        "window_s": speech_llm.window_s,
-        "max_new_tokens": max_new_tokens,
-        "language_as": sorted(language_as or []),
-        "language": language,
-        "adapters": [[code, one.digest()] for code, one in loaded],
-        **({"vad": True} if vad else {}),
-    }
-    single = len(found) == 1 and not found[0].path.lower().endswith(".tar")
-    results = output(out, form, settings, single)
-    progress = Progress(sum(one.weight for one in found))
-    missing: set[str] = set()
+    with shared_out(device) as share:
+        found = share.files(lambda: inputs.found(files, sys.stdin.buffer))
+        language_of = _languages(language)
+        loaded = [_adapter(text, SteeringVectors, scale) for text in adapter or []]
+        vectors = [one for _, one in loaded]
+        by_language = _by_language(loaded)
+        prepare_libraries()
+        speech_llm = _base(base, window_s, language_as or [], share.device or device, dtype)
+        transcriber = Transcriber(
+            speech_llm,
+            vectors,
+            by_language,
+            batch=batch,
+            max_new_tokens=max_new_tokens,
+            force=force,
+            speaks=detector() if vad else None,
+        )
+        if language == AUTO:
+            transcriber.teller()
+        elif language is not None and not os.path.isfile(language):
+            speech_llm.family.prompt(language)
+        settings: dict[str, Any] = {
+            "base": speech_llm.revision,
+            "dtype": str(transcriber.weight.dtype),
+            "window_s": speech_llm.window_s,
+            "max_new_tokens": max_new_tokens,
+            "language_as": sorted(language_as or []),
+            "language": language,
+            "adapters": [[code, one.digest()] for code, one in loaded],
+            **({"vad": True} if vad else {}),
+        }
+        single = len(found) == 1 and not found[0].path.lower().endswith(".tar")
+        results = share.after_first(lambda: output(out, form, settings, single, share.count))
+        progress = Progress(sum(one.weight for one in found) // share.count)
+        missing: set[str] = set()
 
-    def own_language(name: str, own: str | None) -> str:
-        if (of := own or language_of(name) or only_language(loaded)) is None:
-            raise UserError(f"{name} names no language: give it with --language")
-        if len(vectors) > 1 and of not in by_language and of != AUTO and of not in missing:
-            missing.add(of)
-            log.warning(f"language {of}: no adapter is for it, the base alone transcribes it")
-        return of
+        def own_language(name: str, own: str | None) -> str:
+            if (of := own or language_of(name) or only_language(loaded)) is None:
+                raise UserError(f"{name} names no language: give it with --language")
+            if len(vectors) > 1 and of not in by_language and of != AUTO and of not in missing:
+                missing.add(of)
+                log.warning(f"language {of}: no adapter is for it, the base alone transcribes it")
+            return of
 
-    def left() -> Any:
-        for recording in inputs.recordings(found, own_language, _rows(loaded)):
-            if results.has(recording):
-                progress.skipped(recording.weight)
-            else:
-                yield recording
+        def left() -> Any:
+            every = inputs.recordings(found, own_language, _rows(loaded))
+            for number, recording in enumerate(every):
+                # Of other ranks too: it refuses two recordings whose results would have one name.
+                there = results.has(recording)
+                if share.has(number) and there:
+                    progress.skipped(recording.weight)
+                elif share.has(number):
+                    yield recording
 
-    done, failed = 0, []
-    try:
-        for result in transcriber.run(left(), progress):
-            if result.error is None:
-                results.write(result)
-                done += 1
-            else:
-                failed.append(result.error)
-    finally:
-        progress.close()
-        results.close()
-    _tell(failed, done)
+        done = 0
+        failed: list[str] = []
+        try:
+            for result in transcriber.run(left(), progress):
+                if result.error is None:
+                    results.write(result)
+                    done += 1
+                else:
+                    failed.append(result.error)
+        finally:
+            progress.close()
+            results.close()
+        failed, done = share.of_all(failed, done)
+    # By one rank: a launcher ends the others once one has failed, and they may not have said it yet.
+    if share.is_first:
+        _tell(failed, done)
 
 
 def _tell(failed: Sequence[str], done: int) -> None:

@@ -32,7 +32,9 @@ _ENDINGS = {"text": "txt", "json": "json", "srt": "srt", "vtt": "vtt"}
 _ONE_FILE = {".txt": "text", ".tsv": "text", ".jsonl": "json", ".json": "json"}
 
 
-def output(out: Path | None, form: str | None, settings: Mapping[str, Any], single: bool) -> Output:
+def output(
+    out: Path | None, form: str | None, settings: Mapping[str, Any], single: bool, ranks: int = 1
+) -> Output:
     """Where results go.
 
     Args:
@@ -40,6 +42,7 @@ def output(out: Path | None, form: str | None, settings: Mapping[str, Any], sing
         form: one of FORMATS; None: by the ending of `out`, else text.
         settings: what the results depend on.
         single: there is one recording only.
+        ranks: how many processes write results at once; a file has lines of one only.
 
     Raises:
         UserError: the format does not fit, or `out` was made with other settings.
@@ -53,6 +56,8 @@ def output(out: Path | None, form: str | None, settings: Mapping[str, Any], sing
     one = _ONE_FILE.get(out.suffix.lower()) if not out.is_dir() else None
     if one and form and form != one:
         raise UserError(f"--out {out} ends as {one}, and --format is {form}: choose one")
+    if one and ranks > 1:
+        raise UserError(f"--out {out} is one file, and {ranks} ranks write: name a folder")
     try:
         (out.parent if one else out).mkdir(parents=True, exist_ok=True)
         return _File(out, one, settings) if one else _Folder(out, form or "text", settings)

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from ranks import run_ranks
 
 from salsa_dist import SteeringVectors, UserError, load_speech_llm, transcribe, transcribe_each
 from salsa_dist.cli import main
 from salsa_dist.data.clip import SAMPLE_RATE
 from salsa_dist.speech_llms.batch import Transcript
 from salsa_dist.speech_llms.load import SpeechLLM
-from salsa_dist.transcription.output import written
+from salsa_dist.transcription.output import output, written
 from salsa_dist.transcription.progress import Progress
 from salsa_dist.transcription.recording import Piece, Recording, Result, Segment
 from salsa_dist.transcription.transcriber import Transcriber
@@ -147,6 +148,26 @@ def test_a_torn_file_does_not_stop_the_others(run: Run, tiny_base: Path, clips: 
     assert f"{clips / 'b.flac'} can't be read as audio" in err
     assert f"{clips / 'no.wav'}: no such file" in err
     assert "Traceback" not in err
+
+
+def test_two_ranks_share_the_recordings_out(
+    tmp_path: Path, run: Run, tiny_base: Path, clips: Path, tiny_shards: Path
+) -> None:
+    (clips / "b.flac").write_bytes(b"torn")
+    tar = next(tiny_shards.rglob("*test*.tar"))
+    words = ("transcribe", tiny_base, clips, tar, "--language", "bg", "--max-new-tokens", "4", "--out")
+    run(*words, tmp_path / "one")
+    done = run_ranks(2, "-m", "salsa_dist", *words, tmp_path / "two", folder=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.count("b.flac can't be read as audio") == 1
+    one, two = (
+        {path.relative_to(folder): path.read_text() for path in sorted(folder.rglob("*.txt"))}
+        for folder in (tmp_path / "one", tmp_path / "two")
+    )
+    assert len(one) > 5
+    assert two == one
+    with pytest.raises(UserError, match="and 2 ranks write: name a folder"):
+        output(tmp_path / "all.jsonl", None, {}, single=False, ranks=2)
 
 
 def test_the_first_error_ends_the_list(base: SpeechLLM, clips: Path) -> None:
