@@ -24,6 +24,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read `path` (YAML), apply `overrides` (`section.key=value`, values as YAML), check it all.
 
     List entries are addressed by number: `adapters.0.lr=0.02`.
+
+    >>> load_config("config.yaml", ["training.steps=2"]).training.steps
+    2
     """
     tree = read_yaml(Path(path), "config", "run, base, data …")
     for text in overrides:

@@ -78,6 +78,10 @@ def evaluate(config: Config) -> Path:
 
     Returns the folder with the transcripts; `build_report` scores them. Earlier transcripts of other
     settings are there until the first of these can be made.
+
+    >>> from salsa_dist import load_config
+    >>> evaluate(load_config("config.yaml", ["method.kind=zero-shot"])).name
+    'evaluation'
     """
     method = method_of(config)
     digests = {a.name: method.digest(a.name) for a in config.adapters}

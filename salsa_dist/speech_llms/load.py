@@ -132,6 +132,10 @@ def load_speech_llm(
     Raises:
         UserError: no such base, a base of an unknown family, one that wants remote code, or one whose
             checkpoint lacks weights.
+
+    >>> base = load_speech_llm("whisper-base", window_s=1)
+    >>> base.window_s, sorted(base.sites)[0]
+    (1.0, 'encoder.0')
     """
     from transformers import AutoConfig
 

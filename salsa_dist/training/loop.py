@@ -49,6 +49,11 @@ def train(config: Config) -> Trained:
     """Train every adapter of `config`, or go on where its run folder stopped.
 
     On SIGTERM, SIGINT or SIGUSR2 all ranks stop after the same step and the state is saved.
+
+    >>> from salsa_dist import load_config
+    >>> trained = train(load_config("config.yaml", ["training.steps=2"]))
+    >>> trained.finished
+    True
     """
     if not config.method.trains:
         raise UserError(

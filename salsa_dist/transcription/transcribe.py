@@ -47,6 +47,10 @@ def transcribe(
 
     Raises:
         UserError: a recording can't be read; `transcribe_each` goes on with the others.
+
+    >>> from salsa_dist import load_speech_llm
+    >>> base, bg = load_speech_llm("whisper-base"), SteeringVectors.load("runs/demo/adapters/bg")
+    >>> zero_shot, steered = transcribe(base, ["clip.wav", "clip.wav"], "bg", [None, bg])
     """
     texts = []
     for result in transcribe_each(
@@ -70,7 +74,15 @@ def transcribe_each(
     vad: bool = False,
 ) -> Iterator[Result]:
     """The same, one `Result` per recording as soon as it is there: its text, segments with times in
-    seconds, language, or the error that ended it alone."""
+    seconds, language, or the error that ended it alone.
+
+    >>> from salsa_dist import load_speech_llm
+    >>> base = load_speech_llm("whisper-base")
+    >>> for result in transcribe_each(base, ["clip.wav", "not-there.wav"], "bg"):
+    ...     print(result.name, result.seconds, result.error)
+    clip.wav 1.0 None
+    not-there.wav 0.0 not-there.wav: no such file
+    """
     if isinstance(files, (str, bytes, os.PathLike, Mapping)) or not isinstance(files, Iterable):
         raise UserError("files: give a list, of one recording too")
     count = len(files)

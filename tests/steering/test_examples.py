@@ -1,6 +1,7 @@
 """The examples in docstrings run as they stand: a base, two adapters and a clip are where they say."""
 
 import doctest
+import logging
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -11,16 +12,23 @@ import pytest
 import soundfile
 import torch
 from stand_in_hub import StandInHub
+from tiny import make_config
 
-from salsa_dist import SteeringVectors, load_speech_llm
+import salsa_dist
+from salsa_dist import SteeringVectors, load_config, load_speech_llm
+from salsa_dist.log import log
 from salsa_dist.steering.attachment import describe
 
-MODULES = ["salsa_dist.steering.vectors"]
+MODULES = sorted(set(salsa_dist._HOME.values()))
 
 
 @pytest.fixture
-def workplace(tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandInHub]:
-    """A folder with `whisper-base`, `runs/demo/adapters/{bg,el}`, `clip.wav`; a hub with `user/bg`."""
+def workplace(
+    tmp_path: Path, tiny_base: Path, tiny_shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[StandInHub]:
+    """A folder with `whisper-base`, `config.yaml`, `runs/demo/adapters/{bg,el}`, `clip.wav`; a hub with
+    `user/bg`."""
+    make_config(tmp_path, tiny_base, tiny_shards)
     (tmp_path / "whisper-base").symlink_to(tiny_base)
     about = describe(load_speech_llm(tiny_base))
     for seed, name in enumerate(("bg", "el")):
@@ -34,6 +42,7 @@ def workplace(tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) 
         tmp_path / "clip.wav", 0.1 * np.random.default_rng(0).standard_normal(16_000), 16_000
     )
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(log, "level", logging.WARNING)  # what a command says is no part of an example
     with StandInHub() as hub:
         hub.use(monkeypatch, str(tmp_path / "cache"))
         bg = tmp_path / "runs/demo/adapters/bg"
@@ -43,7 +52,8 @@ def workplace(tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def examples() -> list[doctest.DocTest]:
     finder = doctest.DocTestFinder(exclude_empty=True)
-    found = [test for name in MODULES for test in finder.find(import_module(name))]
+    modules = [*MODULES, load_config.__module__]
+    found = [test for name in modules for test in finder.find(import_module(name))]
     return [test for test in found if test.examples]
 
 
@@ -60,3 +70,7 @@ def test_every_public_method_has_one() -> None:
     public = {n for n, f in found.items() if isinstance(f, FunctionType | classmethod) and n[0] != "_"}
     assert sorted(public - shown) == []
     assert "average" in public
+    functions = {
+        name for name in salsa_dist.__all__ if isinstance(getattr(salsa_dist, name), FunctionType)
+    }
+    assert sorted(functions - shown) == []
