@@ -30,7 +30,7 @@ def test_demo_job_on_a_tiny_base(tmp_path: Path, tiny_base: Path, tiny_shards: P
         text=True,
         cwd=REPOSITORY,
         env={**__import__("os").environ, "PYTHONPATH": str(REPOSITORY / "demo")},
-        timeout=300,
+        timeout=560,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
