@@ -42,6 +42,8 @@ ip link set br0 up
 
 # A node is lost 90 s after its last answer. A ping is sent every 30 s, and a link may be cut for 30 s, after
 # which TCP may take 30 s more to send again: 60 s would take such a node for lost. A requeued job starts in 6.
+# A step tells an srun that is gone for MessageTimeout; UnkillableStepTimeout is five times that, as Slurm
+# wants it, or the node is drained meanwhile ("Kill task failed").
 cat >slurm.conf <<-END
 	ClusterName=tests
 	SlurmctldHost=login(10.77.0.254)
@@ -76,6 +78,7 @@ cat >slurm.conf <<-END
 	MessageTimeout=60
 	SlurmdTimeout=90
 	KillWait=10
+	UnkillableStepTimeout=300
 	MinJobAge=3600
 	TreeWidth=16
 	NodeName=n[1-2] NodeAddr=10.77.0.[1-2] CPUs=16 Weight=9 State=UNKNOWN
