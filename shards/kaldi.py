@@ -14,6 +14,7 @@ lies there, to the folder that the build was started in, as Kaldi has them. A wa
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 from salsa_dist.corpus.manifest import lines
 from salsa_dist.corpus.utterance import Ask, Corpus, Drops, Utterance, key, split_in
@@ -37,76 +38,97 @@ def read(source: Path, ask: Ask, scratch: Path) -> Corpus:
 def data_folder(folder: Path, split: str | None, ask: Ask, drops: Drops) -> list[Utterance]:
     """The utterances of one data folder; those without a text, and texts without a recording, are
     counted in `drops`."""
-    recordings = table(folder / "wav.scp")
-    for name, path in recordings.items():
-        if path.endswith("|") or path.startswith("|"):
+    scp, segments, text = (folder / name for name in ("wav.scp", "segments", "text"))
+    recordings = table(scp)
+    for name, recording in recordings.items():
+        if recording.rest.endswith("|") or recording.rest.startswith("|"):
             raise UserError(
-                f"{folder / 'wav.scp'}: {name} is a command, and no command is run: write the audio "
-                "to files first (Kaldi's wav-copy does)"
+                f"{scp}, line {recording.number}: {name} is a command, and no command is run: write "
+                "the audio to files first (Kaldi's wav-copy does)"
             )
-    texts = table(folder / "text")
-    speakers = table(folder / "utt2spk") if (folder / "utt2spk").exists() else {}
-    languages = table(folder / "utt2lang") if (folder / "utt2lang").exists() else {}
-    of_speaker = table(folder / "spk2gender") if (folder / "spk2gender").exists() else {}
+    texts = table(text)
+    speakers = _optional(folder / "utt2spk")
+    languages = _optional(folder / "utt2lang")
+    of_speaker = _optional(folder / "spk2gender")
     gender = {name: of_speaker[who] for name, who in speakers.items() if of_speaker.get(who)}
-    parts: dict[str, tuple[str, float | None, float | None]]
-    if (folder / "segments").exists():
-        parts = {name: _segment(folder, name, rest) for name, rest in _segments(folder).items()}
+    if segments.exists():
+        parts = {name: _segment(segments, name, line) for name, line in table(segments).items()}
     else:
-        parts = {name: (name, None, None) for name in recordings}
+        parts = {name: Part(name, None, None, line.number) for name, line in recordings.items()}
     for name in sorted(texts.keys() - parts.keys()):
         spoken = languages.get(name) or ask.language or "any"
-        drops.add(spoken, "no recording", f"{folder / 'text'}: {name}")
+        drops.add(spoken, "no recording", f"{text}, line {texts[name].number}: {name}")
     found = []
-    for name, (recording, start, end) in parts.items():
+    for name, part in parts.items():
         language = languages.get(name) or ask.language
         if not language:
             raise UserError(f"{folder}: no language for {name}: give --language, or add utt2lang")
-        if recording not in recordings:
-            raise UserError(f"{folder / 'segments'}: {name} is of {recording}, not in wav.scp")
-        if not texts.get(name):
-            drops.add(language, "no text", f"{folder / 'text'}: {name}")
+        if part.recording not in recordings:
+            raise UserError(
+                f"{segments}, line {part.line}: {name} is of {part.recording}, not in wav.scp"
+            )
+        said = texts.get(name)
+        if said is None or not said.rest:
+            where = f"{text}, line {said.number}" if said else str(text)
+            drops.add(language, "no text", f"{where}: {name}")
             continue
-        audio = Path(recordings[recording])
+        audio = Path(recordings[part.recording].rest)
         beside = folder / audio
         found.append(
             Utterance(
                 key=key(name),
                 audio=beside if beside.exists() or not audio.exists() else audio,
-                text=texts[name],
+                text=said.rest,
                 language=language,
                 speaker=speakers.get(name),
                 split=split,
-                start=start,
-                end=end,
-                table=folder / ("wav.scp" if start is None else "segments"),
+                start=part.start,
+                end=part.end,
+                table=scp if part.start is None else segments,
+                line=part.line,
                 extra={"gender": gender[name]} if name in gender else {},
             )
         )
     return found
 
 
-def table(path: Path) -> dict[str, str]:
+class Line(NamedTuple):
+    """What follows the name in a line of a table, and the line's number."""
+
+    number: int
+    rest: str
+
+
+class Part(NamedTuple):
+    """A recording's name, start and end in seconds (None for its own), and the line that says so."""
+
+    recording: str
+    start: float | None
+    end: float | None
+    line: int
+
+
+def table(path: Path) -> dict[str, Line]:
     """`name rest of the line`, by name. Raises: UserError: missing, or a name that is there twice."""
     if not path.is_file():
         raise UserError(f"{path} is missing: a Kaldi data folder has it")
-    found: dict[str, str] = {}
+    found: dict[str, Line] = {}
     for number, line in lines(path):
         name, _, rest = line.strip().partition(" ") if " " in line.strip() else (line.strip(), "", "")
         if "\t" in name:
             name, _, rest = line.strip().partition("\t")
         if name in found:
             raise UserError(f"{path}, line {number}: {name} is there twice")
-        found[name] = rest.strip()
+        found[name] = Line(number, rest.strip())
     return found
 
 
-def _segments(folder: Path) -> dict[str, str]:
-    return table(folder / "segments")
+def _optional(path: Path) -> dict[str, str]:
+    return {name: line.rest for name, line in table(path).items()} if path.exists() else {}
 
 
-def _segment(folder: Path, name: str, rest: str) -> tuple[str, float, float | None]:
-    cells = rest.split()
+def _segment(segments: Path, name: str, line: Line) -> Part:
+    cells = line.rest.split()
     try:
         recording, start, end = cells[0], float(cells[1]), float(cells[2])
         # Kaldi writes -1 for the end of the recording.
@@ -115,6 +137,7 @@ def _segment(folder: Path, name: str, rest: str) -> tuple[str, float, float | No
             raise ValueError
     except (ValueError, IndexError) as e:
         raise UserError(
-            f"{folder / 'segments'}: {name} has {rest!r}, not a recording, its start and its end"
+            f"{segments}, line {line.number}: {name} has {line.rest!r}, not a recording, its start and "
+            "its end"
         ) from e
-    return recording, start, until
+    return Part(recording, start, until, line.number)

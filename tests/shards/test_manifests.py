@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -91,14 +92,18 @@ def test_other_columns_go_along_as_words_and_numbers_alone(tmp_path: Path) -> No
     assert len(facts["extra"]) == 32
 
 
-def test_file_names_tell_splits_and_columns_can_be_named(tmp_path: Path) -> None:
+def table(folder: Path) -> Path:
     for name in ("train", "dev", "test"):
-        wave(tmp_path / f"in/{name}.wav")
-        (tmp_path / f"in/{name}.tsv").write_text(
+        wave(folder / f"{name}.wav")
+        (folder / f"{name}.tsv").write_text(
             f'path\twords\tclient_id\n{name}.wav\tшест "думи" {name}\tana\n', encoding="utf-8"
         )
+    return folder
+
+
+def test_file_names_tell_splits_and_columns_can_be_named(tmp_path: Path) -> None:
     ask = Ask(language="bg", columns={"text": "words"}, licence="CC0-1.0")
-    index = build("table", tmp_path / "in", tmp_path / "out", ask)
+    index = build("table", table(tmp_path / "in"), tmp_path / "out", ask)
     found = samples(index)
     assert {key: split for key, (split, _, _) in found.items()} == {
         "bg/train": "train",
@@ -188,14 +193,18 @@ def test_keys_do_not_tell_where_on_the_disk_the_audio_lies(tmp_path: Path) -> No
     assert made[0] == made[1] == {"bg/x/a", "bg/y/a", "bg/near"}
 
 
-def test_nemo(tmp_path: Path) -> None:
-    tape(tmp_path / "in/tape.wav")
+def nemo(folder: Path) -> Path:
+    whole = str(tape(folder / "tape.wav"))
     rows = [
         {"audio_filepath": "tape.wav", "offset": 1.0, "duration": 1.0, "text": "b", "lang": "bg"},
-        {"audio_filepath": str(tmp_path / "in/tape.wav"), "duration": 3.0, "text": "all", "lang": "bg"},
+        {"audio_filepath": whole, "duration": 3.0, "text": "all", "lang": "bg"},
     ]
-    rows_to(tmp_path / "in/train_manifest.json", rows)
-    found = samples(build("nemo", tmp_path / "in", tmp_path / "out")).values()
+    rows_to(folder / "train_manifest.json", rows)
+    return folder
+
+
+def test_nemo(tmp_path: Path) -> None:
+    found = samples(build("nemo", nemo(tmp_path / "in"), tmp_path / "out")).values()
     (part,) = [audio for _, audio, facts in found if facts["text"] == "b"]
     (whole,) = [audio for _, audio, facts in found if facts["text"] == "all"]
     assert {split for split, _, _ in found} == {"train"}
@@ -226,10 +235,29 @@ def test_kaldi(tmp_path: Path) -> None:
     assert index.recipe["dropped"] == {"bg": {"no recording": 1, "no text": 1}}
 
 
+@pytest.mark.parametrize(
+    ("times", "says"),
+    [
+        ("t1 1.0 9.0", r"t1\.wav has 3 s, no part from 1 s to 9 s: .* \(\S+/segments, line 2\)"),
+        ("t1 2.0 1.0", r"/segments, line 2: mia-2 has 't1 2\.0 1\.0', not a recording, its start and"),
+        ("t2 1.0 2.0", r"/segments, line 2: mia-2 is of t2, not in wav\.scp"),
+    ],
+)
+def test_kaldi_times_outside_of_a_recording_are_named_with_their_line(
+    tmp_path: Path, times: str, says: str
+) -> None:
+    segments = kaldi(tmp_path / "data") / "segments"
+    segments.write_text(segments.read_text().replace("t1 1.0 2.0", times))
+    with pytest.raises(UserError, match=says) as caught:
+        build("kaldi", tmp_path / "data", tmp_path / "out", Ask(language="bg"), max_dropped=0.5)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
 def test_kaldi_commands_are_never_run(tmp_path: Path) -> None:
     folder = kaldi(tmp_path / "data")
     (folder / "wav.scp").write_text(f"t1 touch {tmp_path / 'ran'} |\n")
-    with pytest.raises(UserError, match=r"wav\.scp: t1 is a command, and no command is run"):
+    with pytest.raises(UserError, match=r"wav\.scp, line 1: t1 is a command, and no command is run"):
         build("kaldi", folder, tmp_path / "out", Ask(language="bg"), max_dropped=0.4)
     assert not (tmp_path / "ran").exists()
     assert not (tmp_path / "out").exists()
@@ -292,9 +320,9 @@ def test_lhotse_reads_what_lhotse_writes(tmp_path: Path) -> None:
     assert abs(pitch(audio) - 600) < 5
 
 
-def test_huggingface_datasets_on_disk(tmp_path: Path) -> None:
+def huggingface(folder: Path) -> Path:
     datasets = pytest.importorskip("datasets")
-    clips = [wave(tmp_path / f"{i}.wav", hz=300 + 100 * i) for i in range(4)]
+    clips = [wave(folder / f"{i}.wav", hz=300 + 100 * i) for i in range(4)]
     columns = {
         "sentence": ["едно", "две", None, "четири"],
         "audio": [str(clip) for clip in clips],
@@ -304,10 +332,14 @@ def test_huggingface_datasets_on_disk(tmp_path: Path) -> None:
     }
     part = datasets.Dataset.from_dict(columns).cast_column("audio", datasets.Audio())
     both = datasets.DatasetDict({"train": part, "validation": part.select([1])})
-    both.save_to_disk(tmp_path / "saved")
+    both.save_to_disk(folder / "saved")
     for clip in clips:
         clip.unlink()  # the audio lies in the tables
-    index = build("huggingface", tmp_path / "saved", tmp_path / "out", max_dropped=0.4)
+    return folder / "saved"
+
+
+def test_huggingface_datasets_on_disk(tmp_path: Path) -> None:
+    index = build("huggingface", huggingface(tmp_path), tmp_path / "out", max_dropped=0.4)
     assert index.recipe["dropped"] == {"bg": {"no text": 1}, "el": {}}
     found = samples(index)
     assert {k: (split, f["text"], f["speaker"]) for k, (split, _, f) in found.items()} == {
@@ -318,6 +350,39 @@ def test_huggingface_datasets_on_disk(tmp_path: Path) -> None:
     }
     assert abs(pitch(found["bg/validation-00000000"][1]) - 400) < 5
     assert found["bg/train-00000001"][2]["extra"] == {"age": 7}
+
+
+def jsonl(folder: Path) -> Path:
+    names = [wave(folder / f"{hz}.wav", hz=hz).name for hz in range(300, 1300, 100)]
+    rows = [{"audio": name, "text": f"дума {name}", "language": "bg"} for name in names]
+    return rows_to(folder / "all.jsonl", rows)
+
+
+def lhotse(folder: Path) -> Path:
+    tape(folder / "tape.wav")
+    rows_to(folder / "cuts_test.jsonl.gz", [cut()])
+    return folder
+
+
+MAKERS: dict[str, Callable[[Path], Path]] = {
+    "jsonl": jsonl,
+    "table": table,
+    "nemo": nemo,
+    "kaldi": kaldi,
+    "lhotse": lhotse,
+    "huggingface": huggingface,
+}
+
+
+@pytest.mark.parametrize("recipe", MAKERS)
+def test_built_twice_to_the_same_bytes(tmp_path: Path, recipe: str) -> None:
+    ask = Ask(language="bg", columns={"text": "words"} if recipe == "table" else {})
+    for name in ("one", "two"):
+        home = MAKERS[recipe](tmp_path / name / "in")
+        build(recipe, home, tmp_path / name / "out", ask, max_dropped=0.5)
+    made = tree(tmp_path / "one/out")
+    assert any(path.endswith(".tar") for path in made)
+    assert made == tree(tmp_path / "two/out")
 
 
 def test_without_the_package_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
