@@ -51,24 +51,43 @@ def said(index: ShardIndex) -> str:
     """`rows` as a table that fits 80 columns, and below it `counts`."""
     heads = [name.removesuffix("_s") if name != "megabytes" else "MB" for name in _SHOWN]
     lines = [heads, *([_shown(name, row[name]) for name in _SHOWN] for row in rows(index))]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
-    parts = [str(index.folder)]
-    for line in lines:
-        cells = [
-            cell.ljust(width) if i < 2 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ]
-        parts.append("  ".join(cells).rstrip())
+    table = _aligned(lines, left=2)
+    parts = [str(index.folder), *(table if len(table[0]) <= WIDTH else _grouped(lines))]
     for name, of_languages in counts(index).items():
         for language, own in sorted(of_languages.items()):
             counted = ", ".join(f"{n} {why}" for why, n in own.items()) or "nothing"
             text = f"{_COUNTED[name]} in {language}: {counted}"
             parts += textwrap.wrap(
-                text, 80, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+                text, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
             )
     return "\n".join(parts)
 
 
+def _aligned(lines: list[list[str]], left: int) -> list[str]:
+    """Cells below each other, those of the first `left` columns at their left edge."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if i < left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    ]
+
+
+def _grouped(lines: list[list[str]]) -> list[str]:
+    """The table with each language on a line of its own, above its splits."""
+    head, *others = ("  " + line for line in _aligned([line[1:] for line in lines], left=1))
+    parts, language = [head], None
+    for (own, *_), line in zip(lines[1:], others, strict=True):
+        if own != language:
+            parts.append(own)
+        language = own
+        parts.append(line)
+    return parts
+
+
+WIDTH = 80  # columns of a terminal
 _COUNTED = {"dropped": "dropped", "touched": "texts changed"}
 _SHOWN = ["language", "split", "shards", "samples", "hours", "p5_s", "p50_s", "p95_s", "longest_s"]
 _SHOWN.append("megabytes")

@@ -6,17 +6,23 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 import soundfile
 from clips import tone, tree, wave
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from salsa_dist.corpus.build import build
 from salsa_dist.corpus.doubts import KINDS
 from salsa_dist.corpus.lint import Bounds, Problem, lint
 from salsa_dist.corpus.stats import rows
+from salsa_dist.corpus.stats import said as stats_said
 from salsa_dist.corpus.writer import Sample, ShardWriter
 from salsa_dist.data.index import FILE, Entry, Shard, ShardIndex
 from salsa_dist.data.shards import SAMPLE_RATE
@@ -266,6 +272,58 @@ def test_stats_fit_80_columns_and_nothing_is_cut(
     ]
     assert max(map(len, lines[1:])) <= 80
     stats(tmp_path, as_json=True)
-    said = json.loads(capsys.readouterr().out)
-    assert said.keys() == {"name", "hash", "rows", "dropped", "touched"}
-    assert {name: said[name] for name in facts} == facts
+    counted = json.loads(capsys.readouterr().out)
+    assert counted.keys() == {"name", "hash", "rows", "dropped", "touched"}
+    assert {name: counted[name] for name in facts} == facts
+
+
+MIXED = "cmn_hans_cn+eng_latn"
+
+
+def test_stats_of_a_long_language_code_and_millions_of_samples(tmp_path: Path) -> None:
+    entries = [Entry("k", 3.0, 10, 10)] * 2_000_000
+    shard = Shard("a.tar", "train", MIXED, 2_000_000, 6e6, 1_234_567_890_123, "0" * 64, entries)
+    few = replace(shard, language="bg", bytes=5_000_000, entries=entries[:20])
+    shards = (replace(few, split="dev"), few, shard)
+    assert stats_said(ShardIndex(tmp_path, "x", 16_000, 0, {}, shards)).splitlines()[1:] == [
+        "  split  shards  samples   hours   p5  p50  p95  longest       MB",
+        "bg",
+        "  dev         1       20  0.0167  3.0  3.0  3.0      3.0        5",
+        "  train       1       20  0.0167  3.0  3.0  3.0      3.0        5",
+        "cmn_hans_cn+eng_latn",
+        "  train       1  2000000    1667  3.0  3.0  3.0      3.0  1234568",
+    ]
+
+
+SECONDS = st.integers(0, 9_999_999).map(lambda ms: ms / 1e3)
+ROW = st.fixed_dictionaries(
+    {
+        "language": st.sampled_from(["bg", "zh-en", "cmn_hans_cn", MIXED, f"{MIXED}+yue_hant_hk"]),
+        "split": st.sampled_from(["train", "dev", "test"]),
+        "shards": st.integers(1, 999_999),
+        "samples": st.integers(1, 999_999_999),
+        "hours": st.integers(0, 9_999_999_999).map(lambda n: n / 1e4),
+        **dict.fromkeys(("p5_s", "p50_s", "p95_s", "longest_s"), SECONDS),
+        "megabytes": st.integers(0, 999_999_999_999).map(lambda kb: kb / 1e3),
+    }
+)
+REASONS = ("no text", "no recording", "unreadable audio", "a transformed recording", *KINDS)
+COUNTS = st.dictionaries(st.sampled_from(REASONS), st.integers(1, 999_999_999))
+
+
+@given(st.lists(ROW, min_size=1, max_size=6), COUNTS)
+@settings(deadline=None, max_examples=40)
+def test_stats_fit_whatever_they_say(found: list[dict[str, Any]], dropped: dict[str, int]) -> None:
+    found.sort(key=lambda row: (row["language"], row["split"]))
+    facts = {"dropped": {row["language"]: dropped for row in found}}
+    index = ShardIndex(Path("out"), "x", 16_000, 0, facts, ())
+    with mock.patch("salsa_dist.corpus.stats.rows", return_value=found):
+        lines = stats_said(index).splitlines()
+    assert max(map(len, lines)) <= 80
+    cells = [cell for line in lines for cell in line.split()]
+    for row in found:
+        for name in ("language", "split", "shards", "samples"):
+            assert str(row[name]) in cells
+        assert f"{row['longest_s']:.1f}" in cells
+    text = " ".join(cells)
+    assert all(f"{count} {why}" in text for why, count in dropped.items())
