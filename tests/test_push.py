@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from salsa_dist.cli import app
 from salsa_dist.commands.push import scores_of
 from salsa_dist.errors import UserError
+from salsa_dist.metrics.normalise import Rules
 
 RELEASE_RUN = Path(__file__).parent / "report/release_run/run"
 
@@ -39,6 +40,7 @@ def test_a_pushed_card_has_the_runs_results(
         assert pushed.stdout.strip().startswith(f"{hub.url}/user/bg/commit/")
         card = hub.repositories["user/bg"]["v1"]["README.md"].decode()
         assert "| bg | test | 2 s | 6 | CER | 42.5% | 17.8%" in card
+        assert f"below the better zero-shot. Normaliser: {Rules('auto')}.\n" in card
         assert hub.private == {"user/bg"}
 
 

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -10,12 +11,15 @@ from safetensors.torch import load_file
 from tiny import make_config
 
 from salsa_dist import SteeringVectors, UserError, load_config, train
+from salsa_dist.metrics.normalise import Rules
 from salsa_dist.run.folder import RunFolder
+from salsa_dist.training import dev_loss
 from salsa_dist.training.best import Best
 from salsa_dist.training.loop import Trained
 
 STEPS = 4
 TRAINING = {"steps": STEPS, "lr": 30, "decay": "none", "save_every_s": 0, "keep": 100, "dev_clips": 4}
+ENGLISH = {"batch": 4, "max_new_tokens": 8, "normaliser": "english"}
 CALM = {"name": "calm", "language": "bg", "sites": "encoder:1-2", "lr": 0.003}
 
 
@@ -27,7 +31,7 @@ def two(good: Path) -> list[dict[str, Any]]:
 
 def trained(folder: Path, base: Path, shards: Path, **training: Any) -> Trained:
     folder.mkdir()
-    sections = {k: training.pop(k) for k in ("adapters", "method") if k in training}
+    sections = {k: training.pop(k) for k in ("adapters", "method", "evaluation") if k in training}
     sections = {"adapters": [CALM], "trackers": [], **sections}
     config = make_config(folder, base, shards, training={**TRAINING, **training}, **sections)
     return train(load_config(config))
@@ -134,8 +138,14 @@ def test_where_all_have_stopped_the_run_ends(
 
 
 @pytest.mark.parametrize("metric", ["cer", "wer"])
-def test_chosen_by_errors(tmp_path: Path, tiny_base: Path, tiny_shards: Path, metric: str) -> None:
-    assert trained(tmp_path / "a", tiny_base, tiny_shards, dev_every=0.5, dev_metric=metric).finished
+def test_chosen_by_errors(
+    tmp_path: Path, tiny_base: Path, tiny_shards: Path, metric: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored = mock.Mock(wraps=dev_loss.score)
+    monkeypatch.setattr(dev_loss, "score", scored)
+    how = {"dev_every": 0.5, "dev_metric": metric, "evaluation": ENGLISH}
+    assert trained(tmp_path / "a", tiny_base, tiny_shards, **how).finished
+    assert {call.kwargs["rules"] for call in scored.call_args_list} == {Rules("english")}
     found = events(tmp_path / "a", "dev")
     assert [e["step"] for e in found] == [0, 2, 4]
     rates = {e["step"]: e[metric]["calm"] for e in found}
