@@ -4,7 +4,8 @@ in the layouts of the recipes that the files name."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -100,16 +101,32 @@ MAKERS: dict[str, dict[str, tuple[str, Callable[[Path], Iterator[Path]]]]] = {
 }
 
 
-def tiny(name: str, folder: Path, base: Path) -> tuple[Path, dict[str, Any]]:
-    """The published file over a tiny base and tiny corpora, all else as it is, and its tree."""
-    tree = yaml.safe_load((PAPER / f"{name}.yaml").read_text(encoding="utf-8"))
+@dataclass(frozen=True)
+class Domain:
+    """A sweep file's name, and the shards of its corpora by their names in it."""
+
+    name: str
+    corpora: Mapping[str, str]
+
+
+@pytest.fixture(scope="module", params=MAKERS)
+def domain(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Domain:
+    """Tiny corpora, built once for all tests, which only read them."""
+    folder = tmp_path_factory.mktemp("domain")
     corpora = {}
-    for corpus, (recipe, make) in MAKERS[name].items():
+    for corpus, (recipe, make) in MAKERS[request.param].items():
         assert list(make(folder / corpus))
         below = {"common_voice": "cv-corpus-17.0", "hub": "CAiRE/ASCEND"}
         home = folder / corpus / below.get(recipe, "")
         build(recipe, home, folder / "shards" / corpus)
         corpora[corpus] = str(folder / "shards" / corpus)
+    return Domain(request.param, corpora)
+
+
+def tiny(domain: Domain, folder: Path, base: Path) -> tuple[Path, dict[str, Any]]:
+    """The published file over a tiny base and tiny corpora, all else as it is, and its tree."""
+    tree = yaml.safe_load((PAPER / f"{domain.name}.yaml").read_text(encoding="utf-8"))
+    corpora = dict(domain.corpora)
     assert corpora.keys() <= tree["grid"]["corpus"].keys()
     tree["sweep"], tree["grid"]["corpus"] = str(folder / "sweep"), corpora
     config = tree["config"]
@@ -125,9 +142,10 @@ def tiny(name: str, folder: Path, base: Path) -> tuple[Path, dict[str, Any]]:
     return path, tree
 
 
-@pytest.mark.parametrize("name", MAKERS)
-def test_planned_and_launched_dry_on_four_nodes(tmp_path: Path, tiny_base: Path, name: str) -> None:
-    path, tree = tiny(name, tmp_path, tiny_base)
+def test_planned_and_launched_dry_on_four_nodes(
+    tmp_path: Path, tiny_base: Path, domain: Domain
+) -> None:
+    path, tree = tiny(domain, tmp_path, tiny_base)
     desk = Desk(tmp_path)
     done = desk.forked("-m", "salsa_dist", "sweep", "plan", path, "--nodes", "4")
     assert done.status == 0, done.err
@@ -140,11 +158,10 @@ def test_planned_and_launched_dry_on_four_nodes(tmp_path: Path, tiny_base: Path,
     assert not Path(tree["sweep"]).exists()
 
 
-@pytest.mark.parametrize("name", MAKERS)
 def test_run_to_its_report(
-    tmp_path: Path, tiny_base: Path, name: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_base: Path, domain: Domain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, tree = tiny(name, tmp_path, tiny_base)
+    path, tree = tiny(domain, tmp_path, tiny_base)
     tree["config"]["training"] |= {"steps": 2}
     tree["config"]["evaluation"] |= {"max_new_tokens": 8}
     tree["grid"]["seed"], tree["dev_clips"], tree["jobs"] = [0], 1, {"adapters": 16}
