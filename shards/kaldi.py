@@ -13,6 +13,7 @@ lies there, to the folder that the build was started in, as Kaldi has them. A wa
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -133,7 +134,7 @@ def _segment(segments: Path, name: str, line: Line) -> Part:
         recording, start, end = cells[0], float(cells[1]), float(cells[2])
         # Kaldi writes -1 for the end of the recording.
         until = None if end == -1 else end
-        if start < 0 or (until is not None and not start < until):
+        if not (math.isfinite(end) and 0 <= start < (math.inf if until is None else until)):
             raise ValueError
     except (ValueError, IndexError) as e:
         raise UserError(

@@ -240,6 +240,8 @@ def test_kaldi(tmp_path: Path) -> None:
     [
         ("t1 1.0 9.0", r"t1\.wav has 3 s, no part from 1 s to 9 s: .* \(\S+/segments, line 2\)"),
         ("t1 2.0 1.0", r"/segments, line 2: mia-2 has 't1 2\.0 1\.0', not a recording, its start and"),
+        ("t1 nan -1", r"/segments, line 2: mia-2 has 't1 nan -1', not a recording"),
+        ("t1 1.0 inf", r"/segments, line 2: mia-2 has 't1 1\.0 inf', not a recording"),
         ("t2 1.0 2.0", r"/segments, line 2: mia-2 is of t2, not in wav\.scp"),
     ],
 )
