@@ -17,8 +17,13 @@ between releases, so they are found by the header. That no sentence is in two sp
 https://github.com/common-voice/CorporaCreator, which makes them.
 
 The splits are the publisher's. A language without them has validated.tsv dealt by speaker. `path` is
-the name of a file in clips/ (in old releases without .mp3); `client_id` is the speaker. Licence:
-https://commonvoice.mozilla.org/en/datasets.
+the name of a file in clips/ (in old releases without .mp3); `client_id` is the speaker. Each release
+makes its splits anew (that README, "Use for Machine Learning"): results of two can't be compared.
+
+Licence: CC0-1.0, as on https://huggingface.co/datasets/mozilla-foundation/common_voice_17_0. Releases
+are now at https://datacollective.mozillafoundation.org, whose terms forbid to host them elsewhere; some
+languages begin to have other licences (https://community.mozilladatacollective.com, "Why can't I
+re-host or share Common Voice datasets"): give such a one with --licence.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ its `_get_data` unpacks a line into these columns, the fifth without a name. The
 text=raw_transcription` it is the other. Languages are called by the first part of their folder's name
 (bg_bg: bg), Mandarin (cmn_hans_cn) zh. Speakers are not named; by the dataset card those of train
 differ from those of dev and test. Archives are unpacked into a folder beside the shards, only plain
-files, only where they belong. Licence: https://huggingface.co/datasets/google/fleurs.
+files, only where they belong. Licence: CC BY 4.0, by the same card.
 """
 
 from __future__ import annotations

@@ -9,7 +9,8 @@ Source: one language's folder, or one that holds several:
     └── dev/, test/                                the same
 
 as in https://www.openslr.org/94 and Lhotse's recipes/mls.py. The splits are the publisher's.
-Licence: https://www.openslr.org/94.
+Licence: CC BY 4.0, by the file LICENSE of each language in the publisher's own copy, such as
+https://huggingface.co/datasets/facebook/multilingual_librispeech/blob/main/data/mls_polish/LICENSE.
 """
 
 from __future__ import annotations

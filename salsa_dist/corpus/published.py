@@ -3,8 +3,9 @@
 What a user says (`--column`, `--language`, `--licence`) goes before what is said here.
 
     CAiRE/ASCEND                       its card, and arXiv 2112.06223
-    byan/cs-fleurs                     arXiv 2509.14161
-    facebook/omnilingual-asr-corpus    arXiv 2511.09690
+    byan/cs-fleurs                     arXiv 2509.14161; its licence must be read on its card
+    facebook/omnilingual-asr-corpus    arXiv 2511.09690; licence: github.com/facebookresearch/
+                                       omnilingual-asr, README.md, "Using the HuggingFace Dataset"
     MagicLuke/MyST                     its card: a gated copy of LDC2021S05
     xlab-ub/Redmond-Sentence-Recall    its card (the publisher's; before at ai4exceptionaled/…)
     MagicLuke/Redmond-Sentence-Recall  a copy in sentences; its subset and columns are those that its
