@@ -15,6 +15,7 @@ Paths are relative to the file of cuts, or else to where the build starts.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ def utterances(row: manifest.Row, ask: Ask, drops: Drops) -> list[Utterance]:
         start = cut_start + float(supervision["start"])
         end = min(start + float(supervision["duration"]), cut_end)
         start = max(start, cut_start)
-        if not start < end:
+        if not 0 <= start < end < math.inf:
             raise UserError(f"{row.place}: supervision {supervision['id']} lies outside its cut")
         found.append(
             Utterance(

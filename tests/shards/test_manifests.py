@@ -439,6 +439,13 @@ def test_without_the_package_datasets(tmp_path: Path, monkeypatch: pytest.Monkey
         ("kaldi", "text", "", r"holds no wav\.scp"),
         ("kaldi", "wav.scp", "a a.wav\n", "text is missing"),
         ("lhotse", "a.jsonl", '{"id": "c", "start": 0}', "not a cut of Lhotse"),
+        ("lhotse", "a.jsonl", json.dumps(cut(start=-9)), "line 1: supervision s-1 lies outside"),
+        (
+            "lhotse",
+            "a.jsonl",
+            json.dumps(cut(duration=9e999)).replace('"duration": 1.0', '"duration": Infinity'),
+            "line 1: supervision s-1 lies outside",
+        ),
         ("huggingface", "a.arrow", "", "no state.json"),
         ("common_voice", "a.tsv", "", "holds no LANGUAGE/clips"),
         ("fleurs", "a.tsv", "", r"holds no LANGUAGE/test\.tsv"),
