@@ -7,10 +7,9 @@ Source: the release's folder, or one that holds it as cmu_kids:
     tables/speaker.tbl                   fabm  SUM95  3/9  …    group, grade/age; two lines of heading
 
 as in https://catalog.ldc.upenn.edu/docs/LDC97S63/TABLES.TXT and KIDS.TXT; columns as Lhotse's
-recipes/cmu_kids.py reads them. The text is what was said, not the prompt. Its page,
-https://catalog.ldc.upenn.edu/LDC97S63, names two groups of readers (SUM95, FP) and no splits: whole
+recipes/cmu_kids.py reads them. The text is what was said, not the prompt. There are no splits: whole
 speakers are dealt. SPHERE files that are compressed by shorten must be converted first. Licence: the
-LDC's agreement, which must be read on that page; another name of it is given with --licence.
+LDC's agreement, which must be read on https://catalog.ldc.upenn.edu/LDC97S63.
 """
 
 from __future__ import annotations
