@@ -34,6 +34,7 @@ EXTRAS = {
     "memory": None,
 }
 CONNECT_S, ANSWER_S = 10, 30  # of one try
+CONNECTIONS = 40  # of a process to S3: more than `shard_cache.py` has threads that ask
 SLOWEST_WAIT_S = 10.0  # between two tries
 _DENIED = re.compile("Credential|Auth|Token|Gated|Forbidden|Unauthorized|AccessDenied|Refresh")
 _BLOCK = 8 << 20  # bytes of one request where a file is read forward
@@ -153,6 +154,7 @@ class Remote:
                 "retries": {"total_max_attempts": 1},
                 "connect_timeout": CONNECT_S,
                 "read_timeout": ANSWER_S,
+                "max_pool_connections": CONNECTIONS,
                 # Some servers send the checksum of the whole object with a part of it, as rclone does.
                 "response_checksum_validation": "when_required",
             }

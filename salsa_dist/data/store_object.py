@@ -100,11 +100,21 @@ def _of_s3(fs: Any, path: str, info: dict[str, Any], start: int, end: int) -> by
     tag = info.get("ETag")
     which = {"Bucket": bucket, "Key": key, "Range": f"bytes={start}-{end - 1}"}
     answer = fs.call_s3("get_object", fs.req_kw, **which, **({"IfMatch": tag} if tag else {}))
-    raw = bytes(sync(fs.loop, answer["Body"].read))
+    raw = sync(fs.loop, _closed, answer["Body"])
     # Some servers do not heed IfMatch, rclone's among them.
     if answer.get("ETag", tag) != tag:
         raise _replaced()
     return raw
+
+
+async def _closed(body: Any) -> bytes:
+    """What is left of a body of aiobotocore's.
+
+    It is closed even when it breaks off: else its connection counts as used for as long as the error
+    lives, and once all are used (`max_pool_connections`), each request waits for ever.
+    """
+    async with body:
+        return bytes(await body.read())
 
 
 async def _of_azure(fs: Any, path: str, info: dict[str, Any], start: int, end: int) -> bytes:

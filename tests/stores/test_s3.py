@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime
+import gc
 import logging
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -47,6 +49,30 @@ def test_what_fails_is_tried_again_and_counted(s3: Proxy, bucket: Remote, noise:
     assert heard(bucket) == of_folder(noise)
     assert s3.done.count(do) == 40
     assert traffic().since(before).retries > 0
+
+
+def test_answers_that_break_off_do_not_use_up_the_connections(
+    s3: Proxy, bucket: Remote, noise: Path
+) -> None:
+    shard = ShardIndex.load(bucket).shards[0]
+    found = opened(bucket / shard.path)
+    s3.rules.append(Rule("cut", times=12))
+    whole: list[bytes] = []
+
+    def read() -> None:
+        for _ in range(12):
+            with pytest.raises(OSError, match=r"bytes|payload|reset|closed|Incomplete"):
+                found.read(1000, 2000)
+        whole.append(found.read(1000, 2000))
+
+    reader = threading.Thread(target=read, daemon=True)
+    gc.disable()  # which would give them back by and by
+    try:
+        reader.start()
+        reader.join(20)
+    finally:
+        gc.enable()
+    assert whole == [(noise / shard.path).read_bytes()[1000:2000]]
 
 
 def test_an_object_that_is_replaced_meanwhile_is_noticed(
