@@ -49,6 +49,11 @@ class Job:
     code: str | None = None  # folder with the salsa_dist to run; None: the one that is installed
 
     def __call__(self) -> None:
+        if os.environ.get("SUBMITIT_EXECUTOR") == "local":
+            # submitit ignores SIGTERM with a warning, since Slurm sends it ahead of the signal that
+            # counts. Here it means stop: at once, unless the command has a handler that saves. First of
+            # all, since a peer that failed may end this rank before its imports are done.
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if self.code is not None:
             _take_code_from(self.code)
         import submitit
@@ -60,10 +65,6 @@ class Job:
         if environment.cluster == "debug":  # in the launcher's process: its errors are ours
             return self._run()
 
-        if environment.cluster == "local":
-            # submitit ignores SIGTERM, since Slurm sends it ahead of the signal that counts. Here
-            # it means stop: at once, unless the command has a handler of its own that saves.
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
         logs, job = environment.paths.folder, environment.job_id
         failure = failure_file.path_of(logs, job, environment.global_rank)
         failure.unlink(missing_ok=True)  # of this job before it was requeued

@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 from launching import ACCELERATE, DEMO, Desk, sbatch_lines, seen_everywhere, submit
 
+from salsa_dist.launch import job as rank_job
+
 
 @pytest.fixture
 def desk(tmp_path: Path) -> Desk:
@@ -146,6 +148,26 @@ def test_local_ranks_meet(desk: Desk) -> None:
     assert ranks[0]["MASTER_PORT"] == ranks[1]["MASTER_PORT"] != "1"
     (log,) = (desk.folder / "run" / "logs").glob("*/*_1_log.out")
     assert log.read_text() == "sum 2 on rank 1\n"
+
+
+def test_a_peers_failure_can_end_a_local_rank_before_its_imports(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[object] = []
+
+    def imports(folder: str) -> None:
+        seen.append(signal.getsignal(signal.SIGTERM))
+        raise SystemExit
+
+    monkeypatch.setattr(rank_job, "_take_code_from", imports)
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "local")
+    before = signal.signal(signal.SIGTERM, lambda *_: None)  # as submitit bypasses it
+    try:
+        with pytest.raises(SystemExit):
+            rank_job.Job("train", "demo.yaml", code="somewhere")()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert seen == [signal.SIG_DFL]
 
 
 def test_setup_and_gpus_reach_local_ranks(desk: Desk) -> None:
