@@ -100,7 +100,10 @@ class Server:
         early = {
             key
             for key in env.keys() | self.environment.keys()
-            if key.startswith(AT_IMPORT) and env.get(key) != self.environment.get(key)
+            if key.startswith(AT_IMPORT)
+            # DeepSpeed sets it as it is imported, here too.
+            and key != "DS_ACCELERATOR"
+            and env.get(key) != self.environment.get(key)
         }
         assert not early, f"{early} are read when libraries are imported: start it fresh"
         asked = {

@@ -29,7 +29,7 @@ from tiny import make_config
 
 from salsa_dist.training import state as states
 
-STEPS = 240  # some seconds: long enough to be hit
+STEPS = 160  # some seconds: long enough to be hit
 TRAINING = {"steps": STEPS, "lr": 0.02, "save_every_s": 0, "hang_after_s": 120}
 SOON_S = 60.0  # a dead rank ends its job within this
 AT_ONCE = 4

@@ -5,6 +5,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import measured_placements
 import placement_page
 import pytest
 import torch
+from ranks import run_ranks
 from safetensors.torch import load_file
 from tiny import make_base, make_config
 from typer.testing import CliRunner
@@ -46,6 +49,22 @@ def work(shape: BaseShape, sites: str = "encoder+llm", clips: int = 8, **other: 
     return Work(clips, 16, (shape.sites(sites),), clip_s=1.0, **other)
 
 
+@contextmanager
+def own_network() -> Iterator[str]:
+    """A network namespace with nothing but its loopback interface; "" where that needs root."""
+    if os.geteuid() != 0:
+        yield ""
+        return
+    words = ["unshare", "-n", "sh", "-c", "ip link set lo up && echo up && exec sleep 600"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as holder:
+        try:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == b"up\n"
+            yield f"/proc/{holder.pid}/ns/net"
+        finally:
+            holder.kill()
+
+
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What four ranks held and sent, alone on a loopback interface of their own.
@@ -64,12 +83,9 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         encoder_ffn_dim=611,
         decoder_ffn_dim=611,
     )
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "4"]
-    command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0"]
-    command += [measured_placements.__file__, str(base), str(out)]
-    if os.geteuid() == 0:
-        command = ["unshare", "-n", "bash", "-c", 'ip link set lo up && exec "$@"', "-", *command]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
+    program = (measured_placements.__file__, base, out)
+    with own_network() as network:
+        done = run_ranks(4, *program, folder=out, env={"NETWORK": network})
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     found: list[dict[str, Any]] = json.loads((out / "measured.json").read_text())
     return found

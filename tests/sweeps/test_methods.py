@@ -7,8 +7,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +16,7 @@ import pytest
 import torch
 import yaml
 from clips import mixed_shards
+from ranks import run_ranks, start
 from stand_in_hub import StandInHub
 from tiny_families import FAMILIES
 
@@ -163,14 +162,14 @@ def test_killed_anywhere_and_gone_on_with_it_ends_the_same(
 ) -> None:
     path = write(tmp_path, tiny_base, tiny_shards)
     sweep = tmp_path / "sweep"
-    command = [sys.executable, "-m", "salsa_dist", "sweep", "run", str(path)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        end = time.monotonic() + 500
-        while not list(sweep.glob("jobs/*/evaluation/summary.json")) and time.monotonic() < end:
-            assert process.poll() is None
-            time.sleep(0.1)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait() == 128 + signal.SIGTERM
+    words = ("-m", "salsa_dist", "sweep", "run", path)
+    process = start(*words, env=dict(os.environ), out=tmp_path / "log")
+    end = time.monotonic() + 500
+    while not list(sweep.glob("jobs/*/evaluation/summary.json")) and time.monotonic() < end:
+        assert process.poll() is None, (tmp_path / "log").read_text()
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(120) == 128 + signal.SIGTERM
     assert not (sweep / "report").exists()
     for _ in range(100):  # a stop after each command
         with contextlib.suppress(SystemExit):
@@ -364,12 +363,7 @@ def test_what_cannot_be_done_is_told_all_at_once_before_anything_runs(
     ]
     grid = {"language": ["bg"], "sites": ["encoder"]}
     path = write(tmp_path, base, tiny_shards, methods=methods, grid=grid)
-    done = subprocess.run(
-        [sys.executable, "-m", "salsa_dist", "sweep", "run", str(path)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    done = run_ranks(1, "-m", "salsa_dist", "sweep", "run", path, folder=tmp_path)
     assert done.returncode == 2
     for what in (
         "in-context by random can't be done on this base",
