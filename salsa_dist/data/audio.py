@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +99,19 @@ def resample(audio: Audio, from_hz: int, to_hz: int) -> Audio:
     return np.ascontiguousarray(soxr.resample(audio, from_hz, to_hz), dtype=np.float32)
 
 
+def resample_blocks(blocks: Iterable[Audio], from_hz: int, to_hz: int) -> Iterator[Audio]:
+    """`resample` of one recording that comes in blocks `(samples,)`: the same samples, in blocks."""
+    if from_hz == to_hz:
+        yield from (block for block in blocks if len(block))
+        return
+    stream = soxr.ResampleStream(from_hz, to_hz, 1, dtype="float32")
+    for block in blocks:
+        if len(made := stream.resample_chunk(block)):
+            yield made
+    if len(made := stream.resample_chunk(np.zeros(0, np.float32), last=True)):
+        yield made
+
+
 def resampler() -> str:
-    """What `resample` uses; belongs into the recipe of whatever is built with it."""
+    """What resamples; belongs into the recipe of whatever is built with it."""
     return f"soxr {soxr.__version__}"

@@ -18,10 +18,9 @@ from typing import IO, Any
 
 import numpy as np
 import soundfile
-import soxr
 
 from salsa_dist.data import containers
-from salsa_dist.data.audio import RATES, Audio, mono
+from salsa_dist.data.audio import RATES, Audio, mono, resample_blocks
 from salsa_dist.data.clip import SAMPLE_RATE
 from salsa_dist.errors import UserError
 
@@ -84,25 +83,20 @@ def seconds(source: Any) -> float | None:
 
 def _at_16_khz(parts: Iterator[tuple[Audio, int]], name: str) -> Iterator[Audio]:
     """The same samples as if all were resampled at once."""
-    stream: soxr.ResampleStream | None = None
-    before: int | None = None
-    for part, rate in parts:
-        if not RATES[0] <= rate <= RATES[1]:
-            raise UserError(f"{name} has a rate of {rate} Hz, not one from {RATES[0]} to {RATES[1]}")
-        if before not in (None, rate):
-            raise UserError(f"{name} changes its rate from {before} to {rate} Hz: resample it first")
-        if rate == SAMPLE_RATE:
-            if len(part):
-                yield part
-        else:
-            if stream is None:
-                stream = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32")
-            made = stream.resample_chunk(part)
-            if len(made):
-                yield made
-        before = rate
-    if stream is not None and len(made := stream.resample_chunk(np.zeros(0, np.float32), last=True)):
-        yield made
+    first, rate = next(parts, (None, SAMPLE_RATE))
+    if first is None:
+        return
+    if not RATES[0] <= rate <= RATES[1]:
+        raise UserError(f"{name} has a rate of {rate} Hz, not one from {RATES[0]} to {RATES[1]}")
+
+    def at_one_rate() -> Iterator[Audio]:
+        yield first
+        for part, now in parts:
+            if now != rate:
+                raise UserError(f"{name} changes its rate from {rate} to {now} Hz: resample it first")
+            yield part
+
+    yield from resample_blocks(at_one_rate(), rate, SAMPLE_RATE)
 
 
 def _mono(source: Any, name: str) -> Iterator[tuple[Audio, int]]:

@@ -26,9 +26,8 @@ from typing import Any
 
 import numpy as np
 import soundfile
-import soxr
 
-from salsa_dist.data.audio import RATES, Audio
+from salsa_dist.data.audio import RATES, Audio, resample
 from salsa_dist.data.index import Entry
 from salsa_dist.errors import UserError
 from salsa_dist.places import Remote
@@ -183,10 +182,7 @@ def read_sample(
     except (tarfile.TarError, ValueError, EOFError) as e:
         raise BadSample(shard, key, f"is no piece of a tar ({e})", "tar") from e
     audio, rate = open_audio(files, shard, key)
-    if rate != SAMPLE_RATE:
-        # Not by torchaudio, which takes three times as long: this is done again in every epoch.
-        audio = soxr.resample(audio, rate, SAMPLE_RATE)
-    return audio, read_facts(files, shard, key)
+    return resample(audio, rate, SAMPLE_RATE), read_facts(files, shard, key)
 
 
 @dataclass(frozen=True)
