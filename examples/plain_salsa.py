@@ -17,7 +17,7 @@ together: on the same clips they give the same vectors (tests/invariants/test_pl
 import argparse
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,45 +38,33 @@ def load(name: str) -> tuple[Base, Any]:
     return base.eval().requires_grad_(False), AutoProcessor.from_pretrained(name)
 
 
+def turned(h: Tensor, v: Tensor) -> Tensor:
+    """`h` (batch, positions, hidden) towards `h + v`, as long as it was."""
+    s = h + v
+    return s * (h.norm(dim=-1, keepdim=True) / s.norm(dim=-1, keepdim=True).clamp_min(1e-10))
+
+
 def steer(base: Base) -> dict[str, Tensor]:
     """Put a zero vector on every layer; returns the vectors, by the names of their sites."""
     layers = {f"encoder.{i}": layer for i, layer in enumerate(base.get_encoder().layers)}
     layers |= {f"llm.{i}": layer for i, layer in enumerate(base.get_decoder().layers)}
     vectors = {site: torch.zeros(base.config.d_model, requires_grad=True) for site in layers}
-
-    def hook(v: Tensor) -> Callable[..., Any]:
-        def turn(layer: Any, inputs: Any, output: Any) -> Any:
-            h = output[0] if isinstance(output, tuple) else output  # (batch, positions, hidden)
-            s = h + v
-            turned = s * (h.norm(dim=-1, keepdim=True) / s.norm(dim=-1, keepdim=True).clamp_min(1e-10))
-            return (turned, *output[1:]) if isinstance(output, tuple) else turned
-
-        return turn
-
     for site, layer in layers.items():
-        layer.register_forward_hook(hook(vectors[site]))
+        layer.register_forward_hook(lambda _, inputs, h, v=vectors[site]: turned(h, v))
     return vectors
 
 
 def mean_loss(base: Base, processor: Any, clips: Clips, language: str) -> Tensor:
     """Cross-entropy per label of `clips`."""
-    words = processor.tokenizer
-    control = ["<|startoftranscript|>", f"<|{language}|>", "<|transcribe|>", "<|notimestamps|>"]
-    prompt = words.convert_tokens_to_ids(control)
-    texts = [
-        [*words(" " + t, add_special_tokens=False).input_ids, words.eos_token_id] for _, t in clips
-    ]
-    longest = len(prompt) + max(map(len, texts)) - 1
-    tokens = torch.full((len(clips), longest), words.eos_token_id)
-    labels = torch.full((len(clips), longest), -100)  # no label: the prompt, and what fills a row up
-    for row, text in enumerate(texts):
-        tokens[row, : len(prompt) + len(text) - 1] = torch.tensor(prompt + text[:-1])
-        labels[row, len(prompt) - 1 : len(prompt) + len(text) - 1] = torch.tensor(text)
-    audio = processor.feature_extractor(
-        [a for a, _ in clips], sampling_rate=16_000, return_tensors="pt"
-    )
-    logits = base(audio.input_features, decoder_input_ids=tokens, use_cache=False).logits
-    return cross_entropy(logits.flatten(0, 1), labels.flatten())
+    sounds, texts = zip(*clips, strict=True)
+    audio = processor.feature_extractor(sounds, sampling_rate=16_000, return_tensors="pt")
+    prompt = ["<|startoftranscript|>", f"<|{language}|>", "<|transcribe|>", "<|notimestamps|>"]
+    rows = ["".join(prompt) + f" {text}<|endoftext|>" for text in texts]
+    tokens = processor.tokenizer(rows, add_special_tokens=False, padding=True, return_tensors="pt")
+    ids, is_label = tokens.input_ids, tokens.attention_mask.bool()
+    is_label[:, : len(prompt)] = False
+    logits = base(audio.input_features, decoder_input_ids=ids[:, :-1], use_cache=False).logits
+    return cross_entropy(logits[is_label[:, 1:]], ids[is_label])
 
 
 def rate(step: int, steps: int, lr: float, warmup: float) -> float:
@@ -111,12 +99,10 @@ def train(
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("base")
-    parser.add_argument("clips")
-    parser.add_argument("out")
-    parser.add_argument("--language", required=True)
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--batch", type=int, default=8)
+    for name in ("base", "clips", "out", "--language"):
+        parser.add_argument(name)
+    for name, usual in (("--steps", 100), ("--batch", 8)):
+        parser.add_argument(name, type=int, default=usual)
     args = parser.parse_args()
     base, processor = load(args.base)
     lines = [json.loads(line) for line in Path(args.clips).read_text(encoding="utf-8").splitlines()]
