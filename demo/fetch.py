@@ -30,6 +30,7 @@ from rich.console import Console
 from salsa_dist.errors import UserError
 from salsa_dist.new_folder import made_beside
 from salsa_dist.places import cache_folder
+from salsa_dist.whole_file import put
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ def _have(cache: Path, archive: Archive, download: Callable[[Archive, Path], Non
                 f"put that file into {folder} by hand"
             )
         _check(arrived, archive)
-        arrived.rename(path)
+        put(arrived, path)
     _console.print(f"downloaded {path}")
     return path
 

@@ -1,6 +1,8 @@
 """The one way in which a file is replaced: a reader, or a machine that crashed, has the old or the new.
 
 path.part  written, flushed to the disk  ─► renamed to path  ─► its folder flushed
+
+Folders go the same way, by `put`: see `new_folder.py`.
 """
 
 from __future__ import annotations
@@ -23,15 +25,11 @@ def written_whole(path: Path, *, flushed: bool = True, writer: str = "") -> Iter
     part = path.with_name(f"{path.name}{'.' * bool(writer)}{writer}.part")
     try:
         yield part
-        if flushed:
-            _flush(part)
-        os.replace(part, path)
+        put(part, path, flushed=flushed)
     except BaseException:
         with suppress(OSError):  # on a read-only disk
             part.unlink(missing_ok=True)
         raise
-    if flushed:
-        _flush(path.parent)
 
 
 def replace_file(path: Path, content: str | bytes, *, flushed: bool = True, writer: str = "") -> None:
@@ -40,7 +38,23 @@ def replace_file(path: Path, content: str | bytes, *, flushed: bool = True, writ
         part.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
 
 
-def _flush(path: Path) -> None:
+def put(part: Path, path: Path, *, flushed: bool = True) -> None:
+    """Give `part`, a finished file or folder, its final name, after all of it is on the disk."""
+    if flushed:
+        flush(part)
+    os.replace(part, path)
+    if flushed:
+        _flush_one(path.parent)
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or a folder with all below it, is on the disk."""
+    for one in (*path.rglob("*"), path):
+        if not one.is_symlink():
+            _flush_one(one)
+
+
+def _flush_one(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -45,6 +45,7 @@ from salsa_dist.data.shards import MAX_SECONDS
 from salsa_dist.errors import UserError
 from salsa_dist.log import log
 from salsa_dist.places import Folder, Remote, place
+from salsa_dist.whole_file import put
 
 # Each rank reads shards of its own, so there are several, however few clips a split has.
 MIN_SHARDS = {"train": 8, "dev": 1, "test": 2}
@@ -361,7 +362,7 @@ def _finish(
         (folder / "dropped.tsv").write_text("".join(lines), encoding="utf-8")
     (folder / "README.md").write_text(card.write(index), encoding="utf-8")
     index.save(folder)
-    folder.rename(out)
+    put(folder, out)
     return index
 
 

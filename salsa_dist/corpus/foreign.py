@@ -21,7 +21,7 @@ from salsa_dist.corpus.archive import DamagedTar
 from salsa_dist.corpus.tar_samples import Found, found, tars
 from salsa_dist.corpus.upload import is_there, made_at, upload
 from salsa_dist.corpus.utterance import key, split_in
-from salsa_dist.corpus.writer import Packed, check_name, is_key, put, write_tar
+from salsa_dist.corpus.writer import Packed, check_name, is_key, write_tar
 from salsa_dist.data.file_hash import sha256_of
 from salsa_dist.data.index import FILE, Entry, Shard, ShardIndex
 from salsa_dist.data.index_copy import own_copy
@@ -34,6 +34,7 @@ from salsa_dist.data.shards import (
 from salsa_dist.errors import UserError
 from salsa_dist.log import log
 from salsa_dist.places import Folder, Remote
+from salsa_dist.whole_file import put
 
 ELSEWHERE = {"source": "tars made elsewhere", "licence": "not stated"}
 LANGUAGE_FIELDS = ("language", "lang", "locale")

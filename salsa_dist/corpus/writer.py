@@ -32,6 +32,7 @@ from salsa_dist.data.file_hash import sha256_of
 from salsa_dist.data.index import Entry, Shard, ShardIndex
 from salsa_dist.data.shards import MAX_SECONDS, SAMPLE_RATE
 from salsa_dist.errors import UserError
+from salsa_dist.whole_file import put
 
 NAME = re.compile(r"[A-Za-z0-9_-]+")
 # WebDataset cuts a file's name at its first dot, so a key has none; short enough for one tar header.
@@ -118,7 +119,7 @@ class ShardWriter:
         index = ShardIndex(self.out, self.name, SAMPLE_RATE, self.seed, recipe, shards)
         index.save(self._folder)
         self._folder.chmod(0o755)
-        self._folder.rename(self.out)
+        put(self._folder, self.out)
         return index
 
     def _packed(self, samples: Iterable[Sample], language: str) -> Iterator[Packed]:
@@ -208,13 +209,6 @@ def write_tar(folder: Path, path: str, split: str, language: str, samples: Itera
         sha256=sha256,
         entries=tuple(entries),
     )
-
-
-def put(part: Path, file: Path) -> None:
-    """Give the finished `part` its final name, after its bytes are on the disk."""
-    with part.open("rb") as stream:
-        os.fsync(stream.fileno())
-    part.replace(file)
 
 
 def flac(audio: Audio, rate: int) -> bytes:

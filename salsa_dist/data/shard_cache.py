@@ -371,7 +371,11 @@ class ShardCache:
 
 
 class _File:
-    """A shard's file in the cache, open."""
+    """A shard's file in the cache, open.
+
+    It is not written by `whole_file.py`: it grows block by block under its name, read by others while
+    it does. `sound` says what of it counts after a crash.
+    """
 
     def __init__(self, fd: int, size: int) -> None:
         self.fd, self.size = fd, size

@@ -22,6 +22,7 @@ from salsa_dist.new_folder import made_beside
 from salsa_dist.placement.node_disk import Told, node_folder, once_a_node
 from salsa_dist.placement.ranks import Ranks
 from salsa_dist.speech_llms.load import CHECKPOINT_FILES, base_revision, source_folder
+from salsa_dist.whole_file import flush
 
 
 def staged(base: BaseConfig, ranks: Ranks, say: Callable[[str], None]) -> Path:
@@ -81,5 +82,6 @@ def _copy(source: Path, target: Path, say: Callable[[str], None], told: Told) ->
     with made_beside(target) as folder:
         for name, path in files.items():
             shutil.copyfile(path, folder / name)
+            flush(folder / name)  # here, not of all at the end, so that `told` says how far it is
             done += path.stat().st_size
             told(done, size)

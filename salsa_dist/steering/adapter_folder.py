@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,6 +22,7 @@ from torch import Tensor
 
 from salsa_dist.errors import UserError
 from salsa_dist.json_file import first_problem, of_another_release
+from salsa_dist.new_folder import replace_folder
 from salsa_dist.steering import adapter_file
 from salsa_dist.steering.model_card import Score, model_card
 
@@ -137,7 +136,7 @@ def write(folder: Path, vectors: dict[str, Tensor], facts: dict[str, Any]) -> Pa
     _check_place(folder)
     files = files_of(vectors, facts, str(folder))
     try:
-        _put(folder, files)
+        replace_folder(folder, files)
     except OSError as e:
         raise UserError(f"adapter {folder} can't be written: {e.strerror}") from e
     return folder
@@ -280,36 +279,6 @@ def _check_place(folder: Path) -> None:
             f"adapter {folder} can't be written: the folder holds {min(others)}, which is no part of "
             "an adapter; name another or move it away"
         )
-
-
-def _put(folder: Path, files: dict[str, bytes]) -> None:
-    """Write `files` into a folder beside, and let it take the place of `folder`.
-
-    A folder that is not empty can't be replaced in one step. Killed between the two, there is the old
-    one under `.NAME.old` and the new one under `.NAME.part`, both whole.
-    """
-    part, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("part", "old"))
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(part, ignore_errors=True)
-    try:
-        part.mkdir()
-        for name, content in files.items():
-            with open(part / name, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        if folder.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            os.rename(folder, old)
-        try:
-            os.rename(part, folder)
-        except OSError:
-            if old.exists():
-                os.rename(old, folder)
-            raise
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _short(value: object) -> str:

@@ -23,6 +23,7 @@ from salsa_dist.errors import UserError
 from salsa_dist.placement.node_disk import Told, node_folder, once_a_node
 from salsa_dist.placement.ranks import Ranks
 from salsa_dist.places import Folder
+from salsa_dist.whole_file import written_whole
 
 _BLOCK = 8 * 2**20
 
@@ -73,15 +74,11 @@ def _there(path: Path, shard: Shard) -> bool:
 
 def _copy_one(source: Folder, target: Path, sha256: str) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_suffix(f".{os.getpid()}.part")
     digest = hashlib.sha256()
-    try:
+    with written_whole(target, writer=str(os.getpid())) as part:
         with source.open("rb") as read, open(part, "wb") as write:
             while block := read.read(_BLOCK):
                 digest.update(block)
                 write.write(block)
         if digest.hexdigest() != sha256:
             raise UserError(f"shard {source} is not what its index.json says: build the shards again")
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)

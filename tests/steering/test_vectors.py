@@ -22,7 +22,6 @@ from tiny import make_base, make_config
 
 from salsa_dist import SteeringVectors, UserError, load_config, load_speech_llm, train, transcribe
 from salsa_dist.speech_llms.load import SpeechLLM
-from salsa_dist.steering import adapter_folder
 from salsa_dist.steering.adapter_folder import DataFacts, TrainingFacts
 from salsa_dist.steering.attachment import describe
 from salsa_dist.steering.rules import RULES
@@ -183,23 +182,23 @@ def test_a_save_that_fails_leaves_the_older_adapter(
 ) -> None:
     folder = adapter(llm, 1).save(tmp_path / "bg")
     before = files(tmp_path)
-    rename = os.rename
+    replace = os.replace
 
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    def full_rename(source: Path, target: Path) -> None:
+    def full_replace(source: Path, target: Path) -> None:
         wanted = folder if call == "second rename" else tmp_path / ".bg.old"
         if Path(target) == wanted and Path(source).suffix != ".old":
             full()
-        rename(source, target)
+        replace(source, target)
 
     if call == "fsync":
-        monkeypatch.setattr(adapter_folder.os, "fsync", full)
+        monkeypatch.setattr(os, "fsync", full)
     elif call == "mkdir":
         monkeypatch.setattr(Path, "mkdir", full)
     else:
-        monkeypatch.setattr(adapter_folder.os, "rename", full_rename)
+        monkeypatch.setattr(os, "replace", full_replace)
     with pytest.raises(UserError, match="No space left on device"):
         adapter(llm, 2).save(folder)
     assert files(tmp_path) == before
