@@ -1,7 +1,7 @@
 """`shards stats`: counts and durations of a folder of shards, from its index alone.
 
 rows(index) ──► [{"language", "split", "shards", "samples", "hours", "mean_s", "p5_s", "p50_s",
-                  "p95_s", "longest_s", "megabytes"}]        a row a language and split
+                  "p95_s", "longest_s", "megabytes"}]        a row per language and split
 counts(index) ─► {"dropped": {"en": {"no text": 3}}, "touched": {"en": {"noises": 41}}}    utterances
 """
 

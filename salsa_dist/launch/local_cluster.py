@@ -131,7 +131,7 @@ def _paths(job: LocalJob[Any], rank: int) -> JobPaths:
 
 
 class _Tasks:
-    """The processes of one attempt at a job, one a rank."""
+    """The processes of one attempt at a job, one per rank."""
 
     def __init__(self, job: LocalJob[Any], plan: LocalPlan, rank0: Sequence[Follower]) -> None:
         self._plan = plan

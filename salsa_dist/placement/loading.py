@@ -27,6 +27,7 @@ from salsa_dist.config import BaseConfig, PlacementConfig
 from salsa_dist.placement.ranks import Ranks, group_size
 from salsa_dist.placement.staging import fetched, staged
 from salsa_dist.speech_llms.load import SpeechLLM, load_speech_llm
+from salsa_dist.speech_llms.unfilled import tensor_of
 from salsa_dist.speech_llms.weight_files import StoredTensor
 
 Say = Callable[[str], None]
@@ -86,7 +87,7 @@ def fill(
             the others.
         say: gets a line every few seconds.
     """
-    stored = {id(_tensor(model, name)): source for name, source in sources.items()}
+    stored = {id(tensor_of(model, name)): source for name, source in sources.items()}
     progress = _Progress(sum(source.bytes for source in stored.values()) // part.of, say)
     for tensor, places in _places(model):
         source = stored.get(id(tensor))
@@ -134,12 +135,6 @@ class _Progress:
     def end(self) -> None:
         seconds = time.monotonic() - self.started
         self.say(f"base loaded: this rank read {self.done / 1e6:.1f} MB of it in {seconds:.1f} s")
-
-
-def _tensor(model: nn.Module, name: str) -> torch.Tensor:
-    parent, _, leaf = name.rpartition(".")
-    tensor: torch.Tensor = getattr(model.get_submodule(parent), leaf)
-    return tensor
 
 
 def _places(model: nn.Module) -> list[tuple[torch.Tensor, list[tuple[nn.Module, str]]]]:

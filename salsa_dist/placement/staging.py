@@ -26,7 +26,7 @@ from salsa_dist.whole_file import flush
 
 
 def staged(base: BaseConfig, ranks: Ranks, say: Callable[[str], None]) -> Path:
-    """The folder of this node's copy. Every rank calls this; one a node copies.
+    """The folder of this node's copy. Every rank calls this; one per node copies.
 
     Raises:
         UserError: no such base, an environment variable that is not set, or too little room.

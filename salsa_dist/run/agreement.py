@@ -1,7 +1,7 @@
 """Do all ranks mean to run the same modules? Asked before any collective that would hang if not.
 
     facts   {"training.steps": 20, "sites of bg": "salsa at encoder.0 …", "torch": "2.13.0", …}
-    digest  (32,) uint8, SHA-256 of the facts as JSON      all-gathered: 32 bytes a rank
+    digest  (32,) uint8, SHA-256 of the facts as JSON      all-gathered: 32 bytes per rank
                                                            where they differ, the facts too
 
 Under ZeRO-3 each module's weights are gathered by all ranks of a group together. A rank that ran other

@@ -118,10 +118,6 @@ class RunFolder:
         return self.path / "prefix"
 
     @property
-    def tensorboard(self) -> Path:
-        return self.path / "tensorboard"
-
-    @property
     def logs(self) -> Path:
         return self.path / "logs"
 

@@ -71,19 +71,18 @@ class _Unfit(Exception):
     """The model does not take inputs of this layout."""
 
 
-def noise_inputs(model: nn.Module, seed: int = 0) -> ProbeInputs:
+def noise_inputs(model: nn.Module) -> ProbeInputs:
     """Probe batches for `model`, on its device and in its precision.
 
     Raises:
         UserError: no layout of features was taken; names the last complaint of the model.
     """
-    return _Maker(model, seed).probe_inputs()
+    return _Maker(model).probe_inputs()
 
 
 class _Maker:
-    def __init__(self, model: nn.Module, seed: int) -> None:
+    def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.seed = seed
         self.config: Any = model.config
         self.parameters = set(inspect.signature(model.forward).parameters)
         weight = next(model.parameters())
@@ -232,20 +231,20 @@ class _Maker:
         ids = torch.zeros(len(frames), longest, codebooks + 1, dtype=torch.long)
         mask = torch.zeros(len(frames), longest, dtype=torch.long)
         for i, n in enumerate(frames):
-            random = torch.Generator().manual_seed(self.seed + i)
+            random = torch.Generator().manual_seed(i)
             ids[i, : n // 8] = torch.randint(5, size, (n // 8, codebooks + 1), generator=random)
             mask[i, : n // 8] = 1
         return {"input_ids": ids.to(self.device), "attention_mask": mask.to(self.device)}
 
     def _noise(self, row: int, frames: int, layout: _Layout) -> Tensor:
-        random = torch.Generator().manual_seed(self.seed + row)
+        random = torch.Generator().manual_seed(row)
         if not layout.mel_bins:
             return 0.1 * torch.randn(frames * _SAMPLES_PER_FRAME, generator=random)
         return torch.randn(frames, layout.mel_bins, generator=random)
 
     def _text(self, row: int, length: int) -> Tensor:
         """Token ids that are no audio token; low ids, where the special ones are seldom."""
-        random = torch.Generator().manual_seed(self.seed + row)
+        random = torch.Generator().manual_seed(row)
         special = {_own(c, k) for c in _configs(self.config) for k in vars(c) if _IS_TOKEN.search(k)}
         usual = [i for i in range(5, self.vocabulary) if i not in special][:250]
         return torch.tensor(usual)[torch.randint(len(usual), (length,), generator=random)]

@@ -81,7 +81,7 @@ def unfilled(
         if target in names:
             sources[target] = tensor
     _tie_what_is_stored_twice(model, sources)
-    read = {id(_get(model, source)) for source in sources}
+    read = {id(tensor_of(model, source)) for source in sources}
     if not loading_info["missing_keys"] and any(id(p) not in read for p in model.parameters()):
         return None
     _compute_buffers(model, read)
@@ -121,7 +121,8 @@ def _take_generation_config(model: Any, name: str, revision: str | None) -> None
         return  # it has none: the one that was made from the model's config stays
 
 
-def _get(model: nn.Module, name: str) -> torch.Tensor:
+def tensor_of(model: nn.Module, name: str) -> torch.Tensor:
+    """A parameter or buffer by its name in `model`."""
     parent, _, leaf = name.rpartition(".")
     tensor: torch.Tensor = getattr(model.get_submodule(parent), leaf)
     return tensor

@@ -1,6 +1,6 @@
 """A bank: all adapters of one run, added in one pass.
 
-    vectors[site]   (adapters, hidden) fp32, one row an adapter
+    vectors[site]   (adapters, hidden) fp32, one row per adapter
     rows[component] (n,) int64, the row of each element of that component's batch; -1: no steering
 
 A forward hook on each steered layer adds `vectors[site][row]` to its output. The vectors live here,

@@ -2,7 +2,7 @@
 
     clip ─ encoder.0 … encoder.s ─┬─ encoder.s+1 … llm ─ loss      forward: 2 FLOP a parameter and token
             once for all of them  ├─ …                             backward the same (frozen weights
-                                  └─ one an adapter                need no gradient of their own)
+                                  └─ one per adapter               need no gradient of their own)
 
 Nothing is loaded: the model is built without weights. Attention's own products are left out.
 """

@@ -83,7 +83,7 @@ class PackedAdam:
 
     Args:
         bank: the vectors that it moves.
-        schedules: one an adapter.
+        schedules: one per adapter.
         clip_norm: largest gradient norm of one adapter, over its sites; None: not clipped.
         scales: site to what its rates are multiplied by; 1 where a site is not named.
     """

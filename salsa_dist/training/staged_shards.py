@@ -31,7 +31,7 @@ _BLOCK = 8 * 2**20
 def staged_shards(
     index: ShardIndex, shards: Sequence[Shard], to: str, ranks: Ranks, say: Callable[[str], None]
 ) -> Path:
-    """The folder to read `shards` from on this node. Every rank calls this; one a node copies.
+    """The folder to read `shards` from on this node. Every rank calls this; one per node copies.
 
     Args:
         index: of the folder that they come from.
