@@ -8,8 +8,12 @@ Source: the release's folder, or one that holds it as cmu_kids:
 
 as in https://catalog.ldc.upenn.edu/docs/LDC97S63/TABLES.TXT and KIDS.TXT; columns as Lhotse's
 recipes/cmu_kids.py reads them. The text is what was said, not the prompt. There are no splits: whole
-speakers are dealt. SPHERE files that are compressed by shorten must be converted first. Licence: the
-LDC's agreement, which must be read on https://catalog.ldc.upenn.edu/LDC97S63.
+speakers are dealt. SPHERE files that are compressed by shorten must be converted first.
+
+Licence: two agreements of the corpus's own, of an individual and of an organization, by the names of
+the files that https://catalog.ldc.upenn.edu/LDC97S63 is said to link on 2026-10-02
+(cmu-kids-individual-agreement.pdf, cmu-kids-organization-agreement.pdf). Neither text was read for this
+recipe: read them there.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ from salsa_dist.corpus.texts import Texts, cmu_kids
 from salsa_dist.corpus.utterance import Ask, Corpus, Utterance, key
 from salsa_dist.errors import UserError
 
-LICENCE = "LDC User Agreement (licensed by the LDC; not to be passed on)"
+LICENCE = "CMU Kids Agreement (licensed by the LDC; not to be passed on)"
 
 
 def read(source: Path, ask: Ask, scratch: Path) -> Corpus:

@@ -28,10 +28,9 @@ re-host or share Common Voice datasets"): give such a one with --licence.
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
-from salsa_dist.corpus.manifest import lines
+from salsa_dist.corpus.manifest import cells
 from salsa_dist.corpus.utterance import SPLITS, Ask, Corpus, Drops, Utterance, key
 from salsa_dist.errors import UserError
 
@@ -65,13 +64,13 @@ def rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     nothing in it."""
     if not path.is_file():
         return []
-    reader = csv.reader((line for _, line in lines(path)), delimiter="\t", quoting=csv.QUOTE_NONE)
-    names = next(reader, [])
+    table = cells(path, quoted=False)
+    _, names = next(table, (0, []))
     missing = [name for name in NEEDED if name not in names]
     if missing:
         raise UserError(f"{path} has no column {', '.join(missing)}: is it Common Voice's?")
     # An empty last cell may have lost its tab.
-    return [(reader.line_num, dict(zip(names, cells, strict=False))) for cells in reader]
+    return [(number, dict(zip(names, row, strict=False))) for number, row in table]
 
 
 def utterances(table: Path, split: str | None, drops: Drops) -> list[Utterance]:

@@ -74,7 +74,7 @@ def _utterance(
     kept = {new: values.pop(old) for old, new in about.extra.items() if old in values}
     column = ask.columns.get("audio", "audio")
     row = manifest.Row(
-        {**values, **kept, column: audio or "none"}, Path(f"{split} of the data set"), number
+        {**values, **kept, column: audio or "none"}, Path(f"{split} of the data set"), number, "row"
     )
     utterance = manifest.to_utterance(row, ask)
     language = about.languages.get(utterance.language, utterance.language)

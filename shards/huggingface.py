@@ -31,7 +31,7 @@ def read(source: Path, ask: Ask, scratch: Path) -> Corpus:
         columns = dataset.remove_columns([audio])
         for i, values in enumerate(columns):
             there = {name: "" if value is None else value for name, value in values.items()}
-            row = manifest.Row({**there, "audio": f"{folder.name}-{i:08d}"}, folder / "row", i)
+            row = manifest.Row({**there, "audio": f"{folder.name}-{i:08d}"}, folder, i, "row")
             utterance = manifest.to_utterance(row, ask)
             if not utterance.text.strip():
                 drops.add(utterance.language, "no text", f"{folder}, row {i}")

@@ -11,7 +11,6 @@ to the table. What other columns say in a word or a number goes along.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,20 +29,11 @@ def read(source: Path, ask: Ask, scratch: Path) -> Corpus:
 
 def rows(path: Path) -> Iterator[manifest.Row]:
     """The rows of one table. Raises: UserError: a row with more or fewer cells than columns."""
-    texts = (line for _, line in manifest.lines(path))
-    if ".tsv" in path.name.lower():
-        reader = csv.reader(texts, delimiter="\t", quoting=csv.QUOTE_NONE)
-    else:
-        reader = csv.reader(texts, strict=True)
-    try:
-        names = next(reader, [])
-        if len(set(names)) < len(names) or not all(names):
-            raise UserError(f"{path}: its first line must name the columns, each once")
-        for cells in reader:
-            if len(cells) != len(names):
-                raise UserError(
-                    f"{path}, line {reader.line_num}: {len(cells)} cells for {len(names)} columns"
-                )
-            yield manifest.Row(dict(zip(names, cells, strict=True)), path, reader.line_num)
-    except csv.Error as e:
-        raise UserError(f"{path}, line {reader.line_num}: {e}") from e
+    table = manifest.cells(path, quoted=".tsv" not in path.name.lower())
+    _, names = next(table, (0, []))
+    if len(set(names)) < len(names) or not all(names):
+        raise UserError(f"{path}: its first line must name the columns, each once")
+    for number, cells in table:
+        if len(cells) != len(names):
+            raise UserError(f"{path}, line {number}: {len(cells)} cells for {len(names)} columns")
+        yield manifest.Row(dict(zip(names, cells, strict=True)), path, number)

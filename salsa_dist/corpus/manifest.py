@@ -9,6 +9,7 @@ a row says in a word or a number, such as age and grade, goes along as the utter
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
 import math
@@ -49,10 +50,11 @@ class Row:
     values: Mapping[str, Any]
     file: Path
     number: int
+    unit: str = "line"  # what `number` counts
 
     @property
     def place(self) -> str:
-        return f"{self.file}, line {self.number}"
+        return f"{self.file}, {self.unit} {self.number}"
 
 
 def files(source: Path, suffixes: tuple[str, ...]) -> list[Path]:
@@ -67,6 +69,39 @@ def files(source: Path, suffixes: tuple[str, ...]) -> list[Path]:
 
 def lines(path: Path) -> Iterator[tuple[int, str]]:
     """The lines of a UTF-8 file, `.gz` or not, with their numbers; those that are empty are skipped."""
+    return ((number, line) for number, line in _every_line(path) if line.strip())
+
+
+def cells(path: Path, *, quoted: bool) -> Iterator[tuple[int, list[str]]]:
+    """The cells of each row of a table, with the line of the file that the row begins in.
+
+    Rows without a word in them are skipped.
+
+    Args:
+        path: CSV or TSV, UTF-8, `.gz` or not.
+        quoted: CSV as in RFC 4180, where a cell in quotes may hold commas and line ends; else TSV, in
+            which a quotation mark is an ordinary character.
+
+    Raises:
+        UserError: it can't be read, or a row's quotes do not fit.
+    """
+    every = (line for _, line in _every_line(path))
+    if quoted:
+        reader = csv.reader(every, strict=True)
+    else:
+        reader = csv.reader(every, delimiter="\t", quoting=csv.QUOTE_NONE)
+    begins = 1
+    try:
+        for row in reader:
+            if "".join(row).strip() or (quoted and len(row) > 1):
+                yield begins, row
+            begins = reader.line_num + 1
+    except csv.Error as e:
+        what = "CSV" if quoted else "TSV"
+        raise UserError(f"{path}, line {begins}: no row of {what} ({e}): fix the file") from e
+
+
+def _every_line(path: Path) -> Iterator[tuple[int, str]]:
     number = 0
     try:
         with open_text(path) as file:
@@ -74,8 +109,7 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
                 number += 1
                 if len(line) >= MAX_LINE:
                     raise UserError(f"{path}, line {number} has more than {MAX_LINE} characters")
-                if line.strip():
-                    yield number, line
+                yield number, line
     except UnicodeDecodeError:
         raise UserError(f"{path}, after line {number}: not UTF-8; convert it") from None
     except (OSError, EOFError) as e:

@@ -3,7 +3,8 @@
 What a user says (`--column`, `--language`, `--licence`) goes before what is said here.
 
     CAiRE/ASCEND                       its card, and arXiv 2112.06223
-    byan/cs-fleurs                     arXiv 2509.14161; its licence must be read on its card
+    byan/cs-fleurs                     arXiv 2509.14161; licence: its card's tag at revision 0cdbf16, by
+                                       a survey's word, not read here: read it on the card
     facebook/omnilingual-asr-corpus    arXiv 2511.09690; licence: github.com/facebookresearch/
                                        omnilingual-asr, README.md, "Using the HuggingFace Dataset"
     MagicLuke/MyST                     its card: a gated copy of LDC2021S05

@@ -10,6 +10,7 @@ slow, and torchaudio fits few versions of torch. For what transcription takes, s
 from __future__ import annotations
 
 import io
+import math
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -50,7 +51,8 @@ def channels(
         max_seconds: a longer part is refused unread, whatever a header claims.
 
     Raises:
-        UserError: unreadable, empty, not finite, too long, or without that part or channel.
+        UserError: unreadable, empty, with samples or times that are not finite, too long, or without
+            that part or channel.
     """
     name = name or ("audio in memory" if isinstance(source, bytes) else str(source))
     opened = io.BytesIO(source) if isinstance(source, bytes) else os.fsencode(source)
@@ -82,8 +84,10 @@ def channels(
 
 def _part(name: str, frames: int, rate: int, start: float, end: float | None) -> tuple[int, int]:
     """First frame and the one behind the last; annotations may overshoot the end by a little."""
-    first = round(start * rate)
-    last = frames if end is None else round(end * rate)
+    asked = (start * rate, frames if end is None else end * rate)
+    if not all(map(math.isfinite, asked)):
+        raise UserError(f"{name}: a part from {start} s to {end} s is no part: give finite seconds")
+    first, last = map(round, asked)
     if frames and (not 0 <= first < last or last > frames + OVERSHOOT_S * rate):
         until = "its end" if end is None else f"{end:g} s"
         raise UserError(

@@ -66,3 +66,14 @@ def test_bad_clips_are_named(tmp_path: Path, content: bytes | str | None, says: 
 def test_bytes_are_called_by_the_name_given() -> None:
     with pytest.raises(UserError, match=r"clip 7"):
         channels(io.BytesIO(b"xx").getvalue(), name="clip 7")
+
+
+@pytest.mark.parametrize(
+    ("start", "end"), [(0.0, np.inf), (-np.inf, 1.0), (np.nan, None), (0.0, np.nan), (0.0, 1e308)]
+)
+def test_a_part_without_finite_times_is_refused(
+    tmp_path: Path, start: float, end: float | None
+) -> None:
+    soundfile.write(tmp_path / "a.wav", tone(16_000), 16_000)
+    with pytest.raises(UserError, match=r"a\.wav: a part from .* is no part: give finite seconds"):
+        channels(tmp_path / "a.wav", start=start, end=end)

@@ -159,7 +159,7 @@ def test_a_path_in_a_table_is_not_opened(tmp_path: Path) -> None:
         (Ask(revision="main"), "is a folder, which has no --revision"),
         (Ask(subset="fr"), "BuilderConfig 'fr' not found"),
         (Ask(columns={"audio": "sound"}), "no column of audio among audio, sentence"),
-        (Ask(columns={"text": "words"}), "train of the data set, line 0: no column 'words'"),
+        (Ask(columns={"text": "words"}), "train of the data set, row 0: no column 'words'"),
     ],
 )
 def test_what_is_not_there_is_said_in_one_line(tmp_path: Path, ask: Ask, says: str) -> None:

@@ -119,9 +119,10 @@ def test_csv_is_quoted(tmp_path: Path) -> None:
     wave(tmp_path / "a b.wav")
     table = tmp_path / "all.csv"
     head = "file,text,lang,grade,age,class\n"
-    table.write_text(head + '"a b.wav","one, ""two""",en,K,7.5,007\n', encoding="utf-8")
+    row = '"a b.wav","one, ""two""\n\nthree",en,K,7.5,007\n'
+    table.write_text(head + row, encoding="utf-8")
     ((_, _, facts),) = samples(build("table", table, tmp_path / "out")).values()
-    assert facts["text"] == 'one, "two"'
+    assert facts["text"].split() == ["one,", '"two"', "three"]
     assert facts["extra"] == {"grade": "K", "age": 7.5, "class": "007"}
 
 
@@ -432,8 +433,16 @@ def test_without_the_package_datasets(tmp_path: Path, monkeypatch: pytest.Monkey
         ),
         ("jsonl", "a.txt", "", r"holds no \*\.jsonl"),
         ("table", "a.csv", "path,text\na.wav\n", "line 2: 1 cells for 2 columns"),
+        ("table", "a.csv", '\npath,text,lang\n\na,"x\n\ny",bg\n\na\n', "line 8: 1 cells for 3 columns"),
+        ("table", "a.csv", '\npath,text\na.wav,"x\ny"\nb.wav,"\nz"\n', r"line 3: no language"),
+        ("table", "a.tsv", 'path\ttext\tlang\n \t \n\na\t"x\tbg\na\n', "line 5: 1 cells for 3 columns"),
         ("table", "a.tsv", "path\tpath\n", "each once"),
-        ("table", "a.csv", 'path,text\na.wav,"x\n', r"a\.csv, line"),
+        (
+            "table",
+            "a.csv",
+            '\npath,text\na.wav,"x\n\n',
+            r"a\.csv, line 3: no row of CSV \(.*\): fix the",
+        ),
         ("nemo", "a.json", '{"audio": "a.wav"}', "is it a NeMo manifest"),
         ("nemo", "a.json", '{"audio_filepath": "a.wav", "shard_id": 0}', "shards index"),
         ("kaldi", "text", "", r"holds no wav\.scp"),

@@ -39,7 +39,7 @@ def myst(home: Path) -> Path:
 LICENSED = {
     "myst": "MyST Children's Conversational Speech Agreement",
     "ogi_kids": "CSLU Agreement",
-    "cmu_kids": "LDC User Agreement",
+    "cmu_kids": "CMU Kids Agreement",
     "seame": "LDC User Agreement for Non-Members",
 }
 
@@ -351,47 +351,47 @@ def test_mls_and_voxpopuli_keep_their_splits(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("recipe", "file", "content", "says"),
     [
-        ("ogi_kids", "docs/all.map", "AB apple\n", r"all\.map, line 1: not a code and a text"),
-        ("ogi_kids", "verify/a-verified.txt", "x.wav 7\n", r"line 1: ends with '7'"),
-        ("cmu_kids", "cmu_kids/tables/transcrp.tbl", "fabm\tX\n", r"line 1: 'fabm' is not the 8"),
+        ("ogi_kids", "docs/all.map", "AB apple\n", r"all\.map, line 2: not a code and a text"),
+        ("ogi_kids", "verify/a-verified.txt", "x.wav 7\n", r"line 2: ends with '7'"),
+        ("cmu_kids", "cmu_kids/tables/transcrp.tbl", "fabm\tX\n", r"line 2: 'fabm' is not the 8"),
         (
             "seame",
             "data/interview/transcript/phaseII/NI01MAX_0101.txt",
             "NI01MAX_0101\t900\t900\tEN\tx\n",
-            r"line 1: no segment goes from 0\.9 s to 0\.9 s",
+            r"line 2: no segment goes from 0\.9 s to 0\.9 s",
         ),
         (
             "seame",
             "data/interview/transcript/phaseII/NI01MAX_0101.txt",
             "NI01MAX_0101 0 900 EN x\n",
-            "line 1: not a recording, start",
+            "line 2: not a recording, start",
         ),
         (
             "seame",
             "data/interview/transcript/phaseII/NI01MAX_0101.txt",
             "NI01MAX_0101\t0\t90000\tEN\tx\n",
-            r"1 of 3 .*NI01MAX_0101\.flac has 3 s, no part from 0 s to 90 s.*_0101\.txt, line 1\)",
+            r"1 of 3 .*NI01MAX_0101\.flac has 3 s, no part from 0 s to 90 s.*_0101\.txt, line 2\)",
         ),
         (
             "seame",
             "data/interview/transcript/phaseII/NI01MAX_0101.txt",
             "NI01MAX_0101\tEN\t0\t900\tx\n",
-            "line 1: not a recording, start, end .ms., language and text between tabs",
+            "line 2: not a recording, start, end .ms., language and text between tabs",
         ),
         (
             "ogi_kids",
             "docs/all.map",
             "AB\tapple\n",
-            r"all\.map, line 1: not a code and a text in quotes",
+            r"all\.map, line 2: not a code and a text in quotes",
         ),
-        ("cmu_kids", "cmu_kids/tables/transcrp.tbl", "fabm2aa1.sph A\n", r"line 1: 'fabm2aa1\.sph' is"),
+        ("cmu_kids", "cmu_kids/tables/transcrp.tbl", "fabm2aa1.sph A\n", r"line 2: 'fabm2aa1\.sph' is"),
         (
             "mls",
             "mls_polish/dev/transcripts.txt",
             "1_2_3 x\n",
-            "line 1: not SPEAKER_BOOK_NUMBER, a tab",
+            "line 2: not SPEAKER_BOOK_NUMBER, a tab",
         ),
-        ("mls", "mls_polish/dev/transcripts.txt", "1_2 x\n", "line 1: not SPEAKER_BOOK_NUMBER"),
+        ("mls", "mls_polish/dev/transcripts.txt", "1_2 x\n", "line 2: not SPEAKER_BOOK_NUMBER"),
         ("voxpopuli", "transcribed_data/de/asr_dev.tsv", "id\traw_text\n", "no column normalized_text"),
     ],
 )
@@ -399,7 +399,7 @@ def test_bad_input_is_one_line_that_names_the_place(
     tmp_path: Path, recipe: str, file: str, content: str, says: str
 ) -> None:
     home = MAKERS[recipe](tmp_path / "in")
-    write(home / file, content)
+    write(home / file, "\n" + content)  # an empty line counts
     with pytest.raises(UserError, match=says) as caught:
         build(recipe, home, tmp_path / "out")
     assert "\n" not in str(caught.value)

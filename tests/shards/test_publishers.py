@@ -123,14 +123,20 @@ OTHER = "client_id\tclip\tsentence\n"
     ("recipe", "file", "text", "says"),
     [
         ("common_voice", "bg/dev.tsv", OTHER, r"bg/dev\.tsv has no column path: is it Common Voice's"),
+        (
+            "common_voice",
+            "bg/dev.tsv",
+            HEADER + "\n" + voice("c", "a.mp3", '"А') + "\n\n" + voice("c", "../a.mp3", "А"),
+            r"bg/dev\.tsv, line 6: '\.\./a\.mp3' is no name of a file in clips",
+        ),
         ("common_voice", "bg/clips", None, r"bg holds no clips: is it unpacked whole\?"),
         ("common_voice", "bg/dev.tsv", None, r"bg holds no dev\.tsv: is it unpacked whole\?"),
         ("fleurs", "data/bg_bg/test.tsv", None, r"bg_bg holds no test\.tsv: is it fetched whole\?"),
         (
             "fleurs",
             "data/bg_bg/dev.tsv",
-            "1\ta.wav\tА\tа\n",
-            r"bg_bg/dev\.tsv, line 1: 4 cells, FLEURS",
+            "\n\n1\ta.wav\tА\tа\n",
+            r"bg_bg/dev\.tsv, line 3: 4 cells, FLEURS",
         ),
         ("fleurs", "data", None, r"holds no LANGUAGE/test\.tsv: name FLEURS's data folder"),
     ],
