@@ -122,8 +122,10 @@ def _reader(tar: tarfile.TarFile, info: tarfile.TarInfo) -> Callable[[], bytes]:
         content = tar.extractfile(info)
         try:
             return content.read() if content else b""
-        except tarfile.TarError as e:
+        except (tarfile.TarError, EOFError) as e:
             raise DamagedTar(f"is cut off in {info.name[:80]!r}") from e
+        except (zlib.error, gzip.BadGzipFile) as e:
+            raise DamagedTar(f"is damaged in {info.name[:80]!r}") from e
 
     return read
 

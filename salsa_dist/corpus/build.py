@@ -76,7 +76,7 @@ def build(
     ask = ask or Ask()
     module, name = load_recipe(recipe), name_of(recipe)
     source, out = Path(source), place(out)
-    _check(ask, workers)
+    _check(ask, workers, max_dropped)
     if isinstance(out, Remote):
         return _build_remote(recipe, source, out, ask, workers, max_dropped)
     remote = getattr(module, "REMOTE", False)
@@ -177,7 +177,7 @@ def plan(
     return tasks, how
 
 
-def _check(ask: Ask, workers: int) -> None:
+def _check(ask: Ask, workers: int, max_dropped: float) -> None:
     wrong = []
     if workers < 1 or ask.samples_per_shard < 1:
         wrong.append("workers and samples per shard must be 1 or more")
@@ -187,6 +187,8 @@ def _check(ask: Ask, workers: int) -> None:
         wrong.append(f"seconds go from more than 0 to {MAX_SECONDS:g}, the shortest first")
     if not (ask.dev_share >= 0 and ask.test_share >= 0 and ask.dev_share + ask.test_share < 1):
         wrong.append("the shares of dev and test must be 0 or more, and less than 1 together")
+    if not 0 <= max_dropped <= 1:
+        wrong.append(f"the share of drops is {max_dropped:g}: 0 to 1, such as 0.1 for a tenth")
     if unknown := [kind for kind in ask.keep if kind not in doubts.KINDS]:
         wrong.append(f"no kind of doubt is {', '.join(unknown)}: there are {', '.join(doubts.KINDS)}")
     if wrong:

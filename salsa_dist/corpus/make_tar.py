@@ -106,7 +106,7 @@ def _note(folder: Path, task: Task) -> Path:
 def _stamp(path: Path) -> tuple[int, int] | None:
     try:
         stat = path.stat()
-    except OSError:
+    except (OSError, ValueError):  # a name that no file can have
         return None
     return stat.st_size, stat.st_mtime_ns
 

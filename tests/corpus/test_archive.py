@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import random
 import tarfile
 from pathlib import Path
 
@@ -75,6 +76,17 @@ def test_every_end_that_is_too_early_is_seen(tmp_path: Path) -> None:
             [member.read() for member in members(tmp_path / "a.tar")]
     (tmp_path / "a.tar").write_bytes(raw[: end + 512])
     assert [m.read() for m in members(tmp_path / "a.tar")] == [b"audio", b"audio"]
+
+
+def test_a_packed_one_that_is_cut_off_or_damaged_is_seen(tmp_path: Path) -> None:
+    raw = tar_of(
+        tmp_path / "a.tar.gz", "a.wav", content=random.Random(1).randbytes(20_000)
+    ).read_bytes()
+    damaged = [raw[:size] for size in range(0, len(raw), 997)] + [raw[:200] + b"\xff" * 40 + raw[240:]]
+    for content in damaged:
+        (tmp_path / "a.tar.gz").write_bytes(content)
+        with pytest.raises(UserError, match=r"a\.tar\.gz (is|can't be) .*"):
+            unpack(tmp_path / "a.tar.gz", tmp_path / "out", lambda name: True)
 
 
 def test_a_header_damaged_in_the_middle_is_no_end(tmp_path: Path) -> None:

@@ -257,8 +257,9 @@ def test_nothing_that_can_be_used(tmp_path: Path) -> None:
 
 def test_impossible_wishes_are_refused_all_at_once(tmp_path: Path) -> None:
     ask = Ask(rate=5, min_seconds=3, max_seconds=2, dev_share=0.9, test_share=0.2)
-    with pytest.raises(UserError, match=r"a rate of 5 Hz.*seconds go from.*shares of dev and test"):
-        build("jsonl", tmp_path, tmp_path / "out", ask)
+    says = r"a rate of 5 Hz.*seconds go from.*shares of dev and test.*share of drops is 7: 0 to 1"
+    with pytest.raises(UserError, match=says):
+        build("jsonl", tmp_path, tmp_path / "out", ask, max_dropped=7)
 
 
 def people(speakers: int, clips: int, same_text: bool = False) -> list[Utterance]:

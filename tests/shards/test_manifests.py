@@ -423,6 +423,12 @@ def test_without_the_package_datasets(tmp_path: Path, monkeypatch: pytest.Monkey
         ),
         ("jsonl", "a.jsonl", '{"audio": "a.wav", "text": "x", "lang": "../e"}', "can't be a key"),
         ("jsonl", "a.jsonl", '{"audio": "gone.wav", "text": "x", "lang": "bg"}', "file is missing"),
+        (
+            "jsonl",
+            "a.jsonl",
+            '{"audio": "a\\u0000", "text": "x", "lang": "bg"}',
+            "file is missing.*, line 1",
+        ),
         ("jsonl", "a.jsonl", '{"audio": "a.jsonl", "text": "x", "lang": "bg"}', "unreadable audio"),
         (
             "jsonl",
