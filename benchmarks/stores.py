@@ -48,7 +48,7 @@ import torch
 from streaming import CLIPS, RATE, Corpus, hugging_face_datasets, lhotse_shar, plain_webdataset
 
 from salsa_dist.data import shard_cache
-from salsa_dist.data.file_hash import sha256_of
+from salsa_dist.data.file_hash import summed
 from salsa_dist.data.index import ShardIndex
 from salsa_dist.data.reading import ClipReader
 from salsa_dist.data.sampling import AdapterPlan
@@ -74,8 +74,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         corpus = Corpus(Path(folder) / "speech", CLIPS, tuple(options.seconds))
         index = corpus.index
-        whole = (replace(s, sha256=sha256_of(corpus.folder / s.path)) for s in index.shards)
-        corpus.index = replace(index, shards=tuple(whole))
+        sums = ((s, *summed(corpus.folder / s.path, s.entries)) for s in index.shards)
+        whole = tuple(replace(s, sha256=sha256, entries=found) for s, sha256, found in sums)
+        corpus.index = replace(index, shards=whole)
         corpus.index.save(corpus.folder)
         corpus.write_shar()
         for delay_s in options.delays:

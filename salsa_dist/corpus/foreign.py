@@ -22,7 +22,7 @@ from salsa_dist.corpus.tar_samples import Found, found, tars
 from salsa_dist.corpus.upload import is_there, made_at, upload
 from salsa_dist.corpus.utterance import key, split_in
 from salsa_dist.corpus.writer import Packed, check_name, is_key, write_tar
-from salsa_dist.data.file_hash import sha256_of
+from salsa_dist.data.file_hash import summed
 from salsa_dist.data.index import FILE, Entry, Shard, ShardIndex
 from salsa_dist.data.index_copy import own_copy
 from salsa_dist.data.shards import (
@@ -81,10 +81,11 @@ def index_tars(
         if not usable:
             continue
         rates |= {one.rate for one in usable}
-        entries = tuple(
+        own = [
             Entry(one.sample.key, one.seconds, one.sample.offset, one.sample.length) for one in usable
-        )
+        ]
         file = folder / path
+        sha256, entries = summed(file, own)
         shards.append(
             Shard(
                 path,
@@ -93,7 +94,7 @@ def index_tars(
                 len(entries),
                 round(sum(entry.seconds for entry in entries), 3),
                 file.stat().st_size,
-                sha256_of(file),
+                sha256,
                 entries,
             )
         )

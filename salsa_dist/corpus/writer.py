@@ -28,7 +28,7 @@ import numpy as np
 import soundfile
 
 from salsa_dist.data.audio import Audio
-from salsa_dist.data.file_hash import sha256_of
+from salsa_dist.data.file_hash import summed
 from salsa_dist.data.index import Entry, Shard, ShardIndex
 from salsa_dist.data.shards import MAX_SECONDS, SAMPLE_RATE
 from salsa_dist.errors import UserError
@@ -182,7 +182,7 @@ def write_tar(folder: Path, path: str, split: str, language: str, samples: Itera
     file = folder / path
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_name(f".{file.name}.{os.getpid()}")
-    entries = []
+    own: list[Entry] = []
     try:
         with (
             part.open("wb") as stream,
@@ -193,8 +193,9 @@ def write_tar(folder: Path, path: str, split: str, language: str, samples: Itera
                 facts = json.dumps(sample.facts, ensure_ascii=False).encode()
                 tar.write({"__key__": sample.key, sample.kind: sample.audio, "json": facts})
                 entry = Entry(sample.key, sample.seconds, start, tar.tarstream.offset - start)
-                entries.append(entry)
-        size, sha256 = part.stat().st_size, sha256_of(part)
+                own.append(entry)
+        sha256, entries = summed(part, own)
+        size = part.stat().st_size
         if entries:
             put(part, file)
     finally:
@@ -207,7 +208,7 @@ def write_tar(folder: Path, path: str, split: str, language: str, samples: Itera
         seconds=round(sum(entry.seconds for entry in entries), 3),
         bytes=size,
         sha256=sha256,
-        entries=tuple(entries),
+        entries=entries,
     )
 
 

@@ -1,14 +1,15 @@
 """The samples of an index as columns, so that millions of them load in a moment.
 
-Columns ── seconds, offsets, lengths (n,); keys, one after the other, each ended by a zero byte
+Columns ── seconds, offsets, lengths, crc32 (n,); keys, one after the other, each ended by a zero byte
 Entries ── a shard's stretch of them, a sequence of Entry that makes them when asked
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import repeat
 from typing import overload
 
 import numpy as np
@@ -17,12 +18,16 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Entry:
-    """One sample: `seconds` of audio in bytes `[offset, offset + length)` of its shard."""
+    """One sample: `seconds` of audio in bytes `[offset, offset + length)` of its shard.
+
+    `crc32` is that of these bytes; None where an index of an earlier version has none.
+    """
 
     key: str
     seconds: float
     offset: int
     length: int
+    crc32: int | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,12 +38,14 @@ class Columns:
         seconds: (n,) float64.
         offsets, lengths: (n,) int64, bytes in the samples' shards.
         keys: (bytes,) uint8, UTF-8, each key ended by a zero.
+        crc32: (n,) uint32, of the samples' bytes; None: not known of all.
     """
 
     seconds: NDArray[np.float64]
     offsets: NDArray[np.int64]
     lengths: NDArray[np.int64]
     keys: NDArray[np.uint8]
+    crc32: NDArray[np.uint32] | None = None
 
     @classmethod
     def of(cls, entries: Sequence[Entry]) -> Columns:
@@ -46,11 +53,13 @@ class Columns:
         if any("\0" in entry.key for entry in entries):
             raise ValueError("a key has a zero byte")
         raw = "".join(f"{entry.key}\0" for entry in entries).encode()
+        sums = [entry.crc32 for entry in entries]
         return cls(
             np.array([entry.seconds for entry in entries], np.float64),
             np.array([entry.offset for entry in entries], np.int64),
             np.array([entry.length for entry in entries], np.int64),
             np.frombuffer(raw, np.uint8),
+            None if None in sums else np.array(sums, np.uint32),
         )
 
     @cached_property
@@ -91,12 +100,15 @@ class Entries(Sequence[Entry]):
         columns = self.columns
         key = self._raw_keys(at, at + 1)[:-1].decode()
         numbers = columns.seconds[at], columns.offsets[at], columns.lengths[at]
-        return Entry(key, float(numbers[0]), int(numbers[1]), int(numbers[2]))
+        crc32 = None if columns.crc32 is None else int(columns.crc32[at])
+        return Entry(key, float(numbers[0]), int(numbers[1]), int(numbers[2]), crc32)
 
     def __iter__(self) -> Iterator[Entry]:
         keys = self._raw_keys(self.start, self.stop).decode().split("\0")
         numbers = (self.seconds, self.offsets, self.columns.lengths[self.start : self.stop])
-        return map(Entry, keys, *(column.tolist() for column in numbers))
+        crc32 = self.columns.crc32
+        sums = repeat(None) if crc32 is None else crc32[self.start : self.stop].tolist()
+        return map(Entry, keys, *(column.tolist() for column in numbers), sums)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and tuple(self) == tuple(other)

@@ -3,10 +3,12 @@
     index.columns      a safetensors file
     ├── metadata       {"schema", "of": sha256 of the index.json that it was made from}
     ├── head           the tree of index.json without the shards' entries, as JSON
-    └── seconds, offsets, lengths, keys        all entries, see `entries.py`
+    ├── seconds, offsets, lengths, keys        all entries, see `entries.py`
+    └── crc32                                  of each sample's bytes; only here, and optional
 
 Only that of the index.json beside it is read. A folder without one loads the slower way, as does one
 whose index.json was changed; so both forms never disagree, and nobody has to care for the second.
+A sample without a CRC-32 is read unchecked.
 """
 
 from __future__ import annotations
@@ -27,11 +29,14 @@ from salsa_dist.whole_file import written_whole
 SCHEMA = "salsa-dist/index-columns/1"
 FILE = "index.columns"
 _KINDS = {"seconds": np.float64, "offsets": np.int64, "lengths": np.int64, "keys": np.uint8}
+_CRC32 = "crc32"
 
 
 def write(folder: Path, of: str, head: dict[str, Any], columns: Columns) -> None:
     """Write `folder/index.columns` for the index that lies in `folder/of`."""
     tensors: dict[str, np.ndarray[Any, Any]] = {name: getattr(columns, name) for name in _KINDS}
+    if columns.crc32 is not None:
+        tensors[_CRC32] = columns.crc32
     tensors["head"] = np.frombuffer(json.dumps(head).encode(), np.uint8)
     facts = json.dumps({"schema": SCHEMA, "of": sha256_of(folder / of)})
     # What a crash tears is made again from the index.
@@ -55,7 +60,9 @@ def read(folder: Path, of: str) -> tuple[Any, Columns] | None:
             if facts != {"schema": SCHEMA, "of": sha256}:
                 return None
             tree = json.loads(file.get_tensor("head").tobytes())
-            columns = Columns(**{name: file.get_tensor(name) for name in _KINDS})
+            there = _CRC32 in file.keys()  # noqa: SIM118 - it is no dict
+            names = [*_KINDS, _CRC32] if there else _KINDS
+            columns = Columns(**{name: file.get_tensor(name) for name in names})
     except (SafetensorError, OSError, ValueError, RecursionError):
         return None
     return (tree, columns) if _fit(columns) else None
@@ -65,6 +72,9 @@ def _fit(columns: Columns) -> bool:
     count = len(columns.seconds) if columns.seconds.ndim else -1
     shapes = {columns.seconds.shape, columns.offsets.shape, columns.lengths.shape}
     kinds = all(getattr(columns, name).dtype == kind for name, kind in _KINDS.items())
+    if columns.crc32 is not None:
+        shapes.add(columns.crc32.shape)
+        kinds &= columns.crc32.dtype == np.uint32
     return (
         kinds
         and shapes == {(count,)}

@@ -11,8 +11,9 @@ Processes and threads that want the same blocks lock them (`F_OFD_SETLK`, which 
 one fetches, the others find them. A block's mark is written after the block. What a machine that went
 down may have torn is told by the boot and fetched again. A shard whose blocks are all there is checked
 by its sha256, once. One that was replaced while a run goes on, by its identity, is fetched whole and
-checked before another sample of it is used. A shard that is removed stays readable to whoever has it
-open. Where the disk is full, blocks are held in memory.
+checked before another sample of it is used. A sample is checked by its CRC-32, where the index has it,
+each time that it is read. A shard that is removed stays readable to whoever has it open. Where the disk
+is full, blocks are held in memory.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import os
 import struct
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
@@ -148,7 +150,7 @@ class ShardCache:
                 _add(waited_s=time.monotonic() - started)
             try:
                 for entry, raw in read_open(fd, path, entries):
-                    yield shard, entry, raw
+                    yield shard, entry, _as_indexed(raw, path, entry)
             finally:
                 os.close(fd)
 
@@ -458,6 +460,13 @@ class _File:
             digest.update(raw)
             at += len(raw)
         return digest.hexdigest()
+
+
+def _as_indexed(raw: Bytes | BadSample, path: Remote, entry: Entry) -> Bytes | BadSample:
+    """The bytes of a sample if they are those of the index, as far as it tells."""
+    if isinstance(raw, BadSample) or entry.crc32 in (None, zlib.crc32(raw)):
+        return raw
+    return BadSample(path, entry.key, "has other bytes than the index says (CRC-32)", "tar")
 
 
 def _gaps(marks: bytes, first: int) -> list[tuple[int, int]]:

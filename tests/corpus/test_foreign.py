@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,9 @@ def test_tars_of_others_are_indexed_and_read(tmp_path: Path, write: Callable[[Pa
     index = ShardIndex.load(tmp_path)
     found = samples(index)
     assert len(found) == COUNT
+    raw = (tmp_path / "valid-00.tar").read_bytes()
+    for entry in index.shards[0].entries:
+        assert entry.crc32 == zlib.crc32(raw[entry.offset : entry.offset + entry.length])
     split, audio, facts = found["clips/003"]
     assert (split, facts["text"], index.sample_rate) == ("dev", "дума 3", 22_050)
     assert abs(pitch(audio) - 450) < 5

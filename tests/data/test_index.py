@@ -1,6 +1,7 @@
 """The index: it survives a round trip, and every damage is refused with its place."""
 
 import json
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from salsa_dist.data import quick_index
 from salsa_dist.data.entries import Columns
+from salsa_dist.data.file_hash import sha256_of, summed
 from salsa_dist.data.index import FILE, Entry, Shard, ShardIndex
 from salsa_dist.errors import UserError
 
@@ -195,6 +197,8 @@ def test_forged_heads_are_refused(tmp_path: Path, head: dict[str, Any], says: st
         {"seconds": np.ones(5)},
         {"seconds": np.ones((6, 1))},
         {"offsets": np.zeros(6, np.int32)},
+        {"crc32": np.zeros(5, np.uint32)},
+        {"crc32": np.zeros(6, np.int64)},
         {"keys": np.frombuffer(b"a\0b\0", np.uint8)},
         {"keys": np.frombuffer(b"a\0b\0c\0d\0e\0f", np.uint8)},
     ],
@@ -202,6 +206,36 @@ def test_forged_heads_are_refused(tmp_path: Path, head: dict[str, Any], says: st
 def test_columns_of_other_shapes_are_passed_over(tmp_path: Path, changes: dict[str, Any]) -> None:
     quick_with(tmp_path, **changes)
     assert ShardIndex.load(tmp_path) == example(tmp_path)
+
+
+def test_sums_of_samples_lie_in_the_columns_alone(tmp_path: Path) -> None:
+    """So index.json stays what earlier versions read."""
+    index = example(tmp_path)
+    index.save(tmp_path)
+    text = (tmp_path / FILE).read_bytes()
+    assert [e.crc32 for s in ShardIndex.load(tmp_path).shards for e in s.entries] == [None] * 6
+    own = [[replace(e, crc32=(1 << 32) - i) for i, e in enumerate(s.entries, 1)] for s in index.shards]
+    shards = tuple(replace(s, entries=tuple(x)) for s, x in zip(index.shards, own, strict=True))
+    replace(index, shards=shards).save(tmp_path)
+    assert (tmp_path / FILE).read_bytes() == text
+    found = [s.entries for s in ShardIndex.load(tmp_path).shards]
+    assert [[e.crc32 for e in entries] for entries in found] == [[(1 << 32) - 1, (1 << 32) - 2]] * 3
+    assert found[0][1].crc32 == (1 << 32) - 2
+    (tmp_path / quick_index.FILE).unlink()
+    assert ShardIndex.load(tmp_path).shards[0].entries[0].crc32 is None
+
+
+def test_sums_are_those_of_the_bytes_wherever_a_sample_lies(tmp_path: Path) -> None:
+    raw = np.random.default_rng(0).bytes(3 << 20)
+    (tmp_path / "tar").write_bytes(raw)
+    mib = 1 << 20  # what one read takes
+    spans = [(0, 7), (7, mib - 3), (mib - 3, mib + 5), (mib + 100, 2 * mib), (2 * mib + 1, 3 * mib - 1)]
+    entries = [Entry(str(a), 1.0, a, b - a) for a, b in spans]
+    sha256, found = summed(tmp_path / "tar", entries)
+    assert sha256 == sha256_of(tmp_path / "tar")
+    assert [e.crc32 for e in found] == [zlib.crc32(raw[a:b]) for a, b in spans]
+    long = [Entry("all", 1.0, 1, 3 * mib - 2)]
+    assert summed(tmp_path / "tar", long)[1][0].crc32 == zlib.crc32(raw[1:-1])
 
 
 def test_keys_are_any_text(tmp_path: Path) -> None:

@@ -194,6 +194,17 @@ def test_bytes_that_lie_are_fetched_again(
     assert proxy.done == ["lie"] * 2
 
 
+def test_a_letter_that_changed_on_the_way_is_noticed_at_once(
+    noise: Path, served: tuple[Path, Proxy], tmp_path: Path
+) -> None:
+    _, proxy = served
+    place = remote(proxy, tmp_path)
+    proxy.rules.append(Rule("letter", times=2))
+    # Steps that read no shard whole, whose sha256 would tell.
+    assert heard(place, 3) == {t: c for t, c in of_folder(noise).items() if t < 3}
+    assert proxy.done == ["letter"] * 2
+
+
 def test_a_shard_that_is_there_whole_is_checked(served: tuple[Path, Proxy], tmp_path: Path) -> None:
     folder, proxy = served
     index = ShardIndex.load(folder)

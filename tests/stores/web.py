@@ -102,7 +102,8 @@ class Rule:
     """`do` to each of the next `times` answers to requests of which `when` is true.
 
     `do` is one of `_REFUSALS`, "cut" (half the body, then close), "reset", "lie"
-    (other bytes of the same length), "garble" (no HTTP) or "hang".
+    (other bytes of the same length), "letter" (another one in each transcript), "garble" (no HTTP) or
+    "hang".
     """
 
     do: str
@@ -180,6 +181,8 @@ class Proxy(Server):
                     raw, self.close_connection = raw[: len(raw) // 2], True
                 if do == "lie":
                     raw = bytes(b ^ 0x55 for b in raw)
+                if do == "letter":
+                    raw = raw.replace("дума".encode(), "дуга".encode())
                 if self.command == "GET":
                     seen.body_bytes = len(raw)
                     with lock:
