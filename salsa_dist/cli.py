@@ -160,7 +160,15 @@ def version() -> None:
 
 
 def run_command(command: str, config_path: str, overrides: list[str]) -> None:
-    """Run `train`, `evaluate` or `train+evaluate` as one rank; launchers call this in each task."""
+    """Run `train`, `evaluate` or `train+evaluate` as one rank; launchers call this in each task.
+
+    Of `transcribe`, `overrides` are the words of its own command line, and there is no config.
+    """
+    if command == "transcribe":
+        from salsa_dist.launch.transcription import run as transcribe_words
+
+        transcribe_words(overrides)
+        return
     from salsa_dist.config import load_config
 
     config = load_config(config_path, overrides)

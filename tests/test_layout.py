@@ -18,7 +18,7 @@ ORDER = [
     *("steering", "config", "data", "corpus", "speech_llms", "metrics"),
     *("planner", "placement", "run", "training", "methods", "loop", "evaluation", "transcription"),
     *("folding", "export", "requeue"),
-    *("__init__", "runs", "report", "sweeps", "launch", "commands", "cli", "__main__"),
+    *("__init__", "runs", "report", "sweeps", "commands", "launch", "cli", "__main__"),
 ]
 
 

@@ -84,7 +84,7 @@ def transcribe(
     """Transcribe recordings of any length; print one line per recording, or write files with --out.
 
     A recording that can't be read does not stop the others: it is named at the end, and the exit status
-    is 2. On several GPUs: torchrun --nproc_per_node 8 -m salsa_dist transcribe … --out FOLDER.
+    is 2. On several GPUs: salsa-dist launch transcribe … --out FOLDER --gpus-per-node 8.
     """
     from salsa_dist.steering.vectors import SteeringVectors
     from salsa_dist.transcription import inputs

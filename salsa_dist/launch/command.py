@@ -5,11 +5,14 @@
     python launchers/slurm.py --cluster local --tasks-per-node 2 training.steps=20
     python launchers/slurm.py sweep demo/sweep.yaml --nodes 4       a grid of adapters, see sweep.py
     python launchers/slurm.py evaluate --config my.yaml --gpus-per-node 8 --partition gpu
+    python launchers/slurm.py transcribe BASE talks/ --language bg --out texts/ --gpus-per-node 8
 
     command line ─► Config (checked here) ──► Job (job.py) ─┬─ slurm   sbatch_script.py, then return
                     Options (options.py)                ├─ local   local_cluster.py, and wait
                     snapshot of both (snapshot.py)          └─ debug   called in this process
-    logs and the submitted job:  <config.run>/logs/<job id>/<job id>_<rank>_log.out, .err
+    logs and the submitted job:  RUN/logs/<job id>/<job id>_<rank>_log.out, .err
+
+RUN is the config's `run`, of a transcription its --out folder.
 
 Whatever a site needs (partition, account, modules) comes in by options or from its cluster profile;
 `--sbatch key=value`, `--srun key=value` and `--setup CMD` pass on what has no option of its own.
@@ -26,6 +29,7 @@ from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import partial
 from inspect import Parameter, Signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -41,7 +45,7 @@ from salsa_dist import built_in
 from salsa_dist.config import Config, load_config
 from salsa_dist.errors import UserError
 from salsa_dist.launch import job as job_module
-from salsa_dist.launch import snapshot, sweep
+from salsa_dist.launch import snapshot, sweep, transcription
 from salsa_dist.launch.job import TARGET, Job
 from salsa_dist.launch.local_cluster import LocalPlan, run_local
 from salsa_dist.launch.options import Cluster, Options, Resources, checked, flag_of, read_profile
@@ -55,7 +59,7 @@ if TYPE_CHECKING:  # it imports torch, which a launch that is no sweep need not 
     from salsa_dist.sweeps.plan import Plan
 
 DEMO = built_in.folder("launchers").parent / "demo" / "demo.yaml"
-COMMANDS = ("train", "evaluate", "train+evaluate", "sweep")
+COMMANDS = ("train", "evaluate", "train+evaluate", "sweep", transcription.COMMAND)
 
 # A task may have no salsa_dist until `Job` has found its snapshot: the job brings its own code.
 cloudpickle.register_pickle_by_value(job_module)
@@ -69,6 +73,21 @@ class Setting:
     arguments: Sequence[str]
 
 
+@dataclass(frozen=True)
+class Work:
+    """What the launcher must know of one job.
+
+    Attributes:
+        run: folder of its logs, snapshots and submit.sh.
+        sees: files and folders that a container must see under their own names.
+        plan: what stands below the script of a dry run.
+    """
+
+    run: Path
+    sees: Sequence[Path]
+    plan: Callable[[], str] = str
+
+
 def launch(context: typer.Context, words: list[str] | None, **given: Any) -> int:
     """Run salsa-dist on Slurm, or the same job on this machine."""
     command, overrides = _split(words or [])
@@ -79,17 +98,24 @@ def launch(context: typer.Context, words: list[str] | None, **given: Any) -> int
     else:
         asked.refuse_what_needs_slurm()
     staging = [f"{s}.stage_to={resources.stage_to}" for s in ("base", "data") if resources.stage_to]
-    plan, config, config_path = None, None, ""
-    if command == "sweep":
+    if asked.array_parallelism is not None and command != "sweep":
+        raise UserError("--array-parallelism is about a sweep: any other launch is one job")
+    plan, work, config_path = None, None, ""
+    if command == transcription.COMMAND:
+        transcription.refuse_what_needs_a_config(asked)
+        wanted = transcription.asked(overrides)
+        work = Work(wanted.out, wanted.sees)
+        if resources.gpus_per_node and wanted.device is None:
+            overrides += ["--device", "cuda"]
+    elif command == "sweep":
         plan = sweep.planned(overrides, resources.nodes)
         overrides = [*staging, *_device(resources, plan.sweep.config)]
-    elif asked.array_parallelism is not None:
-        raise UserError("--array-parallelism is about a sweep: any other launch is one job")
     else:
         overrides += staging
         config_path = str(_config_path(asked).resolve())
         config = load_config(config_path, overrides)
         overrides += _device(resources, config)
+        work = Work(config.run, _seen(config), partial(_plan, config, resources))
     if asked.cluster is Cluster.slurm and not asked.dry_run and shutil.which("sbatch") is None:
         raise UserError(
             "there is no Slurm here (no sbatch on the PATH): add --cluster local to run on this "
@@ -110,34 +136,34 @@ def launch(context: typer.Context, words: list[str] | None, **given: Any) -> int
         os.environ.update(own)
         if plan is not None:
             return _launch_sweep(job, plan, asked, resources)
-        assert config is not None
-        return _launch_one(job, config, asked, resources, setting.arguments)
+        assert work is not None
+        return _launch_one(job, work, asked, resources, setting.arguments)
 
 
 def _launch_one(
-    job: Job, config: Config, asked: Options, resources: Resources, arguments: Sequence[str]
+    job: Job, work: Work, asked: Options, resources: Resources, arguments: Sequence[str]
 ) -> int:
     if asked.cluster is Cluster.debug:
-        submitit.DebugExecutor(logs_of(config.run)).submit(job).result()
+        submitit.DebugExecutor(logs_of(work.run)).submit(job).result()
         return 0
     if asked.cluster is Cluster.local:
         here = _local_plan(resources)
-        return _here(_snapshotted(job, config, resources, arguments), config.run, here)
-    executor = _sbatch(job.command, config, resources)
+        return _here(_snapshotted(job, work.run, resources, arguments), work.run, here)
+    executor = _sbatch(job.command, work, resources)
     if asked.dry_run:
-        result(executor.script())
-        result(_plan(config, resources))
+        result("\n".join(filter(None, [executor.script(), work.plan()])))
         return 0
-    return _submit(executor, _snapshotted(job, config, resources, arguments), config, resources)
+    return _submit(executor, _snapshotted(job, work.run, resources, arguments), work.run, resources)
 
 
-def _snapshotted(job: Job, config: Config, resources: Resources, arguments: Sequence[str]) -> Job:
+def _snapshotted(job: Job, run: Path, resources: Resources, arguments: Sequence[str]) -> Job:
     """The job, running from a snapshot in the run's folder; submit.sh there starts it again."""
-    folder = snapshot.take(config.run, Path(job.config_path))
-    kept = folder / "config.yaml"
-    snapshot.write_submit(config.run, folder, arguments, kept)
-    snapshot.clear_old(config.run, resources.keep_snapshots)
-    return replace(job, config_path=str(kept), code=str(folder))
+    config = Path(job.config_path) if job.config_path else None
+    folder = snapshot.take(run, config)
+    kept = folder / "config.yaml" if config else None
+    snapshot.write_submit(run, folder, arguments, kept)
+    snapshot.clear_old(run, resources.keep_snapshots)
+    return replace(job, config_path=str(kept or ""), code=str(folder))
 
 
 def _launch_sweep(job: Job, plan: Plan, asked: Options, resources: Resources) -> int:
@@ -162,7 +188,8 @@ def _launch_sweep(job: Job, plan: Plan, asked: Options, resources: Resources) ->
         snapshot.write_submit(folder.path, code, words, folder.config)
 
     def executor(run: Path) -> Sbatch:
-        return _sbatch(job.command, plan.sweep.config.model_copy(update={"run": run}), resources)
+        config = plan.sweep.config.model_copy(update={"run": run})
+        return _sbatch(job.command, Work(run, _seen(config)), resources)
 
     if asked.cluster is not Cluster.slurm:
         here = _local_plan(resources)
@@ -185,19 +212,23 @@ def _config_path(asked: Options) -> Path:
     return asked.config or DEMO
 
 
-def _sbatch(command: str, config: Config, resources: Resources) -> Sbatch:
+def _seen(config: Config) -> list[Path]:
+    """The run, its shards and its base, where they are folders."""
     shards = config.data.shards
-    seen = [
-        Path.cwd(),
+    base = Path(config.base.name)
+    return [
         config.run.absolute(),
         *([shards.absolute()] if isinstance(shards, Path) else []),
+        *([base.absolute()] if base.is_dir() else []),
     ]
-    base = Path(config.base.name)
-    mounts = [*seen, *([base.absolute()] if base.is_dir() else [])]
-    return sbatch(config.run, f"salsa-{command}-{config.run.name}", resources, mounts)
 
 
-def _submit(executor: Sbatch, job: Job, config: Config, resources: Resources) -> int:
+def _sbatch(command: str, work: Work, resources: Resources) -> Sbatch:
+    name = f"salsa-{command}-{work.run.name}"
+    return sbatch(work.run, name, resources, [Path.cwd(), *work.sees])
+
+
+def _submit(executor: Sbatch, job: Job, run: Path, resources: Resources) -> int:
     try:
         with redirect_stderr(io.StringIO()):  # submitit prints what it raises
             submitted = executor.submit(job)
@@ -207,7 +238,6 @@ def _submit(executor: Sbatch, job: Job, config: Config, resources: Resources) ->
     shape = f"{resources.node_range} x {tasks} ranks"
     paths = submitted.task(0).paths
     launches.note(paths.folder, submitted.job_id, "slurm", job.command, nodes, tasks)
-    run = config.run
     result(
         f"submitted job {submitted.job_id}: {job.command} on {shape}\n"
         f"code    {job.code}\n"
@@ -323,8 +353,10 @@ def _parameter(name: str, field: FieldInfo) -> Parameter:
 def command_line(run: Callable[..., int | None]) -> Any:
     """The command line that calls `run(context, words, **options)`; its options are `Options`."""
     words = typer.Argument(
-        metavar="[train|evaluate|train+evaluate] [SECTION.KEY=VALUE]... or sweep FILE",
-        help="what to run (default: train), then settings that replace the config's",
+        metavar="[train|evaluate|train+evaluate] [SECTION.KEY=VALUE]..., sweep FILE, or transcribe "
+        "BASE RECORDINGS... --out FOLDER",
+        help="what to run (default: train), then settings that replace the config's; transcribe takes "
+        "its own options too, see `salsa-dist transcribe --help`",
         show_default=False,
     )
     own = [
@@ -348,7 +380,12 @@ def main(arguments: Sequence[str] | None = None, target: str = TARGET) -> int:
     """Run the command line; `target` is the "module:function" that every rank calls."""
     args = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        status = command_line(launch).main(args, standalone_mode=False, obj=Setting(target, args))
+        status = command_line(launch).main(
+            args,
+            standalone_mode=False,
+            obj=Setting(target, args),
+            ignore_unknown_options=transcription.COMMAND in args,  # its own options are words here
+        )
         return int(status or 0)
     except UserError as error:
         tell(f"error: {error}", causes(error))

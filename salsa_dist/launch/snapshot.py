@@ -44,14 +44,19 @@ _FOLDERS = {
 _INSIDE = [("built_in", name) for name in built_in.FOLDERS]  # of an installed package
 
 
-def take(run: Path, config: Path) -> Path:
-    """The snapshot of this source and `config` in the run's folder, made if it is not there."""
+def take(run: Path, config: Path | None) -> Path:
+    """The snapshot of this source and `config` in the run's folder, made if it is not there.
+
+    Args:
+        config: None: of a transcription, which has none.
+    """
     files = {
         f"{name}/{path.relative_to(top)}": path
         for name, top in _FOLDERS.items()
         for path in _files(top)
     }
-    files["config.yaml"] = config
+    if config is not None:
+        files["config.yaml"] = config
     digest = hashlib.sha256()
     for name in sorted(files):
         content = files[name].read_bytes()
@@ -84,7 +89,7 @@ def clear_old(run: Path, days: int) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def write_submit(run: Path, folder: Path, arguments: Sequence[str], config: Path) -> Path:
+def write_submit(run: Path, folder: Path, arguments: Sequence[str], config: Path | None) -> Path:
     """Write RUN/submit.sh: `arguments` of the launcher once more, with `config`.
 
     Args:
@@ -92,18 +97,19 @@ def write_submit(run: Path, folder: Path, arguments: Sequence[str], config: Path
     """
     script = RunFolder(run.absolute()).submit
     words = [sys.executable, str(folder / "launchers" / "slurm.py")]
-    words += [*_without_config(arguments), "--config", str(config.absolute())]
+    words += _without_config(arguments)
+    words += [] if config is None else ["--config", str(config.absolute())]
     text = (
         "#!/usr/bin/env bash\n"
         "# The newest launch of this run again, with the code and the config that it had.\n"
-        f"# It goes on from the run's newest checkpoint. More options and settings may follow.\n"
+        "# It goes on from what is there. More options and settings may follow.\n"
         "set -euo pipefail\n"
         f"cd {shlex.quote(str(Path.cwd()))}\n"
         f"export PYTHONPATH={shlex.quote(str(folder))}${{PYTHONPATH:+:$PYTHONPATH}}\n"
         f'exec {shlex.join(words)} "$@"\n'
     )
     with written_whole(script) as part:
-        part.write_text(text, encoding="utf-8")
+        part.write_bytes(os.fsencode(text))  # a recording's name need not be UTF-8
         part.chmod(0o755)
     return script
 

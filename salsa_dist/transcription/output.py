@@ -53,7 +53,7 @@ def output(
         if form in ("srt", "vtt") and not single:
             raise UserError(f"--format {form} makes one file per recording: name a folder with --out")
         return _Stdout(form or "text")
-    one = _ONE_FILE.get(out.suffix.lower()) if not out.is_dir() else None
+    one = form_of_file(out)
     if one and form and form != one:
         raise UserError(f"--out {out} ends as {one}, and --format is {form}: choose one")
     if one and ranks > 1:
@@ -63,6 +63,11 @@ def output(
         return _File(out, one, settings) if one else _Folder(out, form or "text", settings)
     except OSError as e:
         raise UserError(f"--out {out} can't be written ({e.strerror})") from e
+
+
+def form_of_file(out: Path) -> str | None:
+    """The format of `out` if it is one file; None: a folder."""
+    return _ONE_FILE.get(out.suffix.lower()) if not out.is_dir() else None
 
 
 class Output(ABC):

@@ -1,4 +1,4 @@
-"""Recordings shared out to the ranks that a launcher started: `torchrun … -m salsa_dist transcribe …`.
+"""Recordings shared out to the ranks that a launcher started: `salsa-dist launch transcribe`, torchrun.
 
     first rank  ── the files that were named ──► every rank ── one recording in WORLD_SIZE ──► results
     every rank  ── what failed ──► the first one, which says it and ends with status 2

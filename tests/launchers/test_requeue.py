@@ -24,6 +24,13 @@ def test_tries_without_progress_are_limited_and_progress_starts_the_count_anew(t
     assert "2 attempts in a row ended at step 5 without a new checkpoint" in why
     checkpoint(tmp_path, 6)
     assert verdict(tmp_path, logs, 137, 2)[0]
+    assert not verdict(tmp_path, logs, 137, 2)[0]
+    for name in (".srt.settings.json", "talks/a.srt"):  # of a transcription: a new result
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    assert verdict(tmp_path, logs, 137, 2)[0]
+    (logs / "launch.json").write_text("")
+    assert not verdict(tmp_path, logs, 137, 2)[0], "logs are no results"
 
 
 def test_a_users_mistake_is_not_tried_again(tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def test_nodes_alone_train_the_demo(desk: Desk) -> None:
         (("--nodes", "0"), "--nodes"),
         (("training.stepz=3",), "did you mean 'steps'"),
         (("training.steps=many",), "training.steps"),
-        (("trian",), "use train, evaluate, train+evaluate or sweep"),
+        (("trian",), "use train, evaluate, train+evaluate, sweep or transcribe"),
         (("--config", "nowhere.yaml"), "nowhere.yaml"),
         (("--cluster", "local", "--nodes", "2"), "--tasks-per-node"),
         (("--cluster", "local", "--partition", "gpu"), "--partition"),
