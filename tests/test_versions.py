@@ -124,7 +124,7 @@ def test_a_defect_of_ours_blames_no_library() -> None:
 def test_a_failed_rank_writes_the_version_beside_the_range(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from salsa_dist.launch.job import _write_failure
+    from salsa_dist.launch.rank import _write_failure
 
     path = tmp_path / "failure.json"
     monkeypatch.setenv("SALSA_FAILURE_FILE", str(path))

@@ -7,9 +7,9 @@
     python launchers/slurm.py evaluate --config my.yaml --gpus-per-node 8 --partition gpu
     python launchers/slurm.py transcribe BASE talks/ --language bg --out texts/ --gpus-per-node 8
 
-    command line ─► Config (checked here) ──► Job (job.py) ─┬─ slurm   sbatch_script.py, then return
-                    Options (options.py)                ├─ local   local_cluster.py, and wait
-                    snapshot of both (snapshot.py)          └─ debug   called in this process
+    command line ─► Config (checked here) ──► RankCommand ─┬─ slurm   sbatch_script.py, then return
+                    Options (options.py)      (rank.py)    ├─ local   local_cluster.py, and wait
+                    snapshot of both (snapshot.py)         └─ debug   called in this process
     logs and the submitted job:  RUN/logs/<job id>/<job id>_<rank>_log.out, .err
 
 RUN is the config's `run`, of a transcription its --out folder.
@@ -44,11 +44,11 @@ from submitit.helpers import clean_env
 from salsa_dist import built_in
 from salsa_dist.config import Config, load_config
 from salsa_dist.errors import UserError
-from salsa_dist.launch import job as job_module
+from salsa_dist.launch import rank as rank_module
 from salsa_dist.launch import snapshot, sweep, transcription
-from salsa_dist.launch.job import TARGET, Job
 from salsa_dist.launch.local_cluster import LocalPlan, run_local
 from salsa_dist.launch.options import Cluster, Options, Resources, checked, flag_of, read_profile
+from salsa_dist.launch.rank import TARGET, RankCommand
 from salsa_dist.launch.sbatch_script import Sbatch, logs_of, sbatch
 from salsa_dist.log import causes, log, result, tell
 from salsa_dist.run.folder import RunFolder
@@ -61,8 +61,8 @@ if TYPE_CHECKING:  # it imports torch, which a launch that is no sweep need not 
 DEMO = built_in.folder("launchers").parent / "demo" / "demo.yaml"
 COMMANDS = ("train", "evaluate", "train+evaluate", "sweep", transcription.COMMAND)
 
-# A task may have no salsa_dist until `Job` has found its snapshot: the job brings its own code.
-cloudpickle.register_pickle_by_value(job_module)
+# A task may have no salsa_dist until its `RankCommand` has found the snapshot: the class comes along.
+cloudpickle.register_pickle_by_value(rank_module)
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def launch(context: typer.Context, words: list[str] | None, **given: Any) -> int
             "machine, or --dry-run to see the script"
         )
     setting: Setting = context.obj
-    job = Job(
+    job = RankCommand(
         command=command,
         config_path=config_path,
         overrides=tuple(overrides),
@@ -141,7 +141,7 @@ def launch(context: typer.Context, words: list[str] | None, **given: Any) -> int
 
 
 def _launch_one(
-    job: Job, work: Work, asked: Options, resources: Resources, arguments: Sequence[str]
+    job: RankCommand, work: Work, asked: Options, resources: Resources, arguments: Sequence[str]
 ) -> int:
     if asked.cluster is Cluster.debug:
         submitit.DebugExecutor(logs_of(work.run)).submit(job).result()
@@ -156,7 +156,7 @@ def _launch_one(
     return _submit(executor, _snapshotted(job, work.run, resources, arguments), work.run, resources)
 
 
-def _snapshotted(job: Job, run: Path, resources: Resources, arguments: Sequence[str]) -> Job:
+def _snapshotted(job: RankCommand, run: Path, resources: Resources, arguments: Sequence[str]) -> RankCommand:
     """The job, running from a snapshot in the run's folder; submit.sh there starts it again."""
     config = Path(job.config_path) if job.config_path else None
     folder = snapshot.take(run, config)
@@ -166,7 +166,7 @@ def _snapshotted(job: Job, run: Path, resources: Resources, arguments: Sequence[
     return replace(job, config_path=str(kept or ""), code=str(folder))
 
 
-def _launch_sweep(job: Job, plan: Plan, asked: Options, resources: Resources) -> int:
+def _launch_sweep(job: RankCommand, plan: Plan, asked: Options, resources: Resources) -> int:
     """`resources.nodes` are what all jobs may take at once; the plan says what one takes."""
     shape = plan.sweep.file.jobs
     parallel = sweep.at_once(plan, resources.nodes, resources.array_parallelism)
@@ -228,7 +228,7 @@ def _sbatch(command: str, work: Work, resources: Resources) -> Sbatch:
     return sbatch(work.run, name, resources, [Path.cwd(), *work.sees])
 
 
-def _submit(executor: Sbatch, job: Job, run: Path, resources: Resources) -> int:
+def _submit(executor: Sbatch, job: RankCommand, run: Path, resources: Resources) -> int:
     try:
         with redirect_stderr(io.StringIO()):  # submitit prints what it raises
             submitted = executor.submit(job)
@@ -250,7 +250,7 @@ def _submit(executor: Sbatch, job: Job, run: Path, resources: Resources) -> int:
     return 0
 
 
-def _here(job: Job, run: Path, plan: LocalPlan) -> int:
+def _here(job: RankCommand, run: Path, plan: LocalPlan) -> int:
     """Run as processes of this machine, with a note of the job and of how it ended."""
     folders: list[Path] = []
 

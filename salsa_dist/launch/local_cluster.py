@@ -35,7 +35,7 @@ from submitit.core.utils import JobPaths
 from submitit.local.local import LOCAL_REQUEUE_RETURN_CODE, LocalExecutor, LocalJob
 
 from salsa_dist.errors import UserError
-from salsa_dist.launch.job import Job
+from salsa_dist.launch.rank import RankCommand
 from salsa_dist.launch.sbatch_script import logs_of
 from salsa_dist.libraries.submitit import task_words
 from salsa_dist.log import log, tell
@@ -67,7 +67,7 @@ class LocalPlan:
 
 
 def run_local(
-    job: Job, run: Path, plan: LocalPlan, started: Callable[[str, Path], None] | None = None
+    job: RankCommand, run: Path, plan: LocalPlan, started: Callable[[str, Path], None] | None = None
 ) -> int:
     """Run `job` in run folder `run` to its end and return the launcher's exit status.
 
@@ -116,7 +116,7 @@ class _NamedOnly(LocalExecutor):
         return LocalJob(self.folder, job_id, tasks=range(self.parameters["tasks_per_node"]))
 
 
-def _write_job(job: Job, folder: Path, plan: LocalPlan) -> LocalJob[Any]:
+def _write_job(job: RankCommand, folder: Path, plan: LocalPlan) -> LocalJob[Any]:
     executor = _NamedOnly(folder)
     # submitit counts a signal late in the time limit as a timeout; without a limit none is.
     minutes = plan.limit_min or 10 * 365 * 24 * 60

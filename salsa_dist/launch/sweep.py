@@ -2,7 +2,7 @@
 
     python launchers/slurm.py sweep demo/sweep.yaml --nodes 4
 
-    sweep file ─► Plan (checked whole) ─► SWEEP/jobs/<id>/ ─► one Job each ─┬─ slurm  sbatch --array,
+    sweep file ─► Plan (checked whole) ─► SWEEP/jobs/<id>/ ─► RankCommands ─┬─ slurm  sbatch --array,
                                                                             │         as many as fit
                                                                             └─ local  each to its end
     SWEEP/
@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 from submitit.core.utils import DelayedSubmission, JobPaths
 
 from salsa_dist.errors import UserError
-from salsa_dist.launch.job import Job
+from salsa_dist.launch.rank import RankCommand
 from salsa_dist.launch.sbatch_script import TASK_SCRIPT, Sbatch, logs_of
 from salsa_dist.log import log, result
 from salsa_dist.runs import launches
@@ -66,7 +66,7 @@ def at_once(plan: Plan, nodes: int, most: int | None) -> int:
 
 def submit(
     executor: Callable[[Path], Sbatch],
-    job: Job,
+    job: RankCommand,
     plan: Plan,
     parallel: int,
     again: Callable[[JobFolder], None],
@@ -131,7 +131,10 @@ def script(executor: Callable[[Path], Sbatch], plan: Plan, parallel: int) -> str
 
 
 def run_here(
-    run: Callable[[Job, Path], int], job: Job, plan: Plan, again: Callable[[JobFolder], None]
+    run: Callable[[RankCommand, Path], int],
+    job: RankCommand,
+    plan: Plan,
+    again: Callable[[JobFolder], None],
 ) -> int:
     """Run all that is to be done by `run`, one job after another; one that fails ends no other.
 
@@ -166,5 +169,5 @@ def _idle(folders: Sequence[JobFolder]) -> list[JobFolder]:
     return idle
 
 
-def _of(job: Job, folder: JobFolder) -> Job:
+def _of(job: RankCommand, folder: JobFolder) -> RankCommand:
     return replace(job, command="+".join(folder.to_do()), config_path=str(folder.config.absolute()))

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from launching import ACCELERATE, DEMO, Desk, sbatch_lines, seen_everywhere, submit
 
-from salsa_dist.launch import job as rank_job
+from salsa_dist.launch import rank
 
 
 @pytest.fixture
@@ -159,12 +159,12 @@ def test_a_peers_failure_can_end_a_local_rank_before_its_imports(
         seen.append(signal.getsignal(signal.SIGTERM))
         raise SystemExit
 
-    monkeypatch.setattr(rank_job, "_take_code_from", imports)
+    monkeypatch.setattr(rank, "_take_code_from", imports)
     monkeypatch.setenv("SUBMITIT_EXECUTOR", "local")
     before = signal.signal(signal.SIGTERM, lambda *_: None)  # as submitit bypasses it
     try:
         with pytest.raises(SystemExit):
-            rank_job.Job("train", "demo.yaml", code="somewhere")()
+            rank.RankCommand("train", "demo.yaml", code="somewhere")()
     finally:
         signal.signal(signal.SIGTERM, before)
     assert seen == [signal.SIG_DFL]
@@ -252,9 +252,9 @@ def test_the_time_limit_warns_and_then_ends(desk: Desk) -> None:
 import sys
 from pathlib import Path
 from salsa_dist.errors import UserError
-from salsa_dist.launch.job import Job
+from salsa_dist.launch.rank import RankCommand
 from salsa_dist.launch.local_cluster import LocalPlan, run_local
-job = Job("train", "run.yaml", target="stand_in:never_stops", local_port=1)
+job = RankCommand("train", "run.yaml", target="stand_in:never_stops", local_port=1)
 plan = LocalPlan(tasks=1, limit_min=4 / 60, signal_delay_s=1)
 try:
     run_local(job, Path("run"), plan)

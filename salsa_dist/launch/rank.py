@@ -1,9 +1,9 @@
-"""What every rank of a launched job runs: `Job`, which submitit pickles and each task calls.
+"""What every rank of a launched job runs: `RankCommand`, which submitit pickles and each task calls.
 
-    launcher                     task of rank r                           salsa_dist
-    Job(command, config, …) ──►  Job.__call__() sets the environment ──►  run_command(command, …)
-           ▲                        │ RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE
-           │                        │ MASTER_ADDR MASTER_PORT OMP_NUM_THREADS
+    launcher                 task of rank r                      salsa_dist
+    RankCommand(train, …) ──►  __call__() sets the environment ──►  run_command(train, …)
+           ▲                      │ RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE
+           │                      │ MASTER_ADDR MASTER_PORT OMP_NUM_THREADS
            └── <job>_<r>_failure.json ◄── whatever stopped this rank
 
 What is in a failure file is said in salsa_dist/run/failure_file.py.
@@ -33,7 +33,7 @@ RENDEZVOUS_S = 600.0  # rank 0 may be that much later than the others
 
 
 @dataclass(frozen=True)
-class Job:
+class RankCommand:
     """`command` on `config_path` with `overrides`, as one rank of the world submitit started.
 
     A class and not submitit's CommandFunction, because only something with `checkpoint()` is
