@@ -156,7 +156,9 @@ def _launch_one(
     return _submit(executor, _snapshotted(job, work.run, resources, arguments), work.run, resources)
 
 
-def _snapshotted(job: RankCommand, run: Path, resources: Resources, arguments: Sequence[str]) -> RankCommand:
+def _snapshotted(
+    job: RankCommand, run: Path, resources: Resources, arguments: Sequence[str]
+) -> RankCommand:
     """The job, running from a snapshot in the run's folder; submit.sh there starts it again."""
     config = Path(job.config_path) if job.config_path else None
     folder = snapshot.take(run, config)

@@ -2,7 +2,7 @@
 
     python launchers/slurm.py transcribe BASE talks/ --language bg --out texts/ --gpus-per-node 8
 
-    words ──read by the command itself──► Asked ──► RankCommand("transcribe", words) ──► run(words) on each rank
+    words ──read by the command itself──► Asked ──► RankCommand (rank.py) ──► run(words) on each rank
 
 FOLDER gets the results, and what the launcher writes for any run: logs/, snapshots/, submit.sh. A job
 that is started again goes on from the results that are there.

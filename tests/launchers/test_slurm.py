@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from launching import ACCELERATE, DEMO, Desk, sbatch_lines, seen_everywhere, submit
 
-from salsa_dist.launch import rank
+from salsa_dist.launch import rank as launched
 
 
 @pytest.fixture
@@ -159,12 +159,12 @@ def test_a_peers_failure_can_end_a_local_rank_before_its_imports(
         seen.append(signal.getsignal(signal.SIGTERM))
         raise SystemExit
 
-    monkeypatch.setattr(rank, "_take_code_from", imports)
+    monkeypatch.setattr(launched, "_take_code_from", imports)
     monkeypatch.setenv("SUBMITIT_EXECUTOR", "local")
     before = signal.signal(signal.SIGTERM, lambda *_: None)  # as submitit bypasses it
     try:
         with pytest.raises(SystemExit):
-            rank.RankCommand("train", "demo.yaml", code="somewhere")()
+            launched.RankCommand("train", "demo.yaml", code="somewhere")()
     finally:
         signal.signal(signal.SIGTERM, before)
     assert seen == [signal.SIG_DFL]
