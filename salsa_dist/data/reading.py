@@ -29,12 +29,12 @@ DAMAGED = ("audio", "transcript", "tar")  # what a link may have done to a sampl
 AHEAD_S = 30.0  # for which shards of a store are fetched ahead
 
 # `refused`: the base can't learn from it, such as for a transcript longer than it can write.
-KINDS = ("audio", "transcript", "bounds", "tar", "shard", "refused")
+BAD_KINDS = ("audio", "transcript", "bounds", "tar", "shard", "refused")
 
 
 @dataclass(frozen=True)
 class Bad:
-    """A sample that could not be used: one of KINDS, where it lies, and the reason in a line."""
+    """A sample that could not be used: one of BAD_KINDS, where it lies, and the reason in a line."""
 
     kind: str
     shard: str
@@ -90,7 +90,7 @@ class ClipReader:
         plan: the adapter's.
         steps: how many it has.
         rank, world_size: whose share.
-        max_seconds: the base's audio window.
+        max_seconds: of the longest clip that is used: the training window.
         augment: what is done to the clips; None: nothing.
     """
 

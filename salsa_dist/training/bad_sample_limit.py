@@ -1,7 +1,7 @@
 """Bad samples: counted by kind and named; too many of them stop the run.
 
-    each rank's StepShare.bad ──counts, in the step's all-reduce──► the same counts on every rank
-                              ──names, in steps that have any─────► the same names on every rank
+    each rank's StepShare.bad ──StepCounts, in the step's all-reduce──► the same count on every rank
+                              ──names, in steps that have any─────────► the same names on every rank
 
 All ranks know the same, so they stop after the same step, and none is left waiting for another.
 """
@@ -10,24 +10,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import astuple
 
 import torch.distributed as dist
 
-from salsa_dist.data.reading import ATTEMPTS, KINDS, Bad
+from salsa_dist.data.reading import ATTEMPTS, BAD_KINDS, Bad
 from salsa_dist.errors import UserError
 from salsa_dist.run.events import Events
 from salsa_dist.training.batches import StepShare
 
 NAMED = 10  # samples said by name; then one at each doubling
-
-
-def counts_of(share: StepShare) -> list[float]:
-    """What travels of a share in the step's all-reduce, to be summed over ranks: the bad samples and
-    missing clips, seconds of audio, and seconds with padding; then what was had of a store."""
-    bad = len(share.bad) + share.hopeless
-    store = astuple(share.store) if share.store is not None else ()
-    return [float(bad), share.seconds, share.padded_seconds, *store]
 
 
 class BadSamples:
@@ -49,7 +40,7 @@ class BadSamples:
         """Note those of a step.
 
         Args:
-            count: the first of `counts_of`, summed over all ranks.
+            count: `StepCounts.bad` of all ranks together.
 
         Raises:
             UserError: more are bad than the limit, or a clip could not be replaced; on all ranks.
@@ -70,7 +61,7 @@ class BadSamples:
                 "bad_samples",
                 step=step,
                 samples=[{"kind": b.kind, "shard": b.shard, "key": b.key, "why": b.why} for b in new],
-                so_far={kind: self.kinds[kind] for kind in KINDS if self.kinds[kind]},
+                so_far={kind: self.kinds[kind] for kind in BAD_KINDS if self.kinds[kind]},
             )
         if hopeless := sum(missing for _, missing in everyones):
             raise UserError(
@@ -91,4 +82,4 @@ class BadSamples:
             self.say("more bad samples are named in events.jsonl, and here at each doubling")
 
     def _summary(self) -> str:
-        return ", ".join(f"{self.kinds[kind]} {kind}" for kind in KINDS if self.kinds[kind])
+        return ", ".join(f"{self.kinds[kind]} {kind}" for kind in BAD_KINDS if self.kinds[kind])

@@ -1,9 +1,9 @@
-"""The batches of one rank at each step of a job, read from tar shards.
+"""The batches of one rank at each step, of all adapters trained together, read from tar shards.
 
     step t  ->  StepShare     this rank's share of every adapter's step t:
                 batches       micro-batches, each of clips of similar lengths
-                bad           samples that could not be used, and had others put in their place
-                padding       seconds of audio, and seconds that they are padded to
+                bad           samples that could not be used; others replace them
+                seconds       of audio; padded_seconds: with padding
 
 All ranks get the same number of micro-batches, empty ones made up with a silent clip that has no
 labels: under ZeRO-3 each rank must make the same number of passes. For the same reason nothing that is
@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import select
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
@@ -40,8 +40,9 @@ Window = list[tuple[Clip, Sample]]  # clips joined in one audio window; mostly o
 
 
 @dataclass(frozen=True)
-class Job:
-    """One adapter of the job: its samples, how many steps, its languages, what is done to its clips."""
+class AdapterClips:
+    """The clips of one adapter: which ones, for how many steps, in which languages, and what is done to
+    them."""
 
     plan: AdapterPlan
     steps: int
@@ -76,7 +77,7 @@ class StepBatches(Dataset[StepShare]):
     """This rank's shares by step number.
 
     Args:
-        jobs: one entry per adapter, in the bank's row order.
+        adapters: the clips of each, in the bank's row order.
         folder: of the shards.
         family: makes the batches.
         rank, world_size: whose share.
@@ -87,7 +88,7 @@ class StepBatches(Dataset[StepShare]):
 
     def __init__(
         self,
-        jobs: Sequence[Job],
+        adapters: Sequence[AdapterClips],
         folder: Folder,
         family: Family,
         rank: int,
@@ -96,39 +97,60 @@ class StepBatches(Dataset[StepShare]):
         share: bool = False,
         pass_seconds: float | None = None,
     ) -> None:
-        readers = min(job.plan.readers for job in jobs)
-        if world_size > readers and any(job.join > 1 for job in jobs):
+        readers = min(own.plan.readers for own in adapters)
+        if world_size > readers and any(own.join > 1 for own in adapters):
             # A window's clips are of one reader, and all of a rank's.
             raise UserError(
                 f"data.join_clips: {world_size} ranks share {readers} readers; set data.readers to "
                 f"{world_size} or more, and build at least as many shards per language"
             )
-        self.jobs = list(jobs)
+        self.adapters = list(adapters)
         self.family = family
         self.rank = rank
         self.world_size = world_size
         self.micro_batch = micro_batch
         self.pass_seconds = pass_seconds
-        self.steps = max(job.steps for job in jobs)
+        self.steps = max(own.steps for own in adapters)
         self._remote = isinstance(folder, Remote)
         self._before = Traffic()
-        self.dropped: set[int] = set()  # rows that stopped early
-        self.known: dict[str, Known] | None = None  # by key, where no audio need be read
+        self._stopped: set[int] = set()  # rows that stopped early
+        self._known: Mapping[str, Known] | None = None  # by key, where no audio need be read
         # Adapters with the same samples have one reader: a clip of theirs is read and decoded once.
         self._readers: list[ClipReader] = []
         self._reader_of: list[int] = []
-        known: dict[object, int] = {}
-        for job in jobs:
-            same = (job.plan.key, job.augment)
-            if same not in known:
-                known[same] = len(self._readers)
-                own = (folder, job.plan, self.steps, rank, world_size, family.window_s, job.augment)
-                self._readers.append(ClipReader(*own))
-            self._reader_of.append(known[same])
+        reader_of: dict[object, int] = {}
+        for own in adapters:
+            same = (own.plan.key, own.augment)
+            if same not in reader_of:
+                reader_of[same] = len(self._readers)
+                self._readers.append(
+                    ClipReader(
+                        *(folder, own.plan, self.steps, rank, world_size),
+                        max_seconds=family.window_s,
+                        augment=own.augment,
+                    )
+                )
+            self._reader_of.append(reader_of[same])
         # An augmented clip is another for each adapter; and where no two adapters take the same clips a
         # pass in two parts would only gather weights twice.
-        plain = all(job.augment is None for job in jobs)
-        self.share = share and plain and len(known) < len(jobs)
+        plain = all(own.augment is None for own in adapters)
+        self.share = share and plain and len(self._readers) < len(adapters)
+
+    def stop(self, rows: Collection[int]) -> None:
+        """The adapters of `rows`, and no others, take part in no further step."""
+        self._stopped = set(rows)
+
+    def limit_pass(self, clips: int) -> None:
+        """A pass has at most `clips` from now on."""
+        self.micro_batch = min(self.micro_batch, clips)
+
+    def use_kept_prefix(self, known: Mapping[str, Known]) -> None:
+        """From now on read no audio: the prefix cache has every clip's hidden states.
+
+        Args:
+            known: by key, what else is needed of each clip.
+        """
+        self._known = known
 
     def __len__(self) -> int:
         return self.steps
@@ -190,13 +212,12 @@ class StepBatches(Dataset[StepShare]):
 
     def active(self, step: int) -> list[int]:
         """Rows of the adapters that take part in `step`."""
-        return [
-            row for row, job in enumerate(self.jobs) if step < job.steps and row not in self.dropped
-        ]
+        rows = enumerate(self.adapters)
+        return [row for row, own in rows if step < own.steps and row not in self._stopped]
 
     def clips(self, step: int) -> int:
         """How many clips `step` has, on all ranks."""
-        return sum(len(self.jobs[row].plan.step(step)) for row in self.active(step))
+        return sum(len(self.adapters[row].plan.step(step)) for row in self.active(step))
 
     def idle(self, step: int) -> int:
         """How many ranks have no clip of `step`."""
@@ -215,7 +236,7 @@ class StepBatches(Dataset[StepShare]):
     def _windows(self, step: int, bad: list[Bad]) -> tuple[list[Window], int]:
         """This rank's batches of `step`, and the number of missing clips."""
         mine = self._shares(step)[self.rank]
-        if self.known is not None:
+        if self._known is not None:
             return [[(self._without_audio(d, row), d) for d in window] for row, window in mine], 0
         hopeless = 0
         made: dict[int, dict[int, tuple[Clip, Sample]]] = {}  # by reader, then by the sample's number
@@ -236,8 +257,10 @@ class StepBatches(Dataset[StepShare]):
 
     def _without_audio(self, sample: Sample, row: int) -> Clip:
         """A clip whose way through the lower layers is kept: only its transcript is needed."""
-        assert self.known is not None
-        return without_audio(sample.entry.key, self.known[sample.entry.key], sample.shard.language, row)
+        assert self._known is not None
+        return without_audio(
+            sample.entry.key, self._known[sample.entry.key], sample.shard.language, row
+        )
 
     def _batch(self, sampled: list[Window], bad: list[Bad]) -> tuple[AdapterBatch, list[Clip], int]:
         """One micro-batch, the clips in it, and how many clips are missing."""
@@ -275,23 +298,23 @@ class StepBatches(Dataset[StepShare]):
         return None
 
     def _training_batch(self, clips: Sequence[Clip]) -> AdapterBatch:
-        clips = clips or [silent_clip(self.jobs[0].languages[0])]
-        if not self.share and self.known is None:
+        clips = clips or [silent_clip(self.adapters[0].languages[0])]
+        if not self.share and self._known is None:
             return self.family.training_batch(clips)
         distinct = list({clip.key: clip for clip in clips}.values())
-        return self.family.shared_batch(clips, distinct, kept=self.known is not None)
+        return self.family.shared_batch(clips, distinct, kept=self._known is not None)
 
     def _shares(self, step: int) -> list[list[tuple[int, list[Sample]]]]:
         """Each rank's windows of `step`: the row, and the samples joined in one window."""
         shares: list[list[tuple[int, list[Sample]]]] = [[] for _ in range(self.world_size)]
         for row in self.active(step):
-            job = self.jobs[row]
-            samples = job.plan.step(step)
-            if job.join > 1:
-                for window in windows(samples, job.plan.seed, step, job.join, self.family.window_s):
+            own = self.adapters[row]
+            samples = own.plan.step(step)
+            if own.join > 1:
+                for window in windows(samples, own.plan.seed, step, own.join, self.family.window_s):
                     shares[rank_of(window[0].reader, self.world_size)].append((row, window))
                 continue
-            ranks = dealt(samples, job.plan.readers, self.world_size)
+            ranks = dealt(samples, own.plan.readers, self.world_size)
             for sample, rank in zip(samples, ranks, strict=True):
                 shares[rank].append((row, [sample]))
         return shares

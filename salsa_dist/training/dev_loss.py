@@ -48,7 +48,7 @@ class DevClips:
         self.folder = index.folder
         self.languages = [a.languages for a in adapters]
         self.clips: dict[str, list[tuple[Shard, Entry]]] = {}
-        self.known: dict[str, Known] | None = None  # by key, where no audio need be read
+        self._known: Mapping[str, Known] | None = None  # by key, where no audio need be read
         for language in dict.fromkeys(x for own in self.languages for x in own):
             clips = first_entries(index.select("dev", language), most, window_s)
             self.clips[language] = clips
@@ -59,6 +59,10 @@ class DevClips:
         """All dev clips: any rank may measure on any of them."""
         for clips in self.clips.values():
             yield from clips
+
+    def use_kept_prefix(self, known: Mapping[str, Known]) -> None:
+        """From now on read no audio for losses: see `StepBatches.use_kept_prefix`."""
+        self._known = known
 
     def losses(
         self, base: FrozenBase, config: Config, rows: Sequence[int], moved: Callable[[], None]
@@ -79,7 +83,7 @@ class DevClips:
             # What is trained inside the encoder's layers leaves nothing below it to share.
             if config.training.share_prefix and config.method.steers and config.method.learns:
                 distinct = list({clip.key: clip for clip in clips}.values())
-                batch = family.shared_batch(clips, distinct, kept=self.known is not None)
+                batch = family.shared_batch(clips, distinct, kept=self._known is not None)
             else:
                 batch = family.training_batch(clips)
             with torch.no_grad():
@@ -141,8 +145,8 @@ class DevClips:
         for (shard, entry), row in samples:
             key = entry.key
             if key not in read:
-                if self.known is not None:
-                    read[key] = without_audio(key, self.known[key], shard.language, row)
+                if self._known is not None:
+                    read[key] = without_audio(key, self._known[key], shard.language, row)
                 else:
                     read[key] = read_clip(self.folder, shard, entry)
             clips.append(replace(read[key], row=row))

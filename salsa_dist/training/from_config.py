@@ -20,7 +20,7 @@ from salsa_dist.speech_llms.load import SpeechLLM
 from salsa_dist.steering.bank import AdapterSpec, Bank
 from salsa_dist.steering.vectors import SteeringVectors
 from salsa_dist.steering.widths import site_widths
-from salsa_dist.training.batches import Job, StepBatches
+from salsa_dist.training.batches import AdapterClips, StepBatches
 from salsa_dist.training.optimizer import Schedule
 from salsa_dist.training.staged_shards import staged_shards
 
@@ -69,7 +69,7 @@ def make_batches(config: Config, index: ShardIndex, speech_llm: SpeechLLM, ranks
     """Every step's clips of this rank, for all adapters of a config."""
     augment = from_settings(config.data.augment.model_dump())
 
-    def job(adapter: AdapterSettings) -> Job:
+    def clips_of(adapter: AdapterSettings) -> AdapterClips:
         for language in adapter.languages:
             speech_llm.family.prompt(language)  # refuses a language that the base does not know
         shards = [shard for name in adapter.languages for shard in index.select("train", name)]
@@ -84,21 +84,22 @@ def make_batches(config: Config, index: ShardIndex, speech_llm: SpeechLLM, ranks
             seconds_per_step=config.data.seconds_per_step,
             mix=Mix(adapter.mix.temperature or 1.0, adapter.mix.weights),
         )
-        return Job(plan, adapter.steps, adapter.languages, augment, config.data.join_clips)
+        join = config.data.join_clips
+        return AdapterClips(plan, adapter.steps, adapter.languages, augment, join)
 
-    jobs = [job(adapter) for adapter in config.adapter_settings()]
+    adapters = [clips_of(adapter) for adapter in config.adapter_settings()]
     folder: Folder = index.folder
     if config.data.stage_to is not None:
         used = [s for a in config.adapters for x in a.languages for s in index.select("train", x)]
         folder = staged_shards(index, used, config.data.stage_to, ranks, Console(ranks.is_first))
     return StepBatches(
-        jobs,
+        adapters,
         folder,
         speech_llm.family,
         ranks.rank,
         ranks.world_size,
         config.training.micro_batch,
         # What is trained inside the encoder's layers leaves nothing below it to share.
-        config.training.share_prefix and config.method.steers,
-        config.training.pass_seconds,
+        share=config.training.share_prefix and config.method.steers,
+        pass_seconds=config.training.pass_seconds,
     )

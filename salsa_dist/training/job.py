@@ -47,6 +47,8 @@ class Job:
     Attributes:
         config: of the run, with the job's adapters alone.
         names: of the adapters, by row.
+        trainable: what is trained and how it is stepped: `PackedAdam` (training/optimizer.py) for
+            vectors, `WeightsAdam` (methods/tuned.py) for the base's own weights.
         batches: this rank's share of each step; None where nothing is trained by steps.
         first: the step that this start begins with.
         before: steps of the adapters that this run trained before, for curves that go on.
@@ -85,7 +87,8 @@ class Job:
                 if self.halving.due(first):
                     self._drop_worse(first)
                 end = self.halving.next_rung(first, end)
-            self.batches.dropped = gone = self._gone()
+            gone = self._gone()
+            self.batches.stop(gone)
             self.session.at(first, "reading clips")
             workers = own_workers(self.config.data.workers, self.session.ranks)
             limit = self.batches.micro_batch
@@ -115,7 +118,8 @@ class Job:
                 torch.cuda.empty_cache()
             where = f"step {step + 1}, rank {self.session.ranks.rank}"
             run, shared = RunFolder(self.config.run), self.base.in_step
-            self.batches.micro_batch = limit = halved(run, found, where, shared=shared)
+            limit = halved(run, found, where, shared=shared)
+            self.batches.limit_pass(limit)
             self.session.events.write("out_of_memory", step=step, clips=found, limit=limit)
             log.warning(
                 f"{where}: out of memory with {found} clips in a pass: from now on at most {limit}. To "
@@ -244,6 +248,9 @@ def opened(
 ) -> Iterator[Job]:
     """The job of the adapters of `rows`, as far as an earlier start came. Every rank calls this.
 
+    Whatever can be refused is refused first. Then `session.begin` writes for the first time: from there
+    on there is `session.events`, and the loop may use it.
+
     Raises:
         UserError: with nothing written, where what the user gave can't be trained.
     """
@@ -253,6 +260,13 @@ def opened(
     state = RunFolder(config.run).state
     if not config.method.steers:
         state /= names[0]
+    identity = states.RunIdentity(
+        adapters=names,
+        revision=speech_llm.revision,
+        shards=index.hash,
+        config=digest(config, "vectors"),
+        config_0_1=digest_of_release_0_1(config),
+    )
     with ExitStack() as stack:
         trainable = stack.enter_context(method.trainable(config, speech_llm, ranks.device))
         batches = found = None
@@ -260,50 +274,28 @@ def opened(
             session.at(None, "planning the steps", reads=True)
             batches = make_batches(config, index, speech_llm, ranks)
             if (limit := kept_limit(RunFolder(config.run))) is not None:
-                batches.micro_batch = min(batches.micro_batch, limit)
-        identity = states.RunIdentity(
-            *(names, speech_llm.revision, index.hash),
-            *(digest(config, "vectors"), digest_of_release_0_1(config)),
-        )
-        if batches is not None:
+                batches.limit_pass(limit)
             found = states.newest(state, identity)
         first = found.step if found else 0
         session.agree(speech_llm, trainable.bank, first)
         method.compute(session, speech_llm, trainable)
-        dev = halving = best = None
-        if config.training.halving is not None:
-            _check_rate(config, "training.halving.metric", config.training.halving.metric)
-        _check_rate(config, "training.dev_metric", config.training.dev_metric)
+        _refuse_metrics(config)
+        dev = best = halving = None
         if config.training.dev_clips:
             dev = DevClips(
-                *(index, config.adapter_settings(), config.training.dev_clips, speech_llm.window_s)
+                index, config.adapter_settings(), config.training.dev_clips, speech_llm.window_s
             )
         if config.training.dev_every is not None and batches is not None:
-            steps = [adapter.steps for adapter in config.adapter_settings()]
-            every = config.training.dev_every
-            every = every if isinstance(every, int) else max(1, round(every * max(steps)))
-            best = Best(trainable, steps, every, config.training.patience)
-        # Only now, when nothing that the user gave is refused, is anything written.
+            best = _best(config, trainable, config.training.dev_every)
         session.begin(speech_llm, first)
         if found:
+            # One file holds both; each copies the tensors of its own names.
             states.restore(trainable, found)
             if best is not None:
                 states.restore(best, found)
             session.say(f"going on at step {first} of {len(batches or ())}")
-        for adapter, job in zip(config.adapters, batches.jobs if batches else (), strict=False):
-            session.events.write(
-                "data",
-                adapter=adapter.name,
-                clips=job.plan.clips,
-                minutes=round(job.plan.seconds / 60, 3),
-                left_out=job.plan.left_out,
-                languages={name: round(share, 6) for name, share in job.plan.shares.items()},
-            )
-        if batches is not None and (idle := batches.idle(first)):
-            session.say(
-                f"step {first + 1} has clips for {ranks.world_size - idle} of {ranks.world_size} "
-                "ranks, the others wait: more clips per step cost no more time"
-            )
+        if batches is not None:
+            _tell_clips(session, names, batches, first)
         session.at(None, "placing the base", reads=True)
         base = stack.enter_context(
             FrozenBase(
@@ -313,20 +305,66 @@ def opened(
         )
         session.say(as_loaded(base))
         if config.method.steers and batches is not None and config.training.halving is not None:
-            halving = Halving(*(config.training.halving, config.adapter_settings(), config.run, first))
+            halving = Halving(config.training.halving, config.adapter_settings(), config.run, first)
         made = Job(
-            *(session, method, config, names, speech_llm, trainable, base, batches),
-            *(identity, state, first, before, dev, halving, best),
+            session=session,
+            method=method,
+            config=config,
+            names=names,
+            speech_llm=speech_llm,
+            trainable=trainable,
+            base=base,
+            batches=batches,
+            identity=identity,
+            state=state,
+            first=first,
+            before=before,
+            dev=dev,
+            halving=halving,
+            best=best,
         )
         if config.method.steers and config.training.prefix_cache != "off" and first < len(made):
             _keep_prefix(made)
         yield made
 
 
+def _refuse_metrics(config: Config) -> None:
+    """Refuse error rates that the languages of the adapters do not have."""
+    if config.training.halving is not None:
+        _check_rate(config, "training.halving.metric", config.training.halving.metric)
+    _check_rate(config, "training.dev_metric", config.training.dev_metric)
+
+
 def _check_rate(config: Config, key: str, metric: str) -> None:
     for language in (x for adapter in config.adapter_settings() for x in adapter.languages):
         if why := misnamed(metric, language):
             raise UserError(f"{key} is {metric}, and {why}")
+
+
+def _best(config: Config, trainable: Trainable, every: int | float) -> Best:
+    """What keeps the best; `every`: steps between measurements, or a share of the longest adapter's."""
+    steps = [adapter.steps for adapter in config.adapter_settings()]
+    every = every if isinstance(every, int) else max(1, round(every * max(steps)))
+    return Best(trainable, steps, every, config.training.patience)
+
+
+def _tell_clips(session: Session, names: list[str], batches: StepBatches, first: int) -> None:
+    """Write what each adapter is trained on, and say it where ranks have nothing to do."""
+    for name, clips in zip(names, batches.adapters, strict=True):
+        session.events.write(
+            "data",
+            adapter=name,
+            clips=clips.plan.clips,
+            minutes=round(clips.plan.seconds / 60, 3),
+            left_out=clips.plan.left_out,
+            languages={code: round(share, 6) for code, share in clips.plan.shares.items()},
+        )
+    if idle := batches.idle(first):
+        world = session.ranks.world_size
+        session.say(
+            f"step {first + 1} has clips for {world - idle} of {world} ranks, the others wait: more "
+            "clips per step cost no more time"
+        )
 
 
 def _keep_prefix(job: Job) -> None:
@@ -338,7 +376,7 @@ def _keep_prefix(job: Job) -> None:
         *(job.config, job.base, job.identity.revision, job.identity.shards, clips),
         lambda: job.session.at(None, "keeping what lies below the first steered layer"),
     )
-    job.batches.known = kept.known
+    job.batches.use_kept_prefix(kept.known)
     if job.dev:
-        job.dev.known = kept.known
+        job.dev.use_kept_prefix(kept.known)
     job.session.events.write("prefix", site=job.base.shared.first, clips=len(kept.known))

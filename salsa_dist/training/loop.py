@@ -25,11 +25,12 @@ from salsa_dist.methods.registry import method_of
 from salsa_dist.placement.measured import measured_facts, watched
 from salsa_dist.run.folder import RunFolder
 from salsa_dist.run.session import Session
-from salsa_dist.training.bad_sample_limit import BadSamples, counts_of
+from salsa_dist.training.bad_sample_limit import BadSamples
 from salsa_dist.training.guard import Guard
 from salsa_dist.training.job import Job, opened
 from salsa_dist.training.pass_limit import kept_limit
 from salsa_dist.training.record import record_placement, record_step
+from salsa_dist.training.step_counts import StepCounts
 
 # The placement is measured on this step after a start: DeepSpeed records the order of modules in the
 # first, and prefetches by it from the second on.
@@ -89,7 +90,7 @@ def train(config: Config) -> Trained:
                     return Trained(step, False, [])
                 job.finish()
             before += steps
-        if session.begun:
+        if session.begun:  # by the first job that was opened; no event where all was trained before
             session.events.write("end", step=step)
         folder = RunFolder(config.run)
         session.say(f"trained: {len(settings)} adapters in {folder.adapters}")
@@ -112,15 +113,17 @@ def run(job: Job) -> int:
         with watched(job.base) if step == measured else nullcontext() as traffic:
             losses, labels = job.forward_backward(step, share)
             session.at(step, "the sum over all ranks")
-            reduced = job.trainable.reduce(active, losses, labels, session.stop_asked, counts_of(share))
+            own = StepCounts.of(share).numbers()
+            reduced = job.trainable.reduce(active, losses, labels, session.stop_asked, own)
+        counts = StepCounts.from_numbers(reduced.counts)
         guard.alike(step, reduced)
-        bad.after_step(step, share, reduced.counts[0])
+        bad.after_step(step, share, counts.bad)
         if traffic is not None:
             record_placement(session, measured_facts(job.base, traffic, reduced.bytes))
         moving = guard.sound(active, reduced)
         norms, rates = job.trainable.step(reduced.gradients, moving)
         now = time.monotonic()
-        record_step(job, step, now - started, active, reduced, norms, rates)
+        record_step(job, step, now - started, active, reduced, counts, norms, rates)
         guard.after_step(step, active, moving, norms)
         last = reduced.stop or step + 1 == len(job)
         if last or now - saved >= config.training.save_every_s:

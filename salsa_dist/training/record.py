@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
-from salsa_dist.data.shard_cache import Traffic
 from salsa_dist.run.session import Session
 from salsa_dist.training.job import Job
 from salsa_dist.training.reduce import Reduced
+from salsa_dist.training.step_counts import StepCounts
 
 
 def record_step(
@@ -21,6 +21,7 @@ def record_step(
     seconds: float,
     active: Sequence[int],
     reduced: Reduced,
+    counts: StepCounts,
     norms: Tensor,
     rates: Tensor,
 ) -> None:
@@ -36,17 +37,19 @@ def record_step(
         }
         for row in active
     }
-    _, audio, padded, *store = reduced.counts
-    had = {"store": {k: round(v, 3) for k, v in asdict(Traffic(*store)).items()}} if store else {}
+    store = {}
+    if counts.store is not None:
+        store = {"store": {name: round(v, 3) for name, v in asdict(counts.store).items()}}
+    padding = 1 - counts.seconds / counts.padded_seconds if counts.padded_seconds else 0.0
     job.session.events.write(
         "step",
         step=step,
         seconds=round(seconds, 4),
         clips=clips,
-        audio_seconds=round(audio, 3),
-        padding=round(1 - audio / padded, 4) if padded else 0.0,
+        audio_seconds=round(counts.seconds, 3),
+        padding=round(padding, 4),
         adapters=adapters,
-        **had,
+        **store,
     )
     job.session.track(job.before + step, adapters)
 

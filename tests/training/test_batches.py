@@ -10,7 +10,7 @@ from salsa_dist.data.sampling import AdapterPlan
 from salsa_dist.errors import UserError
 from salsa_dist.speech_llms.batch import AdapterBatch
 from salsa_dist.speech_llms.load import SpeechLLM, load_speech_llm
-from salsa_dist.training.batches import Job, StepBatches, loader
+from salsa_dist.training.batches import AdapterClips, StepBatches, loader
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,9 @@ def batches(
 ) -> StepBatches:
     index = ShardIndex.load(folder)
     jobs = [
-        Job(AdapterPlan(index.select("train", lang), clips, readers, 0, 2.0), steps, (lang,), join=join)
+        AdapterClips(
+            AdapterPlan(index.select("train", lang), clips, readers, 0, 2.0), steps, (lang,), join=join
+        )
         for lang, steps in (("bg", 4), ("el", 2))
     ]
     return StepBatches(jobs, folder, llm.family, rank, world, micro_batch)

@@ -1,0 +1,46 @@
+"""What ranks count of a step beside gradients, losses and labels: summed in the step's all-reduce.
+
+StepShare ──of──► StepCounts ──numbers──► sum over all ranks ──from_numbers──► StepCounts of all
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+
+from salsa_dist.data.shard_cache import Traffic
+from salsa_dist.training.batches import StepShare
+
+
+@dataclass(frozen=True)
+class StepCounts:
+    """Of one rank's share, or of all ranks' shares together.
+
+    Attributes:
+        bad: samples that could not be used, and clips that are missing.
+        seconds: of audio.
+        padded_seconds: the same with padding.
+        store: what was had of the store; None where shards lie in a folder.
+    """
+
+    bad: float
+    seconds: float
+    padded_seconds: float
+    store: Traffic | None
+
+    @classmethod
+    def of(cls, share: StepShare) -> StepCounts:
+        """What is counted of one rank's share."""
+        bad = float(len(share.bad) + share.hopeless)
+        return cls(bad, share.seconds, share.padded_seconds, share.store)
+
+    @classmethod
+    def from_numbers(cls, numbers: Sequence[float]) -> StepCounts:
+        """The reverse of `numbers`."""
+        bad, seconds, padded_seconds, *store = numbers
+        return cls(bad, seconds, padded_seconds, Traffic(*store) if store else None)
+
+    def numbers(self) -> list[float]:
+        """As many on all ranks, to be summed."""
+        store = astuple(self.store) if self.store is not None else ()
+        return [self.bad, self.seconds, self.padded_seconds, *store]
