@@ -24,14 +24,12 @@ from torch import nn
 from salsa_dist.errors import UserError
 from salsa_dist.libraries.transformers import listed_class, without_weights
 from salsa_dist.speech_llms.family import auto_processor
-from salsa_dist.speech_llms.load import FAMILIES, base_revision
+from salsa_dist.speech_llms.load import FAMILIES, base_revision, load_processor
 from salsa_dist.speech_llms.noise_inputs import noise_inputs
-from salsa_dist.speech_llms.reading_base import NO_MODEL, reading_base, reason_of
+from salsa_dist.speech_llms.reading_base import NO_MODEL, reading_base
 from salsa_dist.steering.probe import SiteReport, probe
 from salsa_dist.steering.sites import site_modules
 from salsa_dist.steering.widths import output_width
-
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken", "tekken.json")
 
 
 @dataclass
@@ -102,7 +100,10 @@ def inspect_base(
         )
     has_weights = _has_weights(Path(name))
     if has_weights:
-        _check_processor(name, revision, config.model_type)
+        family = FAMILIES.get(config.model_type)
+        load_processor(
+            name, (name, revision), auto_processor if family is None else family.load_processor
+        )
     model = _load(name, revision, model_class) if has_weights else _empty(config, model_class, name)
     model.eval().requires_grad_(False)
     sites = site_modules(model, layers)
@@ -188,32 +189,6 @@ def _has_weights(folder: Path) -> bool:
             "it is opened: convert them to safetensors"
         )
     return False
-
-
-def _check_processor(name: str, revision: str | None, model_type: str) -> None:
-    family = FAMILIES.get(model_type)
-    load = auto_processor if family is None else family.load_processor
-    cause: UserError | None = None
-    try:
-        with reading_base(name):
-            processor = load(name, revision)
-        reason = "its files make no feature extractor"
-    except UserError as e:
-        processor, reason, cause = None, reason_of(e.__cause__ or e), e
-    # Without its files transformers makes some tokenizers with an empty vocabulary, and says nothing.
-    vocabulary = any(path for kind in _TOKENIZER_FILES for path in Path(name).glob(kind))
-    if hasattr(processor, "tokenizer") and Path(name).is_dir() and not vocabulary:
-        processor, reason = None, "no tokenizer.json or other vocabulary"
-    parts = (
-        processor,
-        getattr(processor, "feature_extractor", None),
-        getattr(processor, "audio_processor", None),
-    )
-    if not any(hasattr(part, "sampling_rate") for part in parts):
-        raise UserError(
-            f"base {name} lacks its processor ({reason}): put preprocessor_config.json, the "
-            "tokenizer's files and, where it has one, processor_config.json beside its weights"
-        ) from cause
 
 
 def _load(name: str, revision: str | None, model_class: Any) -> Any:

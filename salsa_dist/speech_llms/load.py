@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -35,13 +35,14 @@ from salsa_dist.speech_llms import (
     whisper,
 )
 from salsa_dist.speech_llms.family import Checkpoint, Family, FamilyOptions
-from salsa_dist.speech_llms.reading_base import reading_base
+from salsa_dist.speech_llms.reading_base import reading_base, reason_of
 from salsa_dist.speech_llms.unfilled import unfilled
 from salsa_dist.speech_llms.weight_files import StoredTensor
 from salsa_dist.steering.sites import by_site, find_layers, layer_counts, select
 
 # What a base is loaded from; a hub's folder may hold the same weights in three other forms too.
 UNKNOWN = "unknown"  # the revision of a base of which no commit is known; nothing is kept under it
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken", "tekken.json")
 CHECKPOINT_FILES = (".json", ".safetensors", ".txt", ".model", ".jinja", ".tiktoken")
 _FAMILIES: tuple[type[Family], ...] = (
     whisper.Whisper,
@@ -157,8 +158,8 @@ def load_speech_llm(
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     precision = own_dtype(config, device) if dtype is None else getattr(torch, dtype)
     sources: Mapping[str, StoredTensor] | None = None
+    processor = load_processor(name, files, family_class.load_processor)
     with reading_base(name):
-        processor = family_class.load_processor(*files)
         described = None if filled else unfilled(cls, config, *files, precision)
         if described is None:
             model, info = cls.from_pretrained(
@@ -254,6 +255,39 @@ def base_revision(name: str, revision: str | None = None, fetched: bool = False)
                 file.seek(place * max(0, size - 65_536) // 16, os.SEEK_SET)
                 digest.update(file.read(65_536))
     return "local-" + digest.hexdigest()[:16]
+
+
+def load_processor(
+    name: str, files: tuple[str, str | None], load: Callable[[str, str | None], Any]
+) -> Any:
+    """The processor of base `name`, whose files lie in `files`, a folder or hub name and its revision.
+
+    Raises:
+        UserError: it, or its tokenizer or feature extractor, is not there.
+    """
+    cause: UserError | None = None
+    try:
+        with reading_base(name):
+            processor = load(*files)
+        reason = "its files make no feature extractor"
+    except UserError as e:
+        processor, reason, cause = None, reason_of(e.__cause__ or e), e
+    # Without its files transformers makes some tokenizers with an empty vocabulary, and says nothing.
+    folder = Path(files[0])
+    vocabulary = any(path for kind in _TOKENIZER_FILES for path in folder.glob(kind))
+    if hasattr(processor, "tokenizer") and folder.is_dir() and not vocabulary:
+        processor, reason = None, "no tokenizer.json or other vocabulary"
+    parts = (
+        processor,
+        getattr(processor, "feature_extractor", None),
+        getattr(processor, "audio_processor", None),
+    )
+    if not any(hasattr(part, "sampling_rate") for part in parts):
+        raise UserError(
+            f"base {name} lacks its processor ({reason}): put preprocessor_config.json, the "
+            "tokenizer's files and, where it has one, processor_config.json beside its weights"
+        ) from cause
+    return processor
 
 
 def source_folder(name: str, revision: str | None) -> Path:

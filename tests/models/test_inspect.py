@@ -14,7 +14,7 @@ import torch
 from tiny_families import FAMILIES
 from tiny_models import EVERY_MODEL, MODELS
 
-from salsa_dist import cli
+from salsa_dist import UserError, cli, load_speech_llm
 
 torch.set_num_threads(1)
 
@@ -212,6 +212,8 @@ def test_a_processor_that_is_missing(
         ):
             path.unlink()
     refused(inspect(folder), "lacks its processor")
+    with pytest.raises(UserError, match=r"lacks its processor .* put preprocessor_config\.json"):
+        load_speech_llm(folder)
 
 
 def test_weights_that_are_damaged_or_pickled(
