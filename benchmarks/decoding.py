@@ -1,9 +1,11 @@
-"""Clips a second of an evaluation, beside transformers' own speech recognition pipeline.
+"""Clips per second of an evaluation and of `transcribe`, beside transformers' own speech recognition
+pipeline.
 
     python benchmarks/decoding.py --json OUT [--base FOLDER] [--shards FOLDER] [--language bg]
         [--clips 6] [--batch 6] [--pipeline-batches 1,6] [--dtypes float32]
         [--cases zero-shot,encoder:last-half*2] [--rounds 2] [--window 30]
 
+`ours` is the evaluation; `transcribe`, the function for users' recordings, runs in the case zero-shot.
 The same clips, language, greedy decoding and token limit; rounds are interleaved, after one that is
 not counted. `zero-shot` is the base as it is. `SITES*N` is the base as it is and N adapters with random
 vectors: ours in one pass, the pipeline once for each, steered by the same vectors. CPU seconds are user
@@ -46,6 +48,7 @@ from salsa_dist.speech_llms.load import SpeechLLM, load_speech_llm
 from salsa_dist.steering.bank import AdapterSpec, Bank
 from salsa_dist.steering.sites import find_layers, select, site_modules
 from salsa_dist.steering.widths import site_widths
+from salsa_dist.transcription.transcribe import transcribe
 
 CACHE = Path("~/.cache/salsa-dist").expanduser()
 Run = Callable[[], list[str]]
@@ -100,20 +103,22 @@ def main() -> None:
 def compare(
     case: str, dtype: str, base: SpeechLLM, clips: Sequence[Clip], options: argparse.Namespace
 ) -> list[dict[str, Any]]:
-    """A row for ours, and one for the pipeline at each batch size."""
+    """A row for ours, one for `transcribe`, and one for the pipeline at each batch size."""
     bank = random_bank(case, base, options.device)
     with join() as ranks:
         ranks = replace(ranks, device=torch.device(options.device))
         runs: dict[tuple[str, int], Run] = {
             ("ours", options.batch): lambda: ours(base, bank, ranks, clips, options)
         }
+        if not bank.specs:
+            runs["transcribe", options.batch] = partial(as_recordings, base, clips, options)
         for size in map(int, options.pipeline_batches.split(",")):
             runs["pipeline", size] = partial(pipeline, base, bank, clips, size, options)
         taken: dict[tuple[str, int], list[tuple[float, float]]] = {run: [] for run in runs}
         texts: dict[tuple[str, int], list[str]] = {}
         ours(base, bank, ranks, clips[:2], options)
-        for _ in range(options.rounds):
-            for name, run in runs.items():
+        for number in range(options.rounds):
+            for name, run in list(runs.items())[:: -1 if number % 2 else 1]:
                 cpu, wall = time.process_time(), time.perf_counter()
                 texts[name] = run()
                 taken[name].append((time.process_time() - cpu, time.perf_counter() - wall))
@@ -152,6 +157,13 @@ def ours(
         texts += [transcript.text for transcript in made]
     frozen.close()
     return texts
+
+
+def as_recordings(base: SpeechLLM, clips: Sequence[Clip], options: argparse.Namespace) -> list[str]:
+    """The same by `transcribe`, as a user's recordings."""
+    recordings = [(clip.audio, SAMPLE_RATE) for clip in clips]
+    length = options.max_new_tokens
+    return transcribe(base, recordings, options.language, batch=options.batch, max_new_tokens=length)
 
 
 def pipeline(
