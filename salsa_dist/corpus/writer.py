@@ -28,9 +28,10 @@ import numpy as np
 import soundfile
 
 from salsa_dist.data.audio import Audio
+from salsa_dist.data.clip import SAMPLE_RATE
 from salsa_dist.data.file_hash import summed
 from salsa_dist.data.index import Entry, Shard, ShardIndex
-from salsa_dist.data.shards import MAX_SECONDS, SAMPLE_RATE
+from salsa_dist.data.shards import MAX_SECONDS
 from salsa_dist.errors import UserError
 from salsa_dist.whole_file import put
 

@@ -1,4 +1,4 @@
-"""Audio files to mono float32 arrays: decoding, mixing down, resampling.
+"""Audio files outside shards to mono float32 arrays; `shards.py` decodes the clips of shards.
 
     file or bytes ──channels──► (samples, channels) ──mono──► (samples,) ──resample──► (samples,)
                             float32 in [-1, 1], rate in Hz

@@ -156,6 +156,7 @@ class ClipReader:
             if isinstance(raw, BadSample):
                 raise raw
             audio, facts = read_sample(raw, path, sample.entry.key)
+            # Its `row` comes later, from `StepBatches`: adapters share what is read.
             clip = Clip(sample.entry.key, audio, str(facts["text"]), sample.shard.language)
             if clip.seconds > self.max_seconds + 1e-6:
                 claimed = f"{sample.entry.seconds:.1f} s in the index"

@@ -1,7 +1,7 @@
 """Tar shards: reading one sample by its byte range.
 
-A shard is a plain WebDataset tar; a sample is a few files that lie side by side in it. `writer.py`
-writes the first kind; others' tars of speech have the second, and are read as well:
+A shard is a plain WebDataset tar; a sample is a few files that lie side by side in it.
+`corpus/writer.py` writes the first kind; others' tars of speech have the second, and are read as well:
 
     KEY.flac    mono, 16 bit                     KEY.wav     or flac, mp3, ogg, opus; any rate
     KEY.json    {"text", "language", …}          KEY.txt     or KEY.json with a text
@@ -28,11 +28,11 @@ import numpy as np
 import soundfile
 
 from salsa_dist.data.audio import RATES, Audio, resample
+from salsa_dist.data.clip import SAMPLE_RATE
 from salsa_dist.data.index import Entry
 from salsa_dist.errors import UserError
 from salsa_dist.places import Remote
 
-SAMPLE_RATE = 16_000  # Hz, of what is read
 MAX_SECONDS = 600.0  # of one sample; a few bytes of FLAC can claim hours of silence
 MAX_BYTES = 256 << 20  # of one sample in the tar: 600 s of 48 kHz stereo fit
 MAX_VALUES = 1 << 26  # channels times samples, decoded: so do they here

@@ -106,7 +106,7 @@ class FrozenBase:
                 kept = self._kept
                 found = kept.get(batch.shared.keys, self.ranks.device) if kept else self._prefix(batch)
                 stack.enter_context(self.shared.the_rest(batch, found))
-            stack.enter_context(self.bank.rows(batch.rows))
+            stack.enter_context(self.bank.rows(batch.rows))  # for the hooks that add the vectors
             stack.enter_context(_narrowed_head(self.model, batch.label_positions))
             logits: Tensor = self.model(**batch.whole(), use_cache=False).logits
         return logits.squeeze(0)

@@ -44,8 +44,8 @@ class FamilyOptions:
         prompt: the instruction that stands in for the authors' own, `{language}` in it being the
             language's English name; only for bases that take one.
         language_as: languages to be announced to the base as another, such as `{"tw": "yo"}`.
-        silence_stride: in training, keep 1 in this many encoder positions of the trailing padding;
-            only for bases that pad every clip to one window.
+        silence_stride: keep 1 in this many encoder positions of the trailing padding; only for bases
+            that pad every clip to one window. Training sets it (`Method.load`); it is 1 in evaluation.
     """
 
     window_s: float | None = None

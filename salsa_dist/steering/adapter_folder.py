@@ -74,7 +74,7 @@ class DataFacts(_Facts):
     Attributes:
         name: of the corpus.
         shards: hash of the list of shards.
-        languages: training clips per language; an adapter of several has no `language` itself.
+        languages: codes of the training clips' languages; an adapter of several has no `language`.
         licence: as its recipe states it; None: not stated.
     """
 

@@ -79,7 +79,7 @@ class StepBatches(Dataset[StepShare]):
     Args:
         adapters: the clips of each, in the bank's row order.
         folder: of the shards.
-        family: makes the batches.
+        family: makes the batches; its class, such as that of `whisper.py`, was chosen in `load.py`.
         rank, world_size: whose share.
         micro_batch: most clips of one pass.
         pass_seconds: most seconds of one pass, padding included; None: as many as there are.
@@ -305,7 +305,10 @@ class StepBatches(Dataset[StepShare]):
         return self.family.shared_batch(clips, distinct, kept=self._known is not None)
 
     def _shares(self, step: int) -> list[list[tuple[int, list[Sample]]]]:
-        """Each rank's windows of `step`: the row, and the samples joined in one window."""
+        """Each rank's windows of `step`: the row, and the samples joined in one window.
+
+        Dealt as `ClipReader` deals, so that a rank has read what it is given here.
+        """
         shares: list[list[tuple[int, list[Sample]]]] = [[] for _ in range(self.world_size)]
         for row in self.active(step):
             own = self.adapters[row]

@@ -49,6 +49,7 @@ class Job:
         names: of the adapters, by row.
         trainable: what is trained and how it is stepped: `PackedAdam` (training/optimizer.py) for
             vectors, `WeightsAdam` (methods/tuned.py) for the base's own weights.
+        base: frozen, with `trainable.bank` on it: its backward pass fills the gradients there.
         batches: this rank's share of each step; None where nothing is trained by steps.
         first: the step that this start begins with.
         before: steps of the adapters that this run trained before, for curves that go on.
@@ -256,6 +257,7 @@ def opened(
     """
     ranks, index, whole = session.ranks, session.index, session.config
     config = whole.model_copy(update={"adapters": [whole.adapters[row] for row in rows]})
+    _refuse_metrics(config)
     names = [adapter.name for adapter in config.adapters]
     state = RunFolder(config.run).state
     if not config.method.steers:
@@ -279,7 +281,6 @@ def opened(
         first = found.step if found else 0
         session.agree(speech_llm, trainable.bank, first)
         method.compute(session, speech_llm, trainable)
-        _refuse_metrics(config)
         dev = best = halving = None
         if config.training.dev_clips:
             dev = DevClips(

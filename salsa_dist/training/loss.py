@@ -1,7 +1,7 @@
 """The loss: cross-entropy of each label, with the sample's own adapter on.
 
 losses = token_losses(base, batch)    (labels,) fp32
-losses.sum().backward()               reaches base.bank.vectors and nothing else
+losses.sum().backward()               reaches what the job trains and nothing else
 base.after_backward()
 """
 
@@ -16,6 +16,6 @@ from salsa_dist.speech_llms.batch import AdapterBatch
 
 def token_losses(base: FrozenBase, batch: AdapterBatch) -> Tensor:
     """Cross-entropy of each label of `batch`, (labels,) fp32. Labels are summed, never averaged, here:
-    the mean is over the labels of all ranks (`reduce.py`)."""
+    the mean is over the labels of all ranks (`reduce_step` of `optimizer.py`)."""
     logits = base.logits(batch)
     return cross_entropy(logits.float(), batch.labels.to(logits.device), reduction="none")

@@ -31,7 +31,7 @@ class Reduced:
         stop: whether any rank asked to stop after this step.
         counts: what ranks counted besides, summed.
         bytes: size of the buffer that travelled.
-        alike: whether all ranks hold the same of what was compared.
+        alike: whether all ranks hold the same of what was compared: one site per step, in turn.
     """
 
     gradients: Mapping[str, Tensor]

@@ -17,8 +17,8 @@ from salsa_dist.corpus.foreign import index_tars, reshard
 from salsa_dist.corpus.lint import Bounds, lint
 from salsa_dist.corpus.utterance import Ask
 from salsa_dist.corpus.writer import Sample, ShardWriter
+from salsa_dist.data.clip import SAMPLE_RATE
 from salsa_dist.data.index import ShardIndex
-from salsa_dist.data.shards import SAMPLE_RATE
 from salsa_dist.errors import UserError
 
 COUNT = 7

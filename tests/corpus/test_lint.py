@@ -24,8 +24,8 @@ from salsa_dist.corpus.lint import Bounds, Problem, lint
 from salsa_dist.corpus.stats import rows
 from salsa_dist.corpus.stats import said as stats_said
 from salsa_dist.corpus.writer import Sample, ShardWriter
+from salsa_dist.data.clip import SAMPLE_RATE
 from salsa_dist.data.index import FILE, Entry, Shard, ShardIndex
-from salsa_dist.data.shards import SAMPLE_RATE
 from salsa_dist.errors import UserError
 
 
