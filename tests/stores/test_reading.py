@@ -184,25 +184,17 @@ def test_no_byte_of_what_replaces_a_shard_is_taken_for_its_own(
     assert proxy.done == ["mismatch"] * heeded
 
 
+# The second reads no shard whole, whose sha256 would tell.
+@pytest.mark.parametrize(("do", "steps"), [("lie", STEPS), ("letter", 3)])
 def test_bytes_that_lie_are_fetched_again(
-    noise: Path, served: tuple[Path, Proxy], tmp_path: Path
+    noise: Path, served: tuple[Path, Proxy], tmp_path: Path, do: str, steps: int
 ) -> None:
     _, proxy = served
     place = remote(proxy, tmp_path)
-    proxy.rules.append(Rule("lie", times=2))
-    assert heard(place) == of_folder(noise)  # and none is bad
-    assert proxy.done == ["lie"] * 2
-
-
-def test_a_letter_that_changed_on_the_way_is_noticed_at_once(
-    noise: Path, served: tuple[Path, Proxy], tmp_path: Path
-) -> None:
-    _, proxy = served
-    place = remote(proxy, tmp_path)
-    proxy.rules.append(Rule("letter", times=2))
-    # Steps that read no shard whole, whose sha256 would tell.
-    assert heard(place, 3) == {t: c for t, c in of_folder(noise).items() if t < 3}
-    assert proxy.done == ["letter"] * 2
+    proxy.rules.append(Rule(do, times=2))
+    # And none is bad.
+    assert heard(place, steps) == {t: c for t, c in of_folder(noise).items() if t < steps}
+    assert proxy.done == [do] * 2
 
 
 def test_a_shard_that_is_there_whole_is_checked(served: tuple[Path, Proxy], tmp_path: Path) -> None:
