@@ -21,6 +21,6 @@ def settle_kernels(deterministic: bool) -> None:
             "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
         )  # cuBLAS promises it with this alone
         torch.backends.cudnn.benchmark = False
-    # It imports torch's compiler: a second and a half, even where it changes nothing.
+    # Saying it imports torch's compiler, some tenths of a second, even where it changes nothing.
     if torch.are_deterministic_algorithms_enabled() != deterministic:
         torch.use_deterministic_algorithms(deterministic)

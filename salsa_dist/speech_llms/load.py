@@ -40,9 +40,9 @@ from salsa_dist.speech_llms.unfilled import unfilled
 from salsa_dist.speech_llms.weight_files import StoredTensor
 from salsa_dist.steering.sites import by_site, find_layers, layer_counts, select
 
-# What a base is loaded from; a hub's folder may hold the same weights in three other forms too.
 UNKNOWN = "unknown"  # the revision of a base of which no commit is known; nothing is kept under it
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken", "tekken.json")
+# What a base is loaded from; a hub's folder may hold the same weights in three other forms too.
 CHECKPOINT_FILES = (".json", ".safetensors", ".txt", ".model", ".jinja", ".tiktoken")
 _FAMILIES: tuple[type[Family], ...] = (
     whisper.Whisper,
