@@ -11,7 +11,7 @@ Neither      time, memory, what is kept: no result
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic.fields import FieldInfo
 
@@ -21,19 +21,32 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Decides:
-    """Mark of a field: what its value decides, and whether the order of a mapping counts."""
+    """Mark of a field: what its value decides, and whether the order of a mapping counts.
+
+    Attributes:
+        unsaid: the value that no digest names; None: the field's default.
+    """
 
     kinds: frozenset[Kind]
     ordered: bool = False
+    unsaid: str | None = None
 
 
 Vectors = Annotated[T, Decides(frozenset({"vectors"}))]
 VectorsByOrder = Annotated[T, Decides(frozenset({"vectors"}), ordered=True)]
 Transcripts = Annotated[T, Decides(frozenset({"transcripts"}))]
 Both = Annotated[T, Decides(frozenset({"vectors", "transcripts"}))]
+# The precision of the base. Releases before `auto` had float32 as the default.
+Precision = Annotated[T, Decides(frozenset({"vectors", "transcripts"}), unsaid="float32")]
 Coverage = Annotated[T, Decides(frozenset({"coverage"}))]
 Place = Annotated[T, Decides(frozenset({"place"}))]
 Neither = Annotated[T, Decides(frozenset())]
+
+
+def unsaid(field: FieldInfo) -> Any:
+    """The value of a field that no digest names."""
+    own = decided_by(field).unsaid
+    return field.get_default(call_default_factory=True) if own is None else own
 
 
 def decided_by(field: FieldInfo) -> Decides:

@@ -3,9 +3,10 @@
 settings(config, "vectors")   {"adapters.0.lr": 0.01, "training.max_loss": 20.0, …}
 digest(config, "vectors")     SHA-256 of that as JSON
 
-Values that are the field's default are left out, so that a new key turns no old checkpoint away. An
-adapter's own settings and those that it takes from `training` and `steering` are the same. A base and
-shards are not of it: they count by hashes of what they hold, which stand beside a digest.
+Values that are the field's default are left out, so that a new key turns no old checkpoint away; of
+`base.dtype` it is float32, and `auto` was settled before (`run/precision.py`). An adapter's own settings
+and those that it takes from `training` and `steering` are the same. A base and shards are not of it:
+they count by hashes of what they hold, which stand beside a digest.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
 from salsa_dist.config.annotations import sections_below
-from salsa_dist.config.decides import Kind, decided_by
+from salsa_dist.config.decides import Kind, decided_by, unsaid
 from salsa_dist.config.schema import Config, SteeringConfig, TrainingConfig
 
 
@@ -36,6 +37,7 @@ def digest_of(facts: Any) -> str:
 
 def settings(config: Config, kind: Kind) -> dict[str, Any]:
     """The settings that decide `kind` and are not their defaults, by dotted key."""
+    assert config.base.dtype != "auto", "a digest is of what a run takes"
     training = config.training
     metrics = {training.dev_metric if training.dev_every is not None else "dev_loss"}
     metrics |= {training.halving.metric} if training.halving is not None else set()
@@ -69,7 +71,7 @@ def _deciding(config: Config, kind: Kind) -> dict[str, Any]:
     return {
         key: to_jsonable_python(list(value.items()) if decided_by(field).ordered else value)
         for key, field, value in leaves(config)
-        if kind in decided_by(field).kinds and value != field.get_default(call_default_factory=True)
+        if kind in decided_by(field).kinds and value != unsaid(field)
     }
 
 

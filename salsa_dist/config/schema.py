@@ -37,6 +37,7 @@ from salsa_dist.config.decides import (
     Coverage,
     Neither,
     Place,
+    Precision,
     Transcripts,
     Vectors,
     VectorsByOrder,
@@ -83,7 +84,11 @@ class BaseConfig(_Section):
         description="folder with a Hugging Face checkpoint, or a name on a hub"
     )
     revision: Neither[str | None] = Field(None, description="hub branch, tag or commit")
-    dtype: Both[Literal["float32", "bfloat16", "float16"]] = "float32"
+    dtype: Precision[Literal["auto", "float32", "bfloat16", "float16"]] = Field(
+        "auto",
+        description="precision of the weights; auto: as the run began, else on a GPU the checkpoint's "
+        "own, with bfloat16 for float16, and float32 on the CPU",
+    )
     attn_implementation: Neither[
         Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3"] | None
     ] = Field(

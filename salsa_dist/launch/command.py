@@ -108,7 +108,8 @@ def launch(context: typer.Context, words: list[str] | None, **given: Any) -> int
         if resources.gpus_per_node and wanted.device is None:
             overrides += ["--device", "cuda"]
     elif command == "sweep":
-        plan = sweep.planned(overrides, resources.nodes)
+        device = "cuda" if resources.gpus_per_node else None
+        plan = sweep.planned(overrides, resources.nodes, device)
         overrides = [*staging, *_device(resources, plan.sweep.config)]
     else:
         overrides += staging

@@ -42,14 +42,18 @@ if TYPE_CHECKING:  # they import torch, which a launch that is no sweep need not
     from salsa_dist.sweeps.plan import Plan
 
 
-def planned(words: Sequence[str], nodes: int) -> Plan:
-    """The plan of `sweep FILE`, shown; what is wrong with it ends here, before anything is written."""
+def planned(words: Sequence[str], nodes: int, device: str | None = None) -> Plan:
+    """The plan of `sweep FILE`, shown; what is wrong with it ends here, before anything is written.
+
+    Args:
+        device: see `make_plan`.
+    """
     from salsa_dist.sweeps.grid import load_sweep
     from salsa_dist.sweeps.plan import make_plan
 
     if len(words) != 1:
         raise UserError("sweep takes one sweep file and no settings: write them under its overrides")
-    plan = make_plan(load_sweep(Path(words[0])), nodes)
+    plan = make_plan(load_sweep(Path(words[0])), nodes, device)
     if nodes < plan.sweep.file.jobs.nodes:
         raise UserError(
             f"--nodes {nodes}: one job of this sweep needs {plan.sweep.file.jobs.nodes} (jobs.nodes)"

@@ -160,7 +160,7 @@ class Method:
 
     def load(self, session: Session) -> SpeechLLM:
         """The base that it trains on."""
-        config = self.config
+        config = session.config
         return session.load_base(config.base_in_training(), config.training.silence_stride)
 
     def done(self, row: int) -> bool:

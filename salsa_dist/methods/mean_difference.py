@@ -39,7 +39,7 @@ class MeanDifference(Steering):
         return f"mean difference to {method.contrast}, {adapter.sites}"
 
     def load(self, session: Session) -> SpeechLLM:
-        return session.load_base(self.config.base)
+        return session.load_base(session.config.base)
 
     @contextmanager
     def trainable(

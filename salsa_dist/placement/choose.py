@@ -24,7 +24,7 @@ import torch.distributed as dist
 from salsa_dist.config import Config, PlacementConfig
 from salsa_dist.errors import UserError
 from salsa_dist.libraries.deepspeed import why_no_async_io
-from salsa_dist.placement.ranks import Ranks, group_size
+from salsa_dist.placement.ranks import Ranks, from_first, group_size
 from salsa_dist.planner.base_shape import BaseShape
 from salsa_dist.planner.plan_of_run import plan_of, shape_of_run, user_settings, with_offload
 from salsa_dist.planner.plan_table import Plan, Row
@@ -97,17 +97,7 @@ def _hub_shape(config: Config, ranks: Ranks, training: bool) -> BaseShape | None
     """
     if Path(config.base.name).is_dir() or ranks.world_size == 1:
         return None
-    told: list[Any] = [None, ""]
-    if ranks.is_first:
-        try:
-            told[0] = shape_of_run(config, training)
-        except UserError as e:
-            told[1] = str(e)
-    dist.broadcast_object_list(told, src=0, device=ranks.device)
-    if told[1]:
-        raise UserError(told[1])
-    shape: BaseShape = told[0]
-    return shape
+    return from_first(ranks, lambda: shape_of_run(config, training))
 
 
 def _refuse_sharded(config: Config, placement: PlacementConfig, section: str) -> None:

@@ -13,11 +13,11 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -29,6 +29,7 @@ from salsa_dist.placement.peers import Peers
 # Ranks may start that much apart, and torch lets no collective wait longer: the last resort, where a
 # watchdog ends a job long before and says who hangs.
 _TIMEOUT = timedelta(minutes=20)
+T = TypeVar("T")
 # Set by Slurm where a job, or a step of it, was given GPUs.
 _SLURM_GPUS = ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS", "SLURM_GPUS_ON_NODE")
 
@@ -227,6 +228,27 @@ def _store(rank: int, world: int) -> dist.Store:
         wait_for_workers=False,
         **held,
     )
+
+
+def from_first(ranks: Ranks, make: Callable[[], T]) -> T:
+    """What `make` gives on the first rank, which alone calls it. Every rank calls this.
+
+    Raises:
+        UserError: on all ranks, where `make` failed.
+    """
+    if ranks.world_size == 1:
+        return make()
+    told: list[Any] = [None, ""]
+    if ranks.is_first:
+        try:
+            told[0] = make()
+        except UserError as e:
+            told[1] = str(e)
+    dist.broadcast_object_list(told, src=0, device=ranks.device)
+    if told[1]:
+        raise UserError(told[1])
+    made: T = told[0]
+    return made
 
 
 def group_size(kind: str | int, ranks: Ranks) -> int:

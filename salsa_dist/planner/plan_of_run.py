@@ -40,8 +40,11 @@ def shape_of_run(config: Config, training: bool = True) -> BaseShape:
         window = config.base_in_training().window_s
     else:
         window = None if None in windows else max(w for w in windows if w is not None)
+    dtype: str | None = base.dtype
+    if dtype == "auto":  # of a run that has not begun; plans are for GPUs
+        dtype = "float32" if config.device == "cpu" else None
     return read_shape(
-        base.name, revision=base.revision, dtype=base.dtype, window_s=window, layers=base.layers
+        base.name, revision=base.revision, dtype=dtype, window_s=window, layers=base.layers
     )
 
 

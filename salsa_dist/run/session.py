@@ -29,7 +29,7 @@ from salsa_dist.placement import freed_memory
 from salsa_dist.placement.choose import Placed, choose
 from salsa_dist.placement.loading import load_base
 from salsa_dist.placement.node_disk import once_a_node
-from salsa_dist.placement.ranks import Ranks, join
+from salsa_dist.placement.ranks import Ranks, from_first, join
 from salsa_dist.places import Remote
 from salsa_dist.planner.links import slower_than_planned
 from salsa_dist.run.agreement import agree, base_facts, settings_facts
@@ -38,6 +38,7 @@ from salsa_dist.run.events import Events
 from salsa_dist.run.failing import failure_first
 from salsa_dist.run.kernels import settle_kernels
 from salsa_dist.run.lock import RunLock, held_for_all
+from salsa_dist.run.precision import settled, with_precision
 from salsa_dist.run.preflight import Preflight, preflight
 from salsa_dist.run.start import open_run, refuse_unwritable, write_start
 from salsa_dist.run.stop_signals import StopSignals
@@ -51,7 +52,7 @@ class Session:
     """What a job holds while it works; made by `start`.
 
     Attributes:
-        config: of the run.
+        config: of the run, with a precision of the base that is not `auto`.
         ranks: this process among its peers.
         index: of the run's shards.
         placed: where the base's weights live.
@@ -105,7 +106,11 @@ class Session:
             refuse_unwritable(config.run)
             if training:
                 refuse_missing(config.trackers)
-            session = cls(config, ranks, stack)
+            # The first rank's folder and the hub are asked once, by it.
+            dtype = from_first(ranks, lambda: settled(config, ranks.device.type).base.dtype)
+            session = cls(with_precision(config, dtype), ranks, stack)
+            if config.base.dtype == "auto" and dtype != "float32":
+                session.say(f"base.dtype auto takes {dtype}")
             session._refuse(training, facts or {})
             session.at(None, "taking the run's lock")
             session._lock = stack.enter_context(held_for_all(config.run, ranks))

@@ -14,9 +14,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
+
+from salsa_dist.config import Config
 from salsa_dist.data.index import ShardIndex
 from salsa_dist.errors import UserError
 from salsa_dist.metrics.error_rates import CHOSEN_BY
+from salsa_dist.run.precision import begun_in, settled, with_precision
 from salsa_dist.sweeps.choosing import (
     Choice,
     choose,
@@ -197,15 +201,17 @@ class Plan:
         return f"{flop / 1e12:,.1f} TFLOP"
 
 
-def make_plan(sweep: Sweep, nodes: int = 1) -> Plan:
+def make_plan(sweep: Sweep, nodes: int = 1, device: str | None = None) -> Plan:
     """Check a sweep whole, and pack what is missing.
 
     Args:
         nodes: nodes that jobs can run on at the same time.
+        device: kind of device of the jobs, such as cuda; None: that of a run on this machine.
 
     Raises:
         UserError: with everything that is wrong.
     """
+    sweep = replace(sweep, config=_in_one_precision(sweep, device))
     facts = base_facts(sweep.config)
     indexes, problems = _indexes(sweep)
     folder = sweep.file.sweep
@@ -262,6 +268,17 @@ def make_plan(sweep: Sweep, nodes: int = 1) -> Plan:
         later=pack(waiting, sweep, facts, indexes, nodes),
         older=older,
     )
+
+
+def _in_one_precision(sweep: Sweep, device: str | None) -> Config:
+    """The sweep's config with the precision of the jobs that are there, else one that suits `device`."""
+    config = sweep.config
+    begun = (begun_in(path.parent) for path in (sweep.file.sweep / "jobs").glob("*/job.json"))
+    found = next(filter(None, begun), None)
+    if config.base.dtype == "auto" and found is not None:
+        return with_precision(config, found)
+    here = config.device != "cpu" and torch.cuda.is_available()
+    return settled(config, device or ("cuda" if here else "cpu"))
 
 
 def _indexes(sweep: Sweep) -> tuple[dict[str, ShardIndex], list[str]]:

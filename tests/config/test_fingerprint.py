@@ -12,10 +12,11 @@ from pydantic_core import to_jsonable_python
 
 from salsa_dist.config import Config, TrainingConfig, override, parse_config
 from salsa_dist.config.annotations import sections_below
-from salsa_dist.config.decides import Decides, Vectors, decided_by
+from salsa_dist.config.decides import Decides, Vectors, decided_by, unsaid
 from salsa_dist.config.fingerprint import digest, places, settings
 from salsa_dist.config.release_0_1 import digest_of_release_0_1
 from salsa_dist.errors import UserError
+from salsa_dist.run.precision import settled
 from salsa_dist.training import state as states
 
 HERE = Path(__file__).parent
@@ -27,7 +28,7 @@ def config_of(*overrides: str) -> Config:
     tree = json.loads(json.dumps(OLD["config"]))
     for text in overrides:
         override(tree, text)
-    return parse_config(tree, "here")
+    return settled(parse_config(tree, "here"), "cpu")
 
 
 def leaves(section: type[BaseModel]) -> Iterator[tuple[str, FieldInfo]]:
@@ -57,7 +58,7 @@ def test_no_default_that_decides_changes() -> None:
     mine = {
         key: {
             "decides": sorted(decided_by(field).kinds),
-            "default": to_jsonable_python(field.get_default(), fallback=str),
+            "default": to_jsonable_python(unsaid(field), fallback=str),
         }
         for key, field in LEAVES.items()
         if decided_by(field).kinds - {"place", "coverage"} and not field.is_required()

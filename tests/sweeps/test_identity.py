@@ -1,6 +1,7 @@
 """What an adapter of a sweep is known by: what decides its result, and nothing else."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from salsa_dist.run.precision import settled
 from salsa_dist.sweeps.choosing import choose, finals_of, trials_of
 from salsa_dist.sweeps.folder import SCHEMA_0_1, job_folders
 from salsa_dist.sweeps.grid import Experiment, Sweep, load_sweep
@@ -31,6 +33,7 @@ def sweep_of(folder: Path, name: str, *changes: tuple[str, Any]) -> tuple[Sweep,
     path = folder / "sweep.yaml"
     path.write_text(yaml.safe_dump({**tree, "sweep": str(folder / "sweep")}))
     sweep = load_sweep(path)
+    sweep = replace(sweep, config=settled(sweep.config, "cpu"))
     return sweep, sweep.experiments or [
         *trials_of(sweep),
         *finals_of(sweep, choose(sweep, {}), guess=True),

@@ -1,0 +1,60 @@
+"""The precision of a run's base where its config names none: `base.dtype: auto`.
+
+settled(config, "cuda")     the same config with float32 or bfloat16 instead
+
+A run goes on, and is evaluated, in the precision that it began with, on whatever device: its folder
+says which. So a run of a release that trained in float32 by default does so to its end.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from salsa_dist.config import BaseConfig, Config, read_yaml
+from salsa_dist.errors import UserError
+from salsa_dist.run.folder import RunFolder
+from salsa_dist.speech_llms.inspection import read_config
+from salsa_dist.speech_llms.load import own_dtype
+
+_KNOWN = ("float32", "bfloat16", "float16")
+
+
+def settled(config: Config, device: str) -> Config:
+    """`config` with a precision that is not `auto`.
+
+    Args:
+        device: kind of device that the run is on, such as cuda.
+
+    Raises:
+        UserError: no such base.
+    """
+    if config.base.dtype != "auto":
+        return config
+    return with_precision(config, begun_in(config.run) or _own(config.base, device))
+
+
+def with_precision(config: Config, dtype: str) -> Config:
+    """`config` with the precision `dtype`."""
+    return config.model_copy(update={"base": config.base.model_copy(update={"dtype": dtype})})
+
+
+def begun_in(run: Path) -> str | None:
+    """The precision that a run began in; None where it has not begun."""
+    path = RunFolder(run).config
+    try:
+        tree = read_yaml(path, "config", "base …") if path.is_file() else {}
+    except UserError:
+        return None  # it is about to be written anew
+    base = tree.get("base")
+    found = base.get("dtype") if isinstance(base, dict) else None
+    return found if found in _KNOWN else None
+
+
+def _own(base: BaseConfig, device: str) -> str:
+    if device == "cpu":
+        return "float32"
+    own = own_dtype(read_config(base.name, base.revision), torch.device(device))
+    # Half precision of 16 bits is for decoding alone: without loss scaling small gradients are zero.
+    return "float32" if own == torch.float32 else "bfloat16"
