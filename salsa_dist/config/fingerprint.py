@@ -4,9 +4,9 @@ settings(config, "vectors")   {"adapters.0.lr": 0.01, "training.max_loss": 20.0,
 digest(config, "vectors")     SHA-256 of that as JSON
 
 Values that are the field's default are left out, so that a new key turns no old checkpoint away; of
-`base.dtype` it is float32, and `auto` was settled before (`run/precision.py`). An adapter's own settings
-and those that it takes from `training` and `steering` are the same. A base and shards are not of it:
-they count by hashes of what they hold, which stand beside a digest.
+`base.dtype` it is float32, and `auto` was settled before (`run/precision.py`). An adapter's own
+settings and those that it takes from `training` and `steering` are the same. A base and shards are not
+of it: they count by hashes of what they hold, which stand beside a digest.
 """
 
 from __future__ import annotations

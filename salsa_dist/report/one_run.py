@@ -244,6 +244,8 @@ def _training(run: Path, files: RunFiles) -> dict[str, Any]:
     seconds = sum(step.seconds for step in files.steps)
     measured = [(s.audio_seconds, s.padding or 0.0) for s in files.steps if s.audio_seconds]
     padded = sum(audio / (1 - padding) for audio, padding in measured)
+    timed = [(s.seconds, s.data_wait) for s in files.steps if s.data_wait is not None]
+    waited = sum(spent_s * share for spent_s, share in timed)
     loss: dict[str, list[list[float | None]]] = {a.name: [] for a in files.adapters}
     for step in files.steps:
         for name, of in step.adapters.items():
@@ -262,6 +264,7 @@ def _training(run: Path, files: RunFiles) -> dict[str, Any]:
         "clips_per_second": sum(step.clips for step in files.steps) / seconds if seconds else None,
         "starts": files.starts,
         "padding": 1 - sum(audio for audio, _ in measured) / padded if padded else None,
+        "data_wait": waited / sum(spent_s for spent_s, _ in timed) if timed else None,
         "left_out": {data.adapter: data.left_out for data in files.data},
         "bad_samples": dict(Counter(bad.kind for bad in files.bad_samples)),
         "store": files.store.model_dump() if files.store else None,

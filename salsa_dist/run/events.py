@@ -154,6 +154,8 @@ class Step(Record):
     audio_seconds: float | None = None
     padding: float | None = None
     """Share of the audio's frames that is padding to the longest clip of a pass."""
+    data_wait: float | None = None
+    """Share of the step's time for which ranks waited for clips, on average."""
     adapters: dict[str, AdapterStep]
     store: Store | None = None
 
@@ -245,10 +247,12 @@ def _beside(before: Step | None, step: Step) -> Step:
     """`step`, with that of other adapters: trained one after another, each has steps of its own."""
     if before is None or before.adapters.keys() & step.adapters.keys():
         return step
+    waited = sum(one.seconds * (one.data_wait or 0.0) for one in (before, step))
     return step.model_copy(
         update={
             "adapters": {**before.adapters, **step.adapters},
             "seconds": before.seconds + step.seconds,
             "clips": before.clips + step.clips,
+            "data_wait": waited / (before.seconds + step.seconds),
         }
     )

@@ -11,6 +11,7 @@ shared           the audio where adapters share clips: then `inputs` holds none
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -84,14 +85,30 @@ class AdapterBatch:
 
     def to(self, device: torch.device, dtype: torch.dtype) -> AdapterBatch:
         """On `device`, with the floating-point inputs in the base's `dtype`."""
+        return self._each(lambda tensor: _move(tensor, device, dtype))
+
+    def pin_memory(self) -> AdapterBatch:
+        """The same in memory from which a GPU copies without a wait; the data loader calls this."""
+        return self._each(Tensor.pin_memory)
+
+    def tensors(self) -> list[Tensor]:
+        """What `to` moves."""
+        found: list[Tensor] = []
+        self._each(lambda tensor: found.append(tensor) or tensor)
+        return found
+
+    def _each(self, made: Callable[[Tensor], Tensor]) -> AdapterBatch:
+        shared = self.shared
+        if shared is not None:
+            shared = replace(shared, inputs={k: made(v) for k, v in shared.inputs.items()})
         return replace(
             self,
-            inputs={k: _move(v, device, dtype) for k, v in self.inputs.items()},
-            label_positions=self.label_positions.to(device),
-            labels=self.labels.to(device),
-            label_rows=self.label_rows.to(device),
-            rows={k: v.to(device) for k, v in self.rows.items()},
-            shared=self.shared and self.shared.to(device, dtype),
+            inputs={k: made(v) for k, v in self.inputs.items()},
+            label_positions=made(self.label_positions),
+            labels=made(self.labels),
+            label_rows=made(self.label_rows),
+            rows={k: made(v) for k, v in self.rows.items()},
+            shared=shared,
         )
 
 
@@ -134,4 +151,5 @@ class Transcript:
 
 
 def _move(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-    return tensor.to(device, dtype if tensor.is_floating_point() else None)
+    # From pinned memory this does not wait, and from other memory it does all the same.
+    return tensor.to(device, dtype if tensor.is_floating_point() else None, non_blocking=True)

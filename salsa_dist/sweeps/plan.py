@@ -271,7 +271,7 @@ def make_plan(sweep: Sweep, nodes: int = 1, device: str | None = None) -> Plan:
 
 
 def _in_one_precision(sweep: Sweep, device: str | None) -> Config:
-    """The sweep's config with the precision of the jobs that are there, else one that suits `device`."""
+    """The sweep's config with the precision of the jobs that are there, else that of `device`."""
     config = sweep.config
     begun = (begun_in(path.parent) for path in (sweep.file.sweep / "jobs").glob("*/job.json"))
     found = next(filter(None, begun), None)

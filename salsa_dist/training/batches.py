@@ -72,6 +72,10 @@ class StepShare:
     padded_seconds: float
     store: Traffic | None = None
 
+    def pin_memory(self) -> StepShare:
+        """Batches in pinned memory; the data loader calls this."""
+        return replace(self, batches=[batch.pin_memory() for batch in self.batches])
+
 
 class StepBatches(Dataset[StepShare]):
     """This rank's shares by step number.
@@ -339,14 +343,19 @@ def own_workers(wanted: int | Literal["auto"], ranks: Ranks) -> int:
 
 
 def loader(
-    batches: StepBatches, first: int, workers: int, end: int | None = None
+    batches: StepBatches, first: int, workers: int, end: int | None = None, pinned: bool = False
 ) -> DataLoader[StepShare]:
-    """Shares of steps `first` to before `end`, in order, read ahead by `workers` processes."""
+    """Shares of steps `first` to before `end`, in order, read ahead by `workers` processes.
+
+    Args:
+        pinned: in memory from which a GPU copies without a wait.
+    """
     return DataLoader(
         batches,
         sampler=range(first, len(batches) if end is None else end),
         batch_size=None,
         num_workers=workers,
+        pin_memory=pinned,
         # A fork would copy the process group's threads in whatever state they are.
         multiprocessing_context="forkserver" if workers else None,
         prefetch_factor=2 if workers else None,

@@ -8,6 +8,7 @@ the base's own weights.
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -28,10 +29,12 @@ from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.placement.measured import as_loaded
 from salsa_dist.run.folder import RunFolder
 from salsa_dist.run.session import Session
+from salsa_dist.speech_llms.batch import AdapterBatch
 from salsa_dist.speech_llms.load import SpeechLLM
 from salsa_dist.training import state as states
 from salsa_dist.training.batches import StepBatches, StepShare, loader, own_workers
 from salsa_dist.training.best import Best
+from salsa_dist.training.copies import CopiesAhead, with_next
 from salsa_dist.training.dev_loss import DevClips, finite_losses
 from salsa_dist.training.from_config import make_batches
 from salsa_dist.training.halving import Halving
@@ -54,6 +57,9 @@ class Job:
         first: the step that this start begins with.
         before: steps of the adapters that this run trained before, for curves that go on.
         best: what is saved of each adapter where dev clips are measured in between, else None.
+        copies: of batches on the rank's device.
+        following: the first batch of the next step, where it is copied ahead.
+        waited_s: for how many seconds this rank waited for the clips of the step.
     """
 
     session: Session
@@ -71,6 +77,9 @@ class Job:
     dev: DevClips | None
     halving: Halving | None
     best: Best | None
+    copies: CopiesAhead
+    following: AdapterBatch | None = None
+    waited_s: float = 0.0
 
     def __len__(self) -> int:
         """Steps in all, as far as is known: adapters may stop before their last."""
@@ -93,7 +102,11 @@ class Job:
             self.session.at(first, "reading clips")
             workers = own_workers(self.config.data.workers, self.session.ranks)
             limit = self.batches.micro_batch
-            for step, share in enumerate(loader(self.batches, first, workers, end), first):
+            pinned = self.session.ranks.device.type == "cuda"
+            shares = with_next(loader(self.batches, first, workers, end, pinned), self.copies.works)
+            asked = time.monotonic()
+            for step, (share, self.following) in enumerate(shares, first):
+                self.waited_s = time.monotonic() - asked
                 yield step, share
                 self._measure_if_due(step + 1)
                 self.session.at(step + 1, "reading clips")
@@ -101,6 +114,7 @@ class Job:
                 if self.batches.micro_batch != limit or self._gone() != gone:
                     end = step + 1
                     break
+                asked = time.monotonic()
             first = end
 
     def active(self, step: int) -> list[int]:
@@ -133,11 +147,13 @@ class Job:
         losses = torch.zeros(len(self.names), device=self.session.ranks.device)
         labels = torch.zeros_like(losses)
         self.trainable.zero_grad()
-        for batch in share.batches:
+        for batch, following in zip(share.batches, [*share.batches[1:], self.following], strict=True):
             try:
+                batch = self.copies.on_device(batch, following)
                 of_labels = token_losses(self.base, batch)
                 of_labels.sum().backward()
             except torch.OutOfMemoryError:
+                self.copies.forget()
                 return len(batch.keys)
             self.base.after_backward()
             rows = batch.label_rows.to(losses.device)
@@ -323,6 +339,7 @@ def opened(
             dev=dev,
             halving=halving,
             best=best,
+            copies=CopiesAhead(ranks.device, base.dtype),
         )
         if config.method.steers and config.training.prefix_cache != "off" and first < len(made):
             _keep_prefix(made)

@@ -113,7 +113,7 @@ def run(job: Job) -> int:
         with watched(job.base) if step == measured else nullcontext() as traffic:
             losses, labels = job.forward_backward(step, share)
             session.at(step, "the sum over all ranks")
-            own = StepCounts.of(share).numbers()
+            own = StepCounts.of(share, job.waited_s).numbers()
             reduced = job.trainable.reduce(active, losses, labels, session.stop_asked, own)
         counts = StepCounts.from_numbers(reduced.counts)
         guard.alike(step, reduced)

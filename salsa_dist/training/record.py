@@ -41,6 +41,8 @@ def record_step(
     if counts.store is not None:
         store = {"store": {name: round(v, 3) for name, v in asdict(counts.store).items()}}
     padding = 1 - counts.seconds / counts.padded_seconds if counts.padded_seconds else 0.0
+    # Of all ranks on average, in this one's time.
+    waited = counts.waited_s / (job.session.ranks.world_size * seconds) if seconds else 0.0
     job.session.events.write(
         "step",
         step=step,
@@ -48,6 +50,7 @@ def record_step(
         clips=clips,
         audio_seconds=round(counts.seconds, 3),
         padding=round(padding, 4),
+        data_wait=round(min(1.0, waited), 4),
         adapters=adapters,
         **store,
     )

@@ -20,27 +20,29 @@ class StepCounts:
         bad: samples that could not be used, and clips that are missing.
         seconds: of audio.
         padded_seconds: the same with padding.
+        waited_s: seconds for which ranks waited for clips.
         store: what was had of the store; None where shards lie in a folder.
     """
 
     bad: float
     seconds: float
     padded_seconds: float
+    waited_s: float
     store: Traffic | None
 
     @classmethod
-    def of(cls, share: StepShare) -> StepCounts:
-        """What is counted of one rank's share."""
+    def of(cls, share: StepShare, waited_s: float) -> StepCounts:
+        """What is counted of one rank's share, for which it waited that long."""
         bad = float(len(share.bad) + share.hopeless)
-        return cls(bad, share.seconds, share.padded_seconds, share.store)
+        return cls(bad, share.seconds, share.padded_seconds, waited_s, share.store)
 
     @classmethod
     def from_numbers(cls, numbers: Sequence[float]) -> StepCounts:
         """The reverse of `numbers`."""
-        bad, seconds, padded_seconds, *store = numbers
-        return cls(bad, seconds, padded_seconds, Traffic(*store) if store else None)
+        bad, seconds, padded_seconds, waited_s, *store = numbers
+        return cls(bad, seconds, padded_seconds, waited_s, Traffic(*store) if store else None)
 
     def numbers(self) -> list[float]:
         """As many on all ranks, to be summed."""
         store = astuple(self.store) if self.store is not None else ()
-        return [self.bad, self.seconds, self.padded_seconds, *store]
+        return [self.bad, self.seconds, self.padded_seconds, self.waited_s, *store]

@@ -103,6 +103,7 @@ def test_the_report_counts_them(tmp_path: Path, tiny_base: Path, tiny_shards: Pa
     count = report["training"]["bad_samples"]["tar"]
     assert 3 < count <= 6
     assert 0 < report["training"]["padding"] < 0.5
+    assert 0 < report["training"]["data_wait"] < 1  # no workers: all reading is waited for
     assert any(f"{count} samples could not be used ({count} tar)" in note for note in report["notes"])
 
 
