@@ -19,6 +19,7 @@ from salsa_dist.errors import UserError
 from salsa_dist.libraries.accelerate import trackers
 
 PROJECT = "salsa-dist"
+_FLUSH_S = 30  # a run that is killed may lose so much of its curves, which events.jsonl has
 _CURVES = ("loss", "lr", "grad_norm", "dev_loss", "cer", "wer", "mer")
 
 
@@ -62,13 +63,21 @@ class Trackers:
             for what in _CURVES
             if facts.get(what) is not None
         }
-        self._each(lambda tracker: tracker.log(values, step=step))
+        self._each(lambda tracker: _log(tracker, values, step))
 
     def close(self) -> None:
         self._each(lambda tracker: tracker.finish())
 
     def _each(self, call: Callable[[Any], None]) -> None:
         self._trackers = [tracker for tracker in self._trackers if _worked(tracker, call)]
+
+
+def _log(tracker: Any, values: Mapping[str, float | None], step: int) -> None:
+    if tracker.name != "tensorboard":
+        tracker.log(values, step=step)
+        return
+    for name, value in values.items():  # its own `log` waits for the disk each time
+        tracker.writer.add_scalar(name, value, global_step=step)
 
 
 def _worked(tracker: Any, call: Callable[[Any], None]) -> bool:
@@ -94,7 +103,8 @@ def _make(kind: str, run: Path, first_step: int) -> Any:
     tracking = trackers()
     tracker: Any
     if kind == "tensorboard":
-        tracker = tracking.TensorBoardTracker("tensorboard", run, purge_step=first_step)
+        settings = {"purge_step": first_step, "flush_secs": _FLUSH_S}
+        tracker = tracking.TensorBoardTracker("tensorboard", run, **settings)
     elif kind == "wandb":
         tracker = tracking.WandBTracker(PROJECT, name=run.name, dir=str(run))
     else:

@@ -93,9 +93,9 @@ class AdapterBatch:
 
     def tensors(self) -> list[Tensor]:
         """What `to` moves."""
-        found: list[Tensor] = []
-        self._each(lambda tensor: found.append(tensor) or tensor)
-        return found
+        audio = {} if self.shared is None else self.shared.inputs
+        own = (self.label_positions, self.labels, self.label_rows)
+        return [*self.inputs.values(), *own, *self.rows.values(), *audio.values()]
 
     def _each(self, made: Callable[[Tensor], Tensor]) -> AdapterBatch:
         shared = self.shared

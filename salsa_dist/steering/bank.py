@@ -3,6 +3,8 @@
     vectors[site]   (adapters, hidden) fp32, one row per adapter
     rows[component] (n,) int64, the row of each element of that component's batch; -1: no steering
 
+    blocks          the same numbers: sites of one width that follow each other lie in one tensor
+
 A forward hook on each steered layer adds `vectors[site][row]` to its output. The vectors live here,
 outside the base's module tree, so the base's `state_dict` and its ZeRO partitions never see them.
 """
@@ -12,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -19,6 +22,10 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding
 
 from salsa_dist.steering.rules import rule_named
+
+Places = tuple[Tensor | slice, Tensor]
+
+_KNOWN_PLACES = 8  # sets of adapters that take part in a step; they change seldom
 
 
 @dataclass(frozen=True)
@@ -28,6 +35,24 @@ class AdapterSpec:
     name: str
     sites: tuple[str, ...]
     rule: str
+
+
+@dataclass(frozen=True)
+class Block:
+    """Sites of one width that follow each other.
+
+    Attributes:
+        sites: their names.
+        values: (sites * adapters, hidden) fp32, site by site.
+    """
+
+    sites: tuple[str, ...]
+    values: Tensor
+
+    def by_site(self, values: Tensor) -> dict[str, Tensor]:
+        """Site -> (adapters, hidden), of a tensor of the shape of `values`; in place."""
+        each = values.view(len(self.sites), -1, values.shape[1]).unbind(0)
+        return dict(zip(self.sites, each, strict=True))
 
 
 class Bank:
@@ -50,10 +75,19 @@ class Bank:
     ) -> None:
         self.specs = list(specs)
         self.sites = [s for s in widths if any(s in spec.sites for spec in specs)]
+        self.device = torch.device(device)
+        # What steps all vectors needs few kernels for a block, and many for a site each.
+        self.blocks = [
+            Block(own, torch.zeros(len(own) * len(specs), width, device=device))
+            for width, group in groupby(self.sites, key=lambda site: widths[site])
+            if (own := tuple(group))
+        ]
         self.vectors: dict[str, Tensor] = {
-            site: torch.zeros(len(specs), widths[site], device=device, requires_grad=True)
-            for site in self.sites
+            site: vectors.detach().requires_grad_()
+            for block in self.blocks
+            for site, vectors in block.by_site(block.values).items()
         }
+        self._places: dict[tuple[int, ...], list[Places]] = {}
         # An adapter that does not steer a site keeps a zero vector there, which is the identity.
         self.steers: dict[str, Tensor] = {
             site: torch.tensor([site in spec.sites for spec in specs], device=device)
@@ -74,6 +108,31 @@ class Bank:
     def trained_numbers(self, row: int) -> int:
         """How many numbers adapter `row` learns."""
         return sum(self.vectors[site].shape[1] for site in self.specs[row].sites)
+
+    def places(self, rows: Sequence[int]) -> list[Places]:
+        """Where the vectors of the adapters of `rows` lie in each block, where those steer at all.
+
+        Returns:
+            for each block an index of n rows of its `values`, and (n,) int64, whose each is.
+        """
+        key = tuple(rows)
+        if key not in self._places:
+            if len(self._places) >= _KNOWN_PLACES:
+                self._places.clear()
+            steered = [(row, frozenset(self.specs[row].sites)) for row in key]
+            self._places[key] = []
+            for block in self.blocks:
+                found = [
+                    (number * len(self.specs) + row, row)
+                    for number, site in enumerate(block.sites)
+                    for row, own in steered
+                    if site in own
+                ]
+                pair = torch.tensor(found, dtype=torch.int64).view(-1, 2).T.contiguous()
+                at, of = pair.to(self.device, non_blocking=True)
+                whole = [place for place, _ in found] == list(range(len(block.values)))
+                self._places[key].append((slice(None) if whole else at, of))  # a slice copies nothing
+        return self._places[key]
 
     @contextmanager
     def rows(self, rows: Mapping[str, Tensor] | int) -> Iterator[None]:

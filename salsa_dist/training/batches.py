@@ -57,6 +57,7 @@ class StepShare:
 
     Attributes:
         batches: micro-batches, as many on every rank.
+        clips: of this rank, as planned.
         bad: this rank's samples that could not be used.
         hopeless: clips that are missing, no replacement having been of use either.
         seconds: audio of all clips.
@@ -66,6 +67,7 @@ class StepShare:
     """
 
     batches: list[AdapterBatch]
+    clips: int
     bad: list[Bad]
     hopeless: int
     seconds: float
@@ -173,7 +175,8 @@ class StepBatches(Dataset[StepShare]):
             hopeless += missing
             seconds += sum(clip.seconds for clip in used)
             padded += len(used) * max((clip.seconds for clip in used), default=0.0)
-        return StepShare(batches, bad, hopeless, seconds, padded, self._traffic())
+        planned = sum(len(window) for _, window in self._shares(step)[self.rank])
+        return StepShare(batches, planned, bad, hopeless, seconds, padded, self._traffic())
 
     def _traffic(self) -> Traffic | None:
         if not self._remote:
@@ -218,10 +221,6 @@ class StepBatches(Dataset[StepShare]):
         """Rows of the adapters that take part in `step`."""
         rows = enumerate(self.adapters)
         return [row for row, own in rows if step < own.steps and row not in self._stopped]
-
-    def clips(self, step: int) -> int:
-        """How many clips `step` has, on all ranks."""
-        return sum(len(self.adapters[row].plan.step(step)) for row in self.active(step))
 
     def idle(self, step: int) -> int:
         """How many ranks have no clip of `step`."""

@@ -67,5 +67,5 @@ def with_next(
     share = next(found, None)
     while share is not None:
         following = next(found, None)
-        yield share, following and following.batches[0]
+        yield share, following.batches[0] if following is not None else None
         share = following

@@ -68,24 +68,28 @@ def site_scales(scales: Mapping[str, float], speech_llm: SpeechLLM) -> dict[str,
 def make_batches(config: Config, index: ShardIndex, speech_llm: SpeechLLM, ranks: Ranks) -> StepBatches:
     """Every step's clips of this rank, for all adapters of a config."""
     augment = from_settings(config.data.augment.model_dump())
+    plans: dict[tuple[object, ...], AdapterPlan] = {}
 
     def clips_of(adapter: AdapterSettings) -> AdapterClips:
         for language in adapter.languages:
             speech_llm.family.prompt(language)  # refuses a language that the base does not know
-        shards = [shard for name in adapter.languages for shard in index.select("train", name)]
-        if adapter.minutes is not None:
-            shards = take_minutes(shards, adapter.minutes, adapter.seed)
-        plan = AdapterPlan(
-            shards,
-            config.data.clips_per_step,
-            config.data.readers,
-            adapter.seed,
-            speech_llm.window_s,
-            seconds_per_step=config.data.seconds_per_step,
-            mix=Mix(adapter.mix.temperature or 1.0, adapter.mix.weights),
-        )
+        # Adapters that sample the same clips have one plan: its pools are made once for all of them.
+        drawn = (adapter.languages, adapter.minutes, adapter.seed, adapter.mix.model_dump_json())
+        if drawn not in plans:
+            shards = [shard for name in adapter.languages for shard in index.select("train", name)]
+            if adapter.minutes is not None:
+                shards = take_minutes(shards, adapter.minutes, adapter.seed)
+            plans[drawn] = AdapterPlan(
+                shards,
+                config.data.clips_per_step,
+                config.data.readers,
+                adapter.seed,
+                speech_llm.window_s,
+                seconds_per_step=config.data.seconds_per_step,
+                mix=Mix(adapter.mix.temperature or 1.0, adapter.mix.weights),
+            )
         join = config.data.join_clips
-        return AdapterClips(plan, adapter.steps, adapter.languages, augment, join)
+        return AdapterClips(plans[drawn], adapter.steps, adapter.languages, augment, join)
 
     adapters = [clips_of(adapter) for adapter in config.adapter_settings()]
     folder: Folder = index.folder

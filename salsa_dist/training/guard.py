@@ -35,7 +35,8 @@ class Guard:
     def sound(self, active: Sequence[int], reduced: Reduced) -> list[int]:
         """Rows whose loss in this step is one to learn from."""
         limit = self.job.config.training.max_loss or math.inf
-        return [row for row in active if not reduced.losses[row].item() > limit]  # NaN: no labels
+        losses = reduced.losses.tolist()
+        return [row for row in active if not losses[row] > limit]  # NaN: no labels
 
     def after_step(
         self, step: int, active: Sequence[int], moving: Sequence[int], norms: Tensor
@@ -45,12 +46,8 @@ class Guard:
         Raises:
             UserError: more than `training.max_skipped` steps in a row were skipped.
         """
-        job = self.job
-        broken = [
-            job.names[row]
-            for row in active
-            if row not in moving or not math.isfinite(norms[row].item())
-        ]
+        job, found, moved = self.job, norms.tolist(), set(moving)
+        broken = [job.names[row] for row in active if row not in moved or not math.isfinite(found[row])]
         self.in_a_row = self.in_a_row + 1 if broken else 0
         if not broken:
             return

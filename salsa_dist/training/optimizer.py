@@ -65,16 +65,18 @@ def reduce_step(
         with gradients by site, (adapters, hidden): means over the adapter's labels, zero where not
         active.
     """
-    rows = torch.tensor(active, device=loss_sums.device)
-    steering = {site: rows[bank.steers[site][rows]] for site in bank.sites}
-    own = {site: _grad(bank.vectors[site])[steering[site]] for site in bank.sites}
+    places = bank.places(active)
+    own = {}
+    for number, (block, (at, _)) in enumerate(zip(bank.blocks, places, strict=True)):
+        own[str(number)] = torch.cat([_grad(bank.vectors[site]) for site in block.sites])[at]
     reduced = all_reduce(own, active, loss_sums, label_counts, stop, counts, compared)
-    gradients = {}
-    for site, summed in reduced.gradients.items():
-        index = steering[site]
-        gradient = torch.zeros_like(bank.vectors[site])
-        gradient[index] = summed / reduced.labels[index].clamp_min(1).unsqueeze(1)
-        gradients[site] = gradient
+    labels = reduced.labels.clamp_min(1).to(bank.device, non_blocking=True)
+    gradients: dict[str, Tensor] = {}
+    summed = reduced.gradients.values()
+    for block, (at, rows), of_rows in zip(bank.blocks, places, summed, strict=True):
+        means = torch.zeros_like(block.values)
+        means[at] = of_rows / labels[rows].unsqueeze(1)
+        gradients |= block.by_site(means)
     return replace(reduced, gradients=gradients)
 
 
@@ -99,8 +101,13 @@ class PackedAdam:
         self.scales = {site: (scales or {}).get(site, 1.0) for site in bank.sites}
         self.schedules = list(schedules)
         self.clip_norm = clip_norm
-        self.first = {s: torch.zeros_like(v, requires_grad=False) for s, v in bank.vectors.items()}
-        self.second = {s: torch.zeros_like(v, requires_grad=False) for s, v in bank.vectors.items()}
+        self._moments = [[torch.zeros_like(b.values) for _ in range(2)] for b in bank.blocks]
+        self._scales = [
+            torch.tensor([self.scales[site] for site in block.sites for _ in bank.specs]).to(
+                bank.device
+            )
+            for block in bank.blocks
+        ]
         self.steps = torch.zeros(len(schedules), dtype=torch.int64)
 
     def zero_grad(self) -> None:
@@ -119,13 +126,17 @@ class PackedAdam:
         """Sum over all ranks; see `reduce_step`."""
         # One site in turn: what differs is found within so many steps, at the cost of a few kernels.
         vectors = list(self.bank.vectors.values())
-        compared = vectors[int(self.steps.sum()) % len(vectors)] if vectors else None
+        compared = vectors[sum(self.steps.tolist()) % len(vectors)] if vectors else None
         return reduce_step(self.bank, active, loss_sums, label_counts, stop, counts, compared)
 
     def tensors(self) -> dict[str, Tensor]:
         """All that a run goes on from, by name; in place."""
-        kinds = {"first": self.first, "second": self.second}
-        of_sites = {f"{kind}/{s}": v for kind, values in kinds.items() for s, v in values.items()}
+        of_sites = {
+            f"{kind}/{site}": moment
+            for number, kind in enumerate(("first", "second"))
+            for block, moments in zip(self.bank.blocks, self._moments, strict=True)
+            for site, moment in block.by_site(moments[number]).items()
+        }
         return {"steps": self.steps, **self.learned(), **of_sites}
 
     def learned(self) -> dict[str, Tensor]:
@@ -145,33 +156,43 @@ class PackedAdam:
             (adapters,) gradient norms before clipping, and (adapters,) rates before a site's own
             scale; 0 where nothing moved.
         """
+        blocks = self.bank.blocks
+        whole = [torch.cat([gradients[site] for site in block.sites]) for block in blocks]
         # Norms are taken row by row, so an adapter's number does not depend on its neighbours.
-        squares = torch.stack([g.double().square().sum(1) for g in gradients.values()]).sum(0)
-        norms = squares.sqrt()
-        rates = torch.zeros(len(self.schedules), dtype=torch.float64)
-        moving = [row for row in active if math.isfinite(norms[row].item()) and norms[row] > 0]
+        squares = [
+            gradient.double().square_().sum(1).view(len(block.sites), -1)
+            for block, gradient in zip(blocks, whole, strict=True)
+        ]
+        norms = torch.cat(squares).sum(0).sqrt().cpu()
+        found, made = norms.tolist(), self.steps.tolist()
+        moving = [row for row in active if math.isfinite(found[row]) and found[row] > 0]
+        by_row = [0.0] * len(self.schedules)
         for row in moving:
-            rates[row] = self.schedules[row](int(self.steps[row]))
-            self.steps[row] += 1
+            by_row[row] = self.schedules[row](made[row])
+        rates = torch.tensor(by_row, dtype=torch.float64)
         if not moving:
             return norms, rates
-        rows = torch.tensor(moving, device=norms.device)
-        scale = torch.ones_like(norms)
-        if self.clip_norm is not None:
-            scale = (self.clip_norm / norms.clamp_min(1e-30)).clamp_max(1.0)
+        self.steps[moving] += 1
         counts = self.steps[moving].double()
-        rate = (rates[moving] / (1 - BETAS[0] ** counts)).to(norms.device, torch.float32)
-        correction = (1 - BETAS[1] ** counts).sqrt().to(norms.device, torch.float32)
-        for site, gradient in gradients.items():
-            g = gradient[rows] * scale[rows].float().unsqueeze(1)
-            first = self.first[site][rows].lerp(g, 1 - BETAS[0])
-            second = self.second[site][rows].lerp(g * g, 1 - BETAS[1])
-            self.first[site][rows] = first
-            self.second[site][rows] = second
-            change = first / (second.sqrt() / correction.unsqueeze(1) + EPS) * rate.unsqueeze(1)
-            change *= self.scales[site]
-            # Only where the adapter steers: elsewhere its vector stays the identity.
-            self.bank.vectors[site][rows] -= change * self.bank.steers[site][rows].unsqueeze(1)
+        # Of each adapter: factor of its gradient, rate and correction of the second moment.
+        factors = torch.ones(3, len(self.schedules))
+        if self.clip_norm is not None:
+            factors[0] = (self.clip_norm / norms.clamp_min(1e-30)).clamp_max(1.0)
+        factors[1, moving] = (rates[moving] / (1 - BETAS[0] ** counts)).float()
+        factors[2, moving] = (1 - BETAS[1] ** counts).sqrt().float()
+        factors = factors.to(self.bank.device, non_blocking=True)
+        # Only where an adapter steers: elsewhere its vector stays the identity.
+        for number, (at, rows) in enumerate(self.bank.places(moving)):
+            values, (first, second) = blocks[number].values, self._moments[number]
+            scale, rate, correction = factors[:, rows].unsqueeze(2)
+            g = whole[number][at] * scale
+            mean = first[at].lerp(g, 1 - BETAS[0])
+            variance = second[at].lerp(g * g, 1 - BETAS[1])
+            first[at] = mean
+            second[at] = variance
+            change = mean / (variance.sqrt() / correction + EPS) * rate
+            change *= self._scales[number][at].unsqueeze(1)
+            values[at] -= change
         return norms, rates
 
 

@@ -26,14 +26,15 @@ def record_step(
     rates: Tensor,
 ) -> None:
     """Write the `step` event and its curves, and show how far the job is."""
-    assert job.batches is not None
-    clips = job.batches.clips(step)
+    clips = round(counts.clips)
+    loss_of, labels_of = reduced.losses.tolist(), reduced.labels.tolist()
+    rate_of, norm_of = rates.tolist(), norms.tolist()
     adapters = {
         job.names[row]: {
-            "loss": _number(reduced.losses[row]),
-            "labels": int(reduced.labels[row]),
-            "lr": float(rates[row]),
-            "grad_norm": _number(norms[row]),
+            "loss": _number(loss_of[row]),
+            "labels": int(labels_of[row]),
+            "lr": rate_of[row],
+            "grad_norm": _number(norm_of[row]),
         }
         for row in active
     }
@@ -57,7 +58,7 @@ def record_step(
     job.session.track(job.before + step, adapters)
 
     def text() -> str:
-        losses = "  ".join(f"{job.names[row]} {reduced.losses[row]:.3f}" for row in active[:8])
+        losses = "  ".join(f"{job.names[row]} {loss_of[row]:.3f}" for row in active[:8])
         return f"loss {losses}  {clips / seconds:.1f} clips/s"
 
     job.session.say.progress(step + 1, len(job), text)
@@ -80,7 +81,6 @@ def record_placement(session: Session, measured: dict[str, Any]) -> None:
     )
 
 
-def _number(value: Tensor) -> float | None:
+def _number(value: float) -> float | None:
     """As JSON has it: no NaN."""
-    number = float(value)
-    return number if math.isfinite(number) else None
+    return value if math.isfinite(value) else None

@@ -26,8 +26,8 @@ class Reduced:
 
     Attributes:
         gradients: by site or weight; sums over labels, or what an optimizer made of them.
-        labels: (adapters,) label counts.
-        losses: (adapters,) mean cross-entropy a label; NaN where not active.
+        labels: (adapters,) label counts, on the CPU.
+        losses: (adapters,) mean cross-entropy a label, on the CPU; NaN where not active.
         stop: whether any rank asked to stop after this step.
         counts: what ranks counted besides, summed.
         bytes: size of the buffer that travelled.
@@ -52,7 +52,7 @@ def all_reduce(
     counts: Sequence[float] = (),
     compared: Tensor | None = None,
 ) -> Reduced:
-    """Sum over all ranks, in one all-reduce. A collective.
+    """Sum over all ranks, in one all-reduce. A collective; a device is waited for once.
 
     Args:
         gradients: this rank's sums over labels, of what the `active` adapters train.
@@ -63,23 +63,25 @@ def all_reduce(
         compared: what must be the same on all ranks, fp32; two that differ in any bit are found with a
             chance of 63 in 64.
     """
-    rows = torch.tensor(active, device=loss_sums.device)
+    device, rows = loss_sums.device, torch.tensor(active, dtype=torch.int64)
+    here = rows.to(device, non_blocking=True)
     parts = [gradient.flatten() for gradient in gradients.values()]
-    others = loss_sums.new_tensor([float(stop), *counts])
+    others = torch.tensor([float(stop), *counts]).to(loss_sums, non_blocking=True)
     h = loss_sums.new_zeros(1) if compared is None else digest_of(compared).to(loss_sums.dtype)
-    buffer = torch.cat([*parts, loss_sums[rows], label_counts[rows], others, h, h * h])
+    told = [loss_sums[here], label_counts[here], others, h, h * h]
+    buffer = torch.cat([*parts, *told])
     dist.all_reduce(buffer)
 
-    sizes = [*map(len, parts), len(rows), len(rows), len(others) + 2]
-    *summed, losses, labels, others = buffer.split(sizes)
+    *summed, tail = buffer.split([*map(len, parts), sum(map(len, told))])
+    losses, labels, others = tail.cpu().split([len(rows), len(rows), len(others) + 2])
     stopping, *summed_counts, sum_of_h, sum_of_squares = others.tolist()
     return Reduced(
         {
             name: part.view_as(gradient)
             for (name, gradient), part in zip(gradients.items(), summed, strict=True)
         },
-        torch.zeros_like(label_counts).index_copy(0, rows, labels),
-        torch.full_like(loss_sums, math.nan).index_copy(0, rows, losses / labels),
+        torch.zeros(len(label_counts)).index_copy(0, rows, labels),
+        torch.full((len(loss_sums),), math.nan).index_copy(0, rows, losses / labels),
         stopping > 0,
         summed_counts,
         buffer.numel() * buffer.element_size(),

@@ -17,6 +17,7 @@ class StepCounts:
     """Of one rank's share, or of all ranks' shares together.
 
     Attributes:
+        clips: as planned.
         bad: samples that could not be used, and clips that are missing.
         seconds: of audio.
         padded_seconds: the same with padding.
@@ -24,6 +25,7 @@ class StepCounts:
         store: what was had of the store; None where shards lie in a folder.
     """
 
+    clips: float
     bad: float
     seconds: float
     padded_seconds: float
@@ -34,15 +36,16 @@ class StepCounts:
     def of(cls, share: StepShare, waited_s: float) -> StepCounts:
         """What is counted of one rank's share, for which it waited that long."""
         bad = float(len(share.bad) + share.hopeless)
-        return cls(bad, share.seconds, share.padded_seconds, waited_s, share.store)
+        return cls(share.clips, bad, share.seconds, share.padded_seconds, waited_s, share.store)
 
     @classmethod
     def from_numbers(cls, numbers: Sequence[float]) -> StepCounts:
         """The reverse of `numbers`."""
-        bad, seconds, padded_seconds, waited_s, *store = numbers
-        return cls(bad, seconds, padded_seconds, waited_s, Traffic(*store) if store else None)
+        clips, bad, seconds, padded_seconds, waited_s, *store = numbers
+        had = Traffic(*store) if store else None
+        return cls(clips, bad, seconds, padded_seconds, waited_s, had)
 
     def numbers(self) -> list[float]:
         """As many on all ranks, to be summed."""
         store = astuple(self.store) if self.store is not None else ()
-        return [self.bad, self.seconds, self.padded_seconds, self.waited_s, *store]
+        return [self.clips, self.bad, self.seconds, self.padded_seconds, self.waited_s, *store]
