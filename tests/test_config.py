@@ -13,7 +13,7 @@ from salsa_dist.config import Config, load_config, parse_config
 from salsa_dist.config.annotations import sections_below
 from salsa_dist.config.fingerprint import digest
 from salsa_dist.errors import UserError
-from salsa_dist.run.precision import settled
+from salsa_dist.run.settled import settled
 
 
 def keys_of(section: type[BaseModel], place: str = "") -> Iterator[tuple[str, str]]:

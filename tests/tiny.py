@@ -7,6 +7,7 @@ noise with made-up words. Nothing is learned from them that makes sense; gradien
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -119,8 +120,11 @@ def make_shards(folder: Path, train: int = 24, held_out: int = 6, per_shard: int
 
 
 def make_config(folder: Path, base_folder: Path, shards_folder: Path, **sections: object) -> Path:
-    """Write a small run's config; `sections` replace those below."""
-    tree = {
+    """Write a small run's config; `sections` replace those below.
+
+    Learning rates are absolute where a test does not say otherwise.
+    """
+    tree: dict[str, Any] = {
         "run": str(folder / "run"),
         "base": {"name": str(base_folder)},
         "data": {"shards": str(shards_folder), "clips_per_step": 5, "readers": 4},
@@ -130,6 +134,7 @@ def make_config(folder: Path, base_folder: Path, shards_folder: Path, **sections
         "evaluation": {"windows_s": [None], "batch": 4, "max_new_tokens": 8},
         **sections,
     }
+    tree["training"] = {"lr_scale": {}, **tree["training"]}
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(tree), encoding="utf-8")
     return path

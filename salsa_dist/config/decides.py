@@ -29,11 +29,13 @@ class Decides:
 
     kinds: frozenset[Kind]
     ordered: bool = False
-    unsaid: str | None = None
+    unsaid: Any = None
 
 
 Vectors = Annotated[T, Decides(frozenset({"vectors"}))]
-VectorsByOrder = Annotated[T, Decides(frozenset({"vectors"}), ordered=True)]
+# Releases before `auto` had 0.01 and {} as the defaults.
+Rate = Annotated[T, Decides(frozenset({"vectors"}), unsaid=0.01)]
+RateScale = Annotated[T, Decides(frozenset({"vectors"}), ordered=True, unsaid={})]
 Transcripts = Annotated[T, Decides(frozenset({"transcripts"}))]
 Both = Annotated[T, Decides(frozenset({"vectors", "transcripts"}))]
 # The precision of the base. Releases before `auto` had float32 as the default.

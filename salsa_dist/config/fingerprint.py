@@ -3,10 +3,11 @@
 settings(config, "vectors")   {"adapters.0.lr": 0.01, "training.max_loss": 20.0, …}
 digest(config, "vectors")     SHA-256 of that as JSON
 
-Values that are the field's default are left out, so that a new key turns no old checkpoint away; of
-`base.dtype` it is float32, and `auto` was settled before (`run/precision.py`). An adapter's own
-settings and those that it takes from `training` and `steering` are the same. A base and shards are not
-of it: they count by hashes of what they hold, which stand beside a digest.
+Values that are the field's default are left out, so that a new key turns no old checkpoint away. Where
+a default has changed, the older one is left out. `auto` of `base.dtype` was settled before
+(`run/settled.py`). An adapter's own settings and those that it takes from `training` and `steering` are
+the same. A base and shards are not of it: they count by hashes of what they hold, which stand beside a
+digest.
 """
 
 from __future__ import annotations
@@ -69,7 +70,9 @@ def leaves(section: BaseModel, place: str = "") -> Iterator[tuple[str, FieldInfo
 
 def _deciding(config: Config, kind: Kind) -> dict[str, Any]:
     return {
-        key: to_jsonable_python(list(value.items()) if decided_by(field).ordered else value)
+        key: to_jsonable_python(
+            list(value.items()) if decided_by(field).ordered and isinstance(value, dict) else value
+        )
         for key, field, value in leaves(config)
         if kind in decided_by(field).kinds and value != unsaid(field)
     }
@@ -81,9 +84,9 @@ def _filled(config: Config) -> Config:
         entry.model_copy(update={k: getattr(own, k) for k in ("sites", "rule", "lr", "steps", "seed")})
         for entry, own in zip(config.adapters, config.adapter_settings(), strict=True)
     ]
-    training: dict[str, Any] = {k: _default(TrainingConfig, k) for k in ("lr", "steps", "seed")}
+    training: dict[str, Any] = {k: _unsaid(TrainingConfig, k) for k in ("lr", "steps", "seed")}
     if config.training.halving is None:
-        training["dev_clips"] = _default(TrainingConfig, "dev_clips")
+        training["dev_clips"] = _unsaid(TrainingConfig, "dev_clips")
     return config.model_copy(
         update={
             "adapters": adapters,
@@ -93,5 +96,5 @@ def _filled(config: Config) -> Config:
     )
 
 
-def _default(section: type[BaseModel], name: str) -> Any:
-    return section.model_fields[name].get_default(call_default_factory=True)
+def _unsaid(section: type[BaseModel], name: str) -> Any:
+    return unsaid(section.model_fields[name])

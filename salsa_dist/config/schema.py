@@ -38,9 +38,10 @@ from salsa_dist.config.decides import (
     Neither,
     Place,
     Precision,
+    Rate,
+    RateScale,
     Transcripts,
     Vectors,
-    VectorsByOrder,
 )
 from salsa_dist.places import Cache, Remote, place
 
@@ -409,11 +410,16 @@ Method = SalsaMethod | LoraMethod | BiasMethod | MeanDifferenceMethod | InContex
 
 class TrainingConfig(_Section):
     steps: Vectors[int] = Field(160, ge=1, description="steps of each adapter")
-    lr: Vectors[float] = Field(1e-2, gt=0)
-    lr_scale: VectorsByOrder[dict[str, Annotated[float, Field(gt=0)]]] = Field(
-        {},
-        description="per-site learning-rate multipliers, such as {llm: 0.5, encoder:5: 3}; the last "
-        "match wins. For layers whose activations differ in size",
+    lr: Rate[float | None] = Field(
+        None,
+        gt=0,
+        description="highest learning rate; null: 0.03 with lr_scale auto, else 0.01",
+    )
+    lr_scale: RateScale[Literal["auto"] | dict[str, Annotated[float, Field(gt=0)]]] = Field(
+        "auto",
+        description="per-site learning-rate multipliers. auto: the size of the layer's activations, "
+        "measured on the adapter's first clips, so that `lr` is relative to it. Or "
+        "{llm: 0.5, encoder:5: 3}, where the last match wins; {}: none",
     )
     warmup: Vectors[float] = Field(
         0.05, ge=0, lt=1, description="share of the steps in which the learning rate rises"
@@ -672,6 +678,11 @@ class Config(_Section):
             )
         return self
 
+    def rate(self, method: Method) -> float:
+        """Learning rate of an adapter of `method` that names none."""
+        relative = method.in_a_bank and self.training.lr_scale == "auto"
+        return self.training.lr or (0.03 if relative else 0.01)
+
     def adapter_settings(self) -> list[AdapterSettings]:
         """The adapters in row order, each with defaults filled in."""
         t = self.training
@@ -682,7 +693,7 @@ class Config(_Section):
                 mix=a.mix,
                 sites=a.sites or self.steering.sites,
                 rule=a.rule or self.steering.rule,
-                lr=a.lr or t.lr,
+                lr=a.lr or self.rate(self.method),
                 steps=a.steps or t.steps,
                 seed=t.seed if a.seed is None else a.seed,
                 minutes=a.minutes,

@@ -3,6 +3,7 @@ same for all.
 
     method.trainable(…)   what is trained in or beside the base, with its optimizer
     method.compute(…)     or computed instead
+    method.before_steps(…)  what is measured first
     method.save(…)        RUN/adapters/NAME
     method.digest(…)      what an adapter's transcripts depend on
     method.attached(…)    the adapters of a pass, put on the base to decode
@@ -24,10 +25,12 @@ from torch import Tensor
 from salsa_dist.config import AdapterSettings, Config
 from salsa_dist.data.clip import Clip
 from salsa_dist.data.index import ShardIndex
+from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.run.session import Session
 from salsa_dist.speech_llms.batch import Transcript
 from salsa_dist.speech_llms.load import SpeechLLM
 from salsa_dist.steering.bank import Bank
+from salsa_dist.training.batches import StepBatches
 from salsa_dist.training.reduce import Reduced
 
 
@@ -175,6 +178,20 @@ class Method:
 
     def compute(self, session: Session, speech_llm: SpeechLLM, trainable: Trainable) -> None:
         """Compute what is not trained. All ranks call this, before anything is written."""
+
+    def before_steps(
+        self,
+        speech_llm: SpeechLLM,
+        base: FrozenBase,
+        batches: StepBatches,
+        trainable: Trainable,
+        moved: Callable[[], None],
+    ) -> None:
+        """Measure what the steps need, on the placed base, unless a state has it. All ranks call this.
+
+        Args:
+            moved: called before each pass, as often on all ranks.
+        """
 
     def save(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,12 +13,15 @@ from salsa_dist.config import AdapterSettings, Config, SalsaMethod
 from salsa_dist.data.index import ShardIndex
 from salsa_dist.errors import UserError
 from salsa_dist.methods.base import Attached, Method, Trainable, among
+from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.run.folder import RunFolder
 from salsa_dist.run.session import Session
 from salsa_dist.speech_llms.load import SpeechLLM
 from salsa_dist.steering.vectors import SteeringVectors, bank_of
+from salsa_dist.training.batches import StepBatches
 from salsa_dist.training.from_config import make_bank, schedule_of, site_scales, start_bank
 from salsa_dist.training.optimizer import PackedAdam
+from salsa_dist.training.relative_rates import relative_rates
 from salsa_dist.training.saved_adapters import save_adapters
 
 
@@ -45,6 +48,19 @@ class Steering(Method):
             site_scales(config.training.lr_scale, speech_llm),
         )
 
+    def before_steps(
+        self,
+        speech_llm: SpeechLLM,
+        base: FrozenBase,
+        batches: StepBatches,
+        trainable: Trainable,
+        moved: Callable[[], None],
+    ) -> None:
+        assert isinstance(trainable, PackedAdam)
+        if trainable.own_scales:
+            for row, scales in enumerate(relative_rates(speech_llm, base, batches, moved)):
+                trainable.scale_by(row, scales)
+
     def save(
         self,
         config: Config,
@@ -54,7 +70,8 @@ class Steering(Method):
         made: Mapping[str, int],
         folder: Path,
     ) -> None:
-        save_adapters(folder, trainable.bank, config, speech_llm, index, made)
+        assert isinstance(trainable, PackedAdam)
+        save_adapters(folder, trainable, config, speech_llm, index, made)
 
     def digest(self, name: str) -> str:
         return self._saved(name).digest()

@@ -38,8 +38,8 @@ from salsa_dist.run.events import Events
 from salsa_dist.run.failing import failure_first
 from salsa_dist.run.kernels import settle_kernels
 from salsa_dist.run.lock import RunLock, held_for_all
-from salsa_dist.run.precision import settled, with_precision
 from salsa_dist.run.preflight import Preflight, preflight
+from salsa_dist.run.settled import settled
 from salsa_dist.run.start import open_run, refuse_unwritable, write_start
 from salsa_dist.run.stop_signals import StopSignals
 from salsa_dist.run.trackers import Trackers, refuse_missing
@@ -52,7 +52,7 @@ class Session:
     """What a job holds while it works; made by `start`.
 
     Attributes:
-        config: of the run, with a precision of the base that is not `auto`.
+        config: of the run, with what a config leaves to be settled.
         ranks: this process among its peers.
         index: of the run's shards.
         placed: where the base's weights live.
@@ -107,10 +107,12 @@ class Session:
             if training:
                 refuse_missing(config.trackers)
             # The first rank's folder and the hub are asked once, by it.
-            dtype = from_first(ranks, lambda: settled(config, ranks.device.type).base.dtype)
-            session = cls(with_precision(config, dtype), ranks, stack)
-            if config.base.dtype == "auto" and dtype != "float32":
-                session.say(f"base.dtype auto takes {dtype}")
+            taken = from_first(ranks, lambda: settled(config, ranks.device.type))
+            session = cls(taken, ranks, stack)
+            if config.base.dtype == "auto" and taken.base.dtype != "float32":
+                session.say(f"base.dtype auto takes {taken.base.dtype}")
+            if config.training.lr_scale != taken.training.lr_scale:
+                session.say("training.lr_scale is {}, as the run began")
             session._refuse(training, facts or {})
             session.at(None, "taking the run's lock")
             session._lock = stack.enter_context(held_for_all(config.run, ranks))

@@ -90,6 +90,7 @@ class TrainingFacts(_Facts):
     Attributes:
         steps: of the optimizer.
         lr: the highest learning rate.
+        lr_scale: per site, what its rates were multiplied by; None: not recorded.
         seed: of its samples from the shards.
         window_s: audio window of the base, in seconds.
         salsa_dist: version that trained it.
@@ -97,6 +98,7 @@ class TrainingFacts(_Facts):
 
     steps: int
     lr: FiniteFloat
+    lr_scale: dict[_Name, FiniteFloat] | None = None
     seed: int
     window_s: FiniteFloat
     salsa_dist: _Name

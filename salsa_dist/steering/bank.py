@@ -50,8 +50,8 @@ class Block:
     values: Tensor
 
     def by_site(self, values: Tensor) -> dict[str, Tensor]:
-        """Site -> (adapters, hidden), of a tensor of the shape of `values`; in place."""
-        each = values.view(len(self.sites), -1, values.shape[1]).unbind(0)
+        """Site -> (adapters, …), of a tensor with the rows of `values`; in place."""
+        each = values.view(len(self.sites), -1, *values.shape[1:]).unbind(0)
         return dict(zip(self.sites, each, strict=True))
 
 

@@ -226,7 +226,7 @@ def _filled(setting: Setting, sweep: Sweep) -> Setting:
     """With the config's learning rate, where a method that trains has none of its own."""
     if setting.lr is not None or not setting.method.learns:
         return setting
-    rate = sweep.config.training.lr
+    rate = sweep.config.rate(setting.method)
     return replace(setting, lr=rate, tried=f"lr{rate:g}")
 
 

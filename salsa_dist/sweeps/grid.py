@@ -236,7 +236,7 @@ def _experiments(
         "language": grid.language,
         "sites": grid.sites or [config.steering.sites],
         "rule": grid.rule or [config.steering.rule],
-        "lr": grid.lr or [config.training.lr],
+        "lr": grid.lr or [config.rate(config.method)],
         "seed": grid.seed or [config.training.seed],
         "size": list(grid.size),
     }

@@ -95,7 +95,11 @@ def identity(experiment: Experiment, sweep: Sweep, facts: BaseFacts, index: Shar
         if experiment.start_from is not None:
             decided["adapters.0.start_from"] = SteeringVectors.load(experiment.start_from).digest()
         scales = config.training.lr_scale if experiment.method.in_a_bank else {}
-        decided["training.lr_scale"] = [[select(w, facts.layers), scale] for w, scale in scales.items()]
+        decided["training.lr_scale"] = (
+            [[select(words, facts.layers), scale] for words, scale in scales.items()]
+            if isinstance(scales, dict)
+            else scales
+        )
         tree["vectors"] = decided
     else:
         tree["adapter"] = [experiment.method.kind, experiment.language, experiment.seed]

@@ -20,7 +20,7 @@ from salsa_dist.config import Config
 from salsa_dist.data.index import ShardIndex
 from salsa_dist.errors import UserError
 from salsa_dist.metrics.error_rates import CHOSEN_BY
-from salsa_dist.run.precision import begun_in, settled, with_precision
+from salsa_dist.run.settled import begun_in, settled, with_precision
 from salsa_dist.sweeps.choosing import (
     Choice,
     choose,

@@ -142,6 +142,22 @@ class StepBatches(Dataset[StepShare]):
         plain = all(own.augment is None for own in adapters)
         self.share = share and plain and len(self._readers) < len(adapters)
 
+    def draws(self) -> list[int]:
+        """A number per row; adapters that take the same clips have the same."""
+        return list(self._reader_of)
+
+    def first_clips(self, draw: int, count: int) -> list[Clip]:
+        """The first clips of a draw that can be read, the same on any number of ranks."""
+        own = self._readers[draw]
+        whole = ClipReader(own.folder, own.plan, own.steps, 0, 1, own.max_seconds)
+        clips: list[Clip] = []
+        for step in range(own.steps):
+            read = [clip for clip, _ in whole.step(step).clips]
+            clips += [clip for clip in read if self._refusal(clip) is None]
+            if len(clips) >= count:
+                break
+        return clips[:count]
+
     def stop(self, rows: Collection[int]) -> None:
         """The adapters of `rows`, and no others, take part in no further step."""
         self._stopped = set(rows)

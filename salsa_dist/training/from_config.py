@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 
@@ -60,8 +61,12 @@ def schedule_of(adapter: AdapterSettings, training: TrainingConfig) -> Schedule:
     return Schedule(adapter.lr, adapter.steps, training.warmup, training.decay)
 
 
-def site_scales(scales: Mapping[str, float], speech_llm: SpeechLLM) -> dict[str, float]:
-    """Each named site's factor; of two that name it the last."""
+def site_scales(
+    scales: Mapping[str, float] | Literal["auto"], speech_llm: SpeechLLM
+) -> dict[str, float] | None:
+    """Each named site's factor; of two that name it the last. None where they are to be measured."""
+    if scales == "auto":
+        return None
     return {site: scale for words, scale in scales.items() for site in speech_llm.select(words)}
 
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -321,6 +322,9 @@ def opened(
             )
         )
         session.say(as_loaded(base))
+        if batches is not None and not found:
+            moved = partial(session.at, None, "measuring activations for the learning rates")
+            method.before_steps(speech_llm, base, batches, trainable, moved)
         if config.method.steers and batches is not None and config.training.halving is not None:
             halving = Halving(config.training.halving, config.adapter_settings(), config.run, first)
         made = Job(

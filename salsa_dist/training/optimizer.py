@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -87,7 +88,8 @@ class PackedAdam:
         bank: the vectors that it moves.
         schedules: one per adapter.
         clip_norm: largest gradient norm of one adapter, over its sites; None: not clipped.
-        scales: site to what its rates are multiplied by; 1 where a site is not named.
+        scales: site to what its rates are multiplied by; 1 where a site is not named. None: each
+            adapter has its own, which `scale_by` sets and a state keeps.
     """
 
     def __init__(
@@ -95,20 +97,30 @@ class PackedAdam:
         bank: Bank,
         schedules: Sequence[Schedule],
         clip_norm: float | None,
-        scales: Mapping[str, float] | None = None,
+        scales: Mapping[str, float] | None = MappingProxyType({}),
     ) -> None:
         self.bank = bank
-        self.scales = {site: (scales or {}).get(site, 1.0) for site in bank.sites}
+        self.own_scales = scales is None
         self.schedules = list(schedules)
         self.clip_norm = clip_norm
         self._moments = [[torch.zeros_like(b.values) for _ in range(2)] for b in bank.blocks]
         self._scales = [
-            torch.tensor([self.scales[site] for site in block.sites for _ in bank.specs]).to(
+            torch.tensor([(scales or {}).get(site, 1.0) for site in block.sites for _ in bank.specs]).to(
                 bank.device
             )
             for block in bank.blocks
         ]
+        self.scales = {
+            site: own
+            for block, of_rows in zip(bank.blocks, self._scales, strict=True)
+            for site, own in block.by_site(of_rows).items()
+        }
         self.steps = torch.zeros(len(schedules), dtype=torch.int64)
+
+    def scale_by(self, row: int, scales: Mapping[str, float]) -> None:
+        """Multiply the rates of adapter `row` by a factor per site."""
+        for site, scale in scales.items():
+            self.scales[site][row] = scale
 
     def zero_grad(self) -> None:
         """Forget the gradients of the step before."""
@@ -137,7 +149,8 @@ class PackedAdam:
             for block, moments in zip(self.bank.blocks, self._moments, strict=True)
             for site, moment in block.by_site(moments[number]).items()
         }
-        return {"steps": self.steps, **self.learned(), **of_sites}
+        own = {f"scales/{site}": v for site, v in self.scales.items()} if self.own_scales else {}
+        return {"steps": self.steps, **self.learned(), **of_sites, **own}
 
     def learned(self) -> dict[str, Tensor]:
         """The vectors by name, (adapters, hidden) each; in place."""

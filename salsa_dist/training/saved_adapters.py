@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -11,13 +11,13 @@ from salsa_dist.data.index import ShardIndex
 from salsa_dist.speech_llms.load import SpeechLLM
 from salsa_dist.steering.adapter_folder import DataFacts, TrainingFacts, known_as
 from salsa_dist.steering.attachment import describe
-from salsa_dist.steering.bank import Bank
 from salsa_dist.steering.vectors import SteeringVectors
+from salsa_dist.training.optimizer import PackedAdam
 
 
 def save_adapters(
     folder: Path,
-    bank: Bank,
+    trained: PackedAdam,
     config: Config,
     speech_llm: SpeechLLM,
     index: ShardIndex,
@@ -29,7 +29,7 @@ def save_adapters(
         made: adapters that are not those after their last step, and the steps that they made.
     """
     licence = index.recipe.get("licence")
-    paths = []
+    bank, paths = trained.bank, []
     for row, (spec, adapter) in enumerate(zip(bank.specs, config.adapter_settings(), strict=True)):
         vectors = SteeringVectors(
             {site: bank.vectors[site][row] for site in spec.sites},
@@ -46,6 +46,7 @@ def save_adapters(
             training=TrainingFacts(
                 steps=made.get(spec.name, adapter.steps),
                 lr=adapter.lr,
+                lr_scale=scales_of(trained, row, spec.sites),
                 seed=adapter.seed,
                 window_s=speech_llm.window_s,
                 salsa_dist=version("salsa-dist"),
@@ -53,3 +54,9 @@ def save_adapters(
         )
         paths.append(vectors.save(folder / spec.name))
     return paths
+
+
+def scales_of(trained: PackedAdam, row: int, sites: Sequence[str]) -> dict[str, float] | None:
+    """What the rates of an adapter's sites were multiplied by; None where it is 1 for all."""
+    scales = {site: float(f"{trained.scales[site][row].item():.6g}") for site in sites}
+    return scales if set(scales.values()) - {1.0} else None

@@ -16,7 +16,7 @@ from salsa_dist.config.decides import Decides, Vectors, decided_by, unsaid
 from salsa_dist.config.fingerprint import digest, places, settings
 from salsa_dist.config.release_0_1 import digest_of_release_0_1
 from salsa_dist.errors import UserError
-from salsa_dist.run.precision import settled
+from salsa_dist.run.settled import settled
 from salsa_dist.training import state as states
 
 HERE = Path(__file__).parent
@@ -25,7 +25,9 @@ FROZEN: dict[str, Any] = json.loads((HERE / "deciding.json").read_text())
 
 
 def config_of(*overrides: str) -> Config:
+    """The config of release 0.1, with overrides; its rates were not relative to the activations."""
     tree = json.loads(json.dumps(OLD["config"]))
+    tree.setdefault("training", {}).setdefault("lr_scale", {})
     for text in overrides:
         override(tree, text)
     return settled(parse_config(tree, "here"), "cpu")
@@ -128,7 +130,7 @@ class _Newer(TrainingConfig):
 
 def test_a_new_key_turns_no_old_checkpoint_away() -> None:
     config = config_of()
-    newer = config.model_copy(update={"training": _Newer()})
+    newer = config.model_copy(update={"training": _Newer(lr_scale={})})
     assert digest(newer, "vectors") == digest(config, "vectors")
     assert digest_of_release_0_1(newer) == digest_of_release_0_1(config)
     other = config.model_copy(update={"training": _Newer(novel=4)})

@@ -13,7 +13,7 @@ from tiny import make_config
 from salsa_dist import UserError, load_config, train
 from salsa_dist.config.fingerprint import digest
 from salsa_dist.run.console import Console
-from salsa_dist.run.precision import settled
+from salsa_dist.run.settled import settled
 from salsa_dist.run.trackers import Trackers
 
 WANDB = """

@@ -19,7 +19,7 @@ from salsa_dist.errors import UserError
 from salsa_dist.placement.decode import generate
 from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.placement.ranks import Ranks, join
-from salsa_dist.run.precision import settled
+from salsa_dist.run.settled import settled
 from salsa_dist.speech_llms.load import load_speech_llm
 from salsa_dist.speech_llms.thin_silence import kept_positions
 from salsa_dist.steering.bank import AdapterSpec, Bank

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from salsa_dist.run.precision import settled
+from salsa_dist.run.settled import settled
 from salsa_dist.sweeps.choosing import choose, finals_of, trials_of
 from salsa_dist.sweeps.folder import SCHEMA_0_1, job_folders
 from salsa_dist.sweeps.grid import Experiment, Sweep, load_sweep

@@ -1,14 +1,24 @@
 """Learning rates of single layers (`training.lr_scale`)."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from tiny import make_config
 
 from salsa_dist import load_config, train
+from salsa_dist.data.index import ShardIndex
+from salsa_dist.data.reading import read_clip
+from salsa_dist.data.sampling import AdapterPlan
 from salsa_dist.errors import UserError
+from salsa_dist.run.settled import settled
+from salsa_dist.speech_llms.activations import activation_sizes
+from salsa_dist.speech_llms.load import load_speech_llm
 from salsa_dist.steering.vectors import SteeringVectors
+
+ONE_STEP = {"steps": 1, "warmup": 0, "decay": "none"}
 
 
 def test_adams_first_step_is_the_rate_times_the_layers_scale(
@@ -35,3 +45,54 @@ def test_adams_first_step_is_the_rate_times_the_layers_scale(
         with pytest.raises(UserError, match="sites"):
             train(wrong)
     assert not (tmp_path / "no").exists()
+
+
+def test_auto_makes_the_first_step_a_share_of_each_layers_activations(
+    tmp_path: Path, tiny_base: Path, tiny_shards: Path
+) -> None:
+    """Measured on the adapter's own first clips, written into the adapter and kept in the state."""
+    path = make_config(
+        *(tmp_path, tiny_base, tiny_shards),
+        training={**ONE_STEP, "lr_scale": "auto"},
+        data={"shards": str(tiny_shards), "clips_per_step": 4, "readers": 1},
+    )
+    config = load_config(path)
+    folders = train(config).adapters
+    llm = load_speech_llm(tiny_base)
+    index = ShardIndex.load(tiny_shards)
+    for folder, language in zip(folders, ("bg", "el"), strict=True):
+        adapter = SteeringVectors.load(folder)
+        assert adapter.training is not None
+        assert adapter.training.lr == 0.03
+        scales = adapter.training.lr_scale
+        assert scales is not None
+        assert scales.keys() == adapter.vectors.keys()
+        plan = AdapterPlan(index.select("train", language), 4, 1, 0, llm.window_s)
+        clips = [read_clip(tiny_shards, sample.shard, sample.entry) for sample in plan.step(0)]
+        sizes = activation_sizes(llm, clips)
+        for site, scale in scales.items():
+            assert scale == pytest.approx(sizes[site], rel=0.05)  # rounded to two digits
+            moved = adapter.vectors[site].abs()
+            assert moved[moved > 0].median() == pytest.approx(0.03 * scale, rel=1e-3)
+    assert len({round(scale, 3) for scale in scales.values()}) > 2, "layers of one size show nothing"
+    again = train(config).adapters  # from its last state: measured no more
+    assert [SteeringVectors.load(a).training for a in again] == [
+        SteeringVectors.load(a).training for a in folders
+    ]
+
+
+def test_a_run_that_began_with_absolute_rates_keeps_them(tmp_path: Path) -> None:
+    config = load_config(make_config(tmp_path, tmp_path, tmp_path, training={}), ["device=cpu"])
+    relative = config.model_copy(
+        update={"training": config.training.model_copy(update={"lr_scale": "auto"})}
+    )
+    assert relative.adapter_settings()[0].lr == 0.03
+    assert settled(relative, "cpu").training.lr_scale == "auto"
+    config.run.mkdir()
+    for before in ({"training": {"lr": 0.01}}, {"training": {"lr": 0.01, "lr_scale": {}}}):
+        (config.run / "config.yaml").write_text(yaml.safe_dump(before), encoding="utf-8")
+        kept = settled(relative, "cpu")
+        assert kept.training.lr_scale == {}
+        assert kept.adapter_settings()[0].lr == 0.01
+    (config.run / "config.yaml").write_text(json.dumps({"training": {"lr_scale": "auto"}}))
+    assert settled(relative, "cpu").training.lr_scale == "auto"

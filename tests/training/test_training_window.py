@@ -13,7 +13,7 @@ from salsa_dist.config.fingerprint import digest
 from salsa_dist.errors import UserError
 from salsa_dist.planner.plan_of_run import shape_of_run
 from salsa_dist.report.one_run import build_report
-from salsa_dist.run.precision import settled
+from salsa_dist.run.settled import settled
 from salsa_dist.steering.vectors import SteeringVectors
 
 

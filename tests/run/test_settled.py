@@ -10,7 +10,7 @@ from transformers import WhisperForConditionalGeneration
 from salsa_dist import load_config, train
 from salsa_dist.planner.plan_of_run import shape_of_run
 from salsa_dist.run.folder import RunFolder
-from salsa_dist.run.precision import settled
+from salsa_dist.run.settled import settled
 from salsa_dist.sweeps.grid import load_sweep
 from salsa_dist.sweeps.plan import make_plan
 

@@ -1,14 +1,17 @@
-"""The precision of a run's base where its config names none: `base.dtype: auto`.
+"""What a config leaves to be settled as a run begins, and stays so to its end.
 
-settled(config, "cuda")     the same config with float32 or bfloat16 instead
+settled(config, "cuda")     base.dtype: float32 or bfloat16 instead of auto
+                            training.lr_scale: {} where the run's folder says so, from before auto
 
 A run goes on, and is evaluated, in the precision that it began with, on whatever device: its folder
-says which. So a run of a release that trained in float32 by default does so to its end.
+says which. So a run of a release that trained in float32 by default, with rates that were not relative
+to the activations, does so to its end.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,7 +25,7 @@ _KNOWN = ("float32", "bfloat16", "float16")
 
 
 def settled(config: Config, device: str) -> Config:
-    """`config` with a precision that is not `auto`.
+    """`config` with a precision that is not `auto`, and with the rates that the run began with.
 
     Args:
         device: kind of device that the run is on, such as cuda.
@@ -30,6 +33,9 @@ def settled(config: Config, device: str) -> Config:
     Raises:
         UserError: no such base.
     """
+    if config.training.lr_scale == "auto" and _began_with(config.run, "training", "lr_scale", {}) == {}:
+        plain = config.training.model_copy(update={"lr_scale": {}})
+        config = config.model_copy(update={"training": plain})
     if config.base.dtype != "auto":
         return config
     return with_precision(config, begun_in(config.run) or _own(config.base, device))
@@ -42,14 +48,23 @@ def with_precision(config: Config, dtype: str) -> Config:
 
 def begun_in(run: Path) -> str | None:
     """The precision that a run began in; None where it has not begun."""
+    found = _began_with(run, "base", "dtype", None)
+    return found if found in _KNOWN else None
+
+
+def _began_with(run: Path, section: str, key: str, unknown: Any) -> Any:
+    """A setting that a run began with; None where it has not begun.
+
+    Args:
+        unknown: what a release had in its place that did not know the key.
+    """
     path = RunFolder(run).config
     try:
         tree = read_yaml(path, "config", "base …") if path.is_file() else {}
     except UserError:
         return None  # it is about to be written anew
-    base = tree.get("base")
-    found = base.get("dtype") if isinstance(base, dict) else None
-    return found if found in _KNOWN else None
+    known = tree.get(section)
+    return known.get(key, unknown) if isinstance(known, dict) else None
 
 
 def _own(base: BaseConfig, device: str) -> str:
