@@ -105,9 +105,9 @@ class PackedAdam:
         self.clip_norm = clip_norm
         self._moments = [[torch.zeros_like(b.values) for _ in range(2)] for b in bank.blocks]
         self._scales = [
-            torch.tensor([(scales or {}).get(site, 1.0) for site in block.sites for _ in bank.specs]).to(
-                bank.device
-            )
+            torch.tensor(
+                [(scales or {}).get(site, 1.0) for site in block.sites for _ in bank.specs]
+            ).to(bank.device)
             for block in bank.blocks
         ]
         self.scales = {
