@@ -12,17 +12,15 @@ name can give them away.
 
 from __future__ import annotations
 
-import errno
 import os
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar, Union, cast
+from typing import Any, BinaryIO, Union, cast
 
 from salsa_dist.errors import UserError
+from salsa_dist.store_errors import CleanFile, cleanly
 
-T = TypeVar("T")
 # The extra that brings the driver of a scheme; None: nothing beside fsspec is needed.
 EXTRAS = {
     "s3": "s3",
@@ -34,9 +32,7 @@ EXTRAS = {
     "memory": None,
 }
 CONNECT_S, ANSWER_S = 10, 30  # of one try
-CONNECTIONS = 40  # of a process to S3: more than `shard_cache.py` has threads that ask
-SLOWEST_WAIT_S = 10.0  # between two tries
-_DENIED = re.compile("Credential|Auth|Token|Gated|Forbidden|Unauthorized|AccessDenied|Refresh")
+CONNECTIONS = 40  # of a process to S3: more than `fetching.py` has threads that ask
 _BLOCK = 8 << 20  # bytes of one request where a file is read forward
 _commits: dict[str, str] = {}  # by repository of a hub
 
@@ -119,7 +115,7 @@ class Remote:
         assert mode == "rb"
         fs, path = self.driver()
         how = {"block_size": _BLOCK, "cache_type": "readahead"}
-        return cast(BinaryIO, _CleanFile(cleanly(lambda: fs.open(path, "rb", **how))))
+        return cast(BinaryIO, CleanFile(cleanly(lambda: fs.open(path, "rb", **how))))
 
     def read_bytes(self) -> bytes:
         """Raises: OSError."""
@@ -147,7 +143,7 @@ class Remote:
 
         scheme = self.url.partition(":")[0]
         # What another process writes is seen at once, and a try that fails is tried again, and counted,
-        # in one place: `shard_cache.py`.
+        # in one place: `patience.py`.
         options: dict[str, Any] = {"use_listings_cache": False}
         if scheme == "s3":
             options["config_kwargs"] = {
@@ -259,109 +255,3 @@ def identity(info: dict[str, Any]) -> str:
     # One that is made from the content, where there is one: a copy is no other file.
     first = next(iter(told.items()), ("", ""))
     return f"{first[0]}={first[1]} {info.get('size')}"
-
-
-def clean_error(e: BaseException) -> OSError:
-    """An error of a driver as one that may be shown."""
-    # That of HTTP says that there is no such file of any answer that it can't use, such as 503.
-    cause = e.__cause__
-    if isinstance(e, FileNotFoundError) and type(cause).__module__.startswith("aiohttp") and cause:
-        return clean_error(FileNotFoundError() if _status(cause) in (404, 410) else cause)
-    if isinstance(e, FileNotFoundError) or _status(e) in (404, 410):
-        return FileNotFoundError(errno.ENOENT, "there is no such file, folder or bucket")
-    kind = type(e).__name__
-    denied = isinstance(e, PermissionError) or _status(e) in (401, 403) or _DENIED.search(kind)
-    if denied or str(e).startswith("Forbidden:"):  # of gcsfs
-        return PermissionError(
-            errno.EACCES, "access is denied: look at the credentials in the environment, and the clock"
-        )
-    if isinstance(e, TimeoutError) or "Timeout" in kind:
-        return TimeoutError(errno.ETIMEDOUT, "no answer in time")
-    said = getattr(e, "strerror", None) or str(e)
-    text = re.sub(r"\?\S*", "", " ".join(str(said).split()))
-    text = re.sub(r"//[^/\s@]*@", "//", text)
-    return OSError(getattr(e, "errno", None) or errno.EIO, f"{kind}: {text[:200]}" if text else kind)
-
-
-def _status(e: BaseException) -> int:
-    """That of the HTTP answer which an error tells of; 0: it does not say."""
-    told = (getattr(e, name, None) for name in ("status", "status_code", "code"))
-    return next((int(text) for x in told if (text := str(x)).isdigit()), 0)
-
-
-def tried(
-    retry_s: float,
-    read: Callable[..., T],
-    *args: Any,
-    final: tuple[type[OSError], ...] = (),
-    again: Callable[[], None] = lambda: None,
-    absent_s: float = 0.0,
-) -> T:
-    """What `read` gives, tried again while it fails, for `retry_s` seconds.
-
-    Args:
-        final: errors that no other try will change.
-        again: called before another try.
-        absent_s: seconds after which to believe that nothing is there.
-
-    Raises:
-        OSError: that of the last try.
-    """
-    # Takes a sixth of a second to import, which no command without a store need spend.
-    from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
-
-    def long_enough(state: RetryCallState) -> bool:
-        failed = state.outcome.exception() if state.outcome else None
-        absent = isinstance(failed, FileNotFoundError)
-        return (state.seconds_since_start or 0.0) >= (min(absent_s, retry_s) if absent else retry_s)
-
-    return Retrying(
-        stop=long_enough,
-        wait=wait_random_exponential(0.1, max=SLOWEST_WAIT_S),
-        retry=retry_if_exception(lambda e: isinstance(e, OSError) and not isinstance(e, final)),
-        before_sleep=lambda _: again(),
-        reraise=True,
-    )(read, *args)
-
-
-def cleanly(read: Callable[[], T]) -> T:
-    """What `read` gives; what a driver raises as a clean `OSError`, with nothing of the driver's behind
-    it, which --debug would show."""
-    try:
-        return read()
-    except (UserError, MemoryError):
-        raise
-    except Exception as e:
-        failed = clean_error(e)
-    raise failed
-
-
-class _CleanFile:
-    """A driver's open file, with clean errors."""
-
-    def __init__(self, file: Any) -> None:
-        self._file = file
-
-    def read(self, size: int = -1) -> bytes:
-        return cleanly(lambda: bytes(self._file.read(size)))
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        return int(self._file.seek(offset, whence))
-
-    def tell(self) -> int:
-        return int(self._file.tell())
-
-    def seekable(self) -> bool:
-        return True
-
-    def readable(self) -> bool:
-        return True
-
-    def close(self) -> None:
-        self._file.close()
-
-    def __enter__(self) -> _CleanFile:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

@@ -12,7 +12,7 @@ from salsa_dist.new_folder import made_beside
 from salsa_dist.whole_file import replace_file, written_whole
 
 # A file of the cache is read while it grows; libraries of torchaudio are only moved aside.
-ELSEWHERE = {"whole_file.py", "new_folder.py", "data/shard_cache.py", "libraries/torchaudio.py"}
+ELSEWHERE = {"whole_file.py", "new_folder.py", "data/cached_shard.py", "libraries/torchaudio.py"}
 
 
 @pytest.fixture

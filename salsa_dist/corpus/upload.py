@@ -13,9 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from salsa_dist.data.index import FILE
+from salsa_dist.data.patience import tried
 from salsa_dist.errors import UserError
 from salsa_dist.new_folder import made_beside
-from salsa_dist.places import Folder, Remote, cache_folder, tried
+from salsa_dist.places import Folder, Remote, cache_folder
 
 
 @contextmanager

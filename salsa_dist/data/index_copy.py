@@ -12,9 +12,10 @@ import fcntl
 import hashlib
 from pathlib import Path
 
+from salsa_dist.data.patience import tried
 from salsa_dist.errors import UserError
 from salsa_dist.new_folder import made_beside
-from salsa_dist.places import Remote, cache_folder, identity, tried
+from salsa_dist.places import Remote, cache_folder, identity
 
 
 def local_copy(remote: Remote, name: str, beside: str) -> Path:

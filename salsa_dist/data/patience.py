@@ -4,6 +4,9 @@ A read that fails is tried again for `retry_s`; one that finds no such file for 
 of a store may lag. A shard that was given up is tried once a read from then on, and so is every
 other one until the store answers again. After two that were given up nothing is asked for some seconds:
 else each of a step's samples, and each that stands in for it, would wait for a time-out of its own.
+
+For all shards that it does not get a step waits no longer than for one: those of a pool are asked for
+at once, and the wait for one is taken off the wait for the next, which may stand in for it.
 """
 
 from __future__ import annotations
@@ -11,18 +14,26 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from typing import TypeVar
-
-from salsa_dist.places import SLOWEST_WAIT_S, tried
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 ABSENT_S = 30.0
+SLOWEST_WAIT_S = 10.0  # between two tries
+
+
+@dataclass
+class Waited:
+    """Seconds for which one step has tried to get shards that it then gave up."""
+
+    seconds: float = 0.0
 
 
 class Patience:
     """What one process knows of a store's failures."""
 
-    def __init__(self) -> None:
+    def __init__(self, retry_s: float) -> None:
+        self.retry_s = retry_s
         self._given_up: set[str] = set()
         self._silent: set[str] = set()  # of those, what failed since the store last gave anything
         self._last: tuple[float, OSError] | None = None
@@ -31,15 +42,16 @@ class Patience:
     def tried(
         self,
         name: str,
-        retry_s: float,
         read: Callable[[], T],
+        waited: Waited | None,
         *,
         final: tuple[type[OSError], ...],
         again: Callable[[], None],
     ) -> T:
-        """What `read` gives of the object `name`; 0 seconds: no other try, and a failure is no matter.
+        """What `read` gives of the object `name`.
 
         Args:
+            waited: by the step that needs it; None: no other try, and a failure is no matter.
             final: errors that no other try will change.
             again: called before another try.
 
@@ -52,13 +64,17 @@ class Patience:
                 if time.monotonic() - at < SLOWEST_WAIT_S:
                     raise type(error)(error.errno, error.strerror)
             once = bool(self._silent) or name in self._given_up
+        before_s = 0.0 if waited is None else waited.seconds
+        retry_s = 0.0 if once or waited is None else max(0.0, self.retry_s - before_s)
+        absent_s = max(0.0, ABSENT_S - before_s)
         try:
-            patience_s = 0.0 if once else retry_s
-            found = tried(patience_s, read, final=final, again=again, absent_s=ABSENT_S)
+            found = tried(retry_s, read, final=final, again=again, absent_s=absent_s)
         except final:
             raise
         except OSError as e:
-            if retry_s:
+            if waited is not None:
+                own_s = min(absent_s, retry_s) if isinstance(e, FileNotFoundError) else retry_s
+                waited.seconds = max(waited.seconds, before_s + own_s)
                 self._give_up(name, e)
             raise
         with self._lock:
@@ -72,3 +88,38 @@ class Patience:
             self._silent.add(name)
             # That there is no such file says nothing of others.
             self._last = None if isinstance(error, FileNotFoundError) else (time.monotonic(), error)
+
+
+def tried(
+    retry_s: float,
+    read: Callable[..., T],
+    *args: Any,
+    final: tuple[type[OSError], ...] = (),
+    again: Callable[[], None] = lambda: None,
+    absent_s: float = 0.0,
+) -> T:
+    """What `read` gives, tried again while it fails, for `retry_s` seconds.
+
+    Args:
+        final: errors that no other try will change.
+        again: called before another try.
+        absent_s: seconds after which to believe that nothing is there.
+
+    Raises:
+        OSError: that of the last try.
+    """
+    # Takes a sixth of a second to import, which no command without a store need spend.
+    from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
+
+    def long_enough(state: RetryCallState) -> bool:
+        failed = state.outcome.exception() if state.outcome else None
+        absent = isinstance(failed, FileNotFoundError)
+        return (state.seconds_since_start or 0.0) >= (min(absent_s, retry_s) if absent else retry_s)
+
+    return Retrying(
+        stop=long_enough,
+        wait=wait_random_exponential(0.1, max=SLOWEST_WAIT_S),
+        retry=retry_if_exception(lambda e: isinstance(e, OSError) and not isinstance(e, final)),
+        before_sleep=lambda _: again(),
+        reraise=True,
+    )(read, *args)

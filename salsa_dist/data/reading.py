@@ -19,6 +19,7 @@ from torch.utils.data import get_worker_info
 from salsa_dist.data.augment import Augment
 from salsa_dist.data.clip import Clip
 from salsa_dist.data.index import Entry, Shard, ShardIndex
+from salsa_dist.data.patience import Waited
 from salsa_dist.data.sampling import LANES, POOL_STEPS, AdapterPlan, Sample, of_rank, pool_of, steps_of
 from salsa_dist.data.shard_cache import cache_of
 from salsa_dist.data.shards import BadSample, Bytes, read_ranges, read_sample
@@ -71,11 +72,15 @@ def read_clip(folder: Folder, shard: Shard, entry: Entry, row: int = -1) -> Clip
 
 
 def read_samples(
-    folder: Folder, wanted: Sequence[tuple[Shard, Sequence[Entry]]]
+    folder: Folder, wanted: Sequence[tuple[Shard, Sequence[Entry]]], waited: Waited | None = None
 ) -> Iterator[tuple[Shard, Entry, Bytes | BadSample]]:
-    """The bytes of samples of several shards, or why a sample has none."""
+    """The bytes of samples of several shards, or why a sample has none.
+
+    Args:
+        waited: by the step that needs them, for others; None: for none.
+    """
     if isinstance(folder, Remote):
-        yield from cache_of(folder.cache).read(folder, wanted)
+        yield from cache_of(folder.cache).read(folder, wanted, waited or Waited())
         return
     for shard, entries in wanted:
         for entry, raw in read_ranges(folder / shard.path, entries):
@@ -113,10 +118,12 @@ class ClipReader:
         self.augment = augment
         self._held: dict[int, dict[int, Bytes | BadSample]] = {}
         self._ahead = _Ahead()
+        self._waited = Waited()  # of the last step
 
     def step(self, t: int) -> StepClips:
         """The clips of step `t` that are this rank's."""
         own = of_rank(self.plan, t, self.rank, self.world_size)
+        self._waited = Waited()
         if isinstance(self.folder, Remote):
             self._fetch_ahead(self.folder, t)
         clips: list[tuple[Clip, Sample]] = []
@@ -138,7 +145,7 @@ class ClipReader:
         """
         for attempt in range(ATTEMPTS):
             other = self.plan.replacement(sample, attempt)
-            ((_, _, raw),) = read_samples(self.folder, [(other.shard, [other.entry])])
+            ((_, _, raw),) = self._read([(other.shard, [other.entry])])
             found = self._usable(other, raw, bad)
             if found is None:
                 continue
@@ -165,7 +172,7 @@ class ClipReader:
         except BadSample as e:
             if again and e.kind in DAMAGED and isinstance(self.folder, Remote):
                 cache_of(self.folder.cache).doubt(self.folder, sample.shard)
-                ((_, _, raw),) = read_samples(self.folder, [(sample.shard, [sample.entry])])
+                ((_, _, raw),) = self._read([(sample.shard, [sample.entry])])
                 return self._usable(sample, raw, bad, again=False)
             bad.append(Bad(e.kind, sample.shard.path, sample.entry.key, str(e)))
             return None
@@ -197,9 +204,14 @@ class ClipReader:
                 by_place.setdefault((shard.path, sample.entry.offset), []).append(sample.number)
         entries = [(s, list({d.entry.offset: d.entry for d in own}.values())) for s, own in wanted]
         found: dict[int, Bytes | BadSample] = {}
-        for shard, entry, raw in read_samples(self.folder, entries):
+        for shard, entry, raw in self._read(entries):
             found.update((number, raw) for number in by_place[shard.path, entry.offset])
         return found
+
+    def _read(
+        self, wanted: Sequence[tuple[Shard, Sequence[Entry]]]
+    ) -> Iterator[tuple[Shard, Entry, Bytes | BadSample]]:
+        return read_samples(self.folder, wanted, self._waited)
 
     def _wanted(self, pool: int, first: int) -> list[tuple[Shard, list[Sample]]]:
         """What this process needs of a pool from step `first` on, by shard."""

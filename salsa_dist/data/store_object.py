@@ -13,7 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from salsa_dist.places import Remote, clean_error, cleanly, identity
+from salsa_dist.places import Remote, identity
+from salsa_dist.store_errors import by_a_driver, clean_error, cleanly
 
 
 class AnotherObject(OSError):
@@ -46,6 +47,8 @@ class StoreObject:
         except AnotherObject:
             raise
         except Exception as e:
+            if not by_a_driver(e):
+                raise
             failed = _replaced() if _says_another(e) else clean_error(e)
         raise failed
 

@@ -27,8 +27,8 @@ from salsa_dist.data.clip import Clip, silent_clip
 from salsa_dist.data.joining import joined, windows
 from salsa_dist.data.reading import Bad, ClipReader
 from salsa_dist.data.sampling import AdapterPlan, Sample, dealt
-from salsa_dist.data.shard_cache import Traffic, traffic
 from salsa_dist.data.share import rank_of
+from salsa_dist.data.traffic import Traffic, traffic
 from salsa_dist.errors import UserError
 from salsa_dist.placement.kept_prefix import Known, without_audio
 from salsa_dist.placement.ranks import Ranks

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 
-from salsa_dist.data.shard_cache import Traffic
+from salsa_dist.data.traffic import Traffic
 from salsa_dist.training.batches import StepShare
 
 

@@ -19,7 +19,7 @@ from salsa_dist import places
 from salsa_dist.data import shard_cache
 from salsa_dist.data.index import ShardIndex
 from salsa_dist.data.reading import read_samples
-from salsa_dist.data.shard_cache import traffic
+from salsa_dist.data.traffic import traffic
 from salsa_dist.errors import UserError
 from salsa_dist.places import Cache, Remote
 

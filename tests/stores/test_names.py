@@ -8,6 +8,7 @@ from typing import Any
 
 import fsspec
 import pytest
+from aiohttp import ClientError
 from web import Proxy, Rule, Web
 
 from salsa_dist import cli
@@ -15,11 +16,14 @@ from salsa_dist.config import load_config
 from salsa_dist.corpus.foreign import index_tars, reshard
 from salsa_dist.corpus.lint import Bounds, lint
 from salsa_dist.corpus.upload import upload
+from salsa_dist.data import store_object
 from salsa_dist.data.index import FILE, ShardIndex
 from salsa_dist.data.reading import read_clip
+from salsa_dist.data.store_object import opened
 from salsa_dist.errors import UserError
 from salsa_dist.log import causes
-from salsa_dist.places import EXTRAS, Cache, Remote, clean_error, place
+from salsa_dist.places import EXTRAS, Cache, Remote, place
+from salsa_dist.store_errors import clean_error, cleanly
 
 
 def main(arguments: list[str]) -> int:
@@ -128,7 +132,7 @@ def test_errors_of_drivers_lose_signatures_and_passwords() -> None:
 
 def test_debug_shows_nothing_that_a_driver_knew(memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: Any, **__: Any) -> Any:
-        raise RuntimeError("GET https://host/x?X-Amz-Signature=hidden failed")
+        raise ClientError("GET https://host/x?X-Amz-Signature=hidden failed")
 
     for name in ("info", "find", "open", "cat_file"):
         monkeypatch.setattr(type(memory), name, fails)
@@ -137,9 +141,41 @@ def test_debug_shows_nothing_that_a_driver_knew(memory: Any, monkeypatch: pytest
         ShardIndex.load(place)
     assert "hidden" not in causes(caught.value)
     for read in (place.files, place.open, place.read_bytes):
-        with pytest.raises(OSError, match="RuntimeError: GET https://host/x failed") as failed:
+        with pytest.raises(OSError, match="ClientError: GET https://host/x failed") as failed:
             read()
         assert "hidden" not in causes(failed.value)
+
+
+def test_a_bug_of_ours_is_not_told_as_a_failure_of_the_store(
+    noise: Path, memory: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload(noise, place("memory://x/noise"))  # type: ignore[arg-type]
+    remote = Remote("memory://x/noise", Cache(retry_s=0.1))
+    shard = ShardIndex.load(remote).shards[0]
+
+    def fails(info: dict[str, Any]) -> str:
+        raise KeyError("of ours")
+
+    monkeypatch.setattr(store_object, "identity", fails)
+    for read in (
+        lambda: opened(remote / shard.path),
+        lambda: read_clip(remote, shard, shard.entries[0]),
+    ):
+        with pytest.raises(KeyError, match="of ours") as caught:
+            read()
+        assert caught.traceback[-1].name == "fails"
+    monkeypatch.undo()
+    found = opened(remote / shard.path)
+    monkeypatch.setattr(type(memory), "cat_file", lambda *_, **__: None)  # bytes(None) is ours
+    with pytest.raises(TypeError):
+        found.read(0, 10)
+
+
+def test_errors_of_python_in_a_driver_are_of_the_store() -> None:
+    with pytest.raises(OSError, match=r"JSONDecodeError: "):
+        cleanly(lambda: json.loads("<html>"))
+    with pytest.raises(OSError, match=r"ValueError: "):
+        cleanly(lambda: fsspec.get_filesystem_class("none"))
 
 
 def test_shards_are_made_checked_and_resharded_by_name(

@@ -25,8 +25,8 @@ from web import Proxy, Rule
 
 from salsa_dist.corpus.upload import upload
 from salsa_dist.data.index import ShardIndex
-from salsa_dist.data.shard_cache import traffic
 from salsa_dist.data.store_object import Replaced, opened
+from salsa_dist.data.traffic import traffic
 from salsa_dist.errors import UserError
 from salsa_dist.places import Cache, Remote
 

@@ -15,12 +15,14 @@ import pytest
 from web import Proxy, Rule
 
 from salsa_dist import places
-from salsa_dist.data import patience, reading, shard_cache
+from salsa_dist.data import cached_shard, patience, reading, shard_cache
+from salsa_dist.data.cached_shard import BLOCK
 from salsa_dist.data.index import ShardIndex
 from salsa_dist.data.reading import ClipReader
 from salsa_dist.data.sampling import LANES, POOL_STEPS, AdapterPlan
-from salsa_dist.data.shard_cache import BLOCK, cache_of, traffic
+from salsa_dist.data.shard_cache import cache_of
 from salsa_dist.data.store_object import Replaced, opened
+from salsa_dist.data.traffic import traffic
 from salsa_dist.places import Cache, Remote
 
 CLIPS = 200
@@ -150,6 +152,50 @@ def test_a_shard_that_is_gone_is_waited_for_once(
     assert not isinstance(raw, Exception)
 
 
+@pytest.mark.parametrize("do", ["absent", "refuse"])
+def test_no_step_waits_for_more_than_one_missing_shard(
+    served: tuple[Path, Proxy], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, do: str
+) -> None:
+    """Whether its own samples lie in shards that can't be had, or what stands in for them."""
+    _, proxy = served
+    place = remote(proxy, tmp_path)
+    index = ShardIndex.load(place)
+    there = [shard.path for shard in index.shards[:2]]
+    gone = lambda seen: seen.of_shard and not seen.path.endswith(tuple(there))  # noqa: E731
+    proxy.rules.append(Rule(do, gone, times=10**9))
+    would_wait: list[float] = []  # for each shard that is given up, instead of doing so
+
+    def tried(retry_s: float, read: Any, *, absent_s: float, **_: Any) -> Any:
+        try:
+            return read()
+        except FileNotFoundError:
+            would_wait.append(min(absent_s, retry_s))
+            raise
+        except OSError:
+            would_wait.append(retry_s)
+            raise
+
+    def read_samples(*args: Any) -> list[Any]:
+        begun = len(would_wait)
+        found = list(read(*args))
+        in_turn.append(max(would_wait[begun:], default=0.0))  # those of one read are asked for at once
+        return found
+
+    read = reading.read_samples
+    monkeypatch.setattr(patience, "tried", tried)
+    monkeypatch.setattr(patience, "SLOWEST_WAIT_S", 0.0)
+    monkeypatch.setattr(reading, "read_samples", read_samples)
+    monkeypatch.setattr(shard_cache.ShardCache, "start", lambda *_: None)
+    own = ClipReader(place, AdapterPlan(index.shards, 8, 4, 1, 2.0), STEPS, 0, 1, 2.0)
+    waits = []
+    for t in range(LANES):
+        in_turn: list[float] = []
+        own.step(t)
+        waits.append(sum(in_turn))
+    assert len(would_wait) > len(index.shards)
+    assert 0 < max(waits) <= place.cache.retry_s, waits
+
+
 def test_a_step_of_a_store_that_is_down_ends_in_time(
     served: tuple[Path, Proxy], tmp_path: Path
 ) -> None:
@@ -274,7 +320,7 @@ def test_what_a_crash_of_the_machine_may_have_torn_is_fetched_again(
     for path in (tmp_path / "cache/shards").glob("*.shard"):
         with path.open("r+b") as file:
             file.write(bytes(BLOCK))  # marked as there, and never written
-    monkeypatch.setattr(shard_cache, "_boot", lambda: "another")
+    monkeypatch.setattr(cached_shard, "_boot", lambda: "another")
     assert heard(place) == of_folder(noise)
 
 

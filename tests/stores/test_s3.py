@@ -19,8 +19,8 @@ from salsa_dist import places
 from salsa_dist.corpus.upload import upload
 from salsa_dist.data import reading
 from salsa_dist.data.index import ShardIndex
-from salsa_dist.data.shard_cache import traffic
 from salsa_dist.data.store_object import Replaced, opened
+from salsa_dist.data.traffic import traffic
 from salsa_dist.errors import UserError
 from salsa_dist.places import Cache, Remote
 
