@@ -12,6 +12,8 @@ name can give them away.
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
 import re
 from dataclasses import dataclass, replace
@@ -137,10 +139,8 @@ class Remote:
 
         Raises:
             UserError: the driver is not installed.
-            OSError: the hub does not tell its commit.
+            OSError: it has no credentials, or the hub does not tell its commit.
         """
-        import fsspec.core
-
         scheme = self.url.partition(":")[0]
         # What another process writes is seen at once, and a try that fails is tried again, and counted,
         # in one place: `patience.py`.
@@ -166,8 +166,11 @@ class Remote:
                     if scheme == "gs"
                     else {"client_kwargs": {"timeout": timeout}}
                 )
-            fs, path = fsspec.core.url_to_fs(self.url, **options)
-        except (ImportError, ValueError) as e:
+            if scheme == "gs":
+                # It prints its tries and their tracebacks, with the names that it asked for.
+                logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
+            fs, path = self._of_driver(options)
+        except ImportError as e:
             raise UserError(
                 f"{self}: the driver of {scheme}:// can't be imported ({type(e).__name__}): "
                 f"pip install 'salsa-dist[{EXTRAS.get(scheme)}]'"
@@ -180,6 +183,20 @@ class Remote:
             else:
                 path = cleanly(lambda: _at_commit(fs, path))
         return fs, str(path)
+
+    def _of_driver(self, options: dict[str, Any]) -> tuple[Any, str]:
+        import fsspec.core
+
+        try:
+            return cleanly(lambda: fsspec.core.url_to_fs(self.url, **options))
+        except OSError:
+            if not self.url.startswith("az:"):
+                raise
+        # It wants an account even to read what is public.
+        raise PermissionError(
+            errno.EACCES,
+            "no credentials: set AZURE_STORAGE_CONNECTION_STRING, or AZURE_STORAGE_ACCOUNT_NAME",
+        )
 
     @property
     def _lists_nothing(self) -> bool:

@@ -28,7 +28,12 @@ def clean_error(e: BaseException) -> OSError:
     cause = e.__cause__
     if isinstance(e, FileNotFoundError) and type(cause).__module__.startswith("aiohttp") and cause:
         return clean_error(FileNotFoundError() if _status(cause) in (404, 410) else cause)
-    if isinstance(e, FileNotFoundError) or _status(e) in (404, 410):
+    # A name that no bucket can have is refused by S3's driver before it asks.
+    if (
+        isinstance(e, FileNotFoundError)
+        or _status(e) in (404, 410)
+        or "ParamValidation" in type(e).__name__
+    ):
         return FileNotFoundError(errno.ENOENT, "there is no such file, folder or bucket")
     kind = type(e).__name__
     denied = isinstance(e, PermissionError) or _status(e) in (401, 403) or _DENIED.search(kind)

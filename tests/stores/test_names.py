@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,16 @@ def test_a_driver_that_is_not_installed_is_named_with_its_extra(
     monkeypatch.setattr("fsspec.core.url_to_fs", none)
     with pytest.raises(UserError, match=rf"{scheme}://.*pip install 'salsa-dist\[{EXTRAS[scheme]}\]'"):
         ShardIndex.load(f"{scheme}://bucket/x")
+
+
+def test_a_name_that_no_bucket_can_have_and_an_account_that_is_not_named_are_said_at_once() -> None:
+    from botocore.exceptions import ParamValidationError
+
+    assert clean_error(ParamValidationError(report="Invalid bucket name")).errno == errno.ENOENT
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fsspec.core.url_to_fs", lambda *_, **__: fsspec.get_filesystem_class("none"))
+        with pytest.raises(UserError, match=r"az://x/index\.json .*\(no credentials: set AZURE"):
+            ShardIndex.load("az://x")
 
 
 def test_the_extras_are_those_of_the_package() -> None:
