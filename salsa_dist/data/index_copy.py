@@ -46,7 +46,10 @@ def local_copy(remote: Remote, name: str, beside: str) -> Path:
             if not folder.is_dir():
                 _fetch(remote, (name, beside), folder)
     except OSError as e:
-        raise UserError(f"{remote}: its {name} can't be kept in {root} ({e.strerror})") from e
+        raise UserError(
+            f"{remote}: its {name} can't be kept in {root} ({e.strerror}): set data.cache to a folder "
+            "on this node's disk"
+        ) from e
     return folder
 
 
