@@ -22,10 +22,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import soundfile
-
 from salsa_dist.corpus.text import clean, same
 from salsa_dist.corpus.utterance import Ask, Corpus, Utterance
+from salsa_dist.data.audio import header_seconds
 from salsa_dist.errors import UserError
 
 LICENCE = "GPL-2"
@@ -100,12 +99,10 @@ def utterances(
         if not same(text):
             dropped["no text"] += 1
             continue
-        try:
-            seconds = soundfile.info(str(path)).duration
-        except (soundfile.SoundFileError, OSError):
+        seconds = header_seconds(path)
+        if seconds is None:
             dropped["unreadable audio"] += 1
-            continue
-        if seconds > MAX_SECONDS:
+        elif seconds > MAX_SECONDS:
             dropped[f"longer than {MAX_SECONDS} s"] += 1
         elif seconds < MIN_SECONDS:
             dropped[f"shorter than {MIN_SECONDS} s"] += 1

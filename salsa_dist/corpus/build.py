@@ -39,9 +39,8 @@ from salsa_dist.corpus.text import RULES, clean
 from salsa_dist.corpus.upload import building_folder, is_there, remove_built, upload
 from salsa_dist.corpus.utterance import Ask, Corpus, Drops, Utterance
 from salsa_dist.corpus.writer import check_name, is_key
-from salsa_dist.data.audio import resampler
+from salsa_dist.data.audio import MAX_SECONDS, resampler
 from salsa_dist.data.index import FILE, ShardIndex
-from salsa_dist.data.shards import MAX_SECONDS
 from salsa_dist.errors import UserError
 from salsa_dist.log import log
 from salsa_dist.places import Folder, Remote, place
@@ -255,11 +254,11 @@ def _made(tasks: Sequence[Task], folder: Path, workers: int) -> Iterator[tuple[s
                     return
                 done = next(as_completed(running))
                 yield running.pop(done), done.result()
-        except BrokenProcessPool:
+        except BrokenProcessPool as e:
             raise UserError(
                 f"a process that made shards in {folder} was killed (out of memory?): run the "
                 "build again, with fewer --workers; it goes on"
-            ) from None
+            ) from e
         finally:
             pool.shutdown(cancel_futures=True)
 

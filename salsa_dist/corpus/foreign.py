@@ -22,15 +22,11 @@ from salsa_dist.corpus.tar_samples import Found, found, tars
 from salsa_dist.corpus.upload import is_there, made_at, upload
 from salsa_dist.corpus.utterance import key, split_in
 from salsa_dist.corpus.writer import Packed, check_name, is_key, write_tar
+from salsa_dist.data.audio import BadAudio
 from salsa_dist.data.file_hash import summed
 from salsa_dist.data.index import FILE, Entry, Shard, ShardIndex
 from salsa_dist.data.index_copy import own_copy
-from salsa_dist.data.shards import (
-    AUDIO_KINDS,
-    BadSample,
-    open_audio,
-    read_facts,
-)
+from salsa_dist.data.shards import AUDIO_KINDS, BadSample, open_channels, read_facts
 from salsa_dist.errors import UserError
 from salsa_dist.log import log
 from salsa_dist.places import Folder, Remote
@@ -232,14 +228,14 @@ def _usable(folder: Folder, path: str, language: str | None, left_out: list[str]
             try:
                 if sample.notes:
                     raise BadSample(path, sample.key, sample.notes[0])
-                audio, rate = open_audio(sample.files, path, sample.key)
+                audio, rate = open_channels(sample.files, path, sample.key)
                 facts = read_facts(sample.files, path, sample.key)
                 named = next((facts[name] for name in LANGUAGE_FIELDS if facts.get(name)), language)
                 if not named:
                     raise UserError(f"{folder / path}: {sample.key} names no language: give --language")
                 check_name(str(named))
                 yield Usable(sample, facts, str(named), len(audio) / rate, rate)
-            except BadSample as e:
+            except (BadAudio, BadSample) as e:
                 left_out.append(str(e))
     except DamagedTar as e:
         raise UserError(f"{folder / path} {e}: fetch it again, or remove it") from e

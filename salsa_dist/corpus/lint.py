@@ -21,9 +21,10 @@ from salsa_dist.corpus.archive import DamagedTar
 from salsa_dist.corpus.tar_samples import Found, found, tars
 from salsa_dist.corpus.text import same
 from salsa_dist.corpus.utterance import split_in
+from salsa_dist.data.audio import MAX_SECONDS, BadAudio
 from salsa_dist.data.file_hash import sha256_of
 from salsa_dist.data.index import FILE, Shard, ShardIndex
-from salsa_dist.data.shards import AUDIO_KINDS, MAX_SECONDS, BadSample, open_channels, read_facts
+from salsa_dist.data.shards import AUDIO_KINDS, BadSample, open_channels, read_facts
 from salsa_dist.errors import UserError
 from salsa_dist.places import Folder
 
@@ -180,13 +181,12 @@ def _check_sample(
         if not bounds.min_seconds <= seconds <= bounds.max_seconds:
             said = f"not {bounds.min_seconds:g} to {bounds.max_seconds:g}"
             problem(sample.key, "length", f"has {seconds:.3f} s, {said}")
-    except BadSample as e:
-        kind = "rate" if "a rate of" in str(e) else "length" if "claims more" in str(e) else "audio"
-        problem(sample.key, kind, _without_place(e, path))
+    except BadAudio as e:
+        problem(sample.key, e.kind, e.what)
     try:
         facts = read_facts(sample.files, path, sample.key)
     except BadSample as e:
-        problem(sample.key, "text", _without_place(e, path))
+        problem(sample.key, "text", e.what)
         return seconds
     if seconds is not None:
         kind = next(kind for kind in AUDIO_KINDS if kind in sample.files)
@@ -201,10 +201,6 @@ def _check_sample(
         result.speakers.setdefault((language, str(facts["speaker"])), sample.key)
     result.texts.setdefault((language, same(facts["text"])), sample.key)
     return seconds
-
-
-def _without_place(error: BadSample, path: str) -> str:
-    return str(error).removeprefix(f"{path}: sample {error.key or 'without a key'} ")
 
 
 def _each(

@@ -9,24 +9,21 @@ Made ── Shard, dropped [(key, why)]        and beside the tar, for a build t
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import soundfile
-
 from salsa_dist.corpus import doubts
 from salsa_dist.corpus.recipes import load_recipe
 from salsa_dist.corpus.text import clean
 from salsa_dist.corpus.utterance import Ask, Utterance
-from salsa_dist.corpus.writer import Packed, flac, write_tar
-from salsa_dist.data.audio import Audio, channels, mono, resample, resampler
+from salsa_dist.corpus.writer import Packed, write_tar
+from salsa_dist.data.audio import BadAudio, channels, flac, kind_of, mono, resample, resampler
 from salsa_dist.data.file_hash import sha256_of
 from salsa_dist.data.index import Entry, Shard
-from salsa_dist.data.shards import AUDIO_KINDS, MAX_BYTES, RATES
+from salsa_dist.data.shards import AUDIO_KINDS, MAX_BYTES
 from salsa_dist.errors import UserError
 from salsa_dist.whole_file import replace_file
 
@@ -137,20 +134,23 @@ def _pack(utterance: Utterance, task: Task) -> Packed:
     whole = (utterance.start, utterance.end, utterance.channel) == (None, None, None)
     if utterance.end is None:
         _refuse(doubts.of_header(source), ask)
-    if as_it_came := ask.rate is None and whole:
-        kind, raw, several, rate = _as_it_came(source)
-    else:
-        try:
-            several, rate = channels(
-                source,
-                start=utterance.start or 0.0,
-                end=utterance.end,
-                channel=utterance.channel,
-                max_seconds=ask.max_seconds,
-            )
-        except UserError as e:
-            kind = "too long" if "is longer than" in str(e) else "unreadable audio"
-            raise UserError(f"{kind}: {e}") from e
+    as_it_came = ask.rate is None and whole
+    raw = _bytes_of(source) if as_it_came else source
+    name = "audio in memory" if isinstance(source, bytes) else str(source)
+    try:
+        several, rate = channels(
+            raw,
+            name,
+            start=utterance.start or 0.0,
+            end=utterance.end,
+            channel=utterance.channel,
+            max_seconds=ask.max_seconds,
+        )
+    except BadAudio as e:
+        kind = "too long" if e.kind == "length" else "unreadable audio"
+        raise UserError(f"{kind}: {e}") from e
+    if as_it_came and (kind := kind_of(raw)) not in AUDIO_KINDS:
+        raise UserError(f"not a kind that shards hold: {kind}")
     seconds = len(several) / rate
     if seconds >= ask.min_seconds:
         _refuse(doubts.of_audio(several, rate, text), ask)
@@ -179,17 +179,9 @@ def _refuse(doubt: str | None, ask: Ask) -> None:
         raise UserError(doubt)
 
 
-def _as_it_came(source: Path | bytes) -> tuple[str, bytes, Audio, int]:
-    """Kind and bytes of a recording that is kept, `(samples, channels)` of it, and its rate in Hz."""
-    if isinstance(source, Path) and source.stat().st_size > MAX_BYTES:
+def _bytes_of(source: Path | bytes) -> bytes:
+    if isinstance(source, bytes):
+        return source
+    if source.stat().st_size > MAX_BYTES:
         raise UserError(f"too long: {source} has more than {MAX_BYTES} bytes")
-    raw = source.read_bytes() if isinstance(source, Path) else source
-    try:
-        several, rate = channels(raw, str(source) if isinstance(source, Path) else None)
-        with soundfile.SoundFile(io.BytesIO(raw)) as file:
-            kind = {"MPEG": "mp3", "WAVEX": "wav"}.get(file.format, file.format.lower())
-    except UserError as e:
-        raise UserError(f"unreadable audio: {e}") from e
-    if kind not in AUDIO_KINDS or not RATES[0] <= rate <= RATES[1]:
-        raise UserError(f"not a kind that shards hold: {kind} at {rate} Hz")
-    return kind, raw, several, rate
+    return source.read_bytes()

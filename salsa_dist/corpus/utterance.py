@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from salsa_dist.data.shards import MAX_SECONDS
+from salsa_dist.data.audio import MAX_SECONDS
 
 SPLITS = ("train", "dev", "test")
 

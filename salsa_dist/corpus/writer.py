@@ -11,7 +11,6 @@ The same samples in the same order give the same bytes: times, owners and modes 
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
@@ -25,13 +24,11 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-import soundfile
 
-from salsa_dist.data.audio import Audio
+from salsa_dist.data.audio import MAX_SECONDS, Audio, flac
 from salsa_dist.data.clip import SAMPLE_RATE
 from salsa_dist.data.file_hash import summed
 from salsa_dist.data.index import Entry, Shard, ShardIndex
-from salsa_dist.data.shards import MAX_SECONDS
 from salsa_dist.errors import UserError
 from salsa_dist.whole_file import put
 
@@ -211,13 +208,6 @@ def write_tar(folder: Path, path: str, split: str, language: str, samples: Itera
         sha256=sha256,
         entries=entries,
     )
-
-
-def flac(audio: Audio, rate: int) -> bytes:
-    """`(samples,)` float32 at `rate` Hz as a FLAC file of 16 bit; what is beyond [-1, 1] is clipped."""
-    out = io.BytesIO()
-    soundfile.write(out, np.clip(audio, -1, 1), rate, format="FLAC", subtype="PCM_16")
-    return out.getvalue()
 
 
 def _chain(first: Packed, rest: Iterable[Packed]) -> Iterator[Packed]:

@@ -1,10 +1,13 @@
-"""Audio files outside shards to mono float32 arrays; `shards.py` decodes the clips of shards.
+"""The one decoder and the one resampler: audio files to mono float32 arrays, and to FLAC.
 
     file or bytes ──channels──► (samples, channels) ──mono──► (samples,) ──resample──► (samples,)
-                            float32 in [-1, 1], rate in Hz
+       │                    float32 in [-1, 1], rate in Hz
+       └─────mono_blocks──► (samples,) (samples,) …  ten seconds each ──resample_blocks──► (samples,) …
 
-soundfile decodes wav, flac, ogg and mp3 in process, soxr resamples; starting a program per clip is
-slow, and torchaudio fits few versions of torch. For what transcription takes, see `audio_input.py`.
+soundfile decodes wav, flac, ogg and mp3 in process, soxr resamples. `mono_blocks` also takes m4a, mp4,
+webm, amr, wma … where PyAV is installed. Their kind is told by the first bytes, and PyAV gets no other
+demuxer to choose: FFmpeg's playlists and subtitles, which can name other files and addresses, are never
+tried. `shards.py` and `audio_input.py` stand on this module.
 """
 
 from __future__ import annotations
@@ -13,7 +16,9 @@ import io
 import math
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +28,44 @@ import soxr
 from salsa_dist.errors import UserError
 
 Audio = npt.NDArray[np.float32]
+Source = str | Path | bytes | memoryview  # a path, or the bytes of a file
+Fault = Literal["audio", "length", "rate"]
 OVERSHOOT_S = 0.1
+BLOCK_S = 10
 RATES = (4_000, 384_000)  # Hz, lowest and highest that is read
+MAX_SECONDS = 600.0  # that are decoded at once; a few bytes of FLAC can claim hours of silence
+MAX_VALUES = 1 << 26  # channels times samples: 600 s of 48 kHz stereo fit
+
+# What a file is called, FFmpeg's name of its demuxer, and what it begins with, from which byte on.
+_CONTAINERS = (
+    ("m4a, mp4 or mov", "mov", 4, (b"ftyp", b"moov", b"mdat", b"wide")),
+    ("webm or mkv", "matroska", 0, (b"\x1aE\xdf\xa3",)),
+    ("amr", "amr", 0, (b"#!AMR",)),
+    ("wma", "asf", 0, (b"0&\xb2u\x8ef\xcf\x11",)),
+    ("aac", "aac", 0, (b"\xff\xf1", b"\xff\xf9", b"\xff\xf0", b"\xff\xf8")),
+    ("ac3", "ac3", 0, (b"\x0bw",)),
+    ("flv", "flv", 0, (b"FLV\x01",)),
+)
+_HEAD = 16  # bytes that tell the container
+SUFFIXES = (  # of files that `mono_blocks` takes: those of soundfile, then those of PyAV
+    *("wav", "flac", "ogg", "oga", "opus", "mp3", "aif", "aiff", "aifc", "au", "caf", "w64"),
+    *("m4a", "mp4", "m4b", "mov", "3gp", "webm", "mkv", "mka", "weba"),
+    *("amr", "wma", "aac", "ac3", "flv"),
+)
+# A container whose end is missing by more than this is cut off.
+_MISSING_S, _MISSING_SHARE = 1.0, 0.02
+
+
+class BadAudio(UserError):
+    """Audio that can't be used: `what` is wrong, and its kind.
+
+    `kind` is `audio` (unreadable, cut off, not finite, without samples or the part asked for),
+    `length` or `rate` (out of bounds).
+    """
+
+    def __init__(self, name: str, what: str, kind: Fault = "audio") -> None:
+        super().__init__(f"{name} {what}: fix or remove it")
+        self.what, self.kind = what, kind
 
 
 def mono(several: Audio) -> Audio:
@@ -34,12 +75,12 @@ def mono(several: Audio) -> Audio:
 
 
 def channels(
-    source: str | Path | bytes,
+    source: Source,
     name: str | None = None,
     start: float = 0.0,
     end: float | None = None,
     channel: int | None = None,
-    max_seconds: float | None = None,
+    max_seconds: float = MAX_SECONDS,
 ) -> tuple[Audio, int]:
     """`source` as it was recorded: `(samples, channels)` float32, and its rate in Hz.
 
@@ -51,35 +92,150 @@ def channels(
         max_seconds: a longer part is refused unread, whatever a header claims.
 
     Raises:
-        UserError: unreadable, empty, with samples or times that are not finite, too long, or without
+        BadAudio: unreadable, empty, with samples or times that are not finite, too long, or without
             that part or channel.
     """
-    name = name or ("audio in memory" if isinstance(source, bytes) else str(source))
-    opened = io.BytesIO(source) if isinstance(source, bytes) else os.fsencode(source)
-    try:
-        with soundfile.SoundFile(opened) as file:
-            rate = int(file.samplerate)
-            first, last = _part(name, file.frames, rate, start, end)
-            if max_seconds is not None and last - first > max_seconds * rate:
-                raise UserError(f"{name} is longer than {max_seconds:g} s: cut or drop it")
-            if channel is not None and not 0 <= channel < file.channels:
-                raise UserError(f"{name} has {file.channels} channels, no channel {channel}")
-            if first:
-                file.seek(first)
-            several: Audio = file.read(last - first, dtype="float32", always_2d=True)
-            cut_off = file.format == "FLAC" and len(several) < last - first
-    except (soundfile.SoundFileError, OSError, TypeError, ValueError, MemoryError) as e:
-        reason = " ".join(str(e).split())
-        raise UserError(f"{name} can't be read as audio ({reason}): fix or remove it") from e
+    in_memory = isinstance(source, (bytes, memoryview))
+    name = name or ("audio in memory" if in_memory else str(source))
+    with _opened(source, name) as file:
+        rate = _checked_rate(int(file.samplerate), name)
+        first, last = _part(name, file.frames, rate, start, end)
+        if last - first > max_seconds * rate:
+            raise BadAudio(name, f"has more than {max_seconds:g} s", "length")
+        if (last - first) * file.channels > MAX_VALUES:
+            what = f"has {last - first} samples in {file.channels} channels, too many"
+            raise BadAudio(name, what, "length")
+        if channel is not None and not 0 <= channel < file.channels:
+            raise BadAudio(name, f"has {file.channels} channels, no channel {channel}")
+        if first:
+            file.seek(first)
+        # Only what the header claims, which is bounded now, whatever the file expands to.
+        several: Audio = file.read(last - first, dtype="float32", always_2d=True)
+        whole_numbers = file.subtype.startswith("PCM_")  # never NaN, nor infinite
+        if file.format == "FLAC":
+            _whole(len(several), last - first, name)
     if not len(several):
-        raise UserError(f"{name} holds no audio: drop it")
-    if cut_off:
-        raise UserError(f"{name} is cut off: {len(several)} of {last - first} samples; drop it")
+        raise BadAudio(name, "holds no audio")
     if channel is not None:
         several = several[:, channel : channel + 1]
-    if not np.isfinite(several).all():
-        raise UserError(f"{name} holds NaN or infinite samples: fix or remove it")
-    return several, rate
+    return (several if whole_numbers else finite(several, name)), rate
+
+
+def mono_blocks(file: IO[bytes], name: str) -> Iterator[tuple[Audio, int]]:
+    """The mean of an open file's channels in blocks `(samples,)`, and the rate in Hz.
+
+    Of a container it is the first audio track.
+
+    Raises:
+        BadAudio: it is damaged, cut off or without an audio track.
+        UserError: it needs PyAV, which is not installed.
+    """
+    file.seek(0)
+    container = container_of(file.read(_HEAD))
+    file.seek(0)
+    if container is not None:
+        yield from _by_pyav(file, container, name)
+        return
+    # By its descriptor or the file itself, never by a name that soundfile would have to encode.
+    with _opened(file, name) as opened:
+        rate, claimed, got = int(opened.samplerate), opened.frames, 0
+        while len(part := opened.read(BLOCK_S * max(rate, 1), dtype="float32", always_2d=True)):
+            got += len(part)
+            yield mono(part), rate
+        if opened.format == "FLAC" and claimed < 1 << 40:  # a stream's header claims no end
+            _whole(got, claimed, name)
+
+
+def finite(audio: Audio, name: str) -> Audio:
+    """The same audio. Raises: BadAudio: some of it is not finite."""
+    if not np.isfinite(audio).all():
+        raise BadAudio(name, "holds NaN or infinite samples")
+    return audio
+
+
+def header_seconds(path: str | Path) -> float | None:
+    """How long the file is by its header; None: it can't be read, or is no kind of soundfile's."""
+    try:
+        return float(soundfile.info(os.fsencode(path)).duration)
+    except (soundfile.SoundFileError, OSError, TypeError, ValueError):
+        return None
+
+
+def kind_of(raw: bytes) -> str:
+    """The kind of a file's bytes, as its ending would be. Raises: BadAudio."""
+    with _opened(raw, "audio in memory") as file:
+        return {"MPEG": "mp3", "WAVEX": "wav"}.get(file.format, file.format.lower())
+
+
+def flac(audio: Audio, rate: int) -> bytes:
+    """`(samples,)` float32 at `rate` Hz as a FLAC file of 16 bit; what is beyond [-1, 1] is clipped."""
+    out = io.BytesIO()
+    soundfile.write(out, np.clip(audio, -1, 1), rate, format="FLAC", subtype="PCM_16")
+    return out.getvalue()
+
+
+def resample(audio: Audio, from_hz: int, to_hz: int) -> Audio:
+    """`(samples,)` at `from_hz` to `(samples · to_hz / from_hz,)`."""
+    if from_hz == to_hz:
+        return audio
+    return np.ascontiguousarray(soxr.resample(audio, from_hz, to_hz), dtype=np.float32)
+
+
+def resample_blocks(parts: Iterable[tuple[Audio, int]], to_hz: int, name: str) -> Iterator[Audio]:
+    """`resample` of one recording in blocks of `(samples,)` and Hz: the same samples, in blocks.
+
+    Raises:
+        BadAudio: its rate is out of bounds, or changes.
+    """
+    stream, from_hz = None, None
+    for block, rate in parts:
+        if from_hz is None:
+            from_hz = _checked_rate(rate, name)
+            if rate != to_hz:
+                stream = soxr.ResampleStream(rate, to_hz, 1, dtype="float32")
+        if rate != from_hz:
+            raise BadAudio(name, f"changes its rate from {from_hz} to {rate} Hz", "rate")
+        if len(made := block if stream is None else stream.resample_chunk(block)):
+            yield made
+    if stream and len(made := stream.resample_chunk(np.zeros(0, np.float32), last=True)):
+        yield made
+
+
+def resampler() -> str:
+    """What resamples; belongs into the recipe of whatever is built with it."""
+    return f"soxr {soxr.__version__}"
+
+
+@contextmanager
+def _opened(source: Source | IO[bytes], name: str) -> Iterator[soundfile.SoundFile]:
+    """A file of soundfile's. Raises: BadAudio: what it says of one that it can't open or read."""
+    if isinstance(source, (bytes, memoryview)):
+        source = io.BytesIO(source)
+    elif isinstance(source, (str, Path)):
+        source = os.fsencode(source)
+    try:
+        with soundfile.SoundFile(source) as file:
+            yield file
+    except (soundfile.SoundFileError, OSError, TypeError, ValueError, MemoryError) as e:
+        raise _unreadable(name, e) from e
+
+
+def _unreadable(name: str, error: Exception) -> BadAudio:
+    said = " ".join(str(error).split())
+    # soundfile's text begins with the name, or with the object that has none.
+    said = said.partition(": ")[2] if said.startswith("Error opening") else said
+    return BadAudio(name, f"can't be read as audio ({said})")
+
+
+def _checked_rate(rate: int, name: str) -> int:
+    if not RATES[0] <= rate <= RATES[1]:
+        raise BadAudio(name, f"has a rate of {rate} Hz, not one from {RATES[0]} to {RATES[1]}", "rate")
+    return rate
+
+
+def _whole(got: int, claimed: int, name: str) -> None:
+    if got < claimed:
+        raise BadAudio(name, f"is cut off: it has {got} of {claimed} samples")
 
 
 def _part(name: str, frames: int, rate: int, start: float, end: float | None) -> tuple[int, int]:
@@ -90,32 +246,50 @@ def _part(name: str, frames: int, rate: int, start: float, end: float | None) ->
     first, last = map(round, asked)
     if frames and (not 0 <= first < last or last > frames + OVERSHOOT_S * rate):
         until = "its end" if end is None else f"{end:g} s"
-        raise UserError(
-            f"{name} has {frames / rate:g} s, no part from {start:g} s to {until}: fix or remove it"
-        )
+        raise BadAudio(name, f"has {frames / rate:g} s, no part from {start:g} s to {until}")
     return first, min(last, frames)
 
 
-def resample(audio: Audio, from_hz: int, to_hz: int) -> Audio:
-    """`(samples,)` at `from_hz` to `(samples · to_hz / from_hz,)`."""
-    if from_hz == to_hz:
-        return audio
-    return np.ascontiguousarray(soxr.resample(audio, from_hz, to_hz), dtype=np.float32)
+class Container(NamedTuple):
+    """What a kind of file is called, and what FFmpeg calls its demuxer."""
+
+    called: str
+    demuxer: str
 
 
-def resample_blocks(blocks: Iterable[Audio], from_hz: int, to_hz: int) -> Iterator[Audio]:
-    """`resample` of one recording that comes in blocks `(samples,)`: the same samples, in blocks."""
-    if from_hz == to_hz:
-        yield from (block for block in blocks if len(block))
-        return
-    stream = soxr.ResampleStream(from_hz, to_hz, 1, dtype="float32")
-    for block in blocks:
-        if len(made := stream.resample_chunk(block)):
-            yield made
-    if len(made := stream.resample_chunk(np.zeros(0, np.float32), last=True)):
-        yield made
+def container_of(head: bytes) -> Container | None:
+    """The kind of a file by its first bytes; None: none that PyAV decodes here."""
+    for called, demuxer, start, marks in _CONTAINERS:
+        if any(head.startswith(mark, start) for mark in marks):
+            return Container(called, demuxer)
+    return None
 
 
-def resampler() -> str:
-    """What resamples; belongs into the recipe of whatever is built with it."""
-    return f"soxr {soxr.__version__}"
+def _by_pyav(file: IO[bytes], kind: Container, name: str) -> Iterator[tuple[Audio, int]]:
+    try:
+        import av
+    except ImportError as e:
+        raise UserError(
+            f"{name} is {kind.called} audio, which needs PyAV: pip install 'salsa-dist[codecs]'"
+        ) from e
+    decoded, claimed, rate = 0, 0, 0
+    try:
+        with av.open(file, "r", kind.demuxer, metadata_errors="replace") as container:
+            if not container.streams.audio:
+                raise BadAudio(name, "holds no audio")
+            track = container.streams.audio[0]
+            floats = None
+            for frame in container.decode(track):
+                if floats is None or frame.sample_rate != rate:
+                    rate = frame.sample_rate
+                    floats = av.AudioResampler(format="fltp")  # keeps rate and channels
+                    if track.duration and track.time_base:
+                        claimed = round(track.duration * track.time_base * rate)
+                for made in floats.resample(frame):
+                    own: npt.NDArray[Any] = made.to_ndarray()
+                    decoded += own.shape[1]
+                    yield own.mean(axis=0, dtype=np.float32), rate
+    except (av.FFmpegError, OSError, ValueError) as e:
+        raise _unreadable(name, e) from e
+    if decoded < claimed - max(_MISSING_S * rate, _MISSING_SHARE * claimed):
+        _whole(decoded, claimed, name)

@@ -5,7 +5,7 @@
     {"array", "sampling_rate"}  {"raw", …} ┘
 
 A recording of hours takes no more memory than one of seconds, and its samples are those that it has
-when it is read whole. soundfile decodes; what it does not know goes to `containers`.
+when it is read whole. `audio.py` decodes.
 """
 
 from __future__ import annotations
@@ -14,20 +14,16 @@ import io
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
-import soundfile
 
-from salsa_dist.data import containers
-from salsa_dist.data.audio import RATES, Audio, mono, resample_blocks
+from salsa_dist.data import audio
+from salsa_dist.data.audio import BLOCK_S, Audio, BadAudio, finite, mono, mono_blocks, resample_blocks
 from salsa_dist.data.clip import SAMPLE_RATE
 from salsa_dist.errors import UserError
 
-BLOCK_S = 10
-# Endings of files that are looked for in a folder.
-_BY_SOUNDFILE = ("wav", "flac", "ogg", "oga", "opus", "mp3", "aif", "aiff", "aifc", "au", "caf", "w64")
-SUFFIXES = frozenset((*_BY_SOUNDFILE, *containers.SUFFIXES))
+SUFFIXES = frozenset(audio.SUFFIXES)  # of files that are looked for in a folder
 _ADVICE = (
     "give a path, bytes, an open file, an array at 16,000 Hz, (array, rate), or a dict with 'array' or "
     "'raw' and 'sampling_rate'"
@@ -59,13 +55,11 @@ def blocks(source: Any, name: str | None = None) -> Iterator[Audio]:
     """
     name = name_of(source) if name is None else name
     some = False
-    for block in _at_16_khz(_mono(source, name), name):
-        if not np.isfinite(block).all():
-            raise UserError(f"{name} holds NaN or infinite samples: fix or remove it")
+    for block in resample_blocks(_mono(source, name), SAMPLE_RATE, name):
         some = True
-        yield block
+        yield finite(block, name)
     if not some:
-        raise UserError(f"{name} holds no audio: remove it")
+        raise BadAudio(name, "holds no audio")
 
 
 def read(source: Any, name: str | None = None) -> Audio:
@@ -75,28 +69,7 @@ def read(source: Any, name: str | None = None) -> Audio:
 
 def seconds(source: Any) -> float | None:
     """How long the recording at a path is by its header; None: it does not say, or is no path."""
-    try:
-        return float(soundfile.info(os.fsencode(source)).duration)
-    except (soundfile.SoundFileError, OSError, TypeError, ValueError):
-        return None
-
-
-def _at_16_khz(parts: Iterator[tuple[Audio, int]], name: str) -> Iterator[Audio]:
-    """The same samples as if all were resampled at once."""
-    first, rate = next(parts, (None, SAMPLE_RATE))
-    if first is None:
-        return
-    if not RATES[0] <= rate <= RATES[1]:
-        raise UserError(f"{name} has a rate of {rate} Hz, not one from {RATES[0]} to {RATES[1]}")
-
-    def at_one_rate() -> Iterator[Audio]:
-        yield first
-        for part, now in parts:
-            if now != rate:
-                raise UserError(f"{name} changes its rate from {rate} to {now} Hz: resample it first")
-            yield part
-
-    yield from resample_blocks(at_one_rate(), rate, SAMPLE_RATE)
+    return audio.header_seconds(os.fsdecode(source)) if isinstance(source, (str, os.PathLike)) else None
 
 
 def _mono(source: Any, name: str) -> Iterator[tuple[Audio, int]]:
@@ -104,7 +77,7 @@ def _mono(source: Any, name: str) -> Iterator[tuple[Audio, int]]:
     if isinstance(source, (str, os.PathLike)):
         yield from _of_path(Path(os.fsdecode(source)).expanduser(), name)
     elif isinstance(source, (bytes, bytearray, memoryview)):
-        yield from _of_file(io.BytesIO(source), name)
+        yield from mono_blocks(io.BytesIO(source), name)
     elif isinstance(source, Mapping):
         yield from _of_mapping(source, name)
     elif hasattr(source, "get_all_samples"):  # what `datasets` 4 has in an audio column
@@ -112,7 +85,7 @@ def _mono(source: Any, name: str) -> Iterator[tuple[Audio, int]]:
         yield from _of_array(samples.data, samples.sample_rate, name)
     elif hasattr(source, "read"):
         seekable = getattr(source, "seekable", lambda: True)()
-        yield from _of_file(source if seekable else io.BytesIO(source.read()), name)
+        yield from mono_blocks(source if seekable else io.BytesIO(source.read()), name)
     elif isinstance(source, tuple) and len(source) == 2:
         yield from _of_array(*source, name)
     else:
@@ -157,32 +130,9 @@ def _of_path(path: Path, name: str) -> Iterator[tuple[Audio, int]]:
         if path.is_dir():
             raise UserError(f"{name} is a folder: name a file")
         with open(path, "rb") as file:
-            yield from _of_file(file, name)
-    except FileNotFoundError:
-        raise UserError(f"{name}: no such file") from None
+            yield from mono_blocks(file, name)
+    except FileNotFoundError as e:
+        raise UserError(f"{name}: no such file") from e
     except (OSError, ValueError) as e:
         reason = getattr(e, "strerror", None) or str(e)
         raise UserError(f"{name} can't be read ({reason})") from e
-
-
-def _of_file(file: IO[bytes], name: str) -> Iterator[tuple[Audio, int]]:
-    file.seek(0)
-    kind = containers.kind_of(file.read(containers.HEAD))
-    file.seek(0)
-    return _by_soundfile(file, name) if kind is None else containers.blocks(file, kind, name)
-
-
-def _by_soundfile(file: IO[bytes], name: str) -> Iterator[tuple[Audio, int]]:
-    try:
-        # By its descriptor or the file itself, never by a name that soundfile would have to encode.
-        with soundfile.SoundFile(file) as opened:
-            rate, claimed, read = int(opened.samplerate), opened.frames, 0
-            whole = opened.format == "FLAC" and claimed < 1 << 40  # a stream's header claims no end
-            while len(part := opened.read(BLOCK_S * max(rate, 1), dtype="float32", always_2d=True)):
-                read += len(part)
-                yield mono(part), rate
-    except (soundfile.SoundFileError, OSError, TypeError, ValueError, MemoryError) as e:
-        reason = " ".join(str(e).split()).partition(": ")[2] or " ".join(str(e).split())
-        raise UserError(f"{name} can't be read as audio ({reason}): fix or remove it") from e
-    if whole and read < claimed:
-        raise UserError(f"{name} is cut off: {read} of {claimed} samples; remove it")

@@ -25,17 +25,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
 
-from salsa_dist.data.audio import RATES, Audio, resample
+from salsa_dist.data.audio import Audio, BadAudio, channels, mono, resample
 from salsa_dist.data.clip import SAMPLE_RATE
 from salsa_dist.data.index import Entry
 from salsa_dist.errors import UserError
 from salsa_dist.places import Remote
 
-MAX_SECONDS = 600.0  # of one sample; a few bytes of FLAC can claim hours of silence
 MAX_BYTES = 256 << 20  # of one sample in the tar: 600 s of 48 kHz stereo fit
-MAX_VALUES = 1 << 26  # channels times samples, decoded: so do they here
 READ_BYTES = 64 << 20  # of one read; a sample may take more
 AUDIO_KINDS = ("flac", "wav", "mp3", "ogg", "opus")
 KINDS = (*AUDIO_KINDS, "json", "txt")
@@ -59,8 +56,12 @@ class BadSample(UserError):
     """
 
     def __init__(self, shard: Named, key: str | None, what: str, kind: str = "tar") -> None:
-        super().__init__(f"{shard}: sample {key or 'without a key'} {what}")
-        self.shard, self.key, self.kind = str(shard), key, kind
+        super().__init__(f"{_called(shard, key)} {what}")
+        self.shard, self.key, self.what, self.kind = str(shard), key, what, kind
+
+
+def _called(shard: Named, key: str | None) -> str:
+    return f"{shard}: sample {key or 'without a key'}"
 
 
 def read_ranges(
@@ -181,8 +182,11 @@ def read_sample(
                 raise BadSample(shard, key, f"is cut off in its {kind}", "tar")
     except (tarfile.TarError, ValueError, EOFError) as e:
         raise BadSample(shard, key, f"is no piece of a tar ({e})", "tar") from e
-    audio, rate = open_audio(files, shard, key)
-    return resample(audio, rate, SAMPLE_RATE), read_facts(files, shard, key)
+    try:
+        several, rate = open_channels(files, shard, key)
+    except BadAudio as e:
+        raise BadSample(shard, key, e.what, "audio" if e.kind == "audio" else "bounds") from e
+    return resample(mono(several), rate, SAMPLE_RATE), read_facts(files, shard, key)
 
 
 @dataclass(frozen=True)
@@ -230,41 +234,17 @@ def key_and_kind(name: str) -> tuple[str, str]:
     return (match["key"], match["kind"].lower()) if match else (name, "")
 
 
-def open_audio(files: Mapping[str, Bytes], shard: Named, key: str | None) -> tuple[Audio, int]:
-    """`(samples,)` float32 and its rate in Hz, of a sample's files by kind. Raises: BadSample."""
-    audio, rate = open_channels(files, shard, key)
-    return (audio if audio.ndim == 1 else audio.mean(axis=1, dtype=np.float32)), rate
-
-
 def open_channels(files: Mapping[str, Bytes], shard: Named, key: str | None) -> tuple[Audio, int]:
-    """As `open_audio`, but `(samples, channels)` where there are several."""
+    """`(samples, channels)` float32 and their rate in Hz, of a sample's files by kind.
 
-    def bad(what: str, kind: str) -> BadSample:
-        return BadSample(shard, key, what, kind)
-
+    Raises:
+        BadAudio: there is none, or none that can be used.
+    """
     found = next((kind for kind in AUDIO_KINDS if kind in files), None)
     if found is None:
-        raise bad(f"lacks audio: it has none of {', '.join(AUDIO_KINDS)}", "audio")
-    try:
-        with soundfile.SoundFile(io.BytesIO(files[found])) as file:
-            rate, claimed = file.samplerate, file.frames
-            if not RATES[0] <= rate <= RATES[1]:
-                raise bad(f"has a rate of {rate} Hz, not one from {RATES[0]} to {RATES[1]}", "bounds")
-            if claimed > MAX_SECONDS * rate:
-                raise bad(f"claims more than {MAX_SECONDS:.0f} s of audio", "bounds")
-            if claimed * file.channels > MAX_VALUES:
-                raise bad(f"claims {claimed} samples in {file.channels} channels", "bounds")
-            # Only what the header claims, which is bounded now, whatever the file expands to.
-            audio: Audio = file.read(claimed, dtype="float32")
-            cut_off = file.format == "FLAC" and len(audio) < claimed
-            whole_numbers = file.subtype.startswith("PCM_")  # never NaN, nor infinite
-    except (soundfile.SoundFileError, OSError, ValueError, TypeError, MemoryError) as e:
-        raise bad(f"has unreadable audio ({' '.join(str(e).split())})", "audio") from e
-    if not len(audio) or cut_off:
-        raise bad(f"has unreadable audio ({len(audio)} of {claimed} samples)", "audio")
-    if not whole_numbers and not np.isfinite(audio).all():
-        raise bad("has unreadable audio (NaN or infinite samples)", "audio")
-    return audio, rate
+        what = f"lacks audio: it has none of {', '.join(AUDIO_KINDS)}"
+        raise BadAudio(_called(shard, key), what)
+    return channels(files[found], _called(shard, key))
 
 
 def read_facts(files: Mapping[str, Bytes], shard: Named, key: str | None) -> dict[str, Any]:

@@ -121,7 +121,7 @@ SHARD = "bg/train-000000.tar"
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        (lambda p: flip(p, 700), ["another sha256", "bg/train-0: has unreadable audio"]),
+        (lambda p: flip(p, 700), ["another sha256", "bg/train-0: can't be read as audio"]),
         (lambda p: cut(p, 3000), ["bytes, the index says", "is cut off in", "not in the tar"]),
         (lambda p: cut(p, 9 * 512), ["the index says"]),
         (lambda p: p.unlink(), [f"{SHARD}: can't be read"]),
@@ -161,8 +161,8 @@ def test_tars_beside_the_index(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "says"),
     [
-        ([("k.flac", b"rubbish"), ("k.json", TEXT)], "k: has unreadable audio"),
-        ([("k.flac", flac()[:-50]), ("k.json", TEXT)], "k: has unreadable audio"),
+        ([("k.flac", b"rubbish"), ("k.json", TEXT)], "k: can't be read as audio"),
+        ([("k.flac", flac()[:-50]), ("k.json", TEXT)], "k: can't be read as audio"),
         ([("k.json", TEXT)], "k: lacks audio"),
         ([("k.flac", flac())], "k: has no text"),
         ([("k.flac", flac()), ("k.txt", b" \n")], "k: has an empty transcript"),
@@ -219,7 +219,7 @@ def test_exit_status_and_what_is_printed(tmp_path: Path) -> None:
     flip(folder / SHARD, 700)
     bad = command("lint", folder, "--workers", 1)
     assert bad.returncode == 1
-    assert f"{SHARD}: bg/train-0: has unreadable audio" in bad.stdout
+    assert f"{SHARD}: bg/train-0: can't be read as audio" in bad.stdout
     as_json = json.loads(command("lint", folder, "--workers", 1, "--json").stdout)
     assert {p["kind"] for p in as_json["problems"]} == {"shard", "audio"}
     none = command("lint", tmp_path / "gone")

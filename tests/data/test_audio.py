@@ -1,12 +1,14 @@
 """Decoding and resampling for shards: known tones come out as they went in, bad files are named."""
 
 import io
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
+import salsa_dist
 from salsa_dist.data.audio import Audio, channels, mono, resample, resampler
 from salsa_dist.errors import UserError
 
@@ -77,3 +79,24 @@ def test_a_part_without_finite_times_is_refused(
     soundfile.write(tmp_path / "a.wav", tone(16_000), 16_000)
     with pytest.raises(UserError, match=r"a\.wav: a part from .* is no part: give finite seconds"):
         channels(tmp_path / "a.wav", start=start, end=end)
+
+
+# Packages that decode, resample or write audio, and the modules that may import them.
+CODECS = "soundfile|soxr|av|wave|torchcodec|torchaudio|librosa|audioread|scipy.io"
+ALLOWED = {
+    ("salsa_dist/data/audio.py", "soundfile"),
+    ("salsa_dist/data/audio.py", "soxr"),
+    ("salsa_dist/data/audio.py", "av"),
+    ("salsa_dist/data/augment.py", "torchaudio"),  # masks: neither a file nor a rate
+}
+
+
+def test_one_module_decodes_and_resamples() -> None:
+    root = Path(salsa_dist.__file__).parents[1]
+    imported = re.compile(rf"^\s*(?:import|from) ({CODECS})\b", re.MULTILINE)
+    found = {
+        (str(path.relative_to(root)), name)
+        for path in [*root.glob("salsa_dist/**/*.py"), *root.glob("shards/*.py")]
+        for name in imported.findall(path.read_text(encoding="utf-8"))
+    }
+    assert found == ALLOWED

@@ -13,7 +13,7 @@ import soxr
 import torch
 from clips import pitch, tone
 
-from salsa_dist.data import containers
+from salsa_dist.data.audio import container_of
 from salsa_dist.data.audio_input import blocks, name_of, read
 from salsa_dist.errors import UserError
 
@@ -163,6 +163,6 @@ def test_a_playlist_opens_nothing(tmp_path: Path) -> None:
     """FFmpeg would read the files and addresses that a playlist names."""
     secret = encoded(tmp_path / "a.aac", "aac")
     for text in (f"#EXTM3U\n#EXTINF:1,\n{secret}\n", f"ffconcat version 1.0\nfile {secret}\n"):
-        assert containers.kind_of(text.encode()) is None
+        assert container_of(text.encode()) is None
         with pytest.raises(UserError, match="can't be read as audio"):
             read(text.encode())
