@@ -110,8 +110,8 @@ def _every_line(path: Path) -> Iterator[tuple[int, str]]:
                 if len(line) >= MAX_LINE:
                     raise UserError(f"{path}, line {number} has more than {MAX_LINE} characters")
                 yield number, line
-    except UnicodeDecodeError:
-        raise UserError(f"{path}, after line {number}: not UTF-8; convert it") from None
+    except UnicodeDecodeError as e:
+        raise UserError(f"{path}, after line {number}: not UTF-8; convert it") from e
     except (OSError, EOFError) as e:
         raise UserError(f"{path} can't be read ({e})") from e
 

@@ -24,6 +24,7 @@ from salsa_dist.corpus.manifest import NAMES
 from salsa_dist.corpus.utterance import Ask
 from salsa_dist.data.shards import MAX_BYTES
 from salsa_dist.errors import UserError
+from salsa_dist.versions import raised_by_us
 from salsa_dist.whole_file import replace_file
 
 SCHEMA = "salsa-dist/fetched-split/1"
@@ -132,6 +133,8 @@ def told(what: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as e:  # they raise a dozen kinds, of the network, of Arrow and of their own
+        if raised_by_us(e) and not isinstance(e, OSError):  # a bug of ours; disks are the user's
+            raise
         raise UserError(f"{what}: {_reason(e)}") from e
 
 

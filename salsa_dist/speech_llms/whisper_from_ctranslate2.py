@@ -155,8 +155,8 @@ class _Reader:
         raw = self.blob[start : self.at]
         try:
             return raw.removesuffix(b"\0").decode("utf-8")
-        except UnicodeDecodeError:
-            raise self.error(f"{what} at byte {start} is no text") from None
+        except UnicodeDecodeError as e:
+            raise self.error(f"{what} at byte {start} is no text") from e
 
     def variables(self) -> Iterator[tuple[str, torch.Tensor]]:
         for _ in range(self.number("I", "number of variables")):
@@ -185,10 +185,9 @@ def to_hugging_face(variables: Tensors, where: str) -> tuple[WhisperConfig, Tens
     left = dict(variables)
 
     def take(name: str) -> torch.Tensor:
-        try:
-            return left.pop(name)
-        except KeyError:
-            raise UserError(f"{where} is no whole Whisper: it has no {name!r}") from None
+        if name not in left:
+            raise UserError(f"{where} is no whole Whisper: it has no {name!r}")
+        return left.pop(name)
 
     def weight(name: str) -> torch.Tensor:
         tensor = take(name)
@@ -365,10 +364,9 @@ def _generation_config(
     vocabulary = tokenizer.get_vocab()
 
     def token(name: str) -> int:
-        try:
-            return int(vocabulary[name])
-        except KeyError:
-            raise UserError(f"{source.tokenizer} has no {name}: it is not Whisper's") from None
+        if name not in vocabulary:
+            raise UserError(f"{source.tokenizer} has no {name}: it is not Whisper's")
+        return int(vocabulary[name])
 
     def ids(key: str) -> list[int]:
         found = settings.get(key, []) if isinstance(settings, dict) else None
