@@ -44,11 +44,10 @@ from salsa_dist.config.decides import (
     Vectors,
 )
 from salsa_dist.places import Cache, Remote, place
+from salsa_dist.steering.rules import RULES
 
 
 def _known_rule(name: str) -> str:
-    from salsa_dist.steering.rules import RULES  # torch comes with it: only where a rule is named
-
     if name not in RULES:
         raise ValueError(f"no such update rule; known are {', '.join(RULES)}")
     return name

@@ -51,6 +51,7 @@ from salsa_dist.launch.options import Cluster, Options, Resources, checked, flag
 from salsa_dist.launch.rank import TARGET, RankCommand
 from salsa_dist.launch.sbatch_script import Sbatch, logs_of, sbatch
 from salsa_dist.log import causes, log, result, tell
+from salsa_dist.planner.sizes import parse_size
 from salsa_dist.run.folder import RunFolder
 from salsa_dist.runs import launches
 
@@ -272,12 +273,11 @@ def _here(job: RankCommand, run: Path, plan: LocalPlan) -> int:
 
 def _plan(config: Config, resources: Resources) -> str:
     """What each placement would cost, as comments below the script."""
-    from salsa_dist.planner.plan_of_run import plan_text
-    from salsa_dist.planner.sizes import parse_size  # slow to import
-
     memory = parse_size(resources.gpu_memory)
     if not _is_here(config.base.name):
         return f"# no placement plan: {config.base.name} is not on this machine; see salsa-dist plan"
+    from salsa_dist.planner.plan_of_run import plan_text  # it imports torch
+
     least, most = resources.min_nodes or resources.nodes, resources.nodes
     try:
         text = plan_text(config, most, resources.ranks_per_node, memory)

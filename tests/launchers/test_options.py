@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 import typer
@@ -49,6 +52,23 @@ def test_a_site_writes_its_account_once(desk: Desk) -> None:
 
     big = sbatch_lines(dry(desk, "--profile", "big"))
     assert (big["partition"], big["mem"], big.get("account")) == ("big", "500GB", None)
+
+
+def test_no_launch_waits_for_torch(desk: Desk) -> None:
+    """Nor does --help: only a plan of a base that is on this machine needs it."""
+    code = """
+        import sys
+        import salsa_dist.cli
+        from salsa_dist.launch.command import main
+        assert main(sys.argv[1:]) == 0
+        print({"torch", "numpy", "transformers"} & set(sys.modules), file=sys.stderr)
+    """
+    words = ["--config", str(desk.config), "--dry-run", "steering.rule=add", "base.name=not/here"]
+    done = subprocess.run(
+        [sys.executable, "-c", dedent(code), *words], cwd=desk.folder, capture_output=True, text=True
+    )
+    assert "# no placement plan: not/here is not on this machine" in done.stdout, done.stderr
+    assert done.stderr == "set()\n"
 
 
 def test_the_users_own_profiles_come_after_the_folders(desk: Desk) -> None:
