@@ -246,7 +246,7 @@ def _decode(session: Session, rows: Sequence[int], decoder: _Decoder) -> int:
             if time.monotonic() - said >= 5 or call + 1 == calls:
                 said = time.monotonic()
                 session.say(f"transcribed {begun}/{len(items)} at the {window:g} s window")
-        session.at(calls, "waiting for the other ranks")
+        session.at(max(0, calls - 1), "waiting for the other ranks")
         dist.barrier()
     return len(items)
 

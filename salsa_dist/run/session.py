@@ -200,7 +200,7 @@ class Session:
 
     def end(self, step: int | None) -> None:
         """All ranks are done; a signal that was noted goes on to the launcher."""
-        self.at(step, "waiting for the other ranks to end")
+        self.at(step and step - 1, "waiting for the other ranks to end")
         dist.barrier()
         self.say.close()
         if self._signals is not None:

@@ -88,7 +88,7 @@ class Watchdog:
         """The main thread is now in `phase` of `step`; all ranks say the same, one after the other.
 
         Args:
-            step: None before the first one.
+            step: from 0, as in the file; None before the first one.
             phase: in words that follow 'is'.
             reads: it reads or copies gigabytes in one call: bytes that come in count as moving.
         """
@@ -266,7 +266,7 @@ def _where(rank: int, seen: dict[str, Any]) -> str:
     stack = seen.get("stack") or []
     own = [frame for frame in stack[:-1] if frame.startswith(_PACKAGE)]
     at = "".join(f" at {frame}" for frame in stack[-1:]) + "".join(f" from {f}" for f in own[-1:])
-    when = "before the first step" if seen["step"] is None else f"in step {seen['step']}"
+    when = "before the first step" if seen["step"] is None else f"in step {seen['step'] + 1}"
     return f"rank {rank} (process {seen['pid']} on {seen['host']}) is {when}, {seen['phase']}{at}"
 
 

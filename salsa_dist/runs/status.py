@@ -179,7 +179,7 @@ def _ranks(run: Path) -> list[dict[str, Any]]:
 
 def _where(rank: dict[str, Any]) -> str:
     step = rank.get("step")
-    when = "before the first step" if step is None else f"in step {step}"
+    when = "before the first step" if step is None else f"in step {step + 1}"
     line = (
         f"rank {rank.get('rank')} (process {rank.get('pid')} on {rank.get('host')}) {when}, "
         f"{rank.get('phase')}, for {rank['moved_s']:.0f} s"

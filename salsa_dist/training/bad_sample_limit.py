@@ -65,13 +65,14 @@ class BadSamples:
             )
         if hopeless := sum(missing for _, missing in everyones):
             raise UserError(
-                f"step {step}: {hopeless} clips can't be used, nor any of {ATTEMPTS} others in the "
+                f"step {step + 1}: {hopeless} clips can't be used, nor any of {ATTEMPTS} others in the "
                 f"place of each ({self._summary()}): fix the shards, or fetch them again"
             )
         if len(self.seen) > self.limit:
             raise UserError(
-                f"step {step}: {len(self.seen)} samples can't be used ({self._summary()}), more than "
-                f"data.max_bad, {self.limit}; the last: {new[-1].why}. Fix the shards, or allow more"
+                f"step {step + 1}: {len(self.seen)} samples can't be used ({self._summary()}), more "
+                f"than data.max_bad, {self.limit}; the last: {new[-1].why}. Fix the shards, or "
+                "allow more"
             )
 
     def _name(self, bad: Bad) -> None:

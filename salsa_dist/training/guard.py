@@ -27,9 +27,10 @@ class Guard:
         """
         if not reduced.alike:
             raise StartAgain(
-                f"step {step}: the ranks hold different values of the same adapter: a device or a link "
-                "has computed wrongly, or ranks use different kernels. The next start resumes from the "
-                "newest checkpoint; if it happens again, find the node by excluding one at a time"
+                f"step {step + 1}: the ranks hold different values of the same adapter: a device or a "
+                "link has computed wrongly, or ranks use different kernels. The next start resumes "
+                "from the newest checkpoint; if it happens again, find the node by excluding one at a "
+                "time"
             )
 
     def sound(self, active: Sequence[int], reduced: Reduced) -> list[int]:
@@ -57,6 +58,6 @@ class Guard:
         if self.in_a_row > job.config.training.max_skipped:
             raise UserError(
                 f"adapter {broken[0]}: no finite gradient, or a loss above training.max_loss, in "
-                f"{self.in_a_row} steps in a row, up to step {step} (clips {', '.join(keys[:4])} …): "
-                "lower its learning rate, or look at these clips"
+                f"{self.in_a_row} steps in a row, up to step {step + 1} (clips {', '.join(keys[:4])} "
+                "…): lower its learning rate, or look at these clips"
             )

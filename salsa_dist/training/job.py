@@ -110,13 +110,17 @@ class Job:
                 self.waited_s = time.monotonic() - asked
                 yield step, share
                 self._measure_if_due(step + 1)
-                self.session.at(step + 1, "reading clips")
+                self._at(step + 1, "reading clips")
                 # What was read ahead is in passes too large, or of adapters that are gone.
                 if self.batches.micro_batch != limit or self._gone() != gone:
                     end = step + 1
                     break
                 asked = time.monotonic()
             first = end
+
+    def _at(self, step: int, phase: str) -> None:
+        """Say where this rank is; what comes behind the last step still counts as of it."""
+        self.session.at(max(0, min(step, len(self) - 1)), phase)
 
     def active(self, step: int) -> list[int]:
         """Rows of the adapters that take part in `step`."""
@@ -185,7 +189,7 @@ class Job:
             else:
                 losses = self._on_dev_clips(len(self), range(len(self.names)), "dev_loss")
             session.events.write("dev_loss", adapters=finite_losses(losses, self.names))
-        session.at(len(self), "saving the adapters")
+        self._at(len(self), "saving the adapters")
         folder = RunFolder(self.config.run)
         made: dict[str, int] = self.halving.dropped_at if self.halving else {}
         if self.best is not None:
@@ -253,7 +257,7 @@ class Job:
         assert self.dev is not None
 
         def moved() -> None:
-            self.session.at(step, "measuring on dev clips")
+            self._at(step, "measuring on dev clips")
 
         if metric == "dev_loss":
             return self.dev.losses(self.base, self.config, rows, moved)
@@ -311,7 +315,7 @@ def opened(
             states.restore(trainable, found)
             if best is not None:
                 states.restore(best, found)
-            session.say(f"going on at step {first} of {len(batches or ())}")
+            session.say(f"going on after step {first} of {len(batches or ())}")
         if batches is not None:
             _tell_clips(session, names, batches, first)
         session.at(None, "placing the base", reads=True)

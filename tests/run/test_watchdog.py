@@ -109,7 +109,7 @@ def test_where_all_live_the_one_furthest_behind_is_named() -> None:
 
     text = report([seen(1, 5), seen(1, 4)], [seen(4, 5), seen(4, 4)], 2, 60)
     assert "all ranks live" in text
-    assert "rank 1 (process 1 on n1) is in step 4, saving the state" in text
+    assert "rank 1 (process 1 on n1) is in step 5, saving the state" in text
     assert "waiting: rank 0" in text
 
 

@@ -179,10 +179,10 @@ def hung(cluster: Cluster, moved_s: float) -> str:
 def test_a_hung_run_tells_which_ranks_wait_and_where(cluster: Cluster) -> None:
     out = hung(cluster, 190)
     assert re.search(r"stuck: hung  job 17  \(no step for \d+ s, where one takes 1.0\)", out)
-    assert re.search(r"rank 0 \(process 1 on n0\) in step 8, the sum over all ranks, for 19\d s\n", out)
+    assert re.search(r"rank 0 \(process 1 on n0\) in step 9, the sum over all ranks, for 19\d s\n", out)
     assert "loop.py:80 reduce_step" in out
     assert (
-        "rank 1 (process 1 on n1) in step 8, reading clips, for 250 s, and gives no sign of life" in out
+        "rank 1 (process 1 on n1) in step 9, reading clips, for 250 s, and gives no sign of life" in out
     )
 
 
