@@ -118,11 +118,12 @@ def test_file_names_tell_splits_and_columns_can_be_named(tmp_path: Path) -> None
 def test_csv_is_quoted(tmp_path: Path) -> None:
     wave(tmp_path / "a b.wav")
     table = tmp_path / "all.csv"
-    head = "file,text,lang,grade,age,class\n"
-    row = '"a b.wav","one, ""two""\n\nthree",en,K,7.5,007\n'
+    head = "file,text,lang,grade,age,class,note\n"
+    row = '"a b.wav","one, ""two""\n\nthree",en,K,7.5,007,"first\n\n\nfourth"\n'
     table.write_text(head + row, encoding="utf-8")
     ((_, _, facts),) = samples(build("table", table, tmp_path / "out")).values()
-    assert facts["text"].split() == ["one,", '"two"', "three"]
+    assert facts["text"] == 'one, "two"  three', "a space per line end"
+    assert facts["extra"].pop("note") == "first\n\n\nfourth", "empty lines in quotes are kept"
     assert facts["extra"] == {"grade": "K", "age": 7.5, "class": "007"}
 
 
