@@ -302,7 +302,7 @@ class HalvingConfig(_Section):
     """Successive halving: at each rung the worse adapters of a language stop."""
 
     rungs: Vectors[list[Annotated[int, Field(ge=1)]]] = Field(
-        min_length=1, description="steps before which adapters are compared and stopped"
+        min_length=1, description="steps after which adapters are compared and stopped"
     )
     keep: Vectors[float] = Field(0.5, gt=0, lt=1, description="share of each group that continues")
     metric: Vectors[Literal["dev_loss", "cer", "wer", "mer"]] = Field(

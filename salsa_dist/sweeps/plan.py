@@ -130,7 +130,7 @@ class Plan:
         if self.sweep.file.halving:
             halving = self.sweep.file.halving
             lines.append(
-                f"before steps {halving.rungs} the best {halving.keep:.0%} of each language and size "
+                f"after steps {halving.rungs} the best {halving.keep:.0%} of each language and size "
                 "in a job go on; the costs above do not include that"
             )
         return "\n".join(lines)
