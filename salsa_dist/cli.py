@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -65,7 +65,7 @@ def how_much_is_said(
 
 ConfigArgument = Annotated[Path, typer.Argument(help="YAML file with the run's settings")]
 Overrides = Annotated[
-    Optional[list[str]],  # noqa: UP045
+    list[str] | None,
     typer.Argument(help="settings to change, such as training.steps=20", show_default=False),
 ]
 
@@ -93,11 +93,10 @@ def evaluate(config: ConfigArgument, overrides: Overrides = None) -> None:
 def report(
     runs: Annotated[list[Path], typer.Argument(help="folders of runs, such as runs/demo")],
     out: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="folder for the comparison of several runs; default: comparison"),
+        Path | None, typer.Option(help="folder for the comparison of several runs; default: comparison")
     ] = None,
     by: Annotated[
-        Optional[list[str]],  # noqa: UP045
+        list[str] | None,
         typer.Option(help="also group results by a field of the shards: age, speaker …; repeatable"),
     ] = None,
 ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -18,8 +18,7 @@ def fold(
     base: Annotated[str, typer.Option(help="folder or hub name of its base")],
     out: Annotated[Path, typer.Option(help="folder of the checkpoint; must not exist yet")],
     revision: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="branch, tag or commit of a base on a hub"),
+        str | None, typer.Option(help="branch, tag or commit of a base on a hub")
     ] = None,
     scale: Annotated[float, typer.Option(help="factor of the adapter's vectors")] = 1.0,
     force: Annotated[bool, typer.Option("--force", help="accept an adapter of another base")] = False,

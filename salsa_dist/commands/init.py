@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
@@ -24,7 +24,7 @@ def init(
     shards: Annotated[Any, typer.Argument(help="folder of shards, or s3://…", parser=place)],
     out: Annotated[Path, typer.Option(help="file to write")] = Path("config.yaml"),
     run: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option(
             help="folder of the run; default: runs/NAME, where NAME is the name of the shards"
         ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # torch comes with it
     from salsa_dist.steering.vectors import SteeringVectors
 
 Plot = Annotated[
-    Optional[Path],  # noqa: UP045
+    Path | None,
     typer.Option(help="write a plot of the norms per layer of an adapter to this .svg file"),
 ]
 
@@ -25,11 +25,11 @@ def inspect(
     base: Annotated[str, typer.Argument(help="folder or hub name of a base, or an adapter")],
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
     layers: Annotated[
-        Optional[list[str]],  # noqa: UP045
+        list[str] | None,
         typer.Option(help="path of an unusual layer list: encoder=model.audio_tower.layers"),
     ] = None,
     near: Annotated[
-        Optional[list[str]],  # noqa: UP045
+        list[str] | None,
         typer.Option(
             help="other adapters, or a folder with adapters below it: list them by their cosine with "
             "this adapter; repeatable"

@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,25 +21,23 @@ RETRY_S = 5.0  # for which a store is tried: the plan does without it
 
 def plan(
     config: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Argument(help="YAML file of a run, for base, sites and batch"),
+        Path | None, typer.Argument(help="YAML file of a run, for base, sites and batch")
     ] = None,
     base: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(help="instead of CONFIG: folder (config.json is enough) or hub name of a base"),
     ] = None,
     nodes: Annotated[int, typer.Option(min=1)] = 1,
     gpus_per_node: Annotated[int, typer.Option(min=1, help="devices per node, one rank each")] = 8,
     gpu_memory: Annotated[str, typer.Option(help="memory per device, such as 80GB")] = "80GB",
     host_memory: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(help="host memory per node, for CPU offload; default: assumed sufficient"),
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="clips per step, over all ranks")] = 64,
     micro_batch: Annotated[int, typer.Option(min=1, help="clips per pass on one rank")] = 16,
     window_s: Annotated[
-        Optional[float],  # noqa: UP045
-        typer.Option("--window", help="audio window in seconds; default: the base's own"),
+        float | None, typer.Option("--window", help="audio window in seconds; default: the base's own")
     ] = None,
     clip_s: Annotated[float, typer.Option("--clip-seconds", help="length of a clip in seconds")] = 10.0,
     sites: Annotated[
@@ -50,8 +48,7 @@ def plan(
         bool, typer.Option("--checkpointing", help="recompute activations in the backward pass")
     ] = False,
     dtype: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="precision: float32, bfloat16 or float16; default: as stored"),
+        str | None, typer.Option(help="precision: float32, bfloat16 or float16; default: as stored")
     ] = None,
     tflops: Annotated[float, typer.Option(help="peak TFLOP/s per device; 312: A100, dense bf16")] = 312,
     mfu: Annotated[
@@ -64,7 +61,7 @@ def plan(
         str, typer.Option(help="bytes per second out of a node; 25GB: one 200 Gb/s port")
     ] = "25GB",
     ds_config: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option(help="DeepSpeed config that sets the thresholds; default: from ds_configs/"),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,

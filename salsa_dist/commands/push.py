@@ -6,7 +6,7 @@ RUN/adapters/NAME ──> user/name      RUN's scores, computed from its transcr
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,12 +20,11 @@ def push(
     adapter: Annotated[Path, typer.Argument(help="folder of an adapter")],
     name: Annotated[str, typer.Argument(help="user/name on the hub")],
     revision: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="branch, created if it does not exist; default: the main branch"),
+        str | None, typer.Option(help="branch, created if it does not exist; default: the main branch")
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="make a new repository private")] = False,
     may_publish: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(help="corpus without an open licence of which an adapter may be published"),
     ] = None,
 ) -> None:

@@ -6,7 +6,7 @@ import json
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -19,14 +19,8 @@ app = typer.Typer(help="Build, check and reshard tar shards of speech.", no_args
 # Click reads only what is no UserError as a usage error of its own.
 Shards = Annotated[Any, typer.Argument(help="folder of shards, or s3://bucket/prefix …", parser=place)]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
-Language = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option(help="language code of samples without one"),
-]
-Workers = Annotated[
-    Optional[int],  # noqa: UP045
-    typer.Option(help="processes; default: one per available core"),
-]
+Language = Annotated[str | None, typer.Option(help="language code of samples without one")]
+Workers = Annotated[int | None, typer.Option(help="processes; default: one per available core")]
 
 
 @app.command()
@@ -39,17 +33,15 @@ def build(
         Any, typer.Argument(help="folder for the shards, or s3://bucket/prefix …", parser=place)
     ],
     languages: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="language codes joined by commas; default: all"),
+        str | None, typer.Option(help="language codes joined by commas; default: all")
     ] = None,
     language: Language = None,
     column: Annotated[
-        Optional[list[str]],  # noqa: UP045
+        list[str] | None,
         typer.Option(help="name of a field in the corpus: text=sentence_clean; repeatable"),
     ] = None,
     licence: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="licence of the corpus, if the recipe does not know it"),
+        str | None, typer.Option(help="licence of the corpus, if the recipe does not know it")
     ] = None,
     rate: Annotated[int, typer.Option(help="sampling rate of the shards in Hz")] = 16_000,
     as_is: Annotated[
@@ -69,16 +61,11 @@ def build(
         float, typer.Option(help="maximum share of dropped samples per language; more is an error")
     ] = 0.1,
     revision: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="commit, tag or branch of a data set on a hub; default: main"),
+        str | None, typer.Option(help="commit, tag or branch of a data set on a hub; default: main")
     ] = None,
-    subset: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="of a data set on a hub, such as bg"),
-    ] = None,
+    subset: Annotated[str | None, typer.Option(help="of a data set on a hub, such as bg")] = None,
     split: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="of a data set on a hub, joined by commas; default: all"),
+        str | None, typer.Option(help="of a data set on a hub, joined by commas; default: all")
     ] = None,
     seed: Annotated[int, typer.Option(help="seed of the splits and the order")] = 0,
     workers: Workers = None,
@@ -120,8 +107,7 @@ def lint(
     min_seconds: Annotated[float, typer.Option(help="shortest valid sample")] = 0.1,
     max_seconds: Annotated[float, typer.Option(help="longest valid sample")] = 600.0,
     rate: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option(help="expected sampling rate in Hz; default: from the index"),
+        int | None, typer.Option(help="expected sampling rate in Hz; default: from the index")
     ] = None,
     show: Annotated[int, typer.Option(help="problems to print per kind")] = 100,
     as_json: AsJson = False,
@@ -176,8 +162,7 @@ def index(
     ],
     language: Language = None,
     split: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="split of all tars; default: from their paths, else train"),
+        str | None, typer.Option(help="split of all tars; default: from their paths, else train")
     ] = None,
 ) -> None:
     """Write an index.json for tars made elsewhere, so that they can be used for training.
@@ -198,16 +183,14 @@ def reshard(
     ],
     out: Annotated[Any, typer.Argument(help="folder for the new shards", parser=place)],
     samples_per_shard: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option(help="maximum number of samples per shard"),
+        int | None, typer.Option(help="maximum number of samples per shard")
     ] = None,
     shard_size: Annotated[
-        Optional[float],  # noqa: UP045
-        typer.Option(help="approximate size of a shard in megabytes"),
+        float | None, typer.Option(help="approximate size of a shard in megabytes")
     ] = None,
     language: Language = None,
     split: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(help="split of tars without an index; default: from their paths, else train"),
     ] = None,
 ) -> None:
