@@ -135,11 +135,11 @@ def _pack(utterance: Utterance, task: Task) -> Packed:
     if utterance.end is None:
         _refuse(doubts.of_header(source), ask)
     as_it_came = ask.rate is None and whole
-    raw = _bytes_of(source) if as_it_came else source
+    raw = _bytes_of(source) if as_it_came else b""
     name = "audio in memory" if isinstance(source, bytes) else str(source)
     try:
         several, rate = channels(
-            raw,
+            raw if as_it_came else source,
             name,
             start=utterance.start or 0.0,
             end=utterance.end,
@@ -149,14 +149,15 @@ def _pack(utterance: Utterance, task: Task) -> Packed:
     except BadAudio as e:
         kind = "too long" if e.kind == "length" else "unreadable audio"
         raise UserError(f"{kind}: {e}") from e
-    if as_it_came and (kind := kind_of(raw)) not in AUDIO_KINDS:
+    kind = kind_of(raw) if as_it_came else "flac"
+    if kind not in AUDIO_KINDS:
         raise UserError(f"not a kind that shards hold: {kind}")
     seconds = len(several) / rate
     if seconds >= ask.min_seconds:
         _refuse(doubts.of_audio(several, rate, text), ask)
         if not as_it_came:
             audio, rate = resample(mono(several), rate, ask.rate or rate), ask.rate or rate
-            kind, raw, seconds = "flac", flac(audio, rate), len(audio) / rate
+            raw, seconds = flac(audio, rate), len(audio) / rate
     if seconds < ask.min_seconds:
         raise UserError(f"too short: {seconds:.3f} s")
     if seconds > ask.max_seconds:

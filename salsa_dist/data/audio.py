@@ -36,15 +36,24 @@ RATES = (4_000, 384_000)  # Hz, lowest and highest that is read
 MAX_SECONDS = 600.0  # that are decoded at once; a few bytes of FLAC can claim hours of silence
 MAX_VALUES = 1 << 26  # channels times samples: 600 s of 48 kHz stereo fit
 
-# What a file is called, FFmpeg's name of its demuxer, and what it begins with, from which byte on.
+
+class Container(NamedTuple):
+    """What a file is called, FFmpeg's name of its demuxer, and its marks from byte `start` on."""
+
+    called: str
+    demuxer: str
+    start: int
+    marks: tuple[bytes, ...]
+
+
 _CONTAINERS = (
-    ("m4a, mp4 or mov", "mov", 4, (b"ftyp", b"moov", b"mdat", b"wide")),
-    ("webm or mkv", "matroska", 0, (b"\x1aE\xdf\xa3",)),
-    ("amr", "amr", 0, (b"#!AMR",)),
-    ("wma", "asf", 0, (b"0&\xb2u\x8ef\xcf\x11",)),
-    ("aac", "aac", 0, (b"\xff\xf1", b"\xff\xf9", b"\xff\xf0", b"\xff\xf8")),
-    ("ac3", "ac3", 0, (b"\x0bw",)),
-    ("flv", "flv", 0, (b"FLV\x01",)),
+    Container("m4a, mp4 or mov", "mov", 4, (b"ftyp", b"moov", b"mdat", b"wide")),
+    Container("webm or mkv", "matroska", 0, (b"\x1aE\xdf\xa3",)),
+    Container("amr", "amr", 0, (b"#!AMR",)),
+    Container("wma", "asf", 0, (b"0&\xb2u\x8ef\xcf\x11",)),
+    Container("aac", "aac", 0, (b"\xff\xf1", b"\xff\xf9", b"\xff\xf0", b"\xff\xf8")),
+    Container("ac3", "ac3", 0, (b"\x0bw",)),
+    Container("flv", "flv", 0, (b"FLV\x01",)),
 )
 _HEAD = 16  # bytes that tell the container
 SUFFIXES = (  # of files that `mono_blocks` takes: those of soundfile, then those of PyAV
@@ -242,7 +251,7 @@ def _part(name: str, frames: int, rate: int, start: float, end: float | None) ->
     """First frame and the one behind the last; annotations may overshoot the end by a little."""
     asked = (start * rate, frames if end is None else end * rate)
     if not all(map(math.isfinite, asked)):
-        raise UserError(f"{name}: a part from {start} s to {end} s is no part: give finite seconds")
+        raise BadAudio(name, f"has no part from {start} s to {end} s, which is not finite")
     first, last = map(round, asked)
     if frames and (not 0 <= first < last or last > frames + OVERSHOOT_S * rate):
         until = "its end" if end is None else f"{end:g} s"
@@ -250,19 +259,9 @@ def _part(name: str, frames: int, rate: int, start: float, end: float | None) ->
     return first, min(last, frames)
 
 
-class Container(NamedTuple):
-    """What a kind of file is called, and what FFmpeg calls its demuxer."""
-
-    called: str
-    demuxer: str
-
-
 def container_of(head: bytes) -> Container | None:
     """The kind of a file by its first bytes; None: none that PyAV decodes here."""
-    for called, demuxer, start, marks in _CONTAINERS:
-        if any(head.startswith(mark, start) for mark in marks):
-            return Container(called, demuxer)
-    return None
+    return next((c for c in _CONTAINERS if head.startswith(c.marks, c.start)), None)
 
 
 def _by_pyav(file: IO[bytes], kind: Container, name: str) -> Iterator[tuple[Audio, int]]:

@@ -77,7 +77,7 @@ def test_a_part_without_finite_times_is_refused(
     tmp_path: Path, start: float, end: float | None
 ) -> None:
     soundfile.write(tmp_path / "a.wav", tone(16_000), 16_000)
-    with pytest.raises(UserError, match=r"a\.wav: a part from .* is no part: give finite seconds"):
+    with pytest.raises(UserError, match=r"a\.wav has no part from .*, which is not finite"):
         channels(tmp_path / "a.wav", start=start, end=end)
 
 
