@@ -189,7 +189,8 @@ def commands_page() -> str:
     import typer
 
     from salsa_dist.cli import app
-    from salsa_dist.launch.command import command_line, launch
+    from salsa_dist.launch.command import launch
+    from salsa_dist.launch.options import command_line
 
     own = command_line(launch)
     own.rich_markup_mode = None

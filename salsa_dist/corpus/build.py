@@ -12,27 +12,19 @@ is read, so the bytes don't depend on the number of processes.
 from __future__ import annotations
 
 import fcntl
-import logging
 import math
-import multiprocessing
 import os
 import shutil
-import signal
-import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from salsa_dist.corpus import card, doubts, splits
-from salsa_dist.corpus.make_tar import Made, Task, kept, make
+from salsa_dist.corpus.make_all import make_all
+from salsa_dist.corpus.make_tar import Made, Task
 from salsa_dist.corpus.recipes import load_recipe, name_of
 from salsa_dist.corpus.stats import said
 from salsa_dist.corpus.text import RULES, clean
@@ -100,7 +92,7 @@ def build(
             {language: dict(first) for language, first in corpus.first.items()},
         )
         tasks, how = plan(recipe, source, corpus, ask, drops)
-        made = _make_all(tasks, folder, workers)
+        made = make_all(tasks, folder, workers)
         _check_dropped(tasks, made, drops, max_dropped)
         index = _finish(name, out, folder, corpus, ask, tasks, made, how, drops.counts)
         shutil.rmtree(scratch, ignore_errors=True)
@@ -217,65 +209,6 @@ def _work_folder(out: Path) -> Iterator[Path]:
             folder.rmdir()
 
 
-def _make_all(tasks: Sequence[Task], folder: Path, workers: int) -> dict[str, Made]:
-    """What became of each task, by its path."""
-    _remove_others(tasks, folder)
-    columns = (TextColumn("shards"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    made = {task.path: found for task in tasks if (found := kept(task, folder))}
-    left = [task for task in tasks if task.path not in made]
-    if made:
-        log.info(f"going on: {len(made)} of {len(tasks)} shards are there")
-    quiet = not log.isEnabledFor(logging.INFO)
-    with Progress(*columns, console=Console(stderr=True), disable=quiet) as progress:
-        bar = progress.add_task("shards", total=len(tasks), completed=len(made))
-        for path, done in _made(left, folder, workers):
-            made[path] = done
-            progress.advance(bar)
-    return made
-
-
-def _made(tasks: Sequence[Task], folder: Path, workers: int) -> Iterator[tuple[str, Made]]:
-    workers = min(workers, len(tasks))
-    if workers <= 1:
-        for only in tasks:
-            yield only.path, make(only, folder)
-        return
-    # spawn: a fork of a process in which torch has threads may hang.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_worker) as pool:
-        left = iter(tasks)
-        running: dict[Future[Made], str] = {}
-        try:
-            while True:
-                # A few tasks ahead, not all: each carries its utterances.
-                while len(running) < 2 * workers and (task := next(left, None)):
-                    running[pool.submit(make, task, folder)] = task.path
-                if not running:
-                    return
-                done = next(as_completed(running))
-                yield running.pop(done), done.result()
-        except BrokenProcessPool as e:
-            raise UserError(
-                f"a process that made shards in {folder} was killed (out of memory?): run the "
-                "build again, with fewer --workers; it goes on"
-            ) from e
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _worker() -> None:
-    """A build's Ctrl-C is handled by its first process, and no other outlives that one."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-
-    def leave_with_parent() -> None:
-        if parent:
-            parent.join()
-        os._exit(1)
-
-    threading.Thread(target=leave_with_parent, daemon=True).start()
-
-
 def _check_dropped(tasks: Sequence[Task], made: dict[str, Made], before: Drops, most: float) -> None:
     """Raises: UserError: more of a language's utterances are of no use than the share `most`."""
     if not any(one.shard for one in made.values()):
@@ -301,15 +234,6 @@ def _check_dropped(tasks: Sequence[Task], made: dict[str, Made], before: Drops, 
                 f"({', '.join(f'{n} {kind}' for kind, n in kinds.most_common())}){example}: fix the "
                 f"source, or allow more than {most:g} with --max-dropped"
             )
-
-
-def _remove_others(tasks: Sequence[Task], folder: Path) -> None:
-    """What another corpus, or a process killed while it wrote, left in the folder."""
-    ours = {folder / task.path for task in tasks}
-    ours |= {path.with_name(path.name + ".json") for path in ours}
-    for path in folder.rglob("*"):
-        if not path.is_dir() and path not in ours:
-            path.unlink()
 
 
 def _finish(

@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,6 @@ from salsa_dist.config import Config
 from salsa_dist.data.clip import Clip
 from salsa_dist.data.index import Entry, Shard, ShardIndex
 from salsa_dist.data.reading import read_clip
-from salsa_dist.data.shards import TEXT_FIELDS
 from salsa_dist.data.share import share_of
 from salsa_dist.data.subset import first_entries
 from salsa_dist.evaluation import summary, transcripts
@@ -57,8 +57,6 @@ from salsa_dist.speech_llms.batch import Transcript
 from salsa_dist.steering.bank import Bank
 
 _BARE = -2  # row of the base with no adapters beside it, not even ones that are off
-# Facts of a sample that a transcript's line has elsewhere, or that say nothing of the speech.
-_NO_FIELDS = {*TEXT_FIELDS, "language", "seconds", "licence"}
 
 
 @dataclass(frozen=True)
@@ -85,7 +83,8 @@ def evaluate(config: Config) -> Path:
     """
     method = method_of(config)
     digests = {a.name: method.digest(a.name) for a in config.adapters}
-    with Session.start(config, training=False, facts=_facts(digests)) as session:
+    facts = {f"adapter {name}": digest for name, digest in digests.items()}
+    with Session.start(config, training=False, facts=facts) as session:
         started, decoded = time.monotonic(), 0
         for window in config.evaluation.windows_s:
             for rows in _passes(config, method):
@@ -166,23 +165,16 @@ def _ready(
         session.say(as_loaded(base))
         limit, decoding = config.evaluation.max_new_tokens, config.evaluation.decoding.model_dump()
         family, one = base.family, attached.transcribe
-        window_s, apart, revision = family.window_s, family.apart, speech_llm.revision
-        if one is not None:
-            yield _Decoder(
-                revision,
-                window_s,
-                list,
-                lambda clips: [one(clip, limit, decoding) for clip in clips],
-                apart,
-            )
-        else:
-            yield _Decoder(
-                revision,
-                window_s,
-                lambda clips: decode.prompts_of(base, clips),
-                lambda made: decode.answer(base, made, limit, decoding),
-                apart,
-            )
+        prepare: Callable[[Sequence[Clip]], Any] = list
+        if one is None:
+            prepare = partial(decode.prompts_of, base)
+
+        def answer(made: Any) -> list[Transcript]:
+            if one is None:
+                return decode.answer(base, made, limit, decoding)
+            return [one(clip, limit, decoding) for clip in made]
+
+        yield _Decoder(speech_llm.revision, family.window_s, prepare, answer, family.apart)
 
 
 def _decode(session: Session, rows: Sequence[int], decoder: _Decoder) -> int:
@@ -309,18 +301,7 @@ def _line(
         "reference": clip.text,
         "hypothesis": transcript.text,
         "finished": transcript.finished,
-        "fields": _fields(clip.facts),
-    }
-
-
-def _fields(facts: Mapping[str, Any]) -> dict[str, str | int | float]:
-    """What results may be told by; what a recipe knew beyond the usual lies in `extra`."""
-    extra = facts.get("extra")
-    every = {**facts, **(extra if isinstance(extra, dict) else {})}
-    return {
-        name: value
-        for name, value in every.items()
-        if name not in _NO_FIELDS and isinstance(value, str | int | float)
+        "fields": transcripts.fields_of(clip.facts),
     }
 
 
@@ -328,10 +309,6 @@ def _method(config: Config, row: int) -> str:
     if row >= 0:
         return config.method.kind
     return BARE if row == _BARE else ZERO_SHOT
-
-
-def _facts(digests: Mapping[str, str]) -> dict[str, str]:
-    return {f"adapter {name}": digest for name, digest in digests.items()}
 
 
 def _keep_only(session: Session, revision: str, digests: Mapping[str, str]) -> None:

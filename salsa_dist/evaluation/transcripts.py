@@ -7,13 +7,14 @@ without an adapter.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
 from salsa_dist import jsonl
+from salsa_dist.data.shards import TEXT_FIELDS
 from salsa_dist.json_file import Record, parsed
 from salsa_dist.run.folder import RunFolder
 
@@ -21,6 +22,8 @@ SCHEMA = "salsa-dist/hypotheses/1"
 ZERO_SHOT = "zero-shot"
 BARE = "no-adapters"
 """By the base with no adapters beside it, not even ones that are off."""
+# Facts of a sample that a transcript's line has elsewhere, or that say nothing of the speech.
+_NO_FIELDS = {*TEXT_FIELDS, "language", "seconds", "licence"}
 
 
 class Hypothesis(Record):
@@ -65,6 +68,17 @@ def hypotheses(run: Path) -> list[Hypothesis]:
             h = parsed(Hypothesis, tree, where, _advice(run))
             newest[h.language, h.split, h.method, h.adapter or "", h.window_s, h.key] = h
     return [newest[place] for place in sorted(newest)]
+
+
+def fields_of(facts: Mapping[str, Any]) -> dict[str, str | int | float]:
+    """What results may be told by; what a recipe knew beyond the usual lies in `extra`."""
+    extra = facts.get("extra")
+    every = {**facts, **(extra if isinstance(extra, dict) else {})}
+    return {
+        name: value
+        for name, value in every.items()
+        if name not in _NO_FIELDS and isinstance(value, str | int | float)
+    }
 
 
 def _advice(run: Path) -> str:

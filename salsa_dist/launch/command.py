@@ -28,16 +28,13 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass, replace
-from enum import Enum
 from functools import partial
-from inspect import Parameter, Signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 import submitit
 import typer
-from pydantic.fields import FieldInfo
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.helpers import clean_env
 
@@ -47,7 +44,7 @@ from salsa_dist.errors import UserError
 from salsa_dist.launch import rank as rank_module
 from salsa_dist.launch import snapshot, sweep, transcription
 from salsa_dist.launch.local_cluster import LocalPlan, run_local
-from salsa_dist.launch.options import Cluster, Options, Resources, checked, flag_of, read_profile
+from salsa_dist.launch.options import Cluster, Options, Resources, checked, command_line, read_profile
 from salsa_dist.launch.rank import TARGET, RankCommand
 from salsa_dist.launch.sbatch_script import Sbatch, logs_of, sbatch
 from salsa_dist.log import causes, log, result, tell
@@ -149,7 +146,7 @@ def _launch_one(
         submitit.DebugExecutor(logs_of(work.run)).submit(job).result()
         return 0
     if asked.cluster is Cluster.local:
-        here = _local_plan(resources)
+        here = LocalPlan.of(resources)
         return _here(_snapshotted(job, work.run, resources, arguments), work.run, here)
     executor = _sbatch(job.command, work, resources)
     if asked.dry_run:
@@ -196,7 +193,7 @@ def _launch_sweep(job: RankCommand, plan: Plan, asked: Options, resources: Resou
         return _sbatch(job.command, Work(run, _seen(config)), resources)
 
     if asked.cluster is not Cluster.slurm:
-        here = _local_plan(resources)
+        here = LocalPlan.of(resources)
         return sweep.run_here(lambda one, run: _here(one, run, here), job, plan, again)
     if asked.dry_run:
         result(sweep.script(executor, plan, parallel))
@@ -302,25 +299,6 @@ def _is_here(base: str) -> bool:
         return False
 
 
-def _local_plan(resources: Resources) -> LocalPlan:
-    environment = dict(resources.env)
-    if resources.gpus_per_node is not None:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        wanted = resources.gpus_per_node
-        devices = [str(n) for n in range(wanted)] if visible is None else visible.split(",")
-        if len([d for d in devices if d]) < wanted:
-            raise UserError(f"--gpus-per-node {wanted}: CUDA_VISIBLE_DEVICES={visible} shows fewer")
-        environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices[:wanted])
-    return LocalPlan(
-        tasks=resources.ranks_per_node,
-        tries=resources.tries,
-        setup=resources.setup,
-        environment=environment,
-        limit_min=resources.time,
-        signal_delay_s=resources.signal_delay_s,
-    )
-
-
 def _free_port() -> int:
     """A port nobody listens on now; submitit's own comes from the job id, whoever has it."""
     with socket.socket() as probe:
@@ -336,47 +314,6 @@ def _split(words: Sequence[str]) -> tuple[str, list[str]]:
     if words[0] not in COMMANDS:
         raise UserError(f"no command {words[0]!r}: use {', '.join(COMMANDS[:-1])} or {COMMANDS[-1]}")
     return words[0], list(words[1:])
-
-
-def _parameter(name: str, field: FieldInfo) -> Parameter:
-    """An option of the command line, as the field of `Options` says."""
-    default = field.default.value if isinstance(field.default, Enum) else field.default
-    many = isinstance(default, list | dict)
-    option = typer.Option(
-        flag_of(name),
-        help=field.description,
-        metavar=field.title,
-        min=next((check.ge for check in field.metadata if hasattr(check, "ge")), None),
-        show_default=str(default) if default else False,
-    )
-    kind = Annotated[list[str] | None if many else field.annotation | None, option]  # type: ignore
-    return Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=kind)
-
-
-def command_line(run: Callable[..., int | None]) -> Any:
-    """The command line that calls `run(context, words, **options)`; its options are `Options`."""
-    words = typer.Argument(
-        metavar="[train|evaluate|train+evaluate] [SECTION.KEY=VALUE]..., sweep FILE, or transcribe "
-        "BASE RECORDINGS... --out FOLDER",
-        help="what to run (default: train), then settings that replace the config's; transcribe takes "
-        "its own options too, see `salsa-dist transcribe --help`",
-        show_default=False,
-    )
-    own = [
-        Parameter("context", Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context),
-        Parameter(
-            "words",
-            Parameter.POSITIONAL_OR_KEYWORD,
-            default=None,
-            annotation=Annotated[list[str] | None, words],
-        ),
-    ]
-    fields = sorted(Options.model_fields.items(), key=lambda field: field[0] in Resources.model_fields)
-    options = [_parameter(name, field) for name, field in fields]
-    run.__signature__ = Signature([*own, *options])  # type: ignore[attr-defined]
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(run)
-    return typer.main.get_command(app)
 
 
 def main(arguments: Sequence[str] | None = None, target: str = TARGET) -> int:

@@ -35,6 +35,7 @@ from submitit.core.utils import JobPaths
 from submitit.local.local import LOCAL_REQUEUE_RETURN_CODE, LocalExecutor, LocalJob
 
 from salsa_dist.errors import UserError
+from salsa_dist.launch.options import Resources
 from salsa_dist.launch.rank import RankCommand
 from salsa_dist.launch.sbatch_script import logs_of
 from salsa_dist.libraries.submitit import task_words
@@ -64,6 +65,26 @@ class LocalPlan:
     environment: dict[str, str] = field(default_factory=dict)
     limit_min: float | None = None
     signal_delay_s: int = 0
+
+    @classmethod
+    def of(cls, resources: Resources) -> LocalPlan:
+        """What `resources` ask of this machine. Raises: UserError: more GPUs than it shows."""
+        environment = dict(resources.env)
+        if resources.gpus_per_node is not None:
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+            wanted = resources.gpus_per_node
+            devices = [str(n) for n in range(wanted)] if visible is None else visible.split(",")
+            if len([d for d in devices if d]) < wanted:
+                raise UserError(f"--gpus-per-node {wanted}: CUDA_VISIBLE_DEVICES={visible} shows fewer")
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices[:wanted])
+        return cls(
+            tasks=resources.ranks_per_node,
+            tries=resources.tries,
+            setup=resources.setup,
+            environment=environment,
+            limit_min=resources.time,
+            signal_delay_s=resources.signal_delay_s,
+        )
 
 
 def run_local(

@@ -17,12 +17,15 @@ to it. A field's title is what the help calls its value.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import Enum
+from inspect import Parameter, Signature
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
+import typer
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
 
 from salsa_dist.config import explained, read_yaml
 from salsa_dist.errors import UserError
@@ -285,3 +288,44 @@ def read_profile(name: str | None) -> Resources:
         f"no cluster profile {name!r} in {' nor '.join(PROFILE_FILES)}"
         + (f"; there are {', '.join(known)}" if known else ": write it, see docs/cluster.md")
     )
+
+
+def _parameter(name: str, field: FieldInfo) -> Parameter:
+    """An option of the command line, as the field of `Options` says."""
+    default = field.default.value if isinstance(field.default, Enum) else field.default
+    many = isinstance(default, list | dict)
+    option = typer.Option(
+        flag_of(name),
+        help=field.description,
+        metavar=field.title,
+        min=next((check.ge for check in field.metadata if hasattr(check, "ge")), None),
+        show_default=str(default) if default else False,
+    )
+    kind = Annotated[list[str] | None if many else field.annotation | None, option]  # type: ignore
+    return Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=kind)
+
+
+def command_line(run: Callable[..., int | None]) -> Any:
+    """The command line that calls `run(context, words, **options)`; its options are `Options`."""
+    words = typer.Argument(
+        metavar="[train|evaluate|train+evaluate] [SECTION.KEY=VALUE]..., sweep FILE, or transcribe "
+        "BASE RECORDINGS... --out FOLDER",
+        help="what to run (default: train), then settings that replace the config's; transcribe takes "
+        "its own options too, see `salsa-dist transcribe --help`",
+        show_default=False,
+    )
+    own = [
+        Parameter("context", Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context),
+        Parameter(
+            "words",
+            Parameter.POSITIONAL_OR_KEYWORD,
+            default=None,
+            annotation=Annotated[list[str] | None, words],
+        ),
+    ]
+    fields = sorted(Options.model_fields.items(), key=lambda field: field[0] in Resources.model_fields)
+    options = [_parameter(name, field) for name, field in fields]
+    run.__signature__ = Signature([*own, *options])  # type: ignore[attr-defined]
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(run)
+    return typer.main.get_command(app)

@@ -34,17 +34,14 @@ from typing import Any
 from salsa_dist.evaluation.transcripts import BARE, ZERO_SHOT, Hypothesis
 from salsa_dist.metrics import intervals, normalise
 from salsa_dist.metrics.error_rates import METRICS, corpus_rate
-from salsa_dist.metrics.summary import rates, spoken_of
 from salsa_dist.report import examples, fields, results
 from salsa_dist.report.cases import Case, read_cases, read_runs, scored
-from salsa_dist.report.results import Result, best_zero_shot, cell_of, results_of
+from salsa_dist.report.results import Result, cell_of, results_of
 from salsa_dist.report.run_files import RunFiles, read_run
 from salsa_dist.runs.cost import cost
 from salsa_dist.steering import vector_facts
 
 SCHEMA = "salsa-dist/comparison/4"
-EXAMPLES = 2
-"""Utterances of each kind, for one language."""
 POINTS = 100
 """Of a loss curve, at most; more steps are averaged."""
 DEFINITIONS = {
@@ -155,7 +152,7 @@ def tree_of(
         "examples": [
             row
             for language in sorted({e.language for e in cases})
-            for row in _examples([e for e in cases if e.language == language])
+            for row in examples.of_language([e for e in cases if e.language == language])
         ],
         "cost": [
             *(_cost(Path(run), file, "final") for run, file in zip(runs, files, strict=True)),
@@ -319,52 +316,6 @@ def thinned(points: Sequence[tuple[int, float | None]]) -> list[list[float]]:
     size = max(1, -(-len(finite) // POINTS))
     blocks = [finite[i : i + size] for i in range(0, len(finite), size)]
     return [[round(mean(s for s, _ in b), 1), round(mean(x for _, x in b), 5)] for b in blocks]
-
-
-def _examples(own: Sequence[Case]) -> list[dict[str, Any]]:
-    """Utterances of a language by the best of each kind of method, its first seed's.
-
-    Which are shown is decided by the zero-shot and the best method over all.
-    """
-    known = sorted(
-        (e for e in own if e.compared and e.method != ZERO_SHOT and rates(e.seeds, "wer")),
-        key=lambda e: mean(rates(e.seeds, "wer")),
-    )
-    best_of_kind = list({e.kind: e for e in reversed(known)}.values())
-    shown = sorted(best_of_kind, key=lambda e: mean(rates(e.seeds, "wer")))
-    return examples_of(own, shown, EXAMPLES) if shown else []
-
-
-def examples_of(cases: Sequence[Case], shown: Sequence[Case], most: int) -> list[dict[str, Any]]:
-    """Up to `most` utterances of each kind, by zero-shot and each of `shown`; the first decides."""
-    zero_shot = best_zero_shot(cases, shown[0], "wer")
-    if zero_shot is None:
-        return []
-    rows = []
-    chosen = examples.chosen(spoken_of(zero_shot.seeds), spoken_of(shown[0].seeds), most)
-    for kind, key in chosen:
-        first = [(e, min(e.seeds)) for e in (zero_shot, *shown)]
-        rows.append(
-            {
-                "language": zero_shot.language,
-                "key": key,
-                "kind": kind,
-                "reference": zero_shot.texts[0][key].reference,
-                "tokens": zero_shot.seeds[0][key].words.length,
-                "heard": [
-                    {
-                        "method": e.method,
-                        "window_s": e.window_s,
-                        "seed": seed if e.kind != ZERO_SHOT else None,
-                        "errors": e.seeds[seed][key].words.errors,
-                        "parts": {n: p.errors for n, p in e.seeds[seed][key].parts.items()},
-                        "text": e.texts[seed][key].hypothesis,
-                    }
-                    for e, seed in first
-                ],
-            }
-        )
-    return rows
 
 
 def _cost(run: Path, file: RunFiles, stage: str) -> dict[str, Any]:

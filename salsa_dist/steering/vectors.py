@@ -104,12 +104,10 @@ class SteeringVectors:
             return cls._of(*adapter_folder.read(path))
         if path.is_file():
             vectors, metadata = adapter_file.unpack(adapter_file.read(path), path)
-            name, language, base, revision = (
-                metadata.get(k, "") for k in ("name", "language", "base", "revision")
-            )
-            return cls(
-                vectors, metadata["rule"], name=name, language=language, base=base, revision=revision
-            )
+            known: dict[str, Any] = {
+                k: metadata.get(k, "") for k in ("name", "language", "base", "revision")
+            }
+            return cls(vectors, metadata["rule"], **known)
         if (parts := hub.name_and_revision(name)) is None:
             raise UserError(
                 f"no adapter at {path}: name the folder of a trained adapter, or user/name of a hub"
@@ -329,12 +327,7 @@ class SteeringVectors:
         Args:
             model, force: as in `attach`.
         """
-        made_for = {
-            "base": self.base,
-            "revision": self.revision,
-            "architecture": self.architecture,
-            "model_type": self.model_type,
-        }
+        made_for = {"base": self.base, **self._about_base()}
         return fitting_sites(model, self.vectors, made_for, f"adapter {self.name!r}", force)
 
     def digest(self) -> str:
@@ -348,17 +341,15 @@ class SteeringVectors:
             digest.update(site.encode() + vector.contiguous().numpy().tobytes())
         return digest.hexdigest()
 
+    def _about_base(self) -> dict[str, Any]:
+        return {k: getattr(self, k) for k in ("revision", "architecture", "model_type")}
+
     def _facts(self) -> dict[str, Any]:
         """For `adapter.json`."""
         return {
             "name": self.name,
             "language": self.language,
-            "base": {
-                "name": adapter_folder.known_as(self.base),
-                "revision": self.revision,
-                "architecture": self.architecture,
-                "model_type": self.model_type,
-            },
+            "base": {"name": adapter_folder.known_as(self.base), **self._about_base()},
             "rule": self.rule,
             "data": self.data,
             "training": self.training,
@@ -372,9 +363,7 @@ class SteeringVectors:
             name=facts.name,
             language=facts.language,
             base=facts.base.name,
-            revision=facts.base.revision,
-            architecture=facts.base.architecture,
-            model_type=facts.base.model_type,
+            **facts.base.model_dump(exclude={"name"}),
             data=facts.data,
             training=facts.training,
         )
@@ -383,17 +372,8 @@ class SteeringVectors:
         self, vectors: Mapping[str, Tensor], name: str, language: str, data: DataFacts | None
     ) -> SteeringVectors:
         """Other vectors for the same base, of no training run of their own."""
-        return SteeringVectors(
-            vectors,
-            self.rule,
-            name=name,
-            language=language,
-            base=self.base,
-            revision=self.revision,
-            architecture=self.architecture,
-            model_type=self.model_type,
-            data=data,
-        )
+        about = {"name": name, "language": language, "base": self.base, **self._about_base()}
+        return SteeringVectors(vectors, self.rule, **about, data=data)
 
     def _differences(self, other: SteeringVectors) -> Iterator[tuple[str, object, object]]:
         """What keeps two adapters from being mixed: its name, and both values."""
@@ -429,9 +409,7 @@ def _combined(
         for what, one, two in first._differences(other):
             raise _unlike(first, other, what, one, two)
     vectors: dict[str, Tensor] = {}
-    for site in sorted(
-        {site: None for a in adapters for site in a.vectors}, key=vector_facts.site_order
-    ):
+    for site in sorted({site for a in adapters for site in a.vectors}, key=vector_facts.site_order):
         have = [
             (w, a.vectors[site]) for w, a in zip(weights, adapters, strict=True) if site in a.vectors
         ]

@@ -168,8 +168,8 @@ def test_two_builds_of_one_folder(
             build("jsonl", manifest, tmp_path / "out")
         return original(*args)
 
-    original = build_module._make_all
-    monkeypatch.setattr(build_module, "_make_all", second)
+    original = build_module.make_all
+    monkeypatch.setattr(build_module, "make_all", second)
     build("jsonl", manifest, tmp_path / "out")
 
 

@@ -30,7 +30,8 @@ def options() -> list[str]:
     import typer
 
     from salsa_dist.cli import app
-    from salsa_dist.launch.command import command_line, launch
+    from salsa_dist.launch.command import launch
+    from salsa_dist.launch.options import command_line
 
     ours, launcher = typer.main.get_command(app), command_line(launch)
     return sorted([*_options(ours, "salsa-dist"), *_options(launcher, "salsa-dist launch")])

@@ -11,8 +11,7 @@ import pytest
 import typer
 from launching import Desk, sbatch_lines
 
-from salsa_dist.launch.command import command_line
-from salsa_dist.launch.options import SBATCH, Options, Resources, checked
+from salsa_dist.launch.options import SBATCH, Options, Resources, checked, command_line
 
 PROFILES = """
 default:

@@ -9,7 +9,8 @@ import typer
 from launching import DRIVER, Desk, Result, sbatch_lines
 
 from salsa_dist.cli import app
-from salsa_dist.launch.command import command_line, launch
+from salsa_dist.launch.command import launch
+from salsa_dist.launch.options import command_line
 
 WORDS = ["transcribe", "base", "talks/", "--language", "bg", "--batch=4"]
 

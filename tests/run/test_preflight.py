@@ -16,13 +16,13 @@ PLAY = """
 import json, os, sys, time
 from pathlib import Path
 from unittest import mock
-from salsa_dist.run import preflight as module
+from salsa_dist.run import link_speed, preflight as module
 from salsa_dist.errors import UserError
 from salsa_dist.placement.ranks import Ranks, join
 
 folder = Path(sys.argv[1])
 module._SEEN_WITHIN_S = 1.0  # this file system shows files at once
-real = module._there_and_back
+real = link_speed._there_and_back
 
 def play(ranks, name, hosts="aabb", locals="0101", run=None, versions=None, slow=(), dull=None):
     rank = ranks.rank
@@ -35,7 +35,7 @@ def play(ranks, name, hosts="aabb", locals="0101", run=None, versions=None, slow
         if (hosts[rank] in slow or hosts[peer] in slow) and hosts[rank] != hosts[peer]:
             time.sleep(2 * 8 * len(message) / 1e6)  # a link of 1 Mbit/s
 
-    exchange = mock.patch.object(module, "_there_and_back", there_and_back)
+    exchange = mock.patch.object(link_speed, "_there_and_back", there_and_back)
     changed = {**module._versions(), **(versions(rank) if versions else {})}
     own = mock.patch.object(module, "_versions", lambda: changed)
     work = mock.patch.object(module, "_work_s", lambda device: 0.9 if rank == dull else 0.1)
