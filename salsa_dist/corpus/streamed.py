@@ -133,7 +133,7 @@ def told(what: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as e:  # they raise a dozen kinds, of the network, of Arrow and of their own
-        if raised_by_us(e) and not isinstance(e, OSError):  # a bug of ours; disks are the user's
+        if raised_by_us(e) and not isinstance(e, OSError | ValueError):  # a bug of ours
             raise
         raise UserError(f"{what}: {_reason(e)}") from e
 

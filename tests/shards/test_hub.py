@@ -394,3 +394,11 @@ def test_redmond_sentence_recall(tmp_path: Path) -> None:
     assert index.recipe["dropped"] == {"en": {"nothing said": 3}}
     assert index.recipe["touched"]["en"]["codes"] == 3
     assert (index.recipe["languages"], index.recipe["splits"]) == (["en"], {"en": "the corpus's own"})
+
+
+def test_a_bug_of_ours_does_not_read_as_a_fault_of_the_data_set() -> None:
+    with pytest.raises(AttributeError), streamed.told("a/b"):
+        streamed._bytes(7)
+    with pytest.raises(UserError, match=r"^a/b: can't be read") as caught, streamed.told("a/b"):
+        json.loads("{")
+    assert isinstance(caught.value.__cause__, ValueError)
