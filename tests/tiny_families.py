@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from tiny import make_base
+from tiny_weights import randomise
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 END, TURN = "<|endoftext|>", "<|im_end|>"
@@ -286,15 +287,8 @@ def _qwen_like(model_type: str, vocabulary: int) -> dict[str, Any]:
 
 
 def _random(model_class: Any, config: Any) -> Any:
-    """Weights large enough that audio, prompt and vectors all move the logits."""
     torch.manual_seed(0)
-    model = model_class(config).eval()
-    for name, parameter in model.named_parameters():
-        if parameter.ndim > 1 and "position" not in name:
-            torch.nn.init.normal_(parameter, std=0.15)
-        elif name.endswith("bias"):
-            torch.nn.init.normal_(parameter, std=0.05)
-    return model
+    return randomise(model_class(config))
 
 
 def _save(folder: Path, model: Any, processor: Any, ids: dict[str, int]) -> Path:

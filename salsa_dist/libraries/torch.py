@@ -1,8 +1,9 @@
-"""torch.distributed: what stops a process group that nobody may wait for."""
+"""torch: what stops a process group that nobody may wait for, and a module without its hooks."""
 
 from __future__ import annotations
 
 import torch.distributed as dist
+from torch import nn
 from torch.distributed import distributed_c10d
 
 
@@ -24,3 +25,17 @@ def abort_groups() -> None:
     except RuntimeError:  # a backend that can't: it goes with the process
         if dist.is_initialized() and dist.get_backend() != "nccl":
             dist.destroy_process_group()
+
+
+def forget_hooks(module: nn.Module) -> None:
+    """Take all forward hooks off `module` and the modules in it, whoever put them there.
+
+    Assumes that a module keeps them in `_forward_hooks` and `_forward_pre_hooks`.
+
+    Seen: torch 2.13.
+    Else: an AttributeError where a layer has no norm with a weight.
+    Test: test_hooks_are_forgotten
+    """
+    for part in module.modules():
+        part._forward_hooks.clear()
+        part._forward_pre_hooks.clear()

@@ -62,13 +62,29 @@ def listed_class(config: Any) -> Any | None:
     Else: None, and the class is the one that the checkpoint's config.json names in `architectures`.
     Test: test_the_tables_of_auto_classes_can_be_read
     """
-    from transformers import AutoModelForMultimodalLM, AutoModelForSpeechSeq2Seq
+    from transformers import AutoModelForCTC, AutoModelForMultimodalLM, AutoModelForSpeechSeq2Seq
 
-    for auto in (AutoModelForSpeechSeq2Seq, AutoModelForMultimodalLM):
+    for auto in (AutoModelForSpeechSeq2Seq, AutoModelForMultimodalLM, AutoModelForCTC):
         table = getattr(auto, "_model_mapping", {})
         if type(config) in table:
             return table[type(config)]
     return None
+
+
+def frames_of(model: Any, lengths: torch.Tensor) -> torch.Tensor:
+    """How many frames an encoder trained by CTC makes of audio of `lengths`, (n,) samples or features.
+
+    Assumes that it tells by `_get_feat_extract_output_lengths` or `_get_subsampling_output_length`, as
+    its own loss does, and uses shapes alone.
+
+    Seen: transformers 5.24.
+    Else: an AttributeError before training.
+    Test: test_an_encoder_tells_how_many_frames_it_makes
+    """
+    for name in ("_get_feat_extract_output_lengths", "_get_subsampling_output_length"):
+        if hasattr(model, name):
+            return torch.as_tensor(getattr(model, name)(lengths)).long()
+    raise AttributeError(f"{type(model).__name__} does not tell how many frames it makes")
 
 
 def without_weights(model_class: Any, config: Any, dtype: torch.dtype | None = None) -> Any:

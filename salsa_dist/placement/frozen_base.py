@@ -30,6 +30,7 @@ from salsa_dist.planner.ds_settings import ds_settings
 from salsa_dist.speech_llms.batch import AdapterBatch
 from salsa_dist.speech_llms.load import SpeechLLM
 from salsa_dist.steering.bank import Bank
+from salsa_dist.steering.sites import output_head
 
 
 class FrozenBase:
@@ -170,11 +171,21 @@ def _narrowed_head(model: nn.Module, positions: Tensor) -> Iterator[None]:
     """
 
     def keep_labels(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (args[0][positions].unsqueeze(0), *args[1:])
+        kept = args[0][positions] if labels else args[0][0, :1]  # a convolution refuses no position
+        return (kept.unsqueeze(0), *args[1:])
 
-    head: nn.Module = model.get_output_embeddings()  # type: ignore[operator]
-    hook = head.register_forward_pre_hook(keep_labels)
+    def drop_the_rest(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        return output[:, :labels]
+
+    head = output_head(model)
+    assert head is not None, f"{type(model).__name__} has no head"
+    labels = int(positions.sum())
+    hooks = (
+        head.register_forward_pre_hook(keep_labels),
+        head.register_forward_hook(drop_the_rest),
+    )
     try:
         yield
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()

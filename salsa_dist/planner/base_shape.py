@@ -29,7 +29,7 @@ from salsa_dist.speech_llms.load import FAMILIES
 from salsa_dist.speech_llms.reading_base import NO_MODEL, reading_base
 from salsa_dist.speech_llms.weight_files import cached_safetensors_files, read_header
 from salsa_dist.speech_llms.window import longest, shorten
-from salsa_dist.steering.sites import find_layers, select
+from salsa_dist.steering.sites import find_layers, output_head, select
 from salsa_dist.steering.widths import output_width
 
 # Encoder rows a second of Whisper's kind: 100 frames of 10 ms, halved by a convolution. Others have
@@ -202,7 +202,7 @@ def shape_of(
     number = {id(p): i for i, (_, p) in enumerate(named)}
     config = model.config if config is None else config
     encoder_tokens = _window_rows(model)
-    head = model.get_output_embeddings()
+    head = output_head(model)
     return BaseShape(
         name=name,
         architecture=type(model).__name__,
@@ -211,7 +211,7 @@ def shape_of(
         buffer_bytes=sum(b.numel() * b.element_size() for b in model.buffers()),
         modules=tuple(_modules(model, order, lists, number, head, config)),
         layers=tuple(Layer(site, output_width(module)) for site, module in order),
-        vocabulary=0 if head is None else int(head.weight.shape[0]),
+        vocabulary=0 if head is None else int(next(head.parameters()).shape[0]),
         encoder_decoder=bool(getattr(model.config, "is_encoder_decoder", False)),
         encoder_tokens=encoder_tokens,
         stored=stored,

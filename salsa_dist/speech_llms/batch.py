@@ -7,6 +7,8 @@ label_rows       (labels,) int64, the adapter's row of each label
 rows             component -> (n,) int64, the adapter's row of each element of that component's
                  layers' outputs (samples for most; chunks or packed tokens for some encoders)
 shared           the audio where adapters share clips: then `inputs` holds none
+label_counts     (batch,) int64, labels of each sample, where a loss is of whole samples (`OwnLoss`);
+                 there `label_positions` are the frames that the labels are spread over
 """
 
 from __future__ import annotations
@@ -66,6 +68,7 @@ class AdapterBatch:
     label_rows: Tensor
     rows: dict[str, Tensor]
     shared: SharedAudio | None = None
+    label_counts: Tensor | None = None
 
     @property
     def sample_rows(self) -> Tensor:

@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
+from torch import Tensor
+
 from salsa_dist.data.clip import Clip
 from salsa_dist.speech_llms.batch import AdapterBatch, PromptBatch, Transcript
 from salsa_dist.speech_llms.drop_finished import KeepRows
@@ -26,7 +28,7 @@ class Checkpoint:
         name: folder or hub name, for errors.
         config: the model's config.
         processor: what the family's `load_processor` returned.
-        generation: the model's generation config.
+        generation: the model's generation config; None where it writes its text in one pass.
     """
 
     name: str
@@ -142,6 +144,19 @@ class Family(Protocol):
 
     def transcript(self, ids: Sequence[int]) -> str:
         """The text that generated or label token ids stand for."""
+
+
+@runtime_checkable
+class OwnLoss(Protocol):
+    """What a family offers beside, whose base is not trained by the cross-entropy of each label."""
+
+    def losses(self, logits: Tensor, batch: AdapterBatch) -> Tensor:
+        """(labels,) fp32; their sum over a sample is its loss.
+
+        Args:
+            logits: (positions, vocabulary), at `batch.label_positions` one behind the other.
+            batch: from `training_batch` or `shared_batch`.
+        """
 
 
 @runtime_checkable

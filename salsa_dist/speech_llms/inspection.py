@@ -1,4 +1,4 @@
-"""The sites of a base, each tested by a probe.
+"""The sites of a base, each tested by a probe on noise: it needs no processor.
 
     inspection = inspect_base("openai/whisper-base")
     inspection.sites      reports of the sites that can be steered
@@ -42,6 +42,7 @@ class Inspection:
         revision: what pins its weights.
         parameters: how many numbers it has.
         probed: false where it was built from its config alone.
+        lacks: what training would need beside, in a line; empty if nothing is known to be missing.
     """
 
     base: str
@@ -49,6 +50,7 @@ class Inspection:
     revision: str
     parameters: int
     probed: bool
+    lacks: str = ""
     sites: list[SiteReport] = field(default_factory=list)
     dropped: list[SiteReport] = field(default_factory=list)
 
@@ -67,6 +69,8 @@ class Inspection:
             lines.append(f"{component}: {len(own)} sites, {own[0]} to {own[-1]}")
         if not self.probed:
             lines.append("not probed: no weights here, built from config.json alone")
+        if self.lacks:
+            lines.append(f"for training: {self.lacks}")
         rows = [["component", "site", "width", "fires", "gradient", "rows", "padding-invariant"]]
         rows += [_cells(report, self.probed) for report in self.sites]
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
@@ -89,7 +93,7 @@ def inspect_base(
 
     Raises:
         UserError: no such base; one that transformers does not know, that wants code of its own, that
-            takes no audio, or that lacks its processor files.
+            takes no audio, or whose weights are damaged.
     """
     name = str(name)
     config = read_config(name, revision)
@@ -99,11 +103,7 @@ def inspect_base(
             f"base {name} is a {model_class.__name__}, which takes no audio: name a speech-LLM"
         )
     has_weights = _has_weights(Path(name))
-    if has_weights:
-        family = FAMILIES.get(config.model_type)
-        load_processor(
-            name, (name, revision), auto_processor if family is None else family.load_processor
-        )
+    lacks = _lacks(name, revision, config.model_type) if has_weights else ""
     model = _load(name, revision, model_class) if has_weights else _empty(config, model_class, name)
     model.eval().requires_grad_(False)
     sites = site_modules(model, layers)
@@ -120,9 +120,21 @@ def inspect_base(
         revision=base_revision(name, revision),
         parameters=sum(p.numel() for p in model.parameters()),
         probed=has_weights,
+        lacks=lacks,
         sites=[r for r in reports if not r.reason],
         dropped=[r for r in reports if r.reason],
     )
+
+
+def _lacks(name: str, revision: str | None, model_type: str) -> str:
+    """What a base with weights lacks for training: its processor's files; "": nothing."""
+    family = FAMILIES.get(model_type)
+    load = auto_processor if family is None else family.load_processor
+    try:
+        load_processor(name, (name, revision), load)
+    except UserError as e:
+        return str(e)
+    return ""
 
 
 def read_config(name: str, revision: str | None = None) -> Any:

@@ -26,6 +26,7 @@ from torch import nn
 from salsa_dist.errors import UserError
 from salsa_dist.libraries.transformers import commit_of, listed_class
 from salsa_dist.speech_llms import (
+    ctc,
     glm_asr,
     granite_speech,
     qwen2_5_omni,
@@ -52,6 +53,7 @@ _FAMILIES: tuple[type[Family], ...] = (
     granite_speech.GraniteSpeech,
     qwen2_5_omni.Qwen25Omni,
     glm_asr.GlmAsr,
+    ctc.Ctc,
 )
 FAMILIES = {model_type: family for family in _FAMILIES for model_type in family.MODEL_TYPES}
 
@@ -178,12 +180,13 @@ def load_speech_llm(
             f"base {name}: its checkpoint lacks {len(lacking)} weights, such as {lacking[0]}: take a "
             "complete checkpoint"
         )
-    checkpoint = Checkpoint(name, model.config, processor, model.generation_config)
+    checkpoint = Checkpoint(name, model.config, processor, getattr(model, "generation_config", None))
     family = family_class(checkpoint, options)
     # eval: no dropout, no layerdrop, no BatchNorm updates in a frozen base.
     model.eval().requires_grad_(False)
     family.fit(model)
-    model.generation_config.max_length = None  # each call says how many tokens it wants
+    if checkpoint.generation is not None:
+        model.generation_config.max_length = None  # each call says how many tokens it wants
     return SpeechLLM(
         model=model.to(device) if filled else model,
         family=family,

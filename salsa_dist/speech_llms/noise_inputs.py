@@ -200,8 +200,11 @@ class _Maker:
         if "input_ids" in self.parameters:
             inputs |= self._prompts(tokens)
         else:
-            inputs["attention_mask"] = mask
-            inputs["decoder_input_ids"] = torch.stack([self._text(i, 6) for i in range(len(samples))])
+            if "attention_mask" in self.parameters:
+                inputs["attention_mask"] = mask
+            if "decoder_input_ids" in self.parameters:
+                texts = [self._text(i, 6) for i in range(len(samples))]
+                inputs["decoder_input_ids"] = torch.stack(texts)
         if self._takes_no_text():
             inputs["input_ids"] = torch.full((len(samples), max(tokens)), 5)
             inputs.pop("attention_mask")

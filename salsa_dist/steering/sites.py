@@ -7,11 +7,12 @@
 A site `encoder.3` is the output of the fourth layer of the audio encoder. Layers are found by
 structure, with no table of module paths: lists of layers that hold attention or another mixer, the
 LLM's being the one under `get_decoder()`, the encoder's the one under `get_encoder("audio")`, or else
-the one whose path says so.
+the one whose path says so. A model that reads no text, such as one trained by CTC, has no LLM.
 """
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Mapping, Sized
 
@@ -27,6 +28,9 @@ _NOT_AUDIO = re.compile(
     r"qformer|projector|adaptor|adapter|decoder|vision|visual|codec|tokenizer", re.IGNORECASE
 )
 _NEVER = re.compile(r"vision|visual|image|talker|code2wav|token2wav", re.IGNORECASE)
+
+_TEXT_INPUTS = {"input_ids", "decoder_input_ids"}
+_AUDIO_INPUTS = {"input_features", "input_values"}
 
 
 def find_layers(model: nn.Module, layers: Mapping[str, str] | None = None) -> dict[str, nn.ModuleList]:
@@ -53,7 +57,7 @@ def find_layers(model: nn.Module, layers: Mapping[str, str] | None = None) -> di
         for path, module in lists.items()
         if not any(path.startswith(other + ".") for other in lists)
     }
-    decoder = _part(model, "get_decoder")
+    decoder = _part(model, "get_decoder") if _reads_text(model) else None
     if decoder is not None and "llm" not in found:
         own = [m for m in outer.values() if any(child is m for child in decoder.children())]
         if not own and decoder is not model:  # a decoder in a wrapper of its own
@@ -153,6 +157,18 @@ def _audio_layers(
     named = [m for path, m in others.items() if _AUDIO.search(path)]
     # The deepest: an adapter or a prenet beside the encoder's own layers is shorter.
     return max(under or named, key=len, default=None)
+
+
+def output_head(model: nn.Module) -> nn.Module | None:
+    """The module that makes logits of the last layer's output; None: it has no usual name."""
+    head = _part(model, "get_output_embeddings")
+    return head or getattr(model, "lm_head", None) or getattr(model, "ctc_head", None)
+
+
+def _reads_text(model: nn.Module) -> bool:
+    """Whether the forward pass takes tokens; so too where it names no audio, as toy models do."""
+    names = inspect.signature(type(model).forward).parameters
+    return not _TEXT_INPUTS.isdisjoint(names) or _AUDIO_INPUTS.isdisjoint(names)
 
 
 def _named(model: nn.Module, component: str, path: str) -> nn.ModuleList:

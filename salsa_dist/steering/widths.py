@@ -1,20 +1,25 @@
-"""The output width of each layer, read from its weights: no forward pass, so shared bases work too.
+"""The output width of each layer, read from its weights' shapes, so shared bases work too.
 
 layer
 ├── self_attn          q_norm (head size), k_norm
 ├── input_layernorm    (hidden,)   <- the norm nearest the layer's top is as wide as its output
 └── mlp
+
+A layer whose norms have no weight is run, alone and on the meta device.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from salsa_dist.errors import UserError
 from salsa_dist.libraries.deepspeed import true_shape
+from salsa_dist.libraries.torch import forget_hooks
 
 
 def site_widths(layers: Mapping[str, nn.ModuleList]) -> dict[str, int]:
@@ -45,9 +50,42 @@ def output_width(layer: nn.Module) -> int:
             shape = true_shape(weight)
             if len(shape) == 1:
                 found.append((name.count("."), int(shape[0])))
-    if not found:
+    if found:
+        return min(reversed(found), key=lambda entry: entry[0])[1]
+    width = _width_by_running(layer)
+    if width is None:
         raise UserError(
             f"the width of {type(layer).__name__} is unknown: it has no LayerNorm or RMSNorm with a "
-            "weight; this base's layers are of a shape that is not known yet"
+            "weight, and does not run alone; this base's layers are of a shape that is not known yet"
         )
-    return min(reversed(found), key=lambda entry: entry[0])[1]
+    return width
+
+
+def _width_by_running(layer: nn.Module) -> int | None:
+    """The width that comes out when the layer gets what one of its linear maps takes; None: it can't
+    be run on that alone."""
+    linears = [m for m in layer.modules() if isinstance(m, nn.Linear)]
+    widths = dict.fromkeys(int(true_shape(m.weight)[1]) for m in linears)
+    twin = _on_meta(layer)
+    for width in widths:
+        try:
+            output = twin(torch.empty(1, 2, width, device="meta"))
+        except (RuntimeError, TypeError, ValueError, AttributeError):
+            continue
+        hidden = output[0] if isinstance(output, tuple) else output
+        if isinstance(hidden, Tensor):
+            return int(hidden.shape[-1])
+    return None
+
+
+def _on_meta(layer: nn.Module) -> nn.Module:
+    """A copy of `layer` with shapes and no numbers, and without hooks."""
+
+    def shape(tensor: Tensor) -> Tensor:
+        empty = torch.empty(true_shape(tensor), dtype=torch.float32, device="meta")
+        return nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
+
+    memo: dict[int, Any] = {id(t): shape(t) for t in [*layer.parameters(), *layer.buffers()]}
+    twin = copy.deepcopy(layer, memo)
+    forget_hooks(twin)
+    return twin

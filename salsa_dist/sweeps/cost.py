@@ -74,7 +74,7 @@ def base_facts(config: Config) -> BaseFacts:
         component: sum(p.numel() for p in stack[len(stack) // 2].parameters())
         for component, stack in lists.items()
     }
-    widths = [p.shape[0] for p in lists.get("encoder", lists["llm"])[0].parameters() if p.ndim == 1]
+    widths = [p.shape[0] for p in next(iter(lists.values()))[0].parameters() if p.ndim == 1]
     return BaseFacts(
         revision=base_revision(base.name, base.revision),
         parameters=sum(p.numel() for p in model.parameters()),
@@ -119,9 +119,9 @@ def clip_cost(facts: BaseFacts, sites: Sequence[str], shared: bool, kept: bool =
         shared: the clip goes once through what lies below; else once for each adapter.
         kept: what lies below the first steered layer comes from the cache.
     """
-    encoder, llm = facts.layers.get("encoder", 0), facts.layers["llm"]
+    encoder, llm = facts.layers.get("encoder", 0), facts.layers.get("llm", 0)
     one_encoder = 2 * facts.layer_parameters.get("encoder", 0) * facts.kept_tokens
-    one_llm = 2 * facts.layer_parameters["llm"] * facts.llm_tokens
+    one_llm = 2 * facts.layer_parameters.get("llm", 0) * facts.llm_tokens
     chosen = [select(words, facts.layers) for words in sites]
     first_encoder = [_lowest(names, "encoder", encoder) for names in chosen]
     first_llm = [
@@ -147,7 +147,7 @@ def clip_cost(facts: BaseFacts, sites: Sequence[str], shared: bool, kept: bool =
 def decoding_flop(facts: BaseFacts) -> float:
     """FLOP of one clip transcribed, each layer once for each position."""
     encoder = facts.layers.get("encoder", 0) * facts.layer_parameters.get("encoder", 0)
-    llm = facts.layers["llm"] * facts.layer_parameters["llm"]
+    llm = facts.layers.get("llm", 0) * facts.layer_parameters.get("llm", 0)
     return 2 * (encoder * facts.decoded_tokens + llm * facts.llm_tokens)
 
 
@@ -165,6 +165,7 @@ def activation_bytes(facts: BaseFacts, config: Config) -> float:
     bytes_each = 2.0 if config.training.activation_checkpointing else 34.0
     bytes_each *= 2 if config.base.dtype == "float32" else 1
     positions = (
-        facts.layers.get("encoder", 0) * facts.encoder_tokens + facts.layers["llm"] * facts.llm_tokens
+        facts.layers.get("encoder", 0) * facts.encoder_tokens
+        + facts.layers.get("llm", 0) * facts.llm_tokens
     )
     return config.training.micro_batch * positions * facts.width * bytes_each

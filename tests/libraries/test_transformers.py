@@ -43,9 +43,21 @@ def test_the_tables_of_auto_classes_can_be_read(monkeypatch: pytest.MonkeyPatch)
 
     config = transformers.WhisperConfig()
     assert library.listed_class(config) is transformers.WhisperForConditionalGeneration
-    for auto in (transformers.AutoModelForSpeechSeq2Seq, transformers.AutoModelForMultimodalLM):
-        monkeypatch.setattr(auto, "_model_mapping", {})
+    ctc = transformers.Wav2Vec2Config()
+    assert library.listed_class(ctc) is transformers.Wav2Vec2ForCTC
+    for auto in ("SpeechSeq2Seq", "MultimodalLM", "CTC"):
+        monkeypatch.setattr(getattr(transformers, f"AutoModelFor{auto}"), "_model_mapping", {})
+    assert library.listed_class(ctc) is None
     assert library.listed_class(config) is None
+
+
+def test_an_encoder_tells_how_many_frames_it_makes() -> None:
+    from transformers import Wav2Vec2Config, Wav2Vec2ForCTC
+
+    model = library.without_weights(Wav2Vec2ForCTC, Wav2Vec2Config(num_hidden_layers=1))
+    assert library.frames_of(model, torch.tensor([399, 400, 16_000])).tolist() == [0, 1, 49]
+    with pytest.raises(AttributeError, match="does not tell how many frames"):
+        library.frames_of(torch.nn.Linear(1, 1), torch.tensor([1]))
 
 
 def test_a_model_is_built_without_weights() -> None:

@@ -49,7 +49,8 @@ def _line(name: str, reports: list[SiteReport]) -> str:
         for c in ("encoder", "llm")
         if any(r.component == c and not r.padding_invariant for r in reports)
     ]
-    llm = f"`{model.llm}`" + (", 4-D" if any(r.dimension for r in reports) else "")
+    llm = f"`{model.llm}`" if model.llm else "none"
+    llm += ", 4-D" if any(r.dimension for r in reports) else ""
     cells = [
         name,
         f"`{model.architecture}`",

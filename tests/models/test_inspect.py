@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_ctc import CTC
 from tiny_families import FAMILIES
 from tiny_models import EVERY_MODEL, MODELS
 
@@ -21,6 +22,7 @@ torch.set_num_threads(1)
 ROWS = {
     **dict.fromkeys(("whisper", "qwen2_audio", "granite_speech"), "sample"),
     **dict.fromkeys(("qwen3_asr", "qwen2_5_omni"), "token"),
+    **dict.fromkeys(CTC, "sample"),
     "voxtral": "chunk",
     "glm_asr": "window",
 }
@@ -63,17 +65,18 @@ def test_a_table_says_of_each_site_what_it_is(inspect: Callable[..., Any], tiny_
     assert [line.split()[1] for line in lines[3:]] == ["llm.0", "llm.1", "llm.2"]
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", FAMILIES | CTC)
 def test_a_complete_checkpoint_of_each_family_is_inspected(
     inspect: Callable[..., Any], tmp_path: Path, name: str
 ) -> None:
-    status, out, err = inspect(FAMILIES[name](tmp_path / "base"), "--json")
+    status, out, err = inspect((FAMILIES | CTC)[name](tmp_path / "base"), "--json")
     assert (status, err) == (0, "")
     tree = json.loads(out)
     assert tree["probed"] is True
     assert tree["dropped"] == []
+    assert tree["lacks"] == ""
     rows = {s["component"]: s["rows"] for s in tree["sites"]}
-    assert rows == {"encoder": ROWS[name], "llm": "sample"}
+    assert rows == {"encoder": ROWS[name]} | ({} if name in CTC else {"llm": "sample"})
 
 
 def test_json_holds_the_same(inspect: Callable[..., Any], tiny_base: Path) -> None:
@@ -99,7 +102,7 @@ def test_a_config_alone_is_enough_for_sites_and_widths(
     status, out, _ = inspect(write_config(tmp_path, name), "--json")
     assert status == 0
     tree = json.loads(out)
-    components = ["encoder", "llm"] if MODELS[name].encoder else ["llm"]
+    components = [c for c in ("encoder", "llm") if getattr(MODELS[name], c)]
     assert [s["site"] for s in tree["sites"]] == [f"{c}.{i}" for c in components for i in range(3)]
     assert {s["width"] for s in tree["sites"]} == {32}
     assert {s["rows"] for s in tree["sites"]} == {None}
@@ -211,7 +214,12 @@ def test_a_processor_that_is_missing(
             missing == "both" and path.suffix == ".json" and path.name not in kept
         ):
             path.unlink()
-    refused(inspect(folder), "lacks its processor")
+    status, out, err = inspect(folder)
+    assert (status, err) == (0, "")
+    said = [line for line in out.splitlines() if line.startswith("for training: ")]
+    assert len(said) == 1
+    assert "lacks its processor" in said[0]
+    assert [line.split()[3] for line in out.splitlines()[-6:]] == ["yes"] * 6  # each site fires
     with pytest.raises(UserError, match=r"lacks its processor .* put preprocessor_config\.json"):
         load_speech_llm(folder)
 

@@ -84,12 +84,12 @@ def test_every_site_fires_and_gets_a_gradient(name: str) -> None:
 @every_model
 def test_rows_of_an_output_are_known(name: str) -> None:
     rows = {r.component: r.rows for r in case(name).reports}
-    assert rows["llm"] == "sample"
+    assert rows.get("llm") == ("sample" if MODELS[name].llm else None)
     if MODELS[name].encoder:
         assert rows["encoder"] == MODELS[name].rows
     # Gemma3n's decoder keeps four streams of each sample on the first dimension.
     dimension = {r.dimension for r in case(name).reports if r.component == "llm"}
-    assert dimension == {1 if name == "Gemma3n" else 0}
+    assert dimension == ({1 if name == "Gemma3n" else 0} if MODELS[name].llm else set())
 
 
 @every_model
@@ -151,7 +151,8 @@ def test_a_vectors_gradient_is_the_slope_of_the_loss(name: str, rule: str) -> No
 def test_the_keys_of_the_base_never_change(name: str) -> None:
     model = case(name).model
     keys = list(model.state_dict())
-    bank = Bank([AdapterSpec("a", ("llm.0",), "salsa")], {"llm.0": 32})
+    site = next(iter(site_modules(model)))
+    bank = Bank([AdapterSpec("a", (site,), "salsa")], {site: 32})
     with bank.attached(site_modules(model)):
         assert list(model.state_dict()) == keys
     assert keys == list(MODELS[name].build().state_dict())

@@ -78,7 +78,7 @@ class TinyModel:
 
     architecture: str
     encoder: str | None
-    llm: str
+    llm: str | None
     rows: str = "sample"
     changes: Mapping[str, Any] = field(default_factory=dict)
     minds_padding: tuple[str, ...] = ()
@@ -139,6 +139,13 @@ SEQ2SEQ = ("model.encoder.layers", "model.decoder.layers")
 VISION = {"vision_start_token_id": 11}
 BOTH = ("encoder", "llm")
 MERGED = {"audio_config.intermediate_size": 128}  # four frames side by side
+
+CONVS = {
+    "conv_dim": [8] * 7,
+    "num_conv_pos_embeddings": 8,
+    "num_conv_pos_embedding_groups": 2,
+}
+PER_POSITION = CONVS | {"feat_extract_norm": "layer", "do_stable_layer_norm": True}
 
 EVERY_MODEL = {
     "Whisper": TinyModel("WhisperForConditionalGeneration", *SEQ2SEQ),
@@ -201,6 +208,32 @@ EVERY_MODEL = {
     "Canary": TinyModel("CanaryForConditionalGeneration", *SEQ2SEQ),
     "CohereASR": TinyModel("CohereAsrForConditionalGeneration", *SEQ2SEQ),
     "Moonshine": TinyModel("MoonshineForConditionalGeneration", *SEQ2SEQ, minds_padding=BOTH),
+    "MoonshineStreaming": TinyModel(
+        "MoonshineStreamingForConditionalGeneration",
+        *SEQ2SEQ,
+        changes={"num_key_value_heads": 2, "encoder_config.sliding_windows": [[16, 4]] * 3},
+        minds_padding=BOTH,
+        since="5.24",
+    ),
+    "wav2vec2-large": TinyModel(
+        "Wav2Vec2ForCTC", "wav2vec2.encoder.layers", None, changes=PER_POSITION, since="5.24"
+    ),
+    "HuBERT-base": TinyModel(
+        "HubertForCTC",
+        "hubert.encoder.layers",
+        None,
+        changes=CONVS,
+        minds_padding=BOTH[:1],
+        since="5.24",
+    ),
+    "Parakeet-CTC": TinyModel("ParakeetForCTC", "encoder.layers", None, since="5.24"),
+    "OmniASR-CTC": TinyModel(
+        "OmniASRForCTC",
+        TOWER,
+        None,
+        changes={f"audio_config.{k}": v for k, v in CONVS.items()},
+        since="5.24",
+    ),
     "SeamlessM4Tv2": TinyModel(
         "SeamlessM4Tv2ForSpeechToText",
         "speech_encoder.encoder.layers",

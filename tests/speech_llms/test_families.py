@@ -335,8 +335,18 @@ def test_the_width_of_a_layer_whose_weights_are_elsewhere() -> None:
         parameter.ds_shape = torch.Size([7])  # type: ignore[attr-defined]
         parameter.data = torch.empty(0)
     assert output_width(layer) == 7
-    with pytest.raises(UserError, match="the width of Linear is unknown"):
-        output_width(torch.nn.Linear(2, 2))
+    with pytest.raises(UserError, match="the width of Conv1d is unknown"):
+        output_width(torch.nn.Conv1d(2, 2, 1))
+
+
+def test_a_layer_without_norm_weights_is_run_for_its_width() -> None:
+    layer = torch.nn.Sequential(torch.nn.Linear(4, 9), torch.nn.ReLU(), torch.nn.Linear(9, 6))
+    ran: list[str] = []
+    layer[0].register_forward_hook(lambda *_: ran.append("the base"))
+    for weight in layer.parameters():
+        weight.ds_shape, weight.data = weight.shape, torch.empty(0)  # type: ignore[attr-defined]
+    assert output_width(layer) == 6
+    assert ran == []
 
 
 def test_language_codes() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conformance import ALONE, apart, noise
+from tiny_ctc import CTC
 from tiny_families import FAMILIES
 
 from salsa_dist.config import PlacementConfig
@@ -29,16 +30,21 @@ JOBS = {
 Result = tuple[torch.Tensor, dict[str, torch.Tensor]]
 
 
-@pytest.fixture(scope="module", params=list(FAMILIES))
+@pytest.fixture(scope="module", params=[*FAMILIES, "wav2vec2"])
 def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> SpeechLLM:
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("families") / request.param
-    return load_speech_llm(FAMILIES[request.param](folder))
+    return load_speech_llm((FAMILIES | CTC)[request.param](folder))
 
 
 def frozen_base(base: SpeechLLM, job: str) -> FrozenBase:
-    specs = [AdapterSpec(str(i), s, ("salsa", "add")[i % 2]) for i, s in enumerate(JOBS[job])]
-    bank = Bank(specs, site_widths(find_layers(base.model)))
+    widths = site_widths(find_layers(base.model))
+    # Where there is no LLM, the last layer stands for it.
+    own = [
+        tuple(dict.fromkeys(s if s in widths else "encoder.1" for s in sites)) for sites in JOBS[job]
+    ]
+    specs = [AdapterSpec(str(i), s, ("salsa", "add")[i % 2]) for i, s in enumerate(own)]
+    bank = Bank(specs, widths)
     generator = torch.Generator().manual_seed(1)
     for row, spec in enumerate(specs):
         bank.set_row(
