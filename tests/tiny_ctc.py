@@ -99,6 +99,7 @@ def _pieces(words: list[str], behind: list[str] | None = None) -> Any:
 
 
 def _save(folder: Path, model: Any, extractor: Any, tokenizer: Any, processor: str) -> Path:
+    torch.manual_seed(0)
     randomise(model)
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm1d):

@@ -209,6 +209,41 @@ def make_qwen2_5_omni(folder: Path) -> Path:
     return _save(folder, model, tokenizer, ids)
 
 
+def make_qwen3_omni(folder: Path) -> Path:
+    """Qwen3-Omni's thinker with four experts, its vision tower as small as it can be."""
+    import transformers as t
+
+    marks = ["<|audio_pad|>", "<|audio_start|>", "<|audio_end|>", "<|vision_start|>"]
+    special = [*CHATML, *marks, "<|image_pad|>", "<|video_pad|>"]
+    tokenizer = _byte_tokenizer(special)
+    ids = {s: tokenizer.convert_tokens_to_ids(s) for s in special}
+    text = _qwen_like("qwen3_omni_moe_text", len(tokenizer))
+    text |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    text["rope_parameters"] = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e6}
+    audio = {**_whisper_like(24), "output_dim": 32, "downsample_hidden_size": 4, "n_window_infer": 200}
+    config = t.Qwen3OmniMoeThinkerConfig(
+        audio_config=audio,
+        vision_config={
+            "depth": 1,
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_heads": 2,
+            "out_hidden_size": 32,
+            "num_position_embeddings": 16,
+            "deepstack_visual_indexes": [0],
+        },
+        text_config=text,
+        audio_token_id=ids["<|audio_pad|>"],
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        audio_start_token_id=ids["<|audio_start|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+    )
+    model = _random(t.Qwen3OmniMoeThinkerForConditionalGeneration, config)
+    t.WhisperFeatureExtractor(feature_size=16, chunk_length=300).save_pretrained(folder)
+    return _save(folder, model, tokenizer, ids)
+
+
 def make_glm_asr(folder: Path) -> Path:
     """GLM-ASR with 2 s windows."""
     import transformers as t
@@ -240,6 +275,39 @@ def make_glm_asr(folder: Path) -> Path:
     extractor = t.WhisperFeatureExtractor(feature_size=16, chunk_length=2)
     processor = t.GlmAsrProcessor(extractor, tokenizer, chat_template=template, max_audio_len=21)
     return _save(folder, model, processor, {END: ids[END], TURN: ids["<|user|>"]})
+
+
+def make_audioflamingo3(folder: Path) -> Path:
+    """AudioFlamingo3 with 2 s windows; it has no file of ours."""
+    import transformers as t
+
+    tokenizer = _byte_tokenizer([*CHATML, "<sound>"], eos_token=TURN)
+    ids = {s: tokenizer.convert_tokens_to_ids(s) for s in [*CHATML, "<sound>"]}
+    audio = {
+        "hidden_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 96,
+        "num_mel_bins": 16,
+        "max_source_positions": 100,
+    }
+    config = t.AudioFlamingo3Config(
+        audio_config=audio,
+        text_config=_qwen_like("qwen2", len(tokenizer)),
+        audio_token_id=ids["<sound>"],
+    )
+    model = _random(t.AudioFlamingo3ForConditionalGeneration, config)
+    template = (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% for c in m.content %}"
+        "{% if c.type == 'audio' %}<sound>{% else %}{{ c.text }}{% endif %}{% endfor %}"
+        "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    extractor = t.WhisperFeatureExtractor(feature_size=16, chunk_length=2)
+    processor = t.AudioFlamingo3Processor(
+        extractor, tokenizer, chat_template=template, max_audio_len=21
+    )
+    return _save(folder, model, processor, ids)
 
 
 def _byte_tokenizer(special: list[str], **names: str) -> Any:
@@ -305,6 +373,8 @@ FAMILIES: dict[str, Callable[[Path], Path]] = {
     "qwen3_asr": make_qwen3_asr,
     "granite_speech": make_granite_speech,
     "qwen2_5_omni": make_qwen2_5_omni,
+    "qwen3_omni": make_qwen3_omni,
     "glm_asr": make_glm_asr,
+    "audioflamingo3": make_audioflamingo3,
     **({"voxtral": make_voxtral} if find_spec("mistral_common") else {}),
 }

@@ -9,7 +9,6 @@ import torch
 
 def randomise(model: Any) -> Any:
     """Weights large enough that audio, prompt and vectors all move the logits."""
-    torch.manual_seed(0)
     for name, parameter in model.eval().named_parameters():
         if parameter.ndim > 1 and "position" not in name:
             torch.nn.init.normal_(parameter, std=0.15)

@@ -88,6 +88,11 @@ class ChatFamily(ABC):
         self.languages = languages.named()
         self.audio_token = audio_token
         self.audio_id: int = checkpoint.config.audio_token_id
+        if self.tokenizer.convert_tokens_to_ids(audio_token) != self.audio_id:
+            raise UserError(
+                f"base {checkpoint.name}: its tokenizer has no audio token {audio_token!r} with id "
+                f"{self.audio_id}, which config.json names: take all files from one revision"
+            )
         self.end = end
         self.end_id: int = self.tokenizer.convert_tokens_to_ids(end)
         stop = checkpoint.generation.eos_token_id

@@ -23,8 +23,7 @@ from torch import nn
 
 from salsa_dist.errors import UserError
 from salsa_dist.libraries.transformers import listed_class, without_weights
-from salsa_dist.speech_llms.family import auto_processor
-from salsa_dist.speech_llms.load import FAMILIES, base_revision, load_processor
+from salsa_dist.speech_llms.load import base_revision, family_of, load_processor, takes_audio
 from salsa_dist.speech_llms.noise_inputs import noise_inputs
 from salsa_dist.speech_llms.reading_base import NO_MODEL, reading_base
 from salsa_dist.steering.probe import SiteReport, probe
@@ -128,10 +127,8 @@ def inspect_base(
 
 def _lacks(name: str, revision: str | None, model_type: str) -> str:
     """What a base with weights lacks for training: its processor's files; "": nothing."""
-    family = FAMILIES.get(model_type)
-    load = auto_processor if family is None else family.load_processor
     try:
-        load_processor(name, (name, revision), load)
+        load_processor(name, (name, revision), family_of(model_type).load_processor)
     except UserError as e:
         return str(e)
     return ""
@@ -182,12 +179,6 @@ def class_of(config: Any, name: str) -> Any:
         f"base {name} is a {config.model_type!r} model and names no architecture that transformers has "
         f"({architecture or 'none'}): name a speech-LLM"
     )
-
-
-def takes_audio(model_class: Any) -> bool:
-    """Whether a model of this class takes audio, as transformers itself says."""
-    modalities = getattr(model_class, "input_modalities", ())
-    return "audio" in modalities or model_class.main_input_name in ("input_features", "input_values")
 
 
 def _has_weights(folder: Path) -> bool:

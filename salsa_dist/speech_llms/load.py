@@ -26,12 +26,14 @@ from torch import nn
 from salsa_dist.errors import UserError
 from salsa_dist.libraries.transformers import commit_of, listed_class
 from salsa_dist.speech_llms import (
+    any_chat,
     ctc,
     glm_asr,
     granite_speech,
     qwen2_5_omni,
     qwen2_audio,
     qwen3_asr,
+    qwen3_omni,
     voxtral,
     whisper,
 )
@@ -52,6 +54,7 @@ _FAMILIES: tuple[type[Family], ...] = (
     voxtral.Voxtral,
     granite_speech.GraniteSpeech,
     qwen2_5_omni.Qwen25Omni,
+    qwen3_omni.Qwen3Omni,
     glm_asr.GlmAsr,
     ctc.Ctc,
 )
@@ -150,17 +153,18 @@ def load_speech_llm(
         config = AutoConfig.from_pretrained(
             files[0], revision=files[1], trust_remote_code=False, **attention
         )
-    family_class = FAMILIES.get(config.model_type)
-    if family_class is None:
-        raise UserError(
-            f"base {name} is a {config.model_type!r} model; known families are {', '.join(FAMILIES)}"
-        )
+    family_class = family_of(config.model_type)
     refuse_stride(name, config.model_type, silence_stride)
     cls = model_class(config, family_class.MODEL_CLASS)
+    if not takes_audio(cls):
+        raise UserError(f"base {name} is a {cls.__name__}, which takes no audio: name a speech-LLM")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     precision = own_dtype(config, device) if dtype is None else getattr(torch, dtype)
     sources: Mapping[str, StoredTensor] | None = None
     processor = load_processor(name, files, family_class.load_processor)
+    _refuse_other_features(name, config, processor)
+    if family_class is any_chat.AnyChat:
+        any_chat.refuse_others(name, config.model_type, processor)
     with reading_base(name):
         described = None if filled else unfilled(cls, config, *files, precision)
         if described is None:
@@ -196,6 +200,28 @@ def load_speech_llm(
         layers=layers or {},
         sources=sources,
     )
+
+
+def family_of(model_type: str) -> type[Family]:
+    """The family of a `model_type`; of one without a file, what its processor tells is tried."""
+    return FAMILIES.get(model_type, any_chat.AnyChat)
+
+
+def _refuse_other_features(name: str, config: Any, processor: Any) -> None:
+    """Refuse a processor of another version of a base, which the first batch would fail with."""
+    size = getattr(getattr(processor, "feature_extractor", None), "feature_size", None)
+    bins = getattr(getattr(config, "audio_config", config), "num_mel_bins", None)
+    if isinstance(size, int) and isinstance(bins, int) and size != bins:
+        raise UserError(
+            f"base {name}: its processor makes {size} mel bins, config.json wants {bins}: take all "
+            "files from one revision"
+        )
+
+
+def takes_audio(model_class: Any) -> bool:
+    """Whether a model of this class takes audio, as transformers itself says."""
+    modalities = getattr(model_class, "input_modalities", ())
+    return "audio" in modalities or model_class.main_input_name in ("input_features", "input_values")
 
 
 def own_dtype(config: Any, device: torch.device) -> torch.dtype:

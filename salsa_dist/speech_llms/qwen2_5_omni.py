@@ -51,6 +51,7 @@ class Qwen25Omni(ChatFamily):
 
     MODEL_TYPES: ClassVar[tuple[str, ...]] = ("qwen2_5_omni", "qwen2_5_omni_thinker")
     MODEL_CLASS: ClassVar[str | None] = "Qwen2_5OmniThinkerForConditionalGeneration"
+    AUDIO_TOKEN: ClassVar[str] = "<|AUDIO|>"
 
     @staticmethod
     def load_processor(name: str, revision: str | None) -> Any:
@@ -59,7 +60,7 @@ class Qwen25Omni(ChatFamily):
     def __init__(self, checkpoint: Checkpoint, options: FamilyOptions) -> None:
         self.features = checkpoint.processor.feature_extractor
         window_s = longest(self.features.n_samples / SAMPLE_RATE, options.window_s)
-        super().__init__(checkpoint, options, window_s, "<|AUDIO|>", "<|im_end|>")
+        super().__init__(checkpoint, options, window_s, self.AUDIO_TOKEN, "<|im_end|>")
 
     def prompt_text(self, language: str) -> str:
         request = self.instruction(language, _REQUEST, _NAMELESS)

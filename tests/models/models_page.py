@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tiny_models import MODELS
+from tiny_models import MODELS, TinyModel
 
+from salsa_dist.speech_llms.load import FAMILIES
 from salsa_dist.steering.probe import SiteReport
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
+
+# Complete checkpoints in tests/tiny_families.py that have no file of ours.
+TESTED_BY_PROCESSOR = ("audioflamingo3",)
 
 _HEAD = """\
 # Models
@@ -25,10 +29,20 @@ under both rules:
 *Rows* is what the first dimension of an encoder layer's output counts: samples, fixed chunks,
 windows of a long clip, or tokens of all samples packed together. *Padding changes* lists the
 components whose activations for a clip differ between the clip alone and the clip in a batch with
-a longer one.
+a longer one. *Whole by* is the family file by which a complete tiny checkpoint (config, processor,
+tokenizer, weights) trains, is sharded over two ranks and transcribes in the tests. On the other lines
+vectors can be attached and trained by code of your own. A base among these may also train as
+AudioFlamingo3 does, without a file, if its processor has a chat template, a tokenizer and an audio
+token; that is not tested.
 
-| model | transformers class | encoder layers | rows | LLM layers | sites that work | padding changes |
-|---|---|---|---|---|---|---|
+Not whole, and why: Gemma3n and Gemma 4, their processors and Gemma3n's vision tower want packages
+(torchvision, timm) that audio does not need; VibeVoice-ASR has no encoder sites, its audio runs under
+`no_grad`; Kyutai reads discrete codes; transducers (RNN-T, TDT) have another loss. For the others no
+family was written yet.
+
+| model | transformers class | encoder layers | rows | LLM layers | sites that work | padding changes \
+| whole by |
+|---|---|---|---|---|---|---|---|
 """
 
 
@@ -59,5 +73,14 @@ def _line(name: str, reports: list[SiteReport]) -> str:
         llm,
         ", ".join(works),
         ", ".join(minds) or "no",
+        _whole_by(model),
     ]
     return "| " + " | ".join(cells) + " |\n"
+
+
+def _whole_by(model: TinyModel) -> str:
+    """The module of its family; `-` where no complete checkpoint of it is tested."""
+    model_type = model.config().model_type
+    if family := FAMILIES.get(model_type):
+        return f"`{family.__module__.rpartition('.')[2]}.py`"
+    return "`any_chat.py`" if model_type in TESTED_BY_PROCESSOR else "-"

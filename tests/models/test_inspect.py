@@ -21,10 +21,11 @@ torch.set_num_threads(1)
 
 ROWS = {
     **dict.fromkeys(("whisper", "qwen2_audio", "granite_speech"), "sample"),
-    **dict.fromkeys(("qwen3_asr", "qwen2_5_omni"), "token"),
+    **dict.fromkeys(("qwen3_asr", "qwen2_5_omni", "qwen3_omni"), "token"),
     **dict.fromkeys(CTC, "sample"),
     "voxtral": "chunk",
     "glm_asr": "window",
+    "audioflamingo3": "window",
 }
 
 

@@ -68,7 +68,9 @@ def test_zero_vectors_change_no_logit(base: SpeechLLM, rule: str) -> None:
     assert not torch.equal(plain, moved)
 
 
-def test_gradients_are_finite_differences(base: SpeechLLM) -> None:
+def test_gradients_are_finite_differences(base: SpeechLLM, family: str) -> None:
+    # At a longer step a token may go to another expert, whose loss is another.
+    length = 5e-3 if family == "qwen3_omni" else 2e-2
     bank = random_bank(base, RULES)
     with placed(base, bank) as frozen:
         batch = base.family.training_batch(clips(base))
@@ -79,12 +81,12 @@ def test_gradients_are_finite_differences(base: SpeechLLM) -> None:
             aside = torch.randn(vectors.shape, generator=generator)
             direction = found[site] / found[site].norm() + 0.5 * aside / aside.norm()
             sums = []
-            for step in (2e-2, -2e-2):
+            for step in (length, -length):
                 with torch.no_grad():
                     vectors += step * direction
                     sums.append(token_losses(frozen, batch).double().sum())
                     vectors -= step * direction
-            difference = float(sums[0] - sums[1]) / 4e-2
+            difference = float(sums[0] - sums[1]) / (2 * length)
             slope = float((found[site] * direction).sum())
             assert slope > 1e-3, site
             assert difference == pytest.approx(slope, rel=2e-2), site

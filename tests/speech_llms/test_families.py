@@ -65,6 +65,13 @@ def test_prompts(load: Load) -> None:
     assert "<|audio_eos|>Transcribe the Greek audio into text without" in prompt(omni, "el")
     assert "Transcribe the Chinese and English audio" in prompt(omni, "zh-en")
     assert "<|audio_eos|>Transcribe the audio into text without" in prompt(omni, "tw")
+    omni = load("qwen3_omni")
+    assert prompt(omni, "el") == (
+        "<|im_start|>user\n<|audio_start|><|audio_pad|><|audio_end|>Transcribe the Greek audio "
+        "into text.<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert "<|audio_end|>Transcribe the audio into text.<" in prompt(omni, "tw")
+    assert "<|audio_end|>请将这段中文语音转换为纯文本。<" in prompt(omni, "zh")
     granite = load("granite_speech")
     assert prompt(granite, "bg") == (
         "<|start_of_role|>user<|end_of_role|><|audio|>can you transcribe the speech into a written "
@@ -78,6 +85,8 @@ def test_prompts(load: Load) -> None:
         ("qwen2_audio", "zh", "recognize the speech: <|zh|>"),
         ("qwen3_asr", "zh", "language Chinese<asr_text>"),
         ("qwen2_5_omni", None, "Transcribe the Chinese and English audio into text"),
+        ("qwen3_omni", None, "Transcribe the Chinese and English audio into text"),
+        ("audioflamingo3", "en", "Transcribe the input speech."),
         ("voxtral", "zh", "lang:zh[TRANSCRIBE]"),
         ("glm_asr", "en", "transcribe"),
         ("granite_speech", "en", "can you transcribe the speech into a written format?"),
@@ -93,7 +102,7 @@ def test_how_each_chat_family_names_mixed_speech(
     if same_as is not None:
         assert said == prompt(base, same_as)
     # The order of the parts counts, but where no language is named.
-    nameless = family in ("glm_asr", "granite_speech")
+    nameless = family in ("glm_asr", "granite_speech", "audioflamingo3")
     assert (said == prompt(base, "en-zh")) == nameless
 
 

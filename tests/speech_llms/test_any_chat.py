@@ -1,0 +1,138 @@
+"""Bases with a chat prompt and no file of ours; and files of a base that don't belong together."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conformance import noise
+from safetensors.torch import load_file, save_file
+from tiny_families import FAMILIES
+
+from salsa_dist.errors import UserError
+from salsa_dist.speech_llms.any_chat import AnyChat
+from salsa_dist.speech_llms.load import SpeechLLM, load_speech_llm
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> SpeechLLM:
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("any") / "base"
+    return load_speech_llm(FAMILIES["audioflamingo3"](folder))
+
+
+def test_it_asks_as_the_processor_does(base: SpeechLLM) -> None:
+    family: Any = base.family
+    assert isinstance(family, AnyChat)
+    clip = noise(4.4, "", "el", 0)
+    batch = family.prompt_batch([clip])
+    made = family.processor.apply_transcription_request(clip.audio)
+    for name in ("input_ids", "input_features", "input_features_mask"):
+        assert torch.equal(batch.inputs[name], made[name]), name
+    assert batch.rows["encoder"].tolist() == [0, 0, 0]  # windows of 2 s
+    assert (family.window_s, family.end) == (20.0, "<|im_end|>")
+
+
+def test_a_request_of_the_users(base: SpeechLLM) -> None:
+    own = load_speech_llm(base.name, prompt="Write down the {language} speech:").family
+    assert "<|im_start|>user\nWrite down the Greek speech:<sound><|im_end|>" in own.prompt_text("el")  # type: ignore[attr-defined]
+
+
+def test_without_a_request_of_its_authors_it_names_the_language(base: SpeechLLM) -> None:
+    family: Any = copy.copy(base.family)
+    family.processor = copy.copy(family.processor)
+    family.processor.default_transcription_prompt = None
+    assert "user\n<sound>Transcribe the Greek speech into text.<" in family.prompt_text("el")
+    assert "user\n<sound>Transcribe the speech into text.<" in family.prompt_text("tw")
+
+
+def test_audio_that_grows_is_padded_to_the_window(base: SpeechLLM) -> None:
+    """What a processor makes of a clip beside others must not depend on these."""
+    family: Any = copy.copy(base.family)
+    family.processor = copy.copy(family.processor)
+    family.processor.audio_kwargs = {**family.processor.audio_kwargs, "padding": "longest"}
+    family.window_s = 2.0
+    clip = np.ones(8_000, np.float32)
+    family.pads_itself = False
+    assert family.process(clip).features["input_features"].shape[-1] == 200
+    family.pads_itself = True
+    assert family.process(clip).features["input_features"].shape[-1] == 50
+
+
+def changed(folder: Path, base: SpeechLLM, change: Callable[[Path], None]) -> Path:
+    shutil.copytree(base.name, folder)
+    change(folder)
+    return folder
+
+
+def edit(name: str, **values: Any) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        tree = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(tree | values))
+
+    return write
+
+
+def without_template(folder: Path) -> None:
+    (folder / "chat_template.jinja").unlink()
+
+
+def without_a_weight(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    del weights["audio_tower.conv1.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+EIGHT_BINS = {"feature_size": 8, "feature_extractor_type": "WhisperFeatureExtractor"}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (without_template, r"no family file, and its processor has no chat template: it can't be"),
+        (without_a_weight, r"its checkpoint lacks 1 weights, such as .*conv1\.weight"),
+        (edit("config.json", audio_token_id=7), "no audio token '<sound>' with id 7, which config"),
+        (
+            edit("processor_config.json", feature_extractor=EIGHT_BINS),
+            "its processor makes 8 mel bins, config.json wants 16",
+        ),
+        (edit("config.json", model_type="llm_of_2028"), r"can't be loaded: .*model type `llm_of_2028`"),
+        (
+            edit("config.json", model_type="own", auto_map={"AutoConfig": "own.Config"}),
+            r"can't be loaded: .*contains custom code",
+        ),
+    ],
+)
+def test_files_that_do_not_belong_together(
+    base: SpeechLLM, tmp_path: Path, change: Callable[[Path], None], reason: str
+) -> None:
+    folder = changed(tmp_path / "base", base, change)
+    with pytest.raises(UserError, match=reason) as error:
+        load_speech_llm(folder)
+    assert "\n" not in str(error.value)
+
+
+def test_a_template_that_writes_the_prompt_otherwise_before_an_answer(base: SpeechLLM) -> None:
+    family: Any = copy.deepcopy(base.family)
+    processor = family.processor
+    dated = "{% if add_generation_prompt %}Now: {% endif %}"
+    processor.chat_template = dated + processor.chat_template
+    with pytest.raises(
+        UserError, match=r"chat template writes the prompt .* differently when an answer"
+    ):
+        family.training_batch([noise(0.5, "kon", "en", 0)])
+
+
+def test_a_model_without_audio(tmp_path: Path) -> None:
+    from transformers import LlamaConfig
+
+    LlamaConfig(architectures=["LlamaForCausalLM"]).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="is a LlamaForCausalLM, which takes no audio"):
+        load_speech_llm(tmp_path)
