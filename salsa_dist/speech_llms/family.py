@@ -164,7 +164,8 @@ class EncodesApart(Protocol):
     """What a family offers beside, whose model is an encoder with a decoder.
 
     Its `generate` takes what the encoder puts out (`encoder_outputs`), so that a clip that several
-    adapters transcribe can go through what they share of the encoder once.
+    adapters transcribe can go through what they share of the encoder once. `input_features` of a batch
+    is what the encoder takes, a row per clip.
     """
 
     def shared_prompt_batch(self, clips: Sequence[Clip], distinct: Sequence[Clip]) -> PromptBatch:

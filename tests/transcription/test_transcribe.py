@@ -94,6 +94,23 @@ def test_one_recording_not_in_a_list_is_refused(base: SpeechLLM, clips: Path) ->
         transcribe(base, str(clips / "a.wav"), "bg")
 
 
+def test_the_encoder_takes_one_piece_at_a_time_with_its_adapter(
+    base: SpeechLLM, vectors: dict[str, Path], clips: Path
+) -> None:
+    sizes: list[int] = []
+    encoder = base.model.get_encoder()
+    hook = encoder.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    adapter = SteeringVectors.load(vectors["bg"])
+    three = [clips / "a.wav"] * 3
+    texts = transcribe(base, three, "bg", [None, adapter, None])
+    hook.remove()
+    assert sizes == [1, 1, 1]
+    with adapter.attach(base):
+        steered = transcribe(base, three[:1], "bg")
+    assert texts == [*transcribe(base, three[:1], "bg"), *steered, texts[0]]
+    assert texts[0] != texts[1]
+
+
 def test_batches_of_any_size_give_the_same(base: SpeechLLM, clips: Path) -> None:
     files = sorted(clips.iterdir())
     each = list(transcribe_each(base, files, "bg", batch=1))
