@@ -82,17 +82,13 @@ class Bank:
             for width, group in groupby(self.sites, key=lambda site: widths[site])
             if (own := tuple(group))
         ]
+        # An adapter that does not steer a site keeps a zero vector there, which is the identity.
         self.vectors: dict[str, Tensor] = {
             site: vectors.detach().requires_grad_()
             for block in self.blocks
             for site, vectors in block.by_site(block.values).items()
         }
         self._places: dict[tuple[int, ...], list[Places]] = {}
-        # An adapter that does not steer a site keeps a zero vector there, which is the identity.
-        self.steers: dict[str, Tensor] = {
-            site: torch.tensor([site in spec.sites for spec in specs], device=device)
-            for site in self.sites
-        }
         names = sorted({spec.rule for spec in specs})
         self._rules = [rule_named(name) for name in names]
         # (adapters,) the place of each row's rule among them.
