@@ -237,7 +237,14 @@ class Run:
 
     def wait_for_end(self, state: str = "COMPLETED") -> None:
         ended = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
-        wait_until(lambda: self.state() in ended, f"job {self.job} ends: {self.state()}", END_S)
+
+        def has_ended() -> bool:
+            # One that is being requeued was seen as COMPLETED for a moment.
+            if self.state() in ended:
+                time.sleep(2)
+            return self.state() in ended
+
+        wait_until(has_ended, f"job {self.job} ends: {self.state()}", END_S)
         assert self.state() == state, self.logs()
 
     def wait_for_requeue(self, limit_s: float) -> float:
