@@ -1,0 +1,114 @@
+"""Which learning rate is best on dev clips, and how far is the default from it?
+
+    python benchmarks/learning_rates.py --json OUT [--base DIR --shards DIR --languages bg,el]
+    python benchmarks/learning_rates.py --json OUT --tiny          every family's tiny checkpoint
+
+One bank per base has an adapter for each rate and language, all with the same seed and so with the same
+clips. Rates are relative to the activations (`training.lr_scale: auto`). After the last step each
+adapter has a loss on dev clips. The untrained loss is that of a rate too small to matter.
+
+{"rows": [{"base": …, "language": "bg", "untrained": 2.1, "losses": {"0.03": 1.31, …}, "best": 0.045,
+           "default_over_best": 1.02}, …]}
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import tempfile
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from salsa_dist import train
+from salsa_dist.config import Config, parse_config
+from salsa_dist.run import events
+
+CACHE = Path("~/.cache/salsa-dist").expanduser()
+RATES = (0.01, 0.015, 0.02, 0.03, 0.045, 0.06, 0.09)
+UNTRAINED = 1e-9
+Row = dict[str, Any]
+
+
+def rows_of(
+    base: Path, shards: Path, languages: list[str], more: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """What each rate comes to in each language, in one job."""
+    with tempfile.TemporaryDirectory() as folder:
+        tree = {
+            "run": folder,
+            "base": {"name": str(base)},
+            "adapters": [
+                {"name": f"{language}-{rate:g}", "language": language, "lr": rate}
+                for language in languages
+                for rate in (UNTRAINED, *RATES)
+            ],
+            "trackers": [],
+            **more,
+        }
+        tree["data"] = {"shards": str(shards), **tree["data"]}
+        config = parse_config(tree, "benchmark")
+        train(config)
+        [measured] = [e for e in events.read(config.run) if e["event"] == "dev_loss"]
+    return [_row(config, base.name, language, measured["adapters"]) for language in languages]
+
+
+def _row(config: Config, base: str, language: str, found: dict[str, float]) -> Row:
+    losses = {rate: found.get(f"{language}-{rate:g}", float("inf")) for rate in RATES}
+    best = min(losses, key=lambda rate: losses[rate])
+    default = config.rate(config.method)
+    return {
+        "base": base,
+        "language": language,
+        "untrained": round(found[f"{language}-{UNTRAINED:g}"], 4),
+        "losses": {f"{rate:g}": round(loss, 4) for rate, loss in losses.items()},
+        "best": best,
+        "default_over_best": round(losses[default] / losses[best], 4),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--base", type=Path, default=CACHE / "whisper-base")
+    parser.add_argument("--shards", type=Path, default=CACHE / "shards/tuxpaint-bg-el")
+    parser.add_argument("--languages", default="bg,el")
+    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--stride", type=int, default=16, help="training.silence_stride")
+    parser.add_argument("--tiny", action="store_true", help="every family's tiny checkpoint instead")
+    options = parser.parse_args()
+    training = {"steps": options.steps, "save_every_s": 3600, "dev_clips": 48, "micro_batch": 8}
+    rows = []
+    if options.tiny:
+        sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+        from tiny import make_shards
+        from tiny_families import FAMILIES
+
+        with tempfile.TemporaryDirectory() as scratch:
+            shards = make_shards(Path(scratch) / "shards", train=96, held_out=24)
+            for name, make in FAMILIES.items():
+                base = make(Path(scratch) / name)
+                data = {"clips_per_step": 8, "readers": 2}
+                rows += rows_of(base, shards, ["bg"], {"data": data, "training": training})
+                print(json.dumps(rows[-1]), flush=True)
+    else:
+        data = {"clips_per_step": 6, "join_clips": 2, "readers": 2}
+        training["silence_stride"] = options.stride
+        found = options.languages.split(",")
+        rows = rows_of(options.base, options.shards, found, {"data": data, "training": training})
+        print(*map(json.dumps, rows), sep="\n")
+    head = {
+        "date": str(date.today()),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} CPU threads",
+        "torch": torch.__version__,
+        "command": " ".join(["python", "benchmarks/learning_rates.py", *sys.argv[1:]]),
+    }
+    options.json.write_text(json.dumps({**head, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
