@@ -17,7 +17,8 @@ DIGESTS = {"bg": "d1", "el": "d2"}
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    return make_config(tmp_path, Path("base"), Path("shards"))
+    base = {"name": "base", "dtype": "float32"}  # settled, as a session has it
+    return make_config(tmp_path, Path("base"), Path("shards"), base=base)
 
 
 def begin(config: Config, settings: dict[str, Any] | None = None) -> Path:
