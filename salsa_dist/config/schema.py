@@ -320,12 +320,14 @@ class _Method(_Section):
         learns: it trains by gradient steps.
         steers: its adapters are steering vectors: all share one pass, under any placement.
         adapts: it changes the transcripts of the base.
+        in_fp32: it trains in no other precision.
     """
 
     trains: ClassVar[bool] = True
     learns: ClassVar[bool] = True
     steers: ClassVar[bool] = False
     adapts: ClassVar[bool] = True
+    in_fp32: ClassVar[bool] = False
 
     @property
     def needs_whole_base(self) -> bool:
@@ -363,6 +365,7 @@ class LoraMethod(_Method):
 class BiasMethod(_Method):
     """Every bias in the layers of the sites."""
 
+    in_fp32 = True
     kind: Vectors[Literal["bias"]]
 
 

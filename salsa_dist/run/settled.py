@@ -38,7 +38,8 @@ def settled(config: Config, device: str) -> Config:
         config = config.model_copy(update={"training": plain})
     if config.base.dtype != "auto":
         return config
-    return with_precision(config, begun_in(config.run) or _own(config.base, device))
+    own = "float32" if config.method.in_fp32 else begun_in(config.run) or _own(config.base, device)
+    return with_precision(config, own)
 
 
 def with_precision(config: Config, dtype: str) -> Config:

@@ -153,9 +153,10 @@ def _training(tree: Mapping[str, Any]) -> list[str]:
         speech = "the speech that it was trained on is not recorded"
     if not training:
         return [speech]
+    relative = " relative to each layer's activations" if training.get("lr_scale") else ""
     return [
         speech,
-        f"{training['steps']} steps, learning rate {training['lr']:g} at most, seed "
+        f"{training['steps']} steps, learning rate {training['lr']:g}{relative} at most, seed "
         f"{training['seed']}, window {training['window_s']:g} s, salsa-dist {training['salsa_dist']}",
     ]
 

@@ -151,9 +151,10 @@ def _training(facts: Mapping[str, Any]) -> str:
     else:
         lines.append("The speech that it was trained on is not recorded.")
     if training:
+        relative = " relative to each layer's activations" if training.get("lr_scale") else ""
         lines.append(
-            f"{training['steps']} steps at a learning rate of {training['lr']:g} at most, seed "
-            f"{training['seed']}, audio window {training['window_s']:g} s, by salsa-dist "
+            f"{training['steps']} steps at a learning rate of {training['lr']:g}{relative} at most, "
+            f"seed {training['seed']}, audio window {training['window_s']:g} s, by salsa-dist "
             f"{training['salsa_dist']}; plain cross-entropy of the transcripts."
         )
     else:

@@ -12,6 +12,7 @@ wrong with a clip raises here: ranks agree about it after the step (`training/ba
 
 from __future__ import annotations
 
+import itertools
 import os
 import select
 import threading
@@ -25,8 +26,9 @@ from torch.utils.data import DataLoader, Dataset
 from salsa_dist.data.augment import Augment
 from salsa_dist.data.clip import Clip, silent_clip
 from salsa_dist.data.joining import joined, windows
-from salsa_dist.data.reading import Bad, ClipReader
+from salsa_dist.data.reading import Bad, ClipReader, read_clip
 from salsa_dist.data.sampling import AdapterPlan, Sample, dealt
+from salsa_dist.data.shards import BadSample
 from salsa_dist.data.share import rank_of
 from salsa_dist.data.traffic import Traffic, traffic
 from salsa_dist.errors import UserError
@@ -147,16 +149,23 @@ class StepBatches(Dataset[StepShare]):
         return list(self._reader_of)
 
     def first_clips(self, draw: int, count: int) -> list[Clip]:
-        """The first clips of a draw that can be read, the same on any number of ranks."""
+        """The first clips of a draw that can be used, the same on any number of ranks.
+
+        A silent one stands for all where none of the first `4 * count` can.
+        """
         own = self._readers[draw]
-        whole = ClipReader(own.folder, own.plan, own.steps, 0, 1, own.max_seconds)
+        planned = (sample for step in itertools.count() for sample in own.plan.step(step))
         clips: list[Clip] = []
-        for step in range(own.steps):
-            read = [clip for clip, _ in whole.step(step).clips]
-            clips += [clip for clip in read if self._refusal(clip) is None]
-            if len(clips) >= count:
+        for sample in itertools.islice(planned, 4 * count):
+            try:
+                clip = read_clip(own.folder, sample.shard, sample.entry)
+            except BadSample:
+                continue
+            if clip.seconds <= own.max_seconds and self._refusal(clip) is None:
+                clips.append(clip)
+            if len(clips) == count:
                 break
-        return clips[:count]
+        return clips or [silent_clip(self.adapters[self._reader_of.index(draw)].languages[0])]
 
     def stop(self, rows: Collection[int]) -> None:
         """The adapters of `rows`, and no others, take part in no further step."""

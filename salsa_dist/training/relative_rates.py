@@ -15,7 +15,6 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 
-from salsa_dist.data.clip import silent_clip
 from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.speech_llms.activations import activation_sizes
 from salsa_dist.speech_llms.load import SpeechLLM
@@ -31,18 +30,19 @@ def relative_rates(
     """Multiplier per site, for each adapter in row order. All ranks call this and get the same.
 
     Args:
-        moved: called before each measurement.
+        moved: called before clips are read, and before they are processed.
     """
     draws, sites, ranks = batches.draws(), list(base.bank.sites), base.ranks
     count = max(draws) + 1
     groups, group = ranks.world_size // base.size, ranks.rank // base.size
     sizes = torch.zeros(count, len(sites), dtype=torch.float64, device=ranks.device)
     for turn in range(math.ceil(count / groups)):
-        moved()
         # As many passes on every rank: DeepSpeed compares what ranks run.
         draw = min(turn * groups + group, count - 1)
-        clips = batches.first_clips(draw, CLIPS) or [silent_clip(batches.adapters[0].languages[0])]
+        moved()
+        clips = batches.first_clips(draw, CLIPS)
         clips = [clips[i % len(clips)] for i in range(CLIPS)]
+        moved()
         found = activation_sizes(speech_llm, clips, sites, ranks.device)
         sizes[draw] = torch.tensor([_rounded(found[site]) for site in sites])
     dist.all_reduce(sizes, op=dist.ReduceOp.MAX)

@@ -173,3 +173,11 @@ def test_a_state_of_release_0_1_is_gone_on_from_with_the_same_settings_alone(tmp
 
 def test_settings_are_dotted_keys_without_defaults() -> None:
     assert settings(config_of("base.dtype=float16"), "transcripts") == {"base.dtype": "float16"}
+
+
+def test_rates_that_are_relative_decide_nothing_where_nothing_is_steered() -> None:
+    tuned = "method={kind: lora}"
+    assert digest(config_of(tuned, "training.lr_scale=auto"), "vectors") == digest(
+        config_of(tuned), "vectors"
+    )
+    assert digest(config_of("training.lr_scale=auto"), "vectors") != digest(config_of(), "vectors")

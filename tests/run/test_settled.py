@@ -38,6 +38,8 @@ def test_auto_is_what_the_checkpoint_has_on_a_gpu_and_float32_on_the_cpu(
         config = load_config(make_config(tmp_path, base, tiny_shards))
         assert settled(config, "cuda").base.dtype == on_gpu
         assert settled(config, "cpu").base.dtype == "float32"
+    biases = load_config(tmp_path / "config.yaml", ["method={kind: bias}"])
+    assert settled(biases, "cuda").base.dtype == "float32"  # which it trains in alone
     named = load_config(tmp_path / "config.yaml", ["base.dtype=float16"])
     assert settled(named, "cuda") == named
     planned = [[], ["device=cpu"]]
