@@ -67,6 +67,8 @@ def load_base(
     copy = staged(base, ranks, say) if base.stage_to is not None else fetched(base, ranks, say)
     say(f"loading base {base.name}")
     settings = base.model_dump(exclude={"stage_to"}) | {"silence_stride": silence_stride}
+    if base.dtype == "auto":
+        settings["dtype"] = None
     return load_speech_llm(**settings, device=ranks.device, copy=copy, filled=not elsewhere)
 
 
