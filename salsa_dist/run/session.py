@@ -39,7 +39,7 @@ from salsa_dist.run.failing import failure_first
 from salsa_dist.run.kernels import settle_kernels
 from salsa_dist.run.lock import RunLock, held_for_all
 from salsa_dist.run.preflight import Preflight, preflight
-from salsa_dist.run.settled import settled
+from salsa_dist.run.settled import settled, settled_as
 from salsa_dist.run.start import open_run, refuse_unwritable, write_start
 from salsa_dist.run.stop_signals import StopSignals
 from salsa_dist.run.trackers import Trackers, refuse_missing
@@ -107,11 +107,11 @@ class Session:
             if training:
                 refuse_missing(config.trackers)
             # The first rank's folder and the hub are asked once, by it.
-            taken = from_first(ranks, lambda: settled(config, ranks.device.type))
-            session = cls(taken, ranks, stack)
-            if config.base.dtype == "auto" and taken.base.dtype != "float32":
-                session.say(f"base.dtype auto takes {taken.base.dtype}")
-            if config.training.lr_scale != taken.training.lr_scale:
+            first = from_first(ranks, lambda: settled(config, ranks.device.type))
+            session = cls(settled_as(first, config), ranks, stack)
+            if config.base.dtype == "auto" and first.base.dtype != "float32":
+                session.say(f"base.dtype auto takes {first.base.dtype}")
+            if config.training.lr_scale != session.config.training.lr_scale:
                 session.say("training.lr_scale is {}, as the run began")
             session._refuse(training, facts or {})
             session.at(None, "taking the run's lock")

@@ -34,17 +34,33 @@ def settled(config: Config, device: str) -> Config:
         UserError: no such base.
     """
     if config.training.lr_scale == "auto" and _began_with(config.run, "training", "lr_scale", {}) == {}:
-        plain = config.training.model_copy(update={"lr_scale": {}})
-        config = config.model_copy(update={"training": plain})
+        config = _with_rates(config, {})
     if config.base.dtype != "auto":
         return config
     own = "float32" if config.method.in_fp32 else begun_in(config.run) or _own(config.base, device)
     return with_precision(config, own)
 
 
+def settled_as(first: Config, config: Config) -> Config:
+    """`config` with what it leaves to auto as the first rank settled it.
+
+    All else stays as it is: ranks that differ in it are to be refused.
+    """
+    if config.base.dtype == "auto":
+        config = with_precision(config, first.base.dtype)
+    if config.training.lr_scale == "auto":
+        config = _with_rates(config, first.training.lr_scale)
+    return config
+
+
 def with_precision(config: Config, dtype: str) -> Config:
     """`config` with the precision `dtype`."""
     return config.model_copy(update={"base": config.base.model_copy(update={"dtype": dtype})})
+
+
+def _with_rates(config: Config, scales: Any) -> Config:
+    training = config.training.model_copy(update={"lr_scale": scales})
+    return config.model_copy(update={"training": training})
 
 
 def begun_in(run: Path) -> str | None:
