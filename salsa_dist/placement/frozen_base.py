@@ -2,7 +2,7 @@
 
     base = FrozenBase(speech_llm, bank, ranks, config.placement)
     logits = base.logits(batch)           (labels, vocabulary), in the base's dtype
-    token_losses(base, batch)             their cross-entropy, in training/loss.py
+    token_losses(base, batch)             their losses, in training/loss.py
     base.after_backward()
 
 Placement is one number, how many consecutive ranks share one copy: 1 keeps the whole base on each

@@ -56,11 +56,14 @@ class AnyChat(ChatFamily):
         ]
         self.pads_itself = shapes[0] == shapes[1]
         self.packed = False
+        # A clip may take several of the windows that a processor pads to; such a clip counts its own.
+        self.FIXED_WINDOW = not self.pads_itself or self.window_s <= window_s
 
     def fit(self, model: Any) -> None:
         """Learn what an element of an encoder layer's output is; the model is not changed."""
         for layer in find_layers(model).get("encoder", [])[:1]:
             self.packed = "cu_seqlens" in inspect.signature(type(layer).forward).parameters
+            self.FIXED_WINDOW &= not self.packed
 
     def prompt_text(self, language: str) -> str:
         return as_text(self.processor, self._turns(language))
@@ -101,18 +104,21 @@ class AnyChat(ChatFamily):
             self.stop = sorted({*self.stop, self.end_id})
 
 
-def refuse_others(name: str, model_type: str, processor: Any) -> None:
-    """Refuse a base without a family file, before weights are read, whose processor tells too little.
+def refuse_others(name: str, config: Any, processor: Any) -> None:
+    """Refuse a base without a family file, before weights are read, whose files tell too little.
 
     Raises:
-        UserError: it has no chat template, tokenizer or audio token.
+        UserError: its processor has no chat template, tokenizer, feature extractor or audio token, or
+            its config no `audio_token_id`.
     """
-    needed = {"chat_template": "chat template", "tokenizer": "tokenizer", "audio_token": "audio token"}
-    if lacking := [what for key, what in needed.items() if not getattr(processor, key, None)]:
+    needed = ("chat_template", "tokenizer", "feature_extractor", "audio_token")
+    lacking = [key.replace("_", " ") for key in needed if not getattr(processor, key, None)]
+    if lacking or getattr(config, "audio_token_id", None) is None:
+        files = "processor" if lacking else "config.json"
         raise UserError(
-            f"base {name} is a {model_type!r} model, which has no family file, and its processor has "
-            f"no {', no '.join(lacking)}: it can't be trained; docs/adding-a-model.md says how to add "
-            "one"
+            f"base {name} is a {config.model_type!r} model, which has no family file, and its {files} "
+            f"has no {', no '.join(lacking or ['audio_token_id'])}: it can't be trained; "
+            "docs/adding-a-model.md says how to add one"
         )
 
 

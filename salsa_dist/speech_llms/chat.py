@@ -68,7 +68,7 @@ class ChatFamily(ABC):
 
     MODEL_TYPES: ClassVar[tuple[str, ...]]
     MODEL_CLASS: ClassVar[str | None] = None
-    FIXED_WINDOW: ClassVar[bool] = False
+    FIXED_WINDOW: bool = False
 
     @staticmethod
     def load_processor(name: str, revision: str | None) -> Any:

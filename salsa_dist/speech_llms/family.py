@@ -71,12 +71,13 @@ class Family(Protocol):
         languages: codes that the base knows by name, sorted; never empty.
         MODEL_TYPES: `model_type` of the configs that it is for.
         MODEL_CLASS: transformers class of the model; None: the one its own tables name.
-        FIXED_WINDOW: it pads every clip to one window, so short clips have trailing padding.
+        FIXED_WINDOW: it pads every clip to one window, so a pass costs a window per clip. Of the class:
+            it does so for every checkpoint, and `silence_stride` thins the trailing padding.
     """
 
     MODEL_TYPES: ClassVar[tuple[str, ...]]
     MODEL_CLASS: ClassVar[str | None]
-    FIXED_WINDOW: ClassVar[bool]
+    FIXED_WINDOW: bool
     window_s: float
     languages: list[str]
 

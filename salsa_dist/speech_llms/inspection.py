@@ -23,6 +23,7 @@ from torch import nn
 
 from salsa_dist.errors import UserError
 from salsa_dist.libraries.transformers import listed_class, without_weights
+from salsa_dist.speech_llms.any_chat import AnyChat, refuse_others
 from salsa_dist.speech_llms.load import base_revision, family_of, load_processor, takes_audio
 from salsa_dist.speech_llms.noise_inputs import noise_inputs
 from salsa_dist.speech_llms.reading_base import NO_MODEL, reading_base
@@ -102,7 +103,7 @@ def inspect_base(
             f"base {name} is a {model_class.__name__}, which takes no audio: name a speech-LLM"
         )
     has_weights = _has_weights(Path(name))
-    lacks = _lacks(name, revision, config.model_type) if has_weights else ""
+    lacks = _lacks(name, revision, config) if has_weights else ""
     model = _load(name, revision, model_class) if has_weights else _empty(config, model_class, name)
     model.eval().requires_grad_(False)
     sites = site_modules(model, layers)
@@ -125,10 +126,14 @@ def inspect_base(
     )
 
 
-def _lacks(name: str, revision: str | None, model_type: str) -> str:
-    """What a base with weights lacks for training: its processor's files; "": nothing."""
+def _lacks(name: str, revision: str | None, config: Any) -> str:
+    """What a base with weights lacks for training: its processor's files, or what they should tell
+    where it has no family file; "": nothing."""
+    family = family_of(config.model_type)
     try:
-        load_processor(name, (name, revision), family_of(model_type).load_processor)
+        processor = load_processor(name, (name, revision), family.load_processor)
+        if family is AnyChat:
+            refuse_others(name, config, processor)
     except UserError as e:
         return str(e)
     return ""

@@ -164,7 +164,7 @@ def load_speech_llm(
     processor = load_processor(name, files, family_class.load_processor)
     _refuse_other_features(name, config, processor)
     if family_class is any_chat.AnyChat:
-        any_chat.refuse_others(name, config.model_type, processor)
+        any_chat.refuse_others(name, config, processor)
     with reading_base(name):
         described = None if filled else unfilled(cls, config, *files, precision)
         if described is None:
@@ -237,10 +237,9 @@ def refuse_stride(name: str, model_type: str, silence_stride: int) -> None:
     """Refuse `silence_stride`, before weights are read, for a base without trailing padding.
 
     Raises:
-        UserError: its windows are as long as its clips.
+        UserError: it has none, or none that can be thinned.
     """
-    family = FAMILIES.get(model_type)
-    if silence_stride > 1 and family is not None and not family.FIXED_WINDOW:
+    if silence_stride > 1 and not family_of(model_type).FIXED_WINDOW:
         raise UserError(
             f"training.silence_stride is {silence_stride}, and base {name} has no trailing padding, "
             "which Whisper has: set it to 1"

@@ -43,7 +43,7 @@ class Whisper:
 
     MODEL_TYPES: ClassVar[tuple[str, ...]] = ("whisper",)
     MODEL_CLASS: ClassVar[str | None] = None
-    FIXED_WINDOW: ClassVar[bool] = True
+    FIXED_WINDOW: bool = True
 
     @staticmethod
     def load_processor(name: str, revision: str | None) -> Any:

@@ -155,7 +155,7 @@ def _training(facts: Mapping[str, Any]) -> str:
         lines.append(
             f"{training['steps']} steps at a learning rate of {training['lr']:g}{relative} at most, "
             f"seed {training['seed']}, audio window {training['window_s']:g} s, by salsa-dist "
-            f"{training['salsa_dist']}; plain cross-entropy of the transcripts."
+            f"{training['salsa_dist']}; the base's own loss on transcripts (cross-entropy, or CTC)."
         )
     else:
         lines.append("No training run of its own is recorded: it may be scaled or averaged.")

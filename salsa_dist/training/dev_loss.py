@@ -1,4 +1,4 @@
-"""Adapters measured on dev clips: mean cross-entropy per label, or error rate.
+"""Adapters measured on dev clips: mean loss per label, or error rate.
 
 dev clips of a language x its adapters ─┬► token losses ─► (adapters,) sums and label counts ─┬► reduced
                                         └► transcripts ──► (adapters,) errors and characters ─┘

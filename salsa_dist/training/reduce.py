@@ -27,7 +27,7 @@ class Reduced:
     Attributes:
         gradients: by site or weight; sums over labels, or what an optimizer made of them.
         labels: (adapters,) label counts, on the CPU.
-        losses: (adapters,) mean cross-entropy a label, on the CPU; NaN where not active.
+        losses: (adapters,) mean loss a label, on the CPU; NaN where not active.
         stop: whether any rank asked to stop after this step.
         counts: what ranks counted besides, summed.
         bytes: size of the buffer that travelled.

@@ -29,11 +29,11 @@ under both rules:
 *Rows* is what the first dimension of an encoder layer's output counts: samples, fixed chunks,
 windows of a long clip, or tokens of all samples packed together. *Padding changes* lists the
 components whose activations for a clip differ between the clip alone and the clip in a batch with
-a longer one. *Whole by* is the family file by which a complete tiny checkpoint (config, processor,
-tokenizer, weights) trains, is sharded over two ranks and transcribes in the tests. On the other lines
-vectors can be attached and trained by code of your own. A base among these may also train as
-AudioFlamingo3 does, without a file, if its processor has a chat template, a tokenizer and an audio
-token; that is not tested.
+a longer one. A base *whole by* a file trains, is sharded over two ranks and transcribes in the tests,
+on a complete tiny checkpoint. On the other lines vectors can be attached and trained by code of your
+own. A base among these may also train as AudioFlamingo3 does, without a file, if its processor has a
+chat template, a tokenizer, a feature extractor and an audio token, and its config `audio_token_id`;
+that is not tested.
 
 Not whole, and why: Gemma3n and Gemma 4, their processors and Gemma3n's vision tower want packages
 (torchvision, timm) that audio does not need; VibeVoice-ASR has no encoder sites, its audio runs under

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from tiny_families import FAMILIES
 
 from salsa_dist.errors import UserError
-from salsa_dist.speech_llms.any_chat import AnyChat
+from salsa_dist.speech_llms.any_chat import AnyChat, refuse_others
+from salsa_dist.speech_llms.inspection import inspect_base
 from salsa_dist.speech_llms.load import SpeechLLM, load_speech_llm
 
 
@@ -38,10 +40,12 @@ def test_it_asks_as_the_processor_does(base: SpeechLLM) -> None:
         assert torch.equal(batch.inputs[name], made[name]), name
     assert batch.rows["encoder"].tolist() == [0, 0, 0]  # windows of 2 s
     assert (family.window_s, family.end) == (20.0, "<|im_end|>")
+    assert not family.FIXED_WINDOW  # a clip has as many windows as it takes
 
 
 def test_a_request_of_the_users(base: SpeechLLM) -> None:
-    own = load_speech_llm(base.name, prompt="Write down the {language} speech:").family
+    own = load_speech_llm(base.name, prompt="Write down the {language} speech:", window_s=2).family
+    assert own.FIXED_WINDOW  # one window per clip
     assert "<|im_start|>user\nWrite down the Greek speech:<sound><|im_end|>" in own.prompt_text("el")  # type: ignore[attr-defined]
 
 
@@ -117,6 +121,24 @@ def test_files_that_do_not_belong_together(
     with pytest.raises(UserError, match=reason) as error:
         load_speech_llm(folder)
     assert "\n" not in str(error.value)
+
+
+def test_files_that_name_their_parts_otherwise() -> None:
+    config = SimpleNamespace(model_type="other", audio_token_id=7)
+    processor = SimpleNamespace(chat_template="{}", tokenizer=1, audio_token="<a>", audio_processor=1)
+    with pytest.raises(UserError, match="its processor has no feature extractor: it can't be trained"):
+        refuse_others("base", config, processor)  # as Phi4-Multimodal's
+    processor.feature_extractor = 1
+    refuse_others("base", config, processor)
+    del config.audio_token_id
+    with pytest.raises(UserError, match=r"its config\.json has no audio_token_id: it can't be trained"):
+        refuse_others("base", config, processor)
+
+
+def test_inspect_says_what_a_processor_lacks(base: SpeechLLM, tmp_path: Path) -> None:
+    assert inspect_base(base.name).lacks == ""
+    folder = changed(tmp_path / "base", base, without_template)
+    assert "its processor has no chat template: it can't be trained" in inspect_base(folder).lacks
 
 
 def test_a_template_that_writes_the_prompt_otherwise_before_an_answer(base: SpeechLLM) -> None:

@@ -32,6 +32,7 @@ def test_repeats_become_one_and_blanks_part_them(base: SpeechLLM) -> None:
 
     class Says(torch.nn.Linear):
         def forward(self, **inputs: object) -> object:
+            assert not torch.is_grad_enabled()
             logits = torch.nn.functional.one_hot(torch.tensor([frames]), 70).float()
             return type("Output", (), {"logits": logits})
 
@@ -53,7 +54,7 @@ def test_frames_are_those_that_the_encoder_makes(base: SpeechLLM) -> None:
 def test_what_a_transcript_can_be(base: SpeechLLM, tmp_path: Path) -> None:
     family = base.family
     assert family.transcript(family.text_ids(noise(1, "Kon, leti!", "en", 0))) == "kon leti"
-    with pytest.raises(UserError, match=r"clip en/0/1: this base has no token for any character of"):
+    with pytest.raises(UserError, match=r"clip en/0/1: this base has no token for most characters"):
         family.training_batch([noise(1, "小鳥", "en", 0)])
     # As long as its frames is the most; a repeat needs a blank between.
     assert family.training_batch([noise(0.1, "abcd", "en", 0)]).label_positions.sum() == 4
@@ -80,6 +81,12 @@ def read(path: Path) -> dict[str, int]:
 def test_transcribed(family: str, tmp_path: Path) -> None:
     folder = CTC[family](tmp_path / "base")
     base = load_speech_llm(folder, window_s=2)
+    batch = base.family.training_batch([noise(2, "kon", "en", 0), noise(0.8, "leti", "en", 0)])
+    assert base.model(**batch.inputs).logits.shape[:2] == batch.label_positions.shape
+    for text in ("小鳥 鳥", "小鳥 小 k"):
+        with pytest.raises(UserError, match="no token for most characters"):
+            base.family.training_batch([noise(1, text, "en", 0)])
+    assert base.family.FIXED_WINDOW is (family == "hubert")
     vectors = {"encoder.0": torch.linspace(-9, 9, 24)}
     adapter = SteeringVectors(vectors, "add", base=base.name, revision=base.revision)
     audio = (0.1 * np.random.default_rng(0).standard_normal(50_000)).astype(np.float32)

@@ -348,6 +348,16 @@ def test_the_width_of_a_layer_whose_weights_are_elsewhere() -> None:
         output_width(torch.nn.Conv1d(2, 2, 1))
 
 
+@pytest.mark.parametrize("error", [IndexError, KeyError, AssertionError, NotImplementedError])
+def test_the_width_of_a_layer_that_wants_other_arguments(error: type[Exception]) -> None:
+    class Layer(torch.nn.Linear):
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            raise error
+
+    with pytest.raises(UserError, match="the width of Layer is unknown"):
+        output_width(Layer(2, 2))
+
+
 def test_a_layer_without_norm_weights_is_run_for_its_width() -> None:
     layer = torch.nn.Sequential(torch.nn.Linear(4, 9), torch.nn.ReLU(), torch.nn.Linear(9, 6))
     ran: list[str] = []

@@ -99,7 +99,11 @@ def test_the_encoder_takes_one_piece_at_a_time_with_its_adapter(
 ) -> None:
     sizes: list[int] = []
     encoder = base.model.get_encoder()
-    hook = encoder.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+
+    def note(_: object, given: tuple[torch.Tensor, ...], named: dict[str, torch.Tensor]) -> None:
+        sizes.append(len(given[0] if given else named["input_features"]))
+
+    hook = encoder.register_forward_pre_hook(note, with_kwargs=True)
     adapter = SteeringVectors.load(vectors["bg"])
     three = [clips / "a.wav"] * 3
     texts = transcribe(base, three, "bg", [None, adapter, None])
