@@ -35,6 +35,7 @@ EXTRAS = {
 }
 CONNECT_S, ANSWER_S = 10, 30  # of one try
 CONNECTIONS = 40  # of a process to S3: more than `fetching.py` has threads that ask
+_AZURE = ("AZURE_STORAGE_CONNECTION_STRING", "AZURE_STORAGE_ACCOUNT_NAME")  # by priority
 _BLOCK = 8 << 20  # bytes of one request where a file is read forward
 _commits: dict[str, str] = {}  # by repository of a hub
 
@@ -192,10 +193,13 @@ class Remote:
         except OSError:
             if not self.url.startswith("az:"):
                 raise
-        # It wants an account even to read what is public.
+        # It wants an account even to read what is public. What it says may repeat a variable's value.
+        used = next((name for name in _AZURE if os.environ.get(name)), None)
         raise PermissionError(
             errno.EACCES,
-            "no credentials: set AZURE_STORAGE_CONNECTION_STRING, or AZURE_STORAGE_ACCOUNT_NAME",
+            f"the driver can't connect by {used}: look at its format"
+            if used
+            else f"no credentials: set {_AZURE[0]}, or {_AZURE[1]}",
         )
 
     @property

@@ -18,7 +18,7 @@ _DENIED = re.compile("Credential|Auth|Token|Gated|Forbidden|Unauthorized|AccessD
 _DRIVERS = {
     *("fsspec", "s3fs", "aiobotocore", "botocore", "gcsfs", "google", "adlfs", "azure"),
     *("huggingface_hub", "httpx", "httpx2", "httpcore", "httpcore2", "h11", "requests", "urllib3"),
-    *("aiohttp", "yarl", "http", "json", "xml"),
+    *("aiohttp", "yarl", "http", "json", "xml", "asyncio", "urllib", "cryptography"),
 }
 
 
@@ -69,6 +69,8 @@ def cleanly(read: Callable[[], T]) -> T:
 
 def by_a_driver(e: Exception) -> bool:
     """Whether a driver or a socket raised it, so that the store, not our code, is to be named."""
+    if isinstance(e, ImportError):  # no driver is installed
+        return False
     kinds = (
         OSError,
         EOFError,
@@ -77,12 +79,12 @@ def by_a_driver(e: Exception) -> bool:
     )
     if isinstance(e, kinds) or _package(type(e).__module__) in _DRIVERS:
         return True
-    # Drivers raise errors of Python too: for a bucket's name, or an answer that they can't read.
+    # Drivers raise errors of Python too: for a bucket's name, an answer that they can't read, or by a
+    # bug of theirs while the network fails.
     last = e.__traceback__
     while last is not None and last.tb_next is not None:
         last = last.tb_next
-    raised_in = _package(last.tb_frame.f_globals.get("__name__", "")) if last is not None else ""
-    return isinstance(e, ValueError | LookupError | RuntimeError) and raised_in in _DRIVERS
+    return last is not None and _package(last.tb_frame.f_globals.get("__name__", "")) in _DRIVERS
 
 
 def _package(module: str) -> str:

@@ -5,8 +5,8 @@ of a store may lag. A shard that was given up is tried once a read from then on,
 other one until the store answers again. After two that were given up nothing is asked for some seconds:
 else each of a step's samples, and each that stands in for it, would wait for a time-out of its own.
 
-For all shards that it does not get a step waits no longer than for one: those of a pool are asked for
-at once, and the wait for one is taken off the wait for the next, which may stand in for it.
+However many shards are missing, a step waits as long as for one: those of a pool are asked for at
+once, and the wait for one is taken off the wait for the next, which may stand in for it.
 """
 
 from __future__ import annotations
@@ -75,7 +75,9 @@ class Patience:
             if waited is not None:
                 own_s = min(absent_s, retry_s) if isinstance(e, FileNotFoundError) else retry_s
                 waited.seconds = max(waited.seconds, before_s + own_s)
-                self._give_up(name, e)
+                # After another shard used up the step's time, one failed try says little.
+                if once or retry_s > 0:
+                    self._give_up(name, e)
             raise
         with self._lock:
             self._given_up.discard(name)

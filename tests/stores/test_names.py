@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import fsspec
 import pytest
 from aiohttp import ClientError
+from fsspec.registry import known_implementations
 from web import Proxy, Rule, Web
 
 from salsa_dist import cli
@@ -86,12 +89,12 @@ def test_names_that_mean_nothing_are_refused_without_what_they_hide(
 def test_a_driver_that_is_not_installed_is_named_with_its_extra(
     scheme: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def none(*_: Any, **__: Any) -> Any:
-        raise ImportError("no driver")
-
-    monkeypatch.setattr("fsspec.core.url_to_fs", none)
+    none = {"class": "no_such_driver.FileSystem", "err": "no driver"}
+    monkeypatch.setitem(known_implementations, "absent", none)
+    absent = lambda *_, **__: fsspec.get_filesystem_class("absent")  # noqa: E731
+    monkeypatch.setattr("fsspec.core.url_to_fs", absent)
     with pytest.raises(UserError, match=rf"{scheme}://.*pip install 'salsa-dist\[{EXTRAS[scheme]}\]'"):
-        ShardIndex.load(f"{scheme}://bucket/x")
+        ShardIndex.load(Remote(f"{scheme}://bucket/x", Cache(retry_s=0.1)))
 
 
 def test_a_name_that_no_bucket_can_have_and_an_account_that_is_not_named_are_said_at_once() -> None:
@@ -100,8 +103,14 @@ def test_a_name_that_no_bucket_can_have_and_an_account_that_is_not_named_are_sai
     assert clean_error(ParamValidationError(report="Invalid bucket name")).errno == errno.ENOENT
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fsspec.core.url_to_fs", lambda *_, **__: fsspec.get_filesystem_class("none"))
+        patch.delenv("AZURE_STORAGE_CONNECTION_STRING", raising=False)
+        patch.delenv("AZURE_STORAGE_ACCOUNT_NAME", raising=False)
         with pytest.raises(UserError, match=r"az://x/index\.json .*\(no credentials: set AZURE"):
             ShardIndex.load("az://x")
+        patch.setenv("AZURE_STORAGE_CONNECTION_STRING", "none")  # which the driver's error repeats
+        with pytest.raises(UserError, match=r"by AZURE_STORAGE_CONNECTION_STRING: look") as caught:
+            ShardIndex.load("az://x")
+        assert "none" not in str(caught.value)
 
 
 def test_the_extras_are_those_of_the_package() -> None:
@@ -187,6 +196,14 @@ def test_errors_of_python_in_a_driver_are_of_the_store() -> None:
         cleanly(lambda: json.loads("<html>"))
     with pytest.raises(OSError, match=r"ValueError: "):
         cleanly(lambda: fsspec.get_filesystem_class("none"))
+    with pytest.raises(OSError, match=r"TypeError: the JSON object must be"):
+        cleanly(lambda: json.loads(None))  # type: ignore[arg-type]
+    with pytest.raises(OSError, match=r"ValueError: Invalid IPv6 URL"):
+        cleanly(lambda: urlsplit("http://[x"))
+    loop = asyncio.new_event_loop()
+    loop.close()
+    with pytest.raises(OSError, match=r"RuntimeError: Event loop is closed"):
+        cleanly(lambda: loop.call_soon(print))
 
 
 def test_shards_are_made_checked_and_resharded_by_name(

@@ -196,6 +196,17 @@ def test_no_step_waits_for_more_than_one_missing_shard(
     assert 0 < max(waits) <= place.cache.retry_s, waits
 
 
+def test_one_try_after_the_time_of_a_step_is_used_up_gives_no_shard_up() -> None:
+    own, step = patience.Patience(20.0), patience.Waited(20.0)
+    for name in ("one", "two", "three"):
+
+        def fails(name: str = name) -> None:
+            raise OSError(5, name)
+
+        with pytest.raises(OSError, match=name):  # it is asked for
+            own.tried(name, fails, step, final=(), again=lambda: None)
+
+
 def test_a_step_of_a_store_that_is_down_ends_in_time(
     served: tuple[Path, Proxy], tmp_path: Path
 ) -> None:
