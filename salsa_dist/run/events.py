@@ -247,12 +247,16 @@ def _beside(before: Step | None, step: Step) -> Step:
     """`step`, with that of other adapters: trained one after another, each has steps of its own."""
     if before is None or before.adapters.keys() & step.adapters.keys():
         return step
-    waited = sum(one.seconds * (one.data_wait or 0.0) for one in (before, step))
+    seconds = before.seconds + step.seconds
+    data_wait = None
+    if before.data_wait is not None and step.data_wait is not None:
+        waited = before.seconds * before.data_wait + step.seconds * step.data_wait
+        data_wait = waited / seconds if seconds else 0.0
     return step.model_copy(
         update={
             "adapters": {**before.adapters, **step.adapters},
-            "seconds": before.seconds + step.seconds,
+            "seconds": seconds,
             "clips": before.clips + step.clips,
-            "data_wait": waited / (before.seconds + step.seconds),
+            "data_wait": data_wait,
         }
     )

@@ -26,6 +26,7 @@ from safetensors.numpy import save_file
 from salsa_dist.errors import UserError
 from salsa_dist.report.one_run import build_report
 from salsa_dist.report.write import write_report
+from salsa_dist.run.events import history
 
 REFERENCES = {"u1": "Me dɔ wo.", "u2": "ɛyɛ", "u3": "Da yie paa!", "u4": "[noise]"}
 DECODED = {
@@ -233,6 +234,24 @@ def test_a_line_written_twice_counts_once(run: Path) -> None:
     row = next(r for r in report["results"] if (r["method"], r["window_s"]) == ("zero-shot", 30))
     assert row["utterances"] == 4
     assert row["deletions"] == 2  # "newest" for three words
+
+
+def test_steps_of_adapters_one_after_another_are_joined(run: Path) -> None:
+    start = {"event": "start", "base": {"name": "b", "revision": None, "parameters": 1}}
+    lines = [start | {"environment": {}}]
+    waits = {"a": [(3.0, 0.4), (3.0, None), (0.0, 0.0)], "b": [(1.0, 0.8), (1.0, 0.8), (0.0, 0.0)]}
+    for name, own in waits.items():
+        for t, (seconds, wait) in enumerate(own):
+            known = {} if wait is None else {"data_wait": wait}
+            lines.append(step(t, seconds, 1.0) | {"adapters": {name: {"loss": 1.0}}} | known)
+    write_lines(run / "events.jsonl", "salsa-dist/events/1", lines)
+    steps = history(run).steps
+    assert [sorted(s.adapters) for s in steps] == [["a", "b"]] * 3
+    assert [(s.seconds, s.clips, s.data_wait) for s in steps] == [
+        (4.0, 16, pytest.approx(0.5)),
+        (4.0, 16, None),
+        (0.0, 16, 0.0),
+    ]
 
 
 def test_the_page_stands_alone_and_escapes(run: Path) -> None:
