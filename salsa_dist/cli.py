@@ -5,7 +5,7 @@ What has commands of its own, such as `shards`, is a file in `commands/`.
 
 from __future__ import annotations
 
-import os
+import logging
 import sys
 import traceback
 from pathlib import Path
@@ -63,8 +63,8 @@ def how_much_is_said(
         raise UserError("--quiet and --debug exclude each other: choose one")
     choose(quiet=quiet, debug=debug)
     if not debug:
-        # Read when the hub's library is imported. Its lines about each retry say less than our error.
-        os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+        # The lines of the hub's library about each retry say less than our error.
+        logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)
 
 
 ConfigArgument = Annotated[Path, typer.Argument(help="YAML file with the run's settings")]
