@@ -52,7 +52,7 @@ def upload(folder: Path, out: Remote) -> None:
         for part in path.relative_to(folder).parts:
             to = to / part
         try:
-            tried(out.cache.retry_s, to.put, path, final=(PermissionError,))
+            tried(str(to), out.cache.retry_s, to.put, path, final=(PermissionError,))
         except OSError as e:
             raise UserError(f"{to} can't be written ({e.strerror})") from e
 

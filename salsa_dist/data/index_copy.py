@@ -26,7 +26,8 @@ def local_copy(remote: Remote, name: str, beside: str) -> Path:
     """
     retry_s = remote.cache.retry_s
     try:
-        found = identity(tried(retry_s, (remote / name).info, final=(PermissionError,)))
+        info = tried(str(remote / name), retry_s, (remote / name).info, final=(PermissionError,))
+        found = identity(info)
     except FileNotFoundError:
         own = own_copy(remote)
         if (own / name).is_file():
@@ -63,7 +64,10 @@ def _fetch(remote: Remote, names: tuple[str, str], folder: Path) -> None:
         for name in names:
             try:
                 content = tried(
-                    remote.cache.retry_s, (remote / name).read_bytes, final=(PermissionError,)
+                    str(remote / name),
+                    remote.cache.retry_s,
+                    (remote / name).read_bytes,
+                    final=(PermissionError,),
                 )
             except FileNotFoundError:
                 continue

@@ -7,6 +7,8 @@ else each of a step's samples, and each that stands in for it, would wait for a 
 
 However many shards are missing, a step waits as long as for one: those of a pool are asked for at
 once, and the wait for one is taken off the wait for the next, which may stand in for it.
+
+A read that has failed for TELL_S is told in one line, the next one of this process TELL_AGAIN_S later.
 """
 
 from __future__ import annotations
@@ -17,9 +19,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from salsa_dist.log import log
+
 T = TypeVar("T")
 ABSENT_S = 30.0
 SLOWEST_WAIT_S = 10.0  # between two tries
+TELL_S = 3.0
+TELL_AGAIN_S = 60.0
 
 
 @dataclass
@@ -68,7 +74,7 @@ class Patience:
         retry_s = 0.0 if once or waited is None else max(0.0, self.retry_s - before_s)
         absent_s = max(0.0, ABSENT_S - before_s)
         try:
-            found = tried(retry_s, read, final=final, again=again, absent_s=absent_s)
+            found = tried(name, retry_s, read, final=final, again=again, absent_s=absent_s)
         except final:
             raise
         except OSError as e:
@@ -92,7 +98,28 @@ class Patience:
             self._last = None if isinstance(error, FileNotFoundError) else (time.monotonic(), error)
 
 
+class _Teller:
+    """Tells of reads that fail, not of all of them."""
+
+    def __init__(self) -> None:
+        self._last: float | None = None
+        self._lock = threading.Lock()
+
+    def tell(self, name: str, error: BaseException, left_s: float) -> None:
+        with self._lock:
+            now = time.monotonic()
+            if self._last is not None and now - self._last < TELL_AGAIN_S:
+                return
+            self._last = now
+        why = getattr(error, "strerror", None) or error
+        log.warning(f"{name}: {why}; trying again for up to {max(left_s, 1):.0f} s")
+
+
+_teller = _Teller()
+
+
 def tried(
+    name: str,
     retry_s: float,
     read: Callable[..., T],
     *args: Any,
@@ -103,6 +130,7 @@ def tried(
     """What `read` gives, tried again while it fails, for `retry_s` seconds.
 
     Args:
+        name: of what is read, for the line that tells of failures.
         final: errors that no other try will change.
         again: called before another try.
         absent_s: seconds after which to believe that nothing is there.
@@ -113,15 +141,21 @@ def tried(
     # Takes a sixth of a second to import, which no command without a store need spend.
     from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
 
-    def long_enough(state: RetryCallState) -> bool:
+    def left_s(state: RetryCallState) -> float:
         failed = state.outcome.exception() if state.outcome else None
         absent = isinstance(failed, FileNotFoundError)
-        return (state.seconds_since_start or 0.0) >= (min(absent_s, retry_s) if absent else retry_s)
+        return (min(absent_s, retry_s) if absent else retry_s) - (state.seconds_since_start or 0.0)
+
+    def before_another(state: RetryCallState) -> None:
+        failed = state.outcome.exception() if state.outcome else None
+        if failed is not None and (state.seconds_since_start or 0.0) >= TELL_S:
+            _teller.tell(name, failed, left_s(state))
+        again()
 
     return Retrying(
-        stop=long_enough,
+        stop=lambda state: left_s(state) <= 0,
         wait=wait_random_exponential(0.1, max=SLOWEST_WAIT_S),
         retry=retry_if_exception(lambda e: isinstance(e, OSError) and not isinstance(e, final)),
-        before_sleep=lambda _: again(),
+        before_sleep=before_another,
         reraise=True,
     )(read, *args)

@@ -165,7 +165,7 @@ def test_no_step_waits_for_more_than_one_missing_shard(
     proxy.rules.append(Rule(do, gone, times=10**9))
     would_wait: list[float] = []  # for each shard that is given up, instead of doing so
 
-    def tried(retry_s: float, read: Any, *, absent_s: float, **_: Any) -> Any:
+    def tried(_: str, retry_s: float, read: Any, *, absent_s: float, **more: Any) -> Any:
         try:
             return read()
         except FileNotFoundError:
@@ -207,10 +207,15 @@ def test_one_try_after_the_time_of_a_step_is_used_up_gives_no_shard_up() -> None
             own.tried(name, fails, step, final=(), again=lambda: None)
 
 
-def test_a_step_of_a_store_that_is_down_ends_in_time(
-    served: tuple[Path, Proxy], tmp_path: Path
+def test_a_step_of_a_store_that_is_down_ends_in_time_and_one_line_tells_of_it(
+    served: tuple[Path, Proxy],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     _, proxy = served
+    monkeypatch.setattr(patience, "TELL_S", 0.5)
+    monkeypatch.setattr(patience, "_teller", patience._Teller())
     place = remote(proxy, tmp_path, retry_s=2.0)
     index = ShardIndex.load(place)
     proxy.rules.append(Rule("refuse", lambda seen: True, times=10**9))
@@ -220,6 +225,10 @@ def test_a_step_of_a_store_that_is_down_ends_in_time(
     assert (step.clips, step.hopeless) == ([], 8)
     # Each sample, and each of the 16 that may stand in for it, would wait for two seconds.
     assert time.monotonic() - started < 20
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{place}/bg/")
+    assert "503" in line
+    assert line.endswith("; trying again for up to 1 s")
 
 
 @pytest.mark.parametrize("heeded", [True, False])
