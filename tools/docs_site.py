@@ -2,7 +2,7 @@
 
     README.md, CONTRIBUTING.md …    pages under the names in PAGES
     examples/                       a page per example: a script as it is, a notebook cell by cell
-    salsa_dist/config/schema.py     config.md: a table per section
+    salsa_dist/config/              config.md: a table per section
     the command-line apps           commands.md: the --help of each command
     salsa_dist/                     api.md: the docstrings of what API names
 

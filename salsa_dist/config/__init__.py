@@ -1,35 +1,33 @@
 """Settings of a run: their schema, and how a file and overrides fill it."""
 
 from salsa_dist.config.loading import explained, load_config, override, parse_config, read_yaml
-from salsa_dist.config.schema import (
+from salsa_dist.config.schema import Config
+from salsa_dist.config.sections.adapters import (
     AdapterConfig,
     AdapterSettings,
-    AugmentConfig,
-    BaseConfig,
+    MixConfig,
+    SteeringConfig,
+)
+from salsa_dist.config.sections.base import BaseConfig
+from salsa_dist.config.sections.data import AugmentConfig, DataConfig
+from salsa_dist.config.sections.evaluation import Alike, DecodingConfig, EvaluationConfig, Normaliser
+from salsa_dist.config.sections.method import (
     BiasMethod,
-    Config,
-    DataConfig,
-    DecodingConfig,
-    EvaluationConfig,
-    Folder,
-    HalvingConfig,
     InContextMethod,
     LoraMethod,
     MeanDifferenceMethod,
     Method,
-    MixConfig,
-    PlacementConfig,
-    Rule,
     SalsaMethod,
-    Shards,
-    SteeringConfig,
-    TrainingConfig,
     ZeroShotMethod,
 )
+from salsa_dist.config.sections.placement import PlacementConfig
+from salsa_dist.config.sections.section import Folder, Rule, Shards
+from salsa_dist.config.sections.training import HalvingConfig, TrainingConfig
 
 __all__ = [
     "AdapterConfig",
     "AdapterSettings",
+    "Alike",
     "AugmentConfig",
     "BaseConfig",
     "BiasMethod",
@@ -44,6 +42,7 @@ __all__ = [
     "MeanDifferenceMethod",
     "Method",
     "MixConfig",
+    "Normaliser",
     "PlacementConfig",
     "Rule",
     "SalsaMethod",

@@ -23,7 +23,9 @@ from pydantic_core import to_jsonable_python
 
 from salsa_dist.config.annotations import sections_below
 from salsa_dist.config.decides import Kind, decided_by, unsaid
-from salsa_dist.config.schema import Config, SteeringConfig, TrainingConfig
+from salsa_dist.config.schema import Config
+from salsa_dist.config.sections.adapters import SteeringConfig
+from salsa_dist.config.sections.training import TrainingConfig
 
 
 def digest(config: Config, kind: Kind) -> str:

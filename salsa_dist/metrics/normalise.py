@@ -25,7 +25,7 @@ from functools import lru_cache
 from importlib.metadata import version
 from typing import Literal
 
-from salsa_dist.config.schema import Alike, EvaluationConfig, Normaliser
+from salsa_dist.config import Alike, EvaluationConfig, Normaliser
 from salsa_dist.errors import UserError
 from salsa_dist.libraries.transformers import text_normaliser
 

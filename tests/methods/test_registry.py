@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from salsa_dist import SteeringVectors, evaluate, load_config, train
 from salsa_dist.config import Method
 from salsa_dist.config.decides import Vectors
-from salsa_dist.config.schema import _Method
+from salsa_dist.config.sections.method import _Method
 from salsa_dist.evaluation import transcripts
 from salsa_dist.methods.registry import METHODS, steers
 from salsa_dist.methods.tuned import Tuned

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from salsa_dist.config.schema import Alike, EvaluationConfig
+from salsa_dist.config import Alike, EvaluationConfig
 from salsa_dist.errors import UserError
 from salsa_dist.metrics.normalise import Rules, characters, mixed_tokens, normalise, unit, words
 

@@ -1,0 +1,54 @@
+"""evaluation: split, windows, decoding, scoring."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from salsa_dist.config.decides import Coverage, Neither, Transcripts
+from salsa_dist.config.sections.placement import PlacementConfig
+from salsa_dist.config.sections.section import Section
+
+
+class DecodingConfig(Section):
+    """Greedy decoding; the keys are those of transformers' generate()."""
+
+    repetition_penalty: Transcripts[float] = Field(1.0, gt=0)
+    no_repeat_ngram_size: Transcripts[int] = Field(0, ge=0, description="0: off")
+
+
+Normaliser = Literal["auto", "basic", "english"]
+Alike = Literal["digits", "chinese-numbers", "chinese-scripts"]
+
+
+class EvaluationConfig(Section):
+    split: Transcripts[str] = "test"
+    clips: Transcripts[int | None] = Field(
+        None, ge=1, description="number of clips per language, the first that fit the window; null: all"
+    )
+    windows_s: Coverage[list[float | None]] = Field(
+        [None],
+        min_length=1,
+        description="audio windows in seconds, null for the base's own; without this key base.window_s",
+    )
+    batch: Neither[int] = Field(16, ge=1, description="clips per generate() call")
+    max_new_tokens: Transcripts[int] = Field(96, ge=1)
+    decoding: DecodingConfig = DecodingConfig()
+    zero_shot: Coverage[bool] = Field(True, description="decode the clips without an adapter too")
+    normaliser: Neither[Normaliser] = Field(
+        "auto",
+        description="normaliser for scoring; stored transcripts do not change. Whisper's `english` or "
+        "`basic` one; auto: english for English, else basic",
+    )
+    alike: Neither[list[Alike]] = Field(
+        [],
+        description="variants that count as equal: digits (of any script), chinese-numbers, "
+        "chinese-scripts (traditional, simplified)",
+    )
+    forgetting: Coverage[bool | list[str]] = Field(
+        False,
+        description="decode each adapter in other languages too: true for all in the shards, or a "
+        "list; also decode the base again without any adapter loaded",
+    )
+    placement: PlacementConfig = PlacementConfig()
