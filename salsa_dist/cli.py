@@ -53,7 +53,7 @@ app.add_typer(runs.app, name="runs")
 
 @app.callback()
 def how_much_is_said(
-    quiet: Annotated[bool, typer.Option("--quiet", help="warnings and results alone")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="show only warnings and results")] = False,
     debug: Annotated[
         bool, typer.Option("--debug", help="more notes, and the tracebacks behind an error")
     ] = False,

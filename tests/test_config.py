@@ -165,7 +165,7 @@ def test_a_step_is_so_many_clips_or_so_many_seconds(tmp_path: Path) -> None:
     assert load_config(path).data.clips_per_step == 8
     by_seconds = load_config(path, ["data.seconds_per_step=60"])
     assert (by_seconds.data.clips_per_step, by_seconds.data.seconds_per_step) == (None, 60)
-    with pytest.raises(UserError, match="take one of them"):
+    with pytest.raises(UserError, match="remove one"):
         load_config(path, ["data.seconds_per_step=60", "data.clips_per_step=4"])
     # What a run wrote of its config can be read again.
     text = yaml.safe_dump(by_seconds.model_dump(mode="json"))
@@ -183,8 +183,8 @@ def test_an_adapter_of_several_languages(tmp_path: Path) -> None:
     for wrong, says in (
         ("adapters.0.language=[el, el]", "names a language twice"),
         ("adapters.0.mix={weights: {el: 1}}", "mix.weights are of el, its languages are bg"),
-        ("adapters.0.mix={weights: {bg: 1}, temperature: 2}", "take one of them"),
-        ("data.augment={speed: [1.1, 0.9]}", "two rising numbers"),
+        ("adapters.0.mix={weights: {bg: 1}, temperature: 2}", "remove one"),
+        ("data.augment={speed: [1.1, 0.9]}", "the smaller first"),
     ):
         with pytest.raises(UserError, match=says):
             load_config(path, [wrong])

@@ -23,7 +23,10 @@ def fold(
     scale: Annotated[float, typer.Option(help="factor of the adapter's vectors")] = 1.0,
     force: Annotated[bool, typer.Option("--force", help="accept an adapter of another base")] = False,
     approximate: Annotated[
-        bool, typer.Option("--approximate", help="fit biases to an adapter that no bias holds exactly")
+        bool,
+        typer.Option(
+            "--approximate", help="fit biases if the adapter can't be written as biases exactly"
+        ),
     ] = False,
     shards: Annotated[
         Any,
@@ -33,7 +36,7 @@ def fold(
             parser=place,
         ),
     ] = None,
-    max_clips: Annotated[int, typer.Option(min=1, help="of each of the two splits")] = 32,
+    max_clips: Annotated[int, typer.Option(min=1, help="most clips, of train and of dev each")] = 32,
 ) -> None:
     """Write BASE with ADAPTER folded into its biases: a plain Hugging Face checkpoint.
 

@@ -27,7 +27,7 @@ def plan(
         str | None,
         typer.Option(help="instead of CONFIG: folder (config.json is enough) or hub name of a base"),
     ] = None,
-    nodes: Annotated[int, typer.Option(min=1)] = 1,
+    nodes: Annotated[int, typer.Option(min=1, help="number of nodes")] = 1,
     gpus_per_node: Annotated[int, typer.Option(min=1, help="devices per node, one rank each")] = 8,
     gpu_memory: Annotated[str, typer.Option(help="memory per device, such as 80GB")] = "80GB",
     host_memory: Annotated[
@@ -82,7 +82,7 @@ def plan(
 
     warn_if_outside()
     if (config is None) == (base is None):
-        raise UserError("name one of both: a run's CONFIG, or a base with --base")
+        raise UserError("give either a run's CONFIG or a base with --base")
     if dtype not in (None, "float32", "bfloat16", "float16"):
         raise UserError(f"--dtype {dtype} is not known: float32, bfloat16 or float16")
     machines = Machines(

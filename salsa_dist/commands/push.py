@@ -25,13 +25,13 @@ def push(
     private: Annotated[bool, typer.Option("--private", help="make a new repository private")] = False,
     may_publish: Annotated[
         str | None,
-        typer.Option(help="corpus without an open licence of which an adapter may be published"),
+        typer.Option(help="name of the training corpus: publish although it has no open licence"),
     ] = None,
 ) -> None:
     """Push ADAPTER to a model hub as NAME, with a card; print the address of the commit.
 
-    The card has the results of the adapter's run, if it was evaluated. HF_TOKEN must be set, or
-    another login of huggingface_hub.
+    The card has the results of the adapter's run, if it was evaluated. Log in to the hub first: set
+    HF_TOKEN, or run `hf auth login`.
     """
     from salsa_dist.steering.vectors import SteeringVectors
 

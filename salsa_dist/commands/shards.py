@@ -63,9 +63,11 @@ def build(
     revision: Annotated[
         str | None, typer.Option(help="commit, tag or branch of a data set on a hub; default: main")
     ] = None,
-    subset: Annotated[str | None, typer.Option(help="of a data set on a hub, such as bg")] = None,
+    subset: Annotated[
+        str | None, typer.Option(help="subset of a data set on a hub, such as bg")
+    ] = None,
     split: Annotated[
-        str | None, typer.Option(help="of a data set on a hub, joined by commas; default: all")
+        str | None, typer.Option(help="splits of a data set on a hub, joined by commas; default: all")
     ] = None,
     seed: Annotated[int, typer.Option(help="seed of the splits and the order")] = 0,
     workers: Workers = None,

@@ -105,7 +105,11 @@ def _explain(error: Any, schema: type[BaseModel]) -> tuple[str, str]:
         dotted = f"{dotted}.{error['ctx']['discriminator'].strip(chr(39))}"
         return f"{dotted!r} is missing", ""
     message = error["msg"].removeprefix("Value error, ")
-    return (f"{dotted}: ", f"{message} (got {error['input']!r})") if dotted else ("", message)
+    if not dotted:
+        return "", message
+    # A whole section is not shown again.
+    got = "" if isinstance(error["input"], dict) else f" (got {error['input']!r})"
+    return f"{dotted}: ", message + got
 
 
 def _nearest(word: str, known: Sequence[str]) -> str:

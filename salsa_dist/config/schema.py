@@ -100,8 +100,8 @@ class Config(Section):
         short, compared = self.training.window_s, self.base.window_s
         if short is not None and compared is not None and short > compared:
             raise ValueError(
-                f"training.window_s is {short:g} and base.window_s {compared:g}: the window that is "
-                "trained on can't be the longer one"
+                f"training.window_s is {short:g} and base.window_s {compared:g}: "
+                "training.window_s must not be longer than base.window_s"
             )
         return self
 

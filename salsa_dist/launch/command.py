@@ -97,7 +97,7 @@ def launch(context: typer.Context, words: list[str] | None, **given: Any) -> int
         asked.refuse_what_needs_slurm()
     staging = [f"{s}.stage_to={resources.stage_to}" for s in ("base", "data") if resources.stage_to]
     if asked.array_parallelism is not None and command != "sweep":
-        raise UserError("--array-parallelism is about a sweep: any other launch is one job")
+        raise UserError("--array-parallelism works only with sweep: this launch is one job")
     plan, work, config_path = None, None, ""
     if command == transcription.COMMAND:
         transcription.refuse_what_needs_a_config(asked)

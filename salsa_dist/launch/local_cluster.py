@@ -194,8 +194,8 @@ class _Tasks:
             if ran_s > limit_s:
                 self.end(PEER_GRACE_S)
                 raise UserError(
-                    f"the ranks did not stop in their --time {self._plan.limit_min:g} min, so they "
-                    "were ended: give more, or launch again to go on from the last checkpoint"
+                    f"the --time limit of {self._plan.limit_min:g} min passed and the ranks were "
+                    "ended: raise --time, or launch again to resume from the last checkpoint"
                 )
             time.sleep(POLL_S)
 

@@ -79,7 +79,7 @@ class Resources(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    nodes: int = Field(1, ge=1)
+    nodes: int = Field(1, ge=1, description="number of nodes")
     min_nodes: Annotated[int | None, SLURM] = Field(
         None,
         ge=1,
@@ -89,17 +89,19 @@ class Resources(BaseModel):
     tasks_per_node: int | None = Field(
         None, ge=1, description="ranks per node; default: one per GPU, else 1"
     )
-    gpus_per_node: Annotated[int | None, SBATCH, RANKS] = Field(None, ge=0)
-    cpus_per_task: Annotated[int | None, SBATCH] = Field(None, ge=1)
+    gpus_per_node: Annotated[int | None, SBATCH, RANKS] = Field(
+        None, ge=0, description="GPUs to ask for on each node"
+    )
+    cpus_per_task: Annotated[int | None, SBATCH] = Field(None, ge=1, description="cores per rank")
     gres: OfSbatch = Field(None, description="such as gpu:a100:4 or nvme:1")
     mem: OfSbatch = Field(None, description="memory of a node, such as 64GB")
     time: Annotated[int | None, RANKS] = Field(
         None, ge=1, description=f"limit in minutes; default: {SLURM_MINUTES} on Slurm, none locally"
     )
-    partition: OfSbatch = None
-    account: OfSbatch = None
-    qos: OfSbatch = None
-    constraint: OfSbatch = None
+    partition: OfSbatch = Field(None, description="partition to run in")
+    account: OfSbatch = Field(None, description="account to charge")
+    qos: OfSbatch = Field(None, description="quality of service")
+    constraint: OfSbatch = Field(None, description="features that each node must have")
     exclude: OfSbatch = Field(None, description="nodes not to use")
     nodelist: OfSbatch = Field(None, description="nodes to use")
     dependency: OfSbatch = Field(None, description="such as afterok:1234")
@@ -121,7 +123,7 @@ class Resources(BaseModel):
     )
     container: Annotated[str | None, SLURM] = Field(
         None,
-        description="container image: .sif files run in apptainer, others in pyxis; or prefix "
+        description="container image: .sif files run in apptainer, others in pyxis; to choose, prefix "
         "pyxis: or apptainer:",
     )
     container_mounts: Annotated[list[str], SLURM] = Field(
@@ -141,7 +143,7 @@ class Resources(BaseModel):
     tries: Annotated[int, RANKS] = Field(
         3,
         ge=0,
-        description="failed attempts in a row without progress before the job stays failed; "
+        description="attempts in a row that may fail without progress before the job is not requeued; "
         "0: never requeue",
     )
     gpu_memory: Annotated[str, SLURM] = Field(
@@ -242,7 +244,9 @@ class Options(Resources):
         marks = [SLURM, RANKS] if self.cluster is Cluster.debug else [SLURM]
         refused = [flag_of(name) for name in self.marked(*marks) if name in self.model_fields_set]
         if refused:
-            raise UserError(f"{where} can't honour {', '.join(refused)}: remove it")
+            raise UserError(
+                f"{where} does not support these options, remove them: {', '.join(refused)}"
+            )
 
 
 _Asked = TypeVar("_Asked", bound=Resources)
@@ -277,7 +281,8 @@ def read_profile(name: str | None) -> Resources:
             profiles = read_yaml(file, "cluster profiles", "`default:` and settings indented under it")
             if not all(isinstance(settings, dict) for settings in profiles.values()):
                 raise UserError(
-                    f"{file} has settings of no profile: write `default:` and indent them under it"
+                    f"{file} has settings outside any profile: write `default:` and indent them "
+                    "under it"
                 )
             if wanted in profiles:
                 return checked(Resources, profiles[wanted], f"{file}, profile {wanted}")

@@ -161,7 +161,7 @@ def _container(resources: Resources) -> tuple[str, str]:
     image = resources.container
     if not image:
         if resources.container_mounts:
-            raise UserError("--container-mounts is about a container: name one with --container")
+            raise UserError("--container-mounts needs --container")
         return "", ""
     kind, colon, rest = image.partition(":")
     if colon and kind in ("pyxis", "apptainer"):

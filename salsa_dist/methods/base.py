@@ -173,7 +173,10 @@ class Method:
     def trainable(
         self, config: Config, speech_llm: SpeechLLM, device: torch.device
     ) -> AbstractContextManager[Trainable]:
-        """What is trained of the adapters of `config`; at the end the base is as it was."""
+        """What is trained of the adapters of `config`; for vectors see steering.py.
+
+        At the end the base is as it was.
+        """
         raise NotImplementedError(f"method {self.config.method.kind} trains nothing")
 
     def compute(self, session: Session, speech_llm: SpeechLLM, trainable: Trainable) -> None:

@@ -1,1 +1,1 @@
-"""Training a bank: the loop, the optimizer over packed adapters, the state on disk."""
+"""Training a bank: `train` is in loop.py, one step in job.py; optimizer.py, and state.py on disk."""

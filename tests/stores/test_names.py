@@ -124,7 +124,7 @@ def test_a_run_stays_on_a_file_system(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     tree = {"run": "s3://bucket/run", "base": {"name": "b"}, "data": {"shards": "x"}, "adapters": []}
     config.write_text(json.dumps(tree))
-    with pytest.raises(UserError, match=r"run: it must be a folder here"):
+    with pytest.raises(UserError, match=r"run: it must be a local folder"):
         load_config(config)
 
 

@@ -32,7 +32,7 @@ class MixConfig(Section):
     @model_validator(mode="after")
     def _one_of_them(self) -> MixConfig:
         if self.temperature is not None and self.weights is not None:
-            raise ValueError("temperature and weights are both set: take one of them")
+            raise ValueError("temperature and weights are both set: remove one")
         return self
 
 

@@ -17,8 +17,8 @@ class BaseConfig(Section):
     revision: Neither[str | None] = Field(None, description="hub branch, tag or commit")
     dtype: Precision[Literal["auto", "float32", "bfloat16", "float16"]] = Field(
         "auto",
-        description="precision of the weights; auto: as the run began, else on a GPU the checkpoint's "
-        "own, with bfloat16 for float16, and float32 on the CPU",
+        description="precision of the weights; auto: float32 on the CPU; on a GPU the checkpoint's "
+        "own, bfloat16 if that is float16; a resumed run keeps what it began with",
     )
     attn_implementation: Neither[
         Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3"] | None

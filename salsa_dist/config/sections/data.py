@@ -15,7 +15,7 @@ from salsa_dist.places import Cache, Remote
 def _range(lowest: float) -> Any:
     def check(value: tuple[float, float]) -> tuple[float, float]:
         if not lowest < value[0] <= value[1]:
-            raise ValueError(f"a range is two rising numbers above {lowest:g}")
+            raise ValueError(f"a range needs two numbers above {lowest:g}, the smaller first")
         return value
 
     return AfterValidator(check)
@@ -88,7 +88,7 @@ class DataConfig(Section):
             return tree
         clips, seconds = tree.get("clips_per_step"), tree.get("seconds_per_step")
         if clips is not None and seconds is not None:
-            raise ValueError("clips_per_step and seconds_per_step are both set: take one of them")
+            raise ValueError("clips_per_step and seconds_per_step are both set: remove one")
         return {**tree, "clips_per_step": 8} if clips is None and seconds is None else tree
 
     @model_validator(mode="after")

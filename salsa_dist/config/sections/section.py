@@ -34,7 +34,7 @@ def expand(value: Any) -> Any:
 
 def _local(value: Any) -> Any:
     if isinstance(value, str) and "://" in value:
-        raise ValueError("it must be a folder here: in a store may lie only shards")
+        raise ValueError("it must be a local folder: only shards can be in a store")
     return expand(value)
 
 

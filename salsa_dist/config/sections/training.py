@@ -99,7 +99,7 @@ class TrainingConfig(Section):
     max_loss: Vectors[float | None] = Field(
         30.0,
         gt=0,
-        description="skip steps with a larger loss, as those with a NaN gradient; in nats per label: "
+        description="skip steps with a larger loss or a NaN gradient; loss in nats per label: "
         "guessing among 150,000 tokens costs 12; null: off",
     )
     hang_after_s: Neither[float] = Field(
