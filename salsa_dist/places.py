@@ -37,7 +37,8 @@ CONNECT_S, ANSWER_S = 10, 30  # of one try
 CONNECTIONS = 40  # of a process to S3: more than `fetching.py` has threads that ask
 _AZURE = ("AZURE_STORAGE_CONNECTION_STRING", "AZURE_STORAGE_ACCOUNT_NAME")  # by priority
 _BLOCK = 8 << 20  # bytes of one request where a file is read forward
-_commits: dict[str, str] = {}  # by repository of a hub
+_commits: dict[str, str] = {}  # by repository of a hub and revision
+_OF_REVISION = re.compile(r"datasets/[^/?#@]+/[^/?#@]+@[\w.%-]+(?:/[^?#@]*)?")
 
 
 @dataclass(frozen=True)
@@ -227,7 +228,8 @@ def place(text: str | Path | Remote, cache: Cache = Cache()) -> Folder:
     if scheme not in EXTRAS:
         known = ", ".join(f"{name}://" for name in EXTRAS)
         raise UserError(f"{shown}: {scheme}:// is unknown; known are {known} and folders")
-    if re.search("[?#@]", rest):
+    of_revision = scheme == "hf" and _OF_REVISION.fullmatch(rest)
+    if re.search("[?#@]", rest) and not of_revision:
         raise UserError(
             f"{shown}: a name of shards has no '?', '#' or '@'; credentials come from the environment "
             "or a profile, as the store's own tools have them"
@@ -256,17 +258,21 @@ def _at_commit(fs: Any, path: str) -> str:
     So a push changes nothing while a run reads. Of a branch, the driver would keep what it was told of
     a file first, whatever its options say, and read bytes of the new one.
     """
-    found = fs.resolve_path(path)
+    named = "@" in path
+    # Some servers answer only if a revision is asked for.
+    found = fs.resolve_path(path, **({} if named else {"revision": "main"}))
     name = getattr(found, "repo_id", None)
     if name is None:  # a bucket, which has no commits
         fs.invalidate_cache(path)
         return path
-    key = f"{found.repo_type} {name}"
+    key = f"{found.repo_type} {name} {found.revision}"
     if key not in _commits:
         from huggingface_hub import HfApi
 
-        _commits[key] = str(HfApi().repo_info(name, repo_type=found.repo_type).sha)
-    return str(fs.resolve_path(path, revision=_commits[key]).unresolve())
+        told = HfApi().repo_info(name, repo_type=found.repo_type, revision=found.revision)
+        _commits[key] = str(told.sha)
+    bare = re.sub("@[^/]+", "", path) if named else path
+    return str(fs.resolve_path(bare, revision=_commits[key]).unresolve())
 
 
 def identity(info: dict[str, Any]) -> str:

@@ -32,9 +32,11 @@ def local_copy(remote: Remote, name: str, beside: str) -> Path:
         own = own_copy(remote)
         if (own / name).is_file():
             return own
+        of_hub = str(remote).startswith("hf:")
+        absent = "data set or revision, or HF_TOKEN must be set" if of_hub else "bucket"
         raise UserError(
-            f"{remote} has no {name}, or there is no such bucket: name a folder of shards, or make the "
-            "index of tars with 'salsa-dist shards index'"
+            f"{remote} has no {name}, or there is no such {absent}: name a folder of shards, or make "
+            "the index of tars with 'salsa-dist shards index'"
         ) from None
     except OSError as e:
         raise UserError(f"{remote / name} can't be read ({e.strerror})") from e

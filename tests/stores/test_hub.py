@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +138,7 @@ def test_it_gives_the_clips_of_a_folder_and_each_byte_once(
 
 
 def test_a_dataset_that_is_not_there_is_said(hub: Proxy) -> None:
-    with pytest.raises(UserError, match=r"has no index\.json, or there is no such bucket"):
+    with pytest.raises(UserError, match=r"has no index\.json, or there is no such data set"):
         ShardIndex.load("hf://datasets/user/none")
 
 
@@ -167,6 +168,9 @@ def test_a_push_meanwhile_changes_no_sample(
     found = read(slice(None))
     assert all(getattr(x, "kind", "") == "shard" for x in found)
     assert "its sha256 is not that of the index" in str(found[0])
+    # By its revision the old one is still to be had.
+    place = replace(place, url=f"{place.url}@{COMMIT}")
+    assert read(slice(None)) == wanted
 
 
 def test_a_hub_that_does_not_tell_its_commit_is_said_in_one_line(hub: Proxy) -> None:
