@@ -15,15 +15,16 @@ import argparse
 import json
 import platform
 import statistics
+import sys
 import time
-from collections import Counter
-from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from operations import Counted
 
 from salsa_dist.placement.ranks import join
 from salsa_dist.steering.bank import AdapterSpec, Bank
@@ -31,20 +32,6 @@ from salsa_dist.training.optimizer import PackedAdam, Schedule
 
 SITES = [*(f"encoder.{i}" for i in range(32)), *(f"llm.{i}" for i in range(32))]
 ROUNDS = 10
-
-
-class Counted(TorchDispatchMode):
-    """Counts operations by name."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.ops: Counter[str] = Counter()
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        self.ops[str(func)] += 1
-        return func(*args, **(kwargs or {}))
 
 
 def main() -> None:

@@ -33,7 +33,7 @@ import torch.distributed as dist
 from salsa_dist.config import PlacementConfig
 from salsa_dist.data.clip import Clip
 from salsa_dist.data.index import ShardIndex
-from salsa_dist.data.shards import read_range, read_sample
+from salsa_dist.data.shards import BadSample, read_ranges, read_sample
 from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.placement.measured import measured_facts, watched
 from salsa_dist.placement.ranks import Ranks, join
@@ -156,9 +156,11 @@ def read_clips(options: argparse.Namespace, count: int) -> list[Clip]:
     """The first `count` clips of the language's shards."""
     clips: list[Clip] = []
     for shard in ShardIndex.load(options.shards).select("train", options.language):
-        for entry in shard.entries[: count - len(clips)]:
-            path = options.shards / shard.path
-            audio, facts = read_sample(read_range(path, entry), path, entry.key)
+        path = options.shards / shard.path
+        for entry, raw in read_ranges(path, shard.entries[: count - len(clips)]):
+            if isinstance(raw, BadSample):
+                raise raw
+            audio, facts = read_sample(raw, path, entry.key)
             clips.append(Clip(entry.key, audio, str(facts["text"]), options.language, 0))
     return clips
 

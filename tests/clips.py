@@ -10,8 +10,8 @@ import soundfile
 
 from salsa_dist.corpus.writer import Sample, ShardWriter
 from salsa_dist.data.audio import Audio
-from salsa_dist.data.index import ShardIndex
-from salsa_dist.data.shards import read_range, read_sample
+from salsa_dist.data.index import Entry, ShardIndex
+from salsa_dist.data.shards import BadSample, Bytes, read_ranges, read_sample
 
 
 def wave(path: Path, seconds: float = 0.5, hz: float = 440.0, rate: int = 8_000) -> Path:
@@ -40,6 +40,14 @@ def samples(index: ShardIndex) -> dict[str, tuple[str, Audio, dict[str, Any]]]:
             audio, facts = read_sample(read_range(path, entry), shard.path, entry.key)
             found[entry.key] = (shard.split, audio, facts)
     return found
+
+
+def read_range(path: str | Path, entry: Entry) -> Bytes:
+    """The bytes of one sample of a shard."""
+    ((_, raw),) = read_ranges(path, [entry])
+    if isinstance(raw, BadSample):
+        raise raw
+    return raw
 
 
 def tree(folder: Path) -> dict[str, bytes]:

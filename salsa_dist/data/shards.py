@@ -108,14 +108,6 @@ def read_open(
                 yield entry, own
 
 
-def read_range(path: str | Path, entry: Entry) -> Bytes:
-    """The bytes of one sample: one seek, one read."""
-    ((_, raw),) = read_ranges(path, [entry])
-    if isinstance(raw, BadSample):
-        raise raw
-    return raw
-
-
 def runs(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
     """Entries in the order of a file, cut into what one read takes."""
     run: list[Entry] = []

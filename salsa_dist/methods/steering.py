@@ -17,7 +17,8 @@ from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.run.folder import RunFolder
 from salsa_dist.run.session import Session
 from salsa_dist.speech_llms.load import SpeechLLM
-from salsa_dist.steering.vectors import SteeringVectors, bank_of
+from salsa_dist.steering.attachment import bank_of
+from salsa_dist.steering.vectors import SteeringVectors
 from salsa_dist.training.batches import StepBatches
 from salsa_dist.training.from_config import make_bank, schedule_of, site_scales, start_bank
 from salsa_dist.training.optimizer import PackedAdam

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from salsa_dist.planner.base_shape import ENCODER_TOKENS_PER_SECOND, BaseShape, Module
+from salsa_dist.planner.base_shape import ENCODER_TOKENS_PER_SECOND, BaseShape
+from salsa_dist.planner.modules import Module
 
 # Of a device's memory: the rest is for the CUDA context, the collectives' buffers and fragmentation.
 USABLE = 0.9

@@ -27,7 +27,6 @@ import traceback
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import psutil
@@ -77,7 +76,7 @@ class Watchdog:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type | None, error: object, trace: TracebackType | None) -> None:
+    def __exit__(self, kind: type | None, *_: object) -> None:
         self._end.set()
         self._thread.join()
         faulthandler.cancel_dump_traceback_later()

@@ -127,7 +127,7 @@ def known_as(base: str) -> str:
     return "".join(c if c.isprintable() and c != "\\" else "_" for c in base)
 
 
-def write(folder: Path, vectors: dict[str, Tensor], facts: dict[str, Any]) -> Path:
+def write(folder: Path, vectors: Mapping[str, Tensor], facts: dict[str, Any]) -> Path:
     """Write an adapter's folder; one that is there already is replaced, if it is an adapter's.
 
     Args:
@@ -145,7 +145,7 @@ def write(folder: Path, vectors: dict[str, Tensor], facts: dict[str, Any]) -> Pa
 
 
 def files_of(
-    vectors: dict[str, Tensor],
+    vectors: Mapping[str, Tensor],
     facts: dict[str, Any],
     label: str,
     scores: Sequence[Score] = (),

@@ -2,23 +2,26 @@
 
 model ── of load_speech_llm, of transformers, or in a transformers pipeline
   ├── describe ──> base, revision, architecture, model_type: what an adapter remembers of it
-  └── Attachment ── a forward hook per steered layer, until detach()
+  └── Attachment ── a bank of the adapter, by a forward hook per steered layer, until detach()
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
-from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from salsa_dist.errors import UserError
 from salsa_dist.steering.adapter_folder import known_as
-from salsa_dist.steering.bank import Bank
+from salsa_dist.steering.bank import AdapterSpec, Bank
 from salsa_dist.steering.sites import by_site, find_layers
 from salsa_dist.steering.widths import site_widths
+
+if TYPE_CHECKING:
+    from salsa_dist.steering.vectors import SteeringVectors
 
 
 class Attachment:
@@ -46,16 +49,21 @@ class Attachment:
     def __enter__(self) -> Attachment:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.detach()
 
     def _steer(self, site: str, module: nn.Module, args: Any, output: Any) -> Any:
         return self._bank.steer_output(site, output, 0)
+
+
+def bank_of(adapters: Sequence[SteeringVectors], device: torch.device | str) -> Bank:
+    """A bank with these adapters as its rows; none makes one that steers nothing."""
+    specs = [AdapterSpec(a.name, tuple(a.vectors), a.rule) for a in adapters]
+    widths = {site: len(v) for a in adapters for site, v in a.vectors.items()}
+    bank = Bank(specs, widths, device)
+    for row, adapter in enumerate(adapters):
+        bank.set_row(row, adapter.vectors)
+    return bank
 
 
 def describe(model: Any) -> dict[str, str]:

@@ -12,22 +12,23 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from salsa_dist.errors import UserError
 from salsa_dist.steering import adapter_file, adapter_folder, hub, vector_facts
 from salsa_dist.steering.adapter_folder import AdapterFacts, DataFacts, TrainingFacts
-from salsa_dist.steering.attachment import Attachment, fitting_sites, module_of
-from salsa_dist.steering.bank import AdapterSpec, Bank
+from salsa_dist.steering.arithmetic import combined, shares
+from salsa_dist.steering.attachment import Attachment, bank_of, fitting_sites, module_of
 from salsa_dist.steering.licences import refuse_unless_open
 from salsa_dist.steering.model_card import Score
 
 
+@dataclass(eq=False, repr=False)
 class SteeringVectors:
     """One adapter: a vector for each of its sites, and what it was made for.
 
@@ -48,30 +49,20 @@ class SteeringVectors:
         training: the settings that it was trained with; None: not known.
     """
 
-    def __init__(
-        self,
-        vectors: Mapping[str, Tensor],
-        rule: str,
-        *,
-        name: str = "adapter",
-        language: str = "",
-        base: str = "",
-        revision: str = "",
-        architecture: str = "",
-        model_type: str = "",
-        data: DataFacts | None = None,
-        training: TrainingFacts | None = None,
-    ) -> None:
-        self.vectors = {site: v.detach().float().cpu().clone() for site, v in vectors.items()}
-        self.rule = rule
-        self.name = name
-        self.language = language
-        self.base = base
-        self.revision = revision
-        self.architecture = architecture
-        self.model_type = model_type
-        self.data = data
-        self.training = training
+    vectors: Mapping[str, Tensor]
+    rule: str
+    _: KW_ONLY
+    name: str = "adapter"
+    language: str = ""
+    base: str = ""
+    revision: str = ""
+    architecture: str = ""
+    model_type: str = ""
+    data: DataFacts | None = None
+    training: TrainingFacts | None = None
+
+    def __post_init__(self) -> None:
+        self.vectors = {site: v.detach().float().cpu().clone() for site, v in self.vectors.items()}
 
     def save(self, folder: str | Path) -> Path:
         """Write the adapter's folder; it appears whole or not at all, in place of an older one.
@@ -104,9 +95,7 @@ class SteeringVectors:
             return cls._of(*adapter_folder.read(path))
         if path.is_file():
             vectors, metadata = adapter_file.unpack(adapter_file.read(path), path)
-            known: dict[str, Any] = {
-                k: metadata.get(k, "") for k in ("name", "language", "base", "revision")
-            }
+            known: Any = {k: metadata.get(k, "") for k in ("name", "language", "base", "revision")}
             return cls(vectors, metadata["rule"], **known)
         if (parts := hub.name_and_revision(name)) is None:
             raise UserError(
@@ -190,7 +179,7 @@ class SteeringVectors:
         vectors = {site: v * scale for site, v in self.vectors.items()}
         if what := adapter_file.wrong(vectors):
             raise UserError(f"adapter {self.name!r} can't be scaled by {scale:g}: {what}")
-        return self._derived(vectors, f"{self.name}-x{scale:g}", self.language, self.data)
+        return replace(self, vectors=vectors, name=f"{self.name}-x{scale:g}", training=None)
 
     def __mul__(self, scale: float) -> SteeringVectors:
         return self.scaled(scale) if isinstance(scale, int | float) else NotImplemented
@@ -215,12 +204,12 @@ class SteeringVectors:
         """
         if not isinstance(other, SteeringVectors):
             return NotImplemented
-        return _combined([self, other], [1.0, 1.0], f"{self.name}+{other.name}")
+        return combined([self, other], [1.0, 1.0], f"{self.name}+{other.name}")
 
     def __sub__(self, other: SteeringVectors) -> SteeringVectors:
         if not isinstance(other, SteeringVectors):
             return NotImplemented
-        return _combined([self, other], [1.0, -1.0], f"{self.name}-{other.name}")
+        return combined([self, other], [1.0, -1.0], f"{self.name}-{other.name}")
 
     def interpolate(self, other: SteeringVectors, share: float) -> SteeringVectors:
         """Of this adapter `1 - share`, of the other `share`, at each site.
@@ -240,7 +229,7 @@ class SteeringVectors:
         """
         if not math.isfinite(share):
             raise UserError(f"a share of {share} can't be taken: give a finite number")
-        return _combined([self, other], [1 - share, share], f"{self.name}-{share:g}-{other.name}")
+        return combined([self, other], [1 - share, share], f"{self.name}-{share:g}-{other.name}")
 
     @classmethod
     def average(
@@ -257,19 +246,7 @@ class SteeringVectors:
             weights: one for each, none negative, not all zero; None: all alike. Only
                 their ratios count.
         """
-        if not adapters:
-            raise UserError("an average needs at least one adapter")
-        weights = [1.0] * len(adapters) if weights is None else list(weights)
-        if len(weights) != len(adapters):
-            raise UserError(f"{len(weights)} weights were given for {len(adapters)} adapters")
-        if not all(math.isfinite(w) and w >= 0 for w in weights) or not 0 < sum(weights) < math.inf:
-            raise UserError(f"the weights {weights} of an average must be positive numbers")
-        first = adapters[0]
-        for other in adapters[1:]:
-            if first.vectors.keys() != other.vectors.keys():
-                raise _unlike(first, other, "sites", " ".join(first.vectors), " ".join(other.vectors))
-        shares = [weight / sum(weights) for weight in weights]
-        return _combined(adapters, shares, "+".join(a.name for a in adapters))
+        return combined(adapters, shares(adapters, weights), "+".join(a.name for a in adapters))
 
     def norms(self) -> dict[str, float]:
         """The length (L2) of each site's vector, in the model's order.
@@ -368,66 +345,5 @@ class SteeringVectors:
             training=facts.training,
         )
 
-    def _derived(
-        self, vectors: Mapping[str, Tensor], name: str, language: str, data: DataFacts | None
-    ) -> SteeringVectors:
-        """Other vectors for the same base, of no training run of their own."""
-        about = {"name": name, "language": language, "base": self.base, **self._about_base()}
-        return SteeringVectors(vectors, self.rule, **about, data=data)
-
-    def _differences(self, other: SteeringVectors) -> Iterator[tuple[str, object, object]]:
-        """What keeps two adapters from being mixed: its name, and both values."""
-        known_by = "revision" if self.revision and other.revision else "base"
-        for what in ("rule", known_by, "architecture", "model_type"):
-            one, two = getattr(self, what), getattr(other, what)
-            if one != two:
-                yield what, one, two
-        for site, vector in self.vectors.items():
-            if site in other.vectors and vector.shape != other.vectors[site].shape:
-                yield f"width at {site}", len(vector), len(other.vectors[site])
-
     def __repr__(self) -> str:
         return f"SteeringVectors({self.name!r}, {self.rule}, {list(self.vectors)})"
-
-
-def bank_of(adapters: Sequence[SteeringVectors], device: torch.device | str) -> Bank:
-    """A bank with these adapters as its rows; none makes one that steers nothing."""
-    specs = [AdapterSpec(a.name, tuple(a.vectors), a.rule) for a in adapters]
-    widths = {site: len(v) for a in adapters for site, v in a.vectors.items()}
-    bank = Bank(specs, widths, device)
-    for row, adapter in enumerate(adapters):
-        bank.set_row(row, adapter.vectors)
-    return bank
-
-
-def _combined(
-    adapters: Sequence[SteeringVectors], weights: Sequence[float], name: str
-) -> SteeringVectors:
-    """The weighted sum of adapters for one base, which the first stands for."""
-    first = adapters[0]
-    for other in adapters[1:]:
-        for what, one, two in first._differences(other):
-            raise _unlike(first, other, what, one, two)
-    vectors: dict[str, Tensor] = {}
-    for site in sorted({site for a in adapters for site in a.vectors}, key=vector_facts.site_order):
-        have = [
-            (w, a.vectors[site]) for w, a in zip(weights, adapters, strict=True) if site in a.vectors
-        ]
-        # In fp64, so that the mean of equal vectors is that vector to the bit.
-        shares = torch.tensor([w for w, _ in have], dtype=torch.float64)
-        vectors[site] = shares @ torch.stack([v.double() for _, v in have])
-    return first._derived(
-        vectors,
-        name,
-        first.language if all(a.language == first.language for a in adapters) else "",
-        first.data if all(a.data == first.data for a in adapters) else None,
-    )
-
-
-def _unlike(
-    one: SteeringVectors, two: SteeringVectors, what: str, first: object, second: object
-) -> UserError:
-    return UserError(
-        f"adapters {one.name!r} and {two.name!r} can't be mixed: they differ in their {what} "
-        f"({first} and {second})"
-    )

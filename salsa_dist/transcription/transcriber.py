@@ -25,7 +25,8 @@ from salsa_dist.speech_llms import long_audio
 from salsa_dist.speech_llms.batch import PromptBatch, Transcript
 from salsa_dist.speech_llms.family import EncodesApart, TellsLanguage
 from salsa_dist.speech_llms.load import SpeechLLM
-from salsa_dist.steering.vectors import SteeringVectors, bank_of
+from salsa_dist.steering.attachment import bank_of
+from salsa_dist.steering.vectors import SteeringVectors
 from salsa_dist.transcription.recording import AUTO, Piece, Recording, Result, Segment
 
 _EVENTS = 8  # silent or unreadable pieces that one batch takes along, for each that it decodes

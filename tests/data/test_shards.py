@@ -16,11 +16,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import soundfile
+from clips import read_range
 
 from salsa_dist.corpus.writer import Sample, ShardWriter
 from salsa_dist.data import shards as shards_module
 from salsa_dist.data.index import Entry, ShardIndex
-from salsa_dist.data.shards import BadSample, read_range, read_ranges, read_sample
+from salsa_dist.data.shards import BadSample, read_ranges, read_sample
 from salsa_dist.errors import UserError
 
 

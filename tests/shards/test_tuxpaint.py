@@ -5,13 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from clips import read_range
 
 from salsa_dist.corpus.build import build
 from salsa_dist.corpus.recipes import load_recipe
 from salsa_dist.corpus.text import same
 from salsa_dist.corpus.utterance import Ask
 from salsa_dist.data.index import ShardIndex
-from salsa_dist.data.shards import read_range, read_sample
+from salsa_dist.data.shards import read_sample
 from salsa_dist.errors import UserError
 
 RECIPE = load_recipe("tuxpaint")

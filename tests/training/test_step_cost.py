@@ -3,30 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from operations import Counted
 
 from salsa_dist.placement.ranks import join
 from salsa_dist.steering.bank import AdapterSpec, Bank
 from salsa_dist.training.optimizer import PackedAdam, Schedule
-
-
-class Counted(TorchDispatchMode):
-    """Counts aten operations by name."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.ops: Counter[str] = Counter()
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        self.ops[str(func)] += 1
-        return func(*args, **(kwargs or {}))
 
 
 def step_of(adapters: int, sites: int) -> Counter[str]:
