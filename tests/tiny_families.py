@@ -27,7 +27,7 @@ def make_qwen2_audio(folder: Path) -> Path:
     import transformers as t
 
     special = [*CHATML, "<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>"]
-    tokenizer = _byte_tokenizer(special)
+    tokenizer = byte_tokenizer(special)
     ids = {s: tokenizer.convert_tokens_to_ids(s) for s in special}
     config = t.Qwen2AudioConfig(
         audio_config=_whisper_like(d_model=24),
@@ -44,7 +44,7 @@ def make_qwen3_asr(folder: Path) -> Path:
     import transformers as t
 
     special = [*CHATML, "<|audio_pad|>", "<|audio_start|>", "<|audio_end|>", "<asr_text>"]
-    tokenizer = _byte_tokenizer(
+    tokenizer = byte_tokenizer(
         special,
         audio_token="<|audio_pad|>",
         audio_bos_token="<|audio_start|>",
@@ -129,7 +129,7 @@ def make_granite_speech(folder: Path) -> Path:
     import transformers as t
 
     special = ["<|end_of_text|>", "<|start_of_role|>", "<|end_of_role|>", "<|audio|>"]
-    tokenizer = _byte_tokenizer(special)
+    tokenizer = byte_tokenizer(special)
     tokenizer.chat_template = (
         "{% for m in messages %}<|start_of_role|>{{ m.role }}<|end_of_role|>{{ m.content }}"
         "<|end_of_text|>\n{% endfor %}"
@@ -182,7 +182,7 @@ def make_qwen2_5_omni(folder: Path) -> Path:
         "<|IMAGE|>",
         "<|VIDEO|>",
     ]
-    tokenizer = _byte_tokenizer(special)
+    tokenizer = byte_tokenizer(special)
     ids = {s: tokenizer.convert_tokens_to_ids(s) for s in special}
     text = _qwen_like("qwen2_5_omni_text", len(tokenizer))
     text["rope_parameters"] = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e6}
@@ -215,7 +215,7 @@ def make_qwen3_omni(folder: Path) -> Path:
 
     marks = ["<|audio_pad|>", "<|audio_start|>", "<|audio_end|>", "<|vision_start|>"]
     special = [*CHATML, *marks, "<|image_pad|>", "<|video_pad|>"]
-    tokenizer = _byte_tokenizer(special)
+    tokenizer = byte_tokenizer(special)
     ids = {s: tokenizer.convert_tokens_to_ids(s) for s in special}
     text = _qwen_like("qwen3_omni_moe_text", len(tokenizer))
     text |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
@@ -253,7 +253,7 @@ def make_glm_asr(folder: Path) -> Path:
 
     roles = ["<|user|>", "<|assistant|>", "<|observation|>"]
     special = [END, *roles, "<|pad|>", "<|begin_of_audio|>", "<|end_of_audio|>"]
-    tokenizer = _byte_tokenizer(special)
+    tokenizer = byte_tokenizer(special)
     ids = {s: tokenizer.convert_tokens_to_ids(s) for s in special}
     stop = [ids[END], ids["<|user|>"], ids["<|observation|>"]]
     config = t.GlmAsrConfig(
@@ -284,7 +284,7 @@ def make_audioflamingo3(folder: Path) -> Path:
     """AudioFlamingo3 with 2 s windows; it has no file of ours."""
     import transformers as t
 
-    tokenizer = _byte_tokenizer([*CHATML, "<sound>"], eos_token=TURN)
+    tokenizer = byte_tokenizer([*CHATML, "<sound>"], eos_token=TURN)
     ids = {s: tokenizer.convert_tokens_to_ids(s) for s in [*CHATML, "<sound>"]}
     audio = {
         "hidden_size": 24,
@@ -313,7 +313,7 @@ def make_audioflamingo3(folder: Path) -> Path:
     return _save(folder, model, processor, ids)
 
 
-def _byte_tokenizer(special: list[str], **names: str) -> Any:
+def byte_tokenizer(special: list[str], **names: str) -> Any:
     """Every byte a token, and the special ones behind them."""
     from transformers import PreTrainedTokenizerFast
 

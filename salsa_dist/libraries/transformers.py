@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -56,6 +56,8 @@ def generating_quietly() -> Iterator[None]:
 def listed_class(config: Any) -> Any | None:
     """The class that transformers' tables of speech-LLMs list for a config; None: they list none.
 
+    From then on a Gemma 3n is built without its vision tower, see `_leave_out_vision`.
+
     Assumes that the tables are `_model_mapping` of the Auto classes, by type of config.
 
     Seen: transformers 5.17 and 5.24.
@@ -67,8 +69,33 @@ def listed_class(config: Any) -> Any | None:
     for auto in (AutoModelForSpeechSeq2Seq, AutoModelForMultimodalLM, AutoModelForCTC):
         table = getattr(auto, "_model_mapping", {})
         if type(config) in table:
+            if config.model_type == "gemma3n":
+                _leave_out_vision(config.vision_config)
             return table[type(config)]
     return None
+
+
+def _leave_out_vision(config: Any) -> None:
+    """Have models with a vision tower of this config built without it, and its weights not read.
+
+    Assumes that the tower is made by `AutoModel.from_config`, and that a model ignores the stored
+    weights that its parts list in `_keys_to_ignore_on_load_unexpected`.
+
+    Seen: transformers 5.17 and 5.24.
+    Else: the tower is built, which needs timm and torchvision.
+    Test: test_gemma3n_is_built_without_its_vision_tower
+    """
+    from transformers import AutoModel, PreTrainedModel
+
+    class NoVision(PreTrainedModel):
+        config_class = type(config)
+        _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"vision_tower\."]
+
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            self.post_init()
+
+    AutoModel.register(type(config), NoVision, exist_ok=True)
 
 
 def frames_of(model: Any, lengths: torch.Tensor) -> torch.Tensor:

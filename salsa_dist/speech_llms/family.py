@@ -63,6 +63,25 @@ def auto_processor(name: str, revision: str | None) -> Any:
     return AutoProcessor.from_pretrained(name, revision=revision, trust_remote_code=False)
 
 
+@dataclass(frozen=True)
+class Parts:
+    """What audio needs of a processor whose whole wants packages for images and videos."""
+
+    tokenizer: Any
+    feature_extractor: Any
+
+
+def parts_of_processor(name: str, revision: str | None) -> Parts:
+    """A checkpoint's tokenizer and feature extractor, without the rest of its processor."""
+    from transformers import AutoFeatureExtractor, AutoTokenizer
+
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
+    return Parts(
+        AutoTokenizer.from_pretrained(name, **options),
+        AutoFeatureExtractor.from_pretrained(name, **options),
+    )
+
+
 class Family(Protocol):
     """Batches for one kind of base, and its transcripts.
 

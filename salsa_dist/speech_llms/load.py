@@ -28,6 +28,7 @@ from salsa_dist.libraries.transformers import commit_of, listed_class
 from salsa_dist.speech_llms import (
     any_chat,
     ctc,
+    gemma,
     glm_asr,
     granite_speech,
     qwen2_5_omni,
@@ -56,6 +57,7 @@ _FAMILIES: tuple[type[Family], ...] = (
     qwen2_5_omni.Qwen25Omni,
     qwen3_omni.Qwen3Omni,
     glm_asr.GlmAsr,
+    gemma.Gemma,
     ctc.Ctc,
 )
 FAMILIES = {model_type: family for family in _FAMILIES for model_type in family.MODEL_TYPES}

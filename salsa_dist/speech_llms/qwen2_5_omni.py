@@ -10,7 +10,6 @@ Element of an encoder layer's output: one packed position. All clips' positions 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 
 from salsa_dist.data.clip import SAMPLE_RATE
 from salsa_dist.speech_llms.chat import ChatFamily, Processed
-from salsa_dist.speech_llms.family import Checkpoint, FamilyOptions
+from salsa_dist.speech_llms.family import Checkpoint, FamilyOptions, parts_of_processor
 from salsa_dist.speech_llms.window import longest
 
 # As the authors ask for transcripts: QwenLM/Qwen2.5-Omni,
@@ -26,23 +25,6 @@ from salsa_dist.speech_llms.window import longest
 _SYSTEM = "You are a speech recognition model."
 _REQUEST = "Transcribe the {language} audio into text without any punctuation marks."
 _NAMELESS = "Transcribe the audio into text without any punctuation marks."
-
-
-@dataclass(frozen=True)
-class _Parts:
-    """Of the processor what audio needs: its whole wants torchvision, for images and videos."""
-
-    tokenizer: Any
-    feature_extractor: Any
-
-
-def _load_parts(name: str, revision: str | None) -> _Parts:
-    from transformers import AutoTokenizer, WhisperFeatureExtractor
-
-    return _Parts(
-        AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False),
-        WhisperFeatureExtractor.from_pretrained(name, revision=revision or "main"),
-    )
 
 
 class Qwen25Omni(ChatFamily):
@@ -55,7 +37,7 @@ class Qwen25Omni(ChatFamily):
 
     @staticmethod
     def load_processor(name: str, revision: str | None) -> Any:
-        return _load_parts(name, revision)
+        return parts_of_processor(name, revision)  # its whole wants torchvision
 
     def __init__(self, checkpoint: Checkpoint, options: FamilyOptions) -> None:
         self.features = checkpoint.processor.feature_extractor

@@ -201,10 +201,14 @@ class Bank:
 
         Args:
             site: its name.
-            hidden: (n, ..., hidden), the layer's output.
+            hidden: (n, ..., hidden), the layer's output; or (streams, n, tokens, hidden), as
+                Gemma 3n's LLM has several streams of each sample, which are steered alike.
             rows: (n,) int64.
         """
         vectors = self.vectors[site]
+        if hidden.ndim == 4:
+            streams = hidden.shape[0]
+            return self.steer(site, hidden.flatten(0, 1), rows.repeat(streams)).view_as(hidden)
         if hidden.shape[0] != rows.shape[0] or hidden.shape[-1] != vectors.shape[1]:
             raise RuntimeError(
                 f"{site}: an output of shape {tuple(hidden.shape)} does not fit {rows.shape[0]} rows "

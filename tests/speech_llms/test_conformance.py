@@ -20,6 +20,7 @@ from conformance import apart, clips, gradients, noise, placed, random_bank
 from ranks import run_ranks
 from tiny_ctc import CTC
 from tiny_families import FAMILIES
+from tiny_gemma import GEMMA
 from torch.nn.functional import cross_entropy, ctc_loss
 
 from salsa_dist.data.clip import SAMPLE_RATE, Clip
@@ -31,7 +32,7 @@ from salsa_dist.training.loss import token_losses
 
 HERE = Path(__file__).parent
 RULES = ["salsa", "add", "salsa"]
-MAKERS = FAMILIES | CTC
+MAKERS = FAMILIES | GEMMA | CTC
 
 
 @pytest.fixture(scope="session")
