@@ -1,5 +1,6 @@
 """`salsa-dist fold`: what is written is the steered base, on every family that has the biases."""
 
+import json
 import re
 from pathlib import Path
 
@@ -48,6 +49,10 @@ def test_the_checkpoint_is_the_steered_base(base: SpeechLLM, tiny_base: Path, tm
     assert changed == {name for own in done.biases.values() for name in own}
     assert list(tmp_path.iterdir()) == [tmp_path / "folded"]
     assert "largest logit" in (tmp_path / "folded/README.md").read_text()
+    config = json.loads((tmp_path / "folded/config.json").read_text())
+    assert config["folded_adapter"] == vectors.digest()  # or a large base would have its old revision
+    with pytest.raises(UserError, match="was made for another base"):
+        vectors.check(again)
 
 
 def test_it_is_checked_in_the_bases_own_precision(tmp_path: Path) -> None:

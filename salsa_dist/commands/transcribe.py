@@ -90,7 +90,7 @@ def transcribe(
     from salsa_dist.transcription import inputs
     from salsa_dist.transcription.output import output
     from salsa_dist.transcription.progress import Progress
-    from salsa_dist.transcription.recording import AUTO
+    from salsa_dist.transcription.recording import AUTO, Recording, Segment
     from salsa_dist.transcription.shared_out import shared_out
     from salsa_dist.transcription.speech import detector
     from salsa_dist.transcription.transcriber import Transcriber
@@ -152,17 +152,24 @@ def transcribe(
                 if share.has(number) and there:
                     progress.skipped(recording.weight)
                 elif share.has(number):
-                    yield recording
+                    begun = results.begun(recording)
+                    yield begun.resumed(recording) if begun else recording
+
+        def keep(recording: Recording, language: str, segment: Segment) -> None:
+            if begun := results.begun(recording):
+                begun.add(recording, language, segment)
 
         done = 0
         failed: list[str] = []
         try:
-            for result in transcriber.run(left(), progress):
+            for result in transcriber.run(left(), progress, keep):
                 if result.error is None:
                     results.write(result)
                     done += 1
                 else:
                     failed.append(result.error)
+                if begun := results.begun(result.recording):
+                    begun.end()
         finally:
             progress.close()
             results.close()
@@ -211,16 +218,17 @@ def _by_language(loaded: Loaded) -> dict[str, int]:
     return rows
 
 
-def _rows(loaded: Loaded) -> Callable[[str | None], int | None]:
-    """From an adapter's name in a list to its row; None: by the recording's language."""
+def _rows(loaded: Loaded) -> Callable[[str, str | None], int | None]:
+    """From a recording and its adapter in a list to a row; None: by the recording's language."""
     names = {vectors.name: row for row, (_, vectors) in enumerate(loaded)}
     # One that was named for no language steers all.
     all_get = 0 if len(loaded) == 1 and loaded[0][0] is None else None
 
-    def row_of(name: str | None) -> int | None:
-        if name is not None and name not in names:
-            raise UserError(f"no --adapter is called {name!r}; there are {', '.join(names) or 'none'}")
-        return all_get if name is None else names[name]
+    def row_of(name: str, adapter: str | None) -> int | None:
+        if adapter is not None and adapter not in names:
+            there = ", ".join(names) or "none"
+            raise UserError(f"{name}: no --adapter is called {adapter!r}; there are {there}")
+        return all_get if adapter is None else names[adapter]
 
     return row_of
 

@@ -10,6 +10,7 @@ biases that come near it.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -132,6 +133,7 @@ def fold(
     largest = float(wanted["float32"].abs().max())
     with made_beside(out) as folder:
         _write(source_folder(base, revision), files.values(), folder)
+        _mark(folder / "config.json", vectors)
         for name, bias in moved.items():
             _put(folder, stored[name], bias)
         differences = {}
@@ -159,6 +161,15 @@ def _write(source: Path, weights: Iterable[StoredTensor], folder: Path) -> None:
             shutil.copyfile(path, folder / path.name)
     except OSError as e:
         raise UserError(f"the checkpoint can't be written beside {folder.parent}: {e.strerror}") from e
+
+
+def _mark(config: Path, vectors: SteeringVectors) -> None:
+    """Say in the config what was folded. So it is another base to an adapter.
+
+    The revision of a folder samples the weights of a large base, and may miss the biases.
+    """
+    settings = {**json.loads(config.read_text(encoding="utf-8")), "folded_adapter": vectors.digest()}
+    config.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def _put(folder: Path, stored: StoredTensor, values: Tensor) -> None:

@@ -64,18 +64,18 @@ def found(names: Sequence[str], stdin: IO[bytes]) -> list[Input]:
 def recordings(
     inputs: Iterable[Input],
     language_of: Callable[[str, str | None], str],
-    row_of: Callable[[str | None], int | None],
+    row_of: Callable[[str, str | None], int | None],
 ) -> Iterator[Recording]:
     """The recordings of `inputs`, tars opened one after another.
 
     Args:
         language_of: from a name, and the language that its list or tar says, to the one to use.
-        row_of: from the name of an adapter in a list to its row; None: by the language.
+        row_of: from a name, and the adapter that its list names, to its row; None: by the language.
     """
     for one in inputs:
         name, wrong, row, language = one.path, None, None, ""
         try:
-            row = row_of(one.adapter)
+            row = row_of(name, one.adapter)
             if one.path.lower().endswith(".tar") and os.path.isfile(one.path):
                 yield from _of_tar(one, language_of, row)
                 continue

@@ -7,6 +7,8 @@
     --out x.txt, x.tsv, x.jsonl, x.json    one file; what it holds already is not done again
     --out FOLDER                           NAME.txt, .json, .srt or .vtt below it; the same
 
+Of a recording in several pieces, `begun.py` keeps those that are there.
+
 `.NAME.settings.json` beside the file, or in the folder, says what it was made with: other settings are
 refused, so one result is never a mixture.
 """
@@ -23,6 +25,7 @@ from typing import IO, Any
 
 from salsa_dist import jsonl
 from salsa_dist.errors import UserError
+from salsa_dist.transcription.begun import Begun
 from salsa_dist.transcription.recording import Recording, Result, Segment
 from salsa_dist.whole_file import replace_file
 
@@ -76,6 +79,10 @@ class Output(ABC):
     def has(self, recording: Recording) -> bool:
         return False
 
+    def begun(self, recording: Recording) -> Begun | None:
+        """Where its pieces are kept until its result is there; None: nowhere."""
+        return None
+
     @abstractmethod
     def write(self, result: Result) -> None:
         """Write a result without an error."""
@@ -98,7 +105,7 @@ class _File(Output):
 
     def __init__(self, path: Path, form: str, settings: Mapping[str, Any]) -> None:
         _agree(path.with_name(f".{path.name}.settings.json"), path, settings, path.exists())
-        self._form = form
+        self._form, self._begun = form, Begun(path)
         jsonl.append(path).close()
         self._done = set(_names(path, form))
         self._file = open(path, "ab")  # noqa: SIM115
@@ -106,6 +113,9 @@ class _File(Output):
     def has(self, recording: Recording) -> bool:
         name = recording.name if self._form == "json" else _plain(recording.name)
         return name in self._done
+
+    def begun(self, recording: Recording) -> Begun:
+        return self._begun
 
     def write(self, result: Result) -> None:
         _write(self._file, written(result, self._form))
@@ -131,6 +141,9 @@ class _Folder(Output):
                 "into folders of their own, or into one .jsonl file"
             )
         return self._path(recording).exists()
+
+    def begun(self, recording: Recording) -> Begun:
+        return Begun(self._path(recording))
 
     def write(self, result: Result) -> None:
         path = self._path(result.recording)

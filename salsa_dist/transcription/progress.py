@@ -29,8 +29,8 @@ class Progress:
         self._of = weight
         self._clock = clock
         self._began = self._said = clock()
-        self._recordings, self._seconds, self._weight, self._before = 0, 0.0, 0, 0
-        self._part = 0.0
+        self._recordings, self._seconds, self._weight, self._before = 0, 0.0, 0.0, 0.0
+        self._part = self._resumed = 0.0
         self._shown = False
 
     def skipped(self, weight: int) -> None:
@@ -41,11 +41,16 @@ class Progress:
         """One more piece is done."""
         self._seconds += piece.end - piece.start
         weight = piece.recording.weight
-        self._part = weight * (piece.share or 0.0)
+        done = piece.recording.done[-1].end if piece.recording.done else 0.0
+        share = piece.share or 0.0
+        if piece.end:
+            self._resumed = weight * share * min(1.0, done / piece.end)
+        self._part = weight * share - self._resumed
         if piece.last:
             self._recordings += 1
-            self._weight += weight
-            self._part = 0.0
+            self._weight += weight - self._resumed
+            self._before += self._resumed
+            self._part = self._resumed = 0.0
         terminal = sys.stderr.isatty()
         now = self._clock()
         if now - self._said >= (1.0 if terminal else _PERIOD_S) and log.isEnabledFor(logging.INFO):
@@ -56,7 +61,7 @@ class Progress:
         """How far it is, as one line."""
         spent = max(self._clock() - self._began, 1e-9)
         done = self._weight + self._part
-        left = self._of - self._before - done
+        left = self._of - self._before - self._resumed - done
         line = (
             f"transcribed {self._recordings} recordings, {_time(self._seconds)} of audio, "
             f"{self._seconds / spent:.1f}x as fast as it plays"

@@ -28,6 +28,7 @@ class Recording:
         weight: its share of the work, such as its bytes.
         file: where its result goes below a folder of results, without an ending.
         wrong: why it can't be transcribed, where that is known before it is read.
+        done: its first pieces in which somebody speaks, from a process that was stopped.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Recording:
     weight: int = 0
     file: str = ""
     wrong: str | None = None
+    done: Sequence[Segment] = ()
 
 
 @dataclass(frozen=True)

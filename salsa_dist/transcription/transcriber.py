@@ -86,12 +86,14 @@ class Transcriber:
         self,
         recordings: Iterable[Recording],
         progress: Callable[[Piece], None] = lambda piece: None,
+        made: Callable[[Recording, str, Segment], None] = lambda recording, language, segment: None,
     ) -> Iterator[Result]:
         """The result of each recording, in their order, as soon as it is there.
 
         Args:
             recordings: read one after another, in a thread of their own.
             progress: is told each piece that is done.
+            made: is given each segment, with its recording's language, of a recording that has more.
         """
         batches = self._batches(recordings)
         begun: _Open | None = None
@@ -108,16 +110,18 @@ class Transcriber:
                 texts: Iterator[tuple[Transcript, str, int]] = iter(())
                 if prompts is not None:
                     prompts, chosen = self._told(spoken, prompts, begun)
-                    made = self._decoded(prompts)
-                    texts = iter((t, *c) for t, c in zip(made, chosen, strict=True))
+                    decoded = self._decoded(prompts)
+                    texts = iter((t, *c) for t, c in zip(decoded, chosen, strict=True))
                 for piece in pieces:
                     if begun is None:
                         own = piece.recording
-                        begun = _Open(own, own.language, self._row(own))
+                        begun = _Open(own, own.language, self._row(own), list(own.done))
                     if piece.clip is not None:
                         text, begun.language, begun.row = next(texts)
                         segment = Segment(piece.start, piece.end, text.text, text.finished)
                         begun.segments.append(segment)
+                        if not piece.last:
+                            made(begun.recording, begun.language, segment)
                     progress(piece)
                     if piece.last:
                         yield self._result(piece, begun)
@@ -182,7 +186,10 @@ class Transcriber:
 
     def _pieces(self, recording: Recording) -> Iterator[Piece]:
         at = 0  # samples
-        wrong = recording.wrong or self._refused(recording.language)
+        until = recording.done[-1].end if recording.done else 0.0
+        wrong = recording.wrong
+        if wrong is None and (refused := self._refused(recording.language)) is not None:
+            wrong = f"{recording.name}: {refused}"
         if wrong is None:
             # The base tells a language from the prompt of any other: see `_told`.
             language, row = recording.language, self._row(recording)
@@ -192,12 +199,14 @@ class Transcriber:
                 blocks, whole = audio_input.blocks(recording.source, recording.name), None
                 for part in long_audio.parts(blocks, self.base.window_s):
                     start, at = at, at + len(part.audio)
-                    clip: Clip | None = None
-                    if self.speaks is None or self.speaks(part.audio):
-                        clip = Clip(recording.name, part.audio, "", language, row)
+                    end = at / SAMPLE_RATE
                     if not part.last and start == 0:
                         whole = audio_input.seconds(recording.source)
-                    end = at / SAMPLE_RATE
+                    if end <= until and not part.last:
+                        continue
+                    clip: Clip | None = None
+                    if end > until and (self.speaks is None or self.speaks(part.audio)):
+                        clip = Clip(recording.name, part.audio, "", language, row)
                     share = min(1.0, end / whole) if whole else None
                     yield Piece(recording, start / SAMPLE_RATE, end, clip, part.last, share=share)
                 return

@@ -264,6 +264,48 @@ def test_it_goes_on_where_it_was_stopped(
     assert out.read_bytes() == whole
 
 
+@pytest.mark.parametrize("place", ["out.jsonl", "out"])
+def test_a_long_recording_resumes_at_its_next_piece(
+    run: Run, tiny_base: Path, clips: Path, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = clips.parent / place
+    words = (
+        "transcribe",
+        tiny_base,
+        clips,
+        "--language",
+        "auto",
+        "--batch",
+        1,
+        "--format",
+        "json",
+        "--out",
+    )
+    run(*words, clips.parent / f"whole-{place}")
+    made, stop_at = 0, 3  # a.wav is one piece, b.flac has three, c.ogg one
+    real = Transcriber._decoded
+
+    def decoded(self: Transcriber, prompts: Any) -> list[Transcript]:
+        nonlocal made
+        made += 1
+        if made == stop_at:
+            raise KeyboardInterrupt
+        return real(self, prompts)
+
+    monkeypatch.setattr(Transcriber, "_decoded", decoded)
+    assert run(*words, out)[0] != 0
+    kept = [path for path in clips.parent.rglob(".*begun*") if path.is_file()]
+    assert len(kept) == 1
+    made, stop_at = 0, 0
+    assert run(*words, out)[0] == 0
+    assert made == 3  # two pieces of b.flac, and c.ogg
+    assert not list(clips.parent.rglob(".*begun*"))
+    whole = clips.parent / f"whole-{place}"
+    for path in whole.rglob("*.json") if whole.is_dir() else [whole]:
+        there = out / path.relative_to(whole) if whole.is_dir() else out
+        assert there.read_text() == path.read_text()
+
+
 def test_other_settings_are_not_mixed_in(run: Run, tiny_base: Path, clips: Path) -> None:
     out = clips.parent / "out.jsonl"
     assert run("transcribe", tiny_base, clips, "--language", "bg", "--out", out)[0] == 0
@@ -344,6 +386,10 @@ def test_languages_of_a_list_a_file_and_a_command(
     assert status == 2
     assert len(out.splitlines()) == 2
     assert "c.ogg names no language" in err
+    listed = f"{clips / 'a.wav'}\tnot a code\n{clips / 'b.flac'}\tbg\tnone\n"
+    _, _, err = run(*command, stdin=listed.encode())
+    assert f"{clips / 'a.wav'}: 'not a code' is no language code" in err
+    assert f"{clips / 'b.flac'}: no --adapter is called 'none'; there are none" in err
     for wrong in (b"a\tb\tc\td", b'{"audio": 3}', b"{"):
         assert "line 1 of the list" in run(*command, stdin=wrong)[2]
 
@@ -480,6 +526,13 @@ def test_progress_tells_rate_and_what_is_left() -> None:
     now = 20.0
     progress(Piece(recording, 30, 60, None, True, share=1.0))
     assert progress.line().endswith("0:01:00 of audio, 3.0x as fast as it plays, 0:00:20 left")
+    # Of a recording that resumes at its half, this half alone counts.
+    now = 0.0
+    resumed = Progress(500, lambda: now)
+    again = Recording("a", None, "bg", weight=500, done=[Segment(0, 30, "", True)])
+    now = 10.0
+    resumed(Piece(again, 30, 45, None, False, share=0.75))
+    assert resumed.line().endswith("0:00:15 of audio, 1.5x as fast as it plays, 0:00:10 left")
     assert SAMPLE_RATE == 16_000
 
 
