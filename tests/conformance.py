@@ -42,10 +42,15 @@ def clips(base: SpeechLLM) -> list[Clip]:
     ]
 
 
-def random_bank(base: SpeechLLM, rules: Sequence[str], size: float = 0.3) -> Bank:
+def random_bank(
+    base: SpeechLLM,
+    rules: Sequence[str],
+    size: float = 0.3,
+    where: torch.device | str = "cpu",
+) -> Bank:
     """One adapter a rule at every site, its vectors random."""
     widths = site_widths(find_layers(base.model))
-    bank = Bank([AdapterSpec(f"a{i}", tuple(widths), r) for i, r in enumerate(rules)], widths)
+    bank = Bank([AdapterSpec(f"a{i}", tuple(widths), r) for i, r in enumerate(rules)], widths, where)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for vectors in bank.vectors.values():

@@ -102,13 +102,14 @@ class FrozenBase:
         """What the base says at each label of `batch`, (labels, vocabulary), each sample steered by its
         own adapter."""
         batch = batch.to(self.ranks.device, self.dtype)
+        assert batch.marked is not None
         with ExitStack() as stack:
             if batch.shared is not None:
                 kept = self._kept
                 found = kept.get(batch.shared.keys, self.ranks.device) if kept else self._prefix(batch)
                 stack.enter_context(self.shared.the_rest(batch, found))
             stack.enter_context(self.bank.rows(batch.rows))  # for the hooks that add the vectors
-            stack.enter_context(_narrowed_head(self.model, batch.label_positions))
+            stack.enter_context(_narrowed_head(self.model, batch.label_positions, batch.marked))
             logits: Tensor = self.model(**batch.whole(), use_cache=False).logits
         return logits.squeeze(0)
 
@@ -118,7 +119,7 @@ class FrozenBase:
         inputs = batch.of_clips()
         clips = len(batch.shared.keys) if batch.shared else 0
         nothing = torch.zeros_like(batch.label_positions[:1]).expand(clips, -1)
-        with self.shared.prefix_alone() as found, _narrowed_head(self.model, nothing):
+        with self.shared.prefix_alone() as found, _narrowed_head(self.model, nothing, 0):
             self.model(**inputs, use_cache=False)
         return found[0]
 
@@ -160,7 +161,7 @@ def _holder(model: nn.Module, layer: nn.Module | None) -> nn.Module | None:
 
 
 @contextmanager
-def _narrowed_head(model: nn.Module, positions: Tensor) -> Iterator[None]:
+def _narrowed_head(model: nn.Module, positions: Tensor, labels: int) -> Iterator[None]:
     """Make the head of `model` see only the positions that are labels.
 
     Logits over a large vocabulary are the largest activation of a step; prompts and padding need
@@ -168,10 +169,15 @@ def _narrowed_head(model: nn.Module, positions: Tensor) -> Iterator[None]:
 
     Args:
         positions: (batch, tokens) bool.
+        labels: how many of them are true.
     """
 
     def keep_labels(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        kept = args[0][positions] if labels else args[0][0, :1]  # a convolution refuses no position
+        if labels:
+            # A mask as the index would make a GPU count first, forward and backward.
+            kept = args[0][positions.nonzero_static(size=labels).unbind(1)]
+        else:
+            kept = args[0][0, :1]  # a convolution refuses no position
         return (kept.unsqueeze(0), *args[1:])
 
     def drop_the_rest(module: nn.Module, args: Any, output: Tensor) -> Tensor:
@@ -179,7 +185,6 @@ def _narrowed_head(model: nn.Module, positions: Tensor) -> Iterator[None]:
 
     head = output_head(model)
     assert head is not None, f"{type(model).__name__} has no head"
-    labels = int(positions.sum())
     hooks = (
         head.register_forward_pre_hook(keep_labels),
         head.register_forward_hook(drop_the_rest),

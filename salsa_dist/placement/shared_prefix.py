@@ -102,7 +102,7 @@ class SharedPrefix:
         sizes = batch.shared.elements.tolist()
         starts = _starts(sizes)
         own = torch.tensor([e for clip in clip_of for e in range(starts[clip], starts[clip + 1])])
-        put_out = prefix.index_select(0, own.to(prefix.device))
+        put_out = prefix.index_select(0, own.to(prefix.device, non_blocking=True))
         below = self.sites[: self.sites.index(self.first)]
         self._alike = {
             site: _Alike(streams, [sizes[clip] for clip in clip_of], prefix.device)
@@ -190,8 +190,8 @@ class _Alike:
         kept = [e for i in self.running for e in range(self.starts[i], self.starts[i + 1])]
         new = dict(zip(self.running, _starts([sizes[i] for i in self.running])[:-1], strict=True))
         back = [new[s] + e for i, s in enumerate(streams) for e in range(sizes[i])]
-        self.keep = torch.tensor(kept, device=device)
-        self.back = torch.tensor(back, device=device)
+        self.keep = torch.tensor(kept).to(device, non_blocking=True)
+        self.back = torch.tensor(back).to(device, non_blocking=True)
 
     def kept(self, is_hidden: bool, name: str, value: Any) -> Any:
         """An argument of the layer, for those that run."""

@@ -9,6 +9,7 @@ rows             component -> (n,) int64, the adapter's row of each element of t
 shared           the audio where adapters share clips: then `inputs` holds none
 label_counts     (batch,) int64, labels of each sample, where a loss is of whole samples (`OwnLoss`);
                  there `label_positions` are the frames that the labels are spread over
+marked           how many `label_positions` are true; None until the batch is moved
 """
 
 from __future__ import annotations
@@ -44,10 +45,8 @@ class SharedAudio:
         ends = self.rows.cumsum(0).tolist()
         sizes = self.rows.tolist()
         taken = [r for c in self.clip_of.tolist() for r in range(ends[c] - sizes[c], ends[c])]
-        return {
-            name: tensor.index_select(0, torch.tensor(taken, device=tensor.device))
-            for name, tensor in self.inputs.items()
-        }
+        places = torch.tensor(taken)
+        return {name: _taken(tensor, places) for name, tensor in self.inputs.items()}
 
     def to(self, device: torch.device, dtype: torch.dtype) -> SharedAudio:
         """The same with `inputs` on `device`, in the base's `dtype` where they are floating-point."""
@@ -69,6 +68,7 @@ class AdapterBatch:
     rows: dict[str, Tensor]
     shared: SharedAudio | None = None
     label_counts: Tensor | None = None
+    marked: int | None = None
 
     @property
     def sample_rows(self) -> Tensor:
@@ -83,7 +83,7 @@ class AdapterBatch:
         """The same for each shared clip once, with the text of the first sample that is of it."""
         assert self.shared is not None
         first = torch.tensor(self.shared.samples())
-        texts = {k: v.index_select(0, first.to(v.device)) for k, v in self.inputs.items()}
+        texts = {k: _taken(v, first) for k, v in self.inputs.items()}
         return {**texts, **self.shared.inputs}
 
     def to(self, device: torch.device, dtype: torch.dtype) -> AdapterBatch:
@@ -112,6 +112,8 @@ class AdapterBatch:
             label_rows=made(self.label_rows),
             rows={k: made(v) for k, v in self.rows.items()},
             shared=shared,
+            # Counted while the positions lie on the CPU: of a GPU it would have to be asked.
+            marked=int(self.label_positions.sum()) if self.marked is None else self.marked,
         )
 
 
@@ -156,3 +158,7 @@ class Transcript:
 def _move(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
     # From pinned memory this does not wait, and from other memory it does all the same.
     return tensor.to(device, dtype if tensor.is_floating_point() else None, non_blocking=True)
+
+
+def _taken(tensor: Tensor, places: Tensor) -> Tensor:
+    return tensor.index_select(0, places.to(tensor.device, non_blocking=True))

@@ -308,8 +308,7 @@ class Whisper:
 
     def _features(self, clips: Sequence[Clip]) -> Tensor:
         """(batch, mel bins, frames) float32."""
-        return self.features(
-            [audio_of(clip, self.window_s) for clip in clips],
-            sampling_rate=SAMPLE_RATE,
-            return_tensors="pt",
-        ).input_features
+        # One by one they take half the time of a batch, and are equal to the bit.
+        options = {"sampling_rate": SAMPLE_RATE, "return_tensors": "pt"}
+        audio = [audio_of(clip, self.window_s) for clip in clips]
+        return torch.cat([self.features(own, **options).input_features for own in audio])

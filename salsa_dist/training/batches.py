@@ -13,6 +13,7 @@ wrong with a clip raises here: ranks agree about it after the step (`training/ba
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import os
 import select
 import threading
@@ -374,17 +375,28 @@ def loader(
     Args:
         pinned: in memory from which a GPU copies without a wait.
     """
+    # A fork of this process would copy the process group's threads in whatever state they are. Workers
+    # are forked from a server that has imported once what each of them needs.
+    context = multiprocessing.get_context("forkserver") if workers else None
+    if context is not None:
+        context.set_forkserver_preload(["__main__", __name__, *_modules_of(batches.family)])
     return DataLoader(
         batches,
         sampler=range(first, len(batches) if end is None else end),
         batch_size=None,
         num_workers=workers,
         pin_memory=pinned,
-        # A fork would copy the process group's threads in whatever state they are.
-        multiprocessing_context="forkserver" if workers else None,
+        multiprocessing_context=context,
         prefetch_factor=2 if workers else None,
         worker_init_fn=partial(_end_with, os.getpid()) if workers else None,
     )
+
+
+def _modules_of(family: Family) -> list[str]:
+    """Where the classes of a family, of its processor and of that one's parts come from."""
+    parts = [family, *vars(family).values()]
+    parts += [own for part in parts if hasattr(part, "__dict__") for own in vars(part).values()]
+    return sorted({type(part).__module__ for part in parts} - {"builtins"})
 
 
 def _end_with(rank: int, worker: int) -> None:

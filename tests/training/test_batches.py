@@ -1,9 +1,14 @@
 """Every rank's share of a step, and what all shares make together."""
 
+from multiprocessing import forkserver
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from conformance import clips
 
+from salsa_dist.data.clip import SAMPLE_RATE
 from salsa_dist.data.index import ShardIndex
 from salsa_dist.data.joining import PAUSE_S
 from salsa_dist.data.sampling import AdapterPlan
@@ -65,11 +70,20 @@ def test_the_global_batch_does_not_depend_on_ranks(
         assert len({len(parts) for parts in shared}) == 1
 
 
-def test_workers_give_the_same_batches_in_order(llm: SpeechLLM, tiny_shards: Path) -> None:
+def test_workers_give_the_same_batches_in_order(llm: Any, tiny_shards: Path) -> None:
     mine = batches(llm, tiny_shards, 1, 2)
     assert [contents(b.batches) for b in loader(mine, 1, 2)] == [
         contents(mine[t].batches) for t in range(1, 4)
     ]
+    # What takes long to import is there before a worker begins.
+    there = forkserver._forkserver._preload_modules  # type: ignore[attr-defined]
+    assert {type(llm.family).__module__, type(llm.family.tokenizer).__module__} <= set(there)
+
+
+def test_features_made_clip_by_clip_are_those_of_a_batch(llm: Any) -> None:
+    audio = [clip.audio for clip in clips(llm)]
+    whole = llm.family.features(audio, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features
+    assert torch.equal(llm.family.training_batch(clips(llm)).inputs["input_features"], whole)
 
 
 def test_a_silent_clip_has_no_labels(llm: SpeechLLM, tiny_shards: Path) -> None:
