@@ -412,6 +412,12 @@ Method = SalsaMethod | LoraMethod | BiasMethod | MeanDifferenceMethod | InContex
 
 class TrainingConfig(_Section):
     steps: Vectors[int] = Field(160, ge=1, description="steps of each adapter")
+    epochs: Vectors[float | None] = Field(
+        None,
+        gt=0,
+        description="in place of training.steps: as many steps as it takes to sample so many times the "
+        "number of the adapter's training clips; null: steps",
+    )
     lr: Rate[float | None] = Field(
         None,
         gt=0,
@@ -508,6 +514,11 @@ class TrainingConfig(_Section):
         "dev_loss",
         description="measure that the best vectors are chosen by: mean loss per label, or an error "
         "rate under the settings of evaluation, which costs more",
+    )
+    average: Vectors[Annotated[int, Field(ge=2)] | Annotated[float, Field(gt=0, lt=1)] | None] = Field(
+        None,
+        description="measure and save an average over an adapter's steps: of the last ones, such as "
+        "20, or an exponential one by its decay, such as 0.98. null: what the last step left",
     )
     patience: Vectors[int | None] = Field(
         None,
@@ -637,6 +648,8 @@ class Config(_Section):
     def _rungs_fit(self) -> Config:
         halving = self.training.halving
         if halving is not None:
+            if self.training.epochs is not None:
+                raise ValueError("training.halving counts steps: set training.steps, not epochs")
             if not self.training.dev_clips:
                 raise ValueError("training.halving needs training.dev_clips, such as 32")
             steps = {a.steps for a in self.adapter_settings()}
