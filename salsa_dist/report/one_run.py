@@ -254,9 +254,9 @@ def _training(run: Path, files: RunFiles) -> dict[str, Any]:
             loss.setdefault(name, []).append([step.step, of.loss if finite else None])
     dev: dict[str, dict[str, list[list[float]]]] = {"dev_loss": {}, "cer": {}, "wer": {}, "mer": {}}
     for measured_on in files.dev:
-        for kind, of in dev.items():
+        for kind, curves in dev.items():
             for name, found in getattr(measured_on, kind).items():
-                of.setdefault(name, []).append([measured_on.step, found])
+                curves.setdefault(name, []).append([measured_on.step, found])
     return {
         "steps": len(files.steps),
         "seconds": seconds,
@@ -271,6 +271,6 @@ def _training(run: Path, files: RunFiles) -> dict[str, Any]:
         "store": files.store.model_dump() if files.store else None,
         "loss": loss,
         "dev_loss": dev.pop("dev_loss"),
-        "dev_rates": {kind: of for kind, of in dev.items() if of},
+        "dev_rates": {kind: curves for kind, curves in dev.items() if curves},
         "best": {name: step for measured_on in files.dev for name, step in measured_on.best.items()},
     }

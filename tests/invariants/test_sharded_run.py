@@ -77,6 +77,7 @@ def test_no_saved_file_holds_a_weight_of_the_base(run: Path, tiny_base: Path) ->
         p.flatten()[part : part + 8].to(dtype).view(torch.uint8).numpy().tobytes()
         for p in weights
         for part in (0, p.numel() // 2)  # a rank's part of a weight starts in the middle
+        if p.flatten()[part : part + 8].any()  # zeros are the best vectors so far, too
         for dtype in (torch.float32, torch.bfloat16)
     ]
     own = (tiny_base / "model.safetensors").read_bytes()

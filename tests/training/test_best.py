@@ -15,7 +15,9 @@ from salsa_dist import SteeringVectors, UserError, load_config, train
 from salsa_dist.config import parse_config
 from salsa_dist.data.index import ShardIndex
 from salsa_dist.metrics.normalise import Rules
-from salsa_dist.report.one_run import build_report
+from salsa_dist.report.figures import run_figures
+from salsa_dist.report.one_run import read_report
+from salsa_dist.report.page import report_page
 from salsa_dist.run.folder import RunFolder
 from salsa_dist.run.settled import in_steps
 from salsa_dist.training import dev_loss
@@ -154,8 +156,11 @@ def test_chosen_by_errors(
     assert {frozenset(e) & {"cer", "wer", "mer"} for e in events(tmp_path / "a", "dev")} == {
         frozenset({"cer", "wer"})
     }
-    curves = build_report(tmp_path / "a/run").facts["training"]["dev_rates"]
+    report = read_report(tmp_path / "a/run")
+    curves = report.facts["training"]["dev_rates"]
     assert [step for step, _ in curves["wer"]["calm"]] == [0, 2, 4]
+    assert {"dev_cer", "dev_wer"} <= run_figures(report).keys()
+    assert "WER on dev clips while training" in report_page(report)
     assert {call.kwargs["rules"] for call in scored.call_args_list} == {Rules("english")}
     found = events(tmp_path / "a", "dev")
     assert [e["step"] for e in found] == [0, 2, 4]
