@@ -149,11 +149,10 @@ def one_job(path: Path) -> None:
     """Train `path` and write what its parts took beside it."""
     started = time.time() - time.process_time()
     from salsa_dist import load_config, train
-    from salsa_dist.training import job as jobs
-    from salsa_dist.training import loop
+    from salsa_dist.training import loop, opening
 
     spent = {"prefix_seconds": 0.0, "seconds": 0.0, "cpu_seconds": 0.0}
-    run_steps, keep = loop.run, jobs.keep_prefix
+    run_steps, keep = loop.run, opening.keep_prefix
 
     def watched_run(job: Any) -> int:
         wall, cpu = time.perf_counter(), time.process_time()
@@ -169,7 +168,7 @@ def one_job(path: Path) -> None:
         spent["prefix_seconds"] = time.perf_counter() - wall
         return store
 
-    vars(loop)["run"], vars(jobs)["keep_prefix"] = watched_run, watched_keep
+    vars(loop)["run"], vars(opening)["keep_prefix"] = watched_run, watched_keep
     train(load_config(path))
     spent["whole_cpu_seconds"] = time.process_time()
     spent["startup_seconds"] = spent.pop("began") - started - spent["prefix_seconds"]

@@ -85,6 +85,8 @@ class Config(Section):
     def _rungs_fit(self) -> Config:
         halving = self.training.halving
         if halving is not None:
+            if self.training.epochs is not None:
+                raise ValueError("training.halving counts steps: set training.steps, not epochs")
             if not self.training.dev_clips:
                 raise ValueError("training.halving needs training.dev_clips, such as 32")
             steps = {a.steps for a in self.adapter_settings()}

@@ -34,6 +34,8 @@ def run_figures(report: Report) -> dict[str, str]:
     norms, cosines = report.older["norms"], report.older["cosines"]
     if any(losses.values()):
         figures["loss"] = plots.loss_curves(losses, report.facts["training"]["dev_loss"])
+    for rate, curves in report.facts["training"]["dev_rates"].items():
+        figures[f"dev_{rate}"] = plots.dev_rates(rate.upper(), curves)
     if any(norms.values()):
         figures["norms"] = plots.site_norms(norms)
     if cosines:

@@ -252,10 +252,11 @@ def _training(run: Path, files: RunFiles) -> dict[str, Any]:
             # A step without a finite loss was skipped; JSON has no NaN.
             finite = of.loss is not None and math.isfinite(of.loss)
             loss.setdefault(name, []).append([step.step, of.loss if finite else None])
-    dev: dict[str, list[list[float]]] = {}
+    dev: dict[str, dict[str, list[list[float]]]] = {"dev_loss": {}, "cer": {}, "wer": {}, "mer": {}}
     for measured_on in files.dev:
-        for name, found in measured_on.dev_loss.items():
-            dev.setdefault(name, []).append([measured_on.step, found])
+        for kind, curves in dev.items():
+            for name, found in getattr(measured_on, kind).items():
+                curves.setdefault(name, []).append([measured_on.step, found])
     return {
         "steps": len(files.steps),
         "seconds": seconds,
@@ -269,6 +270,7 @@ def _training(run: Path, files: RunFiles) -> dict[str, Any]:
         "bad_samples": dict(Counter(bad.kind for bad in files.bad_samples)),
         "store": files.store.model_dump() if files.store else None,
         "loss": loss,
-        "dev_loss": dev,
+        "dev_loss": dev.pop("dev_loss"),
+        "dev_rates": {kind: curves for kind, curves in dev.items() if curves},
         "best": {name: step for measured_on in files.dev for name, step in measured_on.best.items()},
     }

@@ -1,6 +1,7 @@
 """Rates, losses, norms and cosines, as SVG text to be put inline into its page.
 
 loss_curves    {adapter: [(step, loss), …]}       one faint line per adapter, its running mean, dev loss
+dev_rates      {adapter: [(steps, rate), …]}      one line per adapter
 site_norms     {adapter: {site: norm}}            one line per adapter, broken between modules
 error_rates    [(language, [Point, …]), …]        dots with intervals, one row per language
 cosines        (names, names) numbers             a heat map with its numbers in it
@@ -65,6 +66,24 @@ def loss_curves(
         axes.set_ylabel("loss (nats per token)")
 
     return drawn("loss", 3.0, draw)
+
+
+def dev_rates(metric: str, curves: Mapping[str, Sequence[tuple[float, float]]]) -> str:
+    """Error rate of each adapter on dev clips, by the steps that it had made."""
+
+    def draw(axes: Axes) -> None:
+        few = len(curves) <= SERIES
+        for i, (name, points) in enumerate(curves.items()):
+            steps, rates = zip(*points, strict=True)
+            axes.plot(steps, [100 * rate for rate in rates], color=COLOURS[i] if few else INK,
+                      marker=MARKERS[i] if few else None, markersize=5,
+                      linewidth=1.5 if few else 0.7, alpha=1 if few else 0.35,
+                      label=literal(name) if few else None)  # fmt: skip
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("steps made")
+        axes.set_ylabel(f"{metric} in %, lower is better")
+
+    return drawn(f"dev-{metric.lower()}", 2.6, draw)
 
 
 def site_norms(norms: Mapping[str, Mapping[str, float]]) -> str:

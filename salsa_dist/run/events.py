@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from salsa_dist import jsonl
 from salsa_dist.errors import UserError
 from salsa_dist.json_file import Damaged, Record, parsed
@@ -165,6 +167,10 @@ class Dev(Record):
 
     step: int
     dev_loss: dict[str, float]
+    cer: dict[str, float] = Field({})
+    wer: dict[str, float] = Field({})
+    mer: dict[str, float] = Field({})
+    """Error rates, where dev clips were decoded."""
     best: dict[str, int]
     """Steps that each had made when it was best."""
 

@@ -39,7 +39,7 @@ from salsa_dist.run.failing import failure_first
 from salsa_dist.run.kernels import settle_kernels
 from salsa_dist.run.lock import RunLock, held_for_all
 from salsa_dist.run.preflight import Preflight, preflight
-from salsa_dist.run.settled import settled, settled_as
+from salsa_dist.run.settled import in_steps, settled, settled_as
 from salsa_dist.run.start import open_run, refuse_unwritable, write_start
 from salsa_dist.run.stop_signals import StopSignals
 from salsa_dist.run.trackers import Trackers, refuse_missing
@@ -109,6 +109,8 @@ class Session:
             # The first rank's folder and the hub are asked once, by it.
             first = from_first(ranks, lambda: settled(config, ranks.device.type))
             session = cls(settled_as(first, config), ranks, stack)
+            if training:
+                session._count_epochs()
             if config.base.dtype == "auto" and first.base.dtype != "float32":
                 session.say(f"base.dtype auto takes {first.base.dtype}")
             if config.training.lr_scale != session.config.training.lr_scale:
@@ -117,6 +119,14 @@ class Session:
             session.at(None, "taking the run's lock")
             session._lock = stack.enter_context(held_for_all(config.run, ranks))
             yield session
+
+    def _count_epochs(self) -> None:
+        if (epochs := self.config.training.epochs) is None:
+            return
+        self.config = in_steps(self.config, self.index)
+        made = ", ".join(f"{a.name} {a.steps}" for a in self.config.adapters[:8])
+        more = ", …" if len(self.config.adapters) > 8 else ""
+        self.say(f"steps of {epochs:g} epochs: {made}{more}")
 
     def _refuse(self, training: bool, facts: Mapping[str, Any]) -> None:
         shards = self.config.data.shards

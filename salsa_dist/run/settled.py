@@ -2,6 +2,7 @@
 
 settled(config, "cuda")     base.dtype: float32 or bfloat16 instead of auto
                             training.lr_scale: {} where the run's folder says so, from before auto
+in_steps(config, index)     adapters[].steps instead of training.epochs
 
 A run goes on, and is evaluated, in the precision that it began with, on whatever device: its folder
 says which. So a run of a release that trained in float32 by default, with rates that were not relative
@@ -10,12 +11,17 @@ to the activations, does so to its end.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from salsa_dist.config import BaseConfig, Config, read_yaml
+from salsa_dist.data.entries import seconds_of
+from salsa_dist.data.index import ShardIndex
+from salsa_dist.data.subset import take_minutes
 from salsa_dist.errors import UserError
 from salsa_dist.run.folder import RunFolder
 from salsa_dist.speech_llms.inspection import read_config
@@ -51,6 +57,29 @@ def settled_as(first: Config, config: Config) -> Config:
     if config.training.lr_scale == "auto":
         config = _with_rates(config, first.training.lr_scale)
     return config
+
+
+def in_steps(config: Config, index: ShardIndex) -> Config:
+    """`config` with each adapter's own steps in place of `training.epochs`.
+
+    An epoch is as many clips as the adapter samples from: those of its languages and minutes that fit
+    the window, as far as the config says which window.
+    """
+    if (epochs := config.training.epochs) is None:
+        return config
+    window = config.base_in_training().window_s or math.inf
+    adapters = []
+    for adapter, own in zip(config.adapters, config.adapter_settings(), strict=True):
+        shards = [shard for language in own.languages for shard in index.select("train", language)]
+        if own.minutes is not None:
+            shards = take_minutes(shards, own.minutes, own.seed)
+        lengths = np.concatenate([seconds_of(shard.entries) for shard in shards])
+        fitting = lengths[lengths <= window]
+        mean = float(fitting.mean()) if len(fitting) else 1.0
+        steps = math.ceil(epochs * len(fitting) / config.data.clips_of_a_step(mean))
+        adapters.append(adapter.model_copy(update={"steps": adapter.steps or max(1, steps)}))
+    training = config.training.model_copy(update={"epochs": None})
+    return config.model_copy(update={"adapters": adapters, "training": training})
 
 
 def with_precision(config: Config, dtype: str) -> Config:

@@ -224,7 +224,13 @@ def _shared_config(file: SweepFile, path: Path) -> Config:
         override(tree, f"{key}={json.dumps(value)}")
     tree["training"] = {**tree.get("training", {})}
     tree["training"]["halving"] = file.halving.model_dump() if file.halving else None
-    return parse_config(tree, f"sweep {path}, config")
+    config = parse_config(tree, f"sweep {path}, config")
+    if config.training.epochs is not None:
+        raise UserError(
+            f"sweep {path}: training.epochs gives adapters unequal steps, and a sweep compares them at "
+            "equal ones: set training.steps"
+        )
+    return config
 
 
 def _experiments(

@@ -32,17 +32,21 @@ class Best:
     Args:
         trainable: of which copies are kept.
         steps: of each adapter, in row order.
-        every: steps between two measurements; each adapter is measured after its last one too.
+        every: steps of each adapter between two measurements; it is measured after its last one too.
         patience: measurements in a row without a better one, after which it stops; None: it does not.
     """
 
     def __init__(
-        self, trainable: HasLearned, steps: Sequence[int], every: int, patience: int | None
+        self,
+        trainable: HasLearned,
+        steps: Sequence[int],
+        every: Sequence[int],
+        patience: int | None,
     ) -> None:
         self._trained = trainable.learned()
         self._kept = {name: tensor.detach().clone() for name, tensor in self._trained.items()}
         self._steps = list(steps)
-        self._every = every
+        self._every = list(every)
         self._patience = patience
         rows = len(self._steps)
         self._measure = torch.full((rows,), math.inf, dtype=torch.float64)
@@ -52,9 +56,15 @@ class Best:
         self._stopped = torch.full((rows,), -1, dtype=torch.int64)
         self._measured = torch.tensor(-1)
 
-    def due(self, step: int) -> bool:
-        """Whether adapters are to be measured before `step`: not twice, and the zero vector first."""
-        return int(self._measured) < step and (step % self._every == 0 or step in self._steps)
+    def due(self, step: int) -> list[int]:
+        """Rows to be measured before `step`, by their own steps; none twice."""
+        if int(self._measured) >= step:
+            return []
+        return [
+            row
+            for row, (steps, every) in enumerate(zip(self._steps, self._every, strict=True))
+            if step <= steps and (step % every == 0 or step == steps)
+        ]
 
     @property
     def stopped(self) -> dict[int, int]:

@@ -20,7 +20,7 @@ from salsa_dist.data.reading import read_clip
 from salsa_dist.data.share import share_of
 from salsa_dist.data.subset import first_entries
 from salsa_dist.errors import UserError
-from salsa_dist.metrics.error_rates import CHOSEN_BY, score
+from salsa_dist.metrics.error_rates import CHOSEN_BY, METRICS, misnamed, score
 from salsa_dist.metrics.normalise import Rules
 from salsa_dist.placement.decode import generate
 from salsa_dist.placement.frozen_base import FrozenBase
@@ -101,12 +101,12 @@ class DevClips:
         config: Config,
         rows: Sequence[int],
         moved: Callable[[], None],
-        metric: str,
-    ) -> dict[int, float]:
-        """Error rate ("cer", "wer" or "mer") of the adapters of `rows`, decoded as evaluation would."""
+    ) -> dict[str, dict[int, float]]:
+        """Error rates (cer, and wer or mer) of the adapters of `rows`, decoded as evaluation would."""
         ranks = base.ranks
         mine, share = self._share(base, rows)
-        sums = torch.zeros(2, len(self.languages), dtype=torch.float64, device=ranks.device)
+        shape = len(METRICS), 2, len(self.languages)
+        sums = torch.zeros(shape, dtype=torch.float64, device=ranks.device)
         evaluation = config.evaluation
         limit, decoding = evaluation.max_new_tokens, evaluation.decoding.model_dump()
         rules = Rules.of(evaluation)
@@ -117,13 +117,20 @@ class DevClips:
             clips = [replace(read[entry.key], row=row) for (_, entry), row in samples]
             for clip, transcript in zip(clips, generate(base, clips, limit, decoding), strict=False):
                 scored = score(clip.text, transcript.text, clip.language, rules=rules)
-                edits = scored.edits(CHOSEN_BY[metric])
-                sums[:, clip.row] += torch.tensor(
-                    [edits.errors, edits.length], dtype=sums.dtype, device=sums.device
+                edits = [scored.edits(metric) for metric in METRICS]
+                sums[:, :, clip.row] += torch.tensor(
+                    [[of.errors, of.length] for of in edits], dtype=sums.dtype, device=sums.device
                 )
         dist.all_reduce(sums)
-        rates = (sums[0] / sums[1]).tolist()
-        return {row: rates[row] for row in rows}
+        rates = dict(zip(METRICS, (sums[:, 0] / sums[:, 1]).tolist(), strict=True))
+        return {
+            rate: {
+                row: rates[metric][row]
+                for row in rows
+                if not any(misnamed(rate, language) for language in self.languages[row])
+            }
+            for rate, metric in CHOSEN_BY.items()
+        }
 
     def _share(
         self, base: FrozenBase, rows: Sequence[int]

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections import ChainMap
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,28 +20,22 @@ import torch.distributed as dist
 from torch import Tensor
 
 from salsa_dist.config import Config
-from salsa_dist.config.fingerprint import digest
-from salsa_dist.config.release_0_1 import digest_of_release_0_1
-from salsa_dist.errors import UserError
 from salsa_dist.log import log
 from salsa_dist.methods.base import Method, Trainable
-from salsa_dist.metrics.error_rates import misnamed
 from salsa_dist.placement.frozen_base import FrozenBase
-from salsa_dist.placement.measured import as_loaded
 from salsa_dist.run.folder import RunFolder
 from salsa_dist.run.session import Session
 from salsa_dist.speech_llms.batch import AdapterBatch
 from salsa_dist.speech_llms.load import SpeechLLM
 from salsa_dist.training import state as states
+from salsa_dist.training.average import Average
 from salsa_dist.training.batches import StepBatches, StepShare, loader, own_workers
 from salsa_dist.training.best import Best
 from salsa_dist.training.copies import CopiesAhead, with_next
 from salsa_dist.training.dev_loss import DevClips, finite_losses
-from salsa_dist.training.from_config import make_batches
 from salsa_dist.training.halving import Halving
 from salsa_dist.training.loss import token_losses
-from salsa_dist.training.pass_limit import halved, kept_limit
-from salsa_dist.training.prefix_pass import keep_prefix
+from salsa_dist.training.pass_limit import halved
 
 
 @dataclass
@@ -58,6 +52,7 @@ class Job:
         first: the step that this start begins with.
         before: steps of the adapters that this run trained before, for curves that go on.
         best: what is saved of each adapter where dev clips are measured in between, else None.
+        average: what is measured and saved in place of what is trained, else None.
         copies: of batches on the rank's device.
         following: the first batch of the next step, where it is copied ahead.
         waited_s: for how many seconds this rank waited for the clips of the step.
@@ -78,6 +73,7 @@ class Job:
     dev: DevClips | None
     halving: Halving | None
     best: Best | None
+    average: Average | None
     copies: CopiesAhead
     following: AdapterBatch | None = None
     waited_s: float = 0.0
@@ -176,18 +172,22 @@ class Job:
 
     def tensors(self) -> dict[str, Tensor]:
         """All that a run goes on from, by name; in place."""
-        return {**self.trainable.tensors(), **(self.best.tensors() if self.best is not None else {})}
+        beside = (part.tensors() for part in (self.best, self.average) if part is not None)
+        return dict(ChainMap(self.trainable.tensors(), *beside))
 
     def finish(self) -> list[Path]:
         """Measure what was trained on dev clips, and save the adapters; their folders."""
         session = self.session
         if self._measure_if_due(len(self)):
             self.save(len(self))
+        if self.average is not None:
+            self.average.put_in()
         if self.dev is not None and (self.first < len(self) or self.batches is None):
             if self.best is not None:
                 losses = self.best.losses
             else:
-                losses = self._on_dev_clips(len(self), range(len(self.names)), "dev_loss")
+                rows = range(len(self.names))
+                losses = self._on_dev_clips(len(self), rows, "dev_loss")["dev_loss"]
             session.events.write("dev_loss", adapters=finite_losses(losses, self.names))
         self._at(len(self), "saving the adapters")
         folder = RunFolder(self.config.run)
@@ -217,17 +217,18 @@ class Job:
 
     def _measure_if_due(self, step: int) -> bool:
         """Measure on dev clips what is trained, and keep what is best; whether it was due."""
-        if self.best is None or not self.best.due(step):
+        gone = self._gone()
+        rows = [row for row in self.best.due(step) if row not in gone] if self.best is not None else []
+        if self.best is None or not rows:
             return False
-        gone, adapters = self._gone(), self.config.adapter_settings()
-        rows = [row for row, a in enumerate(adapters) if row not in gone and step <= a.steps]
         metric = self.config.training.dev_metric
-        kinds: list[str] = list(dict.fromkeys(("dev_loss", metric)))
-        found = {kind: self._on_dev_clips(step, rows, kind) for kind in kinds}
-        stopped = [
-            self.names[row] for row in self.best.measured(step, found["dev_loss"], found[metric])
-        ]
-        by_name = {kind: finite_losses(values, self.names) for kind, values in found.items()}
+        with self._averaged():
+            found = self._on_dev_clips(step, rows, metric)
+            if metric != "dev_loss":
+                found |= self._on_dev_clips(step, rows, "dev_loss")
+            stop = self.best.measured(step, found["dev_loss"], found[metric])
+        stopped = [self.names[row] for row in stop]
+        by_name = {kind: finite_losses(values, self.names) for kind, values in found.items() if values}
         best = {self.names[row]: self.best.steps[row] for row in rows}
         self.session.events.write("dev", step=step, **by_name, best=best, stopped=stopped)
         curves = {name: {k: v[name] for k, v in by_name.items() if name in v} for name in best}
@@ -243,7 +244,8 @@ class Job:
         assert self.halving is not None
         halving = self.halving
         metric = halving.config.metric
-        losses = self._on_dev_clips(step, halving.running(step), metric)
+        with self._averaged():
+            losses = self._on_dev_clips(step, halving.running(step), metric)[metric]
         dropped = halving.decide(step, losses, self.session.ranks.is_first)
         by_name = finite_losses(losses, self.names)
         self.session.events.write("rung", step=step, **{metric: by_name}, dropped=dropped)
@@ -252,157 +254,18 @@ class Job:
             f"before step {step + 1}: dropped {len(dropped)} of {len(losses)} by their {how}"
         )
 
-    def _on_dev_clips(self, step: int, rows: Sequence[int], metric: str) -> dict[int, float]:
-        """The loss or error rate of the adapters of `rows` before `step`. All ranks call this."""
+    def _averaged(self) -> AbstractContextManager[None]:
+        """Inside the block, what is trained is what would be saved."""
+        return self.average.instead() if self.average is not None else nullcontext()
+
+    def _on_dev_clips(self, step: int, rows: Sequence[int], metric: str) -> dict[str, dict[int, float]]:
+        """The loss of the adapters of `rows` before `step`; or, where `metric` is an error rate, all
+        their rates. All ranks call this."""
         assert self.dev is not None
 
         def moved() -> None:
             self._at(step, "measuring on dev clips")
 
         if metric == "dev_loss":
-            return self.dev.losses(self.base, self.config, rows, moved)
-        return self.dev.error_rates(self.base, self.config, rows, moved, metric)
-
-
-@contextmanager
-def opened(
-    session: Session, method: Method, rows: list[int], speech_llm: SpeechLLM, before: int
-) -> Iterator[Job]:
-    """The job of the adapters of `rows`, as far as an earlier start came. Every rank calls this.
-
-    Whatever can be refused is refused first. Then `session.begin` writes for the first time: from there
-    on there is `session.events`, and the loop may use it.
-
-    Raises:
-        UserError: with nothing written, where what the user gave can't be trained.
-    """
-    ranks, index, whole = session.ranks, session.index, session.config
-    config = whole.model_copy(update={"adapters": [whole.adapters[row] for row in rows]})
-    _refuse_metrics(config)
-    names = [adapter.name for adapter in config.adapters]
-    state = RunFolder(config.run).state
-    if not config.method.steers:
-        state /= names[0]
-    identity = states.RunIdentity(
-        adapters=names,
-        revision=speech_llm.revision,
-        shards=index.hash,
-        config=digest(config, "vectors"),
-        config_0_1=digest_of_release_0_1(config),
-    )
-    with ExitStack() as stack:
-        trainable = stack.enter_context(method.trainable(config, speech_llm, ranks.device))
-        batches = found = None
-        if config.method.learns:
-            session.at(None, "planning the steps", reads=True)
-            batches = make_batches(config, index, speech_llm, ranks)
-            if (limit := kept_limit(RunFolder(config.run))) is not None:
-                batches.limit_pass(limit)
-            found = states.newest(state, identity)
-        first = found.step if found else 0
-        session.agree(speech_llm, trainable.bank, first)
-        method.compute(session, speech_llm, trainable)
-        dev = best = halving = None
-        if config.training.dev_clips:
-            dev = DevClips(
-                index, config.adapter_settings(), config.training.dev_clips, speech_llm.window_s
-            )
-        if config.training.dev_every is not None and batches is not None:
-            best = _best(config, trainable, config.training.dev_every)
-        session.begin(speech_llm, first)
-        if found:
-            # One file holds both; each copies the tensors of its own names.
-            states.restore(trainable, found)
-            if best is not None:
-                states.restore(best, found)
-            session.say(f"going on after step {first} of {len(batches or ())}")
-        if batches is not None:
-            _tell_clips(session, names, batches, first)
-        session.at(None, "placing the base", reads=True)
-        base = stack.enter_context(
-            FrozenBase(
-                *(speech_llm, trainable.bank, ranks, session.placed.placement),
-                *(config.training.activation_checkpointing, session.say),
-            )
-        )
-        session.say(as_loaded(base))
-        if batches is not None and not found:
-            moved = partial(session.at, None, "measuring activations for the learning rates")
-            method.before_steps(speech_llm, base, batches, trainable, moved)
-        if config.method.steers and batches is not None and config.training.halving is not None:
-            halving = Halving(config.training.halving, config.adapter_settings(), config.run, first)
-        made = Job(
-            session=session,
-            method=method,
-            config=config,
-            names=names,
-            speech_llm=speech_llm,
-            trainable=trainable,
-            base=base,
-            batches=batches,
-            identity=identity,
-            state=state,
-            first=first,
-            before=before,
-            dev=dev,
-            halving=halving,
-            best=best,
-            copies=CopiesAhead(ranks.device, base.dtype),
-        )
-        if config.method.steers and config.training.prefix_cache != "off" and first < len(made):
-            _keep_prefix(made)
-        yield made
-
-
-def _refuse_metrics(config: Config) -> None:
-    """Refuse error rates that the languages of the adapters do not have."""
-    if config.training.halving is not None:
-        _check_rate(config, "training.halving.metric", config.training.halving.metric)
-    _check_rate(config, "training.dev_metric", config.training.dev_metric)
-
-
-def _check_rate(config: Config, key: str, metric: str) -> None:
-    for language in (x for adapter in config.adapter_settings() for x in adapter.languages):
-        if why := misnamed(metric, language):
-            raise UserError(f"{key} is {metric}, and {why}")
-
-
-def _best(config: Config, trainable: Trainable, every: int | float) -> Best:
-    """What keeps the best; `every`: steps between measurements, or a share of the longest adapter's."""
-    steps = [adapter.steps for adapter in config.adapter_settings()]
-    every = every if isinstance(every, int) else max(1, round(every * max(steps)))
-    return Best(trainable, steps, every, config.training.patience)
-
-
-def _tell_clips(session: Session, names: list[str], batches: StepBatches, first: int) -> None:
-    """Write what each adapter is trained on, and say it where ranks have nothing to do."""
-    for name, clips in zip(names, batches.adapters, strict=True):
-        session.events.write(
-            "data",
-            adapter=name,
-            clips=clips.plan.clips,
-            minutes=round(clips.plan.seconds / 60, 3),
-            left_out=clips.plan.left_out,
-            languages={code: round(share, 6) for code, share in clips.plan.shares.items()},
-        )
-    if idle := batches.idle(first):
-        world = session.ranks.world_size
-        session.say(
-            f"step {first + 1} has clips for {world - idle} of {world} ranks, the others wait: more "
-            "clips per step cost no more time"
-        )
-
-
-def _keep_prefix(job: Job) -> None:
-    """Keep what lies below the first steered layer, of all clips that this rank will take."""
-    assert job.batches is not None
-    own = ((sample.shard, sample.entry) for sample in job.batches.samples_from(job.first))
-    clips = [*own, *(job.dev.all_clips() if job.dev else ())]
-    kept = keep_prefix(
-        *(job.config, job.base, job.identity.revision, job.identity.shards, clips),
-        lambda: job.session.at(None, "keeping what lies below the first steered layer"),
-    )
-    job.batches.use_kept_prefix(kept.known)
-    if job.dev:
-        job.dev.use_kept_prefix(kept.known)
-    job.session.events.write("prefix", site=job.base.shared.first, clips=len(kept.known))
+            return {metric: self.dev.losses(self.base, self.config, rows, moved)}
+        return self.dev.error_rates(self.base, self.config, rows, moved)

@@ -27,7 +27,8 @@ from salsa_dist.run.folder import RunFolder
 from salsa_dist.run.session import Session
 from salsa_dist.training.bad_sample_limit import BadSamples
 from salsa_dist.training.guard import Guard
-from salsa_dist.training.job import Job, opened
+from salsa_dist.training.job import Job
+from salsa_dist.training.opening import opened
 from salsa_dist.training.pass_limit import kept_limit
 from salsa_dist.training.record import record_placement, record_step
 from salsa_dist.training.step_counts import StepCounts
@@ -66,14 +67,14 @@ def train(config: Config) -> Trained:
             "in bfloat16 or float32; the adapters can be decoded in float16"
         )
     method = method_of(config)
-    settings = config.adapter_settings()
-    done = [a.name for row, a in enumerate(settings) if method.done(row)]
+    done = [a.name for row, a in enumerate(config.adapters) if method.done(row)]
     facts = {
         "trained before": " ".join(done),
         "clips per pass": kept_limit(RunFolder(config.run)),
     }
     with Session.start(config, training=True, facts=facts) as session:
         speech_llm, step, before = None, 0, 0
+        settings = session.config.adapter_settings()
         for rows in method.together():
             steps = max(settings[row].steps for row in rows)
             if all(settings[row].name in done for row in rows):
@@ -122,6 +123,8 @@ def run(job: Job) -> int:
             record_placement(session, measured_facts(job.base, traffic, reduced.bytes))
         moving = guard.sound(active, reduced)
         norms, rates = job.trainable.step(reduced.gradients, moving)
+        if job.average is not None:
+            job.average.after_step(step, active)
         now = time.monotonic()
         record_step(job, step, now - started, active, reduced, counts, norms, rates)
         guard.after_step(step, active, moving, norms)

@@ -18,7 +18,7 @@ import torch
 import salsa_dist  # noqa: F401 -- before transformers
 from salsa_dist.config import load_config
 from salsa_dist.placement.frozen_base import FrozenBase
-from salsa_dist.training import job, loop, optimizer
+from salsa_dist.training import loop, opening, optimizer
 
 Whole = dict[str, int]
 
@@ -52,7 +52,7 @@ def main(out: Path) -> None:
         after.append(Watched.now.whole())
         return reduce_step(*arguments)
 
-    job.FrozenBase = Watched  # type: ignore[misc]
+    opening.FrozenBase = Watched  # type: ignore[misc]
     optimizer.reduce_step = noted
     for config in sorted(out.glob("*.yaml")):
         after.clear()

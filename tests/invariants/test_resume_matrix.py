@@ -36,8 +36,13 @@ FEATURES: dict[str, tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]]
     ),
     "augment": ({"augment": {"speed": [0.9, 1.1], "noise_db": [10, 30], "time_masks": 2}}, {}, ONE),
     "seconds_per_step": ({"clips_per_step": None, "seconds_per_step": 5.0}, {}, ONE),
-    "halving": ({}, {"dev_clips": 3, "halving": {"rungs": [CUTS[0]], "keep": 0.4}}, THREE),
-    "dev_every": ({}, {"dev_clips": 3, "dev_every": 2, "patience": 2}, THREE),
+    "halving": (
+        {},
+        {"dev_clips": 3, "halving": {"rungs": [CUTS[0]], "keep": 0.4}, "average": 3},
+        THREE,
+    ),
+    "dev_every": ({}, {"dev_clips": 3, "dev_every": 2, "patience": 2, "average": 0.6}, THREE),
+    "average": ({}, {"average": 4}, ONE),
     "prefix_cache": ({}, {"prefix_cache": "disk"}, THREE),
 }
 Vectors = dict[str, torch.Tensor]

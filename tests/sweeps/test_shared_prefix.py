@@ -20,6 +20,7 @@ from salsa_dist.placement.shared_prefix import SharedPrefix
 from salsa_dist.steering.bank import AdapterSpec, Bank
 from salsa_dist.steering.sites import site_modules
 from salsa_dist.training import job as jobs
+from salsa_dist.training import opening
 from salsa_dist.training.from_config import make_batches
 from salsa_dist.training.loss import token_losses
 
@@ -111,7 +112,7 @@ def test_kept_prefix_runs_nothing_below(
 ) -> None:
     """In training the first layer's own computation is not called; only filling calls it."""
     calls: list[int] = []
-    keep = jobs.keep_prefix
+    keep = opening.keep_prefix
 
     def watched(config: Any, base: Any, *rest: Any) -> Any:
         base.model.get_encoder().layers[0].self_attn.register_forward_hook(
@@ -121,7 +122,7 @@ def test_kept_prefix_runs_nothing_below(
         calls.append(-1)
         return store
 
-    monkeypatch.setattr(jobs, "keep_prefix", watched)
+    monkeypatch.setattr(opening, "keep_prefix", watched)
     run(tmp_path / "run", tiny_base, tiny_shards, prefix_cache="memory", steps=4)
     assert calls[-1] == -1  # no call after the filling
     assert len(calls) > 1

@@ -26,6 +26,12 @@ class HalvingConfig(Section):
 
 class TrainingConfig(Section):
     steps: Vectors[int] = Field(160, ge=1, description="steps of each adapter")
+    epochs: Vectors[float | None] = Field(
+        None,
+        gt=0,
+        description="in place of training.steps: as many steps as it takes to sample so many times the "
+        "number of the adapter's training clips; null: steps",
+    )
     lr: Rate[float | None] = Field(
         None,
         gt=0,
@@ -122,6 +128,11 @@ class TrainingConfig(Section):
         "dev_loss",
         description="measure that the best vectors are chosen by: mean loss per label, or an error "
         "rate under the settings of evaluation, which costs more",
+    )
+    average: Vectors[Annotated[int, Field(ge=2)] | Annotated[float, Field(gt=0, lt=1)] | None] = Field(
+        None,
+        description="measure and save an average over an adapter's steps: of the last ones, such as "
+        "20, or an exponential one by its decay, such as 0.98. null: what the last step left",
     )
     patience: Vectors[int | None] = Field(
         None,

@@ -1,0 +1,195 @@
+"""Opens a job: what it trains, how far an earlier start came, and the base, placed.
+
+refuse ─► bank or weights, clips of each step, newest state ─► begin: config.yaml, events.jsonl
+       ─► base in its placement, learning rates, prefix cache ─► Job
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+
+from salsa_dist.config import Config
+from salsa_dist.config.fingerprint import digest
+from salsa_dist.config.release_0_1 import digest_of_release_0_1
+from salsa_dist.errors import UserError
+from salsa_dist.methods.base import Method, Trainable
+from salsa_dist.metrics.error_rates import misnamed
+from salsa_dist.placement.frozen_base import FrozenBase
+from salsa_dist.placement.measured import as_loaded
+from salsa_dist.run.folder import RunFolder
+from salsa_dist.run.session import Session
+from salsa_dist.speech_llms.load import SpeechLLM
+from salsa_dist.training import state as states
+from salsa_dist.training.average import Average
+from salsa_dist.training.batches import StepBatches
+from salsa_dist.training.best import Best
+from salsa_dist.training.copies import CopiesAhead
+from salsa_dist.training.dev_loss import DevClips
+from salsa_dist.training.from_config import make_batches
+from salsa_dist.training.halving import Halving
+from salsa_dist.training.job import Job
+from salsa_dist.training.pass_limit import kept_limit
+from salsa_dist.training.prefix_pass import keep_prefix
+
+
+@contextmanager
+def opened(
+    session: Session, method: Method, rows: list[int], speech_llm: SpeechLLM, before: int
+) -> Iterator[Job]:
+    """The job of the adapters of `rows`, as far as an earlier start came. Every rank calls this.
+
+    Whatever can be refused is refused first. Then `session.begin` writes for the first time: from there
+    on there is `session.events`, and the loop may use it.
+
+    Raises:
+        UserError: with nothing written, where what the user gave can't be trained.
+    """
+    ranks, index, whole = session.ranks, session.index, session.config
+    config = whole.model_copy(update={"adapters": [whole.adapters[row] for row in rows]})
+    _refuse_metrics(config)
+    names = [adapter.name for adapter in config.adapters]
+    state = RunFolder(config.run).state
+    if not config.method.steers:
+        state /= names[0]
+    identity = states.RunIdentity(
+        adapters=names,
+        revision=speech_llm.revision,
+        shards=index.hash,
+        config=digest(config, "vectors"),
+        config_0_1=digest_of_release_0_1(config),
+    )
+    with ExitStack() as stack:
+        trainable = stack.enter_context(method.trainable(config, speech_llm, ranks.device))
+        batches = found = None
+        if config.method.learns:
+            session.at(None, "planning the steps", reads=True)
+            batches = make_batches(config, index, speech_llm, ranks)
+            if (limit := kept_limit(RunFolder(config.run))) is not None:
+                batches.limit_pass(limit)
+            found = states.newest(state, identity)
+        first = found.step if found else 0
+        session.agree(speech_llm, trainable.bank, first)
+        method.compute(session, speech_llm, trainable)
+        dev = best = average = halving = None
+        if config.training.dev_clips:
+            dev = DevClips(
+                index, config.adapter_settings(), config.training.dev_clips, speech_llm.window_s
+            )
+        if config.training.dev_every is not None and batches is not None:
+            best = _best(config, trainable)
+        if config.training.average is not None and batches is not None:
+            average = Average(trainable, config.training.average, _ends(config))
+        session.begin(speech_llm, first)
+        if found:
+            # One file holds both; each copies the tensors of its own names.
+            states.restore(trainable, found)
+            for part in (best, average):
+                if part is not None:
+                    states.restore(part, found)
+            session.say(f"going on after step {first} of {len(batches or ())}")
+        if batches is not None:
+            _tell_clips(session, names, batches, first)
+        session.at(None, "placing the base", reads=True)
+        base = stack.enter_context(
+            FrozenBase(
+                *(speech_llm, trainable.bank, ranks, session.placed.placement),
+                *(config.training.activation_checkpointing, session.say),
+            )
+        )
+        session.say(as_loaded(base))
+        if batches is not None and not found:
+            moved = partial(session.at, None, "measuring activations for the learning rates")
+            method.before_steps(speech_llm, base, batches, trainable, moved)
+        if config.method.steers and batches is not None and config.training.halving is not None:
+            halving = Halving(config.training.halving, config.adapter_settings(), config.run, first)
+        made = Job(
+            session=session,
+            method=method,
+            config=config,
+            names=names,
+            speech_llm=speech_llm,
+            trainable=trainable,
+            base=base,
+            batches=batches,
+            identity=identity,
+            state=state,
+            first=first,
+            before=before,
+            dev=dev,
+            halving=halving,
+            best=best,
+            average=average,
+            copies=CopiesAhead(ranks.device, base.dtype),
+        )
+        if config.method.steers and config.training.prefix_cache != "off" and first < len(made):
+            _keep_prefix(made)
+        yield made
+
+
+def _refuse_metrics(config: Config) -> None:
+    """Refuse error rates that the languages of the adapters do not have."""
+    if config.training.halving is not None:
+        _check_rate(config, "training.halving.metric", config.training.halving.metric)
+    _check_rate(config, "training.dev_metric", config.training.dev_metric)
+
+
+def _check_rate(config: Config, key: str, metric: str) -> None:
+    for language in (x for adapter in config.adapter_settings() for x in adapter.languages):
+        if why := misnamed(metric, language):
+            raise UserError(f"{key} is {metric}, and {why}")
+
+
+def _best(config: Config, trainable: Trainable) -> Best:
+    steps = [adapter.steps for adapter in config.adapter_settings()]
+    return Best(trainable, steps, [_every(config, own) for own in steps], config.training.patience)
+
+
+def _every(config: Config, steps: int) -> int:
+    """Steps between two measurements of an adapter of `steps`."""
+    every = config.training.dev_every or steps
+    return every if isinstance(every, int) else max(1, round(every * steps))
+
+
+def _ends(config: Config) -> list[list[int]]:
+    """Steps of each adapter after which it is measured or ends."""
+    halving = config.training.halving
+    return [
+        [*range(0, a.steps, _every(config, a.steps)), a.steps, *(halving.rungs if halving else [])]
+        for a in config.adapter_settings()
+    ]
+
+
+def _tell_clips(session: Session, names: list[str], batches: StepBatches, first: int) -> None:
+    """Write what each adapter is trained on, and say it where ranks have nothing to do."""
+    for name, clips in zip(names, batches.adapters, strict=True):
+        session.events.write(
+            "data",
+            adapter=name,
+            clips=clips.plan.clips,
+            minutes=round(clips.plan.seconds / 60, 3),
+            left_out=clips.plan.left_out,
+            languages={code: round(share, 6) for code, share in clips.plan.shares.items()},
+        )
+    if idle := batches.idle(first):
+        world = session.ranks.world_size
+        session.say(
+            f"step {first + 1} has clips for {world - idle} of {world} ranks, the others wait: more "
+            "clips per step cost no more time"
+        )
+
+
+def _keep_prefix(job: Job) -> None:
+    """Keep what lies below the first steered layer, of all clips that this rank will take."""
+    assert job.batches is not None
+    own = ((sample.shard, sample.entry) for sample in job.batches.samples_from(job.first))
+    clips = [*own, *(job.dev.all_clips() if job.dev else ())]
+    kept = keep_prefix(
+        *(job.config, job.base, job.identity.revision, job.identity.shards, clips),
+        lambda: job.session.at(None, "keeping what lies below the first steered layer"),
+    )
+    job.batches.use_kept_prefix(kept.known)
+    if job.dev:
+        job.dev.use_kept_prefix(kept.known)
+    job.session.events.write("prefix", site=job.base.shared.first, clips=len(kept.known))
