@@ -35,7 +35,7 @@ class Config(Section):
     run: Place[Folder] = Field(description="folder of this run")
     device: Neither[Literal["auto", "cuda", "cpu"]] = Field(
         "auto",
-        description="cuda: stop where a rank finds no GPU, as a launch with --gpus-per-node does; cpu: "
+        description="cuda: stop where a rank finds no GPU, as a launch that asks for GPUs does; cpu: "
         "use no GPU; auto: a GPU where there is one",
     )
     base: BaseConfig

@@ -103,10 +103,10 @@ def launch(context: typer.Context, words: list[str] | None, **given: Any) -> int
         transcription.refuse_what_needs_a_config(asked)
         wanted = transcription.asked(overrides)
         work = Work(wanted.out, wanted.sees)
-        if resources.gpus_per_node and wanted.device is None:
+        if resources.asks_for_gpus and wanted.device is None:
             overrides += ["--device", "cuda"]
     elif command == "sweep":
-        device = "cuda" if resources.gpus_per_node else None
+        device = "cuda" if resources.asks_for_gpus else None
         plan = sweep.planned(overrides, resources.nodes, device)
         overrides = [*staging, *_device(resources, plan.sweep.config)]
     else:
@@ -204,7 +204,7 @@ def _launch_sweep(job: RankCommand, plan: Plan, asked: Options, resources: Resou
 
 def _device(resources: Resources, config: Config) -> list[str]:
     """Who asks for GPUs is not to get CPUs without a word."""
-    return ["device=cuda"] if resources.gpus_per_node and config.device == "auto" else []
+    return ["device=cuda"] if resources.asks_for_gpus and config.device == "auto" else []
 
 
 def _config_path(asked: Options) -> Path:

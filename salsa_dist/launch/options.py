@@ -203,6 +203,17 @@ class Resources(BaseModel):
         return least < self.nodes
 
     @property
+    def asks_for_gpus(self) -> bool:
+        """Whether jobs get GPUs by an option: `--gpus-per-node`, `--gres gpu:4`, `--sbatch gpus=8` …"""
+        if self.gpus_per_node is not None:
+            return self.gpus_per_node > 0
+        options = {"gres": self.gres or "", **self.sbatch}
+        return any(
+            name.startswith("gpus") or (name.startswith(("gres", "tres")) and "gpu" in str(value))
+            for name, value in options.items()
+        )
+
+    @property
     def ranks_per_node(self) -> int:
         """One per GPU, if nothing else was asked for."""
         return self.tasks_per_node or self.gpus_per_node or 1

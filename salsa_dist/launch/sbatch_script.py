@@ -152,7 +152,7 @@ def _python(resources: Resources, mounts: Sequence[Path]) -> str:
     if kind == "pyxis":
         return shlex.quote(python)
     words = ["apptainer", "exec", "--bind", ",".join(_mounts(resources, mounts))]
-    words += ["--pwd", str(Path.cwd()), *(["--nv"] if resources.gpus_per_node else [])]
+    words += ["--pwd", str(Path.cwd()), *(["--nv"] if resources.asks_for_gpus else [])]
     return shlex.join([*words, image, python])
 
 

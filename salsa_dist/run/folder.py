@@ -28,6 +28,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 
+class _At:
+    """A path in the folder of a run."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+    def __get__(self, run: RunFolder, owner: object = None) -> Path:
+        return run.path.joinpath(*self.names)
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """The paths in the folder of one run."""
@@ -36,99 +46,37 @@ class RunFolder:
 
     # Folders that a run has; nothing below them is a run of its own.
     FOLDERS = (
-        *(
-            "adapters",
-            "evaluation",
-            "last",
-            "logs",
-            "prefix",
-            "ranks",
-            "snapshots",
-            "state",
-            "tensorboard",
-        ),
+        *("adapters", "evaluation", "last", "logs", "prefix"),
+        *("ranks", "snapshots", "state", "tensorboard"),
     )
 
-    @property
-    def config(self) -> Path:
-        return self.path / "config.yaml"
+    config = _At("config.yaml")
+    events = _At("events.jsonl")
+    lock = _At("lock.json")
+    ranks = _At("ranks")
+    state = _At("state")
+    halving = _At("halving.json")
+    pass_limit = _At("pass_limit.json")
+    adapters = _At("adapters")
+    last = _At("last")  # adapters after their last step, where `adapters` has those best on dev
+    evaluation = _At("evaluation")
+    transcripts_settings = _At("evaluation", "settings.json")
+    evaluation_summary = _At("evaluation", "summary.json")
+    report = _At("report.json")
+    prefix = _At("prefix")
+    logs = _At("logs")
+    snapshots = _At("snapshots")
+    submit = _At("submit.sh")
+    job = _At("job.json")
 
     def command(self, verb: str) -> str:
         """The command that makes its files again, for errors."""
         return f"salsa-dist {verb} {self.config}"
 
-    @property
-    def events(self) -> Path:
-        return self.path / "events.jsonl"
-
-    @property
-    def lock(self) -> Path:
-        return self.path / "lock.json"
-
-    @property
-    def ranks(self) -> Path:
-        return self.path / "ranks"
-
-    @property
-    def state(self) -> Path:
-        return self.path / "state"
-
-    @property
-    def halving(self) -> Path:
-        return self.path / "halving.json"
-
-    @property
-    def pass_limit(self) -> Path:
-        return self.path / "pass_limit.json"
-
-    @property
-    def adapters(self) -> Path:
-        return self.path / "adapters"
-
-    @property
-    def last(self) -> Path:
-        """Of adapters as they were after their last step, where `adapters` has those best on dev."""
-        return self.path / "last"
-
     def adapter(self, name: str) -> Path:
+        """The folder of one adapter."""
         return self.adapters / name
-
-    @property
-    def evaluation(self) -> Path:
-        return self.path / "evaluation"
 
     def transcripts(self) -> list[Path]:
         """Of every window and rank so far, by name."""
         return sorted(self.evaluation.glob("*.jsonl"))
-
-    @property
-    def transcripts_settings(self) -> Path:
-        return self.evaluation / "settings.json"
-
-    @property
-    def evaluation_summary(self) -> Path:
-        return self.evaluation / "summary.json"
-
-    @property
-    def report(self) -> Path:
-        return self.path / "report.json"
-
-    @property
-    def prefix(self) -> Path:
-        return self.path / "prefix"
-
-    @property
-    def logs(self) -> Path:
-        return self.path / "logs"
-
-    @property
-    def snapshots(self) -> Path:
-        return self.path / "snapshots"
-
-    @property
-    def submit(self) -> Path:
-        return self.path / "submit.sh"
-
-    @property
-    def job(self) -> Path:
-        return self.path / "job.json"

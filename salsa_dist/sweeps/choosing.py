@@ -22,10 +22,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from salsa_dist import json_file
 from salsa_dist.errors import UserError
 from salsa_dist.sweeps.grid import Experiment, Sweep, experiment_name
 from salsa_dist.sweeps.methods import Setting
-from salsa_dist.whole_file import replace_file
 
 SCHEMA = "salsa-dist/chosen/1"
 NAME = "chosen.json"
@@ -145,10 +145,8 @@ def chosen_tree(sweep: Sweep, choices: Sequence[Choice]) -> dict[str, Any]:
 
 def write_chosen(sweep: Sweep, choices: Sequence[Choice]) -> None:
     """`chosen.json`, whole or not at all."""
-    tree = chosen_tree(sweep, choices)
-    path = sweep.file.sweep / NAME
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, json.dumps(tree, indent=1, ensure_ascii=False) + "\n")
+    sweep.file.sweep.mkdir(parents=True, exist_ok=True)
+    json_file.write(sweep.file.sweep / NAME, SCHEMA, chosen_tree(sweep, choices))
 
 
 def problems_of(sweep: Sweep) -> list[str]:

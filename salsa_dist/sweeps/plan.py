@@ -105,7 +105,8 @@ class Plan:
             f"{len(self.sweep.experiments)} adapters: {len(self.sweep.experiments) - missing} are in "
             f"{len(self.there)} jobs already ({len(done)} done), {missing} go into {len(self.new)} new "
             f"jobs of {jobs.nodes} x {jobs.ranks_per_node} ranks",
-            f"a rank needs about {self.rank_bytes / 1e9:.1f} GB",
+            f"a rank needs about {self.rank_bytes / 1e9:.1f} GB, the base in "
+            f"{self.sweep.config.base.dtype}",
         ]
         for number, packed in enumerate(self.new, 1):
             languages = ", ".join(dict.fromkeys(e.language for e in packed.experiments))
@@ -206,7 +207,8 @@ def make_plan(sweep: Sweep, nodes: int = 1, device: str | None = None) -> Plan:
 
     Args:
         nodes: nodes that jobs can run on at the same time.
-        device: kind of device of the jobs, such as cuda; None: that of a run on this machine.
+        device: kind of device of the jobs where the config leaves it open, such as cuda; None: that of
+            a run on this machine.
 
     Raises:
         UserError: with everything that is wrong.
@@ -277,8 +279,9 @@ def _in_one_precision(sweep: Sweep, device: str | None) -> Config:
     found = next(filter(None, begun), None)
     if config.base.dtype == "auto" and found is not None:
         return with_precision(config, found)
-    here = config.device != "cpu" and torch.cuda.is_available()
-    return settled(config, device or ("cuda" if here else "cpu"))
+    if config.device != "auto":
+        device = config.device
+    return settled(config, device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def _indexes(sweep: Sweep) -> tuple[dict[str, ShardIndex], list[str]]:

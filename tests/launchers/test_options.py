@@ -115,11 +115,28 @@ def test_a_container_sees_the_run_under_its_own_path(desk: Desk) -> None:
     assert ",/scratch:/scratch " in srun
     assert " python3 -u -m submitit" in srun, "this machine's Python is not in the image"
 
+    options = ("--gres", "gpu:2", "--container-mounts", "/scratch:/scratch")
     (srun,) = [
         x for x in dry(desk, "--container", "salsa.sif", *options).splitlines() if x.startswith("srun ")
     ]
     assert " apptainer exec --bind " in srun
     assert f" --pwd {desk.folder} --nv salsa.sif python3 -u -m submitit" in srun
+
+
+@pytest.mark.parametrize(
+    ("given", "gpus"),
+    [
+        ({"gpus_per_node": 4}, True),
+        ({"gpus_per_node": 0, "gres": "gpu:4"}, False),
+        ({"gres": "nvme:1,gpu:a100:4"}, True),
+        ({"sbatch": ["gpus=8"]}, True),
+        ({"sbatch": {"gpus-per-task": "1"}}, True),
+        ({"sbatch": ["tres-per-task=cpu:4,gres/gpu:1"]}, True),
+        ({"gres": "nvme:1", "sbatch": ["exclusive", "mail-type=END"]}, False),
+    ],
+)
+def test_gpus_come_by_several_options_of_slurm(given: dict[str, object], gpus: bool) -> None:
+    assert checked(Resources, given, "here").asks_for_gpus == gpus
 
 
 def test_staging_is_a_setting_of_the_run(desk: Desk) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -14,10 +16,13 @@ from launching import Desk, sbatch_lines
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, tiny_shards: Path) -> str:
     folder = tmp_path_factory.mktemp("sweep")
+    base = shutil.copytree(tiny_base, folder / "base")
+    facts = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**facts, "dtype": "bfloat16"}))
     tree = {
         "sweep": str(folder / "sweep"),
         "config": {
-            "base": {"name": str(tiny_base), "window_s": 2},
+            "base": {"name": str(base), "window_s": 2},
             "data": {"shards": str(tiny_shards), "clips_per_step": 2, "readers": 4},
         },
         "grid": {"language": ["bg"], "sites": ["encoder"], "lr": [0.01], "seed": [0, 1, 2]},
@@ -25,7 +30,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, tiny_shards
     }
     file = folder / "sweep.yaml"
     file.write_text(yaml.safe_dump(tree), encoding="utf-8")
-    options = ("--nodes", "8", "--array-parallelism", "2", "--partition", "gpu", "--dry-run")
+    options = ("--nodes", "8", "--array-parallelism", "2", "--gres", "gpu:2", "--dry-run")
     desk = Desk(folder)
     result = desk.slurm_py("sweep", str(file), *options)
     assert (result.status, result.err) == (0, "")
@@ -36,11 +41,15 @@ def shown(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, tiny_shards
 def test_the_array_has_a_task_a_job_and_the_resources_of_one(shown: str) -> None:
     array, task = shown.split("# --- and for each of them task.sh:")
     asked = sbatch_lines(array)
-    expected = {"array": "0-2%2", "nodes": "2", "ntasks-per-node": "2", "partition": "gpu"}
+    expected = {"array": "0-2%2", "nodes": "2", "ntasks-per-node": "2", "gres": "gpu:2"}
     assert {key: asked.get(key) for key in expected} == expected
     assert "requeue" in asked
     assert "srun" not in array, "that is each task's own"
     assert "%A_%a/%A_%a_%t_log.out" in task
+
+
+def test_jobs_that_get_gpus_are_planned_for_gpus(shown: str) -> None:
+    assert "GB, the base in bfloat16\n" in shown
 
 
 def test_a_failed_task_asks_about_its_own_run_by_its_own_number(shown: str, tmp_path: Path) -> None:

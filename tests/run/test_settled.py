@@ -1,6 +1,7 @@
 """The precision of the base where the config names none."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -65,7 +66,7 @@ def test_a_run_goes_on_in_the_precision_that_it_began_with(
 
 
 def test_a_sweep_has_one_precision(tmp_path: Path, tiny_shards: Path, stored: dict[str, Path]) -> None:
-    tree = {
+    tree: dict[str, Any] = {
         "sweep": str(tmp_path / "sweep"),
         "config": {
             "base": {"name": str(stored["bfloat16"]), "window_s": 2},
@@ -76,6 +77,11 @@ def test_a_sweep_has_one_precision(tmp_path: Path, tiny_shards: Path, stored: di
         "dev_clips": 2,
     }
     path = tmp_path / "sweep.yaml"
+    # The config's own device comes before what a launch asks for, and before this machine.
+    for kind, dtype in (("cuda", "bfloat16"), ("cpu", "float32")):
+        path.write_text(yaml.safe_dump(tree | {"config": {**tree["config"], "device": kind}}))
+        for asked in (None, "cuda"):
+            assert make_plan(load_sweep(path), device=asked).sweep.config.base.dtype == dtype
     path.write_text(yaml.safe_dump(tree), encoding="utf-8")
     (job,) = make_plan(load_sweep(path), device="cuda").write()
     assert load_config(job.config).base.dtype == "bfloat16"
