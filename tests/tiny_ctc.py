@@ -111,7 +111,7 @@ def _save(folder: Path, model: Any, extractor: Any, tokenizer: Any, processor: s
     return folder
 
 
-def _there(extractor: str) -> bool:
+def there(extractor: str) -> bool:
     """Whether this transformers has a feature extractor; the one of 5.17 for Parakeet needs librosa."""
     import transformers
 
@@ -125,6 +125,6 @@ def _there(extractor: str) -> bool:
 CTC: dict[str, Callable[[Path], Path]] = {
     "wav2vec2": make_wav2vec2,
     "hubert": make_hubert,
-    **({"parakeet_ctc": make_parakeet_ctc} if _there("ParakeetFeatureExtractor") else {}),
-    **({"omniasr_ctc": make_omniasr_ctc} if _there("OmniASRFeatureExtractor") else {}),
+    **({"parakeet_ctc": make_parakeet_ctc} if there("ParakeetFeatureExtractor") else {}),
+    **({"omniasr_ctc": make_omniasr_ctc} if there("OmniASRFeatureExtractor") else {}),
 }

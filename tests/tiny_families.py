@@ -124,7 +124,12 @@ def make_voxtral(folder: Path) -> Path:
     return _save(folder, model, t.VoxtralProcessor(extractor, tokenizer), {END: 11, TURN: 2})
 
 
-def make_granite_speech(folder: Path) -> Path:
+def make_granite_speech_plus(folder: Path) -> Path:
+    """Granite-Speech Plus, whose projector reads a layer beside the last."""
+    return make_granite_speech(folder, "GraniteSpeechPlus", cat_hidden_layers=[1])
+
+
+def make_granite_speech(folder: Path, name: str = "GraniteSpeech", **encoder: Any) -> Path:
     """Granite-Speech without the LoRA that the real ones carry."""
     import transformers as t
 
@@ -135,7 +140,7 @@ def make_granite_speech(folder: Path) -> Path:
         "<|end_of_text|>\n{% endfor %}"
         "{% if add_generation_prompt %}<|start_of_role|>assistant<|end_of_role|>{% endif %}"
     )
-    config = t.GraniteSpeechConfig(
+    config = getattr(t, f"{name}Config")(
         encoder_config={
             "input_dim": 160,
             "num_layers": 2,
@@ -146,11 +151,12 @@ def make_granite_speech(folder: Path) -> Path:
             "max_pos_emb": 32,
             "conv_kernel_size": 7,
             "feedforward_mult": 2,
+            **encoder,
         },
         projector_config={
             "model_type": "blip_2_qformer",
             "hidden_size": 24,
-            "encoder_hidden_size": 24,
+            "encoder_hidden_size": 24 * (1 + len(encoder)),
             "num_hidden_layers": 1,
             "num_attention_heads": 2,
             "intermediate_size": 32,
@@ -160,7 +166,7 @@ def make_granite_speech(folder: Path) -> Path:
         has_lora_adapter=False,
         tie_word_embeddings=False,
     )
-    model = _random(t.GraniteSpeechForConditionalGeneration, config)
+    model = _random(getattr(t, f"{name}ForConditionalGeneration"), config)
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm1d):
             torch.nn.init.normal_(module.running_mean, std=0.1)
@@ -375,6 +381,7 @@ FAMILIES: dict[str, Callable[[Path], Path]] = {
     "qwen2_audio": make_qwen2_audio,
     "qwen3_asr": make_qwen3_asr,
     "granite_speech": make_granite_speech,
+    "granite_speech_plus": make_granite_speech_plus,
     "qwen2_5_omni": make_qwen2_5_omni,
     "qwen3_omni": make_qwen3_omni,
     "glm_asr": make_glm_asr,

@@ -29,10 +29,12 @@ from salsa_dist.speech_llms.window import longest
 _FORMAT = (
     "Follow these specific instructions for formatting the answer:\n"
     "* Only output the transcription, with no newlines.\n"
-    "* When transcribing numbers, write the digits, i.e. write 1.7 and not one point seven, and write 3 "
-    "instead of three."
+    "* When transcribing numbers, write the digits, i.e. write 1.7 and not one point seven, and write "
+    "3 instead of three."
 )
-_REQUEST = f"Transcribe the following speech segment in {{language}} into {{language}} text.\n\n{_FORMAT}"
+_REQUEST = (
+    f"Transcribe the following speech segment in {{language}} into {{language}} text.\n\n{_FORMAT}"
+)
 _NAMELESS = f"Transcribe the following speech segment in its original language.\n\n{_FORMAT}"
 _REQUEST_3N = "Transcribe the following speech segment in {language}:"
 _NAMELESS_3N = "Transcribe the following speech segment:"

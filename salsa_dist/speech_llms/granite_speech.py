@@ -22,7 +22,8 @@ from salsa_dist.errors import UserError
 from salsa_dist.speech_llms.chat import ChatFamily, Processed, processed_by
 from salsa_dist.speech_llms.family import Checkpoint, FamilyOptions
 
-# As the model cards ask: ibm-granite/granite-speech-3.3-2b and -8b on the Hugging Face hub.
+# As the model cards ask: ibm-granite/granite-speech-3.3-2b and -8b on the Hugging Face hub. Plus, which can
+# also write speakers and times, is asked for the text alone.
 _REQUEST = "can you transcribe the speech into a written format?"
 _SYSTEM = (
     "Knowledge Cutoff Date: April 2024.\nToday's Date: April 9, 2025.\n"
@@ -37,7 +38,7 @@ class GraniteSpeech(ChatFamily):
     checkpoints whose chat template would write today's date instead: prompts must not change overnight.
     """
 
-    MODEL_TYPES: ClassVar[tuple[str, ...]] = ("granite_speech",)
+    MODEL_TYPES: ClassVar[tuple[str, ...]] = ("granite_speech", "granite_speech_plus")
 
     def __init__(self, checkpoint: Checkpoint, options: FamilyOptions) -> None:
         if checkpoint.config.has_lora_adapter and find_spec("peft") is None:

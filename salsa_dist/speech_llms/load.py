@@ -35,6 +35,7 @@ from salsa_dist.speech_llms import (
     qwen2_audio,
     qwen3_asr,
     qwen3_omni,
+    seq2seq,
     voxtral,
     whisper,
 )
@@ -58,6 +59,7 @@ _FAMILIES: tuple[type[Family], ...] = (
     qwen3_omni.Qwen3Omni,
     glm_asr.GlmAsr,
     gemma.Gemma,
+    seq2seq.Seq2Seq,
     ctc.Ctc,
 )
 FAMILIES = {model_type: family for family in _FAMILIES for model_type in family.MODEL_TYPES}

@@ -26,12 +26,13 @@ from salsa_dist.libraries.transformers import generating_quietly
 from salsa_dist.speech_llms import languages
 from salsa_dist.speech_llms.batch import AdapterBatch, PromptBatch, SharedAudio, Transcript
 from salsa_dist.speech_llms.drop_finished import KeepRows, NoCacheError, greedy
+from salsa_dist.speech_llms.encoder_decoder import EncoderDecoder
 from salsa_dist.speech_llms.family import Checkpoint, FamilyOptions, auto_processor
 from salsa_dist.speech_llms.thin_silence import kept_positions, thin_out
 from salsa_dist.speech_llms.window import audio_of, fixed, shorten
 
 
-class Whisper:
+class Whisper(EncoderDecoder):
     """Batches for Whisper, and its transcripts.
 
     The prompt names a language by its token. Where Whisper has none: mixed speech (`zh-en`) gets the
@@ -62,7 +63,6 @@ class Whisper:
         self.language_as = options.language_as
         self.languages = sorted(self.language_ids)
         self.tokenizer = processor.tokenizer
-        self._control = {*self.tokenizer.all_special_ids, *self.tokenizer.get_added_vocab().values()}
         self.eos: int = config.eos_token_id
         self.start: int = config.decoder_start_token_id
         self.max_tokens: int = config.max_target_positions
@@ -140,36 +140,6 @@ class Whisper:
         shared = SharedAudio(keys, audio, one, one, clip_of)
         return replace(self._batch(clips, {}), shared=shared)
 
-    def _batch(self, clips: Sequence[Clip], audio: dict[str, Tensor]) -> AdapterBatch:
-        rows = torch.tensor([clip.row for clip in clips])
-        sequences, labels = [], []
-        for clip in clips:
-            prompt = self.prompt(clip.language)
-            text = self.text_ids(clip)
-            sequences.append(prompt + text[:-1])
-            labels.append(text)
-        longest = max(map(len, sequences))
-        if longest > self.max_tokens:
-            worst = max(clips, key=lambda c: len(c.text))
-            raise UserError(
-                f"clip {worst.key}: prompt and transcript take {longest} tokens, the base has "
-                f"{self.max_tokens}"
-            )
-        ids = torch.full((len(clips), longest), self.eos)
-        positions = torch.zeros(len(clips), longest, dtype=torch.bool)
-        for i, (sequence, label) in enumerate(zip(sequences, labels, strict=True)):
-            ids[i, : len(sequence)] = torch.tensor(sequence)
-            positions[i, len(sequence) - len(label) : len(sequence)] = bool(label)
-        lengths = torch.tensor([len(label) for label in labels])
-        return AdapterBatch(
-            keys=[clip.key for clip in clips],
-            inputs={**audio, "decoder_input_ids": ids},
-            label_positions=positions,
-            labels=torch.tensor([i for label in labels for i in label], dtype=torch.long),
-            label_rows=rows.repeat_interleave(lengths),
-            rows={"encoder": rows, "llm": rows},
-        )
-
     def text_ids(self, clip: Clip) -> list[int]:
         """The transcript's token ids with the end-of-text; empty for a clip without a transcript."""
         text = clip.text.strip()
@@ -177,13 +147,7 @@ class Whisper:
             return []
         # Whisper's transcripts begin with a space where words are written with one.
         space = "" if languages.has_no_spaces(self.announced(clip.language)) else " "
-        own: list[int] = self.tokenizer(space + text, add_special_tokens=False).input_ids
-        if not self._control.isdisjoint(own):
-            raise UserError(
-                f"clip {clip.key}: its transcript {text[:40]!r} holds a control token of this base: "
-                "remove it from the shards"
-            )
-        return [*own, self.eos]
+        return self.spelled(clip, space + text)
 
     def prompt_batch(self, clips: Sequence[Clip]) -> PromptBatch:
         """Audio of `clips`; Whisper writes a prompt of one language's token itself."""
@@ -294,10 +258,6 @@ class Whisper:
         return [
             Transcript(self.transcript(row), f) for row, f in zip(ids.tolist(), finished, strict=True)
         ]
-
-    def transcript(self, ids: Sequence[int]) -> str:
-        """The text that token ids stand for."""
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 
     def _kept_positions(self, clips: Sequence[Clip]) -> dict[str, Tensor]:
         """The positions that training keeps; empty if it keeps all."""
