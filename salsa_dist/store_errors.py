@@ -71,12 +71,7 @@ def by_a_driver(e: Exception) -> bool:
     """Whether a driver or a socket raised it, so that the store, not our code, is to be named."""
     if isinstance(e, ImportError):  # no driver is installed
         return False
-    kinds = (
-        OSError,
-        EOFError,
-        TimeoutError,
-        asyncio.TimeoutError,
-    )
+    kinds = (OSError, EOFError, TimeoutError, asyncio.TimeoutError)
     if isinstance(e, kinds) or _package(type(e).__module__) in _DRIVERS:
         return True
     # Drivers raise errors of Python too: for a bucket's name, an answer that they can't read, or by a

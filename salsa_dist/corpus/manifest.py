@@ -155,7 +155,7 @@ def corpus(rows: Iterable[Row], ask: Ask, source: str) -> Corpus:
         language = _text(row, ask, "language") or ask.language or "any"
         missing = next((field for field in ("audio", "text") if not _given(row, ask, field)), None)
         if missing:
-            lacking.setdefault(missing, _lacks(row, ask, missing))
+            lacking.setdefault(missing, _lacks(row, missing))
             if ask.wants(language):
                 drops.add(language, f"no {missing}", row.place)
             continue
@@ -221,9 +221,9 @@ def to_utterance(row: Row, ask: Ask) -> Utterance:
         )
     audio, text = _text(row, ask, "audio"), _text(row, ask, "text")
     if not audio:
-        raise _lacks(row, ask, "audio")
+        raise _lacks(row, "audio")
     if text is None:
-        raise _lacks(row, ask, "text")
+        raise _lacks(row, "text")
     language = _text(row, ask, "language") or ask.language
     if not language:
         raise UserError(f"{row.place}: no language: give it with --language, or name its --column")
@@ -320,6 +320,6 @@ def _value(row: Row, ask: Ask, field: str) -> Any:
     return next((value for value in found if value not in ("", None)), found[0] if found else None)
 
 
-def _lacks(row: Row, ask: Ask, field: str) -> UserError:
+def _lacks(row: Row, field: str) -> UserError:
     there = ", ".join(map(str, row.values))[:200]
     return UserError(f"{row.place}: no {field} among {there}: name its column with --column {field}=…")

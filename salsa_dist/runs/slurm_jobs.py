@@ -41,16 +41,7 @@ def slurm_jobs(ids: Collection[str]) -> dict[str, SlurmJob]:
         return {}
     wanted = sorted(set(ids))
     columns = "JobID,State,NodeList,Reason"
-    command = [
-        "sacct",
-        "-X",
-        "--noheader",
-        "--parsable2",
-        "-o",
-        columns,
-        "-j",
-        ",".join(wanted),
-    ]
+    command = ["sacct", "-X", "--noheader", "--parsable2", "-o", columns, "-j", ",".join(wanted)]
     found = _parse(_lines(command), wanted)
     # The queue is asked of the others, and of those that accounting thinks are not over: it is ahead.
     open_ = [job for job in wanted if job not in found or found[job].active]

@@ -53,7 +53,7 @@ def trials_of(sweep: Sweep) -> list[Experiment]:
     tuning = sweep.file.tuning
     steps = tuning.steps or sweep.config.training.steps
     return [
-        _experiment(sweep, corpus, language, minutes, label, setting, tuning.seed, steps, "try")
+        _experiment(corpus, language, minutes, label, setting, tuning.seed, steps, "try")
         for corpus, minutes, label, settings in _cells(sweep)
         if len(settings) > 1
         for language in tuning.languages or sweep.file.grid.language
@@ -113,7 +113,7 @@ def finals_of(sweep: Sweep, choices: Sequence[Choice], guess: bool = False) -> l
         for language in choice.languages:
             for seed in (grid.seed or [sweep.config.training.seed])[: setting.seeds]:
                 experiment = _experiment(
-                    *(sweep, choice.corpus, language, choice.minutes, choice.method, setting),
+                    *(choice.corpus, language, choice.minutes, choice.method, setting),
                     *(seed, steps, "final"),
                 )
                 finals.setdefault(experiment.name, experiment)  # without a seed, one row
@@ -229,7 +229,6 @@ def _filled(setting: Setting, sweep: Sweep) -> Setting:
 
 
 def _experiment(
-    sweep: Sweep,
     corpus: str,
     language: str,
     minutes: float | None,

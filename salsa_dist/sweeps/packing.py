@@ -153,7 +153,7 @@ def _decoded(experiment: Experiment, sweep: Sweep, index: ShardIndex) -> int:
     return clips * len(settings["windows_s"])
 
 
-def measured_flop(sweep: Sweep, facts: BaseFacts, jobs: Sequence[JobFolder]) -> float | None:
+def measured_flop(facts: BaseFacts, jobs: Sequence[JobFolder]) -> float | None:
     """FLOP of the estimate that the sweep's finished jobs made a second."""
     flop = seconds = 0.0
     for job in jobs:

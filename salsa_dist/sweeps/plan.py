@@ -264,7 +264,7 @@ def make_plan(sweep: Sweep, nodes: int = 1, device: str | None = None) -> Plan:
     new = pack(missing, sweep, facts, indexes, nodes)
     refuse_prefix(sweep, new)
     return Plan(
-        *(sweep, facts, identities, there, new, rank_bytes, measured_flop(sweep, facts, there)),
+        *(sweep, facts, identities, there, new, rank_bytes, measured_flop(facts, there)),
         clips_per_s=decoding_rates(there),
         choices=choices,
         later=pack(waiting, sweep, facts, indexes, nodes),
