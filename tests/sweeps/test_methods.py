@@ -264,7 +264,7 @@ def test_trials_in_some_languages_serve_all_and_an_experiment_may_have_fewer_see
     with pytest.raises(UserError, match="set per: all"):
         load_sweep(alone)
     alone = write(tmp_path, tiny_base, tiny_shards, overrides={"training.epochs": 2})
-    with pytest.raises(UserError, match="set training.steps"):
+    with pytest.raises(UserError, match=r"set training\.steps"):
         load_sweep(alone)
 
 
