@@ -1,6 +1,6 @@
 """Which learning rate is best on dev clips, and how far is the default from it?
 
-    python benchmarks/learning_rates.py --json OUT [--base DIR --shards DIR --languages bg,el]
+    python benchmarks/learning_rates.py --json OUT [--base DIR --shards DIR --languages bg,el --run DIR]
     python benchmarks/learning_rates.py --json OUT --tiny          every family's tiny checkpoint
 
 One bank per base has an adapter for each rate and language, all with the same seed and so with the same
@@ -36,25 +36,30 @@ Row = dict[str, Any]
 
 
 def rows_of(
-    base: Path, shards: Path, languages: list[str], rates: Sequence[float], more: dict[str, Any]
+    run: Path,
+    base: Path,
+    shards: Path,
+    languages: list[str],
+    rates: Sequence[float],
+    more: dict[str, Any],
 ) -> list[Row]:
-    """What each rate comes to in each language, in one job."""
-    with tempfile.TemporaryDirectory() as folder:
-        tree = {
-            "run": folder,
-            "base": {"name": str(base)},
-            "adapters": [
-                {"name": f"{language}-{rate:g}", "language": language, "lr": rate, "steps": steps}
-                for language in languages
-                for rate, steps in ((UNTRAINED, 1), *((rate, None) for rate in rates))
-            ],
-            "trackers": [],
-            **more,
-        }
-        tree["data"] = {"shards": str(shards), **tree["data"]}
-        config = parse_config(tree, "benchmark")
-        train(config)
-        [measured] = [e for e in events.read(config.run) if e["event"] == "dev_loss"]
+    """What each rate comes to in each language, in one job, in the folder `run`."""
+    tree = {
+        "run": str(run),
+        "base": {"name": str(base)},
+        "adapters": [
+            {"name": f"{language}-{rate:g}", "language": language, "lr": rate, "steps": steps}
+            for language in languages
+            for rate, steps in ((UNTRAINED, 1), *((rate, None) for rate in rates))
+        ],
+        "trackers": [],
+        **more,
+    }
+    tree["data"] = {"shards": str(shards), **tree["data"]}
+    config = parse_config(tree, "benchmark")
+    if not train(config).finished:
+        raise SystemExit(f"stopped: with --run {run} the same command goes on")
+    measured = [e for e in events.read(config.run) if e["event"] == "dev_loss"][-1]
     return [_row(config, base.name, language, rates, measured["adapters"]) for language in languages]
 
 
@@ -83,13 +88,14 @@ def main() -> None:
     parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="the default among them")
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--stride", type=int, default=16, help="training.silence_stride")
+    parser.add_argument("--run", type=Path, help="folder of its run, to go on after a stop")
     parser.add_argument("--tiny", action="store_true", help="every family's tiny checkpoint instead")
     options = parser.parse_args()
     training = {
         "steps": options.steps,
         "dev_clips": 48,
         "micro_batch": 8,
-        "save_every_s": 3600,
+        "save_every_s": 60,
         "hang_after_s": 3600,  # a step of many adapters takes long where others use the machine
     }
     rows = []
@@ -103,8 +109,9 @@ def main() -> None:
             for name, make in FAMILIES.items():
                 base = make(Path(scratch) / name)
                 data = {"clips_per_step": 8, "readers": 2}
+                more = {"data": data, "training": training}
                 rows += rows_of(
-                    base, shards, ["bg"], options.rates, {"data": data, "training": training}
+                    Path(scratch) / f"run-{name}", base, shards, ["bg"], options.rates, more
                 )
                 print(json.dumps(rows[-1]), flush=True)
     else:
@@ -112,7 +119,9 @@ def main() -> None:
         training["silence_stride"] = options.stride
         found = options.languages.split(",")
         more = {"data": data, "training": training}
-        rows = rows_of(options.base, options.shards, found, options.rates, more)
+        with tempfile.TemporaryDirectory() as scratch:
+            run = options.run or Path(scratch)
+            rows = rows_of(run, options.base, options.shards, found, options.rates, more)
         print(*map(json.dumps, rows), sep="\n")
     head = {
         "date": str(date.today()),

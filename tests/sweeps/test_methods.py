@@ -263,6 +263,9 @@ def test_trials_in_some_languages_serve_all_and_an_experiment_may_have_fewer_see
     alone = write(tmp_path, tiny_base, tiny_shards, methods=methods, tuning={"languages": ["el"]})
     with pytest.raises(UserError, match="set per: all"):
         load_sweep(alone)
+    alone = write(tmp_path, tiny_base, tiny_shards, overrides={"training.epochs": 2})
+    with pytest.raises(UserError, match=r"set training\.steps"):
+        load_sweep(alone)
 
 
 def test_by_loss_nothing_is_decoded_for_a_try_and_all_methods_have_one_measure(
