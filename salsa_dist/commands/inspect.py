@@ -94,11 +94,10 @@ def is_adapter(name: str) -> bool:
         return True
     from salsa_dist.steering import hub
 
-    return (
-        not path.exists()
-        and (parts := hub.name_and_revision(name)) is not None
-        and hub.has(*parts, "adapter.json")
-    )
+    if path.exists() or (parts := hub.name_and_revision(name)) is None:
+        return False
+    # No base is named with its revision.
+    return parts[1] is not None or hub.has(*parts, "adapter.json")
 
 
 def _others(name: str) -> dict[str, SteeringVectors]:

@@ -122,6 +122,8 @@ def test_names_of_a_hub(says: Says, run: Path, tmp_path: Path, monkeypatch: pyte
             UserError, match="--near and --plot are about an adapter, user/base is none"
         ):
             says("inspect", "user/base", "--near", "user/el")
+        with pytest.raises(UserError, match=r"adapter user/bg@v9 .* it has no revision v9"):
+            says("inspect", "user/bg@v9")
 
 
 def test_what_is_no_adapter(says: Says, run: Path, tiny_base: Path, tmp_path: Path) -> None:
