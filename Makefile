@@ -3,17 +3,19 @@
 #   TORCH_INDEX   index of torch's CPU builds, for a machine without a GPU where pip's own index has
 #                 none: make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
 #   PYTHON        the Python that .venv is made with, 3.10 or newer
+#   GPU_PYTHON    the Python of a machine with a GPU that has tests/gpu/requirements.txt installed
 #   JOBS          how many processes run the tests; the cluster's stay in one
 #   ARGS          settings for the demo, such as ARGS="training.steps=20"
 
 PYTHON ?= python3
 VENV ?= .venv
+GPU_PYTHON ?= python3
 JOBS ?= 2
 PARALLEL = --numprocesses=$(JOBS) --no-loadscope-reorder
 # Without its compiled files Python needs 5 s instead of 2 to import torch, at each start of a rank.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check check-lowest check-newest check-ranges lint docs coverage lock environment
+.PHONY: demo test check check-lowest check-newest check-ranges gpu-check lint docs coverage lock environment
 
 demo: environment
 	$(VENV)/bin/python demo/run.py $(ARGS)
@@ -38,6 +40,10 @@ check-newest:
 	build/newest/bin/python -m pytest -m check $(PARALLEL)
 
 check-ranges: check-lowest check-newest
+
+# On one GPU, in some minutes; results go into benchmarks/gpu.json. No network is needed.
+gpu-check:
+	$(GPU_PYTHON) -m pytest -m gpu tests/gpu
 
 lint: environment
 	$(VENV)/bin/ruff check .

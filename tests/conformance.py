@@ -77,7 +77,7 @@ def gradients(frozen: FrozenBase, batch: Sequence[Clip]) -> tuple[Tensor, dict[s
     frozen.after_backward()
     zero = torch.zeros
     return losses.detach(), {
-        site: zero(v.shape) if v.grad is None else v.grad.clone()
+        site: zero(v.shape, device=v.device) if v.grad is None else v.grad.clone()
         for site, v in frozen.bank.vectors.items()
     }
 

@@ -22,11 +22,18 @@ import torch
 import torch.distributed as dist
 
 from salsa_dist.config import Config, PlacementConfig
+from salsa_dist.data.index import ShardIndex
 from salsa_dist.errors import UserError
 from salsa_dist.libraries.deepspeed import why_no_async_io
 from salsa_dist.placement.ranks import Ranks, from_first, group_size
 from salsa_dist.planner.base_shape import BaseShape
-from salsa_dist.planner.plan_of_run import plan_of, shape_of_run, user_settings, with_offload
+from salsa_dist.planner.plan_of_run import (
+    long_clip,
+    plan_of,
+    shape_of_run,
+    user_settings,
+    with_offload,
+)
 from salsa_dist.planner.plan_table import Plan, Row
 from salsa_dist.planner.sizes import size
 from salsa_dist.planner.step_work import GLOO_MESSAGE_BYTES, Machines
@@ -57,8 +64,13 @@ class Placed:
         return [self.why, *([self.warning] if self.warning else [])]
 
 
-def choose(config: Config, ranks: Ranks, *, training: bool = True) -> Placed:
+def choose(
+    config: Config, ranks: Ranks, *, training: bool = True, index: ShardIndex | None = None
+) -> Placed:
     """Decide the placement of a run or of its evaluation; every rank calls this together.
+
+    Args:
+        index: of its shards, for the lengths of clips.
 
     Raises:
         UserError: the placement can't work here; the plan's table is in its text.
@@ -74,7 +86,8 @@ def choose(config: Config, ranks: Ranks, *, training: bool = True) -> Placed:
     even = _even_ranks(ranks)
     machines = this_job(ranks)
     shape = _hub_shape(config, ranks, training)
-    plan = plan_of(config, machines, training=training, shape=shape)
+    long_s = None if index is None else long_clip(index, config, training)
+    plan = plan_of(config, machines, training=training, shape=shape, long_s=long_s)
     placed, refused = None, ""
     try:
         placed = decide(plan, placement, section, even)

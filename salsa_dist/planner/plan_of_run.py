@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from salsa_dist.config import Config, PlacementConfig
+from salsa_dist.data.entries import seconds_of
+from salsa_dist.data.index import ShardIndex
 from salsa_dist.planner.base_shape import ENCODER_TOKENS_PER_SECOND, BaseShape, read_shape
 from salsa_dist.planner.ds_settings import ds_settings
 from salsa_dist.planner.plan import make_plan
@@ -17,15 +20,25 @@ from salsa_dist.planner.step_work import DEFAULT_CLIP_S, Machines, Work
 
 
 def plan_of(
-    config: Config, machines: Machines, *, training: bool = True, shape: BaseShape | None = None
+    config: Config,
+    machines: Machines,
+    *,
+    training: bool = True,
+    shape: BaseShape | None = None,
+    long_s: float | None = None,
 ) -> Plan:
-    """The plan of a run, or of its evaluation."""
+    """The plan of a run, or of its evaluation.
+
+    Args:
+        shape: of the base; None: it is read.
+        long_s: seconds of the run's long clips; None: taken to be as long as any other.
+    """
     placement = with_offload(config.placement if training else config.evaluation.placement)
     if shape is None:
         shape = shape_of_run(config, training)
     return make_plan(
         shape,
-        work_of(config, shape, training),
+        work_of(config, shape, training, long_s),
         machines,
         user_settings(placement),
         placement.offload,
@@ -60,18 +73,35 @@ def plan_text(config: Config, nodes: int, ranks_per_node: int, memory: float) ->
     return plan_of(config, Machines(nodes, ranks_per_node, memory)).table()
 
 
-def work_of(config: Config, shape: BaseShape, training: bool = True) -> Work:
+def long_clip(index: ShardIndex, config: Config, training: bool = True) -> float:
+    """Seconds that 99 of 100 of a run's clips, or of its evaluation's, are no longer than."""
+    split = "train" if training else config.evaluation.split
+    languages = {code for adapter in config.adapters for code in adapter.languages}
+    lengths = [
+        seconds_of(shard.entries)
+        for shard in index.shards
+        if shard.split == split and shard.language in languages
+    ]
+    return float(np.quantile(np.concatenate(lengths), 0.99)) if lengths else DEFAULT_CLIP_S
+
+
+def work_of(
+    config: Config, shape: BaseShape, training: bool = True, long_s: float | None = None
+) -> Work:
     """One step of a run: all adapters at work, clips of 10 s or as long as the window."""
     adapters = config.adapter_settings()
     window = config.base_in_training().window_s if training else None
     longest = shape.encoder_tokens / ENCODER_TOKENS_PER_SECOND if shape.encoder_tokens else None
-    clip_s = min([DEFAULT_CLIP_S, *(s for s in (window, longest) if s is not None)])
+    limits = [s for s in (window, longest) if s is not None]
+    clip_s = min([DEFAULT_CLIP_S, *limits])
     clips = config.data.clips_of_a_step(clip_s) * len(adapters)
     return Work(
         clips=clips if training else config.evaluation.batch,
         micro_batch=config.training.micro_batch if training else config.evaluation.batch,
         sites=tuple(shape.sites(a.sites) for a in adapters),
         clip_s=clip_s,
+        # A family that takes several windows of audio takes a long clip whole.
+        long_s=long_s if long_s is None or not shape.encoder_decoder else min([long_s, *limits]),
         window_s=window,
         checkpointing=training and config.training.activation_checkpointing,
         training=training,

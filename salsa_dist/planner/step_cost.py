@@ -5,6 +5,8 @@ See docs/placement.md for how well the estimates meet what was measured.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from salsa_dist.planner.base_shape import BaseShape
 from salsa_dist.planner.step_work import Work, differentiated, first_layer, recomputed, tokens_of
 
@@ -39,14 +41,14 @@ def flops(shape: BaseShape, work: Work) -> float:
 
 
 def activation_bytes(shape: BaseShape, work: Work, clips: int) -> int:
-    """Bytes of activations that a device keeps for backward, `clips` in one pass: an estimate.
+    """Bytes of activations that a device keeps for backward, `clips` long ones in a pass: an estimate.
 
     A layer keeps, a token, what its linear layers and norms put out; a site the steered activation in
     fp32 besides. Attention is taken to be fused, so no scores are kept. Logits count three times, in
     fp32: themselves, their softmax and its gradient. Without a backward it is the keys and values of
     every layer and one layer's outputs.
     """
-    tokens = tokens_of(shape, work)
+    tokens = tokens_of(shape, replace(work, clip_s=work.long_s or work.clip_s))
     first = first_layer(shape, work)
     itemsize = max((w.itemsize for w in shape.weights), default=4)
     steered = {site for sites in work.sites for site in sites}

@@ -66,6 +66,7 @@ class Work:
         micro_batch: most clips of one pass on one rank.
         sites: of each adapter in the bank.
         clip_s: length of a clip in seconds.
+        long_s: of a long clip, for which memory must suffice; None: `clip_s`.
         window_s: audio window of a base with a fixed window, in seconds; None: the base's own.
         text_tokens, labels: of one clip: prompt with transcript, and of the transcript alone.
         checkpointing: activations are made again in backward.
@@ -76,6 +77,7 @@ class Work:
     micro_batch: int
     sites: tuple[tuple[str, ...], ...]
     clip_s: float = DEFAULT_CLIP_S
+    long_s: float | None = None
     window_s: float | None = None
     text_tokens: int = 64
     labels: int = 32

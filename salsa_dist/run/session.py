@@ -141,7 +141,7 @@ class Session:
             for line in self._checked.lines():
                 self.say(line)
         self.at(None, "choosing a placement", reads=True)
-        self.placed = choose(self.config, self.ranks, training=training)
+        self.placed = choose(self.config, self.ranks, training=training, index=self.index)
         slow = []
         if self._checked:
             links = (self._checked.slowest_link(between) for between in (False, True))

@@ -21,12 +21,13 @@ from typer.testing import CliRunner
 
 from salsa_dist.cli import app
 from salsa_dist.config import PlacementConfig, load_config
+from salsa_dist.data.index import ShardIndex
 from salsa_dist.errors import UserError
 from salsa_dist.placement.choose import decide
 from salsa_dist.planner.base_shape import BaseShape, read_shape
 from salsa_dist.planner.ds_settings import ds_settings
 from salsa_dist.planner.plan import make_plan
-from salsa_dist.planner.plan_of_run import plan_of, plan_text, with_offload
+from salsa_dist.planner.plan_of_run import long_clip, plan_of, plan_text, with_offload, work_of
 from salsa_dist.planner.plan_table import Plan
 from salsa_dist.planner.sizes import parse_size
 from salsa_dist.planner.step_cost import activation_bytes, flops
@@ -195,6 +196,22 @@ def test_evaluation_takes_the_smallest_placement_that_fits_it(
     assert trained.chosen is None or trained.chosen.ranks_a_copy > 1
     tight = plan((needs[False] - 1000) / 0.9, False)
     assert tight.chosen is None or tight.chosen.ranks_a_copy > 1
+
+
+def test_memory_is_for_the_long_clips_of_the_run(
+    shape: BaseShape, tiny_base: Path, tiny_shards: Path, tmp_path: Path
+) -> None:
+    config = load_config(make_config(tmp_path, tiny_base, tiny_shards))
+    index = ShardIndex.load(config.data.shards)
+    seconds = [e.seconds for s in index.shards if s.split == "train" for e in s.entries]
+    assert sorted(seconds)[-3] < long_clip(index, config) <= max(seconds)
+    short = work(shape)
+    long = dataclasses.replace(short, long_s=3 * short.clip_s)
+    whole = dataclasses.replace(short, clip_s=3 * short.clip_s)
+    assert activation_bytes(shape, long, 4) == activation_bytes(shape, whole, 4)
+    assert activation_bytes(shape, long, 4) > activation_bytes(shape, short, 4)
+    assert flops(shape, long) == flops(shape, short)
+    assert work_of(config, shape, long_s=25.0).long_s == 2.0  # no longer than the window
 
 
 STRICT = {

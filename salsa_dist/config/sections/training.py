@@ -29,8 +29,8 @@ class TrainingConfig(Section):
     epochs: Vectors[float | None] = Field(
         None,
         gt=0,
-        description="in place of training.steps: as many steps as it takes to sample so many times the "
-        "number of the adapter's training clips; null: steps",
+        description="passes over the adapter's training clips, in place of training.steps, as a number of "
+        "clips sampled; null: training.steps",
     )
     lr: Rate[float | None] = Field(
         None,
