@@ -29,8 +29,8 @@ class TrainingConfig(Section):
     epochs: Vectors[float | None] = Field(
         None,
         gt=0,
-        description="passes over the adapter's training clips, in place of training.steps, as a number of "
-        "clips sampled; null: training.steps",
+        description="passes over the adapter's training clips, counted in clips sampled, in place of "
+        "training.steps; null: training.steps",
     )
     lr: Rate[float | None] = Field(
         None,
