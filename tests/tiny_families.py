@@ -319,6 +319,47 @@ def make_audioflamingo3(folder: Path) -> Path:
     return _save(folder, model, processor, ids)
 
 
+def make_fun_asr_nano(folder: Path) -> Path:
+    """Fun-ASR-Nano; it has no file of ours. The template is the publisher's, but for hotwords."""
+    import transformers as t
+
+    tokenizer = byte_tokenizer([*CHATML, "<|object_ref_start|>"], eos_token=TURN)
+    ids = {s: tokenizer.convert_tokens_to_ids(s) for s in [*CHATML, "<|object_ref_start|>"]}
+    heads = {"num_attention_heads": 2, "intermediate_size": 48}
+    config = t.FunAsrNanoConfig(
+        audio_config={
+            **heads,
+            "model_type": "fun_asr_nano_encoder",
+            "hidden_size": 24,
+            "num_hidden_layers": 2,
+            "num_timestamp_prediction_layers": 1,
+            "num_mel_bins": 16,
+        },
+        adaptor_config={
+            **heads,
+            "hidden_size": 32,
+            "intermediate_size": 8,
+            "num_hidden_layers": 1,
+            "projector_hidden_size": 32,
+        },
+        text_config=_qwen_like("qwen3", len(tokenizer)),
+        audio_token_id=ids["<|object_ref_start|>"],
+    )
+    model = _random(t.FunAsrNanoForConditionalGeneration, config)
+    template = (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+        "{% if m.role == 'assistant' %}{{ m.content[0].text }}{% else %}"
+        "{% set told = namespace(language='') %}{% for c in m.content %}"
+        "{% if c.type == 'language' %}{% set told.language = '成' + c.language %}{% endif %}"
+        "{% endfor %}语音转写{{ told.language }}：{% for c in m.content %}"
+        "{% if c.type == 'audio' %}<|object_ref_start|>{% endif %}{% endfor %}{% endif %}"
+        "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    extractor = t.FunAsrNanoFeatureExtractor(feature_size=16, chunk_length=2)
+    return _save(folder, model, t.FunAsrNanoProcessor(extractor, tokenizer, template), ids)
+
+
 def byte_tokenizer(special: list[str], **names: str) -> Any:
     """Every byte a token, and the special ones behind them."""
     from transformers import PreTrainedTokenizerFast
@@ -386,5 +427,6 @@ FAMILIES: dict[str, Callable[[Path], Path]] = {
     "qwen3_omni": make_qwen3_omni,
     "glm_asr": make_glm_asr,
     "audioflamingo3": make_audioflamingo3,
+    "fun_asr_nano": make_fun_asr_nano,
     **({"voxtral": make_voxtral} if find_spec("mistral_common") else {}),
 }

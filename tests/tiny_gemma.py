@@ -144,4 +144,18 @@ def _save(folder: Path, config: Any, extractor: Any, tokenizer: Any, **own: floa
     return folder
 
 
-GEMMA: dict[str, Callable[[Path], Path]] = {"gemma3n": make_gemma3n, "gemma4": make_gemma4}
+def _without_timm() -> bool:
+    """Whether this transformers builds Gemma 3n without its vision tower; 5.17 wants timm."""
+    from transformers import AutoModel, Gemma3nConfig
+
+    from salsa_dist.libraries.transformers import listed_class
+
+    config = Gemma3nConfig()
+    listed_class(config)
+    return AutoModel._model_mapping[type(config.vision_config)].__name__ == "NoVision"
+
+
+GEMMA: dict[str, Callable[[Path], Path]] = {
+    **({"gemma3n": make_gemma3n} if _without_timm() else {}),
+    "gemma4": make_gemma4,
+}

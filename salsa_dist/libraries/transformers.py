@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,7 +57,7 @@ def generating_quietly() -> Iterator[None]:
 def listed_class(config: Any) -> Any | None:
     """The class that transformers' tables of speech-LLMs list for a config; None: they list none.
 
-    From then on a Gemma 3n is built without its vision tower, see `_leave_out_vision`.
+    From then on a Gemma 3n is built without its vision tower, see `leave_out_vision`.
 
     Assumes that the tables are `_model_mapping` of the Auto classes, by type of config.
 
@@ -70,18 +71,18 @@ def listed_class(config: Any) -> Any | None:
         table = getattr(auto, "_model_mapping", {})
         if type(config) in table:
             if config.model_type == "gemma3n":
-                _leave_out_vision(config.vision_config)
+                leave_out_vision(config.vision_config)
             return table[type(config)]
     return None
 
 
-def _leave_out_vision(config: Any) -> None:
+def leave_out_vision(config: Any) -> None:
     """Have models with a vision tower of this config built without it, and its weights not read.
 
     Assumes that the tower is made by `AutoModel.from_config`, and that a model ignores the stored
     weights that its parts list in `_keys_to_ignore_on_load_unexpected`.
 
-    Seen: transformers 5.17 and 5.24.
+    Seen: transformers 5.24; 5.17 registers no model for a config of its own.
     Else: the tower is built, which needs timm and torchvision.
     Test: test_gemma3n_is_built_without_its_vision_tower
     """
@@ -258,6 +259,24 @@ def qwen3_asr_languages() -> dict[str, str]:
     from transformers.models.qwen3_asr.processing_qwen3_asr import LANGUAGE_CODE_TO_NAME
 
     return dict(LANGUAGE_CODE_TO_NAME)
+
+
+def language_names(processor: Any) -> dict[str, str]:
+    """Language codes and names that a processor's own request takes as a part of the message; {}: none.
+
+    Assumes that the module of a processor whose `apply_transcription_request` takes a language lists
+    them as `LANGUAGE_CODE_TO_NAME`, and that its template takes a part of type `language`.
+
+    Seen: transformers 5.17 and 5.24, Fun-ASR-Nano.
+    Else: {}, and the prompt is our own request in English.
+    Test: test_language_names_of_a_processor
+    """
+    if getattr(processor, "chat_template", None) is None or '"language"' not in str(
+        processor.chat_template
+    ).replace("'", '"'):
+        return {}
+    names = getattr(sys.modules[type(processor).__module__], "LANGUAGE_CODE_TO_NAME", {})
+    return dict(names)
 
 
 def text_normaliser(clean: Callable[[str], str]) -> Callable[[str], str]:

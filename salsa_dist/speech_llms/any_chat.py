@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 
 from salsa_dist.data.clip import SAMPLE_RATE
 from salsa_dist.errors import UserError
+from salsa_dist.libraries.transformers import language_names
+from salsa_dist.speech_llms import languages
 from salsa_dist.speech_llms.chat import AUDIO, ChatFamily, Processed, as_text, processed_by
 from salsa_dist.speech_llms.family import Checkpoint, FamilyOptions
 from salsa_dist.speech_llms.window import longest
@@ -49,6 +51,8 @@ class AnyChat(ChatFamily):
             self.processor.audio_token,
             self.processor.tokenizer.eos_token,
         )
+        # A request that is all in its template, which takes the language as a part of the message.
+        self.named = language_names(self.processor)
         self._take_end()
         shapes = [
             {k: t.shape for k, t in self._processed(np.zeros(n, np.float32)).features.items()}
@@ -87,6 +91,10 @@ class AnyChat(ChatFamily):
         return np.zeros(round(self.window_s * SAMPLE_RATE), np.float32)
 
     def _turns(self, language: str) -> list[dict[str, Any]]:
+        if self.named and self.options.prompt is None:
+            code = languages.first_known(self.announced(language), self.named)
+            told = [{"type": "language", "language": self.named[code]}] if code else []
+            return [_turn("user", [AUDIO, *told])]
         own = getattr(self.processor, "default_transcription_prompt", None)
         text = self.instruction(language, own or _REQUEST, own or _NAMELESS)
         request = {"type": "text", "text": text}

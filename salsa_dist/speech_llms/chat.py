@@ -292,6 +292,7 @@ def processed_by(processor: Any, audio: NDArray[np.float32], *beside: NDArray[np
         audio=clips,
         return_tensors="pt",
         audio_kwargs={"sampling_rate": SAMPLE_RATE},
+        **({"text_kwargs": {"padding": True}} if beside else {}),
     )
     ids = made.pop("input_ids")[0]
     made.pop("attention_mask")

@@ -22,8 +22,8 @@ from salsa_dist.errors import UserError
 from salsa_dist.speech_llms.chat import ChatFamily, Processed, processed_by
 from salsa_dist.speech_llms.family import Checkpoint, FamilyOptions
 
-# As the model cards ask: ibm-granite/granite-speech-3.3-2b and -8b on the Hugging Face hub. Plus, which can
-# also write speakers and times, is asked for the text alone.
+# As the model cards ask: ibm-granite/granite-speech-3.3-2b and -8b on the Hugging Face hub. Plus, which
+# can also write speakers and times, is asked for the text alone.
 _REQUEST = "can you transcribe the speech into a written format?"
 _SYSTEM = (
     "Knowledge Cutoff Date: April 2024.\nToday's Date: April 9, 2025.\n"

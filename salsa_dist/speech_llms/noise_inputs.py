@@ -129,6 +129,8 @@ class _Maker:
             return
         configs = _configs(self.config)
         bins = [n for c in configs for k in _MEL_BINS if (n := _own(c, k))]
+        # Gemma 4 names no bins: its first convolution has as many channels.
+        bins += [c.subsampling_conv_channels[0] for c in configs if c.model_type == "gemma4_audio"]
         stacked = [b * n for c in configs if (n := _own(c, "num_stacked_frames")) for b in bins]
         multiples = [2 * _first(self.config, (k,)) for k in ("n_window", "max_source_positions")]
         masked = any(name in self.parameters for name in (*_MASKS, "decoder_input_ids"))
@@ -160,6 +162,8 @@ class _Maker:
                 if found is None:
                     raise
                 count = int(found[1])
+                if count > frames:  # Gemma 4 says how many numbers its tokens have
+                    count //= self.model.get_input_embeddings().weight.shape[-1]
         raise _Unfit(f"the prompt of {frames} frames can't be matched with {count} audio tokens")
 
     def _batch(

@@ -156,6 +156,29 @@ def test_qwen3_asrs_languages_are_listed() -> None:
     assert library.qwen3_asr_languages()["en"] == "English"
 
 
+def test_gemma3n_is_built_without_its_vision_tower() -> None:
+    from transformers import AutoModel, Gemma3nConfig
+
+    config = Gemma3nConfig()
+    try:
+        library.leave_out_vision(config.vision_config)
+        tower = AutoModel.from_config(config.vision_config)
+    except ImportError:
+        pytest.skip("this transformers wants timm")
+    assert not list(tower.parameters())
+    assert tower._keys_to_ignore_on_load_unexpected == {r"vision_tower\."}
+
+
+def test_language_names_of_a_processor() -> None:
+    from transformers import FunAsrNanoProcessor
+
+    processor = FunAsrNanoProcessor.__new__(FunAsrNanoProcessor)
+    processor.chat_template = "{% if c.type == 'language' %}"
+    assert library.language_names(processor)["zh"] == "中文"
+    processor.chat_template = "{{ c.text }}"
+    assert library.language_names(processor) == {}
+
+
 def test_the_normaliser_calls_our_own_step() -> None:
     assert library.text_normaliser(lambda text: text.replace("a", "e"))("A  [noise] name").split() == [
         "e",

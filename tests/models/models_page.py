@@ -12,7 +12,7 @@ from salsa_dist.steering.probe import SiteReport
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 
 # Complete checkpoints in tests/tiny_families.py that have no file of ours.
-TESTED_BY_PROCESSOR = ("audioflamingo3",)
+TESTED_BY_PROCESSOR = ("audioflamingo3", "fun_asr_nano")
 
 _HEAD = """\
 # Models
@@ -35,9 +35,15 @@ own. A base among these may also train as AudioFlamingo3 does, without a file, i
 chat template, a tokenizer, a feature extractor and an audio token, and its config `audio_token_id`;
 that is not tested.
 
-Not whole, and why: Gemma3n and Gemma 4, their processors and Gemma3n's vision tower want packages
-(torchvision, timm) that audio does not need; VibeVoice-ASR has no encoder sites, its audio runs under
-`no_grad`; Kyutai reads discrete codes; transducers (RNN-T, TDT) have another loss. For the others no
+Gemma3n and Gemma4 need neither torchvision nor timm: only what audio takes of their processors is
+loaded, and Gemma3n without its vision tower (with transformers 5.17 that one needs timm). Solved
+examples (in-context) can be given to Whisper and Qwen2-Audio alone, and only Whisper's finished
+transcripts leave their batch.
+
+Not whole, and why: VibeVoice-ASR hears 24 kHz, runs its audio under `no_grad` and answers in JSON with
+times; Kyutai reads discrete codes beside the text; SeamlessM4T names languages by three letters, which
+nothing here maps; Phi4-Multimodal keeps its speech LoRA apart from its weights, and its processor its
+feature extractor under another name; transducers (RNN-T, TDT) have another loss. For the others no
 family was written yet.
 
 | model | transformers class | encoder layers | rows | LLM layers | sites that work | padding changes \

@@ -13,14 +13,19 @@ import pytest
 import torch
 from tiny_ctc import CTC
 from tiny_families import FAMILIES
+from tiny_gemma import GEMMA
 from tiny_models import EVERY_MODEL, MODELS
+from tiny_seq2seq import SEQ2SEQ
 
 from salsa_dist import UserError, cli, load_speech_llm
 
 torch.set_num_threads(1)
 
+EVERY_FAMILY = FAMILIES | GEMMA | SEQ2SEQ | CTC
+
 ROWS = {
-    **dict.fromkeys(("whisper", "qwen2_audio", "granite_speech"), "sample"),
+    **dict.fromkeys(("whisper", "qwen2_audio", "granite_speech", "granite_speech_plus"), "sample"),
+    **dict.fromkeys(("fun_asr_nano", *GEMMA, *SEQ2SEQ), "sample"),
     **dict.fromkeys(("qwen3_asr", "qwen2_5_omni", "qwen3_omni"), "token"),
     **dict.fromkeys(CTC, "sample"),
     "voxtral": "chunk",
@@ -66,11 +71,11 @@ def test_a_table_says_of_each_site_what_it_is(inspect: Callable[..., Any], tiny_
     assert [line.split()[1] for line in lines[3:]] == ["llm.0", "llm.1", "llm.2"]
 
 
-@pytest.mark.parametrize("name", FAMILIES | CTC)
+@pytest.mark.parametrize("name", EVERY_FAMILY)
 def test_a_complete_checkpoint_of_each_family_is_inspected(
     inspect: Callable[..., Any], tmp_path: Path, name: str
 ) -> None:
-    status, out, err = inspect((FAMILIES | CTC)[name](tmp_path / "base"), "--json")
+    status, out, err = inspect(EVERY_FAMILY[name](tmp_path / "base"), "--json")
     assert (status, err) == (0, "")
     tree = json.loads(out)
     assert tree["probed"] is True
@@ -98,8 +103,6 @@ def test_json_holds_the_same(inspect: Callable[..., Any], tiny_base: Path) -> No
 def test_a_config_alone_is_enough_for_sites_and_widths(
     inspect: Callable[..., Any], tmp_path: Path, name: str
 ) -> None:
-    if name == "Gemma3n":
-        pytest.skip("its vision tower is built by another library")
     status, out, _ = inspect(write_config(tmp_path, name), "--json")
     assert status == 0
     tree = json.loads(out)

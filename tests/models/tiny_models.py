@@ -147,6 +147,15 @@ CONVS = {
 }
 PER_POSITION = CONVS | {"feat_extract_norm": "layer", "do_stable_layer_norm": True}
 
+GEMMA4_AUDIO = {
+    "model_type": "gemma4_audio",
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "subsampling_conv_channels": [16, 4],
+    "output_proj_dims": 16,
+}
+
 EVERY_MODEL = {
     "Whisper": TinyModel("WhisperForConditionalGeneration", *SEQ2SEQ),
     "Qwen2-Audio": TinyModel("Qwen2AudioForConditionalGeneration", TOWER, LM),
@@ -204,6 +213,14 @@ EVERY_MODEL = {
         | {"audio_config.sscp_conv_channel_size": [8, 4], "audio_config.input_feat_size": 16}
         | {"audio_soft_tokens_per_image": 16},
         minds_padding=("encoder",),
+    ),
+    "Gemma4": TinyModel(
+        "Gemma4ForConditionalGeneration",
+        TOWER,
+        LM,
+        changes={"text_config.hidden_size_per_layer_input": 8, "text_config.global_head_dim": 16}
+        | {"text_config.vocab_size_per_layer_input": 320, "text_config.per_layer_config": {}}
+        | {"audio_config": {**GEMMA4_AUDIO}, "vision_config": None},
     ),
     "Canary": TinyModel("CanaryForConditionalGeneration", *SEQ2SEQ),
     "CohereASR": TinyModel("CohereAsrForConditionalGeneration", *SEQ2SEQ),
