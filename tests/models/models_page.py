@@ -41,9 +41,9 @@ examples (in-context) can be given to Whisper and Qwen2-Audio alone, and only Wh
 transcripts leave their batch.
 
 Not whole, and why: VibeVoice-ASR takes audio of 24 kHz, runs it under `no_grad` and answers in JSON
-with times; Kyutai reads discrete codes beside the text; SeamlessM4T names languages by three letters, which
-nothing here maps; Phi4-Multimodal keeps its speech LoRA apart from its weights, and its processor its
-feature extractor under another name; transducers (RNN-T, TDT) have another loss. For the others no
+with times; Kyutai reads discrete codes beside the text; SeamlessM4T names languages by three letters,
+which nothing here maps; Phi4-Multimodal keeps its speech LoRA apart from its weights, and its processor
+its feature extractor under another name; transducers (RNN-T, TDT) have another loss. For the others no
 family was written yet.
 
 | model | transformers class | encoder layers | rows | LLM layers | sites that work | padding changes \
