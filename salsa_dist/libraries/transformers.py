@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
@@ -90,10 +90,10 @@ def leave_out_vision(config: Any) -> None:
 
     class NoVision(PreTrainedModel):
         config_class = type(config)
-        _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"vision_tower\."]
 
         def __init__(self, config: Any) -> None:
             super().__init__(config)
+            self._keys_to_ignore_on_load_unexpected = {r"vision_tower\."}
             self.post_init()
 
     AutoModel.register(type(config), NoVision, exist_ok=True)

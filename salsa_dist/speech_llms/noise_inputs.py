@@ -90,6 +90,8 @@ class _Maker:
         self.features = next((n for n in _FEATURES if n in self.parameters), "")
         self.audio_token = _first(self.config, _AUDIO_TOKEN)
         self.vocabulary = min(_first(self.config, ("vocab_size",)) or 100, 32_000)
+        if self.vocabulary < 32:  # of images or audio alone
+            self.vocabulary = max(_own(c, "vocab_size") for c in _configs(self.config))
 
     def probe_inputs(self) -> ProbeInputs:
         if not self.features:
@@ -163,7 +165,8 @@ class _Maker:
                     raise
                 count = int(found[1])
                 if count > frames:  # Gemma 4 says how many numbers its tokens have
-                    count //= self.model.get_input_embeddings().weight.shape[-1]
+                    model: Any = self.model
+                    count //= model.get_input_embeddings().weight.shape[-1]
         raise _Unfit(f"the prompt of {frames} frames can't be matched with {count} audio tokens")
 
     def _batch(

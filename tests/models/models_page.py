@@ -40,10 +40,10 @@ loaded, and Gemma3n without its vision tower (with transformers 5.17 that one ne
 examples (in-context) can be given to Whisper and Qwen2-Audio alone, and only Whisper's finished
 transcripts leave their batch.
 
-Not whole, and why: VibeVoice-ASR hears 24 kHz, runs its audio under `no_grad` and answers in JSON with
-times; Kyutai reads discrete codes beside the text; SeamlessM4T names languages by three letters, which
-nothing here maps; Phi4-Multimodal keeps its speech LoRA apart from its weights, and its processor its
-feature extractor under another name; transducers (RNN-T, TDT) have another loss. For the others no
+Not whole, and why: VibeVoice-ASR takes audio of 24 kHz, runs it under `no_grad` and answers in JSON
+with times; Kyutai reads discrete codes beside the text; SeamlessM4T names languages by three letters,
+which nothing here maps; Phi4-Multimodal keeps its speech LoRA apart from its weights, and its processor
+its feature extractor under another name; transducers (RNN-T, TDT) have another loss. For the others no
 family was written yet.
 
 | model | transformers class | encoder layers | rows | LLM layers | sites that work | padding changes \

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from tiny_ctc import CTC
-from tiny_families import FAMILIES
+from tiny_families import FAMILIES, MORE
 from tiny_gemma import GEMMA
 from tiny_models import EVERY_MODEL, MODELS
 from tiny_seq2seq import SEQ2SEQ
@@ -21,7 +21,7 @@ from salsa_dist import UserError, cli, load_speech_llm
 
 torch.set_num_threads(1)
 
-EVERY_FAMILY = FAMILIES | GEMMA | SEQ2SEQ | CTC
+EVERY_FAMILY = FAMILIES | MORE | GEMMA | SEQ2SEQ | CTC
 
 ROWS = {
     **dict.fromkeys(("whisper", "qwen2_audio", "granite_speech", "granite_speech_plus"), "sample"),

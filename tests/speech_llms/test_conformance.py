@@ -19,7 +19,7 @@ import torch
 from conformance import apart, clips, gradients, noise, placed, random_bank
 from ranks import run_ranks
 from tiny_ctc import CTC
-from tiny_families import FAMILIES
+from tiny_families import FAMILIES, MORE
 from tiny_gemma import GEMMA
 from tiny_seq2seq import SEQ2SEQ
 from torch.nn.functional import cross_entropy, ctc_loss
@@ -33,7 +33,7 @@ from salsa_dist.training.loss import token_losses
 
 HERE = Path(__file__).parent
 RULES = ["salsa", "add", "salsa"]
-MAKERS = FAMILIES | GEMMA | SEQ2SEQ | CTC
+MAKERS = FAMILIES | MORE | GEMMA | SEQ2SEQ | CTC
 
 
 @pytest.fixture(scope="session")
