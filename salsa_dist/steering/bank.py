@@ -206,7 +206,7 @@ class Bank:
             rows: (n,) int64.
         """
         vectors = self.vectors[site]
-        if hidden.ndim == 4:
+        if hidden.ndim == 4 and hidden.shape[1] == rows.shape[0]:
             streams = hidden.shape[0]
             return self.steer(site, hidden.flatten(0, 1), rows.repeat(streams)).view_as(hidden)
         if hidden.shape[0] != rows.shape[0] or hidden.shape[-1] != vectors.shape[1]:
