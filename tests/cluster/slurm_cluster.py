@@ -195,22 +195,23 @@ class Run:
     """One run of the launcher on the cluster.
 
     Args:
-        config: its YAML file.
+        config: its YAML file; None: of a transcription, whose words are among the options.
         options: for launchers/slurm.py.
         folder: of the run, as it is called in the cluster; default: beside its config.
     """
 
     def __init__(
-        self, cluster: Cluster, config: Path, *options: str, folder: Path | None = None
+        self, cluster: Cluster, config: Path | None, *options: str, folder: Path | None = None
     ) -> None:
         self.cluster, self.config, self.options = cluster, config, options
-        self.inside = folder or config.parent / "run"
+        self.inside = folder or config.parent / "run"  # type: ignore[union-attr]
         self.folder = cluster.seen_from_here(self.inside)
         self.job = ""
 
     def launch(self) -> Run:
-        command = [sys.executable, ROOT / "launchers/slurm.py", "--config", self.config]
-        done = self.cluster.run(*command, *self.options)
+        command = [sys.executable, ROOT / "launchers/slurm.py"]
+        config = ("--config", str(self.config)) if self.config else ()
+        done = self.cluster.run(*command, *config, *self.options)
         assert done.returncode == 0, done.stdout + done.stderr
         self.job = done.stdout.split("submitted job ")[1].split(":")[0]
         return self

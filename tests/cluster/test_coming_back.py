@@ -23,10 +23,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from slurm_cluster import Cluster, Run, assert_equal, is_pending, is_stopped, wait_until
+import soundfile
+from slurm_cluster import END_S, Cluster, Run, assert_equal, is_pending, is_stopped, wait_until
 from tiny import make_config
 
+from salsa_dist import load_speech_llm, transcribe
 from salsa_dist.training import state as states
 
 STEPS = 160  # some seconds: long enough to be hit
@@ -202,6 +205,30 @@ def fault_task_killed(bench: Bench) -> None:
         os.kill(pid, signal.SIGKILL)
     run.wait_for_requeue(SOON_S)
     ends_as_if_nothing_happened(bench, run)
+
+
+def fault_transcription_killed(bench: Bench) -> None:
+    """A killed task ends the job; it comes back, and what is there is not done again."""
+    recordings, texts = bench.folder / "recordings", bench.folder / "texts"
+    recordings.mkdir()
+    count, kinds = 400, 4
+    for i in range(count):
+        noise = 0.1 * np.random.default_rng(i % kinds).standard_normal(16_000)
+        soundfile.write(recordings / f"{i:03}.wav", noise, 16_000)
+    words = ("transcribe", str(bench.base), str(recordings), "--language", "bg", "--batch", "1")
+    place = ("--nodes", "2", "--exclude", "n3,n4")
+    run = Run(bench.cluster, None, *place, *words, "--out", str(texts), folder=texts).launch()
+    wait_until(lambda: len(list(texts.glob("*.txt"))) > 20, "some texts are there", END_S)
+    (task,) = run.tasks("n2")
+    os.kill(task, signal.SIGKILL)
+    run.wait_for_requeue(SOON_S)
+    before = {path: path.stat().st_mtime_ns for path in texts.glob("*.txt")}
+    run.wait_for_end()
+    done = sorted(texts.glob("*.txt"))
+    assert len(before) < len(done) == count
+    assert all(path.stat().st_mtime_ns == when for path, when in before.items())
+    wanted = transcribe(load_speech_llm(bench.base), sorted(recordings.iterdir())[:kinds], "bg")
+    assert [path.read_text() for path in done] == [f"{text}\n" for text in wanted] * (count // kinds)
 
 
 def fault_tries_without_progress(bench: Bench) -> None:
