@@ -29,13 +29,14 @@ from salsa_dist.speech_llms.batch import AdapterBatch
 from salsa_dist.speech_llms.load import SpeechLLM
 from salsa_dist.training import state as states
 from salsa_dist.training.average import Average
-from salsa_dist.training.batches import StepBatches, StepShare, loader, own_workers
+from salsa_dist.training.batches import StepBatches, StepShare
 from salsa_dist.training.best import Best
 from salsa_dist.training.copies import CopiesAhead, with_next
 from salsa_dist.training.dev_loss import DevClips, finite_losses
 from salsa_dist.training.halving import Halving
 from salsa_dist.training.loss import token_losses
 from salsa_dist.training.pass_limit import halved
+from salsa_dist.training.workers import loader, own_workers
 
 
 @dataclass

@@ -10,7 +10,7 @@ from transformers import AutoConfig
 from salsa_dist.errors import UserError
 from salsa_dist.placement.ranks import Ranks
 from salsa_dist.speech_llms.load import load_speech_llm, own_dtype
-from salsa_dist.training.batches import own_workers
+from salsa_dist.training.workers import own_workers
 
 
 def test_on_a_gpu_it_is_the_checkpoints_own_precision(tiny_base: Path, tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from salsa_dist.data.sampling import AdapterPlan
 from salsa_dist.errors import UserError
 from salsa_dist.speech_llms.batch import AdapterBatch
 from salsa_dist.speech_llms.load import SpeechLLM, load_speech_llm
-from salsa_dist.training.batches import AdapterClips, StepBatches, loader
+from salsa_dist.training.batches import AdapterClips, StepBatches
+from salsa_dist.training.workers import loader
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,82 @@
+"""Processes that read the batches of a rank ahead: how many, how they start, when they end."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import select
+import threading
+from functools import partial
+from typing import Literal
+
+from torch.utils.data import DataLoader
+
+from salsa_dist.placement.ranks import Ranks
+from salsa_dist.speech_llms.family import Family
+from salsa_dist.training.batches import StepBatches, StepShare
+
+
+def own_workers(wanted: int | Literal["auto"], ranks: Ranks) -> int:
+    """How many processes read ahead for this rank.
+
+    On a CPU they would take cores from the passes. One of 2, 3, 4 and 6 each reads pools of its own.
+    """
+    if wanted != "auto":
+        return wanted
+    if ranks.device.type == "cpu":
+        return 0
+    cores = len(os.sched_getaffinity(0))
+    if cores == os.cpu_count():  # the ranks of a node were not given cores of their own
+        cores //= ranks.local_world_size
+    return next((n for n in (6, 4, 3, 2, 1) if n < cores), 0)
+
+
+def loader(
+    batches: StepBatches, first: int, workers: int, end: int | None = None, pinned: bool = False
+) -> DataLoader[StepShare]:
+    """Shares of steps `first` to before `end`, in order, read ahead by `workers` processes.
+
+    Args:
+        pinned: in memory from which a GPU copies without a wait.
+    """
+    # A fork of this process would copy the process group's threads in whatever state they are. Workers
+    # are forked from a server that has imported once what each of them needs.
+    context = multiprocessing.get_context("forkserver") if workers else None
+    if context is not None:
+        context.set_forkserver_preload(["__main__", __name__, *_modules_of(batches.family)])
+    return DataLoader(
+        batches,
+        sampler=range(first, len(batches) if end is None else end),
+        batch_size=None,
+        num_workers=workers,
+        pin_memory=pinned,
+        multiprocessing_context=context,
+        prefetch_factor=2 if workers else None,
+        worker_init_fn=partial(_end_with, os.getpid()) if workers else None,
+    )
+
+
+def _modules_of(family: Family) -> list[str]:
+    """Where the classes of a family, of its processor and of that one's parts come from."""
+    parts = [family, *vars(family).values()]
+    parts += [own for part in parts if hasattr(part, "__dict__") for own in vars(part).values()]
+    return sorted({type(part).__module__ for part in parts} - {"builtins"})
+
+
+def _end_with(rank: int, worker: int) -> None:
+    """End this worker when the process of its rank ends, however that ends.
+
+    PyTorch's own watch looks at the parent: the fork server, which lives as long as its workers.
+    """
+    try:
+        process = os.pidfd_open(rank)
+    except ProcessLookupError:
+        os._exit(1)
+    except OSError:
+        return  # Linux before 5.3
+
+    def wait() -> None:
+        select.select([process], [], [])
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True, name="salsa-rank").start()
