@@ -59,5 +59,5 @@ def _labels(values: Sequence[float]) -> list[tuple[float, str]]:
     names = {}
     for q in sorted(set(quarter)):
         own = [value for value, of in zip(different, quarter, strict=True) if of == q]
-        names[q] = f"{own[0]:g} to {own[-1]:g}"
+        names[q] = f"{own[0]:g} to {own[-1]:g}" if len(own) > 1 else f"{own[0]:g}"
     return [(value, names[q]) for value, q in zip(different, quarter, strict=True)]

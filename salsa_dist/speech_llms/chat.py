@@ -129,8 +129,8 @@ class ChatFamily(ABC):
         if self.prompt_text(language) != nameless or self.prompt_text("en") == nameless:
             return None
         return (
-            f"language {language}: this base's prompt has no name for it and names none; language_as "
-            f"({language}: CODE) names another"
+            f"language {language}: this base's prompt has no name for it and names none; "
+            f"base.language_as, or transcribe --language-as {language}=CODE, names another"
         )
 
     def instruction(self, language: str, own: str, nameless: str) -> str:

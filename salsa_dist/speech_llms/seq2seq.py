@@ -112,8 +112,8 @@ class Seq2Seq(EncoderDecoder):
         if known or len(set(map(tuple, self._prompts.values()))) == 1:
             return None
         return (
-            f"language {language}: this base does not know it, {told} is announced; language_as "
-            f"({language}: CODE) names another"
+            f"language {language}: this base does not know it, {told} is announced; "
+            f"base.language_as, or transcribe --language-as {language}=CODE, names another"
         )
 
     def prompt(self, language: str) -> list[int]:

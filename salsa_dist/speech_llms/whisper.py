@@ -109,8 +109,8 @@ class Whisper(EncoderDecoder):
         if language in self.language_as or told in languages.parts(language):
             return None
         return (
-            f"language {language}: this base has no token for it, <|{told}|> is used; language_as "
-            f"({language}: CODE) names another"
+            f"language {language}: this base has no token for it, <|{told}|> is used; "
+            f"base.language_as, or transcribe --language-as {language}=CODE, names another"
         )
 
     def prompt(self, language: str) -> list[int]:

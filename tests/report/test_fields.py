@@ -27,7 +27,7 @@ from salsa_dist.report.fields import by_value
         (
             [7] * 12 + list(range(8, 20)),
             {
-                "7 to 7": {str(i) for i in range(12)},
+                "7": {str(i) for i in range(12)},
                 "8 to 13": {str(i) for i in range(12, 18)},
                 "14 to 19": {str(i) for i in range(18, 24)},
             },
