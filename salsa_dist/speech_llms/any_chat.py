@@ -60,14 +60,15 @@ class AnyChat(ChatFamily):
         ]
         self.pads_itself = shapes[0] == shapes[1]
         self.packed = False
-        # A clip may take several of the windows that a processor pads to; such a clip counts its own.
-        self.FIXED_WINDOW = not self.pads_itself or self.window_s <= window_s
+        # A processor pads to one or several windows of its own, and where it pads nothing, we do.
+        self.padded_to_s = window_s if self.pads_itself else self.window_s
 
     def fit(self, model: Any) -> None:
         """Learn what an element of an encoder layer's output is; the model is not changed."""
         for layer in find_layers(model).get("encoder", [])[:1]:
             self.packed = "cu_seqlens" in inspect.signature(type(layer).forward).parameters
-            self.FIXED_WINDOW &= not self.packed
+            if self.packed:
+                self.padded_to_s = None
 
     def prompt_text(self, language: str) -> str:
         return as_text(self.processor, self._turns(language))

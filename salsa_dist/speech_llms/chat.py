@@ -68,7 +68,8 @@ class ChatFamily(ABC):
 
     MODEL_TYPES: ClassVar[tuple[str, ...]]
     MODEL_CLASS: ClassVar[str | None] = None
-    FIXED_WINDOW: bool = False
+    THINS_PADDING: bool = False
+    padded_to_s: float | None = None
 
     @staticmethod
     def load_processor(name: str, revision: str | None) -> Any:

@@ -45,7 +45,7 @@ class Ctc:
 
     MODEL_TYPES: ClassVar[tuple[str, ...]] = ("wav2vec2", "hubert", "parakeet_ctc", "omniasr_ctc")
     MODEL_CLASS: ClassVar[str | None] = None
-    FIXED_WINDOW: bool = False
+    THINS_PADDING: bool = False
 
     @staticmethod
     def load_processor(name: str, revision: str | None) -> Any:
@@ -62,7 +62,8 @@ class Ctc:
         self.languages = languages.named()
         own_blank = getattr(config, "blank_token_id", None)
         self.blank: int = config.pad_token_id if own_blank is None else own_blank
-        self.FIXED_WINDOW = getattr(config, "feat_extract_norm", "layer") == "group"
+        of_group = getattr(config, "feat_extract_norm", "layer") == "group"
+        self.padded_to_s = self.window_s if of_group else None
         self.shortest: list[int] = []
 
     def fit(self, model: Any) -> None:
@@ -215,7 +216,7 @@ class Ctc:
         )
         features = {name: tensor for name, tensor in made.items() if isinstance(tensor, Tensor)}
         own = max(1, self._frames(_length(features)))
-        if self.FIXED_WINDOW:
+        if self.padded_to_s is not None:
             samples = torch.zeros(1, round(self.window_s * SAMPLE_RATE))
             samples[:, : len(audio)] = features["input_values"]
             features = {"input_values": samples}  # the authors give these encoders no mask

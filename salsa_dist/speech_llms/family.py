@@ -90,14 +90,16 @@ class Family(Protocol):
         languages: codes that the base knows by name, sorted; never empty.
         MODEL_TYPES: `model_type` of the configs that it is for.
         MODEL_CLASS: transformers class of the model; None: the one its own tables name.
-        FIXED_WINDOW: it pads every clip to one window, so a pass costs a window per clip. Of the class:
-            it does so for every checkpoint, and `silence_stride` thins the trailing padding.
+        THINS_PADDING: `silence_stride` thins the trailing padding of a clip.
+        padded_to_s: what the encoder runs of a clip is a multiple of so many seconds, and so are the
+            costs of a pass; None: its own seconds.
     """
 
     MODEL_TYPES: ClassVar[tuple[str, ...]]
     MODEL_CLASS: ClassVar[str | None]
-    FIXED_WINDOW: bool
+    THINS_PADDING: bool
     window_s: float
+    padded_to_s: float | None
     languages: list[str]
 
     def __init__(self, checkpoint: Checkpoint, options: FamilyOptions) -> None:

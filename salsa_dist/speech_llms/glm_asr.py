@@ -49,6 +49,7 @@ class GlmAsr(ChatFamily):
             self.processor.audio_token,
             "<|user|>",
         )
+        self.padded_to_s = float(window_s)
 
     def prompt_text(self, language: str) -> str:
         own = self.processor.default_transcription_prompt

@@ -49,7 +49,7 @@ class GraniteSpeech(ChatFamily):
         window_s = _WINDOW_S if options.window_s is None else options.window_s
         end = checkpoint.processor.tokenizer.eos_token
         super().__init__(checkpoint, options, window_s, self.processor.audio_token, end)
-        self.FIXED_WINDOW = True
+        self.padded_to_s = window_s
 
     def prompt_text(self, language: str) -> str:
         return self._chat(language, None)

@@ -243,7 +243,7 @@ def refuse_stride(name: str, model_type: str, silence_stride: int) -> None:
     Raises:
         UserError: it has none, or none that can be thinned.
     """
-    if silence_stride > 1 and not family_of(model_type).FIXED_WINDOW:
+    if silence_stride > 1 and not family_of(model_type).THINS_PADDING:
         raise UserError(
             f"training.silence_stride is {silence_stride}, and base {name} has no trailing padding, "
             "which Whisper has: set it to 1"

@@ -49,7 +49,7 @@ class Qwen2Audio(ChatFamily):
         )
         window_s = self.processor.feature_extractor.n_samples / SAMPLE_RATE
         super().__init__(checkpoint, options, window_s, self.processor.audio_token, "<|im_end|>")
-        self.FIXED_WINDOW = True
+        self.padded_to_s = window_s
         stop = checkpoint.generation.eos_token_id
         self.chats = self.end_id in (stop if isinstance(stop, list) else [stop])
         if not self.chats:

@@ -51,7 +51,8 @@ class Seq2Seq(EncoderDecoder):
         "canary",
     )
     MODEL_CLASS: ClassVar[str | None] = None
-    FIXED_WINDOW: bool = False
+    THINS_PADDING: bool = False
+    padded_to_s: float | None = None
 
     @staticmethod
     def load_processor(name: str, revision: str | None) -> Any:

@@ -64,6 +64,7 @@ class Voxtral(ChatFamily):
             self.processor.audio_token,
             self.processor.tokenizer.eos_token,
         )
+        self.padded_to_s = float(self.features.chunk_length)
 
     def prompt_text(self, language: str) -> str:
         return str(self.tokenizer.decode(self.prompt_ids(language, 1)))

@@ -44,7 +44,7 @@ class Whisper(EncoderDecoder):
 
     MODEL_TYPES: ClassVar[tuple[str, ...]] = ("whisper",)
     MODEL_CLASS: ClassVar[str | None] = None
-    FIXED_WINDOW: bool = True
+    THINS_PADDING: bool = True
 
     @staticmethod
     def load_processor(name: str, revision: str | None) -> Any:
@@ -70,6 +70,7 @@ class Whisper(EncoderDecoder):
             processor.feature_extractor, config.max_source_positions, options.window_s
         )
         self.window_s: float = self.features.n_samples / SAMPLE_RATE
+        self.padded_to_s: float | None = self.window_s
         self.silence_stride = options.silence_stride
 
     def fit(self, model: Any) -> None:

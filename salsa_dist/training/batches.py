@@ -13,6 +13,7 @@ wrong with a clip raises here: ranks agree about it after the step (`training/ba
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -227,7 +228,8 @@ class StepBatches(Dataset[StepShare]):
         """Windows in rising order in as few passes as their padded seconds and number allow."""
         found: list[tuple[int, int]] = []
         for i, own in enumerate(seconds):
-            longest = self.family.window_s if self.family.FIXED_WINDOW else own
+            unit = self.family.padded_to_s
+            longest = own if unit is None else max(1, math.ceil(own / unit - 1e-6)) * unit
             first = found[-1][0] if found else 0
             more = i + 1 - first
             if found and more <= self.micro_batch and more * longest <= most:

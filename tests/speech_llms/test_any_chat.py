@@ -40,12 +40,12 @@ def test_it_asks_as_the_processor_does(base: SpeechLLM) -> None:
         assert torch.equal(batch.inputs[name], made[name]), name
     assert batch.rows["encoder"].tolist() == [0, 0, 0]  # windows of 2 s
     assert (family.window_s, family.end) == (20.0, "<|im_end|>")
-    assert not family.FIXED_WINDOW  # a clip has as many windows as it takes
+    assert family.padded_to_s == 2.0  # a clip has as many windows as it takes
 
 
 def test_a_request_of_the_users(base: SpeechLLM) -> None:
     own = load_speech_llm(base.name, prompt="Write down the {language} speech:", window_s=2).family
-    assert own.FIXED_WINDOW  # one window per clip
+    assert own.padded_to_s == own.window_s == 2.0  # one window per clip
     assert "<|im_start|>user\nWrite down the Greek speech:<sound><|im_end|>" in own.prompt_text("el")  # type: ignore[attr-defined]
 
 

@@ -86,7 +86,7 @@ def test_transcribed(family: str, tmp_path: Path) -> None:
     for text in ("小鳥 鳥", "小鳥 小 k"):
         with pytest.raises(UserError, match="no token for most characters"):
             base.family.training_batch([noise(1, text, "en", 0)])
-    assert base.family.FIXED_WINDOW is (family == "hubert")
+    assert (base.family.padded_to_s is not None) is (family == "hubert")
     vectors = {"encoder.0": torch.linspace(-9, 9, 24)}
     adapter = SteeringVectors(vectors, "add", base=base.name, revision=base.revision)
     audio = (0.1 * np.random.default_rng(0).standard_normal(50_000)).astype(np.float32)

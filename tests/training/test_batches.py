@@ -1,5 +1,6 @@
 """Every rank's share of a step, and what all shares make together."""
 
+import math
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
@@ -94,13 +95,17 @@ def test_a_silent_clip_has_no_labels(llm: SpeechLLM, tiny_shards: Path) -> None:
     assert all(len(p.labels) == 0 and int(p.rows["encoder"][0]) == -1 for p in silent)
 
 
-@pytest.mark.parametrize("fixed", [False, True])
+@pytest.mark.parametrize("unit", [None, 0.5, "window"])
 def test_a_pass_has_no_more_seconds_than_it_may(
-    llm: SpeechLLM, tiny_shards: Path, monkeypatch: pytest.MonkeyPatch, fixed: bool
+    llm: SpeechLLM, tiny_shards: Path, monkeypatch: pytest.MonkeyPatch, unit: float | str | None
 ) -> None:
-    monkeypatch.setattr(type(llm.family), "FIXED_WINDOW", fixed)
-    most, longest = 4.5, 1.8
-    cost = llm.window_s if fixed else longest
+    padded_to_s = llm.window_s if unit == "window" else unit
+    monkeypatch.setattr(llm.family, "padded_to_s", padded_to_s)
+    most = 4.5
+
+    def cost(seconds: float) -> float:
+        return seconds if padded_to_s is None else math.ceil(seconds / padded_to_s) * padded_to_s
+
     for step in range(4):
         alone = contents(batches(llm, tiny_shards, 0, 1, clips=20)[step].batches)
         ranks = [batches(llm, tiny_shards, rank, 2, clips=20) for rank in range(2)]
@@ -111,15 +116,15 @@ def test_a_pass_has_no_more_seconds_than_it_may(
         assert len(shared[0].batches) == ranks[0].passes(step) == ranks[1].passes(step)
         clips = [contents([part]) for share in shared for part in share.batches]
         assert sorted(clip for own in clips for clip in own) == alone
-        if fixed:
-            assert max(map(len, clips)) == int(most // cost)
+        if unit == "window":
+            assert max(map(len, clips)) == int(most // llm.window_s)
         lengths = {
             entry.key: entry.seconds
             for shard in ShardIndex.load(tiny_shards).shards
             for entry in shard.entries
         }
         for own in clips:
-            own_cost = len(own) * (cost if fixed else max((lengths[k] for k, _ in own), default=0))
+            own_cost = len(own) * max((cost(lengths[k]) for k, _ in own), default=0)
             assert own_cost <= most + 1e-6
         # Few of short clips would be no use: the limit is made use of.
         assert max(map(len, clips)) >= 2
