@@ -58,7 +58,7 @@ def test_the_script_asks_for_gpus_and_sees_what_is_named(desk: Desk) -> None:
         (("--out", "texts", "-"), "no standard input"),
         (("--out", "texts", "--langage", "el"), "--langage"),
         (("--out", "texts", "--stage-to", "/tmp"), "--stage-to is about a run with a config"),
-        (("--out", "texts", "--array-parallelism", "2"), "about a sweep"),
+        (("--out", "texts", "--array-parallelism", "2"), "works only with sweep"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(desk: Desk, words: tuple[str, ...], says: str) -> None:
