@@ -42,12 +42,14 @@ def workplace(
         tmp_path / "clip.wav", 0.1 * np.random.default_rng(0).standard_normal(16_000), 16_000
     )
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(log, "level", logging.WARNING)  # what a command says is no part of an example
+    level = log.level
+    log.setLevel(logging.WARNING)  # what a command says is no part of an example
     with StandInHub() as hub:
         hub.use(monkeypatch, str(tmp_path / "cache"))
         bg = tmp_path / "runs/demo/adapters/bg"
         hub.put("user/bg", {file.name: file.read_bytes() for file in bg.iterdir()})
         yield hub
+    log.setLevel(level)
 
 
 def examples() -> list[doctest.DocTest]:
