@@ -66,7 +66,7 @@ def prepare(cache: Path) -> tuple[Path, Path]:
 def run_job(config_path: Path, overrides: Sequence[str]) -> Path:
     """Train on two ranks, evaluate on two ranks, write the report; returns its path."""
     config = load_config(config_path, overrides)
-    _say(f"3/5  training {len(config.adapters)} adapters in one bank, the base cut over two ranks")
+    _say(f"3/5  training {len(config.adapters)} adapters in one bank, the base sharded over two ranks")
     _launch("train", config_path, overrides, config)
     _say("4/5  transcribing the test split, without and with each adapter")
     _launch("evaluate", config_path, overrides, config)
