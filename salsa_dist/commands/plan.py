@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from salsa_dist.config import Config
     from salsa_dist.planner.shard_link import ShardLink
 
-RETRY_S = 5.0  # for which a store is tried: the plan does without it
+# For which a store is tried: the plan does without it. A read is told after TELL_S: one line tells.
+RETRY_S = 3.0
 
 
 def plan(
