@@ -161,7 +161,7 @@ def test_the_keys_of_the_base_never_change(name: str) -> None:
 @every_model
 def test_widths_are_known_without_weights(name: str) -> None:
     with torch.device("meta"):
-        widths = {s: output_width(m) for s, m in site_modules(MODELS[name].build(fill=False)).items()}
+        widths = site_widths(find_layers(MODELS[name].build(fill=False)))
     assert widths == {r.site: r.width for r in case(name).reports}
 
 

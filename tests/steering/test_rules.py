@@ -14,7 +14,10 @@ from torch.autograd import gradcheck
 from salsa_dist import SteeringVectors, load_config, train
 from salsa_dist.errors import UserError
 from salsa_dist.steering.bank import AdapterSpec, Bank
-from salsa_dist.steering.rules import RULES, UpdateRule, add, salsa
+from salsa_dist.steering.rules.add import add
+from salsa_dist.steering.rules.registry import RULES
+from salsa_dist.steering.rules.rule import UpdateRule
+from salsa_dist.steering.rules.salsa import salsa
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -29,7 +32,7 @@ def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tens
 def test_a_zero_vector_changes_no_bit(rule: str, dtype: torch.dtype, scale: float) -> None:
     hidden = (scale * draw(3, 7, 33)).to(dtype)
     hidden[0, 2] = 0.0
-    out = RULES[rule].apply(hidden, torch.zeros(3, 1, 33))
+    out = RULES[rule].apply(hidden, torch.zeros(3, 1, 33 * RULES[rule].parts))
     assert out.dtype == dtype
     assert torch.equal(out, hidden)
 
@@ -83,7 +86,8 @@ def test_a_vector_that_cancels_the_activation_makes_no_nan() -> None:
 @pytest.mark.parametrize("start", ["zero", "some"])
 def test_gradients_equal_finite_differences(rule: str, start: str) -> None:
     hidden = draw(2, 3, 6).double().requires_grad_()
-    vector = (draw(2, 1, 6, seed=1) * (start == "some")).double().requires_grad_()
+    vector = draw(2, 1, 6 * RULES[rule].parts, seed=1) * (start == "some")
+    vector = vector.double().requires_grad_()
     assert gradcheck(RULES[rule].apply, (hidden, vector))
 
 

@@ -24,7 +24,7 @@ from salsa_dist import SteeringVectors, UserError, load_config, load_speech_llm,
 from salsa_dist.speech_llms.load import SpeechLLM
 from salsa_dist.steering.adapter_folder import DataFacts, TrainingFacts
 from salsa_dist.steering.attachment import bank_of, describe
-from salsa_dist.steering.rules import RULES
+from salsa_dist.steering.rules.registry import RULES
 
 SITES = [f"{c}.{i}" for c in ("encoder", "llm") for i in range(3)]
 
