@@ -260,7 +260,9 @@ class Bank:
         vector = vector.view(shape)
         # All rules for all, then the right one of each: asking which are here would make a GPU wait.
         steered, *others = [
-            rule.apply(hidden, vector if rule.parts == self._parts else vector[..., : rule.parts * width])
+            rule.apply(
+                hidden, vector if rule.parts == self._parts else vector[..., : rule.parts * width]
+            )
             for rule in self._rules
         ]
         if others:

@@ -22,7 +22,7 @@ from salsa_dist.steering.bank import AdapterSpec, Bank
 from salsa_dist.steering.probe import ProbeInputs, SiteReport, probe
 from salsa_dist.steering.sites import find_layers, site_modules
 from salsa_dist.steering.vectors import SteeringVectors
-from salsa_dist.steering.widths import output_width
+from salsa_dist.steering.widths import site_widths
 
 torch.set_num_threads(1)
 every_model = pytest.mark.parametrize("name", MODELS)
