@@ -114,10 +114,10 @@ def fold(
             what = "bias that moves its output by a constant"
             if scaling is not None:
                 what = "map with a bias that makes its whole output"
+            module = type(layers[lacking[0]]).__name__
             raise UserError(
-                f"{lacking[0]} can't be folded: its module, {type(layers[lacking[0]]).__name__}, has no "
-                f"{what}; serve this base with its adapter beside it, or fit biases to it with "
-                "--approximate"
+                f"{lacking[0]} can't be folded: its module, {module}, has no {what}; serve this base "
+                "with its adapter beside it, or fit biases to it with --approximate"
             )
         into, moved = _exact(vectors, found, scaling or {})
     else:

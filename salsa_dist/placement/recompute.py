@@ -3,9 +3,9 @@
     layer(x)  =  hooks before ─► forward ─► hooks after (steering)
                                  └─ only this is made again
 
-Only what is between the hooks is repeated, so a layer's output is steered once. A site inside the layer is
-steered again, each element by the row that it had. It works on whatever layers were found, and needs no train(): that would
-switch on dropout and let BatchNorm learn.
+Only what is between the hooks is repeated, so a layer's output is steered once. A site inside the
+layer is steered again, each element by the row that it had. It works on whatever layers were found,
+and needs no train(): that would switch on dropout and let BatchNorm learn.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ What a layer puts out before its vector is added is the same for every adapter t
 below. So up to the job's first steered layer there is one stream per clip; above it a hook before each
 layer keeps one sample for all that are still alike, and a hook behind it gives its output to each of
 them. A vector inside a layer changes its output, so there the prefix is what the layer below puts out;
-inside the first layer it is that layer's input. Between layers every sample has its elements, as if nothing were shared: the base makes its own
-masks and lengths, and the bank steers as ever.
+inside the first layer it is that layer's input. Between layers every sample has its elements, as if
+nothing were shared: the base makes its own masks and lengths, and the bank steers as ever.
 
 Which layers run apart is decided once from the whole bank and is the same on all ranks; each
 runs the same modules, only batches are smaller.
@@ -61,6 +61,7 @@ class SharedPrefix:
         self._encoder = encoder
         self._tuples = False  # whether the encoder's layers put out a tuple
         self._alike: dict[str, _Alike] = {}
+        self._input: Tensor | None = None  # of the first layer, where the prefix ends before it
         self._hooks = ExitStack()
         self._stage: list[int] = []
         if not self.sites or not bank.specs:
@@ -69,6 +70,9 @@ class SharedPrefix:
         # The prefix ends behind this layer, or before it.
         self.first = self.sites[max(0, min(self._stage))]
         self.before_first = min(self._stage) < 0
+        if self.before_first:
+            hook = modules[self.first].register_forward_pre_hook(self._put_in, with_kwargs=True)
+            self._hooks.callback(hook.remove)
         for site in self.sites[min(self._stage) + 1 :]:
             before, behind = self._before(site), self._behind(site)
             module = modules[site]
@@ -129,9 +133,7 @@ class SharedPrefix:
                 stack.callback(_replaced(self._modules[site], self._pass_on))
             first = self._modules[self.first]
             if self.before_first:
-                given = self._given(put_out)
-                hook = first.register_forward_pre_hook(given, with_kwargs=True, prepend=True)
-                stack.callback(hook.remove)
+                self._input = put_out
             else:
                 put = (put_out,) if self._tuples else put_out
                 stack.callback(_replaced(first, lambda *args, **kwargs: put))
@@ -141,7 +143,7 @@ class SharedPrefix:
             try:
                 yield
             finally:
-                self._alike = {}
+                self._alike, self._input = {}, None
 
     def plan(self, clip_of: Sequence[int], rows: Sequence[int]) -> dict[str, list[int]]:
         """By layer above the first steered one, for each sample the one that runs for it.
@@ -175,14 +177,13 @@ class SharedPrefix:
         """The arguments of a layer; the first is the activation."""
         return list(inspect.signature(type(self._modules[site]).forward).parameters)[1:]
 
-    def _given(self, hidden: Tensor) -> Any:
-        """A hook that gives the first layer `hidden` in place of its input."""
-        name = self._names(self.first)[0]
-
-        def put(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            return ((hidden, *args[1:]), kwargs) if args else ((), {**kwargs, name: hidden})
-
-        return put
+    def _put_in(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A hook that gives the first layer the prefix in place of its input."""
+        if self._input is None:
+            return None
+        if args:
+            return (self._input, *args[1:]), kwargs
+        return args, {**kwargs, self._names(self.first)[0]: self._input}
 
     def _before(self, site: str) -> Any:
         names = self._names(site)

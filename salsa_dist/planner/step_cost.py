@@ -46,9 +46,9 @@ def activation_bytes(shape: BaseShape, work: Work, clips: int) -> int:
     """Bytes of activations that a device keeps for backward, `clips` long ones in a pass: an estimate.
 
     A layer keeps, a token, what its linear layers and norms put out; a site the steered activation in
-    fp32 besides; one inside a layer is recomputed with it. Attention is taken to be fused, so no scores are kept. Logits count three times, in
-    fp32: themselves, their softmax and its gradient. Without a backward it is the keys and values of
-    every layer and one layer's outputs.
+    fp32 besides; one inside a layer is recomputed with it. Attention is taken to be fused, so no scores
+    are kept. Logits count three times, in fp32: themselves, their softmax and its gradient. Without a
+    backward it is the keys and values of every layer and one layer's outputs.
     """
     tokens = tokens_of(shape, replace(work, clip_s=work.long_s or work.clip_s))
     first = first_layer(shape, work)

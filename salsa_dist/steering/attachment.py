@@ -129,8 +129,8 @@ def fitting_sites(
     for site, vector in vectors.items():
         if parts * widths[site] != len(vector):
             raise UserError(
-                f"{label} has width {len(vector)} at {site} where this base has {parts * widths[site]}: "
-                "use the base that it was trained on"
+                f"{label} has width {len(vector)} at {site} where this base has "
+                f"{parts * widths[site]}: use the base that it was trained on"
             )
     return sites
 

@@ -102,7 +102,7 @@ class Bank:
         self._rows: Mapping[str, Tensor] | int | None = None
 
     def set_row(self, row: int, vectors: Mapping[str, Tensor]) -> None:
-        """Copy one adapter's numbers, (parts * hidden,) per site, into the bank; fewer leave the rest."""
+        """Copy one adapter's numbers, (parts * hidden,) per site, into the bank; fewer: the first."""
         with torch.no_grad():
             for site, vector in vectors.items():
                 self.vectors[site][row, : len(vector)].copy_(vector)

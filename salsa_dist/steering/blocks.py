@@ -4,8 +4,8 @@
                              ▲                       ▲                    ▲       ▲
     sites       encoder.attention.3   llm.cross_attention.3   encoder.feed_forward.3   encoder.3
 
-A block is a direct child of its layer, found by its name; of two feed-forward blocks (a conformer) it is
-the second. Where the layer holds its feed-forward's linear maps itself, as Whisper does, the last of
+A block is a direct child of its layer, found by its name; of two feed-forward blocks (a conformer) it
+is the second. Where the layer holds its feed-forward's linear maps itself, as Whisper does, the last of
 them is hooked. A word is offered where each layer of the component has such a block.
 """
 

@@ -5,10 +5,11 @@
                         ->  ["encoder.3", "encoder.4", "encoder.5", "llm.attention.0"]
 
 A site `encoder.3` is the output of the fourth layer of the audio encoder, `encoder.attention.3` that of
-the self-attention inside it; `blocks.py` has the other words for sites inside a layer. Layers are found by
-structure, with no table of module paths: lists of layers that hold attention or another mixer, the
-LLM's being the one under `get_decoder()`, the encoder's the one under `get_encoder("audio")`, or else
-the one whose path says so. A model that reads no text, such as one trained by CTC, has no LLM.
+the self-attention inside it; `blocks.py` has the other words for sites inside a layer. Layers are
+found by structure, with no table of module paths: lists of layers that hold attention or another
+mixer, the LLM's being the one under `get_decoder()`, the encoder's the one under
+`get_encoder("audio")`, or else the one whose path says so. A model that reads no text, such as one
+trained by CTC, has no LLM.
 """
 
 from __future__ import annotations

@@ -51,8 +51,8 @@ def start_bank(bank: Bank, config: Config, speech_llm: SpeechLLM) -> None:
             saved.check(speech_llm)
             if rule_named(saved.rule).parts > rule_named(spec.rule).parts:
                 raise UserError(
-                    f"adapter {spec.name}: start_from {adapter.start_from} is of rule {saved.rule}, which "
-                    f"has more numbers per channel than {spec.rule}: start from another, or set rule: "
+                    f"adapter {spec.name}: start_from {adapter.start_from} has the rule {saved.rule}, "
+                    f"with more numbers per channel than {spec.rule}: start from another, or set rule: "
                     f"{saved.rule}"
                 )
             own = {site: vector for site, vector in saved.vectors.items() if site in spec.sites}

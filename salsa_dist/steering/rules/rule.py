@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 class UpdateRule:
     """One rule.
 
-    In a bank of several rules each is applied to every sample and the right result taken, so a rule must
-    give finite numbers and gradients for any activation.
+    In a bank of several rules each is applied to every sample and the right result taken, so a rule
+    must give finite numbers and gradients for any activation.
 
     Attributes:
         apply: takes activations (..., hidden) and an adapter's fp32 numbers (..., parts * hidden),
