@@ -21,7 +21,13 @@ ADAPTERS: list[dict[str, Any]] = [
         "lr": 0.05,
         "steps": 30,
     },
-    {"name": "bg-2", "language": "bg", "seed": 5, "sites": "llm"},
+    {
+        "name": "bg-2",
+        "language": "bg",
+        "seed": 5,
+        "sites": "llm+llm.cross_attention+encoder.feed_forward:0",
+        "rule": "gain",
+    },
 ]
 
 
@@ -57,6 +63,6 @@ def test_adapters_of_a_packed_run_differ(packed: Any) -> None:
     """The test above would be worth little if they all learned the same."""
     one, other = packed["bg"], packed["bg-2"]
     assert any(
-        (one[site] - other[site]).norm() > 0.1 * one[site].norm() for site in other if site in one
+        (one[site] - other[site][: len(one[site])]).norm() > 0.1 * one[site].norm() for site in other if site in one
     )
     assert not torch.equal(one["encoder.2"], packed["el"]["encoder.2"])
