@@ -37,7 +37,8 @@ def llm(tiny_base: Path) -> SpeechLLM:
 def adapter(llm: SpeechLLM, seed: int = 0, rule: str = "salsa", **facts: Any) -> SteeringVectors:
     """A random adapter for `llm`, strong enough to change what it says."""
     noise = torch.Generator().manual_seed(seed)
-    vectors = {site: torch.randn(32, generator=noise) for site in SITES}
+    numbers = 32 * RULES[rule].parts
+    vectors = {site: torch.randn(numbers, generator=noise) for site in SITES}
     return SteeringVectors(vectors, rule, **{"name": "bg", "language": "bg", **describe(llm), **facts})
 
 
