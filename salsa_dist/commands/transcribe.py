@@ -180,7 +180,7 @@ def transcribe(
 
 
 def _tell(failed: Sequence[str], done: int) -> None:
-    """Name what could not be transcribed. Raises: UserError: there is some."""
+    """Name the recordings that could not be transcribed. Raises: UserError: there are any."""
     if len(failed) == 1 and not done:
         raise UserError(failed[0])
     if failed:
@@ -219,7 +219,8 @@ def _by_language(loaded: Loaded) -> dict[str, int]:
 
 
 def _rows(loaded: Loaded) -> Callable[[str, str | None], int | None]:
-    """From a recording and its adapter in a list to a row; None: by the recording's language."""
+    """A function from a recording and its adapter in a list to a row; None: the language decides the
+    row."""
     names = {vectors.name: row for row, (_, vectors) in enumerate(loaded)}
     # One that was named for no language steers all.
     all_get = 0 if len(loaded) == 1 and loaded[0][0] is None else None
@@ -234,7 +235,8 @@ def _rows(loaded: Loaded) -> Callable[[str, str | None], int | None]:
 
 
 def _languages(language: str | None) -> Callable[[str], str | None]:
-    """From a recording's name to its language, by `--language`; None: it says none."""
+    """A function from the name of a recording to its language, by `--language`; None: it names no
+    language."""
     if language is None or not os.path.isfile(language):
         return lambda name: language
     table: dict[str, str] = {}

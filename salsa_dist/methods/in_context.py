@@ -128,7 +128,8 @@ class Solver:
         return made[0]
 
     def examples(self, clip: Clip, max_new_tokens: int) -> list[Clip]:
-        """At most `examples` of the pool, the best last: what fits beside the clip and its answer."""
+        """At most `examples` of the pool, the best one last, as many as fit with the clip and its
+        answer."""
         family: Any = self.speech_llm.family
         room = self.speech_llm.window_s - clip.seconds
         tokens = family.in_context_room(max_new_tokens)

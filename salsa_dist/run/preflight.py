@@ -42,7 +42,7 @@ _PACKAGES = ("torch", "deepspeed", "transformers", "salsa-dist")
 
 @dataclass(frozen=True)
 class Machine:
-    """What one rank found where it runs.
+    """Facts of one rank's machine.
 
     Attributes:
         host: its name.
@@ -65,7 +65,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Preflight:
-    """What was measured, and what of it is worth a word."""
+    """The measurements, and warnings about them."""
 
     machines: list[Machine]
     warnings: list[str]
@@ -84,7 +84,7 @@ class Preflight:
         ]
 
     def slowest_link(self, between: bool) -> float | None:
-        """Gigabits a second of the slowest link between nodes, or inside them; None: there is none."""
+        """Gbit/s of the slowest link between nodes, or inside them; None if there is none."""
         links = self.links(between)
         return round(min(links), 4) if links else None
 
@@ -113,7 +113,7 @@ class Preflight:
 
 
 def preflight(run: Path, ranks: Ranks, whereabouts: Callable[[], str]) -> Preflight:
-    """Check and measure the machines of a job of two ranks or more; call it on all.
+    """Check and measure the machines of a job of two or more ranks. All ranks call this.
 
     Args:
         run: the run's folder.
@@ -272,7 +272,7 @@ def _folders(machines: Sequence[Machine]) -> list[str]:
 
 
 def _slow_links(machines: Sequence[Machine]) -> list[str]:
-    """Links far below the median of their kind; where both of a node's are, the node is named."""
+    """Links far below the median of their kind. If both links of a node are slow, the node is named."""
     found = []
     for between in (False, True):
         links = [
