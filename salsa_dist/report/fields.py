@@ -50,7 +50,7 @@ def by_value(name: str, facts: Mapping[str, Mapping[str, Any]]) -> list[tuple[st
 
 
 def _labels(values: Sequence[float]) -> list[tuple[float, str]]:
-    """Each different number, from the lowest, with what its part is called."""
+    """Each different number, in increasing order, with the label of its part."""
     different = sorted(set(values))
     if len(different) <= TOO_MANY:
         return [(value, f"{value:g}") for value in different]

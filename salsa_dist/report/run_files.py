@@ -1,4 +1,4 @@
-"""All that a report needs of a run, each file read by its own module. Nothing is trusted.
+"""Reads the files of a run for a report, each with its own module. Any file may be missing or damaged.
 
     RUN/
     ├── config.yaml                    -> RunFiles.config, .config_text

@@ -108,7 +108,7 @@ class Jobs(_Section):
 
 
 class Report(_Section):
-    """What the report of a comparison says beside its numbers."""
+    """Texts for the report of a comparison."""
 
     title: str | None = None
     notes: str = Field("", description="such as what was cut, and why; an empty line parts paragraphs")
@@ -162,7 +162,7 @@ class Experiment:
     start_from: Path | None = None
 
     def row(self) -> dict[str, Any]:
-        """Its settings as a flat row of a table."""
+        """The settings as a flat row of a table."""
         row = {k: v for k, v in vars(self).items() if k not in _NOT_IN_ROWS}
         if not self.stage:
             return row

@@ -1,4 +1,4 @@
-"""What a job of some experiments is: what it does, its config, and the identity of each experiment."""
+"""Makes a job from experiments: its verbs, its config, and the identity of each experiment."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from salsa_dist.sweeps.grid import Experiment, Sweep
 
 
 def verbs(sweep: Sweep, experiment: Experiment) -> list[str]:
-    """What a job of such experiments does."""
+    """The verbs of a job of such experiments."""
     train = ["train"] if experiment.method.trains else []
     by_loss = sweep.file.tuning.choose_by == "loss"
     decodes = experiment.stage == "final" or (experiment.stage == "try" and not by_loss)
@@ -25,7 +25,7 @@ def verbs(sweep: Sweep, experiment: Experiment) -> list[str]:
 
 
 def evaluation(sweep: Sweep, experiment: Experiment) -> dict[str, Any]:
-    """Settings of what is decoded: the base as it is at all windows, adapters at that of training."""
+    """Evaluation settings: zero-shot at all windows, adapters at the training window."""
     own = sweep.config.evaluation
     tree = own.model_dump(mode="json", exclude={"batch", "placement"})
     if experiment.method.adapts:
@@ -36,7 +36,7 @@ def evaluation(sweep: Sweep, experiment: Experiment) -> dict[str, Any]:
 
 
 def job_config(sweep: Sweep, experiments: Sequence[Experiment]) -> dict[str, Any]:
-    """The config file of a job of `experiments`, as a tree."""
+    """The config of a job of `experiments`."""
     tree = sweep.config.model_dump(mode="json")
     tree["data"]["shards"] = absolute(sweep.corpora[experiments[0].corpus])
     tree["adapters"] = [
@@ -73,7 +73,7 @@ def job_config(sweep: Sweep, experiments: Sequence[Experiment]) -> dict[str, Any
 
 
 def _found_from_anywhere(adapter: Path) -> str:
-    """A folder's full path; a name on a hub as it is."""
+    """A folder's absolute path; a name on a hub is unchanged."""
     return str(adapter.absolute() if adapter.exists() else adapter)
 
 

@@ -34,7 +34,7 @@ from salsa_dist.config import (
 
 @dataclass(frozen=True)
 class Setting:
-    """One trial of a method: all that a job needs to know of it, but for language, seed and steps.
+    """One trial of a method: everything that a job needs, except language, seed and steps.
 
     Attributes:
         tried: what tells it from the method's other trials; "" where there is none.
@@ -192,7 +192,7 @@ def _trained(method: Method, sites: str, rule: Rule, rates: Sequence[float] | No
 
 
 class Tuning(BaseModel):
-    """How a method's setting is chosen among its trials. The test split has no part in it."""
+    """How a method's setting is chosen among its trials. The test split is not used."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

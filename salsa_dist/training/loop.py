@@ -40,7 +40,7 @@ _MEASURED_STEP = 2
 
 @dataclass(frozen=True)
 class Trained:
-    """How a call of `train` ended: at which step of its last job, and whether that was the last."""
+    """The result of `train`: the last step, whether training is finished, and the adapters' folders."""
 
     step: int
     finished: bool

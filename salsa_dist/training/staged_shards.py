@@ -1,4 +1,4 @@
-"""Copies of a run's shards on each node's own disk, made by one rank per node, used by all.
+"""Copies a run's shards to each node's own disk: one rank per node copies, all ranks read.
 
 data.stage_to: $SLURM_TMPDIR
 

@@ -1,4 +1,4 @@
-"""What a user names on the command line, as the recordings that it stands for.
+"""Finds the recordings that command-line arguments stand for.
 
     a.ogg  DIR  'b/*.m4a'  c.tar  SHARDS  -  ──found──► Input, Input, …   paths; nothing is opened yet
     Input ──recordings──► Recording, …                                    a tar gives one a sample

@@ -1,4 +1,4 @@
-"""What is transcribed, and what comes of it.
+"""Recordings, and their results.
 
 Recording ──► Piece, Piece, … ──► Result ── segments: Segment ── start, end (s), text
 """
@@ -74,7 +74,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a recording.
+    """The result of a recording.
 
     Attributes:
         name: the recording's.

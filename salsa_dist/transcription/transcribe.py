@@ -30,7 +30,7 @@ def transcribe(
     force: bool = False,
     vad: bool = False,
 ) -> list[str]:
-    """Transcripts of recordings, in their order; those of one pass may have adapters of their own.
+    """Transcripts of recordings, in order. Recordings of one pass may have different adapters.
 
     Args:
         base: from `load_speech_llm`.
@@ -73,8 +73,8 @@ def transcribe_each(
     force: bool = False,
     vad: bool = False,
 ) -> Iterator[Result]:
-    """The same, one `Result` per recording as soon as it is there: its text, segments with times in
-    seconds, language, or the error that ended it alone.
+    """One `Result` per recording, as soon as it is complete: text, segments with times in seconds,
+    language, or the recording's error.
 
     >>> from salsa_dist import load_speech_llm
     >>> base = load_speech_llm("whisper-base")

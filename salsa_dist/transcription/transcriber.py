@@ -88,7 +88,7 @@ class Transcriber:
         progress: Callable[[Piece], None] = lambda piece: None,
         made: Callable[[Recording, str, Segment], None] = lambda recording, language, segment: None,
     ) -> Iterator[Result]:
-        """The result of each recording, in their order, as soon as it is there.
+        """The result of each recording, in order, as soon as it is complete.
 
         Args:
             recordings: read one after another, in a thread of their own.
