@@ -195,7 +195,7 @@ def _english() -> Callable[[str], str]:
 def _alike(name: Alike) -> Callable[[str], str]:
     """A function after which what `name` says is equal."""
     if name == "digits":
-        return _western_digits
+        return lambda text: "".join(str(unicodedata.decimal(c, c)) for c in text)
     try:
         if name == "chinese-numbers":
             from cn2an import transform
@@ -210,10 +210,6 @@ def _alike(name: Alike) -> Callable[[str], str]:
     convert = OpenCC("t2s").convert
     # It takes no half of a character, which only damaged texts hold.
     return lambda text: str(convert(text.encode("utf-8", "replace").decode("utf-8")))
-
-
-def _western_digits(text: str) -> str:
-    return "".join(str(unicodedata.decimal(c)) if c.isdecimal() else c for c in text)
 
 
 def _code(language: str) -> str:

@@ -21,7 +21,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -98,7 +98,14 @@ class Preflight:
             "gbps_between": self.slowest_link(between=True),
             "warnings": self.warnings,
             # The versions are equal everywhere, and in the `start` event.
-            "machines": [_without(asdict(machine), "versions", "folder") for machine in self.machines],
+            "machines": [
+                {
+                    name: fact
+                    for name, fact in vars(machine).items()
+                    if name not in ("versions", "folder")
+                }
+                for machine in self.machines
+            ],
         }
 
     def lines(self) -> list[str]:
@@ -125,6 +132,7 @@ def preflight(run: Path, ranks: Ranks, whereabouts: Callable[[], str]) -> Prefli
     """
     started = time.monotonic()
     control = dist.new_group(backend="gloo", timeout=_TIMEOUT)
+    on_gpu = ranks.device.type == "cuda"
     try:
         with _Token(run, ranks, control) as token:
             mine = Machine(
@@ -132,8 +140,8 @@ def preflight(run: Path, ranks: Ranks, whereabouts: Callable[[], str]) -> Prefli
                 local_rank=ranks.local_rank,
                 local_world_size=ranks.local_world_size,
                 host=socket.gethostname(),
-                device=_device_name(ranks.device),
-                versions=_versions(),
+                device=torch.cuda.get_device_name(ranks.device) if on_gpu else platform.machine(),
+                versions={"python": platform.python_version()} | {n: version(n) for n in _PACKAGES},
                 work_s=_work_s(ranks.device),
                 link_gbps=link_gbps(ranks, control),
                 folder=token.trouble(),
@@ -208,18 +216,6 @@ class _Token:
                 self._path("first").unlink(missing_ok=True)
                 for folder in self._made:
                     folder.rmdir()
-
-
-def _without(fields: dict[str, Any], *names: str) -> dict[str, Any]:
-    return {name: value for name, value in fields.items() if name not in names}
-
-
-def _versions() -> dict[str, str]:
-    return {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
 
 
 def _work_s(device: torch.device) -> float:

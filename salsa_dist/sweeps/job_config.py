@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from salsa_dist.config import Config
@@ -50,7 +49,9 @@ def job_config(sweep: Sweep, experiments: Sequence[Experiment]) -> dict[str, Any
             "minutes": e.minutes,
             "steps": e.steps,
             "scale": getattr(e.method, "scale", None),
-            "start_from": _found_from_anywhere(e.start_from) if e.start_from else None,
+            # A folder is found from any working folder; a name on a hub is unchanged.
+            "start_from": e.start_from
+            and str(e.start_from.absolute() if e.start_from.exists() else e.start_from),
         }
         for e in experiments
     ]
@@ -70,11 +71,6 @@ def job_config(sweep: Sweep, experiments: Sequence[Experiment]) -> dict[str, Any
         tree["training"]["prefix_folder"] = str((sweep.file.sweep / "prefix").absolute())
     Config.model_validate(tree)
     return tree
-
-
-def _found_from_anywhere(adapter: Path) -> str:
-    """A folder's absolute path; a name on a hub is unchanged."""
-    return str(adapter.absolute() if adapter.exists() else adapter)
 
 
 def identity(experiment: Experiment, sweep: Sweep, facts: BaseFacts, index: ShardIndex) -> str:

@@ -161,5 +161,5 @@ class DevClips:
 
 
 def finite_losses(losses: Mapping[int, float], names: Sequence[str]) -> dict[str, float]:
-    """Losses by name, for events: None instead of NaN."""
+    """Losses by name, for events; losses that are not finite are left out."""
     return {names[row]: loss for row, loss in losses.items() if math.isfinite(loss)}

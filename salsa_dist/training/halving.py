@@ -73,7 +73,8 @@ class Halving:
         record = {
             "step": step,
             self.config.metric: {
-                self.adapters[row].name: _number(loss) for row, loss in losses.items()
+                self.adapters[row].name: loss if math.isfinite(loss) else None
+                for row, loss in losses.items()
             },
             "dropped": [self.adapters[row].name for row in dropped],
         }
@@ -111,7 +112,3 @@ def _read(path: Path) -> list[dict[str, Any]]:
         return []
     except (ValueError, KeyError, TypeError) as e:
         raise UserError(f"{path} is damaged ({e}): {_ADVICE}") from e
-
-
-def _number(loss: float) -> float | None:
-    return loss if math.isfinite(loss) else None

@@ -202,8 +202,9 @@ def written(result: Result, form: str) -> str:
                 for s in result.segments
             ],
         }
-        # A name that is not UTF-8 is escaped: the line is valid JSON all the same, and gives it back.
-        return json.dumps(tree, ensure_ascii=not _is_utf8(result.name)) + "\n"
+        # A name that is not UTF-8 has surrogates. They are escaped, so the line is valid JSON.
+        surrogates = any(0xD800 <= ord(c) <= 0xDFFF for c in result.name)
+        return json.dumps(tree, ensure_ascii=surrogates) + "\n"
     spoken = [segment for segment in result.segments if segment.text]
     cues = [_cue(segment, form) for segment in spoken]
     if form == "srt":
@@ -226,10 +227,6 @@ def _clock(seconds: float, form: str) -> str:
 def _plain(text: str) -> str:
     """The text on one line, without tabs."""
     return " ".join(text.split()) if any(c in text for c in "\t\n\r\v\f\x85\u2028\u2029") else text
-
-
-def _is_utf8(name: str) -> bool:
-    return not any(0xD800 <= ord(c) <= 0xDFFF for c in name)
 
 
 def _write(file: IO[bytes], text: str) -> None:
