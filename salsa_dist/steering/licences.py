@@ -28,7 +28,7 @@ def hub_word(licence: str) -> str | None:
 
 
 def refuse_unless_open(name: str, data: Mapping[str, Any] | None, may_publish: str | None) -> None:
-    """Refuse to publish what was made of speech that may not be passed on.
+    """Refuse to publish an adapter trained on speech that may not be redistributed.
 
     Args:
         name: of the adapter.
