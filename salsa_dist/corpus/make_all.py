@@ -1,4 +1,4 @@
-"""All shards of a build, in several processes, those that are there already kept."""
+"""Makes all shards of a build, in several processes. Existing shards are kept."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from salsa_dist.log import log
 
 
 def make_all(tasks: Sequence[Task], folder: Path, workers: int) -> dict[str, Made]:
-    """What became of each task, by its path."""
+    """The result of each task, by its path."""
     _remove_others(tasks, folder)
     columns = (TextColumn("shards"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     made = {task.path: found for task in tasks if (found := kept(task, folder))}
@@ -80,7 +80,8 @@ def _worker() -> None:
 
 
 def _remove_others(tasks: Sequence[Task], folder: Path) -> None:
-    """What another corpus, or a process killed while it wrote, left in the folder."""
+    """Remove files of another corpus, or of a process that was killed while writing, from the
+    folder."""
     ours = {folder / task.path for task in tasks}
     ours |= {path.with_name(path.name + ".json") for path in ours}
     for path in folder.rglob("*"):
