@@ -14,8 +14,7 @@ from salsa_dist.whole_file import flush, put
 
 @contextmanager
 def made_beside(target: Path) -> Iterator[Path]:
-    """A new folder next to `target`; it is renamed to `target` at the end, or removed after an
-    error."""
+    """A new folder, which is renamed to `target` at the end, or removed after an error."""
     target.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:

@@ -68,8 +68,7 @@ def cleanly(read: Callable[[], T]) -> T:
 
 
 def by_a_driver(e: Exception) -> bool:
-    """Whether a driver or a socket raised the error, so that the message names the store, not our
-    code."""
+    """Whether a driver or a socket raised the error, so that the message names the store."""
     if isinstance(e, ImportError):  # no driver is installed
         return False
     kinds = (OSError, EOFError, TimeoutError, asyncio.TimeoutError)

@@ -79,8 +79,7 @@ def table() -> str:
 
 @cache
 def warn_if_outside() -> None:
-    """Print one line on standard error if a library is outside its range: once per process, on rank
-    0."""
+    """Print a warning if a library is outside its range: once per process, on rank 0."""
     outside = [lib for lib in libraries() if lib.is_outside]
     if outside and os.environ.get("RANK", "0") == "0":
         names = ", ".join(map(str, outside))

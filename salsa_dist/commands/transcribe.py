@@ -219,8 +219,7 @@ def _by_language(loaded: Loaded) -> dict[str, int]:
 
 
 def _rows(loaded: Loaded) -> Callable[[str, str | None], int | None]:
-    """A function from a recording and its adapter in a list to a row; None: the language decides the
-    row."""
+    """A function from a recording and its listed adapter to a row; None: its language decides."""
     names = {vectors.name: row for row, (_, vectors) in enumerate(loaded)}
     # One that was named for no language steers all.
     all_get = 0 if len(loaded) == 1 and loaded[0][0] is None else None
@@ -235,8 +234,7 @@ def _rows(loaded: Loaded) -> Callable[[str, str | None], int | None]:
 
 
 def _languages(language: str | None) -> Callable[[str], str | None]:
-    """A function from the name of a recording to its language, by `--language`; None: it names no
-    language."""
+    """A function from a recording's name to its language, by `--language`; None: there is none."""
     if language is None or not os.path.isfile(language):
         return lambda name: language
     table: dict[str, str] = {}

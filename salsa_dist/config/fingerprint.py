@@ -1,5 +1,4 @@
-"""Digests of the settings that decide a result; each field of the schema declares its part
-(`decides.py`).
+"""Digests of the settings that decide a result; fields declare their part (`decides.py`).
 
 settings(config, "vectors")   {"adapters.0.lr": 0.01, "training.max_loss": 20.0, …}
 digest(config, "vectors")     SHA-256 of that as JSON
@@ -82,8 +81,7 @@ def _deciding(config: Config, kind: Kind) -> dict[str, Any]:
 
 
 def _filled(config: Config) -> Config:
-    """The config with each adapter's settings in its own entry; dev clips are kept only if they
-    decide."""
+    """The config with all settings in each adapter's entry; dev clips only if they decide."""
     adapters = [
         entry.model_copy(update={k: getattr(own, k) for k in ("sites", "rule", "lr", "steps", "seed")})
         for entry, own in zip(config.adapters, config.adapter_settings(), strict=True)

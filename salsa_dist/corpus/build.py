@@ -188,8 +188,7 @@ def _check(ask: Ask, workers: int, max_dropped: float) -> None:
 
 @contextmanager
 def _work_folder(out: Path) -> Iterator[Path]:
-    """The folder that becomes `out`. It is kept when a build is stopped, so that the next one
-    resumes."""
+    """The folder that becomes `out`. It stays when a build is stopped, so that the next resumes."""
     folder = out.parent / f".{out.name}.building"
     folder.mkdir(exist_ok=True)
     lock = os.open(folder, os.O_RDONLY)

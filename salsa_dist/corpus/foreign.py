@@ -129,8 +129,7 @@ def reshard(
     language: str | None = None,
     split: str | None = None,
 ) -> tuple[ShardIndex, list[str]]:
-    """Copy all samples of `folder` to new shards in `out`. Returns their index, and the dropped
-    samples.
+    """Copy all samples of `folder` to new shards in `out`. Returns index and dropped samples.
 
     A shard ends after `samples_per_shard` samples or `shard_bytes` bytes, whichever comes first. One
     tar at a time is read; what is held in memory is one shard a language and split.

@@ -80,8 +80,7 @@ def _worker() -> None:
 
 
 def _remove_others(tasks: Sequence[Task], folder: Path) -> None:
-    """Remove files of another corpus, or of a process that was killed while writing, from the
-    folder."""
+    """Remove files of another corpus, or of a process that was killed while writing."""
     ours = {folder / task.path for task in tasks}
     ours |= {path.with_name(path.name + ".json") for path in ours}
     for path in folder.rglob("*"):

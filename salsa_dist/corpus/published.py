@@ -118,6 +118,5 @@ KNOWN: dict[str, Published] = {
 
 
 def known(source: str) -> Published:
-    """The facts about a data set, by its name, or by the name of a folder ORG/NAME with a copy of
-    it."""
+    """The facts about a data set, by its name, or by the name of a copy's folder ORG/NAME."""
     return KNOWN.get("/".join(PurePath(source).parts[-2:]), Published())

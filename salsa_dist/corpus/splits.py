@@ -60,8 +60,7 @@ def may_share(how: str) -> str | None:
 
 
 def shuffled(utterances: Sequence[Utterance], seed: int) -> list[Utterance]:
-    """Utterances in an order that mixes speakers and recordings; it does not depend on the given
-    order."""
+    """Utterances in an order that mixes speakers and recordings, whatever the given order."""
     return sorted(utterances, key=lambda u: (_hash(seed, "order", u.key), u.key))
 
 

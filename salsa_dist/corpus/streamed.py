@@ -194,8 +194,7 @@ def _hash(folder: Path) -> str:
 
 
 def _bytes(cell: Any) -> bytes | None:
-    """The audio in a cell; None if there is none. A path in a cell must not name a file of this
-    machine."""
+    """The audio in a cell; None: there is none. A path must not name a file of this machine."""
     if isinstance(cell, str):  # of audiofolder, which keeps it below its own folder
         import fsspec
 

@@ -38,8 +38,7 @@ MAX_VALUES = 1 << 26  # channels times samples: 600 s of 48 kHz stereo fit
 
 
 class Container(NamedTuple):
-    """An audio format: its file ending, FFmpeg's name of its demuxer, and its marks from byte `start`
-    on."""
+    """An audio format: file ending, FFmpeg's name of its demuxer, marks from byte `start` on."""
 
     called: str
     demuxer: str
@@ -164,8 +163,7 @@ def finite(audio: Audio, name: str) -> Audio:
 
 
 def header_seconds(path: str | Path) -> float | None:
-    """Length of a file by its header; None: it cannot be read, or soundfile does not know the
-    format."""
+    """Length of a file by its header; None: soundfile cannot read it."""
     try:
         return float(soundfile.info(os.fsencode(path)).duration)
     except (soundfile.SoundFileError, OSError, TypeError, ValueError):
@@ -179,8 +177,7 @@ def kind_of(raw: bytes) -> str:
 
 
 def flac(audio: Audio, rate: int) -> bytes:
-    """Encode `(samples,)` float32 at `rate` Hz as a 16-bit FLAC file; values beyond [-1, 1] are
-    clipped."""
+    """Encode `(samples,)` float32 at `rate` Hz as 16-bit FLAC; values beyond [-1, 1] are clipped."""
     out = io.BytesIO()
     soundfile.write(out, np.clip(audio, -1, 1), rate, format="FLAC", subtype="PCM_16")
     return out.getvalue()

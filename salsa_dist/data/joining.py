@@ -54,8 +54,7 @@ def windows(
 
 
 def joined(clips: Sequence[Clip]) -> Clip:
-    """One clip made of `clips`, in order, with a pause between them, and a space between
-    transcripts."""
+    """One clip made of `clips`, in order, with pauses, and spaces between transcripts."""
     if len(clips) == 1:
         return clips[0]
     audio = [part for clip in clips for part in (_PAUSE, clip.audio)][1:]

@@ -168,8 +168,7 @@ def _snapshotted(
 
 
 def _launch_sweep(job: RankCommand, plan: Plan, asked: Options, resources: Resources) -> int:
-    """Launch a sweep. `resources.nodes` limits all jobs together; the plan sets the nodes of one
-    job."""
+    """Launch a sweep. `resources.nodes` limits all jobs together; the plan sizes each job."""
     shape = plan.sweep.file.jobs
     parallel = sweep.at_once(plan, resources.nodes, resources.array_parallelism)
     one = {"nodes": shape.nodes, "tasks_per_node": shape.ranks_per_node}

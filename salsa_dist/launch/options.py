@@ -47,8 +47,7 @@ class Cluster(str, Enum):
 
 
 def _pairs(value: Any) -> Any:
-    """Pairs from a command line: `["mail-type=END", "exclusive"]` -> {"mail_type": "END", "exclusive":
-    True}."""
+    """Pairs of a command line: `["mail-type=END", "exclusive"]` -> {"mail_type": "END", …: True}."""
     if not isinstance(value, list):
         return value
     pairs: dict[str, str | bool] = {}
@@ -221,8 +220,7 @@ class Resources(BaseModel):
 
     @property
     def signal_delay_s(self) -> int:
-        """Seconds before the time limit at which the job is signalled: two minutes, less for a short
-        limit.
+        """Seconds from the signal to the time limit: two minutes, less for a short limit.
 
         Never most of the limit, or the signal comes before Python can handle it.
         """
@@ -271,8 +269,7 @@ def flag_of(name: str) -> str:
 
 
 def checked(kind: type[_Asked], given: dict[str, Any], where: str) -> _Asked:
-    """`given` as options of this kind, without those that are None; `where` names their source in
-    errors.
+    """`given` without None values, as options of this kind; `where` is their source in errors.
 
     Raises:
         UserError: a key is unknown, or a value of the wrong type.

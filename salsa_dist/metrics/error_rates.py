@@ -113,8 +113,7 @@ def score(
 
 
 def misnamed(rate: str, language: str) -> str | None:
-    """Why `rate` is the wrong name for the rate of `language`; None if it is right. For "wer" and
-    "mer"."""
+    """Why "wer" or "mer" is the wrong rate for `language`; None if `rate` is right."""
     if rate not in ("wer", "mer"):
         return None
     if normalise.unit(language) == "mixed":

@@ -114,8 +114,7 @@ def _hub_shape(config: Config, ranks: Ranks, training: bool) -> BaseShape | None
 
 
 def _refuse_sharded(config: Config, placement: PlacementConfig, section: str) -> None:
-    """Refuse a shared base for methods that need whole copies: they change weights, or generate per
-    rank."""
+    """Refuse a shared base for methods that change weights, or generate per rank."""
     if placement.kind not in ("replicate", "auto", 1) or placement.offload != "none":
         raise UserError(
             f"method {config.method.kind} needs the whole base on each rank: set {section}.kind to "
@@ -257,8 +256,7 @@ def _no_target(plan: Plan, placement: PlacementConfig, row: Row, section: str) -
 
 
 def _too_little(row: Row, machines: Machines, section: str) -> list[str]:
-    """Errors if base and vectors alone do not fit; the estimate of activations may be too high to
-    count."""
+    """Errors if base and vectors alone do not fit; estimates of activations do not count."""
     sure = row.peak_base_bytes + row.steering_bytes + row.optimizer_bytes
     if sure <= machines.memory:
         return []

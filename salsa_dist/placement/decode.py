@@ -26,8 +26,7 @@ from salsa_dist.speech_llms.family import EncodesApart
 
 @dataclass(frozen=True)
 class Prompts:
-    """Clips that are ready to be transcribed: language and pieces per clip, and one batch of all
-    pieces."""
+    """Clips ready to be transcribed: language and pieces per clip, one batch of all pieces."""
 
     languages: list[str]
     pieces: list[int]
@@ -94,8 +93,7 @@ def answer(
 
 
 def _has_encoder_sites(base: FrozenBase) -> bool:
-    """Whether the `encoder` sites are in the model's encoder; sites from a user's own path may not
-    be."""
+    """Whether the `encoder` sites are in the model's encoder; sites given by path may not be."""
     first = base.sites.get("encoder.0")
     return any(module is first for module in base.model.get_encoder().modules())
 

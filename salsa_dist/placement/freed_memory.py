@@ -23,16 +23,14 @@ _LARGE = 1 << 20  # bytes; each larger block is then two calls of the kernel, so
 
 
 def collect() -> None:
-    """Free objects in reference cycles, and cached memory of the device, before gigabytes are
-    loaded."""
+    """Free reference cycles, and cached device memory, before gigabytes are loaded."""
     gc.collect()  # a model and its hooks hold each other
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def give_back_at_once() -> None:
-    """From now on, return freed host memory above 1 MiB to the system at once. Only glibc needs
-    this."""
+    """From now on, return freed host memory above 1 MiB to the system (glibc only)."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):

@@ -89,8 +89,7 @@ class FrozenBase:
 
     @torch.no_grad()
     def prefix_of(self, clips: Sequence[Clip]) -> list[Tensor]:
-        """The output of the job's first steered layer for each of `clips`, (elements, …, hidden)
-        each."""
+        """The first steered layer's output for each of `clips`, (elements, …, hidden) each."""
         batch = self.family.shared_batch(clips, clips).to(self.ranks.device, self.dtype)
         assert batch.shared is not None
         return list(self._prefix(batch).split(batch.shared.elements.tolist()))

@@ -72,8 +72,7 @@ class SharedPrefix:
 
     @contextmanager
     def prefix_alone(self) -> Iterator[list[Tensor]]:
-        """Run only the layers up to the first steered one; inside the block, their output is in the
-        list."""
+        """Run only the layers up to the first steered one; their output is in the yielded list."""
         found: list[Tensor] = []
 
         def note(module: nn.Module, args: Any, output: Any) -> None:

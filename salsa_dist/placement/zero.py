@@ -133,8 +133,7 @@ class ZeroShards:
 
     @contextmanager
     def watched(self) -> Iterator[StepTraffic]:
-        """Count the bytes that the passes inside the block gather, and the largest amount held at
-        once."""
+        """Count the bytes that passes inside the block gather, and the most held at once."""
         coordinator = deepspeed_library.fetching(self._offload)
         fetch = coordinator.fetch_sub_module
         traffic = StepTraffic(peak_bytes=self.resident_bytes())

@@ -109,8 +109,7 @@ def differentiated(module: Module, first: int) -> bool:
 
 
 def recomputed(module: Module, work: Work, first: int) -> bool:
-    """Whether activation checkpointing recomputes `module`: all of a layer, if any of it needs
-    gradients."""
+    """Whether checkpointing recomputes `module`: a whole layer, if any of it needs gradients."""
     return work.checkpointing and module.layer is not None and module.layer > first
 
 

@@ -1,5 +1,4 @@
-"""Sorts the transcripts of runs into cases: one method in one language, split and window, all its
-seeds.
+"""Sorts transcripts into cases: one method in one language, split and window, all seeds.
 
     RUN, RUN, … ──read_run──> RunFiles ──read_cases──> [Case, …]
 

@@ -22,8 +22,7 @@ _PARTS = ("first-third", "middle-third", "last-third", "first-half", "last-half"
 
 
 def run_figures(report: Report) -> dict[str, str]:
-    """Rates per language, or per adapter if a language has several; norms and cosines of the
-    adapters."""
+    """Rates per language (or adapter, if a language has several); norms and cosines."""
     figures: dict[str, str] = {}
     cells = report.tree["cells"]
     steered = {(cell["language"], cell["method"]) for cell in cells if cell["method"] != ZERO_SHOT}

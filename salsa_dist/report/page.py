@@ -1,5 +1,4 @@
-"""The page of a report: one HTML file without scripts or links to files. One template serves all
-reports.
+"""The page of a report: one HTML file without scripts or links. One template for all reports.
 
 report.json's tree     ──report_page──────> text
 comparison.json's tree ──comparison_page──> text

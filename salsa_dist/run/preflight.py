@@ -141,7 +141,7 @@ def preflight(run: Path, ranks: Ranks, whereabouts: Callable[[], str]) -> Prefli
                 local_world_size=ranks.local_world_size,
                 host=socket.gethostname(),
                 device=torch.cuda.get_device_name(ranks.device) if on_gpu else platform.machine(),
-                versions={"python": platform.python_version()} | {n: version(n) for n in _PACKAGES},
+                versions=_versions(),
                 work_s=_work_s(ranks.device),
                 link_gbps=link_gbps(ranks, control),
                 folder=token.trouble(),
@@ -216,6 +216,10 @@ class _Token:
                 self._path("first").unlink(missing_ok=True)
                 for folder in self._made:
                     folder.rmdir()
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
 
 
 def _work_s(device: torch.device) -> float:

@@ -123,8 +123,7 @@ class Watchdog:
                 self._give_up(pause)
 
     def _forget_others(self) -> None:
-        """Remove files of ranks that this start does not have: the start before may have had more
-        ranks."""
+        """Remove files of ranks that only an earlier start had."""
         for path in self._folder.glob("rank-*.json"):
             if int(path.stem.removeprefix("rank-")) >= self._world_size:
                 with suppress(OSError):

@@ -257,8 +257,7 @@ class SteeringVectors:
         return {site: float(v.double().norm()) for site, v in self.vectors.items()}
 
     def cosine(self, other: SteeringVectors) -> float | None:
-        """Similarity of two adapters: cosine from -1 to 1 over the sites that both steer, as one
-        vector.
+        """Similarity of two adapters: cosine, -1 to 1, over the sites that both steer.
 
         None where they share no site, or one of them is all zero there.
 

@@ -62,8 +62,7 @@ def output_width(layer: nn.Module) -> int:
 
 
 def _width_by_running(layer: nn.Module) -> int | None:
-    """Output width of a layer that is run on the input of one of its linear maps; None: it does not
-    run."""
+    """Output width of a layer, run on the input of one of its linear maps; None: it does not run."""
     linears = [m for m in layer.modules() if isinstance(m, nn.Linear)]
     widths = dict.fromkeys(int(true_shape(m.weight)[1]) for m in linears)
     twin = _on_meta(layer)

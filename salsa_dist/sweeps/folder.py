@@ -67,8 +67,7 @@ class JobFolder:
         return not self.to_do()
 
     def to_do(self) -> list[str]:
-        """The unfinished verbs: `train` is done when adapters are saved, `evaluate` when there is a
-        summary."""
+        """Unfinished verbs: `train` is done when adapters are saved, `evaluate` by its summary."""
         made = {
             "train": all(self._has_adapter(name) for name in self.adapters),
             "evaluate": RunFolder(self.path).evaluation_summary.is_file(),
@@ -113,8 +112,7 @@ def job_folders(sweep: Path, older: Mapping[str, str] = MappingProxyType({})) ->
 
 
 def known_by(older: str, config: Mapping[str, Any]) -> str:
-    """An identity in the format of that release, with the limits of the job of `config`, which it
-    lacks."""
+    """An identity in that release's format, with the limits of `config`'s job, which it lacks."""
     return f"{older} {config['training']['max_loss']} {config['training']['max_skipped']}"
 
 
@@ -187,8 +185,7 @@ def write_results(sweep: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _told(job: JobFolder) -> dict[str, dict[str, Any]]:
-    """Facts from the events of each adapter: finished steps, mean loss of the last ten steps, dev
-    loss."""
+    """Facts from each adapter's events: finished steps, mean loss of the last ten, dev loss."""
     losses: dict[str, dict[int, float]] = {}
     dev: dict[str, float] = {}
     for event in job.events():

@@ -1,5 +1,4 @@
-"""Errors that prevent a sweep, or one experiment of it, from running; found before anything is
-written."""
+"""Errors that prevent a sweep, or one experiment; found before anything is written."""
 
 from __future__ import annotations
 

@@ -57,8 +57,7 @@ class Best:
         self._measured = torch.tensor(-1)
 
     def due(self, step: int) -> list[int]:
-        """Rows to measure before `step`, counted in their own steps; each measurement comes only
-        once."""
+        """Rows to measure before `step`, counted in their own steps; no measurement comes twice."""
         if int(self._measured) >= step:
             return []
         return [

@@ -80,8 +80,7 @@ class Output(ABC):
         return False
 
     def begun(self, recording: Recording) -> Begun | None:
-        """Where the finished pieces of a recording are stored until its result is complete; None:
-        nowhere."""
+        """Where finished pieces are stored until the recording's result is complete; None: nowhere."""
         return None
 
     @abstractmethod

@@ -1,5 +1,4 @@
-"""The base class of all sections, and types that several sections use: folders, shards, update
-rules."""
+"""The base class of all sections, and their common types: folders, shards, update rules."""
 
 from __future__ import annotations
 
