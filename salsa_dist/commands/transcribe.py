@@ -33,7 +33,7 @@ def transcribe(
     language: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
-            help="code, such as bg; auto: the base tells it; or a file with lines FILE<tab>CODE. "
+            help="code, such as bg; auto: the base detects it; or a file with lines FILE<tab>CODE. "
             "Default: the list's or tar's own, else the adapter's"
         ),
     ] = None,
@@ -52,7 +52,7 @@ def transcribe(
     ] = None,
     language_as: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Option(help="announce a language to the base as another: tw=yo; repeatable"),
+        typer.Option(help="name another language in the prompt: tw=yo; repeatable"),
     ] = None,
     out: Annotated[
         Optional[Path],  # noqa: UP045
@@ -78,7 +78,7 @@ def transcribe(
         ),
     ] = None,
     vad: Annotated[
-        bool, typer.Option("--vad", help="skip pieces in which nobody speaks, by Silero VAD")
+        bool, typer.Option("--vad", help="skip pieces in which Silero VAD finds no speech")
     ] = False,
 ) -> None:
     """Transcribe recordings of any length; print one line per recording, or write files with --out.
