@@ -72,7 +72,7 @@ def index_tars(
         if len(languages) > 1:
             raise UserError(
                 f"{folder / path} holds {', '.join(languages)}, and an indexed shard has one language: "
-                "take them apart with 'salsa-dist shards reshard'"
+                "separate them with 'salsa-dist shards reshard'"
             )
         if not usable:
             continue

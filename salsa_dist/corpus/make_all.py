@@ -27,7 +27,7 @@ def make_all(tasks: Sequence[Task], folder: Path, workers: int) -> dict[str, Mad
     made = {task.path: found for task in tasks if (found := kept(task, folder))}
     left = [task for task in tasks if task.path not in made]
     if made:
-        log.info(f"going on: {len(made)} of {len(tasks)} shards are there")
+        log.info(f"resuming: {len(made)} of {len(tasks)} shards are there")
     quiet = not log.isEnabledFor(logging.INFO)
     with Progress(*columns, console=Console(stderr=True), disable=quiet) as progress:
         bar = progress.add_task("shards", total=len(tasks), completed=len(made))
@@ -60,7 +60,7 @@ def _made(tasks: Sequence[Task], folder: Path, workers: int) -> Iterator[tuple[s
         except BrokenProcessPool as e:
             raise UserError(
                 f"a process that made shards in {folder} was killed (out of memory?): run the "
-                "build again, with fewer --workers; it goes on"
+                "build again, with fewer --workers; it resumes"
             ) from e
         finally:
             pool.shutdown(cancel_futures=True)

@@ -113,7 +113,7 @@ def run_local(
                 log.warning(f"stopped by {signal.Signals(stop[0]).name}")
                 return 128 + stop[0]
             if LOCAL_REQUEUE_RETURN_CODE in codes:
-                log.info("the job asked to be started again: it goes on from its checkpoint")
+                log.info("the job asked to be started again: it resumes from its newest checkpoint")
                 continue
             if not dead:
                 return 0

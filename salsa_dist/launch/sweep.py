@@ -156,7 +156,7 @@ def run_here(
         if status > 128:  # a signal: the sweep was asked to stop
             return status
         if status:
-            log.warning(f"{folder.path.name} failed, the others go on")
+            log.warning(f"{folder.path.name} failed; the other jobs continue")
         worst = max(worst, status)
     write_results(plan.sweep.file.sweep, plan.rows())
     return worst

@@ -139,7 +139,7 @@ class Method:
 
     @classmethod
     def label(cls, method: Any, adapter: AdapterSettings) -> str:
-        """The name of an adapter's row in reports, without its minutes of training speech.
+        """The name of an adapter's row in reports, without its minutes.
 
         Args:
             method: its section of the config.

@@ -262,6 +262,6 @@ def group_size(kind: str | int, ranks: Ranks) -> int:
     if size < 1 or ranks.world_size % size:
         raise UserError(
             f"placement.kind is {kind}: {ranks.world_size} ranks can't be divided into groups of "
-            f"{size}; take a number that divides them"
+            f"{size}; use a number that divides them"
         )
     return size

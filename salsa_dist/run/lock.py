@@ -55,12 +55,12 @@ class RunLock:
         self._beats = threading.Thread(target=self._beat, name="run lock", daemon=True)
 
     def check(self) -> None:
-        """Raises: UserError: another job took the lock, since this one was silent for long."""
+        """Raises: UserError: another job took the lock, because this one did not rewrite it."""
         found = _read(self._path)
         if found.get("token") != self._mine["token"]:
             raise UserError(
-                f"run folder {self._path.parent} was taken over by {_owner(found)} while this job "
-                "stood still: it goes on there, nothing more is written here"
+                f"run folder {self._path.parent} was taken over by {_owner(found)} while this job was "
+                "suspended: that job continues the run, this one writes nothing more"
             )
 
     def _take(self) -> None:

@@ -114,7 +114,7 @@ class Session:
             if config.base.dtype == "auto" and first.base.dtype != "float32":
                 session.say(f"base.dtype auto takes {first.base.dtype}")
             if config.training.lr_scale != session.config.training.lr_scale:
-                session.say("training.lr_scale is {}, as the run began")
+                session.say("training.lr_scale stays {}, as at the first start of the run")
             session._refuse(training, facts or {})
             session.at(None, "taking the run's lock")
             session._lock = stack.enter_context(held_for_all(config.run, ranks))

@@ -85,7 +85,7 @@ def train(config: Config) -> Trained:
                 step = run(job)
                 if step < len(job):
                     session.say(
-                        f"stopped at step {step} of {len(job)}; the same command goes on from there"
+                        f"stopped at step {step} of {len(job)}; the same command resumes from there"
                     )
                     session.end(step)
                     return Trained(step, False, [])

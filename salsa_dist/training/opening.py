@@ -91,7 +91,7 @@ def opened(
             for part in (best, average):
                 if part is not None:
                     states.restore(part, found)
-            session.say(f"going on after step {first} of {len(batches or ())}")
+            session.say(f"resuming after step {first} of {len(batches or ())}")
         if batches is not None:
             _tell_clips(session, names, batches, first)
         session.at(None, "placing the base", reads=True)

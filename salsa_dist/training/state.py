@@ -128,13 +128,13 @@ def newest(folder: Path, identity: RunIdentity) -> TrainState | None:
         if schema not in (SCHEMA, SCHEMA_0_1):
             raise UserError(
                 f"state {path} is {of_another_release(schema, SCHEMA, SCHEMA_0_1)}: "
-                "go on with the version that wrote it, or name another run folder"
+                "resume with the version that wrote it, or name another run folder"
             )
         for name, mine in identity.fields(str(schema)).items():
             if fields.get(name) != mine:
                 raise UserError(
                     f"state {path} was made with other {_WHAT[name]}: name another run folder, or "
-                    f"remove {folder} to start anew"
+                    f"remove {folder} to start again from step 1"
                 )
         return state
     return None

@@ -192,6 +192,6 @@ def _object(text: str, number: int) -> list[str | None]:
         fields = [None]
     if fields[0] is None or not all(isinstance(f, str) for f in fields if f is not None):
         raise UserError(
-            f'line {number} of the list is no object with "audio", and perhaps "language" and "adapter"'
+            f'line {number} of the list needs "audio"; "language" and "adapter" are optional texts'
         )
     return fields

@@ -107,6 +107,8 @@ def shared_out(device: str | None) -> Iterator[Share]:
         yield Share()
         return
     if device not in (None, "cpu", "cuda"):
-        raise UserError(f"--device {device} is one for all ranks: name none, each takes its own GPU")
+        raise UserError(
+            f"--device {device} is one GPU for all ranks: leave it out, each rank takes its own"
+        )
     with join(wanted=device or "auto") as ranks, failure_first(ranks):
         yield Share(ranks)
