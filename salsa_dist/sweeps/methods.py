@@ -59,9 +59,9 @@ def _listed(value: Any) -> Any:
 class _Entry(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str | None = Field(None, description="in the report; null: made of its settings")
+    name: str | None = Field(None, description="name in the report; null: made from the settings")
     seeds: int | None = Field(
-        None, ge=1, description="final rows with the first so many seeds of the grid; null: with all"
+        None, ge=1, description="number of seeds of the final rows, from the grid's first on; null: all"
     )
 
 
@@ -166,7 +166,7 @@ class Salsa(_Entry):
     rule: Rule | None = None
     lr: Rates | None = None
     start_from: str | None = Field(
-        None, description="adapter that training starts from; {language} becomes the code"
+        None, description="adapter to start training from; {language} becomes the code"
     )
 
     def label(self, steering: SteeringConfig) -> str:
@@ -198,17 +198,18 @@ class Tuning(BaseModel):
 
     choose_by: Literal["cer", "wer", "mer", "loss"] = Field(
         "cer",
-        description="of the dev clips: error rate as decoded (mer: that of mixed speech), or mean loss "
-        "a label",
+        description="measure on dev clips: an error rate (mer for mixed speech), or mean loss per label",
     )
     per: Literal["language", "all"] = Field(
         "language", description="one setting for each language, or the best on average over all"
     )
     languages: Annotated[list[str], Field(min_length=1)] | None = Field(
-        None, description="that trials are made in, where one setting serves all; null: all of them"
+        None, description="languages of the trials, with per: all; null: all languages"
     )
-    steps: int | None = Field(None, ge=1, description="steps of a trial; null: those of the final rows")
-    seed: int = Field(0, description="of the trials")
+    steps: int | None = Field(
+        None, ge=1, description="steps of a trial; null: as many as in the final rows"
+    )
+    seed: int = Field(0, description="seed of the trials")
     uneven: bool = Field(False, description="methods may have unequal numbers of trials")
 
     @model_validator(mode="after")

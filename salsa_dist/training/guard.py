@@ -28,8 +28,8 @@ class Guard:
         if not reduced.alike:
             raise StartAgain(
                 f"step {step + 1}: the ranks hold different values of the same adapter: a device or a "
-                "link computed wrongly, or ranks use different kernels. The next start resumes from the "
-                "newest checkpoint; if this happens again, exclude one node at a time to find it"
+                "link computed wrongly, or ranks use different kernels. The next start resumes from "
+                "the newest checkpoint. If it happens again, exclude one node at a time to find it"
             )
 
     def sound(self, active: Sequence[int], reduced: Reduced) -> list[int]:
