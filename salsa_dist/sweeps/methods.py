@@ -198,7 +198,7 @@ class Tuning(BaseModel):
 
     choose_by: Literal["cer", "wer", "mer", "loss"] = Field(
         "cer",
-        description="measure on dev clips: an error rate (mer for mixed speech), or mean loss per label",
+        description="measure on dev clips: error rate (mer for mixed speech), or mean loss per label",
     )
     per: Literal["language", "all"] = Field(
         "language", description="one setting for each language, or the best on average over all"
