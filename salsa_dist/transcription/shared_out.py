@@ -108,7 +108,7 @@ def shared_out(device: str | None) -> Iterator[Share]:
         return
     if device not in (None, "cpu", "cuda"):
         raise UserError(
-            f"--device {device} is one GPU for all ranks: leave it out, each rank takes its own"
+            f"--device {device} is one GPU for all ranks: omit it, each rank takes its own"
         )
     with join(wanted=device or "auto") as ranks, failure_first(ranks):
         yield Share(ranks)
