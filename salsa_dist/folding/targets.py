@@ -92,7 +92,7 @@ def maps(
 
 
 def own_biases(model: nn.Module, layer: nn.Module) -> dict[str, nn.Parameter]:
-    """Every bias of a layer that no other place holds, by its name in `model`."""
+    """Every bias of a layer that no other module shares, by its name in `model`."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     users = _users(model)
     return {
@@ -154,7 +154,7 @@ def scaled(rows: Tensor, scale: Tensor) -> Tensor:
 
 
 def _users(model: nn.Module) -> dict[int, int]:
-    """How many places hold each parameter; what is shared would move elsewhere too."""
+    """Number of modules that share each parameter; a shared bias would change other layers too."""
     count: dict[int, int] = {}
     for _, parameter in model.named_parameters(remove_duplicate=False):
         count[id(parameter)] = count.get(id(parameter), 0) + 1
@@ -164,7 +164,7 @@ def _users(model: nn.Module) -> dict[int, int]:
 def _calls(
     model: nn.Module, layers: Mapping[str, nn.Module], inputs: Mapping[str, Any]
 ) -> dict[str, _Call]:
-    """What each layer is first called with."""
+    """The arguments of the first call of each layer."""
     calls: dict[str, _Call] = {}
 
     def keep(site: str) -> Any:

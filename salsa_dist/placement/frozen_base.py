@@ -100,8 +100,8 @@ class FrozenBase:
         self._kept = kept
 
     def logits(self, batch: AdapterBatch) -> Tensor:
-        """What the base says at each label of `batch`, (labels, vocabulary), each sample steered by its
-        own adapter."""
+        """The base's logits at each label of `batch`, (labels, vocabulary); each sample is steered by
+        its own adapter."""
         batch = batch.to(self.ranks.device, self.dtype)
         assert batch.marked is not None
         with ExitStack() as stack:

@@ -112,7 +112,7 @@ class SharedPrefix:
 
     @contextmanager
     def the_rest(self, batch: AdapterBatch | PromptBatch, prefix: Tensor) -> Iterator[None]:
-        """Run what lies above for all samples of `batch`, and nothing below.
+        """Run only the layers above the first steered one, for all samples of `batch`.
 
         Args:
             prefix: (elements, …, hidden), the unsteered prefix's output for the clips.
@@ -146,7 +146,7 @@ class SharedPrefix:
                 self._alike, self._input = {}, None
 
     def plan(self, clip_of: Sequence[int], rows: Sequence[int]) -> dict[str, list[int]]:
-        """By layer above the first steered one, for each sample the one that runs for it.
+        """For each layer above the first steered one: per sample, the sample that is computed for it.
 
         A layer is missing where each sample runs by itself.
 
@@ -213,7 +213,7 @@ class SharedPrefix:
 
 
 class _Alike:
-    """Which samples run for which, in elements.
+    """The shared samples: which sample is computed for which others, in elements.
 
     Args:
         streams: for each sample the one that runs for it.
@@ -253,7 +253,7 @@ class _Alike:
 
 
 def _starts(sizes: Sequence[int]) -> list[int]:
-    """Where each of `sizes` begins, one behind the other, and where the last ends."""
+    """The start of each of `sizes` in a concatenation, and its end."""
     starts = [0]
     for size in sizes:
         starts.append(starts[-1] + size)
@@ -261,7 +261,7 @@ def _starts(sizes: Sequence[int]) -> list[int]:
 
 
 def _zeros_of(conv: nn.Conv1d | nn.Conv2d) -> Callable[[Tensor], Tensor]:
-    """A forward that gives zeros of the right shape: what it would compute is known already."""
+    """A forward that returns zeros of the right shape, because the real output is already known."""
 
     def zeros(features: Tensor) -> Tensor:
         sizes = [
