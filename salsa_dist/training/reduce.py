@@ -26,7 +26,8 @@ class Reduced:
 
     Attributes:
         gradients: by site or weight; sums over labels, or what an optimizer made of them.
-        labels: (adapters,) label counts, on the CPU.
+        labels: (adapters,) sums of the weights of labels, so label counts where no clip has a weight of
+            its own; on the CPU.
         losses: (adapters,) mean loss a label, on the CPU; NaN where not active.
         stop: whether any rank asked to stop after this step.
         counts: what ranks counted besides, summed.
@@ -41,6 +42,11 @@ class Reduced:
     counts: list[float]
     bytes: int
     alike: bool = True
+
+    @property
+    def divisors(self) -> Tensor:
+        """(adapters,) what turns sums over labels into means; 1 where there is no label."""
+        return torch.where(self.labels > 0, self.labels, 1.0)
 
 
 def all_reduce(
@@ -57,7 +63,7 @@ def all_reduce(
     Args:
         gradients: this rank's sums over labels, of what the `active` adapters train.
         active: rows that take part in this step, the same on all ranks.
-        loss_sums, label_counts: (adapters,) fp32, of this rank.
+        loss_sums, label_counts: (adapters,) fp32, of this rank; labels count by their weights.
         stop: this rank asks to stop.
         counts: what else is to be summed, the same number on all ranks.
         compared: what must be the same on all ranks, fp32; two that differ in any bit are found with a
