@@ -284,12 +284,14 @@ def first_clips(
     window_s: float,
     split: str = "train",
 ) -> list[Clip]:
-    """The first clips of a language and split that fit the window, in the order of the shards."""
+    """The first clips with speech of a language and split that fit the window, in the order of the
+    shards."""
     clips: list[Clip] = []
     for shard in index.select(split, language):
         for entry in shard.entries:
             if len(clips) == count:
                 return clips
             if entry.seconds <= window_s:
-                clips.append(read_clip(folder, shard, entry))
+                clip = read_clip(folder, shard, entry)
+                clips += [clip] if clip.speech else []
     return clips

@@ -18,6 +18,7 @@ from salsa_dist.data.audio import flac
 from salsa_dist.data.clip import SAMPLE_RATE, Clip
 from salsa_dist.data.index import ShardIndex
 from salsa_dist.data.joining import joined
+from salsa_dist.data.reading import first_clips
 from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.placement.ranks import join
 from salsa_dist.speech_llms.load import SpeechLLM, load_speech_llm
@@ -148,3 +149,5 @@ def test_clips_of_a_window_have_one_weight(tmp_path: Path, tiny_base: Path) -> N
             assert {round(w, 4) for w in weights.tolist()} == own, keys
             seen |= {(len(keys.split(" + ")), w) for w in own}
     assert {(1, 0.3), (1, 2.5), (1, 1.0), (2, 1.0)} <= seen
+    # Examples and measured activations are of speech.
+    assert all(clip.text for clip in first_clips(shards, ShardIndex.load(shards), "bg", 4, 30))
