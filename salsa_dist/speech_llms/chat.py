@@ -170,8 +170,8 @@ class ChatFamily(ABC):
     def answer_ids(self, clip: Clip) -> list[int]:
         """The transcript's token ids with what ends it; empty where the transcript is not known."""
         text = clip.text.strip()
-        if not text and clip.speech:
-            return []
+        if not text:
+            return [] if clip.speech else [self.end_id]
         own = self.tokenizer.encode(text, add_special_tokens=False)
         if not {self.audio_id, *self.stop, *self.tokenizer.all_special_ids}.isdisjoint(own):
             raise UserError(
