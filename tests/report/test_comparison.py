@@ -349,27 +349,27 @@ def test_rates_by_scale_are_told_apart_from_the_adapter_itself(tmp_path: Path) -
     for run in runs:
         file = run / "evaluation" / "a.jsonl"
         own = [json.loads(line) for line in file.read_text().splitlines()]
-        half = [{**x, "scale": 0.5, "hypothesis": wrong(5)} for x in own if x["adapter"] == "bg"]
-        file.write_text("".join(json.dumps(x) + "\n" for x in own + half))
+        longer = [{**x, "scale": 1.5, "hypothesis": wrong(5)} for x in own if x["adapter"] == "bg"]
+        file.write_text("".join(json.dumps(x) + "\n" for x in own + longer))
     comparison = compare(runs)
     assert cells(comparison) == before
     rows = comparison["scales"]
     assert {(r["adapter"], r["trained_in"], r["language"], r["scale"]): r["cer"] for r in rows} == {
         ("bg", "bg", "bg", 0.0): 0.8,
-        ("bg", "bg", "bg", 0.5): 0.5,
         ("bg", "bg", "bg", 1.0): 0.2,
+        ("bg", "bg", "bg", 1.5): 0.5,
         ("bg", "bg", "el", 0.0): 0.8,
-        ("bg", "bg", "el", 0.5): 0.5,
         ("bg", "bg", "el", 1.0): 1.0,
+        ("bg", "bg", "el", 1.5): 0.5,
     }
     assert len(rows) == 12
     assert curves_of(rows) == {
-        "bg": [(0.0, 0.8), (0.5, 0.5), (1.0, 0.2)],
-        "bg in other languages": [(0.0, 0.8), (0.5, 0.5), (1.0, 1.0)],
+        "bg": [(0.0, 0.8), (1.0, 0.2), (1.5, 0.5)],
+        "bg in other languages": [(0.0, 0.8), (1.0, 1.0), (1.5, 0.5)],
     }
     html = write_comparison(runs, tmp_path / "out").read_text()
     assert "scale of the vectors" in html
-    assert f"bg s1 el {percent(0.8)} {percent(0.5)} {percent(1.0)}" in text_of(html)
+    assert f"bg s1 el {percent(0.8)} {percent(1.0)} {percent(0.5)}" in text_of(html)
     assert len((tmp_path / "out/comparison-scales.csv").read_text().splitlines()) == 13
 
 
