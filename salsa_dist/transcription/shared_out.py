@@ -107,8 +107,6 @@ def shared_out(device: str | None) -> Iterator[Share]:
         yield Share()
         return
     if device not in (None, "cpu", "cuda"):
-        raise UserError(
-            f"--device {device} is one GPU for all ranks: omit it, each rank takes its own"
-        )
+        raise UserError(f"--device {device} is one GPU for all ranks: omit it, each rank takes its own")
     with join(wanted=device or "auto") as ranks, failure_first(ranks):
         yield Share(ranks)
