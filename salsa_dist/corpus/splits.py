@@ -55,8 +55,11 @@ def deal(utterances: Iterable[Utterance], ask: Ask) -> tuple[dict[str, list[Utte
 
 
 def may_share(how: str) -> str | None:
-    """What splits that were made as `how` says may have in common: "speaker", "text" or nothing."""
-    return {BY_SPEAKER: "text", BY_TEXT: "speaker"}.get(how)
+    """What splits that were made as `how` says may have in common: "speaker", "text" or nothing.
+
+    Behind a comma, a recipe that deals by itself says more: "by text, in whole levels".
+    """
+    return {BY_SPEAKER: "text", BY_TEXT: "speaker"}.get(how.partition(",")[0])
 
 
 def shuffled(utterances: Sequence[Utterance], seed: int) -> list[Utterance]:
