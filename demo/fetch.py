@@ -12,8 +12,7 @@
     ├── moonshine-base-ort/                   Moonshine-base and its tokenizer (MIT)
     └── fish-fillets/                         copyright, script/ and sound/: dialogues (GPL-2)
 
-A file appears under its final name only when it is whole and right: everything is made beside it and
-renamed. A second run downloads nothing.
+A file appears under its final name only when it is whole and right. A second run downloads nothing.
 """
 
 from __future__ import annotations
