@@ -132,12 +132,12 @@ def _value(
     if node is None or node.operator not in ("Cast", "Mul", "Add"):
         return None
     parts = [_value(graph, by_output, [name], depth + 1) for name in node.inputs]
-    first, *others = parts
-    if first is None or any(other is None or other.numel() != 1 for other in others):
-        return None
-    for other in others:
-        first = first * other if node.operator == "Mul" else first + other
-    return first
+    value = parts[0]
+    for other in parts[1:]:
+        if value is None or other is None or other.numel() != 1:
+            return None
+        value = value * other if node.operator == "Mul" else value + other
+    return value
 
 
 def _config(encoder: OrtGraph, decoder: OrtGraph, found: Tensors) -> MoonshineConfig:
@@ -174,8 +174,12 @@ def _config(encoder: OrtGraph, decoder: OrtGraph, found: Tensors) -> MoonshineCo
         decoder_num_hidden_layers=layers("decoder"),
         encoder_num_attention_heads=heads,
         decoder_num_attention_heads=heads,
-        # The publisher's are 0.62 and 0.9: the share that is turned, rounded up.
-        partial_rotary_factor=math.ceil(100 * turned / width) / 100,
+        # The publisher's shares are 0.62 and 0.9: that of a head's values that is turned, rounded up.
+        rope_parameters={
+            "rope_type": "default",
+            "rope_theta": 10_000.0,
+            "partial_rotary_factor": math.ceil(100 * turned / width) / 100,
+        },
         pad_head_dim_to_multiple_of=8,
         max_position_embeddings=_MAX_TOKENS,
         # Labels are padded with the end of the transcript.
