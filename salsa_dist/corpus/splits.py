@@ -55,8 +55,11 @@ def deal(utterances: Iterable[Utterance], ask: Ask) -> tuple[dict[str, list[Utte
 
 
 def may_share(how: str) -> str | None:
-    """What splits made by `how` may have in common: "speaker", "text" or nothing (None)."""
-    return {BY_SPEAKER: "text", BY_TEXT: "speaker"}.get(how)
+    """What splits made by `how` may have in common: "speaker", "text" or nothing (None).
+
+    A recipe that splits by itself says more after a comma: "by text, in whole levels".
+    """
+    return {BY_SPEAKER: "text", BY_TEXT: "speaker"}.get(how.partition(",")[0])
 
 
 def shuffled(utterances: Sequence[Utterance], seed: int) -> list[Utterance]:
