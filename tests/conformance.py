@@ -15,10 +15,12 @@ from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.placement.ranks import Ranks
 from salsa_dist.speech_llms.load import SpeechLLM
 from salsa_dist.steering.bank import AdapterSpec, Bank
+from salsa_dist.steering.blocks import layer_of
 from salsa_dist.steering.sites import find_layers
 from salsa_dist.steering.widths import site_widths
 from salsa_dist.training.loss import token_losses
 
+RULES = ["salsa", "add", "gain"]
 ALONE = Ranks(0, 1, 0, 1, torch.device("cpu"))
 
 
@@ -48,8 +50,12 @@ def random_bank(
     size: float = 0.3,
     where: torch.device | str = "cpu",
 ) -> Bank:
-    """One adapter a rule at every site, its vectors random."""
-    widths = site_widths(find_layers(base.model))
+    """One adapter a rule at every layer and in the blocks of the first, its numbers random."""
+    widths = {
+        site: width
+        for site, width in site_widths(find_layers(base.model)).items()
+        if site == layer_of(site) or site.endswith(".0")
+    }
     bank = Bank([AdapterSpec(f"a{i}", tuple(widths), r) for i, r in enumerate(rules)], widths, where)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():

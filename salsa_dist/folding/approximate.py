@@ -29,7 +29,7 @@ from salsa_dist.metrics import error_rates, normalise
 from salsa_dist.places import Folder
 from salsa_dist.speech_llms.load import SpeechLLM
 from salsa_dist.speech_llms.weight_files import StoredTensor
-from salsa_dist.steering.rules import rule_named
+from salsa_dist.steering.rules.registry import rule_named
 from salsa_dist.steering.vectors import SteeringVectors
 from salsa_dist.transcription.transcribe import transcribe
 

@@ -30,7 +30,7 @@ from salsa_dist.planner.ds_settings import ds_settings
 from salsa_dist.speech_llms.batch import AdapterBatch
 from salsa_dist.speech_llms.load import SpeechLLM
 from salsa_dist.steering.bank import Bank
-from salsa_dist.steering.sites import output_head
+from salsa_dist.steering.sites import output_head, whole_layers
 
 
 class FrozenBase:
@@ -80,22 +80,23 @@ class FrozenBase:
         self.sites = sites = speech_llm.sites
         self._kept: KeptPrefix | None = None
         self._hooks = ExitStack()
+        layers = whole_layers(speech_llm.layer_lists)
         # Before the bank: what it gives to each sample is not yet steered.
-        self.shared = SharedPrefix(bank, sites, _holder(self.model, sites.get("encoder.0")))
+        self.shared = SharedPrefix(bank, layers, _holder(self.model, layers.get("encoder.0")))
         self._hooks.callback(self.shared.close)
         self._hooks.enter_context(bank.attached(sites))
         if activation_checkpointing:
-            self._hooks.callback(recompute_in_backward(sites.values()))
+            self._hooks.callback(recompute_in_backward(layers.values(), bank))
 
     @torch.no_grad()
     def prefix_of(self, clips: Sequence[Clip]) -> list[Tensor]:
-        """The first steered layer's output for each of `clips`, (elements, …, hidden) each."""
+        """The unsteered prefix's output for each of `clips`, (elements, …, hidden) each."""
         batch = self.family.shared_batch(clips, clips).to(self.ranks.device, self.dtype)
         assert batch.shared is not None
         return list(self._prefix(batch).split(batch.shared.elements.tolist()))
 
     def start_from(self, kept: KeptPrefix) -> None:
-        """From now on, take the output of the first steered layer from `kept`."""
+        """From now on take the unsteered prefix's output from `kept`."""
         self._kept = kept
 
     def logits(self, batch: AdapterBatch) -> Tensor:

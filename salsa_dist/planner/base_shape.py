@@ -15,6 +15,7 @@ model that a run would load. Headers say how many bytes lie on disk, and in whic
 from __future__ import annotations
 
 import os
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from salsa_dist.speech_llms.load import FAMILIES
 from salsa_dist.speech_llms.reading_base import NO_MODEL, reading_base
 from salsa_dist.speech_llms.weight_files import cached_safetensors_files, read_header
 from salsa_dist.speech_llms.window import longest, shorten
+from salsa_dist.steering.blocks import layer_of, with_blocks
 from salsa_dist.steering.sites import find_layers, output_head, select
 from salsa_dist.steering.widths import output_width
 
@@ -72,6 +74,7 @@ class BaseShape:
         buffer_bytes: bytes of what is not a parameter.
         modules: those with weights, in the order of a forward pass.
         layers: encoder first, then LLM.
+        blocks: words for sites inside a layer, such as `encoder.attention`.
         vocabulary: numbers of one logit row.
         encoder_decoder: text goes to a decoder by itself, and audio by cross-attention (Whisper).
         encoder_tokens: rows of an encoder built for one window; None: it takes any length.
@@ -86,6 +89,7 @@ class BaseShape:
     buffer_bytes: int
     modules: tuple[Module, ...]
     layers: tuple[Layer, ...]
+    blocks: tuple[str, ...]
     vocabulary: int
     encoder_decoder: bool
     encoder_tokens: int | None
@@ -102,19 +106,21 @@ class BaseShape:
         return sum(w.bytes for w in self.weights) + self.buffer_bytes
 
     def counts(self) -> dict[str, int]:
-        """Number of layers per component, for `select`."""
-        found: dict[str, int] = {}
-        for layer in self.layers:
-            component = layer.site.partition(".")[0]
-            found[component] = found.get(component, 0) + 1
-        return found
+        """Layers of each component and its blocks, as `select` wants them."""
+        found = Counter(layer.site.partition(".")[0] for layer in self.layers)
+        words = [w for c in found for w in (c, *(b for b in self.blocks if b.startswith(c + ".")))]
+        return {word: found[word.partition(".")[0]] for word in words}
 
     def sites(self, words: str) -> tuple[str, ...]:
         """The sites that `words` name, such as `encoder:last-half+llm`."""
         return tuple(select(words, self.counts()))
 
     def width(self, site: str) -> int:
-        return next(layer.width for layer in self.layers if layer.site == site)
+        return self.layers[self.place(site)].width
+
+    def place(self, site: str) -> int:
+        """The index in `layers` of the layer that a site is of."""
+        return next(i for i, layer in enumerate(self.layers) if layer.site == layer_of(site))
 
 
 def read_shape(
@@ -189,6 +195,7 @@ def shape_of(
         buffer_bytes=sum(b.numel() * b.element_size() for b in model.buffers()),
         modules=tuple(modules_of(model, order, lists, number, head, config)),
         layers=tuple(Layer(site, output_width(module)) for site, module in order),
+        blocks=tuple(word for word in with_blocks(lists) if "." in word),
         vocabulary=0 if head is None else int(next(head.parameters()).shape[0]),
         encoder_decoder=bool(getattr(model.config, "is_encoder_decoder", False)),
         encoder_tokens=encoder_tokens,

@@ -17,6 +17,7 @@ from salsa_dist.planner.ds_settings import ds_settings
 from salsa_dist.planner.plan import make_plan
 from salsa_dist.planner.plan_table import Plan
 from salsa_dist.planner.step_work import DEFAULT_CLIP_S, Machines, Work
+from salsa_dist.steering.rules.registry import rule_named
 
 
 def plan_of(
@@ -99,6 +100,7 @@ def work_of(
         clips=clips if training else config.evaluation.batch,
         micro_batch=config.training.micro_batch if training else config.evaluation.batch,
         sites=tuple(shape.sites(a.sites) for a in adapters),
+        parts=max((rule_named(a.rule).parts for a in adapters), default=1),
         clip_s=clip_s,
         # A family that takes several windows of audio takes a long clip whole.
         long_s=long_s if long_s is None or not shape.encoder_decoder else min([long_s, *limits]),

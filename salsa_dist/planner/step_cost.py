@@ -6,9 +6,11 @@ See docs/placement.md for how well the estimates meet what was measured.
 from __future__ import annotations
 
 from dataclasses import replace
+from math import floor
 
 from salsa_dist.planner.base_shape import BaseShape
 from salsa_dist.planner.step_work import Work, differentiated, first_layer, recomputed, tokens_of
+from salsa_dist.steering.blocks import layer_of
 
 
 def flops(shape: BaseShape, work: Work) -> float:
@@ -44,9 +46,9 @@ def activation_bytes(shape: BaseShape, work: Work, clips: int) -> int:
     """Bytes of activations that a device keeps for backward, `clips` long ones in a pass: an estimate.
 
     A layer keeps, a token, what its linear layers and norms put out; a site the steered activation in
-    fp32 besides. Attention is taken to be fused, so no scores are kept. Logits count three times, in
-    fp32: themselves, their softmax and its gradient. Without a backward it is the keys and values of
-    every layer and one layer's outputs.
+    fp32 besides; one inside a layer is recomputed with it. Attention is taken to be fused, so no scores
+    are kept. Logits count three times, in fp32: themselves, their softmax and its gradient. Without a
+    backward it is the keys and values of every layer and one layer's outputs.
     """
     tokens = tokens_of(shape, replace(work, clip_s=work.long_s or work.clip_s))
     first = first_layer(shape, work)
@@ -65,9 +67,13 @@ def activation_bytes(shape: BaseShape, work: Work, clips: int) -> int:
     if not work.training:
         cache = sum(2 * x.width * tokens["llm"] for x in shape.layers if x.site.startswith("llm"))
         return clips * (cache * itemsize + max(inner, default=0) + shape.vocabulary * 8)
-    own = range(first + 1, len(shape.layers))
+    own = range(floor(first) + 1, len(shape.layers))
     rows = {i: tokens[shape.layers[i].site.partition(".")[0]] * shape.layers[i].width for i in own}
     sites = sum(rows[i] * (4 + itemsize) for i in own if shape.layers[i].site in steered)
+    for site in steered:
+        if site != layer_of(site):
+            place = shape.place(site)
+            inner[place] += rows[place] * (4 + itemsize)
     if work.checkpointing:
         layers = sum(rows.values()) * itemsize + max((inner[i] for i in own), default=0)
     else:

@@ -9,9 +9,11 @@ first_layer(shape, work)       backward goes back to here, and no further
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 
 from salsa_dist.planner.base_shape import ENCODER_TOKENS_PER_SECOND, BaseShape
 from salsa_dist.planner.modules import Module
+from salsa_dist.steering.blocks import layer_of
 
 # Of a device's memory: the rest is for the CUDA context, the collectives' buffers and fragmentation.
 USABLE = 0.9
@@ -65,6 +67,7 @@ class Work:
         clips: of all adapters, over all ranks.
         micro_batch: most clips of one pass on one rank.
         sites: of each adapter in the bank.
+        parts: numbers per channel, the most that an adapter's rule has.
         clip_s: length of a clip in seconds.
         long_s: of a long clip, for which memory must suffice; None: `clip_s`.
         window_s: audio window of a base with a fixed window, in seconds; None: the base's own.
@@ -83,6 +86,7 @@ class Work:
     labels: int = 32
     checkpointing: bool = False
     training: bool = True
+    parts: int = 1
 
 
 def tokens_of(shape: BaseShape, work: Work) -> dict[str, int]:
@@ -97,18 +101,22 @@ def tokens_of(shape: BaseShape, work: Work) -> dict[str, int]:
     return {"encoder": encoder, "llm": audio + work.text_tokens, "labels": work.labels}
 
 
-def first_layer(shape: BaseShape, work: Work) -> int:
-    """Index of the first steered layer: backward stops above it. Past the last without sites."""
+def first_layer(shape: BaseShape, work: Work) -> float:
+    """Index of the first steered layer: backward stops above it. Past the last without sites.
+
+    A half less where its first vector is inside it, so that backward goes through the layer.
+    """
     steered = {site for sites in work.sites for site in sites}
-    return next((i for i, layer in enumerate(shape.layers) if layer.site in steered), len(shape.layers))
+    found = [shape.place(site) - 0.5 * (site != layer_of(site)) for site in steered]
+    return min(found, default=len(shape.layers))
 
 
-def differentiated(module: Module, first: int) -> bool:
-    """Whether a gradient goes back through `module`."""
-    return first <= module.after
+def differentiated(module: Module, first: float) -> bool:
+    """Whether a gradient goes back through `module`; of a layer with a vector inside, all count."""
+    return first <= module.after or (first % 1 > 0 and module.layer == ceil(first))
 
 
-def recomputed(module: Module, work: Work, first: int) -> bool:
+def recomputed(module: Module, work: Work, first: float) -> bool:
     """Whether checkpointing recomputes `module`: a whole layer, if any of it needs gradients."""
     return work.checkpointing and module.layer is not None and module.layer > first
 
@@ -116,7 +124,7 @@ def recomputed(module: Module, work: Work, first: int) -> bool:
 def steering_numbers(shape: BaseShape, work: Work) -> tuple[int, int]:
     """Numbers of the bank, (adapters, hidden) per site, and of what one step reduces."""
     steered = {site for sites in work.sites for site in sites}
-    bank = len(work.sites) * sum(layer.width for layer in shape.layers if layer.site in steered)
+    bank = len(work.sites) * sum(shape.width(site) for site in steered)
     # With each adapter's gradient travel its loss and label count, and one flag.
     own = sum(shape.width(site) for sites in work.sites for site in sites)
-    return bank, own + 2 * len(work.sites) + 1
+    return work.parts * bank, work.parts * own + 2 * len(work.sites) + 1

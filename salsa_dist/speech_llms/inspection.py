@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,8 @@ from salsa_dist.speech_llms.load import base_revision, family_of, load_processor
 from salsa_dist.speech_llms.noise_inputs import noise_inputs
 from salsa_dist.speech_llms.reading_base import NO_MODEL, reading_base
 from salsa_dist.steering.probe import SiteReport, probe
-from salsa_dist.steering.sites import site_modules
-from salsa_dist.steering.widths import output_width
+from salsa_dist.steering.sites import find_layers, site_modules
+from salsa_dist.steering.widths import site_widths
 
 
 @dataclass
@@ -64,9 +65,9 @@ class Inspection:
             f"{self.base}: {self.architecture}, {self.parameters / 1e6:.1f} M parameters, "
             f"revision {self.revision}"
         ]
-        for component in dict.fromkeys(report.component for report in self.sites):
-            own = [report.site for report in self.sites if report.component == component]
-            lines.append(f"{component}: {len(own)} sites, {own[0]} to {own[-1]}")
+        for word, reports in groupby(self.sites, key=lambda report: report.site.rpartition(".")[0]):
+            own = [report.site for report in reports]
+            lines.append(f"{word}: {len(own)} sites, {own[0]} to {own[-1]}")
         if not self.probed:
             lines.append("not probed: no weights here, built from config.json alone")
         if self.lacks:
@@ -106,14 +107,11 @@ def inspect_base(
     lacks = _lacks(name, revision, config) if has_weights else ""
     model = _load(name, revision, model_class) if has_weights else _empty(config, model_class, name)
     model.eval().requires_grad_(False)
-    sites = site_modules(model, layers)
     if has_weights:
-        reports = probe(sites, model, noise_inputs(model))
+        reports = probe(site_modules(model, layers), model, noise_inputs(model))
     else:
-        reports = [
-            SiteReport(site, site.partition(".")[0], width=output_width(module))
-            for site, module in sites.items()
-        ]
+        widths = site_widths(find_layers(model, layers))
+        reports = [SiteReport(s, s.partition(".")[0], width=width) for s, width in widths.items()]
     return Inspection(
         base=name,
         architecture=model_class.__name__,

@@ -3,7 +3,8 @@
     8 bytes     length of the header
     header      JSON: dtype and shape of each vector, and the metadata
                     schema, name, base, revision, rule, sites, language
-    vectors     encoder.0, encoder.1, …      (hidden,) fp32, the vector of each site
+    vectors     encoder.0, encoder.attention.1, …    (hidden,) fp32, the vector of each site;
+                                                     a rule may have several numbers per channel
 
 A file is a few kilobytes, so it is read once and whole: what is hashed is what is parsed.
 """
@@ -22,13 +23,13 @@ from torch import Tensor
 
 from salsa_dist.errors import UserError
 from salsa_dist.json_file import of_another_release
-from salsa_dist.steering.rules import RULES
+from salsa_dist.steering.rules.registry import RULES
 
 SCHEMA = "salsa-dist/adapter/1"
 
 _MAX_HEADER = 1 << 20  # bytes; a thousand sites need less than a tenth
 MAX_FILE = 256 << 20  # bytes; far more than any base's sites, far less than a base
-_SITE = re.compile(r"[a-z]+\.\d+")
+_SITE = re.compile(r"[a-z]+(\.[a-z_]+)?\.\d+")
 
 
 def pack(vectors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
@@ -100,7 +101,7 @@ def wrong(vectors: Mapping[str, Tensor]) -> str | None:
     widths: dict[str, int] = {}
     for site, vector in vectors.items():
         if not _SITE.fullmatch(site):
-            return f"{site!r} is no site; sites are called encoder.0, llm.3"
+            return f"{site!r} is no site; sites are called encoder.0, llm.attention.3"
         if vector.ndim != 1 or not len(vector):
             return f"the vector of {site} has shape {tuple(vector.shape)}, it must be one row"
         if not torch.isfinite(vector).all():

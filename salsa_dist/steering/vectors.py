@@ -1,6 +1,6 @@
 """One adapter: saving, loading, attaching to a model, scaling, combining with others.
 
-    SteeringVectors ── vectors[site]    (hidden,) fp32
+    SteeringVectors ── vectors[site]    (hidden,) fp32; (2 * hidden,) with the rule `gain`
                     ── rule             how they change an activation
                     ── base …           what it was made for; another base is refused
                     ── data, training   where they come from, for `adapter.json`
@@ -37,8 +37,9 @@ class SteeringVectors:
             ...
 
     Args:
-        vectors: site name to vector, (hidden,) fp32.
-        rule: a name in `rules.RULES`, such as `salsa`.
+        vectors: site name to vector, (hidden,) fp32; with the rule `gain` (2 * hidden,), the vector and
+            then the gain of each channel.
+        rule: a name in `rules.registry.RULES`, such as `salsa`.
         name: what it is called.
         language: the code of its language.
         base: name of the base that it was trained on; not checked.
@@ -249,7 +250,7 @@ class SteeringVectors:
         return combined(adapters, shares(adapters, weights), "+".join(a.name for a in adapters))
 
     def norms(self) -> dict[str, float]:
-        """The length (L2) of each site's vector, in the model's order.
+        """The length (L2) of each site's numbers, in the model's order.
 
         >>> SteeringVectors.load("runs/demo/adapters/bg").norms()["encoder.0"] > 0
         True
@@ -294,7 +295,7 @@ class SteeringVectors:
         return Attachment(bank_of([self.scaled(scale)], device), sites)
 
     def check(self, model: Any, force: bool = False) -> dict[str, nn.Module]:
-        """The layers of `model` by site, if this adapter can be put on it; else a `UserError`.
+        """The modules of `model` by site, if this adapter can be put on it; else a `UserError`.
 
         >>> from salsa_dist import load_speech_llm
         >>> base = load_speech_llm("whisper-base")
@@ -305,7 +306,7 @@ class SteeringVectors:
             model, force: as in `attach`.
         """
         made_for = {"base": self.base, **self._about_base()}
-        return fitting_sites(model, self.vectors, made_for, f"adapter {self.name!r}", force)
+        return fitting_sites(model, self.vectors, self.rule, made_for, f"adapter {self.name!r}", force)
 
     def digest(self) -> str:
         """SHA-256 over the rule and the vectors.

@@ -20,19 +20,22 @@ from torch import Tensor, nn
 from salsa_dist.errors import UserError
 from salsa_dist.libraries.deepspeed import true_shape
 from salsa_dist.libraries.torch import forget_hooks
+from salsa_dist.steering.blocks import layer_of, with_blocks
 
 
 def site_widths(layers: Mapping[str, nn.ModuleList]) -> dict[str, int]:
-    """Width of every site.
+    """Width of every site. A block's output is added to its layer's, so it is as wide.
 
     Args:
         layers: the layer list of each component, as `find_layers` gives it.
     """
-    return {
+    of_layer = {
         f"{component}.{i}": output_width(layer)
         for component, stack in layers.items()
         for i, layer in enumerate(stack)
     }
+    sites = [f"{word}.{i}" for word, own in with_blocks(layers).items() for i in range(len(own))]
+    return {site: of_layer[layer_of(site)] for site in sites}
 
 
 def output_width(layer: nn.Module) -> int:

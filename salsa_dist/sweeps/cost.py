@@ -20,6 +20,7 @@ from salsa_dist.libraries.transformers import without_weights
 from salsa_dist.planner.step_work import DEFAULT_CLIP_S
 from salsa_dist.speech_llms.inspection import class_of, read_config
 from salsa_dist.speech_llms.load import FAMILIES, base_revision, refuse_stride
+from salsa_dist.steering.blocks import last_layer_below
 from salsa_dist.steering.sites import find_layers, layer_counts, select
 
 _FRAMES_PER_S = 50  # an encoder's positions a second
@@ -152,7 +153,8 @@ def decoding_flop(facts: BaseFacts) -> float:
 
 
 def _lowest(names: Sequence[str], component: str, none: int) -> int:
-    own = [int(name.partition(".")[2]) for name in names if name.startswith(component + ".")]
+    """The last layer of a component that no vector reaches into; -1: not even the first."""
+    own = [last_layer_below(name) for name in names if name.startswith(component + ".")]
     return min(own, default=none)
 
 

@@ -19,6 +19,7 @@ from salsa_dist.places import Folder
 from salsa_dist.run.console import Console
 from salsa_dist.speech_llms.load import SpeechLLM
 from salsa_dist.steering.bank import AdapterSpec, Bank
+from salsa_dist.steering.rules.registry import rule_named
 from salsa_dist.steering.vectors import SteeringVectors
 from salsa_dist.steering.widths import site_widths
 from salsa_dist.training.batches import AdapterClips, StepBatches
@@ -41,12 +42,19 @@ def start_bank(bank: Bank, config: Config, speech_llm: SpeechLLM) -> None:
     """Set the vectors of adapters that have `start_from`. Sites that the saved adapter lacks stay zero.
 
     Raises:
-        UserError: the saved adapter cannot be read, is for another base, or shares no site.
+        UserError: it can't be read, is of another base, shares no site with the adapter, or has more
+            numbers per channel.
     """
     for row, (spec, adapter) in enumerate(zip(bank.specs, config.adapter_settings(), strict=True)):
         if adapter.start_from is not None:
             saved = SteeringVectors.load(adapter.start_from)
             saved.check(speech_llm)
+            if rule_named(saved.rule).parts > rule_named(spec.rule).parts:
+                raise UserError(
+                    f"adapter {spec.name}: start_from {adapter.start_from} has the rule {saved.rule}, "
+                    f"with more numbers per channel than {spec.rule}: start from another, or set rule: "
+                    f"{saved.rule}"
+                )
             own = {site: vector for site, vector in saved.vectors.items() if site in spec.sites}
             if not own:
                 raise UserError(

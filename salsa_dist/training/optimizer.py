@@ -203,7 +203,8 @@ class PackedAdam:
             first[at] = mean
             second[at] = variance
             change = mean / (variance.sqrt() / correction + EPS) * rate
-            change *= self._scales[number][at].unsqueeze(1)
+            # A rule's further numbers per channel have no unit, so the activation's size is not theirs.
+            change[:, : blocks[number].hidden] *= self._scales[number][at].unsqueeze(1)
             values[at] -= change
         return norms, rates
 

@@ -91,6 +91,7 @@ def _folder(config: Config, base: FrozenBase, revision: str, shards: str) -> Pat
             "cached prefixes could be another base's: name a folder, or set prefix_cache=memory"
         )
     name = known_as(config.base.name)
-    key = [name, revision, shards, base.shared.first, str(base.dtype), base.family.window_s]
+    ends = "before " * base.shared.before_first + base.shared.first
+    key = [name, revision, shards, ends, str(base.dtype), base.family.window_s]
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
     return (config.training.prefix_folder or RunFolder(config.run).prefix) / digest

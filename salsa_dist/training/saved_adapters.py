@@ -32,7 +32,7 @@ def save_adapters(
     bank, paths = trained.bank, []
     for row, (spec, adapter) in enumerate(zip(bank.specs, config.adapter_settings(), strict=True)):
         vectors = SteeringVectors(
-            {site: bank.vectors[site][row] for site in spec.sites},
+            bank.row(row),
             spec.rule,
             name=spec.name,
             language=adapter.language,

@@ -21,7 +21,13 @@ ADAPTERS: list[dict[str, Any]] = [
         "lr": 0.05,
         "steps": 30,
     },
-    {"name": "bg-2", "language": "bg", "seed": 5, "sites": "llm"},
+    {
+        "name": "bg-2",
+        "language": "bg",
+        "seed": 5,
+        "sites": "llm+llm.cross_attention+encoder.feed_forward:0",
+        "rule": "gain",
+    },
 ]
 
 
@@ -62,7 +68,6 @@ def test_packed_equals_alone(
 def test_adapters_of_a_packed_run_differ(packed: Any) -> None:
     """The test above would be worth little if they all learned the same."""
     one, other = packed["bg"], packed["bg-2"]
-    assert any(
-        (one[site] - other[site]).norm() > 0.1 * one[site].norm() for site in other if site in one
-    )
+    shared = [(one[site], other[site][:32]) for site in other if site in one]
+    assert any((a - b).norm() > 0.1 * a.norm() for a, b in shared)
     assert not torch.equal(one["encoder.2"], packed["el"]["encoder.2"])

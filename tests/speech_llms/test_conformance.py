@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conformance import apart, clips, gradients, noise, placed, random_bank
+from conformance import RULES, apart, clips, gradients, noise, placed, random_bank
 from ranks import run_ranks
 from tiny_ctc import CTC
 from tiny_families import FAMILIES, MORE
@@ -28,11 +28,11 @@ from salsa_dist.data.clip import SAMPLE_RATE, Clip
 from salsa_dist.errors import UserError
 from salsa_dist.placement.decode import generate
 from salsa_dist.speech_llms.load import SpeechLLM, load_speech_llm
+from salsa_dist.steering.blocks import layer_of
 from salsa_dist.steering.vectors import SteeringVectors
 from salsa_dist.training.loss import token_losses
 
 HERE = Path(__file__).parent
-RULES = ["salsa", "add", "salsa"]
 MAKERS = FAMILIES | MORE | GEMMA | SEQ2SEQ | CTC
 
 
@@ -54,10 +54,10 @@ def base(family: str, folders: dict[str, Path]) -> SpeechLLM:
     return load_speech_llm(folders[family])
 
 
-@pytest.mark.parametrize("rule", ["salsa", "add"])
-def test_zero_vectors_change_no_logit(base: SpeechLLM, rule: str) -> None:
+@pytest.mark.parametrize("rules", [["salsa"] * 3, RULES], ids=["salsa", "all"])
+def test_zero_vectors_change_no_logit(base: SpeechLLM, rules: list[str]) -> None:
     batch = base.family.training_batch(clips(base))
-    bank = random_bank(base, [rule] * 3, size=0.0)
+    bank = random_bank(base, rules, size=0.0)
     with torch.no_grad():
         plain = base.model(**batch.inputs, use_cache=False).logits
         with placed(base, bank), bank.rows(batch.rows):
@@ -72,7 +72,7 @@ def test_zero_vectors_change_no_logit(base: SpeechLLM, rule: str) -> None:
 
 def test_gradients_are_finite_differences(base: SpeechLLM, family: str) -> None:
     # At a longer step a token may go to another expert, whose loss is another.
-    length = 5e-3 if family == "qwen3_omni" else 2e-2
+    shorter = 0.1 if family == "qwen3_omni" else 1.0
     bank = random_bank(base, RULES)
     with placed(base, bank) as frozen:
         batch = base.family.training_batch(clips(base))
@@ -83,6 +83,8 @@ def test_gradients_are_finite_differences(base: SpeechLLM, family: str) -> None:
             aside = torch.randn(vectors.shape, generator=generator)
             direction = found[site] / found[site].norm() + 0.5 * aside / aside.norm()
             sums = []
+            # A norm behind a block bends the loss more.
+            length = shorter * (2e-2 if site == layer_of(site) else 1e-2)
             for step in (length, -length):
                 with torch.no_grad():
                     vectors += step * direction
@@ -136,7 +138,7 @@ def test_packing_changes_nothing(base: SpeechLLM) -> None:
 
 
 def test_activation_checkpointing_changes_nothing_but_memory(base: SpeechLLM) -> None:
-    bank = random_bank(base, ["salsa", "add", "salsa"])
+    bank = random_bank(base, RULES)
     kept: list[int] = []
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -236,7 +238,7 @@ def test_decoded_labels_are_the_reference(base: SpeechLLM, family: str) -> None:
 def test_an_adapter_survives_its_file(base: SpeechLLM, tmp_path: Path) -> None:
     bank = random_bank(base, RULES)
     batch = base.family.training_batch([replace(c, row=1) for c in clips(base)])
-    vectors = {site: v[1] for site, v in bank.vectors.items()}
+    vectors = bank.row(1)
     made = SteeringVectors(vectors, RULES[1], base=base.name, revision=base.revision)
     loaded = SteeringVectors.load(made.save(tmp_path / "adapter.safetensors"))
     with torch.no_grad():

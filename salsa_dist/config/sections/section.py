@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, PlainSerializer
 
 from salsa_dist.places import Remote, place
-from salsa_dist.steering.rules import RULES
+from salsa_dist.steering.rules.registry import RULES
 
 
 class Section(BaseModel):
