@@ -1,6 +1,6 @@
 """What does a quantised base save, and what does it cost in time and in errors?
 
-    python benchmarks/quantized.py --json OUT [--kinds none int8 nf4 bnb8] [--steps 32] [--clips 48] --run DIR
+    python benchmarks/quantized.py --json OUT --run DIR [--kinds none int8 nf4 bnb8] [--steps 32]
 
 For each kind one adapter is trained on its base, with the same clips and seed, and its test clips are
 transcribed with and without it: bytes of the base in memory, CPU seconds per training clip and per
@@ -89,7 +89,9 @@ def main() -> None:
         "torch": torch.__version__,
         "command": " ".join(["python", "benchmarks/quantized.py", *sys.argv[1:]]),
     }
-    found = json.loads(options.json.read_text(encoding="utf-8"))["rows"] if options.json.exists() else []
+    found = (
+        json.loads(options.json.read_text(encoding="utf-8"))["rows"] if options.json.exists() else []
+    )
     for kind in options.kinds:
         if kind in [row["quantization"] or "none" for row in found]:
             continue

@@ -144,8 +144,8 @@ def _why(shape: BaseShape, rows: Sequence[Row], chosen: Row | None, machines: Ma
     limit = f"{size(USABLE * machines.memory)} usable"
     if chosen is None and shape.quantized is not None:
         return (
-            f"auto: base {shape.name} is quantised ({shape.quantized}), so it lies whole on each device and "
-            f"needs {size(rows[0].device_bytes)} of {limit}: set placement.offload=none"
+            f"auto: base {shape.name} is quantised ({shape.quantized}), so it lies whole on each "
+            f"device and needs {size(rows[0].device_bytes)} of {limit}: set placement.offload=none"
         )
     if chosen is None:
         least = min(rows, key=lambda r: r.device_bytes)
