@@ -42,7 +42,11 @@ from salsa_dist.speech_llms import (
 )
 from salsa_dist.speech_llms import quantization as quantizing
 from salsa_dist.speech_llms.family import Checkpoint, Family, FamilyOptions
-from salsa_dist.speech_llms.processor import load_processor, refuse_other_features
+from salsa_dist.speech_llms.processor import (
+    load_processor,
+    refuse_failing,
+    refuse_other_features,
+)
 from salsa_dist.speech_llms.reading_base import reading_base
 from salsa_dist.speech_llms.unfilled import unfilled
 from salsa_dist.speech_llms.weight_files import StoredTensor
@@ -189,17 +193,13 @@ def load_speech_llm(
                 dtype=precision,
                 trust_remote_code=False,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are told in `info`, and refused
                 **attention,
                 **quantized,
             )
         else:
             model, info, sources = described.model, described.loading_info, described.sources
-    if lacking := sorted(info["missing_keys"]):
-        # transformers would fill these with random numbers, other ones on every rank.
-        raise UserError(
-            f"base {name}: its checkpoint lacks {len(lacking)} weights, such as {lacking[0]}: take a "
-            "complete checkpoint"
-        )
+    refuse_other_weights(name, model, info)
     checkpoint = Checkpoint(name, model.config, processor, getattr(model, "generation_config", None))
     family = family_class(checkpoint, options)
     # eval: no dropout, no layerdrop, no BatchNorm updates in a frozen base.
@@ -207,6 +207,7 @@ def load_speech_llm(
     if quantized:
         keep_as_loaded(model)
     family.fit(model)
+    refuse_failing(name, family)
     if checkpoint.generation is not None:
         model.generation_config.max_length = None  # each call says how many tokens it wants
     return SpeechLLM(
@@ -219,6 +220,37 @@ def load_speech_llm(
         quantization=quantization,
         sources=sources,
     )
+
+
+def refuse_other_weights(name: str, model: nn.Module, info: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint whose weights are not those that its config.json describes.
+
+    Parts that the class of `model` does not have, such as another tower, may be there.
+
+    Args:
+        info: what `from_pretrained(…, output_loading_info=True, ignore_mismatched_sizes=True)` reports.
+
+    Raises:
+        UserError: a weight is missing, has another shape, or is of a layer that the model lacks.
+    """
+    if lacking := sorted(info["missing_keys"]):
+        # transformers would fill these with random numbers, other ones on every rank.
+        raise UserError(
+            f"base {name}: its checkpoint lacks {len(lacking)} weights, such as {lacking[0]}: take a "
+            "complete checkpoint"
+        )
+    if other := sorted(info["mismatched_keys"]):
+        weight, stored, wanted = other[0]
+        raise UserError(
+            f"base {name}: its checkpoint has {weight} as {tuple(stored)}, config.json wants "
+            f"{tuple(wanted)}: take all files from one revision"
+        )
+    lists = tuple(f"{n}." for n, m in model.named_modules() if isinstance(m, nn.ModuleList))
+    if beyond := sorted(key for key in info["unexpected_keys"] if key.startswith(lists)):
+        raise UserError(
+            f"base {name}: its checkpoint has {len(beyond)} weights in layers that config.json does "
+            f"not describe, such as {beyond[0]}: take all files from one revision"
+        )
 
 
 def family_of(model_type: str) -> type[Family]:

@@ -6,7 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from salsa_dist.data.clip import SAMPLE_RATE, Clip
 from salsa_dist.errors import UserError
+from salsa_dist.speech_llms.chat import ChatFamily
+from salsa_dist.speech_llms.family import Family
 from salsa_dist.speech_llms.reading_base import reading_base, reason_of
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken", "tekken.json")
@@ -46,11 +51,40 @@ def load_processor(
 
 
 def refuse_other_features(name: str, config: Any, processor: Any) -> None:
-    """Refuse a processor of another version of a base, which the first batch would fail with."""
+    """Refuse a processor of another version of a base, which the first batch would fail with.
+
+    Raises:
+        UserError: it makes other features than the model takes, or of audio at another rate than clips.
+    """
+    rate = getattr(getattr(processor, "feature_extractor", processor), "sampling_rate", SAMPLE_RATE)
+    if rate != SAMPLE_RATE:
+        raise UserError(
+            f"base {name}: its processor takes audio at {rate} Hz, and clips have {SAMPLE_RATE}: take "
+            "its files from the revision of its weights, or another base"
+        )
     size = getattr(getattr(processor, "feature_extractor", None), "feature_size", None)
     bins = getattr(getattr(config, "audio_config", config), "num_mel_bins", None)
     if isinstance(size, int) and isinstance(bins, int) and size != bins:
         raise UserError(
             f"base {name}: its processor makes {size} mel bins, config.json wants {bins}: take all "
+            "files from one revision"
+        )
+
+
+def refuse_failing(name: str, family: Family) -> None:
+    """Refuse a processor or chat template that can't make a batch of a second of silence.
+
+    Raises:
+        UserError: with what the batch failed with.
+    """
+    if not isinstance(family, ChatFamily):
+        return
+    clip = Clip("silence", np.zeros(SAMPLE_RATE, np.float32), "a", "en", 0)
+    advice = "Take all files from one revision."
+    with reading_base(name, "has a processor that makes no batch of a clip", advice):
+        batch = family.training_batch([clip])
+    if not bool((batch.inputs["input_ids"] == family.audio_id).any()):
+        raise UserError(
+            f"base {name}: its chat template writes no audio token {family.audio_token!r}: take all "
             "files from one revision"
         )
