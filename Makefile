@@ -15,13 +15,16 @@ PARALLEL = --numprocesses=$(JOBS) --no-loadscope-reorder
 # Without its compiled files Python needs 5 s instead of 2 to import torch, at each start of a rank.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check check-lowest check-newest check-ranges gpu-check quantized lint docs coverage lock environment
+.PHONY: demo test tests check check-lowest check-newest check-ranges gpu-check quantized lint docs coverage lock \
+	environments environment environment-lowest environment-newest
 
 demo: environment
 	$(VENV)/bin/python demo/run.py $(ARGS)
 
-# Everything, the tests on a real Slurm included.
-test: lint
+# Everything, the tests on a real Slurm included. `make -j2 test` has the linters beside the tests.
+test: lint tests
+
+tests: environment
 	tests/cluster/install.sh
 	tests/stores/install.sh $(VENV)/bin/python
 	$(VENV)/bin/python -m pytest $(PARALLEL)
@@ -41,12 +44,10 @@ quantized: environment
 check: environment
 	$(VENV)/bin/python -m pytest -m check $(PARALLEL)
 
-check-lowest:
-	@$(PYTHON) tools/environment.py build/lowest requirements-lowest.txt --index "$(TORCH_INDEX)"
+check-lowest: environment-lowest
 	build/lowest/bin/python -m pytest -m check $(PARALLEL)
 
-check-newest:
-	@$(PYTHON) tools/environment.py build/newest --ranges --index "$(TORCH_INDEX)"
+check-newest: environment-newest
 	build/newest/bin/python -m pytest -m check $(PARALLEL)
 
 check-ranges: check-lowest check-newest
@@ -72,6 +73,15 @@ coverage: environment
 	$(VENV)/bin/python -m coverage combine -q
 	$(VENV)/bin/python -m coverage html -q --directory build/coverage
 	$(VENV)/bin/python -m coverage report
+
+# `make -j3 environments` makes them side by side.
+environments: environment environment-lowest environment-newest
+
+environment-lowest:
+	@$(PYTHON) tools/environment.py build/lowest requirements-lowest.txt --index "$(TORCH_INDEX)"
+
+environment-newest:
+	@$(PYTHON) tools/environment.py build/newest --ranges --index "$(TORCH_INDEX)"
 
 environment:
 	@$(PYTHON) tools/environment.py $(VENV) --index "$(TORCH_INDEX)"

@@ -5,7 +5,9 @@ import os
 # On two cores, torch's own threads in several processes only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import gc
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,25 +65,58 @@ CHECK = {
 }
 
 
+def checked(path: Path) -> bool:
+    return path.stem in CHECK or path.parent.name == "libraries"
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """`-m check` need not import all the other modules, which takes each process half a minute."""
+    other = collection_path.suffix == ".py" and not checked(collection_path)
+    return True if other and config.option.markexpr == "check" else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Markers by place, so that no module forgets its own."""
     for item in items:
         if item.path.stem in SLOW:
             item.add_marker("slow")
-        if item.path.stem in CHECK or item.path.parent.name == "libraries":
+        if checked(item.path):
             item.add_marker("check")
         if item.path.parent.name == "cluster":
             item.add_marker("cluster")
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    """A base's loading collects garbage: it need not look at modules and collected tests again.
+
+    They are a million objects and half a second. After a module's last fixture, so that nothing that a
+    test made stays for good.
+    """
+    yield
+    if nextitem is None or nextitem.path != item.path:
+        gc.collect()
+        gc.freeze()
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """In several processes, a module stays in one, for its fixtures; so do all of the one cluster."""
+    """In several processes, a module stays in one, for its fixtures; so do all of the one cluster.
+
+    The one launch over all families is apart from what else is tested of them: each takes a minute.
+    """
     from xdist.scheduler import LoadScopeScheduling
 
     class ByModule(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            module = nodeid.partition("::")[0]
-            return "tests/cluster" if module.startswith("tests/cluster/") else module
+            module, _, test = nodeid.partition("::")
+            if module.startswith("tests/cluster/"):
+                return "tests/cluster"
+            return f"{module}::ranks" if test.startswith("test_two_zero3_ranks_") else module
 
     return ByModule(config, log)

@@ -8,6 +8,7 @@ Reads a JSON object a line: {"words": [...], "env": {...}, "cwd": "...", "out": 
 from __future__ import annotations
 
 import atexit
+import gc
 import importlib
 import json
 import os
@@ -38,6 +39,9 @@ def serve() -> None:
     os.dup2(2, 1)  # what libraries print when they are imported is no answer
     for name in NEEDED:
         importlib.import_module(name)
+    # A million objects that each collection of each process would look at again.
+    gc.collect()
+    gc.freeze()
     assert len(os.listdir("/proc/self/task")) == 1, "a process with threads can't be forked safely"
     own_path = [entry for entry in sys.path[1:] if entry not in path_of(dict(os.environ))]
     woken, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)

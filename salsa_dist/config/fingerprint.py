@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 from pydantic import BaseModel
@@ -59,15 +60,22 @@ def places(config: Config) -> set[str]:
 
 def leaves(section: BaseModel, place: str = "") -> Iterator[tuple[str, FieldInfo, Any]]:
     """Every setting below `section`: its dotted key, its field, its value."""
-    for name, field in type(section).model_fields.items():
+    for name, field, has_sections in _fields(type(section)):
         key, value = f"{place}.{name}" if place else name, getattr(section, name)
-        if not sections_below(field.annotation):
+        if not has_sections:
             yield key, field, value
             continue
         entries = {f"{key}.{i}": v for i, v in enumerate(value)} if isinstance(value, list) else {}
         for at, below in (entries or {key: value}).items():
             if below is not None:
                 yield from leaves(below, at)
+
+
+@cache
+def _fields(section: type[BaseModel]) -> tuple[tuple[str, FieldInfo, bool], ...]:
+    """Name and field of each key, and whether sections are below it."""
+    fields = section.model_fields.items()
+    return tuple((name, field, bool(sections_below(field.annotation))) for name, field in fields)
 
 
 def _deciding(config: Config, kind: Kind) -> dict[str, Any]:
