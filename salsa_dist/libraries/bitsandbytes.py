@@ -47,6 +47,7 @@ def keep_as_loaded(model: torch.nn.Module) -> None:
     Else: nothing is set, and a resumed run on such a CPU may differ by rounding.
     Test: test_a_4_bit_layer_keeps_its_weight
     """
+    module: Any
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
