@@ -47,7 +47,7 @@ def deal(utterances: Iterable[Utterance], ask: Ask) -> tuple[dict[str, list[Utte
         how.append(BY_SPEAKER if by_speaker else BY_TEXT)
         units: dict[str, list[Utterance]] = {}
         for utterance in left:
-            unit = str(utterance.speaker) if by_speaker else same(utterance.text)
+            unit = str(utterance.speaker) if by_speaker else same(utterance.text) or utterance.key
             units.setdefault(unit, []).append(utterance)
         for split, part in _deal_units(units, len(left), ask, by_speaker).items():
             parts[split] += part
