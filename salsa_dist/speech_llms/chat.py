@@ -242,7 +242,7 @@ class ChatFamily(ABC):
     ) -> list[Transcript]:
         # No row is dropped: some of these models keep positions of the whole batch to themselves.
         weight = next(model.parameters())
-        batch = batch.to(weight.device, weight.dtype)
+        batch = batch.to(weight.device, model.dtype)
         with generating_quietly():
             ids: Tensor = model.generate(
                 **batch.inputs,

@@ -199,7 +199,7 @@ class Ctc:
     ) -> list[Transcript]:
         """Transcribe a batch greedily, in one pass."""
         weight = next(model.parameters())
-        batch = batch.to(weight.device, weight.dtype)
+        batch = batch.to(weight.device, model.dtype)
         best = model(**batch.inputs).logits.argmax(-1).tolist()
         found = [
             [token for token, _ in groupby(row[:frames]) if token != self.blank]

@@ -159,7 +159,7 @@ class Seq2Seq(EncoderDecoder):
         keep_rows: KeepRows | None = None,
     ) -> list[Transcript]:
         weight = next(model.parameters())
-        batch = batch.to(weight.device, weight.dtype)
+        batch = batch.to(weight.device, model.dtype)
         prompt = batch.inputs["decoder_input_ids"].shape[1]
         with generating_quietly():
             ids: Tensor = model.generate(

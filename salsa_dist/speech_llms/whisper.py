@@ -230,7 +230,7 @@ class Whisper(EncoderDecoder):
                 row is dropped.
         """
         weight = next(model.parameters())
-        batch = batch.to(weight.device, weight.dtype)
+        batch = batch.to(weight.device, model.dtype)
         begun = batch.inputs.get("decoder_input_ids")
         prompt = len(self.prompt(self.languages[0])) if begun is None else begun.shape[1]
         max_new_tokens = min(max_new_tokens, self.max_tokens - prompt)

@@ -93,5 +93,6 @@ def _folder(config: Config, base: FrozenBase, revision: str, shards: str) -> Pat
     name = known_as(config.base.name)
     ends = "before " * base.shared.before_first + base.shared.first
     key = [name, revision, shards, ends, str(base.dtype), base.family.window_s]
+    key += [config.base.quantization] if config.base.quantization else []
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
     return (config.training.prefix_folder or RunFolder(config.run).prefix) / digest
