@@ -48,6 +48,9 @@ def plan(
     checkpointing: Annotated[
         bool, typer.Option("--checkpointing", help="recompute activations in the backward pass")
     ] = False,
+    quantization: Annotated[
+        str | None, typer.Option(help="of the base while it is loaded: int8, bnb8 or nf4")
+    ] = None,
     dtype: Annotated[
         str | None, typer.Option(help="precision: float32, bfloat16 or float16; default: as stored")
     ] = None,
@@ -104,7 +107,7 @@ def plan(
             link = _shard_link(run, nodes, found.chosen.step_s)
     else:
         assert base is not None
-        shape = read_shape(base, dtype=dtype, window_s=window_s)
+        shape = read_shape(base, dtype=dtype, quantization=quantization, window_s=window_s)
         longest = shape.encoder_tokens / ENCODER_TOKENS_PER_SECOND if shape.encoder_tokens else clip_s
         work = Work(
             clips=batch,

@@ -77,6 +77,10 @@ def transcribe(
             help="float32, bfloat16 or float16; default: the base's own on a GPU, else float32"
         ),
     ] = None,
+    quantization: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="quantise the base: int8 (torchao), bnb8 or nf4 (bitsandbytes)"),
+    ] = None,
     vad: Annotated[
         bool, typer.Option("--vad", help="skip pieces in which Silero VAD finds no speech")
     ] = False,
@@ -107,7 +111,9 @@ def transcribe(
         vectors = [one for _, one in loaded]
         by_language = _by_language(loaded)
         prepare_libraries()
-        speech_llm = _base(base, window_s, language_as or [], share.device or device, dtype)
+        speech_llm = _base(
+            base, window_s, language_as or [], share.device or device, dtype, quantization
+        )
         transcriber = Transcriber(
             speech_llm,
             vectors,
@@ -130,6 +136,7 @@ def transcribe(
             "language": language,
             "adapters": [[code, one.digest()] for code, one in loaded],
             **({"vad": True} if vad else {}),
+            **({"quantization": quantization} if quantization else {}),
         }
         single = len(found) == 1 and not found[0].path.lower().endswith(".tar")
         results = share.after_first(lambda: output(out, form, settings, single, share.count))
@@ -248,7 +255,12 @@ def _languages(language: str | None) -> Callable[[str], str | None]:
 
 
 def _base(
-    base: str, window_s: float | None, language_as: Sequence[str], device: str | None, dtype: str | None
+    base: str,
+    window_s: float | None,
+    language_as: Sequence[str],
+    device: str | None,
+    dtype: str | None,
+    quantization: str | None,
 ) -> Any:
     import torch
 
@@ -267,6 +279,7 @@ def _base(
         base,
         window_s=window_s,
         dtype=dtype,
+        quantization=quantization,
         device=place,
         language_as=dict(text.split("=") for text in language_as),
     )

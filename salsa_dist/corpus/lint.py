@@ -192,14 +192,15 @@ def _check_sample(
         kind = next(kind for kind in AUDIO_KINDS if kind in sample.files)
         for doubt in (
             doubts.of_header(sample.files[kind]),
-            doubts.of_audio(audio, rate, facts["text"]),
+            doubts.of_audio(audio, rate, facts["text"], bool(facts["text"].strip())),
         ):
             if doubt and doubts.kind_of(doubt) not in bounds.keep:
                 problem(sample.key, doubts.kind_of(doubt), f"is {doubt}")
     language = str(facts.get("language", ""))
     if facts.get("speaker"):
         result.speakers.setdefault((language, str(facts["speaker"])), sample.key)
-    result.texts.setdefault((language, same(facts["text"])), sample.key)
+    if facts["text"].strip():
+        result.texts.setdefault((language, same(facts["text"])), sample.key)
     return seconds
 
 

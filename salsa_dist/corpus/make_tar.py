@@ -19,7 +19,7 @@ from salsa_dist.corpus import doubts
 from salsa_dist.corpus.recipes import load_recipe
 from salsa_dist.corpus.text import clean
 from salsa_dist.corpus.utterance import Ask, Utterance
-from salsa_dist.corpus.writer import Packed, write_tar
+from salsa_dist.corpus.writer import Packed, marks, write_tar
 from salsa_dist.data.audio import BadAudio, channels, flac, kind_of, mono, resample, resampler
 from salsa_dist.data.file_hash import sha256_of
 from salsa_dist.data.index import Entry, Shard
@@ -121,7 +121,7 @@ def _packed(task: Task, dropped: list[tuple[str, str]]) -> Iterator[Packed]:
 def _pack(utterance: Utterance, task: Task) -> Packed:
     """Make one sample. Raises: UserError: the reason why not; the part before the colon is the kind."""
     text = clean(utterance.text)
-    if not text:
+    if not text and utterance.speech:
         raise UserError("no text")
     audio_of = getattr(load_recipe(task.recipe), "audio_of", None)
     try:
@@ -154,7 +154,7 @@ def _pack(utterance: Utterance, task: Task) -> Packed:
         raise UserError(f"not a kind that shards hold: {kind}")
     seconds = len(several) / rate
     if seconds >= ask.min_seconds:
-        _refuse(doubts.of_audio(several, rate, text), ask)
+        _refuse(doubts.of_audio(several, rate, text, utterance.speech), ask)
         if not as_it_came:
             audio, rate = resample(mono(several), rate, ask.rate or rate), ask.rate or rate
             raw, seconds = flac(audio, rate), len(audio) / rate
@@ -169,6 +169,7 @@ def _pack(utterance: Utterance, task: Task) -> Packed:
         "seconds": seconds,
         "licence": task.licence,
         "source": task.source,
+        **marks(utterance),
     }
     if utterance.extra:
         facts["extra"] = dict(utterance.extra)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from salsa_dist.corpus.utterance import Ask, Corpus, Drops, Utterance, key, split_in
+from salsa_dist.data.shards import MAX_WEIGHT
 from salsa_dist.errors import UserError
 
 NAMES: dict[str, tuple[str, ...]] = {
@@ -35,6 +36,8 @@ NAMES: dict[str, tuple[str, ...]] = {
     "end": ("end",),
     "duration": ("duration",),
     "channel": ("channel",),
+    "speech": ("speech",),
+    "loss_weight": ("loss_weight",),
 }
 MAX_LINE = 16 << 20  # characters; what is longer is no line of a manifest
 MAX_EXTRA, MAX_WORD = 32, 200  # columns of a row, and letters of a name or a text, that go along
@@ -153,14 +156,15 @@ def corpus(rows: Iterable[Row], ask: Ask, source: str) -> Corpus:
     lacking: dict[str, UserError] = {}
     for row in rows:
         language = _text(row, ask, "language") or ask.language or "any"
-        missing = next((field for field in ("audio", "text") if not _given(row, ask, field)), None)
+        needed = ("audio", "text") if _speech(row, ask) else ("audio",)
+        missing = next((field for field in needed if not _given(row, ask, field)), None)
         if missing:
             lacking.setdefault(missing, _lacks(row, missing))
             if ask.wants(language):
                 drops.add(language, f"no {missing}", row.place)
             continue
         utterance = to_utterance(row, ask)
-        if utterance.text.strip():
+        if utterance.text.strip() or not utterance.speech:
             if not _text(row, ask, "key"):
                 unnamed.append(len(found))
                 if _elsewhere(row, ask):
@@ -177,6 +181,18 @@ def corpus(rows: Iterable[Row], ask: Ask, source: str) -> Corpus:
 
 def _given(row: Row, ask: Ask, field: str) -> bool:
     return _value(row, ask, field) not in (None, "") and _text(row, ask, field) is not None
+
+
+def _speech(row: Row, ask: Ask) -> bool:
+    """False where the row says that nobody speaks."""
+    return (_text(row, ask, "speech") or "").strip().lower() not in ("false", "no", "0")
+
+
+def _weight(row: Row, ask: Ask) -> float:
+    weight = _number(row, ask, "loss_weight")
+    if weight is not None and not 0 <= weight <= MAX_WEIGHT:
+        raise UserError(f"{row.place}: loss_weight is {weight:g}: it must be from 0 to {MAX_WEIGHT:g}")
+    return 1.0 if weight is None else weight
 
 
 def _elsewhere(row: Row, ask: Ask) -> bool:
@@ -222,7 +238,8 @@ def to_utterance(row: Row, ask: Ask) -> Utterance:
     audio, text = _text(row, ask, "audio"), _text(row, ask, "text")
     if not audio:
         raise _lacks(row, "audio")
-    if text is None:
+    speech = _speech(row, ask)
+    if text is None and speech:
         raise _lacks(row, "text")
     language = _text(row, ask, "language") or ask.language
     if not language:
@@ -239,7 +256,7 @@ def to_utterance(row: Row, ask: Ask) -> Utterance:
     return Utterance(
         key=key(named) if named else _key_of(place, start),
         audio=row.file.parent / audio,
-        text=text,
+        text=text or "",
         language=language,
         speaker=_text(row, ask, "speaker") or None,
         split=split_in(split) if split else split_in(row.file.name),
@@ -249,6 +266,8 @@ def to_utterance(row: Row, ask: Ask) -> Utterance:
         table=row.file,
         line=row.number,
         extra=words_and_numbers(_others(row, ask)),
+        speech=speech or bool((text or "").strip()),
+        loss_weight=_weight(row, ask),
     )
 
 
@@ -298,7 +317,8 @@ def _number(row: Row, ask: Ask, field: str) -> float | None:
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):
-        raise UserError(f"{row.place}: {field} is {value!r}, no number of seconds")
+        unit = "" if field == "loss_weight" else " of seconds"
+        raise UserError(f"{row.place}: {field} is {value!r}, no number{unit}")
     return number
 
 

@@ -47,7 +47,7 @@ def deal(utterances: Iterable[Utterance], ask: Ask) -> tuple[dict[str, list[Utte
         how.append(BY_SPEAKER if by_speaker else BY_TEXT)
         units: dict[str, list[Utterance]] = {}
         for utterance in left:
-            unit = str(utterance.speaker) if by_speaker else same(utterance.text)
+            unit = str(utterance.speaker) if by_speaker else same(utterance.text) or utterance.key
             units.setdefault(unit, []).append(utterance)
         for split, part in _deal_units(units, len(left), ask, by_speaker).items():
             parts[split] += part
@@ -55,8 +55,11 @@ def deal(utterances: Iterable[Utterance], ask: Ask) -> tuple[dict[str, list[Utte
 
 
 def may_share(how: str) -> str | None:
-    """What splits made by `how` may have in common: "speaker", "text" or nothing (None)."""
-    return {BY_SPEAKER: "text", BY_TEXT: "speaker"}.get(how)
+    """What splits made by `how` may have in common: "speaker", "text" or nothing (None).
+
+    A recipe that splits by itself says more after a comma: "by text, in whole levels".
+    """
+    return {BY_SPEAKER: "text", BY_TEXT: "speaker"}.get(how.partition(",")[0])
 
 
 def shuffled(utterances: Sequence[Utterance], seed: int) -> list[Utterance]:

@@ -2,7 +2,8 @@
 
 rows(index) ──► [{"language", "split", "shards", "samples", "hours", "mean_s", "p5_s", "p50_s",
                   "p95_s", "longest_s", "megabytes"}]        a row per language and split
-counts(index) ─► {"dropped": {"en": {"no text": 3}}, "touched": {"en": {"noises": 41}}}    utterances
+counts(index) ─► {"dropped": {"en": {"no text": 3}}, "touched": {"en": {"noises": 41}},
+                  "marked": {"en": {"without speech": 20}}}                               utterances
 """
 
 from __future__ import annotations
@@ -43,8 +44,9 @@ def rows(index: ShardIndex) -> list[dict[str, Any]]:
 
 
 def counts(index: ShardIndex) -> dict[str, dict[str, dict[str, int]]]:
-    """Utterances of each language that were dropped, by reason, and that a rule for texts changed."""
-    return {name: index.recipe.get(name, {}) for name in ("dropped", "touched")}
+    """Utterances of each language that were dropped, by reason; that a rule for texts changed; and that
+    have no speech, or a weight of their own."""
+    return {name: index.recipe.get(name, {}) for name in _COUNTED}
 
 
 def said(index: ShardIndex) -> str:
@@ -88,7 +90,7 @@ def _grouped(lines: list[list[str]]) -> list[str]:
 
 
 WIDTH = 80  # columns of a terminal
-_COUNTED = {"dropped": "dropped", "touched": "texts changed"}
+_COUNTED = {"dropped": "dropped", "touched": "texts changed", "marked": "marked"}
 _SHOWN = ["language", "split", "shards", "samples", "hours", "p5_s", "p50_s", "p95_s", "longest_s"]
 _SHOWN.append("megabytes")
 

@@ -45,6 +45,8 @@ class Utterance:
         row: place in a file that holds many recordings; None for other files.
         table, line: where the corpus says all this, for errors; None where no file of its own does.
         extra: further facts, kept in the sample's JSON.
+        speech: false where nobody speaks: the text is empty, and training teaches just that.
+        loss_weight: what the clip's loss is multiplied by in training.
     """
 
     key: str
@@ -60,6 +62,8 @@ class Utterance:
     table: Path | None = None
     line: int | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+    speech: bool = True
+    loss_weight: float = 1.0
 
     @property
     def place(self) -> str:

@@ -54,7 +54,10 @@ def windows(
 
 
 def joined(clips: Sequence[Clip]) -> Clip:
-    """One clip made of `clips`, in order, with pauses, and spaces between transcripts."""
+    """One clip made of `clips`, in order, with pauses, and spaces between transcripts.
+
+    All have the same weight, which is the weight of the whole.
+    """
     if len(clips) == 1:
         return clips[0]
     audio = [part for clip in clips for part in (_PAUSE, clip.audio)][1:]
@@ -62,5 +65,6 @@ def joined(clips: Sequence[Clip]) -> Clip:
         clips[0],
         key=" + ".join(clip.key for clip in clips),
         audio=np.concatenate(audio),
-        text=" ".join(clip.text.strip() for clip in clips),
+        text=" ".join(clip.text.strip() for clip in clips if clip.speech),
+        speech=any(clip.speech for clip in clips),
     )

@@ -11,11 +11,13 @@ of ranks and workers.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from torch.utils.data import get_worker_info
 
+from salsa_dist.data.audio import Audio
 from salsa_dist.data.augment import Augment
 from salsa_dist.data.clip import Clip
 from salsa_dist.data.index import Entry, Shard, ShardIndex
@@ -68,7 +70,13 @@ def read_clip(folder: Folder, shard: Shard, entry: Entry, row: int = -1) -> Clip
     if isinstance(raw, BadSample):
         raise raw
     audio, facts = read_sample(raw, path, entry.key)
-    return Clip(entry.key, audio, str(facts["text"]), shard.language, row, facts)
+    return clip_of(entry.key, audio, facts, shard.language, row)
+
+
+def clip_of(key: str, audio: Audio, facts: Mapping[str, Any], language: str, row: int = -1) -> Clip:
+    """What `read_sample` gave, as a clip."""
+    text, weight = str(facts["text"]), float(facts.get("loss_weight", 1.0))
+    return Clip(key, audio, text, language, row, facts, speech=bool(text.strip()), weight=weight)
 
 
 def read_samples(
@@ -164,7 +172,8 @@ class ClipReader:
                 raise raw
             audio, facts = read_sample(raw, path, sample.entry.key)
             # Its `row` comes later, from `StepBatches`: adapters share what is read.
-            clip = Clip(sample.entry.key, audio, str(facts["text"]), sample.shard.language)
+            clip = clip_of(sample.entry.key, audio, facts, sample.shard.language)
+            clip = replace(clip, facts={})  # held until its step
             if clip.seconds > self.max_seconds + 1e-6:
                 claimed = f"{sample.entry.seconds:.1f} s in the index"
                 why = f"lasts {clip.seconds:.1f} s, {claimed}: more than the audio window"
@@ -178,7 +187,7 @@ class ClipReader:
             return None
         if self.augment is not None:
             changed = self.augment(audio, self.plan.seed, clip.key, sample.epoch, self.max_seconds)
-            clip = Clip(clip.key, changed, clip.text, clip.language)
+            clip = replace(clip, audio=changed)
         return clip, sample
 
     def _bytes(self, t: int, sample: Sample) -> Bytes | BadSample:
@@ -275,12 +284,14 @@ def first_clips(
     window_s: float,
     split: str = "train",
 ) -> list[Clip]:
-    """The first clips of a language and split that fit the window, in the order of the shards."""
+    """The first clips with speech of a language and split that fit the window, in the order of the
+    shards."""
     clips: list[Clip] = []
     for shard in index.select(split, language):
         for entry in shard.entries:
             if len(clips) == count:
                 return clips
             if entry.seconds <= window_s:
-                clips.append(read_clip(folder, shard, entry))
+                clip = read_clip(folder, shard, entry)
+                clips += [clip] if clip.speech else []
     return clips

@@ -6,6 +6,9 @@ A shard is a plain WebDataset tar; a sample is a few files that lie side by side
     KEY.flac    mono, 16 bit                     KEY.wav     or flac, mp3, ogg, opus; any rate
     KEY.json    {"text", "language", …}          KEY.txt     or KEY.json with a text
 
+In both, `"speech": false` in the JSON of a clip in which nobody speaks allows an empty text, and
+`"loss_weight": 2` weighs a clip in training.
+
     Entry(offset, length) ──read_ranges──► bytes ──read_sample──► (samples,) float32, {text, …}
 
 What else a foreign tar holds is skipped unread; what can run code when decoded (pickles and their
@@ -33,6 +36,7 @@ from salsa_dist.errors import UserError
 from salsa_dist.places import Remote
 
 MAX_BYTES = 256 << 20  # of one sample in the tar: 600 s of 48 kHz stereo fit
+MAX_WEIGHT = 1000.0
 READ_BYTES = 64 << 20  # of one read; a sample may take more
 AUDIO_KINDS = ("flac", "wav", "mp3", "ogg", "opus")
 KINDS = (*AUDIO_KINDS, "json", "txt")
@@ -250,7 +254,12 @@ def read_facts(files: Mapping[str, Bytes], shard: Named, key: str | None) -> dic
     text = next((facts[f] for f in TEXT_FIELDS if f in facts), None) if type(facts) is dict else None
     if not isinstance(text, str):
         raise BadSample(shard, key, "has no text in its JSON, and no .txt", "transcript")
-    if not text.strip():
-        raise BadSample(shard, key, "has an empty transcript", "transcript")
+    if not text.strip() and facts.get("speech") is not False:
+        why = 'has an empty transcript, and no "speech": false in its JSON'
+        raise BadSample(shard, key, why, "transcript")
+    weight = facts.get("loss_weight", 1.0)
+    if type(weight) not in (int, float) or not 0 <= weight <= MAX_WEIGHT:
+        why = f"has the loss_weight {weight!r}: it must be a number from 0 to {MAX_WEIGHT:g}"
+        raise BadSample(shard, key, why, "bounds")
     facts["text"] = text
     return facts

@@ -36,6 +36,8 @@ class Hypothesis(Record):
     reference: str
     hypothesis: str
     finished: bool
+    scale: float = 1.0
+    """What the adapter's vectors were multiplied by."""
     fields: dict[str, str | int | float | bool] = Field(default_factory=dict)
     """What else the shards say of the clip."""
 
@@ -66,7 +68,8 @@ def hypotheses(run: Path) -> list[Hypothesis]:
     for path in RunFolder(run).transcripts():
         for where, tree in jsonl.lines(path, SCHEMA, _advice(run), whole=True):
             h = parsed(Hypothesis, tree, where, _advice(run))
-            newest[h.language, h.split, h.method, h.adapter or "", h.window_s, h.key] = h
+            place = h.language, h.split, h.method, h.adapter or "", h.window_s, h.scale, h.key
+            newest[place] = h
     return [newest[place] for place in sorted(newest)]
 
 

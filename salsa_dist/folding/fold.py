@@ -26,12 +26,14 @@ from salsa_dist.errors import UserError
 from salsa_dist.folding.approximate import Approximate, biases_set
 from salsa_dist.folding.targets import Map, Target, maps, scaled, targets
 from salsa_dist.new_folder import made_beside
+from salsa_dist.speech_llms.inspection import read_config
 from salsa_dist.speech_llms.load import (
     CHECKPOINT_FILES,
     SpeechLLM,
     load_speech_llm,
     source_folder,
 )
+from salsa_dist.speech_llms.quantization import own_method
 from salsa_dist.speech_llms.weight_files import StoredTensor
 from salsa_dist.steering.adapter_folder import known_as
 from salsa_dist.steering.blocks import layer_of
@@ -94,6 +96,11 @@ def fold(
             "--approximate"
         )
     refuse_taken(out)
+    if kind := own_method(read_config(base, revision)):
+        raise UserError(
+            f"base {base} can't be folded into: its weights are quantised ({kind}); fold into the "
+            "checkpoint that it was made of"
+        )
     files = load_speech_llm(base, revision=revision, filled=False).sources
     if files is None:
         raise UserError(

@@ -296,3 +296,24 @@ def text_normaliser(clean: Callable[[str], str]) -> Callable[[str], str]:
     normaliser.clean = clean
     normalise: Callable[[str], str] = normaliser
     return normalise
+
+
+def quantized_weights(model: Any) -> list[str]:
+    """Names of the weights that torchao or bitsandbytes quantise in transformers: linear, not the head.
+
+    Assumes that `get_modules_to_not_convert` and `should_convert_module` say which modules stay as they
+    are.
+
+    Seen: transformers 5.17 and 5.24.
+    Else: an ImportError that names the version, where a quantised base is planned.
+    Test: test_planned_weights_are_the_quantised
+    """
+    from transformers.quantizers.base import HfQuantizer
+    from transformers.quantizers.quantizers_utils import should_convert_module
+
+    kept: Any = HfQuantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
+    return [
+        f"{name}.weight"
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and should_convert_module(name, kept)
+    ]

@@ -171,7 +171,7 @@ class Solver:
         weight = next(model.parameters())
         try:
             model(
-                **family.training_batch([clip]).to(weight.device, weight.dtype).inputs, use_cache=False
+                **family.training_batch([clip]).to(weight.device, model.dtype).inputs, use_cache=False
             )
         finally:
             hook.remove()

@@ -218,9 +218,9 @@ def _int8(plan: Plan, placement: PlacementConfig, section: str) -> list[str]:
     ]
     if plan.shape.quantized:
         problems.append(
-            f"base {plan.shape.name} is quantised ({plan.shape.quantized}), and cut over ranks its "
-            f"weights may not come back as they were: set {section}.kind=replicate, or take a base in "
-            "bfloat16"
+            f"base {plan.shape.name} is quantised ({plan.shape.quantized}), and its weights can't be "
+            f"partitioned or offloaded: set {section}.kind=replicate and {section}.offload=none, or "
+            "take it in bfloat16"
         )
     return problems
 

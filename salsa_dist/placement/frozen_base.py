@@ -29,6 +29,7 @@ from salsa_dist.placement.zero import ZeroShards
 from salsa_dist.planner.ds_settings import ds_settings
 from salsa_dist.speech_llms.batch import AdapterBatch
 from salsa_dist.speech_llms.load import SpeechLLM
+from salsa_dist.speech_llms.quantization import bytes_of
 from salsa_dist.steering.bank import Bank
 from salsa_dist.steering.sites import output_head, whole_layers
 
@@ -61,10 +62,8 @@ class FrozenBase:
         self.ranks = ranks
         self.kind = placement.kind
         self.size = group_size(placement.kind, ranks)
-        self.dtype = next(self.model.parameters()).dtype
-        self.base_bytes = sum(
-            t.numel() * t.element_size() for t in [*self.model.parameters(), *self.model.buffers()]
-        )
+        self.dtype = self.model.dtype
+        self.base_bytes = bytes_of(self.model)
         self.zero: ZeroShards | None = None
         if self.size > 1 or placement.offload != "none":
             settings = ds_settings(

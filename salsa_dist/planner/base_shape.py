@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from salsa_dist.libraries.transformers import without_weights
 from salsa_dist.planner.modules import Module, modules_of
 from salsa_dist.speech_llms.inspection import class_of, read_config
 from salsa_dist.speech_llms.load import FAMILIES
+from salsa_dist.speech_llms.quantization import LIBRARIES, own_method, planned_bytes, refuse_twice
 from salsa_dist.speech_llms.reading_base import NO_MODEL, reading_base
 from salsa_dist.speech_llms.weight_files import cached_safetensors_files, read_header
 from salsa_dist.speech_llms.window import longest, shorten
@@ -43,15 +44,16 @@ _HEADER_TYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.floa
 
 @dataclass(frozen=True)
 class Weight:
-    """One parameter: its name, its number of elements, the bytes of one."""
+    """One parameter: its name, its number of elements, the bytes of one; of a quantised one, of all."""
 
     name: str
     numel: int
     itemsize: int
+    quantized: int | None = None
 
     @property
     def bytes(self) -> int:
-        return self.numel * self.itemsize
+        return self.numel * self.itemsize if self.quantized is None else self.quantized
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,9 @@ class BaseShape:
         encoder_decoder: text goes to a decoder by itself, and audio by cross-attention (Whisper).
         encoder_tokens: rows of an encoder built for one window; None: it takes any length.
         stored: bytes of the weights on disk, as the headers say; None: only a config is at hand.
-        quantized: the checkpoint's own quantisation method, if any.
+        quantized: how its linear weights are quantised, while loading or in the checkpoint; None: they
+            are not.
+        held: bytes of the weights of a checkpoint that is quantised; None: as `weights` say.
     """
 
     name: str
@@ -95,6 +99,7 @@ class BaseShape:
     encoder_tokens: int | None
     stored: int | None
     quantized: str | None
+    held: int | None = None
 
     @property
     def parameters(self) -> int:
@@ -103,7 +108,8 @@ class BaseShape:
     @property
     def bytes(self) -> int:
         """Bytes of the whole base on one device: parameters and buffers."""
-        return sum(w.bytes for w in self.weights) + self.buffer_bytes
+        weights = sum(w.bytes for w in self.weights) if self.held is None else self.held
+        return weights + self.buffer_bytes
 
     def counts(self) -> dict[str, int]:
         """Layers of each component and its blocks, as `select` wants them."""
@@ -128,6 +134,7 @@ def read_shape(
     *,
     revision: str | None = None,
     dtype: str | None = None,
+    quantization: str | None = None,
     window_s: float | None = None,
     layers: dict[str, str] | None = None,
 ) -> BaseShape:
@@ -137,11 +144,13 @@ def read_shape(
         name: folder with a checkpoint or only its config.json, or a hub name.
         revision: hub branch, tag or commit.
         dtype: precision of a run; None: as stored, or bfloat16 where no weights are at hand.
+        quantization: as `load_speech_llm` takes it; its library need not be installed.
         window_s: audio window in seconds; None: the base's own.
         layers: paths of layer lists that are not found by structure.
 
     Raises:
-        UserError: no such base, one that transformers does not know, or headers that can't be read.
+        UserError: no such base, one that is quantised already or that transformers does not know,
+            or headers that can't be read.
     """
     name = os.path.expanduser(str(name))
     config = read_config(name, revision)
@@ -150,9 +159,12 @@ def read_shape(
     model = build_empty(config, name, dtype)
     if window_s is not None:
         _cut_window(model, config, window_s)
-    return shape_of(
-        model, name, dtype, layers, stored=stored, quantized=_quantized(config), config=config
+    own = own_method(config)
+    refuse_twice(name, quantization, own)
+    shape = shape_of(
+        model, name, dtype, layers, stored=stored, quantized=quantization or own, config=config
     )
+    return shape if own is None else replace(shape, held=stored)
 
 
 def build_empty(config: Any, name: str, dtype: str) -> nn.Module:
@@ -187,11 +199,12 @@ def shape_of(
     config = model.config if config is None else config
     encoder_tokens = _window_rows(model)
     head = output_head(model)
+    smaller = planned_bytes(model, quantized) if quantized in LIBRARIES else {}
     return BaseShape(
         name=name,
         architecture=type(model).__name__,
         dtype=dtype,
-        weights=tuple(Weight(n, p.numel(), p.element_size()) for n, p in named),
+        weights=tuple(Weight(n, p.numel(), p.element_size(), smaller.get(n)) for n, p in named),
         buffer_bytes=sum(b.numel() * b.element_size() for b in model.buffers()),
         modules=tuple(modules_of(model, order, lists, number, head, config)),
         layers=tuple(Layer(site, output_width(module)) for site, module in order),
@@ -227,14 +240,6 @@ def _cut_window(model: Any, config: Any, window_s: float) -> None:
 
 def _is_cut(config: Any) -> bool:
     return config.model_type in ("whisper", "qwen2_audio")
-
-
-def _quantized(config: Any) -> str | None:
-    own = getattr(config, "quantization_config", None)
-    if own is None:
-        return None
-    tree = own if isinstance(own, dict) else own.to_dict()
-    return str(tree.get("quant_method", "unknown"))
 
 
 def _stored(name: str, revision: str | None) -> tuple[int | None, str | None]:

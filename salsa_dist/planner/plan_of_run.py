@@ -58,7 +58,12 @@ def shape_of_run(config: Config, training: bool = True) -> BaseShape:
     if dtype == "auto":  # of a run that has not begun; plans are for GPUs
         dtype = "float32" if config.device == "cpu" else None
     return read_shape(
-        base.name, revision=base.revision, dtype=dtype, window_s=window, layers=base.layers
+        base.name,
+        revision=base.revision,
+        dtype=dtype,
+        quantization=base.quantization,
+        window_s=window,
+        layers=base.layers,
     )
 
 

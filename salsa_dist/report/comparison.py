@@ -11,6 +11,7 @@ comparison
 ├── beside      each other method with the SALSA of the nearest number of trained numbers
 ├── by          cells again, of the parts that a field of the shards makes, such as age
 ├── forgetting  each adapter in the languages that it was not trained in
+├── scales      error rates of adapters by the scale of their vectors
 ├── untouched   the base with adapters off beside the base without any
 ├── sites       gain of each choice of sites: single layers, halves, thirds, LLM
 ├── minutes     gain against minutes of training speech
@@ -34,7 +35,7 @@ from typing import Any
 from salsa_dist.evaluation.transcripts import BARE, ZERO_SHOT, Hypothesis
 from salsa_dist.metrics import intervals, normalise
 from salsa_dist.metrics.error_rates import METRICS, corpus_rate
-from salsa_dist.report import examples, fields, results
+from salsa_dist.report import examples, fields, results, scales
 from salsa_dist.report.cases import Case, read_cases, read_runs, scored
 from salsa_dist.report.results import Result, cell_of, results_of
 from salsa_dist.report.run_files import RunFiles, read_run
@@ -131,6 +132,9 @@ def tree_of(
         "forgetting": [
             {**cell_of(result), "trained_in": "+".join(result.case.learned)}
             for result in forgetting(found)
+        ],
+        "scales": [
+            row for run, file in zip(runs, files, strict=True) for row in scales.rows_of(run, file)
         ],
         "untouched": [
             row for run, file in zip(runs, files, strict=True) for row in untouched(run, file)

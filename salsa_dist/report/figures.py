@@ -13,7 +13,7 @@ from typing import Any
 
 from salsa_dist.evaluation.transcripts import ZERO_SHOT
 from salsa_dist.methods.registry import METHODS, steers
-from salsa_dist.report import gain_plots, plots, tables
+from salsa_dist.report import gain_plots, plots, scales, tables
 from salsa_dist.report.comparison import thinned
 from salsa_dist.report.gain_plots import Gain, Trained
 from salsa_dist.report.one_run import Report
@@ -38,6 +38,7 @@ def run_figures(report: Report) -> dict[str, str]:
         figures[f"dev_{rate}"] = plots.dev_rates(rate.upper(), curves)
     if any(norms.values()):
         figures["norms"] = plots.site_norms(norms)
+    _scale_figure(report.tree, figures)
     if cosines:
         names = list(cosines)
         figures["cosines"] = plots.cosines(names, [[cosines[a][b] for b in names] for a in names])
@@ -67,6 +68,7 @@ def comparison_figures(comparison: Mapping[str, Any]) -> tuple[dict[str, str], d
     best_of_kind = {row["kind"]: row["method"] for row in reversed(ranked)}
     shown = [row["method"] for row in ranked if best_of_kind[row["kind"]] == row["method"]]
     _gain_figures(comparison, figures, about)
+    _scale_figure(comparison, figures)
     rows: dict[str, list[plots.Point]] = defaultdict(list)
     for cell in comparison["cells"]:
         cer, zero_shot = cell["cer"], cell["method"] == ZERO_SHOT
@@ -102,6 +104,11 @@ def comparison_figures(comparison: Mapping[str, Any]) -> tuple[dict[str, str], d
         about["cosines"] = method
         figures["cosines"] = plots.cosines(names, [[pair[a, b] for b in names] for a in names])
     return figures, about
+
+
+def _scale_figure(tree: Mapping[str, Any], figures: dict[str, str]) -> None:
+    if curves := scales.curves_of(tree["scales"]):
+        figures["scales"] = plots.rates_by_scale(curves)
 
 
 def _gain_figures(

@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from salsa_dist.metrics import error_rates, normalise
-from salsa_dist.report import numbers, tables
+from salsa_dist.report import numbers, scales, tables
 from salsa_dist.report.figures import comparison_figures, run_figures
 from salsa_dist.report.one_run import Report
 
@@ -59,6 +59,7 @@ def _page(
         by=_by(c),
         forgetting=_forgetting(c, each=report is not None),
         untouched=_untouched(c),
+        scales=scales.table_of(c["scales"]),
         cost=_cost(c),
         windows=sorted({cell["window_s"] for cell in cells}),
         tests={

@@ -6,7 +6,7 @@
     │                                     (run/events.py)
     ├── adapters/NAME/adapter.safetensors, or another method's tuned.safetensors
     │                                  -> .adapters, in the config's order
-    └── evaluation/*.jsonl             -> .hypotheses (evaluation/transcripts.py)
+    └── evaluation/*.jsonl             -> .hypotheses, .scaled (evaluation/transcripts.py)
         └── summary.json               -> .evaluation, if it is there (evaluation/summary.py)
 
 A run that was not evaluated has no hypotheses; whatever else is missing or damaged is a `UserError`
@@ -58,6 +58,8 @@ class RunFiles(History):
     config_text: str
     adapters: list[AdapterFile]
     hypotheses: list[Hypothesis]
+    scaled: list[Hypothesis]
+    """Those of adapters at other scales than 1."""
     evaluation: EvaluationSummary | None
 
 
@@ -70,12 +72,14 @@ def read_run(run: Path) -> RunFiles:
             f"{config_file} is missing, so {run} is not a run: make one with `salsa-dist train CONFIG`"
         )
     config = load_config(config_file)
+    every = transcripts.hypotheses(run)
     return RunFiles(
         **vars(history(run)),
         config=config,
         config_text=config_file.read_text(encoding="utf-8"),
         adapters=_adapters(run, config, folder.command("train")),
-        hypotheses=transcripts.hypotheses(run),
+        hypotheses=[h for h in every if h.scale == 1],
+        scaled=[h for h in every if h.scale != 1],
         evaluation=summary.read(run),
     )
 

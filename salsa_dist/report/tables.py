@@ -2,9 +2,9 @@
 normaliser is a CSV's last column and a LaTeX file's first line.
 
 comparison ──comparison_csv──> {"comparison": text, "comparison-by": …, "comparison-forgetting": …,
-                                "comparison-mixed": …}
+                                "comparison-mixed": …, "comparison-scales": …}
            ──comparison_latex> error rates, and gains; methods by languages, the best in bold
-report     ──report_csv──────> {"report": text, "report-by": …, "report-mixed": …}
+report     ──report_csv──────> {"report": text, "report-by": …, "report-mixed": …, "report-scales": …}
            ──report_latex────> a row per language, adapter and window
 """
 
@@ -47,12 +47,14 @@ def comparison_csv(comparison: Mapping[str, Any]) -> dict[str, str]:
         for row in comparison["forgetting"]
     ]
     files["comparison-mixed"] = _mixed(comparison["cells"])
+    files["comparison-scales"] = comparison["scales"]
     return _texts(files, comparison)
 
 
 def report_csv(report: Mapping[str, Any]) -> dict[str, str]:
     """Like `comparison_csv`, for the rows of report.json."""
     files = {"report": report["results"], "report-by": report["by"]}
+    files["report-scales"] = report["scales"]
     return _texts({**files, "report-mixed": _mixed(report["cells"])}, report)
 
 

@@ -50,7 +50,7 @@ def listen(
             stack.callback(speech_llm.sites[site].register_forward_hook(hook(site)).remove)
         for clip in clips:
             made = speech_llm.family.training_batch([clip])
-            speech_llm.model(**made.to(device, weight.dtype).inputs, use_cache=False)
+            speech_llm.model(**made.to(device, speech_llm.model.dtype).inputs, use_cache=False)
 
 
 def activation_sizes(

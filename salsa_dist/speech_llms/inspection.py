@@ -25,8 +25,19 @@ from torch import nn
 from salsa_dist.errors import UserError
 from salsa_dist.libraries.transformers import listed_class, without_weights
 from salsa_dist.speech_llms.any_chat import AnyChat, refuse_others
-from salsa_dist.speech_llms.load import base_revision, family_of, load_processor, takes_audio
+from salsa_dist.speech_llms.family import Checkpoint, FamilyOptions
+from salsa_dist.speech_llms.load import (
+    base_revision,
+    family_of,
+    refuse_other_weights,
+    takes_audio,
+)
 from salsa_dist.speech_llms.noise_inputs import noise_inputs
+from salsa_dist.speech_llms.processor import (
+    load_processor,
+    refuse_failing,
+    refuse_other_features,
+)
 from salsa_dist.speech_llms.reading_base import NO_MODEL, reading_base
 from salsa_dist.steering.probe import SiteReport, probe
 from salsa_dist.steering.sites import find_layers, site_modules
@@ -104,9 +115,9 @@ def inspect_base(
             f"base {name} is a {model_class.__name__}, which takes no audio: name a speech-LLM"
         )
     has_weights = _has_weights(Path(name))
-    lacks = _lacks(name, revision, config) if has_weights else ""
     model = _load(name, revision, model_class) if has_weights else _empty(config, model_class, name)
     model.eval().requires_grad_(False)
+    lacks = _lacks(name, revision, model) if has_weights else ""
     if has_weights:
         reports = probe(site_modules(model, layers), model, noise_inputs(model))
     else:
@@ -124,14 +135,18 @@ def inspect_base(
     )
 
 
-def _lacks(name: str, revision: str | None, config: Any) -> str:
+def _lacks(name: str, revision: str | None, model: Any) -> str:
     """What a base with weights lacks for training: its processor's files, or what they should tell
     where it has no family file; "": nothing."""
+    config = model.config
     family = family_of(config.model_type)
     try:
         processor = load_processor(name, (name, revision), family.load_processor)
+        refuse_other_features(name, config, processor)
         if family is AnyChat:
             refuse_others(name, config, processor)
+        checkpoint = Checkpoint(name, config, processor, getattr(model, "generation_config", None))
+        refuse_failing(name, family(checkpoint, FamilyOptions(None, None, {}, 1)))
     except UserError as e:
         return str(e)
     return ""
@@ -199,9 +214,16 @@ def _has_weights(folder: Path) -> bool:
 
 def _load(name: str, revision: str | None, model_class: Any) -> Any:
     with reading_base(name):
-        return model_class.from_pretrained(
-            name, revision=revision, dtype=torch.float32, use_safetensors=True
+        model, info = model_class.from_pretrained(
+            name,
+            revision=revision,
+            dtype=torch.float32,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
         )
+    refuse_other_weights(name, model, info)
+    return model
 
 
 def _empty(config: Any, model_class: Any, name: str) -> nn.Module:

@@ -142,10 +142,9 @@ class Whisper(EncoderDecoder):
         return replace(self._batch(clips, {}), shared=shared)
 
     def text_ids(self, clip: Clip) -> list[int]:
-        """The transcript's token ids with the end-of-text; empty for a clip without a transcript."""
         text = clip.text.strip()
         if not text:
-            return []
+            return self.nothing_said(clip)
         # Whisper's transcripts begin with a space where words are written with one.
         space = "" if languages.has_no_spaces(self.announced(clip.language)) else " "
         return self.spelled(clip, space + text)
@@ -231,7 +230,7 @@ class Whisper(EncoderDecoder):
                 row is dropped.
         """
         weight = next(model.parameters())
-        batch = batch.to(weight.device, weight.dtype)
+        batch = batch.to(weight.device, model.dtype)
         begun = batch.inputs.get("decoder_input_ids")
         prompt = len(self.prompt(self.languages[0])) if begun is None else begun.shape[1]
         max_new_tokens = min(max_new_tokens, self.max_tokens - prompt)

@@ -60,12 +60,14 @@ class BaseFacts(_Facts):
         revision: hub commit, or a hash of the folder.
         architecture: transformers class of the model.
         model_type: of its config.
+        quantization: how it was quantised while it was loaded.
     """
 
     name: _Name = ""
     revision: _Name = ""
     architecture: _Name = ""
     model_type: _Name = ""
+    quantization: _Name = ""
 
 
 class DataFacts(_Facts):
@@ -180,6 +182,8 @@ def files_of(
     except ValidationError as e:
         raise UserError(f"adapter {label} can't be saved: {first_problem(e)}") from e
     tree = full.model_dump(mode="json", by_alias=True)
+    if not full.base.quantization:
+        del tree["base"]["quantization"]  # releases that do not know it refuse what they do not know
     return {
         VECTORS: raw,
         FACTS: (json.dumps(tree, indent=2, ensure_ascii=False) + "\n").encode(),

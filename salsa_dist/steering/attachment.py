@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from salsa_dist.errors import UserError
+from salsa_dist.log import log
 from salsa_dist.steering.adapter_folder import known_as
 from salsa_dist.steering.bank import AdapterSpec, Bank
 from salsa_dist.steering.rules.registry import rule_named
@@ -81,6 +82,7 @@ def describe(model: Any) -> dict[str, str]:
         "revision": model.revision if loaded_by_us(model) else "",
         "architecture": type(module).__name__,
         "model_type": getattr(getattr(module, "config", None), "model_type", None) or "",
+        "quantization": (loaded_by_us(model) and model.quantization) or "",
     }
 
 
@@ -116,6 +118,9 @@ def fitting_sites(
             f"{label} was made for another base, {made_for['base'] or 'not named'}: "
             f"{', '.join(differ)}; use its own base, or force it if you know that it fits"
         )
+    if made_for["quantization"] != here["quantization"] and loaded_by_us(model):
+        own, this = _quantised(made_for["quantization"]), _quantised(here["quantization"])
+        log.warning(f"{label} was made for its base {own}, and this one is {this}")
     module = module_of(model)
     # What `load_speech_llm` returns has found its layer lists.
     lists = model.layer_lists if loaded_by_us(model) else find_layers(module)
@@ -133,6 +138,10 @@ def fitting_sites(
                 f"{parts * widths[site]}: use the base that it was trained on"
             )
     return sites
+
+
+def _quantised(kind: str) -> str:
+    return f"quantised as {kind}" if kind else "as it is stored"
 
 
 def module_of(model: Any) -> nn.Module:

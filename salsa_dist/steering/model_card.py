@@ -98,6 +98,8 @@ def _what_it_is(facts: Mapping[str, Any]) -> str:
     formula = rule_named(facts["rule"]).formula
     model = f" ({base['architecture']})" if base["architecture"] else ""
     revision = f" at revision `{base['revision']}`" if base["revision"] else ""
+    if kind := base.get("quantization"):
+        revision += f", its weights quantised as `{kind}`,"
     language = f" for the language `{facts['language']}`" if facts["language"] else ""
     return (
         f"Steering vectors{language}, for the frozen speech-LLM "
@@ -126,6 +128,8 @@ def _use(facts: Mapping[str, Any], repository: str) -> str:
     arguments = [_quoted(base["name"])]
     if base["revision"] and not base["revision"].startswith("local-"):
         arguments.append(f"revision={_quoted(base['revision'])}")
+    if kind := base.get("quantization"):
+        arguments.append(f"quantization={_quoted(kind)}")
     if training:
         arguments.append(f"window_s={training['window_s']:g}")
     language = f"language={_quoted(facts['language'])}"

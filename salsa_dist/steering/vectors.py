@@ -46,6 +46,7 @@ class SteeringVectors:
         revision: of that base; checked when the adapter is put on a model, as the next two are.
         architecture: the base's class in transformers.
         model_type: the base's type in transformers.
+        quantization: how that base was quantised while it was loaded; on another a line says so.
         data: the corpus that it was trained on; None: not known.
         training: the settings that it was trained with; None: not known.
     """
@@ -59,6 +60,7 @@ class SteeringVectors:
     revision: str = ""
     architecture: str = ""
     model_type: str = ""
+    quantization: str = ""
     data: DataFacts | None = None
     training: TrainingFacts | None = None
 
@@ -320,7 +322,7 @@ class SteeringVectors:
         return digest.hexdigest()
 
     def _about_base(self) -> dict[str, Any]:
-        return {k: getattr(self, k) for k in ("revision", "architecture", "model_type")}
+        return {k: getattr(self, k) for k in ("revision", "architecture", "model_type", "quantization")}
 
     def _facts(self) -> dict[str, Any]:
         """The facts for `adapter.json`."""

@@ -229,6 +229,7 @@ def _scores(job: JobFolder, name: str, language: str) -> dict[str, float | str |
 def _decoded(job: JobFolder, name: str, language: str) -> dict[str, float | str | None]:
     """Error rates of an adapter's transcripts, or where the job has none of the language's."""
     every = [line for line in transcripts.read(job.path) if line["language"] == language]
+    every = [line for line in every if line.get("scale", 1.0) == 1]
     # The base as it is has no adapter; of several windows the shortest counts.
     own = [line for line in every if line["adapter"] == name]
     own = own or [line for line in every if line["adapter"] is None]

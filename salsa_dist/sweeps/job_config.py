@@ -31,6 +31,8 @@ def evaluation(sweep: Sweep, experiment: Experiment) -> dict[str, Any]:
         tree |= {"windows_s": [sweep.config.base.window_s], "zero_shot": False}
     if experiment.stage == "try":
         tree |= {"split": "dev", "clips": sweep.file.dev_clips}
+    if experiment.stage == "try" or not experiment.method.steers:
+        tree |= {"scales": []}
     return tree
 
 
@@ -62,6 +64,7 @@ def job_config(sweep: Sweep, experiments: Sequence[Experiment]) -> dict[str, Any
     if first.stage == "final" and first.method.steers:
         # Forgetting tells whether adapters that are off leave the base as it is.
         tree["evaluation"]["zero_shot"] = bool(tree["evaluation"]["forgetting"])
+    tree["evaluation"]["scales"] = evaluation(sweep, first)["scales"]
     if first.stage == "try":
         # A choice uses its own language only.
         tree["evaluation"]["forgetting"] = False

@@ -150,7 +150,7 @@ def _decoded(experiment: Experiment, sweep: Sweep, index: ShardIndex) -> int:
     forgetting = settings["forgetting"] if experiment.stage == "final" else False
     decoded_in = {experiment.language, *(there if forgetting is True else forgetting or ())}
     clips = sum(min(there.get(x, 0), settings["clips"] or there.get(x, 0)) for x in decoded_in)
-    return clips * len(settings["windows_s"])
+    return clips * len(settings["windows_s"]) * len({1.0, *settings["scales"]})
 
 
 def measured_flop(facts: BaseFacts, jobs: Sequence[JobFolder]) -> float | None:

@@ -14,6 +14,7 @@ from salsa_dist.errors import UserError
 from salsa_dist.methods.registry import METHODS
 from salsa_dist.metrics.error_rates import misnamed
 from salsa_dist.placement.ranks import Ranks, group_size
+from salsa_dist.speech_llms.quantization import BYTES_EACH
 from salsa_dist.steering.sites import select
 from salsa_dist.steering.vectors import SteeringVectors
 from salsa_dist.sweeps.cost import BaseFacts, activation_bytes
@@ -133,7 +134,8 @@ def memory(sweep: Sweep, facts: BaseFacts) -> tuple[float, list[str]]:
     kind = config.placement.kind
     try:
         # `auto` shares no more than it must.
-        sizes = [1, jobs.ranks_per_node, world] if kind == "auto" else [group_size(kind, ranks)]
+        shared = [] if config.base.quantization else [jobs.ranks_per_node, world]
+        sizes = [1, *shared] if kind == "auto" else [group_size(kind, ranks)]
     except UserError as e:
         return 0.0, [str(e)]
     problems = []
@@ -141,7 +143,8 @@ def memory(sweep: Sweep, facts: BaseFacts) -> tuple[float, list[str]]:
         problems.append(
             f"a job has {world} ranks and data.readers is {config.data.readers}: give each rank one"
         )
-    each = 4 if config.base.dtype == "float32" else 2
+    whole = 4 if config.base.dtype == "float32" else 2
+    each = BYTES_EACH[config.base.quantization] if config.base.quantization else whole
     beside = activation_bytes(facts, config) + _PROCESS_BYTES
     have = jobs.memory_gb * 1e9 if jobs.memory_gb else _own_memory()
     needs = {size: facts.parameters * each / size + beside for size in sizes}

@@ -34,7 +34,7 @@ from salsa_dist.training.best import Best
 from salsa_dist.training.copies import CopiesAhead, with_next
 from salsa_dist.training.dev_loss import DevClips, finite_losses
 from salsa_dist.training.halving import Halving
-from salsa_dist.training.loss import token_losses
+from salsa_dist.training.loss import label_weights, token_losses
 from salsa_dist.training.pass_limit import halved
 from salsa_dist.training.workers import loader, own_workers
 
@@ -128,7 +128,7 @@ class Job:
         the step is repeated in smaller passes.
 
         Returns:
-            Sums of the losses of this rank's labels, and the number of labels; both (adapters,) fp32.
+            Sums of the losses of this rank's labels, and of their weights; both (adapters,) fp32.
         """
         assert self.batches is not None
         while True:
@@ -157,6 +157,8 @@ class Job:
             try:
                 batch = self.copies.on_device(batch, following)
                 of_labels = token_losses(self.base, batch)
+                weights = label_weights(batch, of_labels)
+                of_labels = of_labels * weights
                 of_labels.sum().backward()
             except torch.OutOfMemoryError:
                 self.copies.forget()
@@ -164,7 +166,7 @@ class Job:
             self.base.after_backward()
             rows = batch.label_rows.to(losses.device)
             losses.index_add_(0, rows, of_labels.detach())
-            labels.index_add_(0, rows, torch.ones_like(of_labels))
+            labels.index_add_(0, rows, weights)
         return losses, labels
 
     def save(self, step: int) -> None:

@@ -62,15 +62,15 @@ def reduce_step(
         compared: tensor that must be equal on all ranks; see `all_reduce`.
 
     Returns:
-        The sums. Its gradients are means over each adapter's labels, by site, (adapters, hidden); zero
-        for adapters that are not active.
+        The sums. Its gradients are means over each adapter's labels by their weights, by site,
+        (adapters, hidden); zero for adapters that are not active.
     """
     places = bank.places(active)
     own = {}
     for number, (block, (at, _)) in enumerate(zip(bank.blocks, places, strict=True)):
         own[str(number)] = torch.cat([_grad(bank.vectors[site]) for site in block.sites])[at]
     reduced = all_reduce(own, active, loss_sums, label_counts, stop, counts, compared)
-    labels = reduced.labels.clamp_min(1).to(bank.device, non_blocking=True)
+    labels = reduced.divisors.to(bank.device, non_blocking=True)
     gradients: dict[str, Tensor] = {}
     summed = reduced.gradients.values()
     for block, (at, rows), of_rows in zip(bank.blocks, places, summed, strict=True):

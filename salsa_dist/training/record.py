@@ -32,7 +32,7 @@ def record_step(
     adapters = {
         job.names[row]: {
             "loss": _number(loss_of[row]),
-            "labels": int(labels_of[row]),
+            "labels": _whole(labels_of[row]),
             "lr": rate_of[row],
             "grad_norm": _number(norm_of[row]),
         }
@@ -84,3 +84,8 @@ def record_placement(session: Session, measured: dict[str, Any]) -> None:
 def _number(value: float) -> float | None:
     """None instead of NaN and infinity, which JSON lacks."""
     return value if math.isfinite(value) else None
+
+
+def _whole(labels: float) -> float:
+    """A count, whole but where clips have weights of their own."""
+    return int(labels) if labels.is_integer() else round(labels, 4)

@@ -27,7 +27,8 @@ class Reduced:
     Attributes:
         gradients: by site or weight; sums over labels from `all_reduce`, means over labels from
             `Trainable.reduce`.
-        labels: (adapters,) label counts, on the CPU.
+        labels: (adapters,) sums of the weights of labels, on the CPU: label counts where no clip has a
+            weight of its own.
         losses: (adapters,) mean loss a label, on the CPU; NaN where not active.
         stop: whether any rank asked to stop after this step.
         counts: sums of the further numbers (`StepCounts.from_numbers`).
@@ -42,6 +43,11 @@ class Reduced:
     counts: list[float]
     bytes: int
     alike: bool = True
+
+    @property
+    def divisors(self) -> Tensor:
+        """(adapters,) what turns sums over labels into means; 1 where there is no label."""
+        return torch.where(self.labels > 0, self.labels, 1.0)
 
 
 def all_reduce(
@@ -58,7 +64,7 @@ def all_reduce(
     Args:
         gradients: this rank's gradients of the `active` adapters, summed over labels.
         active: rows that take part in this step, the same on all ranks.
-        loss_sums, label_counts: (adapters,) fp32, of this rank.
+        loss_sums, label_counts: (adapters,) fp32, of this rank; labels count by their weights.
         stop: this rank asks to stop.
         counts: further numbers to sum (`StepCounts.numbers`), as many on all ranks.
         compared: fp32 tensor that must be equal on all ranks: the vectors of one site, another one in

@@ -20,6 +20,11 @@ class BaseConfig(Section):
         description="precision of the weights. auto: float32 on the CPU; on a GPU the checkpoint's "
         "own, or bfloat16 if that is float16. A resumed run keeps its precision",
     )
+    quantization: Both[Literal["int8", "bnb8", "nf4"] | None] = Field(
+        None,
+        description="quantise the linear weights while loading: int8 by torchao (weights only, the CPU "
+        "too), bnb8 or nf4 by bitsandbytes; null: as they are stored",
+    )
     attn_implementation: Neither[
         Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3"] | None
     ] = Field(

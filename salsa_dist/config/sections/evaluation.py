@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -50,5 +50,10 @@ class EvaluationConfig(Section):
         False,
         description="decode each adapter in other languages too: true for all in the shards, or a "
         "list; also decode the base again without any adapter loaded",
+    )
+    scales: Coverage[list[Annotated[float, Field(ge=-10, le=10)]]] = Field(
+        [],
+        description="decode with every vector times these factors too, such as [0, 0.5, 1, 1.5]; the "
+        "report shows the error rates by scale. 0: as zero-shot; 1: the adapter itself",
     )
     placement: PlacementConfig = PlacementConfig()
