@@ -88,7 +88,9 @@ class ChatFamily(ABC):
         self.window_s = window_s
         self.languages = languages.named()
         self.audio_token = audio_token
-        self.audio_id: int = checkpoint.config.audio_token_id
+        config = checkpoint.config
+        named = getattr(config, "audio_token_id", None)
+        self.audio_id: int = config.audio_config.audio_token_id if named is None else named
         if self.tokenizer.convert_tokens_to_ids(audio_token) != self.audio_id:
             raise UserError(
                 f"base {checkpoint.name}: its tokenizer has no audio token {audio_token!r} with id "

@@ -31,6 +31,7 @@ from salsa_dist.speech_llms import (
     gemma,
     glm_asr,
     granite_speech,
+    phi4_multimodal,
     qwen2_5_omni,
     qwen2_audio,
     qwen3_asr,
@@ -39,6 +40,7 @@ from salsa_dist.speech_llms import (
     voxtral,
     whisper,
 )
+from salsa_dist.speech_llms.built_in_lora import add_lora, folders_of, lora_files
 from salsa_dist.speech_llms.family import Checkpoint, Family, FamilyOptions
 from salsa_dist.speech_llms.reading_base import reading_base, reason_of
 from salsa_dist.speech_llms.unfilled import unfilled
@@ -59,6 +61,7 @@ _FAMILIES: tuple[type[Family], ...] = (
     qwen3_omni.Qwen3Omni,
     glm_asr.GlmAsr,
     gemma.Gemma,
+    phi4_multimodal.Phi4Multimodal,
     seq2seq.Seq2Seq,
     ctc.Ctc,
 )
@@ -169,8 +172,10 @@ def load_speech_llm(
     _refuse_other_features(name, config, processor)
     if family_class is any_chat.AnyChat:
         any_chat.refuse_others(name, config, processor)
+    built_in: str | None = getattr(family_class, "LORA", None)
+    lora = None if built_in is None else lora_files(name, files, built_in)
     with reading_base(name):
-        described = None if filled else unfilled(cls, config, *files, precision)
+        described = None if filled or lora else unfilled(cls, config, *files, precision)
         if described is None:
             model, info = cls.from_pretrained(
                 files[0],
@@ -188,6 +193,8 @@ def load_speech_llm(
             f"base {name}: its checkpoint lacks {len(lacking)} weights, such as {lacking[0]}: take a "
             "complete checkpoint"
         )
+    if lora is not None:
+        add_lora(model, name, *lora)
     checkpoint = Checkpoint(name, model.config, processor, getattr(model, "generation_config", None))
     family = family_class(checkpoint, options)
     # eval: no dropout, no layerdrop, no BatchNorm updates in a frozen base.
@@ -279,7 +286,7 @@ def base_revision(name: str, revision: str | None = None, fetched: bool = False)
     settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     settings.pop("transformers_version", None)
     digest.update(json.dumps(settings, sort_keys=True).encode())
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in sorted(p for f in folders_of(folder) for p in f.glob("*.safetensors")):
         size = path.stat().st_size
         digest.update(f"{path.name} {size}".encode())
         with open(path, "rb") as file:

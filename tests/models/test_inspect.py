@@ -14,6 +14,7 @@ import torch
 from tiny_ctc import CTC
 from tiny_families import FAMILIES, MORE
 from tiny_gemma import GEMMA
+from tiny_phi4 import PHI4
 from tiny_models import EVERY_MODEL, MODELS
 from tiny_seq2seq import SEQ2SEQ
 
@@ -21,11 +22,11 @@ from salsa_dist import UserError, cli, load_speech_llm
 
 torch.set_num_threads(1)
 
-EVERY_FAMILY = FAMILIES | MORE | GEMMA | SEQ2SEQ | CTC
+EVERY_FAMILY = FAMILIES | MORE | GEMMA | PHI4 | SEQ2SEQ | CTC
 
 ROWS = {
     **dict.fromkeys(("whisper", "qwen2_audio", "granite_speech", "granite_speech_plus"), "sample"),
-    **dict.fromkeys(("fun_asr_nano", *GEMMA, *SEQ2SEQ), "sample"),
+    **dict.fromkeys(("fun_asr_nano", *GEMMA, *PHI4, *SEQ2SEQ), "sample"),
     **dict.fromkeys(("qwen3_asr", "qwen2_5_omni", "qwen3_omni"), "token"),
     **dict.fromkeys(CTC, "sample"),
     "voxtral": "chunk",

@@ -21,6 +21,7 @@ from ranks import run_ranks
 from tiny_ctc import CTC
 from tiny_families import FAMILIES, MORE
 from tiny_gemma import GEMMA
+from tiny_phi4 import PHI4
 from tiny_seq2seq import SEQ2SEQ
 from torch.nn.functional import cross_entropy, ctc_loss
 
@@ -33,14 +34,22 @@ from salsa_dist.training.loss import token_losses
 
 HERE = Path(__file__).parent
 RULES = ["salsa", "add", "salsa"]
-MAKERS = FAMILIES | MORE | GEMMA | SEQ2SEQ | CTC
+MAKERS = FAMILIES | MORE | GEMMA | PHI4 | SEQ2SEQ | CTC
+
+
+class _Folders(dict[str, Path]):
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def __missing__(self, family: str) -> Path:
+        self[family] = MAKERS[family](self.root / family)
+        return self[family]
 
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Where the tiny checkpoints are, by family."""
-    root = tmp_path_factory.mktemp("families")
-    return {name: make(root / name) for name, make in MAKERS.items()}
+    """Where the tiny checkpoints are, by family; each is made when it is asked for."""
+    return _Folders(tmp_path_factory.mktemp("families"))
 
 
 @pytest.fixture(scope="module", params=list(MAKERS))
@@ -368,7 +377,7 @@ def test_half_precision(family: str, folders: dict[str, Path]) -> None:
 def two_ranks(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every family on two ZeRO-3 ranks, in one launch; the folder with what they report."""
     out = tmp_path_factory.mktemp("zero")
-    (out / "folders.json").write_text(json.dumps({k: str(v) for k, v in folders.items()}))
+    (out / "folders.json").write_text(json.dumps({family: str(folders[family]) for family in MAKERS}))
     settings = {
         "zero_optimization": {
             "stage": 3,
