@@ -35,15 +35,17 @@ def cache_in(made: Mapping[str, Any]) -> tuple[str, Any] | None:
 def generating_quietly() -> Iterator[None]:
     """Hold back transformers' notes on arguments of `generate` that it set itself.
 
-    Assumes that they are warnings of loggers below `transformers.generation` and of Whisper's own
+    Assumes that they are warnings of loggers below `transformers.generation`, of Whisper's own
     `generate`, which since 5.24 hands itself arguments that it warns of: suppressed tokens beside a
-    generation config, its default `max_length` beside `max_new_tokens`.
+    generation config, its default `max_length` beside `max_new_tokens`; and of SeamlessM4T's, which
+    asks for a language that stands in the prompt already.
 
     Seen: transformers 5.17 and 5.24.
     Else: the notes are printed; what is decoded is the same.
     Test: test_generate_says_nothing_of_its_own_arguments
     """
-    names = ("transformers.generation", "transformers.models.whisper.generation_whisper")
+    models = ("whisper.generation_whisper", "seamless_m4t_v2.modeling_seamless_m4t_v2")
+    names = ("transformers.generation", *(f"transformers.models.{name}" for name in models))
     levels = {logger: logger.level for logger in map(logging.getLogger, names)}
     for logger in levels:
         logger.setLevel(logging.ERROR)
@@ -52,6 +54,37 @@ def generating_quietly() -> Iterator[None]:
     finally:
         for logger, level in levels.items():
             logger.setLevel(level)
+
+
+def decode_greedily(
+    model: Any,
+    inputs: Mapping[str, Any],
+    *,
+    max_new_tokens: int,
+    synced: bool,
+    stop: int | list[int],
+    pad: int,
+) -> torch.Tensor:
+    """(batch, tokens) ids that transformers' own loop writes: the prompts, and what follows them.
+
+    Args:
+        inputs: tensors and other arguments of the model's `generate`.
+        max_new_tokens: limit of what follows a prompt.
+        synced: keep stepping until all ranks are done, as sharded weights need.
+        stop: tokens that end a text.
+        pad: what stands behind it.
+    """
+    with generating_quietly():
+        ids: torch.Tensor = model.generate(
+            **inputs,
+            do_sample=False,
+            num_beams=1,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=stop,
+            pad_token_id=pad,
+            synced_gpus=synced,
+        )
+    return ids
 
 
 def listed_class(config: Any) -> Any | None:

@@ -64,9 +64,7 @@ def fetched(base: BaseConfig, ranks: Ranks, say: Callable[[str], None]) -> Path 
 
 def _copy(source: Path, target: Path, say: Callable[[str], None], told: Told) -> None:
     found = [p for folder in folders_of(source) for p in sorted(folder.iterdir())]
-    files = {
-        p.relative_to(source): p for p in found if p.is_file() and p.suffix in CHECKPOINT_FILES
-    }
+    files = {p.relative_to(source): p for p in found if p.is_file() and p.suffix in CHECKPOINT_FILES}
     if target.is_dir():
         if {p.relative_to(target): p.stat().st_size for p in target.rglob("*") if p.is_file()} == {
             name: p.stat().st_size for name, p in files.items()

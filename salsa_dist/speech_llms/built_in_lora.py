@@ -3,8 +3,8 @@
     base/model.safetensors
     base/speech-lora/adapter_config.json, adapter_model.safetensors      W + (alpha / r) B A
 
-It is part of the frozen base: added to the weights when the base is loaded, and never trained. So a pass
-costs no more, and peft is not needed.
+It is part of the frozen base: added to the weights when the base is loaded, and never trained. So a
+pass costs no more, and peft is not needed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def folders_of(base: Path) -> list[Path]:
 
 
 def lora_files(name: str, files: tuple[str, str | None], folder: str) -> tuple[Path, Path]:
-    """Config and weights of the LoRA in `folder` of base `name`, looked for before its weights are read.
+    """Config and weights of the LoRA in `folder` of base `name`, before its weights are read.
 
     Args:
         files: folder or hub name that the base's files lie in, and revision.

@@ -36,7 +36,9 @@ from salsa_dist.speech_llms import (
     qwen2_audio,
     qwen3_asr,
     qwen3_omni,
+    seamless_m4t,
     seq2seq,
+    vibevoice_asr,
     voxtral,
     whisper,
 )
@@ -62,7 +64,9 @@ _FAMILIES: tuple[type[Family], ...] = (
     glm_asr.GlmAsr,
     gemma.Gemma,
     phi4_multimodal.Phi4Multimodal,
+    vibevoice_asr.VibeVoiceAsr,
     seq2seq.Seq2Seq,
+    seamless_m4t.SeamlessM4T,
     ctc.Ctc,
 )
 FAMILIES = {model_type: family for family in _FAMILIES for model_type in family.MODEL_TYPES}

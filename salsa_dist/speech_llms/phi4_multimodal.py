@@ -1,12 +1,12 @@
-"""Phi-4-multimodal: a conformer that takes 80 ms a token, and Phi-4-mini with the LoRA for speech on it.
+"""Phi-4-multimodal: a conformer with a token every 80 ms, and Phi-4-mini with the LoRA for speech.
 
     <|user|><|audio|>…Transcribe the audio clip into text.<|end|><|assistant|>lekker slapen<|end|>
 
 Element of an encoder layer's output: one clip.
 
-transformers adds the encoder's mask of padding to the attention's scores as 0 and 1, and its convolutions
-read the padding: a clip beside a longer one would be another. `own_frames` has the encoder keep to each
-clip's own frames, as it does where the clip is alone.
+transformers adds the encoder's mask of padding to the attention's scores as 0 and 1, and its
+convolutions read the padding: beside a longer clip, a clip's activations would differ. `own_frames` has
+the encoder keep to each clip's own frames, as it does where the clip is alone.
 
 The processor wants torchvision, for images: tokenizer and feature extractor are loaded by themselves.
 """
@@ -67,10 +67,8 @@ class Phi4Multimodal(ChatFamily):
         features: Tensor = made["audio_input_features"]
         tokens: Tensor = made["audio_embed_sizes"]
         mask = torch.ones(features.shape[:2], dtype=torch.bool)
-        return Processed(
-            {"audio_input_features": features, "audio_embed_sizes": tokens, "audio_attention_mask": mask},
-            int(tokens),
-        )
+        named = {"audio_input_features": features, "audio_embed_sizes": tokens}
+        return Processed({**named, "audio_attention_mask": mask}, int(tokens))
 
 
 def own_frames(encoder: Any) -> None:

@@ -14,8 +14,8 @@ import torch
 from tiny_ctc import CTC
 from tiny_families import FAMILIES, MORE
 from tiny_gemma import GEMMA
-from tiny_phi4 import PHI4
 from tiny_models import EVERY_MODEL, MODELS
+from tiny_phi4 import PHI4
 from tiny_seq2seq import SEQ2SEQ
 
 from salsa_dist import UserError, cli, load_speech_llm
