@@ -40,7 +40,8 @@ def test_the_lora_is_what_peft_makes_of_its_files(base: SpeechLLM, plain: Any, f
     from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    made = inject_adapter_in_model(LoraConfig.from_pretrained(folder / "speech-lora"), plain, "speech")
+    config = LoraConfig.from_pretrained(folder / "speech-lora")
+    made = inject_adapter_in_model(config, plain, "speech").eval()
     stored = load_file(folder / "speech-lora" / "adapter_model.safetensors")
     report = set_peft_model_state_dict(
         made, {k.removeprefix("base_model.model."): v for k, v in stored.items()}, "speech"

@@ -40,9 +40,7 @@ def test_seamless_names_languages_by_three_letters(tmp_path: Path) -> None:
     assert family.prompt("tw") == family.prompt("el")
     assert family.prompt("ka") == family.prompt("en")
     assert "language ka: this base does not know it, en is announced" in family.stand_in("ka")
-    clip = noise(
-        1.12, "kon", "bg", 0
-    )  # an even number of frames: transformers reads half of a last one
+    clip = noise(1.12, "kon", "bg", 0)  # of an odd number of frames it reads half a last one
     batch = family.training_batch([clip, noise(2.2, "vuk", "en", 0)])
     from transformers import SeamlessM4Tv2ForSpeechToText
 
