@@ -18,7 +18,7 @@ import pytest
 import torch
 from conformance import apart, clips, gradients, noise, placed, random_bank
 from ranks import run_ranks
-from tiny_ctc import CTC
+from tiny_ctc import CTC, OMNIASR
 from tiny_families import FAMILIES, MORE
 from tiny_gemma import GEMMA
 from tiny_phi4 import PHI4
@@ -34,7 +34,7 @@ from salsa_dist.training.loss import token_losses
 
 HERE = Path(__file__).parent
 RULES = ["salsa", "add", "salsa"]
-MAKERS = FAMILIES | MORE | GEMMA | PHI4 | SEQ2SEQ | CTC
+MAKERS = FAMILIES | MORE | GEMMA | PHI4 | OMNIASR | SEQ2SEQ | CTC
 
 
 class _Folders(dict[str, Path]):
