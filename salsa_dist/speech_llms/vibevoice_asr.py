@@ -25,8 +25,6 @@ from salsa_dist.speech_llms.chat import AUDIO, ChatFamily, Processed, as_text, p
 from salsa_dist.speech_llms.family import Checkpoint, FamilyOptions
 from salsa_dist.speech_llms.window import longest
 
-# As the model card says.
-_WINDOW_S = 3600.0
 _ANSWERS = "<|im_start|>assistant\n"
 
 
@@ -38,15 +36,15 @@ class VibeVoiceAsr(ChatFamily):
 
     def __init__(self, checkpoint: Checkpoint, options: FamilyOptions) -> None:
         self.processor = checkpoint.processor
-        window_s = longest(_WINDOW_S, options.window_s)
+        # What the encoders take at once, a minute. Ranks that share weights must take as many passes.
+        own_s = checkpoint.config.acoustic_tokenizer_chunk_size / self._rate
+        window_s = longest(own_s, options.window_s)
         end = self.processor.tokenizer.eos_token
         super().__init__(checkpoint, options, window_s, self.processor.audio_token, end)
 
     def fit(self, model: Any) -> None:
-        def without_noise(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-            return args, {**kwargs, "sample": False}
-
-        model.model.register_forward_pre_hook(without_noise, with_kwargs=True)
+        """Leave out the noise, in place."""
+        model.config.acoustic_tokenizer_encoder_config.vae_std = 0.0
 
     def prompt_text(self, language: str) -> str:
         context = self.instruction(language, "", "")
@@ -76,6 +74,9 @@ class VibeVoiceAsr(ChatFamily):
             return written  # cut off, or none of its segments
 
     def process(self, audio: NDArray[np.float32]) -> Processed:
-        rate: int = self.processor.feature_extractor.sampling_rate
-        made = processed_by(self.processor, resample(audio, SAMPLE_RATE, rate), rate=rate)
+        made = processed_by(self.processor, resample(audio, SAMPLE_RATE, self._rate), rate=self._rate)
         return replace(made, seconds=len(audio) / SAMPLE_RATE)
+
+    @property
+    def _rate(self) -> int:
+        return int(self.processor.feature_extractor.sampling_rate)

@@ -35,16 +35,20 @@ own. A base among these may also train as AudioFlamingo3 does, without a file, i
 chat template, a tokenizer, a feature extractor and an audio token, and its config `audio_token_id`;
 that is not tested.
 
-Gemma3n and Gemma4 need neither torchvision nor timm: only what audio takes of their processors is
-loaded, and Gemma3n without its vision tower (with transformers 5.17 that one needs timm). Solved
+Gemma3n, Gemma4 and Phi4-Multimodal need neither torchvision nor timm: only what audio takes of their
+processors is loaded, and Gemma3n without its vision tower (with transformers 5.17 that one needs timm).
+Phi4-Multimodal is its revision for transformers, `refs/pr/70` of microsoft/Phi-4-multimodal-instruct.
+Its LoRA for speech is added to its weights when it is loaded. SeamlessM4Tv2 transcribes by translating
+into the language that is spoken. VibeVoice-ASR is steered in its LLM alone, since transformers runs its
+encoders without gradients. Its transcripts are learned and read as one segment of the JSON with times
+and speakers that it writes; the noise that its authors add to the audio is left out. Solved
 examples (in-context) can be given to Whisper and Qwen2-Audio alone, and only Whisper's finished
 transcripts leave their batch.
 
-Not whole, and why: VibeVoice-ASR takes audio of 24 kHz, runs it under `no_grad` and answers in JSON
-with times; Kyutai reads discrete codes beside the text; SeamlessM4T names languages by three letters,
-which nothing here maps; Phi4-Multimodal keeps its speech LoRA apart from its weights, and its processor
-its feature extractor under another name; transducers (RNN-T, TDT) have another loss. For the others no
-family was written yet.
+Not whole, and why: Kyutai and Voxtral-Realtime write a token for every 80 ms of audio, words at the
+time when they are said and padding between them: their loss needs the times of words, which shards do
+not have. Transducers (RNN-T, TDT) have another loss. For the others, and for Nemotron-3.5-Transcribe,
+which is not on this page, no family was written yet.
 
 | model | transformers class | encoder layers | rows | LLM layers | sites that work | padding changes \
 | whole by |
