@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conformance import apart, clips, gradients, noise, placed, random_bank
+from conformance import apart, clips, gradients, loaded, noise, placed, random_bank
 from ranks import run_ranks
 from tiny_ctc import CTC, OMNIASR
 from tiny_families import FAMILIES, MORE
@@ -28,7 +28,7 @@ from torch.nn.functional import cross_entropy, ctc_loss
 from salsa_dist.data.clip import SAMPLE_RATE, Clip
 from salsa_dist.errors import UserError
 from salsa_dist.placement.decode import generate
-from salsa_dist.speech_llms.load import SpeechLLM, load_speech_llm
+from salsa_dist.speech_llms.load import SpeechLLM
 from salsa_dist.steering.vectors import SteeringVectors
 from salsa_dist.training.loss import token_losses
 
@@ -60,7 +60,7 @@ def family(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def base(family: str, folders: dict[str, Path]) -> SpeechLLM:
     torch.set_num_threads(1)
-    return load_speech_llm(folders[family])
+    return loaded(family, folders[family])
 
 
 @pytest.mark.parametrize("rule", ["salsa", "add"])
@@ -354,7 +354,7 @@ def test_data_workers_can_have_a_copy(base: SpeechLLM) -> None:
 
 
 def test_half_precision(family: str, folders: dict[str, Path]) -> None:
-    base = load_speech_llm(folders[family], dtype="bfloat16")
+    base = loaded(family, folders[family], "bfloat16")
     batch = base.family.training_batch(clips(base)).to(torch.device("cpu"), torch.bfloat16)
     bank = random_bank(base, ["salsa", "add", "salsa"], size=0.0)
     with placed(base, bank) as frozen:
