@@ -1,4 +1,4 @@
-"""What decides a result, made from what each field of the schema declares (`decides.py`).
+"""Digests of the settings that decide a result; fields declare their part (`decides.py`).
 
 settings(config, "vectors")   {"adapters.0.lr": 0.01, "training.max_loss": 20.0, …}
 digest(config, "vectors")     SHA-256 of that as JSON
@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 from pydantic import BaseModel
@@ -53,21 +54,28 @@ def settings(config: Config, kind: Kind) -> dict[str, Any]:
 
 
 def places(config: Config) -> set[str]:
-    """Dotted keys of settings that only say where something lies."""
+    """Dotted keys of settings that are only paths."""
     return {key for key, field, _ in leaves(config) if "place" in decided_by(field).kinds}
 
 
 def leaves(section: BaseModel, place: str = "") -> Iterator[tuple[str, FieldInfo, Any]]:
     """Every setting below `section`: its dotted key, its field, its value."""
-    for name, field in type(section).model_fields.items():
+    for name, field, has_sections in _fields(type(section)):
         key, value = f"{place}.{name}" if place else name, getattr(section, name)
-        if not sections_below(field.annotation):
+        if not has_sections:
             yield key, field, value
             continue
         entries = {f"{key}.{i}": v for i, v in enumerate(value)} if isinstance(value, list) else {}
         for at, below in (entries or {key: value}).items():
             if below is not None:
                 yield from leaves(below, at)
+
+
+@cache
+def _fields(section: type[BaseModel]) -> tuple[tuple[str, FieldInfo, bool], ...]:
+    """Name and field of each key, and whether sections are below it."""
+    fields = section.model_fields.items()
+    return tuple((name, field, bool(sections_below(field.annotation))) for name, field in fields)
 
 
 def _deciding(config: Config, kind: Kind) -> dict[str, Any]:
@@ -81,7 +89,7 @@ def _deciding(config: Config, kind: Kind) -> dict[str, Any]:
 
 
 def _filled(config: Config) -> Config:
-    """The same run with each adapter's settings in its own entry; dev clips only where they decide."""
+    """The config with all settings in each adapter's entry; dev clips only if they decide."""
     adapters = [
         entry.model_copy(update={k: getattr(own, k) for k in ("sites", "rule", "lr", "steps", "seed")})
         for entry, own in zip(config.adapters, config.adapter_settings(), strict=True)

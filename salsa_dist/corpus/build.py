@@ -188,7 +188,7 @@ def _check(ask: Ask, workers: int, max_dropped: float) -> None:
 
 @contextmanager
 def _work_folder(out: Path) -> Iterator[Path]:
-    """The folder that becomes `out`; kept when a build is stopped, so that the next one goes on."""
+    """The folder that becomes `out`. It stays when a build is stopped, so that the next resumes."""
     folder = out.parent / f".{out.name}.building"
     folder.mkdir(exist_ok=True)
     lock = os.open(folder, os.O_RDONLY)
@@ -210,7 +210,7 @@ def _work_folder(out: Path) -> Iterator[Path]:
 
 
 def _check_dropped(tasks: Sequence[Task], made: dict[str, Made], before: Drops, most: float) -> None:
-    """Raises: UserError: more of a language's utterances are of no use than the share `most`."""
+    """Check the share of dropped utterances. Raises: UserError: it is above `most` in one language."""
     if not any(one.shard for one in made.values()):
         return  # nothing is left, which is told another way
     tried: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-"""Audio that is not what it says it is, and transcripts that can't be of their audio.
+"""Doubtful samples: audio that is not what its file says, and transcripts that cannot belong to it.
 
     file ──of_header──► cut-off                                        its header claims more
     (samples, channels), text ──of_audio──► silent, cancelling (channels), clipped,
@@ -37,7 +37,7 @@ _HEAD = 1 << 16  # bytes in which a file's sound begins
 
 
 def of_header(source: Path | bytes) -> str | None:
-    """What is wrong with a WAV or NIST SPHERE file that holds fewer bytes than its header claims.
+    """The error of a WAV or NIST SPHERE file with fewer bytes than its header says.
 
     Raises:
         UserError: a SPHERE file that nothing here can decode.
@@ -60,7 +60,7 @@ def of_header(source: Path | bytes) -> str | None:
 
 
 def of_audio(audio: Audio, rate: int, text: str) -> str | None:
-    """What is wrong with `(samples,)` or `(samples, channels)` at `rate` Hz that say `text`."""
+    """The error of `(samples,)` or `(samples, channels)` at `rate` Hz with the transcript `text`."""
     several = audio.reshape(len(audio), -1)
     if np.max(np.ptp(several, axis=0)) <= 2 * STEP:
         return f"{SILENT}: no sound in {len(audio) / rate:.2f} s"

@@ -1,4 +1,4 @@
-"""One shard of a build: utterances in, a tar out. Runs in any process, and needs nothing but its task.
+"""Makes one shard of a build: utterances in, a tar out. Runs in any process and needs only its task.
 
 Task ── recipe, path in the folder, split, language, utterances, ask, licence, source
   │     pack: decode the part, mix down, resample, FLAC; or the recording's bytes as they came
@@ -59,7 +59,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Made:
-    """A finished shard (None: nothing was left of it), and what was dropped on the way."""
+    """A finished shard (None: it has no samples), and the dropped utterances."""
 
     shard: Shard | None
     dropped: tuple[tuple[str, str], ...]
@@ -79,7 +79,7 @@ def make(task: Task, folder: Path) -> Made:
 
 
 def kept(task: Task, folder: Path) -> Made | None:
-    """What an earlier build made of the same task, if it is still there to the last bit."""
+    """The result of an earlier build for the same task, if its file is unchanged to the bit."""
     try:
         note = json.loads(_note(folder, task).read_text(encoding="utf-8"))
         if note["schema"] != SCHEMA or note["digest"] != task.digest:
@@ -109,7 +109,7 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 
 
 def _packed(task: Task, dropped: list[tuple[str, str]]) -> Iterator[Packed]:
-    """The samples of a task; what can't be one is noted in `dropped`."""
+    """The samples of a task; `dropped` gets all other utterances."""
     for utterance in task.utterances:
         try:
             yield _pack(utterance, task)
@@ -119,7 +119,7 @@ def _packed(task: Task, dropped: list[tuple[str, str]]) -> Iterator[Packed]:
 
 
 def _pack(utterance: Utterance, task: Task) -> Packed:
-    """One sample. Raises: UserError: why it is none; the part before the colon is the kind."""
+    """Make one sample. Raises: UserError: the reason why not; the part before the colon is the kind."""
     text = clean(utterance.text)
     if not text:
         raise UserError("no text")

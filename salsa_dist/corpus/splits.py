@@ -1,4 +1,4 @@
-"""Which utterances are train, dev and test, and their order in the shards.
+"""Divides utterances into train, dev and test, and orders them in the shards.
 
     own split               as the corpus has it; nothing is added to its own dev and test
     none, speakers known    whole speakers are dealt to test, then to dev, the rest is train
@@ -55,12 +55,12 @@ def deal(utterances: Iterable[Utterance], ask: Ask) -> tuple[dict[str, list[Utte
 
 
 def may_share(how: str) -> str | None:
-    """What splits that were made as `how` says may have in common: "speaker", "text" or nothing."""
+    """What splits made by `how` may have in common: "speaker", "text" or nothing (None)."""
     return {BY_SPEAKER: "text", BY_TEXT: "speaker"}.get(how)
 
 
 def shuffled(utterances: Sequence[Utterance], seed: int) -> list[Utterance]:
-    """In an order that mixes speakers and recordings, the same for any order given."""
+    """Utterances in an order that mixes speakers and recordings, whatever the given order."""
     return sorted(utterances, key=lambda u: (_hash(seed, "order", u.key), u.key))
 
 

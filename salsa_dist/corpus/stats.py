@@ -1,4 +1,4 @@
-"""`shards stats`: counts and durations of a folder of shards, from its index alone.
+"""`shards stats`: counts and durations of a folder of shards, from its index only.
 
 rows(index) ──► [{"language", "split", "shards", "samples", "hours", "mean_s", "p5_s", "p50_s",
                   "p95_s", "longest_s", "megabytes"}]        a row per language and split
@@ -64,7 +64,7 @@ def said(index: ShardIndex) -> str:
 
 
 def _aligned(lines: list[list[str]], left: int) -> list[str]:
-    """Cells below each other, those of the first `left` columns at their left edge."""
+    """Cells aligned in columns; the first `left` columns are aligned left."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return [
         "  ".join(
@@ -76,7 +76,7 @@ def _aligned(lines: list[list[str]], left: int) -> list[str]:
 
 
 def _grouped(lines: list[list[str]]) -> list[str]:
-    """The table with each language on a line of its own, above its splits."""
+    """The table with each language on its own line, above its splits."""
     head, *others = ("  " + line for line in _aligned([line[1:] for line in lines], left=1))
     parts, language = [head], None
     for (own, *_), line in zip(lines[1:], others, strict=True):

@@ -148,7 +148,7 @@ class ShardWriter:
 
 
 def check_name(name: str) -> None:
-    """Refuse what can't name a split or a language, which are parts of a shard's path."""
+    """Refuse names of splits or languages that cannot be a part of a shard's path."""
     if not NAME.fullmatch(name):
         raise UserError(f"{name!r} can't name a split or language: use letters, digits, _ -")
 

@@ -14,7 +14,7 @@ SAMPLE_RATE = 16_000
 
 @dataclass(frozen=True)
 class Clip:
-    """Audio and what is known of it.
+    """Audio and the facts about it.
 
     Attributes:
         key: stable name, unique in its shards.

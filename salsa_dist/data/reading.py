@@ -1,4 +1,4 @@
-"""One rank's clips of one adapter, step by step, read from the shards.
+"""Reads one rank's clips of one adapter from the shards, step by step.
 
     plan ──pool──► this rank's samples ──one open a shard, large reads──► bytes, held until their step
     step t ──► its bytes ──decode──► Clips, and the Bad samples that others stand in for
@@ -35,7 +35,7 @@ BAD_KINDS = ("audio", "transcript", "bounds", "tar", "shard", "refused")
 
 @dataclass(frozen=True)
 class Bad:
-    """A sample that could not be used: one of BAD_KINDS, where it lies, and the reason in a line."""
+    """A bad sample: one of BAD_KINDS, its place, and the reason in one line."""
 
     kind: str
     shard: str
@@ -45,7 +45,7 @@ class Bad:
 
 @dataclass(frozen=True)
 class StepClips:
-    """A rank's clips of one step and the samples that had to be replaced.
+    """A rank's clips of one step, and the samples that were replaced.
 
     Attributes:
         clips: each with its sample, which may be a replacement.
@@ -58,7 +58,7 @@ class StepClips:
 
 
 def read_clip(folder: Folder, shard: Shard, entry: Entry, row: int = -1) -> Clip:
-    """One clip, decoded.
+    """Read and decode one clip.
 
     Raises:
         BadSample: it can't be used.
@@ -195,7 +195,7 @@ class ClipReader:
         return raw
 
     def _read_pool(self, pool: int, first: int) -> dict[int, Bytes | BadSample]:
-        """By sample, the bytes that this process needs of a pool from step `first` on."""
+        """The bytes that this process needs of a pool from step `first` on, by sample."""
         by_place: dict[tuple[str, int], list[int]] = {}
         wanted = self._wanted(pool, first)
         for shard, samples in wanted:
@@ -214,7 +214,7 @@ class ClipReader:
         return read_samples(self.folder, wanted, self._waited)
 
     def _wanted(self, pool: int, first: int) -> list[tuple[Shard, list[Sample]]]:
-        """What this process needs of a pool from step `first` on, by shard."""
+        """The entries that this process needs of a pool from step `first` on, by shard."""
         workers = _workers()
         by_shard: dict[str, tuple[Shard, list[Sample]]] = {}
         for t in steps_of(pool):
@@ -235,7 +235,7 @@ class ClipReader:
 
 
 class _Ahead:
-    """How far to read ahead: by time, since what a link needs is time."""
+    """Decides how many steps to read ahead: the clips of the next AHEAD_S seconds."""
 
     def __init__(self) -> None:
         self._begun: dict[int, None] = {}
@@ -243,7 +243,7 @@ class _Ahead:
         self._step_s = AHEAD_S / LANES  # of a step, as measured of late
 
     def until(self, t: int) -> int:
-        """The step before which what is needed is to be fetched; called at each step `t` in turn."""
+        """The step up to which clips are to be fetched; called at each step `t` in order."""
         now = time.monotonic()
         if self._last is not None and t > self._last[0]:
             step_s = (now - self._last[1]) / (t - self._last[0])

@@ -61,7 +61,7 @@ _BARE = -2  # row of the base with no adapters beside it, not even ones that are
 
 @dataclass(frozen=True)
 class _Item:
-    """One clip to transcribe with one adapter, or with none (row -1, or _BARE)."""
+    """One clip to transcribe with one adapter, or without one (row -1, or _BARE)."""
 
     shard: Shard
     entry: Entry
@@ -100,7 +100,7 @@ def evaluate(config: Config) -> Path:
 
 
 def _passes(config: Config, method: Method) -> list[list[int]]:
-    """The rows that are decoded with one load of the base; -1 is the base as it is.
+    """The rows that are decoded with one load of the base; -1 is zero-shot.
 
     Vectors share a load. What trains the base's own weights, or puts examples before a clip, does not.
     """
@@ -128,7 +128,7 @@ def _apart(config: Config, rows: Sequence[int]) -> list[list[int]]:
 
 @dataclass(frozen=True)
 class _Decoder:
-    """What transcribes the clips of a pass.
+    """Transcribes the clips of a pass.
 
     Attributes:
         revision: of the base.
@@ -149,7 +149,7 @@ class _Decoder:
 def _ready(
     session: Session, method: Method, window: float | None, rows: Sequence[int]
 ) -> Iterator[_Decoder]:
-    """The base with what a pass adds to it, when nothing of it is refused any more."""
+    """The base with the adapters of a pass, after all checks."""
     config, ranks = session.config, session.ranks
     speech_llm = session.load_base(config.base.model_copy(update={"window_s": window}))
     with ExitStack() as stack:
@@ -178,7 +178,7 @@ def _ready(
 
 
 def _decode(session: Session, rows: Sequence[int], decoder: _Decoder) -> int:
-    """Transcribe what is still missing of `rows`; returns how many clips, over all ranks."""
+    """Transcribe the missing clips of `rows`. Returns their number, over all ranks."""
     config, ranks, window = session.config, session.ranks, decoder.window_s
     done = {
         (line["key"], line["adapter"], line["method"] == BARE)
@@ -312,7 +312,7 @@ def _method(config: Config, row: int) -> str:
 
 
 def _keep_only(session: Session, revision: str, digests: Mapping[str, str]) -> None:
-    """Drop transcripts that were made of something else; all ranks wait for it."""
+    """Remove transcripts with other settings; all ranks wait for this."""
     if session.ranks.is_first:
         differ = keep_only(session.config, revision, session.index.hash, digests)
         if differ:
@@ -321,7 +321,7 @@ def _keep_only(session: Session, revision: str, digests: Mapping[str, str]) -> N
 
 
 def _summarise(config: Config, seconds: float, clips: int, ranks: Ranks) -> None:
-    """Add this call's work to that of the calls before it."""
+    """Add this call's work to the work of earlier calls."""
     cpu = ranks.device.type == "cpu"
     device_s = seconds * ranks.world_size * (torch.get_num_threads() if cpu else 1)
     before = summary.read(config.run)

@@ -1,5 +1,5 @@
-"""The transcripts of a run, one a line: the schema, who reads them, and the words for what was decoded
-without an adapter.
+"""The transcripts of a run, one per line: schema, readers, and the names of decoding without an
+adapter.
 
     RUN/evaluation/window30-rank0.jsonl
     {"schema": …, "key": …, "language": …, "method": "salsa", "adapter": "bg" or null, "hypothesis": …}
@@ -51,7 +51,7 @@ def path_of(run: Path, window_s: float, rank: int) -> Path:
 
 
 def read(run: Path) -> Iterator[dict[str, Any]]:
-    """Every transcript so far; of a clip that has two the last counts."""
+    """All transcripts so far. If a clip has two, the last one is used."""
     for path in RunFolder(run).transcripts():
         yield from jsonl.read(path, SCHEMA, _advice(run))
 
@@ -71,7 +71,7 @@ def hypotheses(run: Path) -> list[Hypothesis]:
 
 
 def fields_of(facts: Mapping[str, Any]) -> dict[str, str | int | float]:
-    """What results may be told by; what a recipe knew beyond the usual lies in `extra`."""
+    """Fields by which results can be grouped; `extra` has further facts from a recipe."""
     extra = facts.get("extra")
     every = {**facts, **(extra if isinstance(extra, dict) else {})}
     return {

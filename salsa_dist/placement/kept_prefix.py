@@ -33,7 +33,7 @@ from salsa_dist.whole_file import written_whole
 
 @dataclass(frozen=True)
 class Known:
-    """What training needs of a clip beside its prefix: the transcript, and how many samples it had."""
+    """Facts about a clip that training needs beside its prefix: transcript and number of samples."""
 
     text: str
     samples: int
@@ -54,7 +54,7 @@ class KeptPrefix:
             folder.mkdir(parents=True, exist_ok=True)
 
     def missing(self, keys: Sequence[str]) -> list[str]:
-        """Those of `keys` that are not kept yet."""
+        """Those of `keys` that are not in the cache yet."""
         return [key for key in keys if key not in self.known and not self._found(key)]
 
     def put(self, key: str, known: Known, hidden: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Which figures a page has, and what each shows.
+"""The figures of a page, and their content.
 
 Report (of one run)    ──run_figures───────> {name: SVG}
 comparison.json's tree ──comparison_figures> {name: SVG}, {name: what its caption says of methods}
@@ -22,7 +22,7 @@ _PARTS = ("first-third", "middle-third", "last-third", "first-half", "last-half"
 
 
 def run_figures(report: Report) -> dict[str, str]:
-    """Rates of each language, or adapter where a language has several; what the adapters learned."""
+    """Rates per language (or adapter, if a language has several); norms and cosines."""
     figures: dict[str, str] = {}
     cells = report.tree["cells"]
     steered = {(cell["language"], cell["method"]) for cell in cells if cell["method"] != ZERO_SHOT}
@@ -60,7 +60,7 @@ def run_figures(report: Report) -> dict[str, str]:
 
 
 def comparison_figures(comparison: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
-    """The figures by name, and what their captions say of which methods they show."""
+    """The figures by name, with captions that say which methods they show."""
     figures: dict[str, str] = {}
     about: dict[str, str] = {}
     ranked = comparison["mean"]
@@ -165,7 +165,7 @@ def _gain(row: Mapping[str, Any]) -> Gain:
 
 
 def _site_place(sites: str) -> tuple[int, int, str]:
-    """Sort key of choices in words: layers alone, parts of the encoder, all of it, LLM, both."""
+    """Sort key of sites: single layers, parts of the encoder, the whole encoder, the LLM, both."""
     component, _, rest = sites.partition(":")
     if "+" in sites:
         return 4, 0, sites

@@ -1,4 +1,4 @@
-"""Rates, losses, norms and cosines, as SVG text to be put inline into its page.
+"""Plots of rates, losses, norms and cosines, as SVG text for a page.
 
 loss_curves    {adapter: [(step, loss), …]}       one faint line per adapter, its running mean, dev loss
 dev_rates      {adapter: [(steps, rate), …]}      one line per adapter
@@ -24,7 +24,7 @@ from salsa_dist.steering.vector_facts import site_order
 
 @dataclass(frozen=True)
 class Point:
-    """One method's rate, as a fraction, with its interval where there is one."""
+    """One method's rate, as a fraction, with its interval if there is one."""
 
     label: str
     rate: float

@@ -1,4 +1,4 @@
-"""All that a report needs of a run, each file read by its own module. Nothing is trusted.
+"""Reads the files of a run for a report, each with its own module. Any file may be missing or damaged.
 
     RUN/
     ├── config.yaml                    -> RunFiles.config, .config_text
@@ -67,7 +67,7 @@ def read_run(run: Path) -> RunFiles:
     config_file = folder.config
     if not config_file.is_file():
         raise UserError(
-            f"{config_file} is missing, so {run} is no run: make one with `salsa-dist train CONFIG`"
+            f"{config_file} is missing, so {run} is not a run: make one with `salsa-dist train CONFIG`"
         )
     config = load_config(config_file)
     return RunFiles(
@@ -108,7 +108,7 @@ def _read_tuned(run: Path, name: str) -> AdapterFile:
 def _read_adapter(run: Path, name: str, command: str) -> AdapterFile:
     file = RunFolder(run).adapter(name) / VECTORS
     if not file.is_file():
-        raise UserError(f"{file} is missing: the run has not ended; go on with `{command}`")
+        raise UserError(f"{file} is missing: the run has not ended; continue it with `{command}`")
     try:
         vectors, metadata = adapter_file.unpack(adapter_file.read(file), file)
     except UserError as e:

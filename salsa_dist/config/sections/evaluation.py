@@ -30,7 +30,7 @@ class EvaluationConfig(Section):
     windows_s: Coverage[list[float | None]] = Field(
         [None],
         min_length=1,
-        description="audio windows in seconds, null for the base's own; without this key base.window_s",
+        description="audio windows in seconds; null: the base's own. Default: base.window_s",
     )
     batch: Neither[int] = Field(16, ge=1, description="clips per generate() call")
     max_new_tokens: Transcripts[int] = Field(96, ge=1)
@@ -38,8 +38,8 @@ class EvaluationConfig(Section):
     zero_shot: Coverage[bool] = Field(True, description="decode the clips without an adapter too")
     normaliser: Neither[Normaliser] = Field(
         "auto",
-        description="normaliser for scoring; stored transcripts do not change. Whisper's `english` or "
-        "`basic` one; auto: english for English, else basic",
+        description="normaliser for scoring: Whisper's `english` or `basic`; auto: english for "
+        "English, else basic. Stored transcripts do not change",
     )
     alike: Neither[list[Alike]] = Field(
         [],
