@@ -37,8 +37,8 @@ def generating_quietly() -> Iterator[None]:
 
     Assumes that the loggers below `transformers.generation`, and those of Whisper's and SeamlessM4T's
     `generate`, give these warnings. Since 5.24, Whisper sets suppressed tokens in addition to a
-    generation config, and its default `max_length` in addition to `max_new_tokens`. SeamlessM4T asks for
-    a language that is in the prompt.
+    generation config, and its default `max_length` in addition to `max_new_tokens`. SeamlessM4T asks
+    for a language that is in the prompt.
 
     Seen: transformers 5.17 and 5.24.
     Else: the warnings are printed; the transcripts are the same.
