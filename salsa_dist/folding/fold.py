@@ -26,6 +26,7 @@ from salsa_dist.errors import UserError
 from salsa_dist.folding.approximate import Approximate, biases_set
 from salsa_dist.folding.targets import Map, Target, maps, scaled, targets
 from salsa_dist.new_folder import made_beside
+from salsa_dist.speech_llms.built_in_lora import folders_of
 from salsa_dist.speech_llms.inspection import read_config
 from salsa_dist.speech_llms.load import (
     CHECKPOINT_FILES,
@@ -191,6 +192,8 @@ def _write(source: Path, weights: Iterable[StoredTensor], folder: Path) -> None:
     try:
         for path in sorted(p for p in source.iterdir() if p.name.endswith(kinds)):
             shutil.copyfile(path, folder / path.name)
+        for lora in folders_of(source)[1:]:
+            shutil.copytree(lora, folder / lora.name)
         for path in sorted({tensor.path for tensor in weights}):
             shutil.copyfile(path, folder / path.name)
     except OSError as e:

@@ -35,15 +35,17 @@ def cache_in(made: Mapping[str, Any]) -> tuple[str, Any] | None:
 def generating_quietly() -> Iterator[None]:
     """Suppress transformers' warnings about arguments of `generate` that transformers itself sets.
 
-    Assumes that the loggers below `transformers.generation`, and that of Whisper's `generate`, give
-    these warnings. Since 5.24, Whisper sets suppressed tokens in addition to a generation config, and
-    its default `max_length` in addition to `max_new_tokens`.
+    Assumes that the loggers below `transformers.generation`, and those of Whisper's and SeamlessM4T's
+    `generate`, give these warnings. Since 5.24, Whisper sets suppressed tokens in addition to a
+    generation config, and its default `max_length` in addition to `max_new_tokens`. SeamlessM4T asks
+    for a language that is in the prompt.
 
     Seen: transformers 5.17 and 5.24.
     Else: the warnings are printed; the transcripts are the same.
     Test: test_generate_says_nothing_of_its_own_arguments
     """
-    names = ("transformers.generation", "transformers.models.whisper.generation_whisper")
+    models = ("whisper.generation_whisper", "seamless_m4t_v2.modeling_seamless_m4t_v2")
+    names = ("transformers.generation", *(f"transformers.models.{name}" for name in models))
     levels = {logger: logger.level for logger in map(logging.getLogger, names)}
     for logger in levels:
         logger.setLevel(logging.ERROR)
@@ -52,6 +54,43 @@ def generating_quietly() -> Iterator[None]:
     finally:
         for logger, level in levels.items():
             logger.setLevel(level)
+
+
+def decode_greedily(
+    model: Any,
+    inputs: Mapping[str, Any],
+    *,
+    max_new_tokens: int,
+    synced: bool,
+    stop: int | list[int],
+    pad: int,
+) -> torch.Tensor:
+    """(batch, tokens) ids that transformers' own loop writes: the prompts, and what follows them.
+
+    Args:
+        inputs: tensors and other arguments of the model's `generate`.
+        max_new_tokens: limit of what follows a prompt.
+        synced: keep stepping until all ranks are done, as sharded weights need.
+        stop: tokens that end a text.
+        pad: what stands behind it.
+
+    Assumes that `generate` gives no warning but those that `generating_quietly` suppresses.
+
+    Seen: transformers 5.17 and 5.24.
+    Else: the warnings are printed; the transcripts are the same.
+    Test: test_generate_says_nothing_of_its_own_arguments
+    """
+    with generating_quietly():
+        ids: torch.Tensor = model.generate(
+            **inputs,
+            do_sample=False,
+            num_beams=1,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=stop,
+            pad_token_id=pad,
+            synced_gpus=synced,
+        )
+    return ids
 
 
 def listed_class(config: Any) -> Any | None:

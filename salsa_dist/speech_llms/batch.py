@@ -159,6 +159,10 @@ class PromptBatch:
             shared=self.shared and self.shared.to(device, dtype),
         )
 
+    def on(self, model: Any) -> PromptBatch:
+        """The same on the device and in the precision of a transformers model."""
+        return self.to(next(model.parameters()).device, model.dtype)
+
 
 @dataclass(frozen=True)
 class Transcript:

@@ -198,8 +198,7 @@ class Ctc:
         keep_rows: KeepRows | None = None,
     ) -> list[Transcript]:
         """Transcribe a batch greedily, in one pass."""
-        weight = next(model.parameters())
-        batch = batch.to(weight.device, model.dtype)
+        batch = batch.on(model)
         best = model(**batch.inputs).logits.argmax(-1).tolist()
         found = [
             [token for token, _ in groupby(row[:frames]) if token != self.blank]

@@ -29,7 +29,6 @@ from salsa_dist.speech_llms.family import Checkpoint, FamilyOptions
 from salsa_dist.speech_llms.load import (
     base_revision,
     family_of,
-    refuse_other_weights,
     takes_audio,
 )
 from salsa_dist.speech_llms.noise_inputs import noise_inputs
@@ -39,6 +38,7 @@ from salsa_dist.speech_llms.processor import (
     refuse_other_features,
 )
 from salsa_dist.speech_llms.reading_base import NO_MODEL, reading_base
+from salsa_dist.speech_llms.weight_files import refuse_other_weights
 from salsa_dist.steering.probe import SiteReport, probe
 from salsa_dist.steering.sites import find_layers, site_modules
 from salsa_dist.steering.widths import site_widths

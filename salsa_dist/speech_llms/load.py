@@ -32,15 +32,20 @@ from salsa_dist.speech_llms import (
     gemma,
     glm_asr,
     granite_speech,
+    omniasr,
+    phi4_multimodal,
     qwen2_5_omni,
     qwen2_audio,
     qwen3_asr,
     qwen3_omni,
+    seamless_m4t,
     seq2seq,
+    vibevoice_asr,
     voxtral,
     whisper,
 )
 from salsa_dist.speech_llms import quantization as quantizing
+from salsa_dist.speech_llms.built_in_lora import add_lora, folders_of, lora_files
 from salsa_dist.speech_llms.family import Checkpoint, Family, FamilyOptions
 from salsa_dist.speech_llms.processor import (
     load_processor,
@@ -49,7 +54,7 @@ from salsa_dist.speech_llms.processor import (
 )
 from salsa_dist.speech_llms.reading_base import reading_base
 from salsa_dist.speech_llms.unfilled import unfilled
-from salsa_dist.speech_llms.weight_files import StoredTensor
+from salsa_dist.speech_llms.weight_files import StoredTensor, refuse_other_weights
 from salsa_dist.steering.sites import by_site, find_layers, layer_counts, select
 
 UNKNOWN = "unknown"  # the revision of a base of which no commit is known; nothing is kept under it
@@ -65,7 +70,11 @@ _FAMILIES: tuple[type[Family], ...] = (
     qwen3_omni.Qwen3Omni,
     glm_asr.GlmAsr,
     gemma.Gemma,
+    phi4_multimodal.Phi4Multimodal,
+    vibevoice_asr.VibeVoiceAsr,
+    omniasr.OmniAsr,
     seq2seq.Seq2Seq,
+    seamless_m4t.SeamlessM4T,
     ctc.Ctc,
 )
 FAMILIES = {model_type: family for family in _FAMILIES for model_type in family.MODEL_TYPES}
@@ -184,8 +193,15 @@ def load_speech_llm(
     if family_class is any_chat.AnyChat:
         any_chat.refuse_others(name, config, processor)
     quantized = quantizing.loading(quantization, own_method, device, precision)
+    built_in: str | None = getattr(family_class, "LORA", None)
+    lora = None if built_in is None else lora_files(name, files, built_in)
+    if lora is not None and (quantization or own_method):
+        raise UserError(
+            f"base {name}: its LoRA for speech can't be added to quantised weights: leave "
+            "base.quantization out, and take the checkpoint that is not quantised"
+        )
     with reading_base(name):
-        described = None if filled or quantized else unfilled(cls, config, *files, precision)
+        described = None if filled or quantized or lora else unfilled(cls, config, *files, precision)
         if described is None:
             model, info = cls.from_pretrained(
                 files[0],
@@ -200,6 +216,8 @@ def load_speech_llm(
         else:
             model, info, sources = described.model, described.loading_info, described.sources
     refuse_other_weights(name, model, info)
+    if lora is not None:
+        add_lora(model, name, *lora)
     checkpoint = Checkpoint(name, model.config, processor, getattr(model, "generation_config", None))
     family = family_class(checkpoint, options)
     # eval: no dropout, no layerdrop, no BatchNorm updates in a frozen base.
@@ -220,37 +238,6 @@ def load_speech_llm(
         quantization=quantization,
         sources=sources,
     )
-
-
-def refuse_other_weights(name: str, model: nn.Module, info: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint whose weights are not those that its config.json describes.
-
-    Parts that the class of `model` does not have, such as another tower, may be there.
-
-    Args:
-        info: what `from_pretrained(…, output_loading_info=True, ignore_mismatched_sizes=True)` reports.
-
-    Raises:
-        UserError: a weight is missing, has another shape, or is of a layer that the model lacks.
-    """
-    if lacking := sorted(info["missing_keys"]):
-        # transformers would fill these with random numbers, other ones on every rank.
-        raise UserError(
-            f"base {name}: its checkpoint lacks {len(lacking)} weights, such as {lacking[0]}: take a "
-            "complete checkpoint"
-        )
-    if other := sorted(info["mismatched_keys"]):
-        weight, stored, wanted = other[0]
-        raise UserError(
-            f"base {name}: its checkpoint has {weight} as {tuple(stored)}, config.json wants "
-            f"{tuple(wanted)}: take all files from one revision"
-        )
-    lists = tuple(f"{n}." for n, m in model.named_modules() if isinstance(m, nn.ModuleList))
-    if beyond := sorted(key for key in info["unexpected_keys"] if key.startswith(lists)):
-        raise UserError(
-            f"base {name}: its checkpoint has {len(beyond)} weights in layers that config.json does "
-            f"not describe, such as {beyond[0]}: take all files from one revision"
-        )
 
 
 def family_of(model_type: str) -> type[Family]:
@@ -315,7 +302,7 @@ def base_revision(name: str, revision: str | None = None, fetched: bool = False)
     settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     settings.pop("transformers_version", None)
     digest.update(json.dumps(settings, sort_keys=True).encode())
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in sorted(p for f in folders_of(folder) for p in f.glob("*.safetensors")):
         size = path.stat().st_size
         digest.update(f"{path.name} {size}".encode())
         with open(path, "rb") as file:

@@ -35,15 +35,19 @@ own. Some of them may also train without a file, as AudioFlamingo3 does: if the 
 template, a tokenizer, a feature extractor and an audio token, and the config has `audio_token_id`.
 This is not tested.
 
-Gemma3n and Gemma4 need neither torchvision nor timm: only the audio parts of their processors are
-loaded, and Gemma3n is loaded without its vision tower (with transformers 5.17, it needs timm). Only
-Whisper and Qwen2-Audio accept solved examples (in-context).
+Gemma3n, Gemma4 and Phi4-Multimodal need neither torchvision nor timm: only the audio parts of their
+processors are loaded, and Gemma3n is loaded without its vision tower (with transformers 5.17, it needs
+timm). Phi4-Multimodal is its revision for transformers, `refs/pr/70` of
+microsoft/Phi-4-multimodal-instruct. Its LoRA for speech is added to its weights when it is loaded.
+SeamlessM4Tv2 transcribes by translating into the language that is spoken. VibeVoice-ASR has LLM sites
+alone, since transformers runs its encoders without gradients. Its transcripts are learned and read as
+one segment of the JSON with times and speakers that it writes; the noise that its authors add to the
+audio is left out. Only Whisper and Qwen2-Audio accept solved examples (in-context).
 
-Not whole, and why: VibeVoice-ASR takes audio of 24 kHz, runs it under `no_grad` and answers in JSON
-with times; Kyutai reads discrete codes beside the text; SeamlessM4T names languages by three letters,
-which nothing here maps; Phi4-Multimodal keeps its speech LoRA apart from its weights, and its processor
-its feature extractor under another name; transducers (RNN-T, TDT) have another loss. For the others no
-family was written yet.
+Not whole, and why: Kyutai and Voxtral-Realtime write a token for every 80 ms of audio, words at the
+time when they are said and padding between them: their loss needs the times of words, which shards do
+not have. Transducers (RNN-T, TDT) have another loss. For the others, and for Nemotron-3.5-Transcribe,
+which is not on this page, no family was written yet.
 
 | model | transformers class | encoder layers | rows | LLM layers | sites that work | padding changes \
 | whole by |

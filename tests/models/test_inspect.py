@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_ctc import CTC
+from tiny_ctc import CTC, OMNIASR
 from tiny_families import FAMILIES, MORE
 from tiny_gemma import GEMMA
 from tiny_models import EVERY_MODEL, MODELS
+from tiny_phi4 import PHI4
 from tiny_seq2seq import SEQ2SEQ
 
 from salsa_dist import UserError, cli, load_speech_llm
@@ -22,11 +23,11 @@ from salsa_dist.steering.blocks import layer_of
 
 torch.set_num_threads(1)
 
-EVERY_FAMILY = FAMILIES | MORE | GEMMA | SEQ2SEQ | CTC
+EVERY_FAMILY = FAMILIES | MORE | GEMMA | PHI4 | OMNIASR | SEQ2SEQ | CTC
 
 ROWS = {
     **dict.fromkeys(("whisper", "qwen2_audio", "granite_speech", "granite_speech_plus"), "sample"),
-    **dict.fromkeys(("fun_asr_nano", *GEMMA, *SEQ2SEQ), "sample"),
+    **dict.fromkeys(("fun_asr_nano", *GEMMA, *PHI4, *OMNIASR, *SEQ2SEQ), "sample"),
     **dict.fromkeys(("qwen3_asr", "qwen2_5_omni", "qwen3_omni"), "token"),
     **dict.fromkeys(CTC, "sample"),
     "voxtral": "chunk",
@@ -95,7 +96,8 @@ def test_a_complete_checkpoint_of_each_family_is_inspected(
     assert tree["dropped"] == []
     assert tree["lacks"] == ""
     rows = {s["component"]: s["rows"] for s in tree["sites"]}
-    assert rows == {"encoder": ROWS[name]} | ({} if name in CTC else {"llm": "sample"})
+    encoder = {} if name == "vibevoice_asr" else {"encoder": ROWS[name]}
+    assert rows == encoder | ({} if name in CTC else {"llm": "sample"})
 
 
 def test_json_holds_the_same(inspect: Callable[..., Any], tiny_base: Path) -> None:

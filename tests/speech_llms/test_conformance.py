@@ -16,31 +16,40 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conformance import RULES, apart, clips, gradients, noise, placed, random_bank
+from conformance import RULES, apart, clips, gradients, loaded, noise, placed, random_bank
 from ranks import run_ranks
-from tiny_ctc import CTC
+from tiny_ctc import CTC, OMNIASR
 from tiny_families import FAMILIES, MORE
 from tiny_gemma import GEMMA
+from tiny_phi4 import PHI4
 from tiny_seq2seq import SEQ2SEQ
 from torch.nn.functional import cross_entropy, ctc_loss
 
 from salsa_dist.data.clip import SAMPLE_RATE, Clip
 from salsa_dist.errors import UserError
 from salsa_dist.placement.decode import generate
-from salsa_dist.speech_llms.load import SpeechLLM, load_speech_llm
+from salsa_dist.speech_llms.load import SpeechLLM
 from salsa_dist.steering.blocks import layer_of
 from salsa_dist.steering.vectors import SteeringVectors
 from salsa_dist.training.loss import token_losses
 
 HERE = Path(__file__).parent
-MAKERS = FAMILIES | MORE | GEMMA | SEQ2SEQ | CTC
+MAKERS = FAMILIES | MORE | GEMMA | PHI4 | OMNIASR | SEQ2SEQ | CTC
+
+
+class _Folders(dict[str, Path]):
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def __missing__(self, family: str) -> Path:
+        self[family] = MAKERS[family](self.root / family)
+        return self[family]
 
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Where the tiny checkpoints are, by family."""
-    root = tmp_path_factory.mktemp("families")
-    return {name: make(root / name) for name, make in MAKERS.items()}
+    """Where the tiny checkpoints are, by family; each is made when it is asked for."""
+    return _Folders(tmp_path_factory.mktemp("families"))
 
 
 @pytest.fixture(scope="module", params=list(MAKERS))
@@ -51,7 +60,7 @@ def family(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def base(family: str, folders: dict[str, Path]) -> SpeechLLM:
     torch.set_num_threads(1)
-    return load_speech_llm(folders[family])
+    return loaded(family, folders[family])
 
 
 @pytest.mark.parametrize("rules", [["salsa"] * 3, RULES], ids=["salsa", "all"])
@@ -363,7 +372,7 @@ def test_data_workers_can_have_a_copy(base: SpeechLLM) -> None:
 
 
 def test_half_precision(family: str, folders: dict[str, Path]) -> None:
-    base = load_speech_llm(folders[family], dtype="bfloat16")
+    base = loaded(family, folders[family], "bfloat16")
     batch = base.family.training_batch(clips(base)).to(torch.device("cpu"), torch.bfloat16)
     bank = random_bank(base, ["salsa", "add", "salsa"], size=0.0)
     with placed(base, bank) as frozen:
@@ -383,10 +392,20 @@ def test_half_precision(family: str, folders: dict[str, Path]) -> None:
 
 
 @pytest.fixture(scope="session")
-def two_ranks(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every family on two ZeRO-3 ranks, in one launch; the folder with what they report."""
+def two_ranks(
+    folders: dict[str, Path],
+    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest,
+) -> Path:
+    """Every family that is to be tested on two ZeRO-3 ranks, in one launch; the folder with what they
+    report."""
+    wanted = [
+        item.callspec.params["family"]
+        for item in request.session.items
+        if isinstance(item, pytest.Function) and item.name.startswith("test_two_zero3_ranks_")
+    ]
     out = tmp_path_factory.mktemp("zero")
-    (out / "folders.json").write_text(json.dumps({k: str(v) for k, v in folders.items()}))
+    (out / "folders.json").write_text(json.dumps({family: str(folders[family]) for family in wanted}))
     settings = {
         "zero_optimization": {
             "stage": 3,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from conformance import RULES, clips, gradients, random_bank
+from conformance import RULES, clips, gradients, loaded, random_bank
 
 import salsa_dist  # noqa: F401 -- before transformers
 from salsa_dist.config import PlacementConfig
@@ -20,7 +20,6 @@ from salsa_dist.placement.decode import generate
 from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.placement.ranks import join
 from salsa_dist.placement.recompute import recompute_in_backward
-from salsa_dist.speech_llms.load import load_speech_llm
 from salsa_dist.steering.sites import whole_layers
 
 
@@ -29,7 +28,7 @@ def main(out: Path) -> None:
     with join() as ranks:
         placement = PlacementConfig(kind="full", ds_config=out / "ds.json")
         for family, folder in json.loads((out / "folders.json").read_text()).items():
-            base = load_speech_llm(folder)
+            base = loaded(family, folder)
             bank = random_bank(base, RULES)
             frozen = FrozenBase(base, bank, ranks, placement)
             mine = clips(base)[:3] if ranks.rank == 0 else clips(base)[3:]
