@@ -51,7 +51,8 @@ def activation_bytes(shape: BaseShape, work: Work, clips: int) -> int:
 
     A layer keeps, a token, what `kept.py` says; a site the activation that it steers. Attention is
     taken to be fused, so no scores are kept. Logits count three times, in fp32: themselves, their
-    softmax and its gradient. Without a backward it is the keys and values of every layer and one layer's outputs.
+    softmax and its gradient. Without a backward it is the keys and values of every layer and one
+    layer's outputs.
     """
     tokens = tokens_of(shape, replace(work, clip_s=work.long_s or work.clip_s))
     first = first_layer(shape, work)
