@@ -1,4 +1,4 @@
-"""What every command does before it uses transformers."""
+"""Checks that every command makes before it uses transformers."""
 
 from __future__ import annotations
 

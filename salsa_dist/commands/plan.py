@@ -67,7 +67,7 @@ def plan(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
-    """Show what each placement of a base costs, what fits, and which one `auto` takes.
+    """Show the cost of each placement of a base, which ones fit, and which one `auto` selects.
 
     Only the base's config and the headers of its weight files are read. With CONFIG the options about
     the base and the batch are the run's own.
@@ -124,7 +124,7 @@ def plan(
 
 
 def _shard_link(config: Config, nodes: int, planned_s: float) -> ShardLink | None:
-    """Of shards in a store; a run that has made steps is measured, by the median of its last.
+    """The traffic of shards from a store. A run that has made steps uses its median measured step time.
 
     None with a warning where their index can't be had: plans are made where no run is, without its
     credentials or its network.

@@ -33,7 +33,7 @@ def transcribe(
     language: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
-            help="code, such as bg; auto: the base tells it; or a file with lines FILE<tab>CODE. "
+            help="code, such as bg; auto: the base detects it; or a file with lines FILE<tab>CODE. "
             "Default: the list's or tar's own, else the adapter's"
         ),
     ] = None,
@@ -52,7 +52,7 @@ def transcribe(
     ] = None,
     language_as: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Option(help="announce a language to the base as another: tw=yo; repeatable"),
+        typer.Option(help="name another language in the prompt: tw=yo; repeatable"),
     ] = None,
     out: Annotated[
         Optional[Path],  # noqa: UP045
@@ -78,7 +78,7 @@ def transcribe(
         ),
     ] = None,
     vad: Annotated[
-        bool, typer.Option("--vad", help="skip pieces in which nobody speaks, by Silero VAD")
+        bool, typer.Option("--vad", help="skip pieces in which Silero VAD finds no speech")
     ] = False,
 ) -> None:
     """Transcribe recordings of any length; print one line per recording, or write files with --out.
@@ -180,7 +180,7 @@ def transcribe(
 
 
 def _tell(failed: Sequence[str], done: int) -> None:
-    """Name what could not be transcribed. Raises: UserError: there is some."""
+    """Name the recordings that could not be transcribed. Raises: UserError: there are any."""
     if len(failed) == 1 and not done:
         raise UserError(failed[0])
     if failed:
@@ -219,7 +219,7 @@ def _by_language(loaded: Loaded) -> dict[str, int]:
 
 
 def _rows(loaded: Loaded) -> Callable[[str, str | None], int | None]:
-    """From a recording and its adapter in a list to a row; None: by the recording's language."""
+    """A function from a recording and its listed adapter to a row; None: its language decides."""
     names = {vectors.name: row for row, (_, vectors) in enumerate(loaded)}
     # One that was named for no language steers all.
     all_get = 0 if len(loaded) == 1 and loaded[0][0] is None else None
@@ -234,7 +234,7 @@ def _rows(loaded: Loaded) -> Callable[[str, str | None], int | None]:
 
 
 def _languages(language: str | None) -> Callable[[str], str | None]:
-    """From a recording's name to its language, by `--language`; None: it says none."""
+    """A function from a recording's name to its language, by `--language`; None: there is none."""
     if language is None or not os.path.isfile(language):
         return lambda name: language
     table: dict[str, str] = {}

@@ -52,7 +52,7 @@ def export(vectors: SteeringVectors, engine: str, out: Path) -> list[Path]:
 
 
 def unlike(vectors: SteeringVectors, engine: str) -> str:
-    """Why an engine can't do what an adapter does; empty where it can."""
+    """Reasons why an engine cannot run an adapter; empty if it can."""
     if engine not in ENGINES:
         return f"no such engine; known are {', '.join(ENGINES)}"
     if vectors.rule != "add" and engine == "llama.cpp":

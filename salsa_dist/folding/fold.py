@@ -43,7 +43,7 @@ _SAME = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
 
 @dataclass(frozen=True)
 class Folded:
-    """What was written.
+    """The written checkpoint.
 
     Attributes:
         folder: of the checkpoint.
@@ -152,7 +152,7 @@ def fold(
 
 
 def _write(source: Path, weights: Iterable[StoredTensor], folder: Path) -> None:
-    """A copy of a checkpoint: of its weights the files that the model is read from."""
+    """Copy a checkpoint; of its weights, only the files from which the model is read."""
     kinds = tuple(kind for kind in CHECKPOINT_FILES if kind != ".safetensors")
     try:
         for path in sorted(p for p in source.iterdir() if p.name.endswith(kinds)):
@@ -164,7 +164,7 @@ def _write(source: Path, weights: Iterable[StoredTensor], folder: Path) -> None:
 
 
 def _mark(config: Path, vectors: SteeringVectors) -> None:
-    """Say in the config what was folded. So it is another base to an adapter.
+    """Write the folded adapter into the config. So the checkpoint is another base to this adapter.
 
     The revision of a folder samples the weights of a large base, and may miss the biases.
     """
@@ -236,6 +236,6 @@ def logits(base: SpeechLLM, inputs: Mapping[str, Tensor]) -> Tensor:
 
 
 def steered_logits(base: SpeechLLM, vectors: SteeringVectors, inputs: Mapping[str, Tensor]) -> Tensor:
-    """As `logits`, with the adapter on the base."""
+    """Like `logits`, with the adapter on the base."""
     with vectors.attach(base, force=True):
         return logits(base, inputs)

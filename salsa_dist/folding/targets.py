@@ -1,4 +1,4 @@
-"""Which bias of a layer moves its output by a constant, and by how much.
+"""Finds the bias of a layer that shifts the layer's output by a constant, and the constant's scale.
 
 layer(x) with bias + d   -   layer(x)   =   c · d, the same for every position
                                             └─ the residual's multiplier, mostly 1
@@ -62,7 +62,7 @@ def targets(
 
 
 def own_biases(model: nn.Module, layer: nn.Module) -> dict[str, nn.Parameter]:
-    """Every bias of a layer that no other place holds, by its name in `model`."""
+    """Every bias of a layer that no other module shares, by its name in `model`."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     users = _users(model)
     return {
@@ -95,7 +95,7 @@ def _target(
 
 
 def _users(model: nn.Module) -> dict[int, int]:
-    """How many places hold each parameter; what is shared would move elsewhere too."""
+    """Number of modules that share each parameter; a shared bias would change other layers too."""
     count: dict[int, int] = {}
     for _, parameter in model.named_parameters(remove_duplicate=False):
         count[id(parameter)] = count.get(id(parameter), 0) + 1
@@ -105,7 +105,7 @@ def _users(model: nn.Module) -> dict[int, int]:
 def _calls(
     model: nn.Module, layers: Mapping[str, nn.Module], inputs: Mapping[str, Any]
 ) -> dict[str, _Call]:
-    """What each layer is first called with."""
+    """The arguments of the first call of each layer."""
     calls: dict[str, _Call] = {}
 
     def keep(site: str) -> Any:

@@ -89,18 +89,18 @@ class FrozenBase:
 
     @torch.no_grad()
     def prefix_of(self, clips: Sequence[Clip]) -> list[Tensor]:
-        """What the job's first steered layer makes of each of `clips`, (elements, …, hidden) each."""
+        """The first steered layer's output for each of `clips`, (elements, …, hidden) each."""
         batch = self.family.shared_batch(clips, clips).to(self.ranks.device, self.dtype)
         assert batch.shared is not None
         return list(self._prefix(batch).split(batch.shared.elements.tolist()))
 
     def start_from(self, kept: KeptPrefix) -> None:
-        """From now on take what the first steered layer puts out from `kept`."""
+        """From now on, take the output of the first steered layer from `kept`."""
         self._kept = kept
 
     def logits(self, batch: AdapterBatch) -> Tensor:
-        """What the base says at each label of `batch`, (labels, vocabulary), each sample steered by its
-        own adapter."""
+        """The base's logits at each label of `batch`, (labels, vocabulary); each sample is steered by
+        its own adapter."""
         batch = batch.to(self.ranks.device, self.dtype)
         assert batch.marked is not None
         with ExitStack() as stack:

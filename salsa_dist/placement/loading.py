@@ -55,7 +55,7 @@ class Part:
 def load_base(
     base: BaseConfig, ranks: Ranks, placement: PlacementConfig, say: Say, silence_stride: int = 1
 ) -> SpeechLLM:
-    """The base as `placement` wants it: whole on this rank's device, or with its weights unread.
+    """Load the base for `placement`: whole on this rank's device, or with its weights unread.
 
     Every rank calls this. With `base.stage_to`, the files are copied to this node's own disk first;
     those of a hub name are fetched by one rank of each node.
@@ -79,7 +79,7 @@ def fill(
     keep: Callable[[nn.Parameter], None],
     say: Say,
 ) -> None:
-    """Read this rank's part of every weight of a model on the meta device.
+    """Read this rank's partition of every weight of a model on the meta device.
 
     Args:
         model: as `load_speech_llm(…, filled=False)` gives it.

@@ -31,7 +31,7 @@ from salsa_dist.steering.bank import AdapterSpec, Bank
 
 
 def stage_sites(specs: Sequence[AdapterSpec], encoder: Sequence[str]) -> list[str]:
-    """For each adapter, the layer at whose output its clips get streams of their own.
+    """For each adapter, the layer after which its clips are computed separately.
 
     Args:
         specs: the adapters.
@@ -72,7 +72,7 @@ class SharedPrefix:
 
     @contextmanager
     def prefix_alone(self) -> Iterator[list[Tensor]]:
-        """Run layers up to the first steered one alone; the block finds its output in the list."""
+        """Run only the layers up to the first steered one; their output is in the yielded list."""
         found: list[Tensor] = []
 
         def note(module: nn.Module, args: Any, output: Any) -> None:
@@ -92,7 +92,7 @@ class SharedPrefix:
 
     @contextmanager
     def the_rest(self, batch: AdapterBatch | PromptBatch, prefix: Tensor) -> Iterator[None]:
-        """Run what lies above for all samples of `batch`, and nothing below.
+        """Run only the layers above the first steered one, for all samples of `batch`.
 
         Args:
             prefix: (elements, …, hidden), the unsteered prefix's output for the clips.
@@ -122,7 +122,7 @@ class SharedPrefix:
                 self._alike = {}
 
     def plan(self, clip_of: Sequence[int], rows: Sequence[int]) -> dict[str, list[int]]:
-        """By layer above the first steered one, for each sample the one that runs for it.
+        """For each layer above the first steered one: per sample, the sample that is computed for it.
 
         A layer is missing where each sample runs by itself.
 
@@ -176,7 +176,7 @@ class SharedPrefix:
 
 
 class _Alike:
-    """Which samples run for which, in elements.
+    """The shared samples: which sample is computed for which others, in elements.
 
     Args:
         streams: for each sample the one that runs for it.
@@ -216,7 +216,7 @@ class _Alike:
 
 
 def _starts(sizes: Sequence[int]) -> list[int]:
-    """Where each of `sizes` begins, one behind the other, and where the last ends."""
+    """The start of each of `sizes` in a concatenation, and its end."""
     starts = [0]
     for size in sizes:
         starts.append(starts[-1] + size)
@@ -224,7 +224,7 @@ def _starts(sizes: Sequence[int]) -> list[int]:
 
 
 def _zeros_of(conv: nn.Conv1d | nn.Conv2d) -> Callable[[Tensor], Tensor]:
-    """A forward that gives zeros of the right shape: what it would compute is known already."""
+    """A forward that returns zeros of the right shape, because the real output is already known."""
 
     def zeros(features: Tensor) -> Tensor:
         sizes = [

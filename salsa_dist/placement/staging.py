@@ -1,4 +1,4 @@
-"""A copy of a base on this node's own disk, made by one rank per node, used by all.
+"""Copies a base to each node's own disk: one rank per node copies, all ranks read.
 
 base.stage_to: $SLURM_TMPDIR
 
@@ -44,7 +44,7 @@ def staged(base: BaseConfig, ranks: Ranks, say: Callable[[str], None]) -> Path:
 
 
 def fetched(base: BaseConfig, ranks: Ranks, say: Callable[[str], None]) -> Path | None:
-    """The folder of a hub name's files on this node, fetched by one rank of it; None for a folder.
+    """The folder with the files of a hub name on this node, fetched by one rank; None for a folder.
 
     Every rank calls this.
 

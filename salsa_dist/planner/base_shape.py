@@ -41,7 +41,7 @@ _HEADER_TYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.floa
 
 @dataclass(frozen=True)
 class Weight:
-    """One parameter: its name, how many numbers, bytes of each."""
+    """One parameter: its name, its number of elements, the bytes of one."""
 
     name: str
     numel: int
@@ -54,7 +54,7 @@ class Weight:
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer that can be steered: its site and the width of its output."""
+    """One layer that can be steered: its site, and the width of its output."""
 
     site: str
     width: int
@@ -98,11 +98,11 @@ class BaseShape:
 
     @property
     def bytes(self) -> int:
-        """Of the whole base on one device: parameters and buffers."""
+        """Bytes of the whole base on one device: parameters and buffers."""
         return sum(w.bytes for w in self.weights) + self.buffer_bytes
 
     def counts(self) -> dict[str, int]:
-        """Layers of each component, as `select` wants them."""
+        """Number of layers per component, for `select`."""
         found: dict[str, int] = {}
         for layer in self.layers:
             component = layer.site.partition(".")[0]
@@ -125,7 +125,7 @@ def read_shape(
     window_s: float | None = None,
     layers: dict[str, str] | None = None,
 ) -> BaseShape:
-    """The shape of a base.
+    """Read the shape of a base.
 
     Args:
         name: folder with a checkpoint or only its config.json, or a hub name.
@@ -150,7 +150,7 @@ def read_shape(
 
 
 def build_empty(config: Any, name: str, dtype: str) -> nn.Module:
-    """The model of a config on the meta device: shapes and no numbers."""
+    """A model of the config on the meta device: shapes without numbers."""
     family = FAMILIES.get(config.model_type)
     if family is not None and family.MODEL_CLASS is not None:
         import transformers
@@ -173,7 +173,7 @@ def shape_of(
     quantized: str | None = None,
     config: Any = None,
 ) -> BaseShape:
-    """The shape of a model at hand, on whatever device."""
+    """The shape of a loaded model, on any device."""
     lists = find_layers(model, layers)
     order = [(f"{c}.{i}", m) for c in ("encoder", "llm") for i, m in enumerate(lists.get(c, []))]
     named = list(model.named_parameters())  # a tied one once
@@ -207,7 +207,7 @@ def _window_rows(model: Any) -> int | None:
 
 
 def _cut_window(model: Any, config: Any, window_s: float) -> None:
-    """What the family's `fit` does, without its processor."""
+    """The same change as the family's `fit`, without its processor."""
     for module in list(model.modules()):
         table = getattr(module, "embed_positions", None)
         # Whisper's and Qwen2-Audio's windows can be shortened; others of this kind are always whole.
@@ -231,7 +231,7 @@ def _quantized(config: Any) -> str | None:
 
 
 def _stored(name: str, revision: str | None) -> tuple[int | None, str | None]:
-    """Bytes of the weights on disk and the precision that most of them have, from headers alone."""
+    """Bytes of the weights on disk, and the precision of most weights, from headers alone."""
     folder = Path(name)
     sizes: dict[str, int] = {}
     files = (

@@ -1,4 +1,4 @@
-"""The modules of a base that have weights of their own, in the order of a forward pass.
+"""The modules of a base that have their own weights, in the order of a forward pass.
 
 encoder ──► rest (projector) ──► llm ──► head
 """
@@ -17,7 +17,7 @@ _CROSS = ("encoder_attn", "cross_attn", "cross_attention")
 
 @dataclass(frozen=True)
 class Module:
-    """What one module with weights of its own needs.
+    """The cost of one module that has its own weights.
 
     Attributes:
         layer: index into `BaseShape.layers` of the layer that it is in; None: in none.
@@ -47,7 +47,7 @@ def modules_of(
     head: nn.Module | None,
     config: Any,
 ) -> list[Module]:
-    """Modules with weights of their own, in the order in which a forward pass meets them.
+    """Modules with their own weights, in the order of a forward pass.
 
     Args:
         order: site and module of each layer, encoder first.
@@ -102,13 +102,13 @@ def _under(path: str, parent: str) -> bool:
 
 
 def _reads_the_encoder(path: str) -> bool:
-    """Keys and values of a cross-attention are made from the encoder's rows."""
+    """Whether a module makes keys or values of a cross-attention, from the encoder's output."""
     *_, block, name = ("", *path.split("."))
     return block in _CROSS and name in ("k_proj", "v_proj")
 
 
 def _before_the_cross(path: str) -> bool:
-    """What runs in a decoder layer before the encoder's rows come in."""
+    """Whether a module of a decoder layer runs before its cross-attention."""
     *_, block, name = ("", *path.split("."))
     return (
         block == "self_attn"

@@ -1,4 +1,4 @@
-"""The plan of a run or of its evaluation: base, step and DeepSpeed settings taken from its config."""
+"""The plan of a run or of its evaluation: base, step and DeepSpeed settings come from its config."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def plan_text(config: Config, nodes: int, ranks_per_node: int, memory: float) ->
 
 
 def long_clip(index: ShardIndex, config: Config, training: bool = True) -> float:
-    """Seconds that 99 of 100 of a run's clips, or of its evaluation's, are no longer than."""
+    """Length in seconds that 99 of 100 clips of a run, or of its evaluation, do not exceed."""
     split = "train" if training else config.evaluation.split
     languages = {code for adapter in config.adapters for code in adapter.languages}
     lengths = [
@@ -88,7 +88,7 @@ def long_clip(index: ShardIndex, config: Config, training: bool = True) -> float
 def work_of(
     config: Config, shape: BaseShape, training: bool = True, long_s: float | None = None
 ) -> Work:
-    """One step of a run: all adapters at work, clips of 10 s or as long as the window."""
+    """The work of one step of a run: all adapters train, on clips of 10 s or of the window's length."""
     adapters = config.adapter_settings()
     window = config.base_in_training().window_s if training else None
     longest = shape.encoder_tokens / ENCODER_TOKENS_PER_SECOND if shape.encoder_tokens else None

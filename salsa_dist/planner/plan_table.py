@@ -18,7 +18,7 @@ from salsa_dist.planner.step_work import USABLE, Machines, Work
 
 @dataclass(frozen=True)
 class Row:
-    """One placement. Bytes are of one device unless named otherwise.
+    """One placement. Bytes are per device unless named otherwise.
 
     Attributes:
         placement: as `placement.kind` has it.
@@ -79,7 +79,7 @@ class Plan:
         return next((r for r in self.rows if (r.placement, r.offload) == (placement, offload)), None)
 
     def tree(self) -> dict[str, Any]:
-        """As JSON: `rows` are flat objects."""
+        """The plan as JSON: `rows` are flat objects."""
         shape = self.shape
         return {
             "base": shape.name,
@@ -96,7 +96,7 @@ class Plan:
         }
 
     def table(self) -> str:
-        """As text: what it is about, one line a placement, and which one `auto` takes."""
+        """The plan as text: its subject, one line per placement, and the choice of `auto`."""
         s, m, w = self.shape, self.machines, self.work
         stored = "" if s.stored is None else f", {size(s.stored)} on disk"
         what = (

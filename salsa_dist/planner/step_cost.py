@@ -18,7 +18,7 @@ _SMALL = 0.01
 
 
 def flops(shape: BaseShape, work: Work) -> float:
-    """FLOPs of one step over all ranks: two for each number of a matrix a token meets.
+    """FLOPs of one step over all ranks: two per matrix element and token.
 
     Forward goes through everything; backward only makes gradients of activations (no weight learns),
     as many FLOPs again, from the first steered layer on. Attention adds 4·T·T·width a layer forward

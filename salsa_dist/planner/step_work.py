@@ -1,4 +1,4 @@
-"""What a plan is asked about: the machines, and the work of one step on them.
+"""The input of a plan: the machines, and the work of one step on them.
 
 Machines(nodes=4, ranks_per_node=8, memory=80e9)
 Work(clips=64, micro_batch=8, sites=(("encoder.0", …), …))      one tuple of sites an adapter
@@ -26,7 +26,7 @@ GLOO_MESSAGE_BYTES = 860
 
 @dataclass(frozen=True)
 class Machines:
-    """What a job runs on.
+    """The machines of a job.
 
     Attributes:
         nodes, ranks_per_node: a rank drives one device.
@@ -59,7 +59,7 @@ class Machines:
 
 @dataclass(frozen=True)
 class Work:
-    """One step.
+    """The work of one step.
 
     Attributes:
         clips: of all adapters, over all ranks.
@@ -86,7 +86,7 @@ class Work:
 
 
 def tokens_of(shape: BaseShape, work: Work) -> dict[str, int]:
-    """Tokens of one clip that go through each part of a base."""
+    """Number of tokens of one clip in each part of a base."""
     if shape.encoder_tokens is None:
         encoder = round(work.clip_s * ENCODER_TOKENS_PER_SECOND)
     else:
@@ -109,7 +109,7 @@ def differentiated(module: Module, first: int) -> bool:
 
 
 def recomputed(module: Module, work: Work, first: int) -> bool:
-    """Whether checkpointing runs `module` again in backward: all of a layer, if any of it matters."""
+    """Whether checkpointing recomputes `module`: a whole layer, if any of it needs gradients."""
     return work.checkpointing and module.layer is not None and module.layer > first
 
 

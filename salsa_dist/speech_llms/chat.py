@@ -168,10 +168,10 @@ class ChatFamily(ABC):
         return list(self.tokenizer(full[len(prompt) :], add_special_tokens=False).input_ids)
 
     def answer_ids(self, clip: Clip) -> list[int]:
-        """The transcript's token ids with what ends it; empty for a clip without a transcript."""
+        """The transcript's token ids with what ends it; empty where the transcript is not known."""
         text = clip.text.strip()
         if not text:
-            return []
+            return [] if clip.speech else [self.end_id]
         own = self.tokenizer.encode(text, add_special_tokens=False)
         if not {self.audio_id, *self.stop, *self.tokenizer.all_special_ids}.isdisjoint(own):
             raise UserError(

@@ -88,9 +88,15 @@ class Ctc:
         characters that it can't write.
 
         Raises:
-            UserError: it can't write most of the letters and digits.
+            UserError: it can't write most of the letters and digits; or nobody speaks, for which CTC
+                has no label.
         """
         self.prompt(clip.language)
+        if not clip.speech:
+            raise UserError(
+                f"clip {clip.key}: it has no speech, and a CTC base has no label for that: remove it "
+                "from the shards"
+            )
         text = clip.text.strip()
         not_said = (self.blank, self.tokenizer.unk_token_id)
         ids: list[int] = max(

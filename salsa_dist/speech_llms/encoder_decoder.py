@@ -40,7 +40,11 @@ class EncoderDecoder(ABC):
 
     @abstractmethod
     def text_ids(self, clip: Clip) -> list[int]:
-        """The transcript's token ids with the end-of-text; empty for a clip without a transcript."""
+        """The transcript's token ids with the end-of-text; empty where it is not known."""
+
+    def nothing_said(self, clip: Clip) -> list[int]:
+        """The labels of a clip with an empty text: the end-of-text alone where nobody speaks."""
+        return [] if clip.speech else [self.eos]
 
     @cached_property
     def _control(self) -> set[int]:

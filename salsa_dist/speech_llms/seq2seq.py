@@ -125,7 +125,7 @@ class Seq2Seq(EncoderDecoder):
 
     def text_ids(self, clip: Clip) -> list[int]:
         text = clip.text.strip()
-        return self.spelled(clip, text) if text else []
+        return self.spelled(clip, text) if text else self.nothing_said(clip)
 
     def training_batch(self, clips: Sequence[Clip]) -> AdapterBatch:
         return self._batch(clips, side_by_side([self._process(clip) for clip in clips]))

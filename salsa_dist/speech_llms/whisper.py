@@ -142,10 +142,9 @@ class Whisper(EncoderDecoder):
         return replace(self._batch(clips, {}), shared=shared)
 
     def text_ids(self, clip: Clip) -> list[int]:
-        """The transcript's token ids with the end-of-text; empty for a clip without a transcript."""
         text = clip.text.strip()
         if not text:
-            return []
+            return self.nothing_said(clip)
         # Whisper's transcripts begin with a space where words are written with one.
         space = "" if languages.has_no_spaces(self.announced(clip.language)) else " "
         return self.spelled(clip, space + text)

@@ -43,7 +43,7 @@ def pack(vectors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
 
 
 def read(path: Path) -> bytes:
-    """All bytes of a file that may be an adapter, or a `UserError`."""
+    """All bytes of a file that may be an adapter. Raises: UserError."""
     try:
         size = path.stat().st_size
         if size > MAX_FILE:
@@ -94,7 +94,7 @@ def unpack(raw: bytes, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def wrong(vectors: Mapping[str, Tensor]) -> str | None:
-    """What makes `vectors` unfit to be an adapter's; None for good ones."""
+    """The reason why `vectors` cannot be an adapter's; None if they can."""
     if not vectors:
         return "it holds no vector"
     widths: dict[str, int] = {}

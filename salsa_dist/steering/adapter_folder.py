@@ -53,7 +53,7 @@ class _Facts(BaseModel):
 
 
 class BaseFacts(_Facts):
-    """The base that an adapter was made for; an empty string is what is not known.
+    """The base of an adapter; unknown facts are empty strings.
 
     Attributes:
         name: hub name, or the name of its folder.
@@ -120,7 +120,7 @@ class AdapterFacts(_Facts):
 
 
 def known_as(base: str) -> str:
-    """How a base is called in a file that travels: its hub name, or its folder's own name."""
+    """The public name of a base: its hub name, or the name of its folder without the path."""
     path = Path(base).expanduser()
     if base and (base.count("/") > 1 or base[:1] in ("/", "~", ".") or path.is_dir()):
         base = path.resolve().name
@@ -151,7 +151,7 @@ def files_of(
     scores: Sequence[Score] = (),
     repository: str = "",
 ) -> dict[str, bytes]:
-    """What an adapter's folder holds, by file.
+    """The content of an adapter's folder, by file name.
 
     Args:
         vectors, facts: as in `write`.
@@ -267,7 +267,7 @@ def _read_facts(raw: bytes, file: Path) -> AdapterFacts:
 
 
 def _check_place(folder: Path) -> None:
-    """Refuse to replace what is no adapter."""
+    """Refuse to replace a folder that is not an adapter."""
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise UserError(f"adapter {folder} can't be written: a file or link of that name is in the way")
     try:

@@ -67,7 +67,7 @@ def bank_of(adapters: Sequence[SteeringVectors], device: torch.device | str) -> 
 
 
 def describe(model: Any) -> dict[str, str]:
-    """What an adapter remembers of its base, as `SteeringVectors` takes it; "" for what is not known.
+    """The facts about its base that an adapter stores; "" if unknown.
 
     Args:
         model: what `load_speech_llm` returns, a transformers model, or a pipeline with one.

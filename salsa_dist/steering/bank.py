@@ -30,7 +30,7 @@ _KNOWN_PLACES = 8  # sets of adapters that take part in a step; they change seld
 
 @dataclass(frozen=True)
 class AdapterSpec:
-    """What one adapter of a bank steers, and how."""
+    """One adapter of a bank: its sites and its rule."""
 
     name: str
     sites: tuple[str, ...]
@@ -50,7 +50,7 @@ class Block:
     values: Tensor
 
     def by_site(self, values: Tensor) -> dict[str, Tensor]:
-        """Site -> (adapters, …), of a tensor with the rows of `values`; in place."""
+        """Site -> (adapters, …), views of a tensor with the rows of `values`; not copied."""
         each = values.view(len(self.sites), -1, *values.shape[1:]).unbind(0)
         return dict(zip(self.sites, each, strict=True))
 
@@ -102,11 +102,11 @@ class Bank:
                 self.vectors[site][row].copy_(vector)
 
     def trained_numbers(self, row: int) -> int:
-        """How many numbers adapter `row` learns."""
+        """Number of trained parameters of adapter `row`."""
         return sum(self.vectors[site].shape[1] for site in self.specs[row].sites)
 
     def places(self, rows: Sequence[int]) -> list[Places]:
-        """Where the vectors of the adapters of `rows` lie in each block, where those steer at all.
+        """For each block, where it has vectors of the adapters of `rows`, at their own sites only.
 
         Returns:
             for each block an index of n rows of its `values`, and (n,) int64, whose each is.
@@ -149,7 +149,7 @@ class Bank:
             self._rows = None
 
     def keep(self, component: str, kept: Tensor) -> None:
-        """From now on the batch holds only some of its elements, in a component that goes on.
+        """From now on the batch has only some of its elements, in a component whose pass continues.
 
         Args:
             component: `llm`, or `encoder`.
@@ -183,7 +183,7 @@ class Bank:
         return steer
 
     def steer_output(self, site: str, output: Any, rows: Tensor | int) -> Any:
-        """What a layer gives, steered: a tensor, or a tuple whose first is the activation.
+        """A layer's output, steered: a tensor, or a tuple whose first entry is the activation.
 
         Args:
             site: its name.

@@ -21,7 +21,7 @@ from salsa_dist.steering.rules import rule_named
 
 @dataclass(frozen=True)
 class Score:
-    """One error rate of an adapter beside its zero-shot, with 95% intervals; rates are shares of 1.
+    """One error rate of an adapter and of zero-shot, as fractions, with 95% intervals.
 
     Attributes:
         language, split, metric: of what: such as `bg`, `test`, `cer`.

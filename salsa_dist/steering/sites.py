@@ -77,7 +77,7 @@ def find_layers(model: nn.Module, layers: Mapping[str, str] | None = None) -> di
 
 
 def layer_counts(layers: Mapping[str, Sized]) -> dict[str, int]:
-    """How many layers each component of `find_layers` has, as `select` wants it."""
+    """Number of layers of each component of `find_layers`, for `select`."""
     return {component: len(stack) for component, stack in layers.items()}
 
 

@@ -1,4 +1,4 @@
-"""One adapter: saved, loaded, attached to a model, scaled, mixed with others.
+"""One adapter: saving, loading, attaching to a model, scaling, combining with others.
 
     SteeringVectors ── vectors[site]    (hidden,) fp32
                     ── rule             how they change an activation
@@ -30,7 +30,7 @@ from salsa_dist.steering.model_card import Score
 
 @dataclass(eq=False, repr=False)
 class SteeringVectors:
-    """One adapter: a vector for each of its sites, and what it was made for.
+    """One adapter: a vector per site, and the facts about its base.
 
         vectors = SteeringVectors.load("runs/demo/adapters/bg")
         with vectors.attach(base, scale=0.5):
@@ -212,7 +212,7 @@ class SteeringVectors:
         return combined([self, other], [1.0, -1.0], f"{self.name}-{other.name}")
 
     def interpolate(self, other: SteeringVectors, share: float) -> SteeringVectors:
-        """Of this adapter `1 - share`, of the other `share`, at each site.
+        """`1 - share` of this adapter plus `share` of the other, at each site.
 
         >>> bg = SteeringVectors.load("runs/demo/adapters/bg")
         >>> el = SteeringVectors.load("runs/demo/adapters/el")
@@ -257,7 +257,7 @@ class SteeringVectors:
         return {site: float(v.double().norm()) for site, v in self.vectors.items()}
 
     def cosine(self, other: SteeringVectors) -> float | None:
-        """How alike two adapters are, -1 to 1, over the sites that both steer, taken as one vector.
+        """Similarity of two adapters: cosine, -1 to 1, over the sites that both steer.
 
         None where they share no site, or one of them is all zero there.
 
@@ -322,7 +322,7 @@ class SteeringVectors:
         return {k: getattr(self, k) for k in ("revision", "architecture", "model_type")}
 
     def _facts(self) -> dict[str, Any]:
-        """For `adapter.json`."""
+        """The facts for `adapter.json`."""
         return {
             "name": self.name,
             "language": self.language,

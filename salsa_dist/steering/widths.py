@@ -36,7 +36,7 @@ def site_widths(layers: Mapping[str, nn.ModuleList]) -> dict[str, int]:
 
 
 def output_width(layer: nn.Module) -> int:
-    """Size of the last dimension of a transformer or conformer layer's output.
+    """Width of the output (last dimension) of a transformer or conformer layer.
 
     A residual layer normalises what it passes on. Norms deeper inside may be of a head or of an inner
     width, and BatchNorm is of a convolution's, so the outermost LayerNorm or RMSNorm is the one; of
@@ -62,8 +62,7 @@ def output_width(layer: nn.Module) -> int:
 
 
 def _width_by_running(layer: nn.Module) -> int | None:
-    """The width that comes out when the layer gets what one of its linear maps takes; None: it can't
-    be run on that alone."""
+    """Output width of a layer, run on the input of one of its linear maps; None: it does not run."""
     linears = [m for m in layer.modules() if isinstance(m, nn.Linear)]
     widths = dict.fromkeys(int(true_shape(m.weight)[1]) for m in linears)
     twin = _on_meta(layer)

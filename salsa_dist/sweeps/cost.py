@@ -1,4 +1,4 @@
-"""What a sweep's adapters cost, packed and separate, estimated from layers and parameters.
+"""The cost of a sweep's adapters, packed and separate, estimated from layers and parameters.
 
     clip ─ encoder.0 … encoder.s ─┬─ encoder.s+1 … llm ─ loss      forward: 2 FLOP a parameter and token
             once for all of them  ├─ …                             backward the same (frozen weights
@@ -29,7 +29,7 @@ _AUDIO_TOKENS_PER_S = 12.5  # placeholders in the LLM of a chat family
 
 @dataclass(frozen=True)
 class BaseFacts:
-    """What is known of a base without its weights.
+    """Facts of a base that are known without its weights.
 
     Attributes:
         layers: component to how many it has.
@@ -112,7 +112,7 @@ class ClipCost:
 
 
 def clip_cost(facts: BaseFacts, sites: Sequence[str], shared: bool, kept: bool = False) -> ClipCost:
-    """What one clip costs with one adapter for each of `sites`.
+    """The cost of one clip with one adapter for each of `sites`.
 
     Args:
         sites: each adapter's choice in words.

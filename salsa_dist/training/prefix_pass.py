@@ -55,7 +55,7 @@ def keep_prefix(
     moved()
     store = KeptPrefix(_folder(config, base, revision, shards))
     # Silence first: every rank needs it, and it shows how large a clip is.
-    store.put("", Known("", len(silence.audio)), base.prefix_of([silence])[0])
+    store.put("", Known.of(silence), base.prefix_of([silence])[0])
     clip_bytes = store.get([""], torch.device("cpu")).nbytes
     missing = store.missing(list(wanted))
     counts = torch.tensor([len(wanted), len(missing)], dtype=torch.int64, device=base.ranks.device)
@@ -76,7 +76,7 @@ def keep_prefix(
         clips = [read_clip(config.data.shards, *wanted[key]) for key in missing[start : start + size]]
         hidden = base.prefix_of(clips or [silence])
         for clip, own in zip(clips, hidden, strict=False):
-            store.put(clip.key, Known(clip.text, len(clip.audio)), own)
+            store.put(clip.key, Known.of(clip), own)
     store.missing(list(wanted))
     base.start_from(store)
     return store

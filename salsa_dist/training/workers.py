@@ -19,7 +19,7 @@ from salsa_dist.training.batches import StepBatches, StepShare
 
 
 def own_workers(wanted: int | Literal["auto"], ranks: Ranks) -> int:
-    """How many processes read ahead for this rank.
+    """Number of processes that read ahead for this rank.
 
     On a CPU they would take cores from the passes. One of 2, 3, 4 and 6 each reads pools of its own.
     """

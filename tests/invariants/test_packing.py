@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import make_config
+from tiny import make_config, make_shards
 
 from salsa_dist import SteeringVectors, load_config, train
 
@@ -37,15 +37,21 @@ def run(folder: Path, base: Path, shards: Path, adapters: list[dict[str, Any]]) 
 
 
 @pytest.fixture(scope="module")
-def packed(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, tiny_shards: Path) -> Any:
-    return run(tmp_path_factory.mktemp("packed") / "all", tiny_base, tiny_shards, ADAPTERS)
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Clips with weights of their own among them, and clips without speech."""
+    return make_shards(tmp_path_factory.mktemp("shards") / "tiny", weighted=True)
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, shards: Path) -> Any:
+    return run(tmp_path_factory.mktemp("packed") / "all", tiny_base, shards, ADAPTERS)
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS, ids=lambda a: a["name"])
 def test_packed_equals_alone(
-    packed: Any, adapter: dict[str, Any], tmp_path: Path, tiny_base: Path, tiny_shards: Path
+    packed: Any, adapter: dict[str, Any], tmp_path: Path, tiny_base: Path, shards: Path
 ) -> None:
-    alone = run(tmp_path / "alone", tiny_base, tiny_shards, [adapter])[adapter["name"]]
+    alone = run(tmp_path / "alone", tiny_base, shards, [adapter])[adapter["name"]]
     found = packed[adapter["name"]]
     assert found.keys() == alone.keys()
     for site, wanted in alone.items():

@@ -320,6 +320,22 @@ def test_a_clip_without_text_has_no_labels(base: SpeechLLM) -> None:
         assert apart(packed, wanted) < 1e-5
 
 
+def test_a_clip_without_speech_has_the_end_as_its_only_label(base: SpeechLLM, family: str) -> None:
+    silent = replace(clips(base)[0], text="", speech=False)
+    if family in CTC:
+        with pytest.raises(UserError, match="has no speech, and a CTC base has no label for that"):
+            base.family.training_batch([silent])
+        return
+    batch = base.family.training_batch([clips(base)[1], silent])
+    assert batch.label_positions.sum(1)[1] == 1
+    stop = base.model.generation_config.eos_token_id
+    assert batch.labels[-1] in (stop if isinstance(stop, list) else [stop])
+    # It is predicted where the transcript would start.
+    alone = base.family.training_batch([silent]).label_positions
+    said = base.family.training_batch([replace(silent, text="vuk")]).label_positions
+    assert int(alone[0].nonzero()[0]) == int(said[0].nonzero()[0])
+
+
 def test_a_clip_longer_than_the_window_is_refused(base: SpeechLLM) -> None:
     short = copy.copy(base.family)
     short.window_s = min(1.0, base.family.window_s)
