@@ -116,7 +116,7 @@ class StepBatches(Dataset[StepShare]):
         self.steps = max(own.steps for own in adapters)
         self._remote = isinstance(folder, Remote)
         self._before = Traffic()
-        self._stopped: set[int] = set()  # rows that stopped early
+        self.stopped: frozenset[int] = frozenset()  # rows that stopped early
         self._known: Mapping[str, Known] | None = None  # by key, where no audio need be read
         # Adapters with the same samples have one reader: a clip of theirs is read and decoded once.
         self._readers: list[ClipReader] = []
@@ -164,7 +164,7 @@ class StepBatches(Dataset[StepShare]):
 
     def stop(self, rows: Collection[int]) -> None:
         """The adapters of `rows`, and no others, take part in no further step."""
-        self._stopped = set(rows)
+        self.stopped = frozenset(rows)
 
     def limit_pass(self, clips: int) -> None:
         """A pass has at most `clips` from now on."""
@@ -241,7 +241,7 @@ class StepBatches(Dataset[StepShare]):
     def active(self, step: int) -> list[int]:
         """Rows of the adapters that take part in `step`."""
         rows = enumerate(self.adapters)
-        return [row for row, own in rows if step < own.steps and row not in self._stopped]
+        return [row for row, own in rows if step < own.steps and row not in self.stopped]
 
     def idle(self, step: int) -> int:
         """How many ranks have no clip of `step`."""

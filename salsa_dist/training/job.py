@@ -36,7 +36,7 @@ from salsa_dist.training.dev_loss import DevClips, finite_losses
 from salsa_dist.training.halving import Halving
 from salsa_dist.training.loss import label_weights, token_losses
 from salsa_dist.training.pass_limit import halved
-from salsa_dist.training.workers import loader, own_workers
+from salsa_dist.training.workers import ReadAhead, own_workers
 
 
 @dataclass
@@ -89,7 +89,12 @@ class Job:
         """Each step with this rank's share. Reading ahead ends at a rung, which drops adapters."""
         first = self.first
         self._measure_if_due(first)
-        while self.batches is not None and first < len(self):
+        if self.batches is None:
+            return
+        ranks = self.session.ranks
+        workers = own_workers(self.config.data.workers, ranks)
+        ahead = ReadAhead(self.batches, workers, pinned=ranks.device.type == "cuda")
+        while first < len(self):
             end = len(self)
             if self.halving is not None:
                 if self.halving.due(first):
@@ -98,10 +103,8 @@ class Job:
             gone = self._gone()
             self.batches.stop(gone)
             self.session.at(first, "reading clips")
-            workers = own_workers(self.config.data.workers, self.session.ranks)
             limit = self.batches.micro_batch
-            pinned = self.session.ranks.device.type == "cuda"
-            shares = with_next(loader(self.batches, first, workers, end, pinned), self.copies.works)
+            shares = with_next(ahead.shares(first, end), self.copies.works)
             asked = time.monotonic()
             for step, (share, self.following) in enumerate(shares, first):
                 self.waited_s = time.monotonic() - asked
