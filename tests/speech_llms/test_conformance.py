@@ -34,6 +34,7 @@ from salsa_dist.steering.vectors import SteeringVectors
 from salsa_dist.training.loss import token_losses
 
 HERE = Path(__file__).parent
+AUDIO_TOKEN = ("audio_token_id", "audio_token_index")
 MAKERS = FAMILIES | MORE | GEMMA | PHI4 | OMNIASR | SEQ2SEQ | CTC
 
 
@@ -81,7 +82,7 @@ def test_zero_vectors_change_no_logit(base: SpeechLLM, rules: list[str]) -> None
 
 def test_gradients_are_finite_differences(base: SpeechLLM, family: str) -> None:
     # At a longer step a token may go to another expert, whose loss is another.
-    shorter = 0.1 if family == "qwen3_omni" else 1.0
+    shorter = 0.02 if family == "qwen3_omni" else 1.0
     bank = random_bank(base, RULES)
     with placed(base, bank) as frozen:
         batch = base.family.training_batch(clips(base))
@@ -169,8 +170,11 @@ def test_activation_checkpointing_changes_nothing_but_memory(base: SpeechLLM) ->
     assert not any("forward" in vars(m) for m in base.model.modules())  # taken off again
 
 
-def test_cached_generation_equals_uncached(base: SpeechLLM) -> None:
+def test_cached_generation_equals_uncached(base: SpeechLLM, monkeypatch: pytest.MonkeyPatch) -> None:
     bank = random_bank(base, RULES)
+    audio = [i for k in AUDIO_TOKEN if (i := getattr(base.model.config, k, None)) is not None]
+    if audio:  # random weights may write it, and without a cache it would ask for more audio
+        monkeypatch.setattr(base.model.generation_config, "suppress_tokens", audio)
     with placed(base, bank), torch.inference_mode():
         batch = base.family.prompt_batch(clips(base))
         uncached = replace(batch, options={**batch.options, "use_cache": False})
