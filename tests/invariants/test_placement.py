@@ -207,9 +207,10 @@ def test_replicas_gather_nothing(placed: Path, memory: str) -> None:
 def test_checkpointed_layers_gather_their_frozen_weights_again(placed: Path, name: str) -> None:
     """ZeRO-3 with frozen weights under non-reentrant checkpointing: DeepSpeed before 0.19.3 found
     them empty, of shape [0], when it came to make the activations again (DeepSpeed#8148,
-    transformers#47254). The gradients above are right, and they were got by gathering once more."""
+    transformers#47254). The gradients above are right, and they were got by gathering once more: what
+    no gradient goes through is made again too. Sites inside the first layer leave little of that."""
     kept, again = (facts(placed, name, "float32", memory) for memory in MEMORY)
-    assert all(a["gathered"] > 1.2 * k["gathered"] for k, a in zip(kept, again, strict=True))
+    assert all(a["gathered"] > 1.05 * k["gathered"] for k, a in zip(kept, again, strict=True))
 
 
 @EVERY
