@@ -173,6 +173,7 @@ def measure(base_folder: Path, out: Path, ranks: Ranks, name: str, dtype: str, m
         facts["transcripts"] = [t.text for group in groups for t in group]
         again = one_step(base, mine)  # and training goes on after generating
         facts["again"] = [float((again.gradients[s] - g).norm()) for s, g in reduced.gradients.items()]
+    facts["kept"] = kept_bytes(base, mine or clips()[:1])
     facts["unchanged"] = weights_hash(base) == before
     facts["changed_weights"] = changed_weights(base, checkpoint(base_folder, dtype))
     facts["owned_gradients"] = [n for n, p in base.model.named_parameters() if p.grad is not None]
@@ -180,6 +181,25 @@ def measure(base_folder: Path, out: Path, ranks: Ranks, name: str, dtype: str, m
     path.with_suffix(".json").write_text(json.dumps(facts))
     save_file({**reduced.gradients, "losses": reduced.losses}, path.with_suffix(".safetensors"))
     base.close()
+
+
+def kept_bytes(base: FrozenBase, mine: list[Clip]) -> int:
+    """Bytes of all that autograd keeps of one pass; weights count if they are gathered for it."""
+    whole = [] if base.zero else [p.untyped_storage() for p in base.model.parameters()]
+    weights = {storage._cdata for storage in whole}
+    seen: dict[int, torch.UntypedStorage] = {}  # held, so that no later one has its address
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            seen[storage._cdata] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        losses = token_losses(base, base.family.training_batch(mine))
+    losses.sum().backward()  # whoever gathered for one pass gathers for the other
+    base.after_backward()
+    return sum(storage.nbytes() for storage in seen.values())
 
 
 def weights_hash(base: FrozenBase) -> str:

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import nn
 
 from salsa_dist.libraries import deepspeed as library
+from salsa_dist.placement.frozen_linear import FrozenLinear
 from salsa_dist.placement.ranks import join
 from salsa_dist.planner.ds_settings import ds_settings
 
@@ -26,9 +27,12 @@ class Scaled(nn.Module):
         super().__init__()
         self.inner = nn.Sequential(nn.Linear(4, 5, bias=False), nn.ReLU(), nn.Linear(5, 4))
         self.scale = nn.Parameter(torch.ones(6, 4))
+        self.experts = nn.Parameter(torch.randn(2, 5, 5))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        output: torch.Tensor = self.inner(x) * self.scale.sum()
+        first, relu, last = self.inner
+        hidden = nn.functional.linear(relu(first(x)), self.experts[1])
+        output: torch.Tensor = last(hidden) * self.scale.sum()
         return output
 
 
@@ -40,6 +44,8 @@ def main(out: Path) -> None:
         model.requires_grad_(False)
         large, bias = model.inner[0].weight, model.inner[2].bias
         whole = large.detach().clone()
+        weights = (large, model.experts, model.inner[2].weight)
+        plain = [weight.detach().clone() for weight in weights]
         settings = ds_settings(None, "full", torch.float32)
         settings["zero_optimization"]["stage3_param_persistence_threshold"] = 4  # the bias alone
         sent: list[int] = []
@@ -76,8 +82,23 @@ def main(out: Path) -> None:
         coordinator.fetch_sub_module = watched
         vector = torch.zeros(5, requires_grad=True)
         steer = model.inner[0].register_forward_hook(lambda module, args, output: output + vector)
-        model(torch.randn(2, 4)).sum().backward()
+        x, kept = torch.randn(2, 4), []
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            kept.append(list(tensor.shape))
+            return tensor
+
+        FrozenLinear.enter()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            model(x).sum().backward()
+        FrozenLinear.leave()
         steer.remove()
+        found["kept"] = kept
+        found["gradient"] = vector.grad.tolist()
+        vector.grad = None
+        hidden = torch.relu(x @ plain[0].T + vector) @ plain[1][1].T @ plain[2].T
+        (hidden * 24).sum().backward()
+        found["gradient_by_hand"] = vector.grad.tolist()
         found["fetched"] = [False, True] in seen
         found["gathered_after_backward"] = library.is_gathered(model.scale)
         library.release_leftovers(hooks)

@@ -68,6 +68,13 @@ def test_what_backward_left_gathered_is_released(ranks: list[dict[str, Any]]) ->
     assert not any(rank["gathered_after_release"] for rank in ranks)
 
 
+def test_a_linear_layer_keeps_neither_weight_nor_input(ranks: list[dict[str, Any]]) -> None:
+    """ReLU keeps its result, of (2, 5), and the product with `scale` a number: no weight, no more inputs."""
+    for rank in ranks:
+        assert rank["gradient"] == pytest.approx(rank["gradient_by_hand"], rel=1e-5)
+        assert sorted(shape for shape in rank["kept"] if shape) == [[2, 5]]
+
+
 def test_a_model_that_is_forgotten_goes(ranks: list[dict[str, Any]]) -> None:
     for rank in ranks:
         assert rank["bytes_when_forgotten"] == 0
