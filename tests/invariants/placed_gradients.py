@@ -24,6 +24,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from collectives import collectives
+from conformance import kept_bytes
 from safetensors.torch import save_file
 
 from salsa_dist.config import PlacementConfig
@@ -181,25 +182,6 @@ def measure(base_folder: Path, out: Path, ranks: Ranks, name: str, dtype: str, m
     path.with_suffix(".json").write_text(json.dumps(facts))
     save_file({**reduced.gradients, "losses": reduced.losses}, path.with_suffix(".safetensors"))
     base.close()
-
-
-def kept_bytes(base: FrozenBase, mine: list[Clip]) -> int:
-    """Bytes of all that autograd keeps of one pass; weights count if they are gathered for it."""
-    whole = [] if base.zero else [p.untyped_storage() for p in base.model.parameters()]
-    weights = {storage._cdata for storage in whole}
-    seen: dict[int, torch.UntypedStorage] = {}  # held, so that no later one has its address
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in weights:
-            seen[storage._cdata] = storage
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        losses = token_losses(base, base.family.training_batch(mine))
-    losses.sum().backward()  # whoever gathered for one pass gathers for the other
-    base.after_backward()
-    return sum(storage.nbytes() for storage in seen.values())
 
 
 def weights_hash(base: FrozenBase) -> str:

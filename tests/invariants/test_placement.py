@@ -6,6 +6,7 @@ hand: no bank, no packing, no DeepSpeed.
 """
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,10 @@ CUT = pytest.mark.parametrize(("name", "dtype", "memory"), [c for c in COMBINATI
 def placed(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What four ranks wrote under each placement, all in one start."""
     out = tmp_path_factory.mktemp("placed")
-    done = run_ranks(RANKS, placed_gradients.__file__, tiny_base, out, folder=out)
+    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    done = run_ranks(
+        RANKS, placed_gradients.__file__, tiny_base, out, folder=out, env={"PYTHONPATH": path}
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     return out
 
@@ -118,8 +122,10 @@ def test_gradients_and_losses_are_those_of_one_process(
 def test_backward_keeps_no_more_where_weights_are_sharded(
     placed: Path, name: str, dtype: str, memory: str
 ) -> None:
-    """DeepSpeed's own linear layers would keep their inputs, torch's their gathered weights. What may be
-    added are the weights of norms, which lie beside what is kept: below 2% of a tiny base's activations."""
+    """DeepSpeed's own linear layers would keep their inputs, torch's their gathered weights.
+
+    What a checkpointed layer is given may be added to what autograd keeps of it: the weights of norms.
+    """
     alone = facts(placed, "replicate", dtype, memory)
     for rank, found in enumerate(facts(placed, name, dtype, memory)):
         assert 0 < found["kept"] < 1.02 * alone[rank]["kept"]

@@ -25,13 +25,16 @@ class Scaled(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.inner = nn.Sequential(nn.Linear(4, 5, bias=False), nn.ReLU(), nn.Linear(5, 4))
+        self.inner = nn.Sequential(nn.Linear(4, 8, bias=False), nn.ReLU(), nn.Linear(8, 4))
         self.scale = nn.Parameter(torch.ones(6, 4))
-        self.experts = nn.Parameter(torch.randn(2, 5, 5))
+        self.experts = nn.Parameter(torch.randn(2, 8, 8))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         first, relu, last = self.inner
         hidden = nn.functional.linear(relu(first(x)), self.experts[1])
+        if hasattr(nn.functional, "grouped_mm"):
+            each = torch.tensor([1, 2], dtype=torch.int32)  # one row for each expert
+            hidden = nn.functional.grouped_mm(hidden, self.experts.transpose(1, 2), offs=each)
         output: torch.Tensor = last(hidden) * self.scale.sum()
         return output
 
@@ -64,7 +67,7 @@ def main(out: Path) -> None:
             "shape": list(library.true_shape(large)),
             "empty": large.data.numel() == 0,
             "part": library.part_of(large).tolist(),
-            "own": whole.flatten()[ranks.rank * 10 : ranks.rank * 10 + 10].tolist(),
+            "own": whole.flatten()[ranks.rank * 16 : ranks.rank * 16 + 16].tolist(),
             "compiles": deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"],
         }
         engine, *_ = deepspeed.initialize(model=model, config=settings, dist_init_required=False)
@@ -80,7 +83,7 @@ def main(out: Path) -> None:
             seen.append([before, library.is_gathered(large)])
 
         coordinator.fetch_sub_module = watched
-        vector = torch.zeros(5, requires_grad=True)
+        vector = torch.zeros(8, requires_grad=True)
         steer = model.inner[0].register_forward_hook(lambda module, args, output: output + vector)
         x, kept = torch.randn(2, 4), []
 
@@ -96,8 +99,10 @@ def main(out: Path) -> None:
         found["kept"] = kept
         found["gradient"] = vector.grad.tolist()
         vector.grad = None
-        hidden = torch.relu(x @ plain[0].T + vector) @ plain[1][1].T @ plain[2].T
-        (hidden * 24).sum().backward()
+        hidden = torch.relu(x @ plain[0].T + vector) @ plain[1][1].T
+        if hasattr(nn.functional, "grouped_mm"):
+            hidden = torch.stack([row @ expert.T for row, expert in zip(hidden, plain[1], strict=True)])
+        (hidden @ plain[2].T * 24).sum().backward()
         found["gradient_by_hand"] = vector.grad.tolist()
         found["fetched"] = [False, True] in seen
         found["gathered_after_backward"] = library.is_gathered(model.scale)
