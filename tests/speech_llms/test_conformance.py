@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conformance import RULES, apart, clips, gradients, loaded, noise, placed, random_bank
+from conformance import RULES, apart, clips, gradients, kept_bytes, loaded, noise, placed, random_bank
 from ranks import run_ranks
 from tiny_ctc import CTC, OMNIASR
 from tiny_families import FAMILIES, MORE
@@ -441,9 +441,11 @@ def test_two_zero3_ranks_give_the_gradients_of_one_process(
     with placed(base, bank) as frozen:
         losses, wanted = gradients(frozen, clips(base))
         _, first_only = gradients(frozen, clips(base)[:3])
+        kept = kept_bytes(frozen, clips(base)[:3])
         texts = [t.text for t in generate(frozen, clips(base), 4)]
     assert found["loss"] == pytest.approx(float(losses.sum()), rel=1e-5)
     assert found["texts"] == texts
+    assert found["kept"] <= kept, "backward keeps gathered weights, or inputs of linear layers"
     for site, gradient in wanted.items():
         assert apart(found["gradients"][site], gradient) < 1e-5, site
         assert apart(found["first_only"][site], first_only[site]) < 1e-5, site
