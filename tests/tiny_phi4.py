@@ -76,14 +76,15 @@ def make_phi4_multimodal(folder: Path) -> Path:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     t.Phi4MultimodalFeatureExtractor(feature_size=16).save_pretrained(folder)
-    _save_lora(model, folder / "speech-lora")
+    (folder / "speech-lora").mkdir()
+    save_lora(model.model.layers, "model.layers", folder / "speech-lora")
     return folder
 
 
-def _save_lora(model: Any, folder: Path) -> None:
-    """A LoRA of rank 4 on the LLM's linear maps, in the files of peft."""
+def save_lora(layers: Any, path: str, folder: Path) -> None:
+    """A LoRA of rank 4 on the linear maps of an LLM's layers, named by `path`, in the files of peft."""
     tensors = {}
-    for name, module in model.model.layers.named_modules(prefix="base_model.model.model.layers"):
+    for name, module in layers.named_modules(prefix=f"base_model.model.{path}"):
         if isinstance(module, torch.nn.Linear):
             tensors[f"{name}.lora_A.weight"] = 0.15 * torch.randn(4, module.in_features)
             tensors[f"{name}.lora_B.weight"] = 0.15 * torch.randn(module.out_features, 4)
@@ -96,7 +97,6 @@ def _save_lora(model: Any, folder: Path) -> None:
         "bias": "none",
         "target_modules": r"model.layers.\d+.((self_attn\.(qkv|o)_proj)|(mlp\.(gate_up|down)_proj))",
     }
-    folder.mkdir()
     (folder / "adapter_config.json").write_text(json.dumps(config))
     save_file(tensors, folder / "adapter_model.safetensors")
 

@@ -194,7 +194,8 @@ def _write(source: Path, weights: Iterable[StoredTensor], folder: Path) -> None:
             shutil.copyfile(path, folder / path.name)
         for lora in folders_of(source)[1:]:
             shutil.copytree(lora, folder / lora.name)
-        for path in sorted({tensor.path for tensor in weights}):
+        beside = set(source.glob("adapter_model.safetensors"))
+        for path in sorted(beside | {tensor.path for tensor in weights}):
             shutil.copyfile(path, folder / path.name)
     except OSError as e:
         raise UserError(f"the checkpoint can't be written beside {folder.parent}: {e.strerror}") from e

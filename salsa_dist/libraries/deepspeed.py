@@ -50,8 +50,8 @@ def part_keeper(deepspeed: Any, group: Any, settings: dict[str, Any]) -> Callabl
     `zero.Init` would first send each whole parameter from the group's first rank to the other ranks.
     Here every rank has read its own partition, so nothing is sent.
 
-    Assumes that `zero.Init` leaves `torch.nn.functional.linear` alone where `memory_efficient_linear` is off
-    (`FrozenLinear` keeps less), that it calls its method `_zero_init_param` for each parameter, and that
+    Assumes that `zero.Init` leaves `torch.nn.functional.linear` alone if `memory_efficient_linear` is
+    off (`FrozenLinear` keeps less), that it calls `_zero_init_param` for each parameter, and that
     `_convert_to_deepspeed_param` and `param.partition()` partition it: elements [r*n, (r+1)*n) on rank
     r of k, n = ceil(elements / k).
 

@@ -215,6 +215,19 @@ def file_in(name: str, wanted: str, revision: str | None) -> Path | None:
     return None if found is None else Path(found)
 
 
+def without_adapter() -> dict[str, Any]:
+    """Arguments of `from_pretrained` that leave a LoRA beside the weights to `built_in_lora`.
+
+    Assumes that `adapter_kwargs` says in which subfolder peft's files are looked for.
+
+    Seen: transformers 5.17 and 5.24.
+    Else: transformers asks for a release of peft, or loads the LoRA as layers of peft, and the base is
+        refused.
+    Test: test_a_lora_beside_the_weights_is_not_loaded
+    """
+    return {"adapter_kwargs": {"subfolder": "no-adapter"}}
+
+
 def renaming(model: Any) -> Callable[[str], tuple[str, bool]] | None:
     """A function from a stored tensor's name to its name in `model`, and whether its values change.
 

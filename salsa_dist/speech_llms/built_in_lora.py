@@ -1,10 +1,11 @@
-"""A LoRA that belongs to a base, and that its authors keep in a folder beside the weights.
+"""A LoRA that belongs to a base, and that its authors keep beside the weights or in a folder.
 
     base/model.safetensors
     base/speech-lora/adapter_config.json, adapter_model.safetensors      W + (alpha / r) B A
+    base/adapter_config.json, adapter_model.safetensors                  the same
 
 It is part of the frozen base: added to the weights when the base is loaded, and never trained. So a
-pass costs no more, and peft is not needed.
+pass costs no more, and peft is not needed: its newest is older than what transformers 5.24 asks for.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ import torch
 from safetensors import safe_open
 
 from salsa_dist.errors import UserError
-from salsa_dist.libraries.transformers import file_in
+from salsa_dist.libraries.transformers import file_in, renaming
 from salsa_dist.speech_llms.reading_base import reading_base
 
 SPEECH = "speech-lora"  # of Phi-4-multimodal
+BESIDE = ""  # of Granite-Speech
 _FILES = ("adapter_config.json", "adapter_model.safetensors")
 # What peft can do beside, and changes the sum above.
 _OTHER = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save")
@@ -32,20 +34,27 @@ def folders_of(base: Path) -> list[Path]:
     return [base, *(lora for lora in (base / SPEECH,) if lora.is_dir())]
 
 
-def lora_files(name: str, files: tuple[str, str | None], folder: str) -> tuple[Path, Path]:
-    """Config and weights of the LoRA in `folder` of base `name`, before its weights are read.
+def lora_files(
+    name: str, config: Any, files: tuple[str, str | None], folder: str | None
+) -> tuple[Path, Path] | None:
+    """Config and weights of the LoRA of base `name`, before its weights are read; None: it has none.
 
     Args:
+        config: of the base; one with `has_lora_adapter` says itself whether it has one.
         files: folder or hub name that the base's files lie in, and revision.
+        folder: in it; `BESIDE`: beside its weights. None: bases of this family have none.
 
     Raises:
         UserError: one is not there.
     """
-    found = [file_in(files[0], f"{folder}/{file}", files[1]) for file in _FILES]
+    if folder is None or not getattr(config, "has_lora_adapter", True):
+        return None
+    wanted = [f"{folder}/{file}".lstrip("/") for file in _FILES]
+    found = [file_in(files[0], file, files[1]) for file in wanted]
     if None in found:
         raise UserError(
-            f"base {name} lacks {folder}/{_FILES[found.index(None)]}, without which it hardly "
-            f"transcribes: put its authors' folder {folder} beside its weights"
+            f"base {name} lacks {wanted[found.index(None)]}, without which it hardly transcribes: put "
+            f"its authors' {' and '.join(wanted)} where its weights are"
         )
     return Path(found[0] or ""), Path(found[1] or "")
 
@@ -61,11 +70,13 @@ def add_lora(model: Any, name: str, config: Path, weights: Path) -> None:
         if other := [key for key in _OTHER if settings.get(key)]:
             raise UserError(f"base {name}: {config} sets {other[0]}, which is not known here")
         scale = settings["lora_alpha"] / settings["r"]
+        rename = renaming(model)
         names = sorted(key.removesuffix(_A) for key in file.keys() if key.endswith(_A))  # noqa: SIM118
         if not names:
             raise UserError(f"base {name}: {weights} holds no LoRA: take all files from one revision")
         for key in names:
+            stored = key.removeprefix(_PREFIX) + ".weight"
             with torch.no_grad():
-                weight = model.get_submodule(key.removeprefix(_PREFIX)).weight
+                weight = model.get_parameter(rename(stored)[0] if rename else stored)
                 added = file.get_tensor(key + _B).float() @ file.get_tensor(key + _A).float()
                 weight.copy_(weight.float() + scale * added.to(weight.device))

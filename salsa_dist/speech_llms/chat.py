@@ -72,6 +72,7 @@ class ChatFamily(ABC):
     MODEL_CLASS: ClassVar[str | None] = None
     THINS_PADDING: bool = False
     RESAMPLES: bool = False
+    LORA: ClassVar[str | None] = None
     padded_to_s: float | None = None
 
     @staticmethod

@@ -47,6 +47,7 @@ class Ctc:
     MODEL_CLASS: ClassVar[str | None] = None
     THINS_PADDING: bool = False
     RESAMPLES: bool = False
+    LORA: ClassVar[str | None] = None
 
     @staticmethod
     def load_processor(name: str, revision: str | None) -> Any:

@@ -92,6 +92,7 @@ class Family(Protocol):
         MODEL_CLASS: transformers class of the model; None: the one its own tables name.
         THINS_PADDING: `silence_stride` thins the trailing padding of a clip.
         RESAMPLES: it gives its processor audio at another rate than that of clips.
+        LORA: where a checkpoint has a LoRA of its own (`built_in_lora`); None: it has none.
         padded_to_s: what the encoder runs of a clip is a multiple of so many seconds, and so are the
             costs of a pass; None: its own seconds.
     """
@@ -100,6 +101,7 @@ class Family(Protocol):
     MODEL_CLASS: ClassVar[str | None]
     THINS_PADDING: bool
     RESAMPLES: bool
+    LORA: ClassVar[str | None]
     window_s: float
     padded_to_s: float | None
     languages: list[str]

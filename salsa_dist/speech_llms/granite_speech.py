@@ -11,14 +11,13 @@ padded to the window, whatever it is packed with; the prompt has placeholders fo
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from salsa_dist.data.clip import SAMPLE_RATE
-from salsa_dist.errors import UserError
+from salsa_dist.speech_llms.built_in_lora import BESIDE
 from salsa_dist.speech_llms.chat import ChatFamily, Processed, processed_by
 from salsa_dist.speech_llms.family import Checkpoint, FamilyOptions
 
@@ -39,12 +38,9 @@ class GraniteSpeech(ChatFamily):
     """
 
     MODEL_TYPES: ClassVar[tuple[str, ...]] = ("granite_speech", "granite_speech_plus")
+    LORA: ClassVar[str | None] = BESIDE
 
     def __init__(self, checkpoint: Checkpoint, options: FamilyOptions) -> None:
-        if checkpoint.config.has_lora_adapter and find_spec("peft") is None:
-            raise UserError(
-                f"base {checkpoint.name}: its LoRA weights need peft: pip install 'salsa-dist[granite]'"
-            )
         self.processor = checkpoint.processor
         window_s = _WINDOW_S if options.window_s is None else options.window_s
         end = checkpoint.processor.tokenizer.eos_token

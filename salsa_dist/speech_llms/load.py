@@ -25,7 +25,7 @@ from torch import nn
 
 from salsa_dist.errors import UserError
 from salsa_dist.libraries.bitsandbytes import keep_as_loaded
-from salsa_dist.libraries.transformers import commit_of, listed_class
+from salsa_dist.libraries.transformers import commit_of, listed_class, without_adapter
 from salsa_dist.speech_llms import (
     any_chat,
     ctc,
@@ -193,8 +193,7 @@ def load_speech_llm(
     if family_class is any_chat.AnyChat:
         any_chat.refuse_others(name, config, processor)
     quantized = quantizing.loading(quantization, own_method, device, precision)
-    built_in: str | None = getattr(family_class, "LORA", None)
-    lora = None if built_in is None else lora_files(name, files, built_in)
+    lora = lora_files(name, config, files, family_class.LORA)
     if lora is not None and (quantization or own_method):
         raise UserError(
             f"base {name}: its LoRA for speech can't be added to quantised weights: leave "
@@ -212,6 +211,7 @@ def load_speech_llm(
                 ignore_mismatched_sizes=True,  # they are told in `info`, and refused
                 **attention,
                 **quantized,
+                **(without_adapter() if lora else {}),
             )
         else:
             model, info, sources = described.model, described.loading_info, described.sources

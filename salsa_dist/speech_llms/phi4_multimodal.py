@@ -37,7 +37,7 @@ class Phi4Multimodal(ChatFamily):
     `refs/pr/70` of microsoft/Phi-4-multimodal-instruct. The request names no language."""
 
     MODEL_TYPES: ClassVar[tuple[str, ...]] = ("phi4_multimodal",)
-    LORA: ClassVar[str] = SPEECH
+    LORA: ClassVar[str | None] = SPEECH
 
     @staticmethod
     def load_processor(name: str, revision: str | None) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -209,3 +210,15 @@ def test_planned_weights_are_the_quantised(tiny_base: Path) -> None:
     quantised = [n for n, p in model.named_parameters() if hasattr(p, "qdata")]
     assert library.quantized_weights(model) == quantised
     assert len(quantised) == 3 * 6 + 3 * 10
+
+
+def test_a_lora_beside_the_weights_is_not_loaded(tiny_base: Path, tmp_path: Path) -> None:
+    """peft's files would make transformers ask for peft, or load them."""
+    from transformers import WhisperForConditionalGeneration
+
+    folder = shutil.copytree(tiny_base, tmp_path / "base")
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    model = WhisperForConditionalGeneration.from_pretrained(folder, **library.without_adapter())
+    assert not any("lora" in name for name, _ in model.named_parameters())
+    with pytest.raises(Exception, match=r"(?i)peft|adapter"):  # else nothing need be kept from it
+        WhisperForConditionalGeneration.from_pretrained(folder)

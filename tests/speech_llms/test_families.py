@@ -22,8 +22,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from salsa_dist.data.clip import SAMPLE_RATE
 from salsa_dist.errors import UserError
-from salsa_dist.speech_llms import granite_speech, languages
-from salsa_dist.speech_llms.family import Checkpoint, FamilyOptions
+from salsa_dist.speech_llms import languages
 from salsa_dist.speech_llms.load import SpeechLLM, load_speech_llm
 from salsa_dist.steering.sites import find_layers, site_modules
 from salsa_dist.steering.widths import output_width, site_widths
@@ -305,17 +304,6 @@ def test_the_first_label_does_not_merge_with_the_prompt(load: Load) -> None:
     assert family.tokenizer("S:k").input_ids == [1, 4]
     assert family.prompt_ids("bg", 1) == [1, 2]
     assert family.rest_ids("bg", "k") == [3]
-
-
-def test_packages_that_are_missing_are_named(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
-    base = load("granite_speech")
-    family: Any = base.family
-    monkeypatch.setattr(granite_speech, "find_spec", lambda name: None)
-    config = copy.deepcopy(base.model.config)
-    config.has_lora_adapter = True
-    checkpoint = Checkpoint("x", config, family.processor, base.model.generation_config)
-    with pytest.raises(UserError, match=r"pip install 'salsa-dist\[granite\]'"):
-        granite_speech.GraniteSpeech(checkpoint, FamilyOptions())
 
 
 @pytest.mark.parametrize("family", list(FAMILIES))

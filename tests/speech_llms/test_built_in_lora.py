@@ -1,8 +1,9 @@
-"""Phi-4-multimodal: its LoRA for speech is on; a clip among others is what it is alone."""
+"""Phi-4-multimodal and Granite-Speech: their LoRA is on; a clip among others is what it is alone."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import pytest
 import torch
 from conformance import ALONE, apart, noise
 from safetensors.torch import load_file, save_file
-from tiny_phi4 import make_phi4_multimodal
+from tiny_families import make_granite_speech
+from tiny_phi4 import make_phi4_multimodal, save_lora
 
 from salsa_dist.config import BaseConfig
 from salsa_dist.errors import UserError
@@ -104,6 +106,41 @@ def test_a_lora_that_is_not_there_or_not_this_one_is_refused(tmp_path: Path) -> 
     weights.unlink()
     with pytest.raises(UserError, match=r"lacks speech-lora/adapter_model.safetensors, without which"):
         load_speech_llm(folder)
+
+
+@pytest.fixture(scope="module")
+def granite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Granite-Speech with its LoRA beside the weights, by the names of the published checkpoints."""
+    folder = make_granite_speech(tmp_path_factory.mktemp("granite") / "base")
+    layers = load_speech_llm(folder).model.get_decoder().layers
+    save_lora(layers, "language_model.model.layers", folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "has_lora_adapter": True}))
+    return folder
+
+
+def test_a_lora_beside_the_weights_is_added_to_them(granite: Path, tmp_path: Path) -> None:
+    plain = shutil.copytree(granite, tmp_path / "plain")
+    config = json.loads((plain / "config.json").read_text())
+    (plain / "config.json").write_text(json.dumps({**config, "has_lora_adapter": False}))
+    for file in plain.glob("adapter_*"):
+        file.unlink()
+    base, without = load_speech_llm(granite), load_speech_llm(plain)
+    assert base.revision != without.revision
+    stored = load_file(granite / "adapter_model.safetensors")
+    name = "model.language_model.layers.1.mlp.up_proj"
+    key = "base_model.model.language_model.model.layers.1.mlp.up_proj"
+    if name + ".weight" not in dict(base.model.named_parameters()):  # transformers 5.17
+        name = name.replace("model.language_model", "language_model.model")
+    added = 2 * stored[key + ".lora_B.weight"] @ stored[key + ".lora_A.weight"]
+    found, own = (one.model.get_submodule(name).weight for one in (base, without))
+    assert apart(found, own + added) < 1e-6 < 1e-2 < apart(found, own)
+    same = base.model.get_submodule(name.replace("up_proj", "down_proj")).weight
+    assert apart(same, without.model.get_submodule(name.replace("up_proj", "down_proj")).weight) > 1e-2
+    (granite / "adapter_config.json").rename(granite / "kept.json")
+    with pytest.raises(UserError, match=r"lacks adapter_config.json, without which"):
+        load_speech_llm(granite)
+    (granite / "kept.json").rename(granite / "adapter_config.json")
 
 
 def test_a_staged_copy_has_its_lora(folder: Path, tmp_path: Path, base: SpeechLLM) -> None:
