@@ -122,7 +122,7 @@ def make_shards(folder: Path, train: int = 24, held_out: int = 6, per_shard: int
 def make_config(folder: Path, base_folder: Path, shards_folder: Path, **sections: object) -> Path:
     """Write a small run's config; `sections` replace those below.
 
-    Learning rates are absolute where a test does not say otherwise.
+    Where a test does not say otherwise, learning rates are absolute and padding is not thinned.
     """
     tree: dict[str, Any] = {
         "run": str(folder / "run"),
@@ -134,7 +134,7 @@ def make_config(folder: Path, base_folder: Path, shards_folder: Path, **sections
         "evaluation": {"windows_s": [None], "batch": 4, "max_new_tokens": 8},
         **sections,
     }
-    tree["training"] = {"lr_scale": {}, **tree["training"]}
+    tree["training"] = {"lr_scale": {}, "silence_stride": 1, **tree["training"]}
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(tree), encoding="utf-8")
     return path

@@ -164,7 +164,7 @@ class Method:
     def load(self, session: Session) -> SpeechLLM:
         """The base that it trains on."""
         config = session.config
-        return session.load_base(config.base_in_training(), config.training.silence_stride)
+        return session.load_base(config.base_in_training(), config.thinning)
 
     def done(self, row: int) -> bool:
         """Whether an adapter was trained before, and is left alone."""

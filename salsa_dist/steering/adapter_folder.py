@@ -93,6 +93,7 @@ class TrainingFacts(_Facts):
         lr_scale: per site, what its rates were multiplied by; None: not recorded.
         seed: of its samples from the shards.
         window_s: audio window of the base, in seconds.
+        silence_stride: 1 in this many encoder positions of the trailing padding was kept.
         salsa_dist: version that trained it.
     """
 
@@ -101,6 +102,7 @@ class TrainingFacts(_Facts):
     lr_scale: dict[_Name, FiniteFloat] | None = None
     seed: int
     window_s: FiniteFloat
+    silence_stride: int = 1
     salsa_dist: _Name
 
 

@@ -36,6 +36,7 @@ from salsa_dist.training.dev_loss import DevClips, finite_losses
 from salsa_dist.training.halving import Halving
 from salsa_dist.training.loss import token_losses
 from salsa_dist.training.pass_limit import halved
+from salsa_dist.training.silence_stride import SilenceStrides
 from salsa_dist.training.workers import loader, own_workers
 
 
@@ -53,6 +54,7 @@ class Job:
         first: the step that this start begins with.
         before: steps of the adapters that this run trained before, for curves that go on.
         best: what is saved of each adapter where dev clips are measured in between, else None.
+        strides: of each adapter's trailing padding, where they were measured, else None.
         average: what is measured and saved in place of what is trained, else None.
         copies: of batches on the rank's device.
         following: the first batch of the next step, where it is copied ahead.
@@ -75,6 +77,7 @@ class Job:
     halving: Halving | None
     best: Best | None
     average: Average | None
+    strides: SilenceStrides | None
     copies: CopiesAhead
     following: AdapterBatch | None = None
     waited_s: float = 0.0
@@ -173,7 +176,8 @@ class Job:
 
     def tensors(self) -> dict[str, Tensor]:
         """All that a run goes on from, by name; in place."""
-        beside = (part.tensors() for part in (self.best, self.average) if part is not None)
+        parts = (self.best, self.average, self.strides)
+        beside = (part.tensors() for part in parts if part is not None)
         return dict(ChainMap(self.trainable.tensors(), *beside))
 
     def finish(self) -> list[Path]:
