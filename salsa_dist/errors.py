@@ -7,8 +7,8 @@ line and exits with status 2; every other exception is a defect of ours and keep
 
 
 class UserError(Exception):
-    """What was wrong, where, and what to do, in one line."""
+    """An error of the user, in one line: what was wrong, where, and what to do."""
 
 
 class StartAgain(UserError):
-    """What stopped the run, where the same command does better next: launchers start it again."""
+    """An error after which a new start of the same command does better; launchers start it again."""

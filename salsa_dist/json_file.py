@@ -1,4 +1,4 @@
-"""JSON files of ours: each says of which schema it is, is written whole, and is refused by name.
+"""Our JSON files: each names its schema, is written atomically, and errors name the file.
 
 {"schema": "salsa-dist/halving/1", …}
 """
@@ -17,11 +17,11 @@ from salsa_dist.whole_file import replace_file
 
 
 class Damaged(UserError):
-    """What a file holds can't be used: it is no JSON object, or of another release."""
+    """The content of a file cannot be used: it is not a JSON object, or is of another release."""
 
 
 class Record(BaseModel):
-    """What is read of a file or a line. Fields that are not read may be there."""
+    """Base class of what is read from a file or a line. Unknown fields are ignored."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -38,7 +38,7 @@ def parsed(model: type[_R], tree: object, where: str, advice: str) -> _R:
 
 
 def first_problem(error: ValidationError) -> str:
-    """The first field that is wrong and what is wrong with it, in one line."""
+    """The first wrong field and the error in it, in one line."""
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"])
     return " ".join(f"{place}: {first['msg']}".removeprefix(": ").split())
@@ -51,7 +51,7 @@ def write(path: Path, schema: object, fields: Mapping[str, Any], *, flushed: boo
 
 
 def read(path: Path, schemas: tuple[str, ...], advice: str) -> dict[str, Any]:
-    """What `path` holds, with its schema.
+    """The content of `path`, with its schema.
 
     Args:
         schemas: those that can be read, the newest first.
@@ -80,7 +80,7 @@ def read(path: Path, schemas: tuple[str, ...], advice: str) -> dict[str, Any]:
 
 
 def peek(path: Path, schema: object) -> dict[str, Any]:
-    """What `path` holds, without its schema; nothing where it is gone, damaged or of another schema.
+    """The content of `path`, without its schema; empty if it is missing, damaged or of another schema.
 
     For files that are read while others write them, or after a failure.
     """
@@ -92,7 +92,7 @@ def peek(path: Path, schema: object) -> dict[str, Any]:
 
 
 def of_another_release(found: object, *known: str) -> str:
-    """The end of 'FILE is …' for a file of a schema that is not among `known`, the newest first."""
+    """The end of 'FILE is …' for a file with a schema that is not in `known`, newest first."""
     if found is None:
         return f"of no schema; this version reads {known[0]}"
     kind, _, number = known[0].rpartition("/")

@@ -1,4 +1,4 @@
-"""What salsa-dist says: notes by the standard library's `logging`, and the result of a command.
+"""Messages of salsa-dist, with the standard library's `logging`, and the results of commands.
 
     from salsa_dist.log import log, result
 
@@ -30,7 +30,7 @@ def choose(*, quiet: bool = False, debug: bool = False) -> None:
 
 
 def result(text: object) -> None:
-    """Print what a command was asked for, with --quiet too."""
+    """Print the result of a command, with --quiet too."""
     print(text, flush=True)
 
 

@@ -14,7 +14,7 @@ from salsa_dist.whole_file import flush, put
 
 @contextmanager
 def made_beside(target: Path) -> Iterator[Path]:
-    """A folder beside `target` to fill; it becomes `target` at the end, or is removed."""
+    """A new folder, which is renamed to `target` at the end, or removed after an error."""
     target.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
@@ -27,7 +27,7 @@ def made_beside(target: Path) -> Iterator[Path]:
 
 
 def replace_folder(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write `files` into a folder beside, and let it take the place of `folder`.
+    """Write `files` into a new folder, and replace `folder` by it.
 
     A folder that is not empty can't be replaced in one step. Killed between the two, there is the old
     one under `.NAME.old` and the new one under `.NAME.part`, both whole.

@@ -1,4 +1,4 @@
-"""Where shards lie: a folder, or a place in an object store or on a hub, by one kind of name.
+"""Places of shards: a folder, an object store or a hub, all with the same interface.
 
     ~/shards/mine, file:///data/mine            Path
     s3://bucket/prefix   gs://…   az://…        Remote, read and written by fsspec and its drivers
@@ -43,7 +43,7 @@ _OF_REVISION = re.compile(r"datasets/[^/?#@]+/[^/?#@]+@[\w.%-]+(?:/[^?#@]*)?")
 
 @dataclass(frozen=True)
 class Cache:
-    """How shards of a store are kept on this node's disk; `shard_cache.py` says more.
+    """How shards of a store are cached on this node's disk; see `shard_cache.py`.
 
     Attributes:
         folder: None: `cache_folder()`.
@@ -58,7 +58,7 @@ class Cache:
 
 @dataclass(frozen=True)
 class Size:
-    """What `Remote.stat` tells."""
+    """The result of `Remote.stat`."""
 
     st_size: int
 
@@ -91,11 +91,11 @@ class Remote:
     is_file = exists
 
     def is_dir(self) -> bool:
-        """Whether anything lies below; true of what can't be listed. Raises: OSError."""
+        """Whether there are files below; True if the place cannot be listed. Raises: OSError."""
         return self._lists_nothing or any(True for _ in self.files())
 
     def info(self) -> dict[str, Any]:
-        """What the store knows of a file; `identity` and `size` read it. Raises: OSError."""
+        """The store's facts about a file; `identity` and `size` read them. Raises: OSError."""
         fs, path = self.driver()
         return cleanly(lambda: dict(fs.info(path)))
 
@@ -127,7 +127,7 @@ class Remote:
         return cleanly(lambda: bytes(fs.cat_file(path)))
 
     def put(self, file: Path) -> None:
-        """Write the content of a local file here. Raises: OSError."""
+        """Write the content of a local file to this place. Raises: OSError."""
         fs, path = self.driver(to_write=True)
         if self.url.startswith("memory:"):
             fs.makedirs(path.rpartition("/")[0], exist_ok=True)
@@ -212,7 +212,7 @@ Folder = Union[Path, Remote]  # noqa: UP007 - where shards lie
 
 
 def place(text: str | Path | Remote, cache: Cache = Cache()) -> Folder:
-    """What a name means.
+    """The place that a name stands for.
 
     Raises:
         UserError: an unknown scheme, or credentials in the name.
@@ -245,7 +245,7 @@ def absolute(folder: Folder) -> str:
 
 
 def cache_folder() -> Path:
-    """Where this user's caches lie: `$SALSA_DIST_CACHE`, else in the user's cache folder."""
+    """The folder of this user's caches: `$SALSA_DIST_CACHE`, else in the user's cache folder."""
     if named := os.environ.get("SALSA_DIST_CACHE"):
         return Path(named).expanduser()
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -276,7 +276,7 @@ def _at_commit(fs: Any, path: str) -> str:
 
 
 def identity(info: dict[str, Any]) -> str:
-    """What changes when a file is replaced, as far as its store tells."""
+    """A value that changes when a file is replaced, if the store provides one."""
     names = ("ETag", "etag", "generation", "blob_id", "md5Hash", "mtime", "Last-Modified", "created")
     told = {name: str(info[name]) for name in names if info.get(name)}
     # One that is made from the content, where there is one: a copy is no other file.

@@ -1,4 +1,4 @@
-"""Errors of object stores and hubs: whatever a driver raises, as an `OSError` that may be shown.
+"""Errors of object stores and hubs: any error of a driver becomes an `OSError` that can be shown.
 
 Its `strerror` is a line without query strings, which may hold signatures, and nothing of the driver's
 is behind it. What neither a driver nor a socket raises is a bug of ours: it stays as it is.
@@ -23,7 +23,7 @@ _DRIVERS = {
 
 
 def clean_error(e: BaseException) -> OSError:
-    """An error of a driver as one that may be shown."""
+    """A driver's error as an error that can be shown."""
     # That of HTTP says that there is no such file of any answer that it can't use, such as 503.
     cause = e.__cause__
     if isinstance(e, FileNotFoundError) and type(cause).__module__.startswith("aiohttp") and cause:
@@ -50,14 +50,14 @@ def clean_error(e: BaseException) -> OSError:
 
 
 def _status(e: BaseException) -> int:
-    """That of the HTTP answer which an error tells of; 0: it does not say."""
+    """The status of the HTTP answer in an error; 0 if it has none."""
     told = (getattr(e, name, None) for name in ("status", "status_code", "code"))
     return next((int(text) for x in told if (text := str(x)).isdigit()), 0)
 
 
 def cleanly(read: Callable[[], T]) -> T:
-    """What `read` gives; what a driver raises as a clean `OSError`, with nothing of the driver's behind
-    it, which --debug would show."""
+    """The result of `read`. A driver's error becomes a clean `OSError`, without the driver's error as
+    its cause, which --debug would show."""
     try:
         return read()
     except Exception as e:
@@ -68,7 +68,7 @@ def cleanly(read: Callable[[], T]) -> T:
 
 
 def by_a_driver(e: Exception) -> bool:
-    """Whether a driver or a socket raised it, so that the store, not our code, is to be named."""
+    """Whether a driver or a socket raised the error, so that the message names the store."""
     if isinstance(e, ImportError):  # no driver is installed
         return False
     kinds = (OSError, EOFError, TimeoutError, asyncio.TimeoutError)

@@ -1,4 +1,4 @@
-"""Versions of what is installed, beside the ranges that were tested.
+"""Installed versions of libraries, and the tested ranges.
 
 The ranges are those of our own package's metadata, which pip wrote at installation from pyproject.toml:
 they are typed nowhere else. Nothing here imports what it asks about.
@@ -24,7 +24,7 @@ _OURS = "salsa-dist"
 
 @dataclass(frozen=True)
 class Library:
-    """One package that ours depends on.
+    """One package that salsa-dist depends on.
 
     Attributes:
         name: as pip knows it.
@@ -79,7 +79,7 @@ def table() -> str:
 
 @cache
 def warn_if_outside() -> None:
-    """One line on standard error where a library is outside: once per process, by the first rank."""
+    """Print a warning if a library is outside its range: once per process, on rank 0."""
     outside = [lib for lib in libraries() if lib.is_outside]
     if outside and os.environ.get("RANK", "0") == "0":
         names = ", ".join(map(str, outside))
@@ -87,7 +87,7 @@ def warn_if_outside() -> None:
 
 
 def named_in(error: BaseException) -> str | None:
-    """One line with the libraries that `error` was raised in; None: it was raised in our own code.
+    """One line with the libraries in which `error` was raised; None: it was raised in our own code.
 
     These are all that the traceback goes through below our own last frame, or the one that an import of
     ours was refused by.
@@ -126,5 +126,5 @@ def _module_of(name: str) -> str:
 
 
 def _written(specifiers: SpecifierSet) -> str:
-    """With the lower end first: `>=5.17,<5.25`."""
+    """The range with the lower end first: `>=5.17,<5.25`."""
     return ",".join(sorted(map(str, specifiers), key=lambda one: (not one.startswith(">"), one)))

@@ -15,7 +15,7 @@ from pathlib import Path
 
 @contextmanager
 def written_whole(path: Path, *, flushed: bool = True, writer: str = "") -> Iterator[Path]:
-    """A path to write beside `path`; in its place when the block ends, gone where it fails.
+    """A temporary path; renamed to `path` when the block ends, removed after an error.
 
     Args:
         flushed: a crash of the machine loses nothing either; False for what is written often and made

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,13 +14,24 @@ from salsa_dist.config import PlacementConfig
 from salsa_dist.data.clip import SAMPLE_RATE, Clip
 from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.placement.ranks import Ranks
-from salsa_dist.speech_llms.load import SpeechLLM
+from salsa_dist.speech_llms.load import SpeechLLM, load_speech_llm
 from salsa_dist.steering.bank import AdapterSpec, Bank
+from salsa_dist.steering.blocks import layer_of
 from salsa_dist.steering.sites import find_layers
 from salsa_dist.steering.widths import site_widths
 from salsa_dist.training.loss import token_losses
 
+RULES = ["salsa", "add", "gain"]
 ALONE = Ranks(0, 1, 0, 1, torch.device("cpu"))
+
+
+# Where every clip is padded to the window, the suite's longest clip and no more.
+_WINDOWS = dict.fromkeys(("granite_speech", "granite_speech_plus", "hubert"), 5.5)
+
+
+def loaded(family: str, folder: Path | str, dtype: str | None = None) -> SpeechLLM:
+    """The tiny base of a family."""
+    return load_speech_llm(folder, dtype=dtype, window_s=_WINDOWS.get(family))
 
 
 def noise(seconds: float, text: str, language: str, row: int) -> Clip:
@@ -48,8 +60,12 @@ def random_bank(
     size: float = 0.3,
     where: torch.device | str = "cpu",
 ) -> Bank:
-    """One adapter a rule at every site, its vectors random."""
-    widths = site_widths(find_layers(base.model))
+    """One adapter a rule at every layer and in the blocks of the first, its numbers random."""
+    widths = {
+        site: width
+        for site, width in site_widths(find_layers(base.model)).items()
+        if site == layer_of(site) or site.endswith(".0")
+    }
     bank = Bank([AdapterSpec(f"a{i}", tuple(widths), r) for i, r in enumerate(rules)], widths, where)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():

@@ -13,6 +13,7 @@ from salsa_dist.export.control_vector import export
 from salsa_dist.folding.fold import logits, noise_clips, steered_logits
 from salsa_dist.speech_llms.load import SpeechLLM
 from salsa_dist.steering.attachment import describe
+from salsa_dist.steering.rules.registry import RULES
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +23,8 @@ def base(tiny_base: Path) -> SpeechLLM:
 
 def adapter(base: SpeechLLM, *sites: str, rule: str = "add") -> SteeringVectors:
     noise = torch.Generator().manual_seed(1)
-    vectors = {site: torch.randn(32, generator=noise) for site in sites}
+    numbers = 32 * RULES[rule].parts
+    vectors = {site: torch.randn(numbers, generator=noise) for site in sites}
     return SteeringVectors(vectors, rule, name="bg", language="bg", **describe(base))
 
 
@@ -77,6 +79,9 @@ def test_its_arithmetic_is_ours(base: SpeechLLM, tmp_path: Path, engine: str, ru
 def test_what_an_engine_does_not_do_is_refused_by_name(base: SpeechLLM, tmp_path: Path) -> None:
     for made, engine, said in (
         (adapter(base, "llm.1", rule="salsa"), "llama.cpp", "rule salsa keeps the norm"),
+        (adapter(base, "llm.1", rule="gain"), "llama.cpp", "rule gain scales each channel"),
+        (adapter(base, "llm.1", rule="gain"), "easysteer", "rule gain scales each channel"),
+        (adapter(base, "llm.attention.1"), "llama.cpp", "steers llm.attention.1, inside a layer"),
         (adapter(base, "encoder.1", "llm.1"), "easysteer", "steers encoder.1"),
         (adapter(base, "llm.0"), "llama.cpp", "steers llm.0, the one layer"),
         (adapter(base, "llm.1"), "vllm", "no such engine; known are llama.cpp, easysteer"),

@@ -19,13 +19,21 @@ from salsa_dist.folding import fold as folding
 from salsa_dist.folding.fold import fold, logits, noise_clips, steered_logits
 from salsa_dist.speech_llms.load import SpeechLLM
 from salsa_dist.steering.attachment import describe
+from salsa_dist.steering.rules.registry import RULES
 
 SITES = [f"{c}.{i}" for c in ("encoder", "llm") for i in range(3)]
+INSIDE = [
+    "encoder.attention.1",
+    "encoder.feed_forward.1",
+    "llm.cross_attention.2",
+    "llm.feed_forward.2",
+]
 
 
 def adapter(base: SpeechLLM, rule: str = "add", sites: list[str] = SITES) -> SteeringVectors:
     noise = torch.Generator().manual_seed(1)
-    vectors = {site: torch.randn(32, generator=noise) for site in sites}
+    numbers = 32 * RULES[rule].parts
+    vectors = {site: torch.randn(numbers, generator=noise) for site in sites}
     return SteeringVectors(vectors, rule, name="bg", language="bg", **describe(base))
 
 
@@ -34,11 +42,20 @@ def base(tiny_base: Path) -> SpeechLLM:
     return load_speech_llm(tiny_base)
 
 
-def test_the_checkpoint_is_the_steered_base(base: SpeechLLM, tiny_base: Path, tmp_path: Path) -> None:
-    vectors = adapter(base)
+@pytest.mark.parametrize(("rule", "sites"), [("add", SITES + INSIDE), ("gain", INSIDE)])
+def test_the_checkpoint_is_the_steered_base(
+    base: SpeechLLM, tiny_base: Path, tmp_path: Path, rule: str, sites: list[str]
+) -> None:
+    vectors = adapter(base, rule, sites)
     done = fold(str(tiny_base), vectors, tmp_path / "folded")
-    assert done.biases["encoder.1"] == ("model.encoder.layers.1.fc2.bias",)
-    assert done.biases["llm.2"] == ("model.decoder.layers.2.fc2.bias",)
+    # A block's bias may be its layer's too: then it holds both vectors.
+    own = {"encoder.1": "fc2", "encoder.feed_forward.1": "fc2"}
+    for site in own.keys() & vectors.vectors.keys():
+        name = f"model.encoder.layers.1.{own[site]}"
+        with_gain = (f"{name}.weight",) if rule == "gain" else ()
+        assert done.biases[site] == (*with_gain, f"{name}.bias")
+    cross = done.biases["llm.cross_attention.2"]
+    assert cross[-1] == "model.decoder.layers.2.encoder_attn.out_proj.bias"
     inputs = base.family.training_batch(noise_clips(base, "bg")).inputs
     again = load_speech_llm(tmp_path / "folded")
     difference = float((logits(again, inputs) - steered_logits(base, vectors, inputs)).abs().max())
@@ -71,6 +88,8 @@ def test_what_can_not_be_folded(
     out = tmp_path / "folded"
     with pytest.raises(UserError, match="its rule salsa keeps the norm"):
         fold(str(tiny_base), adapter(base, "salsa"), out)
+    with pytest.raises(UserError, match="WhisperEncoderLayer, has no map with a bias that"):
+        fold(str(tiny_base), adapter(base, "gain"), out)
     with pytest.raises(UserError, match="was made for another base"):
         fold(str(make_base(tmp_path / "other", seed=1)), adapter(base), out)
     near = approximate.Approximate(tmp_path / "none", 4, print)

@@ -28,6 +28,7 @@ SPECIAL = [
     *("<|endoftext|>", "<|startoftranscript|>", "<|bg|>", "<|el|>", "<|en|>", "<|translate|>"),
     *("<|transcribe|>", "<|startoflm|>", "<|startofprev|>", "<|nospeech|>", "<|notimestamps|>"),
 ]
+MARKED: tuple[Any, ...] = ({"speech": False}, {"loss_weight": 0.3}, {"loss_weight": 2.5}, {})
 WORDS = ["vuk", "lisa", "mechka", "zaek", "riba", "kon", "ptica", "kotka"]
 
 
@@ -92,8 +93,13 @@ def make_base(folder: Path, seed: int = 0, **shape: int) -> Path:
     return folder
 
 
-def make_shards(folder: Path, train: int = 24, held_out: int = 6, per_shard: int = 6) -> Path:
-    """Write shards of noise clips in two languages, of unequal lengths and texts."""
+def make_shards(
+    folder: Path, train: int = 24, held_out: int = 6, per_shard: int = 6, weighted: bool = False
+) -> Path:
+    """Write shards of noise clips in two languages, of unequal lengths and texts.
+
+    Of each four clips that are `weighted`, one has no speech and two have weights of their own.
+    """
     rng = np.random.default_rng(0)
     with ShardWriter(folder, "tiny", seed=0) as writer:
         for language in ("bg", "el"):
@@ -107,11 +113,12 @@ def make_shards(folder: Path, train: int = 24, held_out: int = 6, per_shard: int
                         Sample(
                             key=f"{language}/{split}-{i}",
                             audio=(0.1 * audio).clip(-1, 1),
-                            text=" ".join(words),
+                            text="" if weighted and i % 4 == 0 else " ".join(words),
                             language=language,
                             speaker=None,
                             licence="CC0",
                             source="made by the tests",
+                            **(MARKED[i % 4] if weighted else {}),
                         )
                     )
                 writer.write(split, language, samples, per_shard)

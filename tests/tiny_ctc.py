@@ -61,6 +61,50 @@ def make_omniasr_ctc(folder: Path) -> Path:
     return _save(folder, t.OmniASRForCTC(config), extractor, tokenizer, "OmniASRCTCProcessor")
 
 
+def make_omniasr(folder: Path) -> Path:
+    """OmniASR-LLM: the language is a token, and so is the one for any."""
+    import transformers as t
+
+    marks = ["<extra_id_0>", "<extra_id_1>"]
+    marks += [f"<|lang:{code}|>" for code in ("auto", "bul_cyrl", "ell_grek", "eng_latn")]
+    words = ["<s>", "<pad>", "</s>", "<unk>", "▁", *LETTERS]
+    raw = Tokenizer(models.BPE({w: i for i, w in enumerate(words)}, [], unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    raw.decoder = decoders.Metaspace(prepend_scheme="first")
+    raw.add_special_tokens([*words[:4], *marks])
+    names = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    tokenizer = t.PreTrainedTokenizerFast(tokenizer_object=raw, padding_side="left", **names)
+    config = t.OmniASRConfig(
+        audio_config={**_encoder(), "model_type": "omniasr_audio"},
+        text_config={
+            "model_type": "llama",
+            "vocab_size": len(tokenizer),
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 512,
+        },
+        audio_token_id=tokenizer.convert_tokens_to_ids("<extra_id_1>"),
+    )
+    template = (
+        "{% for m in messages %}{% if m['role'] == 'user' %}{% set ns = namespace(language='auto') %}"
+        "{% for c in m['content'] %}{% if c['type'] == 'audio' %}<extra_id_1>"
+        "{% elif c['type'] == 'language' %}{% set ns.language = c['language'] | lower %}{% endif %}"
+        "{% endfor %}<extra_id_0><|lang:{{ ns.language }}|><s>"
+        "{% elif m['role'] == 'assistant' %}{% for c in m['content'] if c['type'] == 'text' %}"
+        "{{ c['text'] }}{% endfor %}</s>{% endif %}{% endfor %}"
+    )
+    torch.manual_seed(0)
+    model = randomise(t.OmniASRForConditionalGeneration(config))
+    model.generation_config.pad_token_id, model.generation_config.eos_token_id = 1, 2
+    model.save_pretrained(folder)
+    extractor = t.OmniASRFeatureExtractor()
+    t.OmniASRProcessor(extractor, tokenizer, chat_template=template).save_pretrained(folder)
+    return folder
+
+
 def _encoder() -> dict[str, Any]:
     return {
         "hidden_size": 24,
@@ -122,6 +166,9 @@ def there(extractor: str) -> bool:
     return True
 
 
+OMNIASR: dict[str, Callable[[Path], Path]] = (
+    {"omniasr": make_omniasr} if there("OmniASRFeatureExtractor") else {}
+)
 CTC: dict[str, Callable[[Path], Path]] = {
     "wav2vec2": make_wav2vec2,
     "hubert": make_hubert,

@@ -360,6 +360,49 @@ def make_fun_asr_nano(folder: Path) -> Path:
     return _save(folder, model, t.FunAsrNanoProcessor(extractor, tokenizer, template), ids)
 
 
+def make_vibevoice_asr(folder: Path) -> Path:
+    """VibeVoice-ASR with its hop of 3,200 samples, here a second; its stages have one block each."""
+    import transformers as t
+
+    special = [*CHATML, "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>", "<|image_pad|>"]
+    tokenizer = byte_tokenizer(special)
+    ids = {s: tokenizer.convert_tokens_to_ids(s) for s in special}
+    encoder = {
+        "model_type": "vibevoice_acoustic_tokenizer_encoder",
+        "num_filters": 2,
+        "downsampling_ratios": [8, 8, 10, 5],
+        "depths": [1] * 5,
+        "ffn_expansion": 2,
+        "layer_scale_init_value": 0.5,
+    }
+    config = t.VibeVoiceAsrConfig(
+        acoustic_tokenizer_encoder_config={**encoder, "hidden_size": 8},
+        semantic_tokenizer_encoder_config={**encoder, "hidden_size": 16},
+        text_config=_qwen_like("qwen2", len(tokenizer)),
+        audio_token_id=ids["<|box_start|>"],
+        audio_bos_token_id=ids["<|object_ref_start|>"],
+        audio_eos_token_id=ids["<|object_ref_end|>"],
+        acoustic_tokenizer_chunk_size=6_400,
+    )
+    model = _random(t.VibeVoiceAsrForConditionalGeneration, config)
+    asked = "lease transcribe it with these keys: Start time, End time, Speaker ID, Content"
+    template = (
+        "<|im_start|>system\nYou are a helpful assistant that transcribes audio input into text output "
+        "in JSON format.<|im_end|>{% for m in messages %}{% if m.role == 'user' %}{{ '\n' }}"
+        "<|im_start|>user{{ '\n' }}{% set texts = m.content | selectattr('type', 'equalto', 'text') "
+        "| list %}{% for c in m.content %}{% if c.type == 'audio' %}<|object_ref_start|><|box_start|>"
+        "<|object_ref_end|>{{ '\n' }}This is a <|AUDIO_DURATION|> seconds audio, {% if texts %}with "
+        f"extra info: {{{{ texts[0].text }}}}\n\nP{asked}{{% else %}}p{asked}{{% endif %}}"
+        "{% endif %}{% endfor %}<|im_end|>{{ '\n' }}{% endif %}{% endfor %}"
+    )
+    extractor = t.VibeVoiceAcousticTokenizerFeatureExtractor(sampling_rate=3_200)
+    model.generation_config.pad_token_id = ids["<|image_pad|>"]
+    model.generation_config.eos_token_id = ids[END]
+    model.save_pretrained(folder)
+    t.VibeVoiceAsrProcessor(extractor, tokenizer, template).save_pretrained(folder)
+    return folder
+
+
 def byte_tokenizer(special: list[str], **names: str) -> Any:
     """Every byte a token, and the special ones behind them."""
     from transformers import PreTrainedTokenizerFast
@@ -432,4 +475,5 @@ FAMILIES: dict[str, Callable[[Path], Path]] = {
 MORE: dict[str, Callable[[Path], Path]] = {
     "granite_speech_plus": make_granite_speech_plus,
     "fun_asr_nano": make_fun_asr_nano,
+    "vibevoice_asr": make_vibevoice_asr,
 }

@@ -108,6 +108,54 @@ def make_canary(folder: Path) -> Path:
     return _save(folder, t.CanaryForConditionalGeneration(config), processor)
 
 
+def make_seamless_m4t(folder: Path) -> Path:
+    """SeamlessM4T v2 whole, with the parts that read text and speak; languages in three letters."""
+    import transformers as t
+
+    from salsa_dist.libraries.transformers import keep_as_written
+
+    codes = ["bul", "ell", "eng"]
+    words = ["<pad>", "<unk>", "<s>", "</s>", "▁", *LETTERS]
+    tokenizer = t.SeamlessM4TTokenizer(
+        vocab={word: i for i, word in enumerate(words)},
+        additional_special_tokens=[f"__{code}__" for code in codes],
+        tgt_lang="bul",
+    )
+    sizes = {
+        part: 2 if part.endswith(("layers", "heads")) else 48
+        for side in ("encoder", "decoder", "speech_encoder", "t2u_encoder", "t2u_decoder")
+        for part in (f"{side}_layers", f"{side}_attention_heads", f"{side}_ffn_dim")
+    }
+    config = t.SeamlessM4Tv2Config(
+        **sizes,
+        hidden_size=32,
+        vocab_size=len(tokenizer),
+        t2u_vocab_size=16,
+        char_vocab_size=16,
+        max_position_embeddings=48,
+        t2u_max_position_embeddings=48,
+        speech_encoder_intermediate_size=48,
+        feature_projection_input_dim=16,
+        conv_depthwise_kernel_size=7,
+        adaptor_kernel_size=8,
+        t2u_variance_predictor_embed_dim=32,
+        t2u_variance_predictor_hidden_dim=8,
+        upsample_initial_channel=32,
+        unit_hifi_gan_vocab_size=16,
+        unit_embed_dim=8,
+        lang_embed_dim=4,
+        spkr_embed_dim=4,
+        vocoder_num_langs=3,
+        vocoder_num_spkrs=2,
+    )
+    model = t.SeamlessM4Tv2Model(config)
+    ids = {code: tokenizer.convert_tokens_to_ids(f"__{code}__") for code in codes}
+    model.generation_config.text_decoder_lang_to_code_id = ids
+    keep_as_written(model.generation_config)
+    extractor = t.SeamlessM4TFeatureExtractor(feature_size=8, num_mel_bins=8)
+    return _save(folder, model, t.SeamlessM4TProcessor(extractor, tokenizer))
+
+
 def _words(marks: list[str]) -> Any:
     """Letters and words; spaces are `▁`."""
     from transformers import PreTrainedTokenizerFast
@@ -149,6 +197,7 @@ def _save(folder: Path, model: Any, processor: Any) -> Path:
 SEQ2SEQ: dict[str, Callable[[Path], Path]] = {
     "moonshine": make_moonshine,
     "moonshine_streaming": make_moonshine_streaming,
+    "seamless_m4t": make_seamless_m4t,
     **({"cohere_asr": make_cohere_asr} if there("CohereAsrFeatureExtractor") else {}),
     **({"canary": make_canary} if there("ParakeetFeatureExtractor") else {}),
 }

@@ -50,7 +50,11 @@ API = {
         "salsa_dist.UserError",
     ],
     "Steering": [
-        "salsa_dist.steering.rules",
+        "salsa_dist.steering.rules.rule",
+        "salsa_dist.steering.rules.registry",
+        "salsa_dist.steering.rules.salsa",
+        "salsa_dist.steering.rules.add",
+        "salsa_dist.steering.rules.gain",
         "salsa_dist.steering.sites",
         "salsa_dist.steering.bank.Bank",
         "salsa_dist.steering.bank.AdapterSpec",

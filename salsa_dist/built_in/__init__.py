@@ -1,4 +1,4 @@
-"""Where the files are that come with salsa-dist and are no modules of it.
+"""Paths of the files that come with salsa-dist and are not Python modules of it.
 
     folder("shards")       recipes, one Python file per corpus
     folder("ds_configs")   DeepSpeed configs, one per placement
@@ -23,7 +23,7 @@ def folder(name: str) -> Path:
 
 
 def ds_config(path: Path) -> Path:
-    """`path`, or where there is no such file the built-in DeepSpeed config of that name.
+    """`path` if it exists, else the built-in DeepSpeed config of that name.
 
     So `lean.json` and `ds_configs/lean.json` work in any working folder.
     """

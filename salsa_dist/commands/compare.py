@@ -1,4 +1,4 @@
-"""`salsa-dist compare`: two adapters beside each other."""
+"""`salsa-dist compare`: compares two adapters."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def compare(
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
     plot: Plot = None,
 ) -> None:
-    """Compare two adapters: what they were made for and trained on, and their vectors per layer.
+    """Compare two adapters: base, sites, training data, and their vectors per layer.
 
     Scores of runs are compared by `salsa-dist report RUN RUN`.
     """

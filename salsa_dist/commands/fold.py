@@ -24,25 +24,25 @@ def fold(
     force: Annotated[bool, typer.Option("--force", help="accept an adapter of another base")] = False,
     approximate: Annotated[
         bool,
-        typer.Option(
-            "--approximate", help="fit biases if the adapter can't be written as biases exactly"
-        ),
+        typer.Option("--approximate", help="fit biases if the adapter does not equal biases exactly"),
     ] = False,
     shards: Annotated[
         Any,
         typer.Option(
             "--clips",
-            help="shards to fit on (train) and to measure on (dev); for --approximate",
+            help="shards for --approximate: train clips to fit, dev clips to measure",
             parser=place,
         ),
     ] = None,
-    max_clips: Annotated[int, typer.Option(min=1, help="most clips, of train and of dev each")] = 32,
+    max_clips: Annotated[
+        int, typer.Option(min=1, help="maximum number of train clips, and of dev clips")
+    ] = 32,
 ) -> None:
     """Write BASE with ADAPTER folded into its biases: a plain Hugging Face checkpoint.
 
-    The checkpoint is reloaded and compared with the steered base before it gets its name. An adapter
-    whose rule keeps the norm, or a base without biases, is refused. With --approximate, biases are
-    fitted to such an adapter, and the loss of accuracy is printed before anything is written.
+    The checkpoint is reloaded and compared with the steered base before it is put in place. Adapters of
+    the rule `salsa`, and layers without a bias, are refused. With --approximate, biases are fitted to
+    such an adapter, and the error rates are printed before anything is written.
     """
     from salsa_dist.folding.approximate import Approximate
     from salsa_dist.folding.fold import fold as fold_into

@@ -1,4 +1,4 @@
-"""`salsa-dist inspect`: the sites of a base; or an adapter, its norms and the others like it."""
+"""`salsa-dist inspect`: shows the sites of a base; or an adapter, its norms and similar adapters."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def inspect(
     ] = None,
     plot: Plot = None,
 ) -> None:
-    """Show the sites of a base, each probed with one forward and backward pass; or show an adapter.
+    """Show the sites of a base, each tested with one forward and backward pass; or show an adapter.
 
     A folder with config.json and no weights is shown without a probe. Of an adapter: what it was made
     for and trained on, the norm of its vector per layer, and the adapters that are most like it.
@@ -88,7 +88,7 @@ def plot_norms(norms: dict[str, dict[str, float]], file: Path) -> None:
 
 
 def is_adapter(name: str) -> bool:
-    """Whether a file, folder or hub name is an adapter; what can't be found is none."""
+    """Whether a file, folder or hub name is an adapter; False if it does not exist."""
     path = Path(name)
     if name.endswith(".safetensors") or (path / "adapter.json").is_file():
         return True
@@ -101,7 +101,7 @@ def is_adapter(name: str) -> bool:
 
 
 def _others(name: str) -> dict[str, SteeringVectors]:
-    """By place, the adapter of this name, or the adapters below a folder."""
+    """The adapter with this name, or the adapters below a folder, by path."""
     from salsa_dist.steering.vectors import SteeringVectors
 
     if not Path(name).is_dir() or is_adapter(name):

@@ -48,6 +48,9 @@ def plan(
     checkpointing: Annotated[
         bool, typer.Option("--checkpointing", help="recompute activations in the backward pass")
     ] = False,
+    quantization: Annotated[
+        str | None, typer.Option(help="of the base while it is loaded: int8, bnb8 or nf4")
+    ] = None,
     dtype: Annotated[
         str | None, typer.Option(help="precision: float32, bfloat16 or float16; default: as stored")
     ] = None,
@@ -67,7 +70,7 @@ def plan(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
-    """Show what each placement of a base costs, what fits, and which one `auto` takes.
+    """Show the cost of each placement of a base, which ones fit, and which one `auto` selects.
 
     Only the base's config and the headers of its weight files are read. With CONFIG the options about
     the base and the batch are the run's own.
@@ -104,7 +107,7 @@ def plan(
             link = _shard_link(run, nodes, found.chosen.step_s)
     else:
         assert base is not None
-        shape = read_shape(base, dtype=dtype, window_s=window_s)
+        shape = read_shape(base, dtype=dtype, quantization=quantization, window_s=window_s)
         longest = shape.encoder_tokens / ENCODER_TOKENS_PER_SECOND if shape.encoder_tokens else clip_s
         work = Work(
             clips=batch,
@@ -124,7 +127,7 @@ def plan(
 
 
 def _shard_link(config: Config, nodes: int, planned_s: float) -> ShardLink | None:
-    """Of shards in a store; a run that has made steps is measured, by the median of its last.
+    """The traffic of shards from a store. A run that has made steps uses its median measured step time.
 
     None with a warning where their index can't be had: plans are made where no run is, without its
     credentials or its network.

@@ -47,7 +47,7 @@ def push(
 
 
 def scores_of(adapter: Path, name: str) -> list[Score]:
-    """What the run around an adapter's folder, RUN/adapters/NAME, measured of it; nothing elsewhere."""
+    """Scores from the run RUN of an adapter's folder RUN/adapters/NAME; empty for other folders."""
     from salsa_dist.report.one_run import build_report
     from salsa_dist.run.folder import RunFolder
     from salsa_dist.steering.model_card import Score

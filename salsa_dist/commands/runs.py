@@ -52,7 +52,7 @@ def list_runs(root: Root = Path("runs")) -> None:
 
 @app.command()
 def status(name: Name, root: Root = Path("runs")) -> None:
-    """Show the state of a run, why it failed, where its ranks wait, and its cost.
+    """Show the state and cost of a run, why it failed, and the phase of each rank that waits.
 
     The exit status is 1 if it failed or hangs.
     """

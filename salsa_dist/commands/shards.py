@@ -74,8 +74,8 @@ def build(
 ) -> None:
     """Convert a corpus into tar shards with an index and a card.
 
-    Stopped or killed, it goes on when it is started again. The shards are the same bytes whatever the
-    number of processes.
+    After a stop or a kill, the same command resumes the build. Any number of processes makes the same
+    bytes.
     """
     from salsa_dist.corpus.build import build as build_shards
     from salsa_dist.corpus.utterance import Ask

@@ -33,7 +33,7 @@ def transcribe(
     language: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
-            help="code, such as bg; auto: the base tells it; or a file with lines FILE<tab>CODE. "
+            help="code, such as bg; auto: the base detects it; or a file with lines FILE<tab>CODE. "
             "Default: the list's or tar's own, else the adapter's"
         ),
     ] = None,
@@ -52,7 +52,7 @@ def transcribe(
     ] = None,
     language_as: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Option(help="announce a language to the base as another: tw=yo; repeatable"),
+        typer.Option(help="name another language in the prompt: tw=yo; repeatable"),
     ] = None,
     out: Annotated[
         Optional[Path],  # noqa: UP045
@@ -77,8 +77,12 @@ def transcribe(
             help="float32, bfloat16 or float16; default: the base's own on a GPU, else float32"
         ),
     ] = None,
+    quantization: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="quantise the base: int8 (torchao), bnb8 or nf4 (bitsandbytes)"),
+    ] = None,
     vad: Annotated[
-        bool, typer.Option("--vad", help="skip pieces in which nobody speaks, by Silero VAD")
+        bool, typer.Option("--vad", help="skip pieces in which Silero VAD finds no speech")
     ] = False,
 ) -> None:
     """Transcribe recordings of any length; print one line per recording, or write files with --out.
@@ -107,7 +111,9 @@ def transcribe(
         vectors = [one for _, one in loaded]
         by_language = _by_language(loaded)
         prepare_libraries()
-        speech_llm = _base(base, window_s, language_as or [], share.device or device, dtype)
+        speech_llm = _base(
+            base, window_s, language_as or [], share.device or device, dtype, quantization
+        )
         transcriber = Transcriber(
             speech_llm,
             vectors,
@@ -130,6 +136,7 @@ def transcribe(
             "language": language,
             "adapters": [[code, one.digest()] for code, one in loaded],
             **({"vad": True} if vad else {}),
+            **({"quantization": quantization} if quantization else {}),
         }
         single = len(found) == 1 and not found[0].path.lower().endswith(".tar")
         results = share.after_first(lambda: output(out, form, settings, single, share.count))
@@ -180,7 +187,7 @@ def transcribe(
 
 
 def _tell(failed: Sequence[str], done: int) -> None:
-    """Name what could not be transcribed. Raises: UserError: there is some."""
+    """Name the recordings that could not be transcribed. Raises: UserError: there are any."""
     if len(failed) == 1 and not done:
         raise UserError(failed[0])
     if failed:
@@ -219,7 +226,7 @@ def _by_language(loaded: Loaded) -> dict[str, int]:
 
 
 def _rows(loaded: Loaded) -> Callable[[str, str | None], int | None]:
-    """From a recording and its adapter in a list to a row; None: by the recording's language."""
+    """A function from a recording and its listed adapter to a row; None: its language decides."""
     names = {vectors.name: row for row, (_, vectors) in enumerate(loaded)}
     # One that was named for no language steers all.
     all_get = 0 if len(loaded) == 1 and loaded[0][0] is None else None
@@ -234,7 +241,7 @@ def _rows(loaded: Loaded) -> Callable[[str, str | None], int | None]:
 
 
 def _languages(language: str | None) -> Callable[[str], str | None]:
-    """From a recording's name to its language, by `--language`; None: it says none."""
+    """A function from a recording's name to its language, by `--language`; None: there is none."""
     if language is None or not os.path.isfile(language):
         return lambda name: language
     table: dict[str, str] = {}
@@ -248,7 +255,12 @@ def _languages(language: str | None) -> Callable[[str], str | None]:
 
 
 def _base(
-    base: str, window_s: float | None, language_as: Sequence[str], device: str | None, dtype: str | None
+    base: str,
+    window_s: float | None,
+    language_as: Sequence[str],
+    device: str | None,
+    dtype: str | None,
+    quantization: str | None,
 ) -> Any:
     import torch
 
@@ -267,6 +279,7 @@ def _base(
         base,
         window_s=window_s,
         dtype=dtype,
+        quantization=quantization,
         device=place,
         language_as=dict(text.split("=") for text in language_as),
     )

@@ -1,4 +1,4 @@
-"""Settings of a run: their schema, and how a file and overrides fill it."""
+"""Settings of a run: their schema, and reading them from a file and overrides."""
 
 from salsa_dist.config.loading import explained, load_config, override, parse_config, read_yaml
 from salsa_dist.config.schema import Config

@@ -1,4 +1,4 @@
-"""What the annotation of a config field says: types of its value, sections below it, its text."""
+"""Reads the annotation of a config field: the types of its value, sections below it, its text."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def types_of(annotation: Any) -> list[Any]:
 
 
 def is_section(kind: Any) -> bool:
-    """Whether a type is a part of the config tree with keys of its own."""
+    """Whether a type is a section of the config."""
     return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
@@ -30,7 +30,7 @@ def sections_below(annotation: Any) -> list[type[BaseModel]]:
 
 
 def written(annotation: Any) -> str:
-    """An annotation as it is written, without what is declared beside the type."""
+    """The text of an annotation, without the marks beside the type."""
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return written(parts[0])

@@ -1,4 +1,4 @@
-"""What a config field decides, declared with its type: `lr: Vectors[float]`.
+"""Marks that declare what a config field decides, beside its type: `lr: Vectors[float]`.
 
 Vectors      what is trained; and so what it transcribes
 Transcripts  what a transcript says, whatever was trained
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Decides:
-    """Mark of a field: what its value decides, and whether the order of a mapping counts.
+    """Mark of a field: what its value decides, and whether the order of a mapping matters.
 
     Attributes:
         unsaid: the value that no digest names; None: the field's default.
@@ -48,12 +48,12 @@ Neither = Annotated[T, Decides(frozenset())]
 
 
 def unsaid(field: FieldInfo) -> Any:
-    """The value of a field that no digest names."""
+    """The value with which a field is not in any digest: its default, unless its mark names another."""
     own = decided_by(field).unsaid
     return field.get_default(call_default_factory=True) if own is None else own
 
 
 def decided_by(field: FieldInfo) -> Decides:
-    """The one declaration of a field."""
+    """The mark of a field."""
     [mark] = [m for m in field.metadata if isinstance(m, Decides)]
     return mark

@@ -1,4 +1,4 @@
-"""What decides a result, made from what each field of the schema declares (`decides.py`).
+"""Digests of the settings that decide a result; fields declare their part (`decides.py`).
 
 settings(config, "vectors")   {"adapters.0.lr": 0.01, "training.max_loss": 20.0, …}
 digest(config, "vectors")     SHA-256 of that as JSON
@@ -54,7 +54,7 @@ def settings(config: Config, kind: Kind) -> dict[str, Any]:
 
 
 def places(config: Config) -> set[str]:
-    """Dotted keys of settings that only say where something lies."""
+    """Dotted keys of settings that are only paths."""
     return {key for key, field, _ in leaves(config) if "place" in decided_by(field).kinds}
 
 
@@ -89,7 +89,7 @@ def _deciding(config: Config, kind: Kind) -> dict[str, Any]:
 
 
 def _filled(config: Config) -> Config:
-    """The same run with each adapter's settings in its own entry; dev clips only where they decide."""
+    """The config with all settings in each adapter's entry; dev clips only if they decide."""
     adapters = [
         entry.model_copy(update={k: getattr(own, k) for k in ("sites", "rule", "lr", "steps", "seed")})
         for entry, own in zip(config.adapters, config.adapter_settings(), strict=True)

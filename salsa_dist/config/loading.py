@@ -91,7 +91,7 @@ def explained(error: ValidationError, schema: type[BaseModel]) -> str:
 
 
 def _explain(error: Any, schema: type[BaseModel]) -> tuple[str, str]:
-    """One pydantic error in our words: its place, and what is wrong there."""
+    """Words one pydantic error for users: its key, and what is wrong there."""
     keys, known = _place(error["loc"], schema)
     dotted = ".".join(keys)
     if error["type"] in ("extra_forbidden", "invalid_key"):

@@ -1,4 +1,4 @@
-"""One typed tree for every run; each section is documented in its file in `sections/`.
+"""The schema of a config; each section is documented in its file in `sections/`.
 
 Config
 ├── run          folder of the run: events, state, adapters, report

@@ -34,7 +34,7 @@ _BLOCK = 512
 
 @dataclass(frozen=True)
 class Member:
-    """One entry; its headers and content are bytes `[offset, end)` of the unpacked tar."""
+    """One entry of a tar; its headers and content are bytes `[offset, end)` of the unpacked tar."""
 
     name: str
     size: int
@@ -61,7 +61,7 @@ def unsafe_name(name: str) -> str | None:
 
 
 def members(path: Folder) -> Iterator[Member]:
-    """The entries of a tar, packed with gzip or not; content is read only when asked for.
+    """The entries of a tar, with or without gzip; content is read only on request.
 
     Raises:
         DamagedTar: it is cut off, no tar, or larger than anyone would make it.

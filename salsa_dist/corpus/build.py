@@ -16,7 +16,7 @@ import math
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -138,7 +138,7 @@ def plan(
         if key in seen:
             raise UserError(f"{source}: two utterances in {language} are called {utterance.key}")
         seen.add(key)
-        if clean(utterance.text):
+        if clean(utterance.text) or not utterance.speech:
             by_language.setdefault(language, []).append(replace(utterance, key=key))
         else:
             drops.add(language, "no text", u.place)
@@ -188,7 +188,7 @@ def _check(ask: Ask, workers: int, max_dropped: float) -> None:
 
 @contextmanager
 def _work_folder(out: Path) -> Iterator[Path]:
-    """The folder that becomes `out`; kept when a build is stopped, so that the next one goes on."""
+    """The folder that becomes `out`. It stays when a build is stopped, so that the next resumes."""
     folder = out.parent / f".{out.name}.building"
     folder.mkdir(exist_ok=True)
     lock = os.open(folder, os.O_RDONLY)
@@ -210,7 +210,7 @@ def _work_folder(out: Path) -> Iterator[Path]:
 
 
 def _check_dropped(tasks: Sequence[Task], made: dict[str, Made], before: Drops, most: float) -> None:
-    """Raises: UserError: more of a language's utterances are of no use than the share `most`."""
+    """Check the share of dropped utterances. Raises: UserError: it is above `most` in one language."""
     if not any(one.shard for one in made.values()):
         return  # nothing is left, which is told another way
     tried: Counter[str] = Counter()
@@ -279,6 +279,8 @@ def _finish(
         "dropped": {lang: dict(sorted(counts.items())) for lang, counts in sorted(dropped.items())},
         **corpus.facts,
     }
+    if marked := _marked(tasks, gone):
+        facts["marked"] = marked
     index = ShardIndex(out, name, ask.rate or 0, ask.seed, facts, shards)
     for note in folder.rglob("*.tar.json"):
         note.unlink()
@@ -289,6 +291,17 @@ def _finish(
     index.save(folder)
     put(folder, out)
     return index
+
+
+def _marked(tasks: Sequence[Task], gone: Container[str]) -> dict[str, dict[str, int]]:
+    """For each language, how many utterances have no speech, or a weight of their own."""
+    found: dict[str, Counter[str]] = {}
+    for task in tasks:
+        for u in task.utterances:
+            said = {"without speech": not u.speech, "with a loss_weight": u.loss_weight != 1}
+            if u.key not in gone and any(said.values()):
+                found.setdefault(task.language, Counter()).update(k for k, v in said.items() if v)
+    return {language: dict(sorted(counts.items())) for language, counts in sorted(found.items())}
 
 
 def _already_built(name: str, out: Folder, ask: Ask) -> ShardIndex:

@@ -1,4 +1,4 @@
-"""The dataset card, README.md of a folder of shards: what it holds, from where, and what was changed.
+"""The dataset card, README.md of a folder of shards: content, source, and changes.
 
 table (language, split: shards, samples, hours, speakers) ─ licence ─ text rules ─ splits ─ dropped
 ─ a histogram of durations per language, in characters: the same bytes wherever it is made

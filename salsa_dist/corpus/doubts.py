@@ -1,4 +1,4 @@
-"""Audio that is not what it says it is, and transcripts that can't be of their audio.
+"""Doubtful samples: audio that is not what its file says, and transcripts that cannot belong to it.
 
     file ──of_header──► cut-off                                        its header claims more
     (samples, channels), text ──of_audio──► silent, cancelling (channels), clipped,
@@ -37,7 +37,7 @@ _HEAD = 1 << 16  # bytes in which a file's sound begins
 
 
 def of_header(source: Path | bytes) -> str | None:
-    """What is wrong with a WAV or NIST SPHERE file that holds fewer bytes than its header claims.
+    """The error of a WAV or NIST SPHERE file with fewer bytes than its header says.
 
     Raises:
         UserError: a SPHERE file that nothing here can decode.
@@ -59,11 +59,14 @@ def of_header(source: Path | bytes) -> str | None:
     return f"{CUT_OFF}: {size} of the {claimed} bytes that its header claims"
 
 
-def of_audio(audio: Audio, rate: int, text: str) -> str | None:
-    """What is wrong with `(samples,)` or `(samples, channels)` at `rate` Hz that say `text`."""
+def of_audio(audio: Audio, rate: int, text: str, speech: bool = True) -> str | None:
+    """The error of `(samples,)` or `(samples, channels)` at `rate` Hz with the transcript `text`.
+
+    Without `speech`, silence is no error, and there is no text to compare.
+    """
     several = audio.reshape(len(audio), -1)
     if np.max(np.ptp(several, axis=0)) <= 2 * STEP:
-        return f"{SILENT}: no sound in {len(audio) / rate:.2f} s"
+        return f"{SILENT}: no sound in {len(audio) / rate:.2f} s" if speech else None
     if several.shape[1] > 1:
         energy = float(np.square(several, dtype=np.float64).mean())
         mixed = float(np.square(several.mean(axis=1, dtype=np.float64)).mean())
@@ -72,6 +75,8 @@ def of_audio(audio: Audio, rate: int, text: str) -> str | None:
     share = float((np.abs(several) >= FULL).mean())
     if share > CLIPPED_SHARE:
         return f"{CLIPPED}: {share:.0%} of its samples are at full scale"
+    if not speech:
+        return None
     letters, seconds = len(same(text).replace(" ", "")), len(audio) / rate
     if letters > MOST_PER_SECOND * (seconds + GRACE_S):
         return f"{LONG}: {letters} letters in {seconds:.2f} s"

@@ -38,7 +38,7 @@ LANGUAGE_FIELDS = ("language", "lang", "locale")
 
 @dataclass(frozen=True)
 class Usable:
-    """A sample that can be trained on, and what is needed to know of it."""
+    """A usable sample, and the facts about it."""
 
     sample: Found
     facts: dict[str, Any]
@@ -72,7 +72,7 @@ def index_tars(
         if len(languages) > 1:
             raise UserError(
                 f"{folder / path} holds {', '.join(languages)}, and an indexed shard has one language: "
-                "take them apart with 'salsa-dist shards reshard'"
+                "separate them with 'salsa-dist shards reshard'"
             )
         if not usable:
             continue
@@ -129,7 +129,7 @@ def reshard(
     language: str | None = None,
     split: str | None = None,
 ) -> tuple[ShardIndex, list[str]]:
-    """Copy all samples of `folder` to new shards in `out`; returns their index, and what was left out.
+    """Copy all samples of `folder` to new shards in `out`. Returns index and dropped samples.
 
     A shard ends after `samples_per_shard` samples or `shard_bytes` bytes, whichever comes first. One
     tar at a time is read; what is held in memory is one shard a language and split.
@@ -222,7 +222,7 @@ def _tars(folder: Folder) -> list[str]:
 
 
 def _usable(folder: Folder, path: str, language: str | None, left_out: list[str]) -> Iterator[Usable]:
-    """The samples of one tar; why others can't be used is told in `left_out`."""
+    """The usable samples of one tar; `left_out` gets the reasons for all others."""
     try:
         for sample in found(folder / path):
             try:

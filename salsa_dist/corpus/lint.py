@@ -31,7 +31,7 @@ from salsa_dist.places import Folder
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong; `kind` is shard, tar, index, name, audio, length, rate, text, split, or one of
+    """A problem; `kind` is shard, tar, index, name, audio, length, rate, text, split, or one of
     `doubts.KINDS`."""
 
     shard: str
@@ -45,7 +45,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Bounds:
-    """What a sample's audio may be: seconds, and Hz where one rate is asked for."""
+    """The allowed audio of a sample: seconds, and Hz if one rate is required."""
 
     min_seconds: float = 0.1
     max_seconds: float = MAX_SECONDS
@@ -55,7 +55,7 @@ class Bounds:
 
 @dataclass
 class Checked:
-    """What was found in one tar; speakers and texts are (language, name): the first sample's key."""
+    """The content of one tar; speakers and texts are (language, name) -> key of the first sample."""
 
     shard: str
     split: str
@@ -66,7 +66,7 @@ class Checked:
 
 
 def lint(folder: Folder, bounds: Bounds, workers: int = 1) -> tuple[list[Problem], int]:
-    """All problems of a folder of shards, and how many samples were looked at.
+    """All problems of a folder of shards, and the number of checked samples.
 
     Raises:
         UserError: there is no folder, or nothing in it to check, or an index that can't be read.
@@ -101,7 +101,7 @@ def lint(folder: Folder, bounds: Bounds, workers: int = 1) -> tuple[list[Problem
 
 
 def check(folder: Folder, bounds: Bounds, item: tuple[str, Shard | None]) -> Checked:
-    """One tar against its place in the index, where it has one."""
+    """Check one tar, against its entry in the index if it has one."""
     path, shard = item
     result = Checked(path, shard.split if shard else split_in(path) or "train")
     file = folder / path
@@ -146,7 +146,7 @@ def check(folder: Folder, bounds: Bounds, item: tuple[str, Shard | None]) -> Che
 
 
 def shared(checked: Iterable[Checked], how: Mapping[str, str]) -> list[Problem]:
-    """Speakers and texts of a language that are in several splits, where `how` allows none."""
+    """Speakers and texts of a language that are in several splits, although `how` allows none."""
     problems = []
     for field_name, what in (("speakers", "speaker"), ("texts", "text")):
         where: dict[tuple[str, str], dict[str, tuple[str, str]]] = {}
@@ -192,14 +192,15 @@ def _check_sample(
         kind = next(kind for kind in AUDIO_KINDS if kind in sample.files)
         for doubt in (
             doubts.of_header(sample.files[kind]),
-            doubts.of_audio(audio, rate, facts["text"]),
+            doubts.of_audio(audio, rate, facts["text"], bool(facts["text"].strip())),
         ):
             if doubt and doubts.kind_of(doubt) not in bounds.keep:
                 problem(sample.key, doubts.kind_of(doubt), f"is {doubt}")
     language = str(facts.get("language", ""))
     if facts.get("speaker"):
         result.speakers.setdefault((language, str(facts["speaker"])), sample.key)
-    result.texts.setdefault((language, same(facts["text"])), sample.key)
+    if facts["text"].strip():
+        result.texts.setdefault((language, same(facts["text"])), sample.key)
     return seconds
 
 

@@ -1,4 +1,4 @@
-"""All shards of a build, in several processes, those that are there already kept."""
+"""Makes all shards of a build, in several processes. Existing shards are kept."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from salsa_dist.log import log
 
 
 def make_all(tasks: Sequence[Task], folder: Path, workers: int) -> dict[str, Made]:
-    """What became of each task, by its path."""
+    """The result of each task, by its path."""
     _remove_others(tasks, folder)
     columns = (TextColumn("shards"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     made = {task.path: found for task in tasks if (found := kept(task, folder))}
     left = [task for task in tasks if task.path not in made]
     if made:
-        log.info(f"going on: {len(made)} of {len(tasks)} shards are there")
+        log.info(f"resuming: {len(made)} of {len(tasks)} shards are there")
     quiet = not log.isEnabledFor(logging.INFO)
     with Progress(*columns, console=Console(stderr=True), disable=quiet) as progress:
         bar = progress.add_task("shards", total=len(tasks), completed=len(made))
@@ -60,7 +60,7 @@ def _made(tasks: Sequence[Task], folder: Path, workers: int) -> Iterator[tuple[s
         except BrokenProcessPool as e:
             raise UserError(
                 f"a process that made shards in {folder} was killed (out of memory?): run the "
-                "build again, with fewer --workers; it goes on"
+                "build again, with fewer --workers; it resumes"
             ) from e
         finally:
             pool.shutdown(cancel_futures=True)
@@ -80,7 +80,7 @@ def _worker() -> None:
 
 
 def _remove_others(tasks: Sequence[Task], folder: Path) -> None:
-    """What another corpus, or a process killed while it wrote, left in the folder."""
+    """Remove files of another corpus, or of a process that was killed while writing."""
     ours = {folder / task.path for task in tasks}
     ours |= {path.with_name(path.name + ".json") for path in ours}
     for path in folder.rglob("*"):

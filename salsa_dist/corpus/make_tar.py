@@ -1,4 +1,4 @@
-"""One shard of a build: utterances in, a tar out. Runs in any process, and needs nothing but its task.
+"""Makes one shard of a build: utterances in, a tar out. Runs in any process and needs only its task.
 
 Task ── recipe, path in the folder, split, language, utterances, ask, licence, source
   │     pack: decode the part, mix down, resample, FLAC; or the recording's bytes as they came
@@ -19,7 +19,7 @@ from salsa_dist.corpus import doubts
 from salsa_dist.corpus.recipes import load_recipe
 from salsa_dist.corpus.text import clean
 from salsa_dist.corpus.utterance import Ask, Utterance
-from salsa_dist.corpus.writer import Packed, write_tar
+from salsa_dist.corpus.writer import Packed, marks, write_tar
 from salsa_dist.data.audio import BadAudio, channels, flac, kind_of, mono, resample, resampler
 from salsa_dist.data.file_hash import sha256_of
 from salsa_dist.data.index import Entry, Shard
@@ -59,7 +59,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Made:
-    """A finished shard (None: nothing was left of it), and what was dropped on the way."""
+    """A finished shard (None: it has no samples), and the dropped utterances."""
 
     shard: Shard | None
     dropped: tuple[tuple[str, str], ...]
@@ -79,7 +79,7 @@ def make(task: Task, folder: Path) -> Made:
 
 
 def kept(task: Task, folder: Path) -> Made | None:
-    """What an earlier build made of the same task, if it is still there to the last bit."""
+    """The result of an earlier build for the same task, if its file is unchanged to the bit."""
     try:
         note = json.loads(_note(folder, task).read_text(encoding="utf-8"))
         if note["schema"] != SCHEMA or note["digest"] != task.digest:
@@ -109,7 +109,7 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 
 
 def _packed(task: Task, dropped: list[tuple[str, str]]) -> Iterator[Packed]:
-    """The samples of a task; what can't be one is noted in `dropped`."""
+    """The samples of a task; `dropped` gets all other utterances."""
     for utterance in task.utterances:
         try:
             yield _pack(utterance, task)
@@ -119,9 +119,9 @@ def _packed(task: Task, dropped: list[tuple[str, str]]) -> Iterator[Packed]:
 
 
 def _pack(utterance: Utterance, task: Task) -> Packed:
-    """One sample. Raises: UserError: why it is none; the part before the colon is the kind."""
+    """Make one sample. Raises: UserError: the reason why not; the part before the colon is the kind."""
     text = clean(utterance.text)
-    if not text:
+    if not text and utterance.speech:
         raise UserError("no text")
     audio_of = getattr(load_recipe(task.recipe), "audio_of", None)
     try:
@@ -154,7 +154,7 @@ def _pack(utterance: Utterance, task: Task) -> Packed:
         raise UserError(f"not a kind that shards hold: {kind}")
     seconds = len(several) / rate
     if seconds >= ask.min_seconds:
-        _refuse(doubts.of_audio(several, rate, text), ask)
+        _refuse(doubts.of_audio(several, rate, text, utterance.speech), ask)
         if not as_it_came:
             audio, rate = resample(mono(several), rate, ask.rate or rate), ask.rate or rate
             raw, seconds = flac(audio, rate), len(audio) / rate
@@ -169,6 +169,7 @@ def _pack(utterance: Utterance, task: Task) -> Packed:
         "seconds": seconds,
         "licence": task.licence,
         "source": task.source,
+        **marks(utterance),
     }
     if utterance.extra:
         facts["extra"] = dict(utterance.extra)

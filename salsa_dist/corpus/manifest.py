@@ -1,4 +1,4 @@
-"""Manifests: files with one utterance a row, whatever their columns are called.
+"""Manifests: files with one utterance per row, with any column names.
 
     SOURCE: a manifest, or a folder of them; a file's name may tell its split (train.jsonl, dev.tsv)
     row {"audio_filepath": "a.wav", "text": "…", "lang": "bg"}  ──utterance──►  Utterance
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from salsa_dist.corpus.utterance import Ask, Corpus, Drops, Utterance, key, split_in
+from salsa_dist.data.shards import MAX_WEIGHT
 from salsa_dist.errors import UserError
 
 NAMES: dict[str, tuple[str, ...]] = {
@@ -35,6 +36,8 @@ NAMES: dict[str, tuple[str, ...]] = {
     "end": ("end",),
     "duration": ("duration",),
     "channel": ("channel",),
+    "speech": ("speech",),
+    "loss_weight": ("loss_weight",),
 }
 MAX_LINE = 16 << 20  # characters; what is longer is no line of a manifest
 MAX_EXTRA, MAX_WORD = 32, 200  # columns of a row, and letters of a name or a text, that go along
@@ -45,7 +48,7 @@ _TAKEN = {"text", "language", "speaker", "seconds", "licence", "source"}
 
 @dataclass(frozen=True)
 class Row:
-    """One row and where it stands: errors name the place, audio lies beside the file."""
+    """One row with its place: errors name the place, and audio paths are relative to its file."""
 
     values: Mapping[str, Any]
     file: Path
@@ -58,7 +61,7 @@ class Row:
 
 
 def files(source: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """The manifests that `source` is or holds, by name. Raises: UserError: there is none."""
+    """The manifests in `source`, sorted by name. Raises: UserError: there is none."""
     if source.is_file():
         return [source]
     found = sorted(path for path in source.iterdir() if path.name.lower().endswith(suffixes))
@@ -68,12 +71,12 @@ def files(source: Path, suffixes: tuple[str, ...]) -> list[Path]:
 
 
 def lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a UTF-8 file, `.gz` or not, with their numbers; those that are empty are skipped."""
+    """The lines of a UTF-8 file, `.gz` or not, with their numbers; empty lines are skipped."""
     return ((number, line) for number, line in _every_line(path) if line.strip())
 
 
 def cells(path: Path, *, quoted: bool) -> Iterator[tuple[int, list[str]]]:
-    """The cells of each row of a table, with the line of the file that the row begins in.
+    """The cells of each row of a table, with the number of the row's first line.
 
     Rows without a word in them are skipped.
 
@@ -129,7 +132,7 @@ def open_text(path: Path) -> IO[str]:
 
 
 def json_rows(path: Path) -> Iterator[Row]:
-    """One JSON object per line. Raises: UserError: the line that is none."""
+    """One JSON object per line. Raises: UserError: a line is not a JSON object."""
     for number, line in lines(path):
         try:
             value = json.loads(line)
@@ -153,14 +156,15 @@ def corpus(rows: Iterable[Row], ask: Ask, source: str) -> Corpus:
     lacking: dict[str, UserError] = {}
     for row in rows:
         language = _text(row, ask, "language") or ask.language or "any"
-        missing = next((field for field in ("audio", "text") if not _given(row, ask, field)), None)
+        needed = ("audio", "text") if _speech(row, ask) else ("audio",)
+        missing = next((field for field in needed if not _given(row, ask, field)), None)
         if missing:
             lacking.setdefault(missing, _lacks(row, missing))
             if ask.wants(language):
                 drops.add(language, f"no {missing}", row.place)
             continue
         utterance = to_utterance(row, ask)
-        if utterance.text.strip():
+        if utterance.text.strip() or not utterance.speech:
             if not _text(row, ask, "key"):
                 unnamed.append(len(found))
                 if _elsewhere(row, ask):
@@ -179,14 +183,26 @@ def _given(row: Row, ask: Ask, field: str) -> bool:
     return _value(row, ask, field) not in (None, "") and _text(row, ask, field) is not None
 
 
+def _speech(row: Row, ask: Ask) -> bool:
+    """False where the row says that nobody speaks."""
+    return (_text(row, ask, "speech") or "").strip().lower() not in ("false", "no", "0")
+
+
+def _weight(row: Row, ask: Ask) -> float:
+    weight = _number(row, ask, "loss_weight")
+    if weight is not None and not 0 <= weight <= MAX_WEIGHT:
+        raise UserError(f"{row.place}: loss_weight is {weight:g}: it must be from 0 to {MAX_WEIGHT:g}")
+    return 1.0 if weight is None else weight
+
+
 def _elsewhere(row: Row, ask: Ask) -> bool:
-    """Whether the row's audio does not lie beside its manifest."""
+    """Whether the row's audio is in another folder than its manifest."""
     audio = Path(_text(row, ask, "audio") or "")
     return audio.is_absolute() and not audio.is_relative_to(row.file.parent.absolute())
 
 
 def _named_without_their_place(found: list[Utterance], which: list[int]) -> None:
-    """Keys of audio that lies elsewhere: its path below the folder that all of it is in."""
+    """Keys of audio in another folder: its path below the folder that contains all audio."""
     if not which:
         return
     root = os.path.commonpath([found[i].audio.parent for i in which])
@@ -195,8 +211,8 @@ def _named_without_their_place(found: list[Utterance], which: list[int]) -> None
 
 
 def _named_apart(found: list[Utterance], which: list[int]) -> None:
-    """Other keys for what is called alike but is not the same: channels, parts that begin together,
-    files that differ in their ending."""
+    """Different keys for different audio with the same name: channels, parts with the same start, files
+    that differ in their ending."""
     alike: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
     for i in which:
         alike[found[i].language, found[i].key].append(i)
@@ -222,7 +238,8 @@ def to_utterance(row: Row, ask: Ask) -> Utterance:
     audio, text = _text(row, ask, "audio"), _text(row, ask, "text")
     if not audio:
         raise _lacks(row, "audio")
-    if text is None:
+    speech = _speech(row, ask)
+    if text is None and speech:
         raise _lacks(row, "text")
     language = _text(row, ask, "language") or ask.language
     if not language:
@@ -239,7 +256,7 @@ def to_utterance(row: Row, ask: Ask) -> Utterance:
     return Utterance(
         key=key(named) if named else _key_of(place, start),
         audio=row.file.parent / audio,
-        text=text,
+        text=text or "",
         language=language,
         speaker=_text(row, ask, "speaker") or None,
         split=split_in(split) if split else split_in(row.file.name),
@@ -249,11 +266,13 @@ def to_utterance(row: Row, ask: Ask) -> Utterance:
         table=row.file,
         line=row.number,
         extra=words_and_numbers(_others(row, ask)),
+        speech=speech or bool((text or "").strip()),
+        loss_weight=_weight(row, ask),
     )
 
 
 def words_and_numbers(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Of `values` what is a short text, a finite number or a truth value, by name: 32 at the most.
+    """The short texts, finite numbers and truth values in `values`, by name: at most 32.
 
     Empty ones, long texts, lists and trees are left out; nothing in them is ever more than data. A text
     that is written like a number is one, since tables know no other: 7, not 007.
@@ -280,7 +299,7 @@ def _others(row: Row, ask: Ask) -> dict[str, Any]:
 
 
 def _times(row: Row, ask: Ask) -> tuple[float | None, float | None]:
-    """Start and end in seconds. A duration alone says nothing of a part: all of the file is meant."""
+    """Start and end in seconds. A row with only a duration means the whole file."""
     start, end, duration = (_number(row, ask, field) for field in ("start", "end", "duration"))
     if end is None and start is not None and duration is not None:
         end = start + duration
@@ -298,7 +317,8 @@ def _number(row: Row, ask: Ask, field: str) -> float | None:
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):
-        raise UserError(f"{row.place}: {field} is {value!r}, no number of seconds")
+        unit = "" if field == "loss_weight" else " of seconds"
+        raise UserError(f"{row.place}: {field} is {value!r}, no number{unit}")
     return number
 
 

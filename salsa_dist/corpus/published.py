@@ -1,4 +1,4 @@
-"""Data sets of a hub whose columns, licence and marks are known, by ORG/NAME, for recipe `hub`.
+"""Data sets of a hub with known columns, licence and marks, by ORG/NAME, for recipe `hub`.
 
 What a user says (`--column`, `--language`, `--licence`) goes before what is said here.
 
@@ -27,7 +27,7 @@ from salsa_dist.corpus.texts import Rule, ascend, myst, omnilingual, rsr
 
 @dataclass(frozen=True)
 class Published:
-    """What is known of one data set.
+    """The facts about one data set.
 
     Attributes:
         columns: its names for our fields.
@@ -118,5 +118,5 @@ KNOWN: dict[str, Published] = {
 
 
 def known(source: str) -> Published:
-    """By the data set's name, or that of a folder ORG/NAME which holds a copy of it."""
+    """The facts about a data set, by its name, or by the name of a copy's folder ORG/NAME."""
     return KNOWN.get("/".join(PurePath(source).parts[-2:]), Published())

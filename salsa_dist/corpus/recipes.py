@@ -24,7 +24,7 @@ def load_recipe(recipe: str) -> ModuleType:
 
 
 def name_of(recipe: str) -> str:
-    """The recipe's name: that of its file."""
+    """The recipe's name: the name of its file."""
     return _path(recipe).stem
 
 

@@ -1,4 +1,4 @@
-"""Which utterances are train, dev and test, and their order in the shards.
+"""Divides utterances into train, dev and test, and orders them in the shards.
 
     own split               as the corpus has it; nothing is added to its own dev and test
     none, speakers known    whole speakers are dealt to test, then to dev, the rest is train
@@ -47,7 +47,7 @@ def deal(utterances: Iterable[Utterance], ask: Ask) -> tuple[dict[str, list[Utte
         how.append(BY_SPEAKER if by_speaker else BY_TEXT)
         units: dict[str, list[Utterance]] = {}
         for utterance in left:
-            unit = str(utterance.speaker) if by_speaker else same(utterance.text)
+            unit = str(utterance.speaker) if by_speaker else same(utterance.text) or utterance.key
             units.setdefault(unit, []).append(utterance)
         for split, part in _deal_units(units, len(left), ask, by_speaker).items():
             parts[split] += part
@@ -55,12 +55,15 @@ def deal(utterances: Iterable[Utterance], ask: Ask) -> tuple[dict[str, list[Utte
 
 
 def may_share(how: str) -> str | None:
-    """What splits that were made as `how` says may have in common: "speaker", "text" or nothing."""
-    return {BY_SPEAKER: "text", BY_TEXT: "speaker"}.get(how)
+    """What splits made by `how` may have in common: "speaker", "text" or nothing (None).
+
+    A recipe that splits by itself says more after a comma: "by text, in whole levels".
+    """
+    return {BY_SPEAKER: "text", BY_TEXT: "speaker"}.get(how.partition(",")[0])
 
 
 def shuffled(utterances: Sequence[Utterance], seed: int) -> list[Utterance]:
-    """In an order that mixes speakers and recordings, the same for any order given."""
+    """Utterances in an order that mixes speakers and recordings, whatever the given order."""
     return sorted(utterances, key=lambda u: (_hash(seed, "order", u.key), u.key))
 
 

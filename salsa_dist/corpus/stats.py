@@ -1,8 +1,9 @@
-"""`shards stats`: counts and durations of a folder of shards, from its index alone.
+"""`shards stats`: counts and durations of a folder of shards, from its index only.
 
 rows(index) ──► [{"language", "split", "shards", "samples", "hours", "mean_s", "p5_s", "p50_s",
                   "p95_s", "longest_s", "megabytes"}]        a row per language and split
-counts(index) ─► {"dropped": {"en": {"no text": 3}}, "touched": {"en": {"noises": 41}}}    utterances
+counts(index) ─► {"dropped": {"en": {"no text": 3}}, "touched": {"en": {"noises": 41}},
+                  "marked": {"en": {"without speech": 20}}}                               utterances
 """
 
 from __future__ import annotations
@@ -43,8 +44,9 @@ def rows(index: ShardIndex) -> list[dict[str, Any]]:
 
 
 def counts(index: ShardIndex) -> dict[str, dict[str, dict[str, int]]]:
-    """Utterances of each language that were dropped, by reason, and that a rule for texts changed."""
-    return {name: index.recipe.get(name, {}) for name in ("dropped", "touched")}
+    """Utterances of each language that were dropped, by reason; that a rule for texts changed; and that
+    have no speech, or a weight of their own."""
+    return {name: index.recipe.get(name, {}) for name in _COUNTED}
 
 
 def said(index: ShardIndex) -> str:
@@ -64,7 +66,7 @@ def said(index: ShardIndex) -> str:
 
 
 def _aligned(lines: list[list[str]], left: int) -> list[str]:
-    """Cells below each other, those of the first `left` columns at their left edge."""
+    """Cells aligned in columns; the first `left` columns are aligned left."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return [
         "  ".join(
@@ -76,7 +78,7 @@ def _aligned(lines: list[list[str]], left: int) -> list[str]:
 
 
 def _grouped(lines: list[list[str]]) -> list[str]:
-    """The table with each language on a line of its own, above its splits."""
+    """The table with each language on its own line, above its splits."""
     head, *others = ("  " + line for line in _aligned([line[1:] for line in lines], left=1))
     parts, language = [head], None
     for (own, *_), line in zip(lines[1:], others, strict=True):
@@ -88,7 +90,7 @@ def _grouped(lines: list[list[str]]) -> list[str]:
 
 
 WIDTH = 80  # columns of a terminal
-_COUNTED = {"dropped": "dropped", "touched": "texts changed"}
+_COUNTED = {"dropped": "dropped", "touched": "texts changed", "marked": "marked"}
 _SHOWN = ["language", "split", "shards", "samples", "hours", "p5_s", "p50_s", "p95_s", "longest_s"]
 _SHOWN.append("megabytes")
 

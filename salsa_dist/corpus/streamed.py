@@ -1,4 +1,4 @@
-"""A data set of a hub, or a folder laid out like one, streamed once into files that a build reads.
+"""Streams a data set of a hub, or a folder in the same layout, once into files that a build reads.
 
     DataSet.open(name, ask) ──► name, commit, licence, splits
       fetch(split, folder)  ──► folder/rows.jsonl        what the data set says of each row
@@ -101,7 +101,7 @@ class DataSet:
         return rows
 
     def _undecoded(self, split: str) -> tuple[Any, str]:
-        """The stream with audio as it lies there, and the name of its audio column."""
+        """The stream with encoded audio, and the name of its audio column."""
         datasets = library()
         with told(f"{self.name}, {split}"):
             stream = self.builder.as_streaming_dataset(split=split)
@@ -127,7 +127,7 @@ class DataSet:
 
 @contextmanager
 def told(what: str) -> Iterator[None]:
-    """What goes wrong inside of the libraries, in one line that starts with `what`."""
+    """Errors from inside the libraries, in one line that starts with `what`."""
     try:
         yield
     except UserError:
@@ -194,7 +194,7 @@ def _hash(folder: Path) -> str:
 
 
 def _bytes(cell: Any) -> bytes | None:
-    """The audio in a cell; None where there is none. A path in it may name no file of this machine."""
+    """The audio in a cell; None: there is none. A path must not name a file of this machine."""
     if isinstance(cell, str):  # of audiofolder, which keeps it below its own folder
         import fsspec
 

@@ -1,4 +1,4 @@
-"""The samples of a whole tar, read forward once: for lint, for others' tars, for resharding.
+"""The samples of a whole tar, read once from start to end: for lint, foreign tars and resharding.
 
     tar ──found──► Found ── key, offset, length, files {"flac": b"…", "json": b"…"}, notes
 
@@ -18,7 +18,7 @@ from salsa_dist.places import Folder, Remote
 
 @dataclass
 class Found:
-    """One sample as it lies in a tar: bytes `[offset, offset + length)`."""
+    """One sample in a tar: bytes `[offset, offset + length)`."""
 
     key: str
     offset: int
@@ -35,7 +35,7 @@ def tars(folder: Folder) -> list[str]:
 
 
 def found(path: Folder) -> Iterator[Found]:
-    """The samples of a tar. Raises: DamagedTar, OSError, behind the last sample that is whole."""
+    """The samples of a tar. Raises: DamagedTar, OSError, after the last intact sample."""
     sample: Found | None = None
     for member in members(path):
         if member.name.endswith("/") or (not member.plain and "." not in member.name):

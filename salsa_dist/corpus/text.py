@@ -1,4 +1,4 @@
-"""What is done to every transcript that goes into a shard, and when two transcripts are the same.
+"""The normalisation of every transcript in a shard, and the comparison of transcripts.
 
     "И\\u0306  Дума\\n" ──clean──► "Й Дума" ──same──► "й дума"
 

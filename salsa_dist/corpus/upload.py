@@ -38,7 +38,7 @@ def made_at(out: Folder) -> Iterator[Path]:
 
 
 def building_folder(out: Remote) -> Path:
-    """Where a build for a store lies on this machine until it is sent; the same for each try."""
+    """The folder on this machine in which a build for a store is made; the same for each attempt."""
     mark = hashlib.sha256(str(out).encode()).hexdigest()[:16]
     return cache_folder() / "building" / f"{out.name}-{mark}"
 

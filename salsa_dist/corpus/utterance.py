@@ -1,4 +1,4 @@
-"""What a recipe reads out of a corpus, before any audio is decoded.
+"""The output of a recipe, before any audio is decoded.
 
     recipe.read(source, ask) ──► Corpus ── licence, source, text_rules, dropped, facts
                                    └── utterances: Utterance ── key, audio (file), start, end (s), text,
@@ -45,6 +45,8 @@ class Utterance:
         row: place in a file that holds many recordings; None for other files.
         table, line: where the corpus says all this, for errors; None where no file of its own does.
         extra: further facts, kept in the sample's JSON.
+        speech: false where nobody speaks: the text is empty, and training teaches just that.
+        loss_weight: what the clip's loss is multiplied by in training.
     """
 
     key: str
@@ -60,6 +62,8 @@ class Utterance:
     table: Path | None = None
     line: int | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+    speech: bool = True
+    loss_weight: float = 1.0
 
     @property
     def place(self) -> str:
@@ -88,7 +92,7 @@ class Drops:
 
 @dataclass(frozen=True)
 class Corpus:
-    """All of a corpus that was asked for.
+    """The requested utterances of a corpus.
 
     Attributes:
         utterances: in any order, unless `ordered`.
@@ -113,7 +117,7 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Ask:
-    """What the user asks of a build; all of it decides the bytes, and lies in the index.
+    """The options of a build. All of them decide its bytes, and are in the index.
 
     Attributes:
         languages: those wanted; None for all.
@@ -146,7 +150,7 @@ class Ask:
     splits: tuple[str, ...] = ()
 
     def facts(self) -> dict[str, Any]:
-        """As JSON, without languages and seed, which the index has elsewhere."""
+        """The options as JSON, without languages and seed, which the index has elsewhere."""
         facts = {**asdict(self), "columns": dict(self.columns), "keep": list(self.keep)}
         of_hub = {"revision": self.revision, "subset": self.subset, "splits": list(self.splits)}
         facts = {k: v for k, v in facts.items() if k not in ("languages", "seed", *of_hub)}

@@ -24,10 +24,12 @@ from typing import Any
 
 import numpy as np
 
+from salsa_dist.corpus.utterance import Utterance
 from salsa_dist.data.audio import MAX_SECONDS, Audio, flac
 from salsa_dist.data.clip import SAMPLE_RATE
 from salsa_dist.data.file_hash import summed
 from salsa_dist.data.index import Entry, Shard, ShardIndex
+from salsa_dist.data.shards import MAX_WEIGHT
 from salsa_dist.errors import UserError
 from salsa_dist.whole_file import put
 
@@ -39,7 +41,11 @@ _MAX_KEY = 200
 
 @dataclass(frozen=True)
 class Sample:
-    """One clip with its text; `audio` is `(samples,)` float32 in [-1, 1] at 16,000 Hz."""
+    """One clip with its text; `audio` is `(samples,)` float32 in [-1, 1] at 16,000 Hz.
+
+    The text is empty only where nobody speaks (`speech=False`). `loss_weight` multiplies the clip's
+    loss in training.
+    """
 
     key: str
     audio: Audio
@@ -48,6 +54,8 @@ class Sample:
     speaker: str | None
     licence: str
     source: str
+    speech: bool = True
+    loss_weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -125,6 +133,7 @@ class ShardWriter:
                 "seconds": seconds,
                 "licence": sample.licence,
                 "source": sample.source,
+                **marks(sample),
             }
             yield Packed(sample.key, "flac", flac(sample.audio, SAMPLE_RATE), facts, seconds)
 
@@ -136,8 +145,13 @@ class ShardWriter:
         self._keys.add(key)
         if sample.language != language:
             raise UserError(f"sample {key} is in {sample.language}, among those in {language}")
-        if not sample.text.strip():
+        if not sample.text.strip() and sample.speech:
             raise UserError(f"sample {key} has no text: drop it in the recipe")
+        if not 0 <= sample.loss_weight <= MAX_WEIGHT:
+            raise UserError(
+                f"sample {key} has the loss_weight {sample.loss_weight!r}: it must be a number from 0 "
+                f"to {MAX_WEIGHT:g}"
+            )
         if audio.ndim != 1 or not 0 < len(audio) <= MAX_SECONDS * SAMPLE_RATE:
             raise UserError(
                 f"sample {key} has audio of shape {audio.shape}: it must be (samples,) of at most "
@@ -147,8 +161,14 @@ class ShardWriter:
             raise UserError(f"sample {key} has NaN or infinite audio: drop it in the recipe")
 
 
+def marks(of: Sample | Utterance) -> dict[str, Any]:
+    """What a sample's JSON says of a clip without speech, or with a weight of its own; else nothing."""
+    speech = {} if of.speech else {"speech": False}
+    return speech if of.loss_weight == 1 else {**speech, "loss_weight": of.loss_weight}
+
+
 def check_name(name: str) -> None:
-    """Refuse what can't name a split or a language, which are parts of a shard's path."""
+    """Refuse names of splits or languages that cannot be a part of a shard's path."""
     if not NAME.fullmatch(name):
         raise UserError(f"{name!r} can't name a split or language: use letters, digits, _ -")
 

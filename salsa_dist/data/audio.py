@@ -38,7 +38,7 @@ MAX_VALUES = 1 << 26  # channels times samples: 600 s of 48 kHz stereo fit
 
 
 class Container(NamedTuple):
-    """What a file is called, FFmpeg's name of its demuxer, and its marks from byte `start` on."""
+    """An audio format: file ending, FFmpeg's name of its demuxer, marks from byte `start` on."""
 
     called: str
     demuxer: str
@@ -91,7 +91,7 @@ def channels(
     channel: int | None = None,
     max_seconds: float = MAX_SECONDS,
 ) -> tuple[Audio, int]:
-    """`source` as it was recorded: `(samples, channels)` float32, and its rate in Hz.
+    """Decode `source` at its own rate: `(samples, channels)` float32, and the rate in Hz.
 
     Args:
         source: path, or the bytes of a file.
@@ -156,14 +156,14 @@ def mono_blocks(file: IO[bytes], name: str) -> Iterator[tuple[Audio, int]]:
 
 
 def finite(audio: Audio, name: str) -> Audio:
-    """The same audio. Raises: BadAudio: some of it is not finite."""
+    """The same audio. Raises: BadAudio: a sample is not finite."""
     if not np.isfinite(audio).all():
         raise BadAudio(name, "holds NaN or infinite samples")
     return audio
 
 
 def header_seconds(path: str | Path) -> float | None:
-    """How long the file is by its header; None: it can't be read, or is no kind of soundfile's."""
+    """Length of a file by its header; None: soundfile cannot read it."""
     try:
         return float(soundfile.info(os.fsencode(path)).duration)
     except (soundfile.SoundFileError, OSError, TypeError, ValueError):
@@ -171,13 +171,13 @@ def header_seconds(path: str | Path) -> float | None:
 
 
 def kind_of(raw: bytes) -> str:
-    """The kind of a file's bytes, as its ending would be. Raises: BadAudio."""
+    """The format of a file's bytes, as a file ending. Raises: BadAudio."""
     with _opened(raw, "audio in memory") as file:
         return {"MPEG": "mp3", "WAVEX": "wav"}.get(file.format, file.format.lower())
 
 
 def flac(audio: Audio, rate: int) -> bytes:
-    """`(samples,)` float32 at `rate` Hz as a FLAC file of 16 bit; what is beyond [-1, 1] is clipped."""
+    """Encode `(samples,)` float32 at `rate` Hz as 16-bit FLAC; values beyond [-1, 1] are clipped."""
     out = io.BytesIO()
     soundfile.write(out, np.clip(audio, -1, 1), rate, format="FLAC", subtype="PCM_16")
     return out.getvalue()
@@ -211,13 +211,13 @@ def resample_blocks(parts: Iterable[tuple[Audio, int]], to_hz: int, name: str) -
 
 
 def resampler() -> str:
-    """What resamples; belongs into the recipe of whatever is built with it."""
+    """The resampler's name and version, for the recipe of whatever is built with it."""
     return f"soxr {soxr.__version__}"
 
 
 @contextmanager
 def _opened(source: Source | IO[bytes], name: str) -> Iterator[soundfile.SoundFile]:
-    """A file of soundfile's. Raises: BadAudio: what it says of one that it can't open or read."""
+    """Open a file with soundfile. Raises: BadAudio, with soundfile's message."""
     if isinstance(source, (bytes, memoryview)):
         source = io.BytesIO(source)
     elif isinstance(source, (str, Path)):
@@ -260,7 +260,7 @@ def _part(name: str, frames: int, rate: int, start: float, end: float | None) ->
 
 
 def container_of(head: bytes) -> Container | None:
-    """The kind of a file by its first bytes; None: none that PyAV decodes here."""
+    """The format of a file by its first bytes; None: PyAV does not decode it here."""
     return next((c for c in _CONTAINERS if head.startswith(c.marks, c.start)), None)
 
 

@@ -1,4 +1,4 @@
-"""Whatever a user has as audio, as mono float32 at 16,000 Hz, block by block.
+"""Any kind of audio input, as mono float32 at 16,000 Hz, block by block.
 
     "clip.ogg"  Path  b"RIFF…"  open file ─┐
     (array, 8000)  array  tensor           ├─ blocks ─► (samples,) (samples,) …  ten seconds each
@@ -31,7 +31,7 @@ _ADVICE = (
 
 
 def name_of(source: Any) -> str:
-    """What errors and results call it: its path, or what it is."""
+    """The name of an input in errors and results: its path, or its kind."""
     if isinstance(source, (str, os.PathLike)):
         return os.fsdecode(source)
     if isinstance(source, Mapping) and isinstance(source.get("path"), str):
@@ -68,7 +68,7 @@ def read(source: Any, name: str | None = None) -> Audio:
 
 
 def seconds(source: Any) -> float | None:
-    """How long the recording at a path is by its header; None: it does not say, or is no path."""
+    """Length of the recording at a path, by its header; None: unknown, or the input is not a path."""
     return audio.header_seconds(os.fsdecode(source)) if isinstance(source, (str, os.PathLike)) else None
 
 

@@ -28,7 +28,7 @@ _BANDS = _FFT // 2 + 1
 
 @dataclass(frozen=True)
 class Augment:
-    """What may happen to a clip; each amount is uniform in its range.
+    """The augmentations of a clip; each amount is uniform in its range.
 
     Attributes:
         speed: factors, such as (0.9, 1.1); None: off.

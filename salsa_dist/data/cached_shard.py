@@ -1,4 +1,4 @@
-"""One shard's file in the cache: what was fetched of it, block by block, and which blocks are there.
+"""One shard's file in the cache: its fetched blocks, and which blocks these are.
 
     its bytes    a sparse file: what was not fetched yet takes no room
     head         JSON: the machine's boot, the object's identity (ETag) at the start
@@ -135,8 +135,8 @@ def gaps(marks: bytes, first: int) -> list[tuple[int, int]]:
 
 @contextmanager
 def locked(file: CachedShard, first: int, last: int, most_s: float) -> Iterator[None]:
-    """Hold blocks against other threads and processes; after `most_s` go on without: at worst twice is
-    fetched what is the same."""
+    """Lock blocks against other threads and processes. After `most_s`, continue without a lock: at
+    worst, the same bytes are fetched twice."""
     # Of an open of its own: threads share the file's.
     fd = os.open(f"/proc/self/fd/{file.fd}", os.O_RDWR | os.O_CLOEXEC)
     try:

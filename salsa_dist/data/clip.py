@@ -14,15 +14,17 @@ SAMPLE_RATE = 16_000
 
 @dataclass(frozen=True)
 class Clip:
-    """Audio and what is known of it.
+    """Audio and the facts about it.
 
     Attributes:
         key: stable name, unique in its shards.
         audio: (samples,) float32 at 16,000 Hz, mono.
-        text: the transcript; empty where it is not known.
+        text: the transcript; empty where it is not known, or where nobody speaks.
         language: code of the language, as the shards have it.
         row: the row of the bank whose adapter steers this clip; -1 for none.
         facts: what else its shard says of it, such as speaker and age.
+        speech: false where nobody speaks: training then teaches that the transcript ends at once.
+        weight: what the losses of its labels are multiplied by in training.
     """
 
     key: str
@@ -31,6 +33,8 @@ class Clip:
     language: str
     row: int = -1
     facts: Mapping[str, Any] = field(default_factory=dict)
+    speech: bool = True
+    weight: float = 1.0
 
     @property
     def seconds(self) -> float:

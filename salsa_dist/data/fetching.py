@@ -1,4 +1,4 @@
-"""Bytes of a shard from its store: asked for again while that fails, checked by their length, counted.
+"""Reads bytes of a shard from its store, with retries, length checks and counts.
 
 ShardFetcher.part(shard, start, end, identity) ──► bytes of that very object, or an error
 FetchThreads                                       AT_ONCE requests at a time
@@ -56,7 +56,7 @@ class ShardFetcher:
         return self._tried(remote, waited, partial(self._once, remote, shard, start, end, expected))
 
     def identity(self, remote: Remote, shard: Shard, waited: Waited | None) -> str:
-        """What the object is now. Raises: as `part`."""
+        """The current version of the object. Raises: as `part`."""
 
         def once() -> str:
             found = self._open(remote, shard)
@@ -66,7 +66,7 @@ class ShardFetcher:
         return self._tried(remote, waited, once)
 
     def forget(self, remote: Remote) -> None:
-        """Open it anew when it is asked for again."""
+        """Close the object; the next read opens it again."""
         with self._lock:
             self._opened.pop(str(remote), None)
 
@@ -87,13 +87,13 @@ class ShardFetcher:
         return raw
 
     def _put_back(self, remote: Remote, found: StoreObject) -> None:
-        """What asks for this very object is used again, which spares a request."""
+        """Keep the open object for its next reads, which saves a request."""
         if found.pinned:
             with self._lock:
                 self._opened.setdefault(str(remote), []).append(found)
 
     def _open(self, remote: Remote, shard: Shard) -> StoreObject:
-        """An object as it is now, or as it was when it was last used."""
+        """Open the current version of an object, or take one that is open and idle."""
         with self._lock:
             idle = self._opened.get(str(remote))
             if idle:

@@ -1,5 +1,4 @@
-"""What a file's bytes come to: the sums that an index keeps of each shard and its samples, and its
-columns of the index."""
+"""Hashes of files: of shards, of their samples, and of the index, for its columns."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ from salsa_dist.places import Folder
 
 
 def sha256_of(path: Folder) -> str:
-    """Of a file's bytes, read in pieces."""
+    """SHA-256 of a file, read in pieces."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -22,8 +21,7 @@ def sha256_of(path: Folder) -> str:
 
 
 def summed(path: Folder, entries: Sequence[Entry]) -> tuple[str, tuple[Entry, ...]]:
-    """The sha256 of a shard, and its entries, which are in its order, with the CRC-32 of each; in one
-    reading."""
+    """SHA-256 of a shard, and its entries with their CRC-32; the file is read once."""
     digest, start, at = hashlib.sha256(), 0, 0
     sums = [0] * len(entries)
     with path.open("rb") as file:

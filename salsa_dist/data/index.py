@@ -1,4 +1,4 @@
-"""`index.json`: what lies in a folder of tar shards, down to the byte range of every sample.
+"""`index.json`: the content of a folder of tar shards, with the byte range of every sample.
 
     folder/
     ├── index.json                 all of it; what counts
@@ -160,7 +160,7 @@ def _damaged(path: Folder, what: str) -> UserError:
 
 
 def _head(shard: Shard) -> dict[str, Any]:
-    """All of a shard but its entries."""
+    """A shard without its entries, as JSON."""
     return {f.name: getattr(shard, f.name) for f in fields(shard) if f.name != "entries"}
 
 
@@ -187,7 +187,7 @@ def _take_entries(tree: Any, path: Folder) -> list[Entry]:
 
 
 def _checked(folder: Folder, tree: Any, columns: Columns) -> ShardIndex:
-    """The index of a tree without entries, and of all its entries. Raises: UserError."""
+    """An index made of a tree without entries, and of all entries. Raises: UserError."""
     path = folder / FILE
     schema = tree.get("schema") if isinstance(tree, dict) else None
     if schema != SCHEMA:
@@ -222,7 +222,7 @@ def _checked(folder: Folder, tree: Any, columns: Columns) -> ShardIndex:
 
 
 def _check_columns(shards: Sequence[_RawShard], columns: Columns, path: Folder) -> None:
-    """That entries have lengths, follow each other, and lie in their shards."""
+    """Check that entries have lengths, follow each other, and are inside their shards."""
     counts = np.array([shard.samples for shard in shards])
     if (counts < 0).any() or counts.sum() != len(columns.seconds):
         raise _damaged(path, "its entries don't fit its samples or bytes")

@@ -19,7 +19,7 @@ from salsa_dist.places import Remote, cache_folder, identity
 
 
 def local_copy(remote: Remote, name: str, beside: str) -> Path:
-    """A folder with the files `name` and, where the store has it, `beside` of `remote`.
+    """A folder with the file `name`, and with `beside` if the store has it, of `remote`.
 
     Raises:
         UserError: there is none, or it can't be read or kept here.
@@ -57,7 +57,7 @@ def local_copy(remote: Remote, name: str, beside: str) -> Path:
 
 
 def own_copy(remote: Remote) -> Path:
-    """Where the index lies that this user made of a store."""
+    """The path of the index that this user made for a store."""
     return cache_folder() / "indexes" / f"own-{_mark(str(remote))}"
 
 

@@ -29,7 +29,7 @@ _JOIN = 0x4A4F494E  # keeps these random numbers apart from a plan's
 def windows(
     samples: Sequence[Sample], seed: int, step: int, most: int, max_seconds: float
 ) -> list[list[Sample]]:
-    """`samples` of one adapter's step, those of a window together.
+    """`samples` of one adapter's step, grouped by window.
 
     Args:
         seed: the adapter's.
@@ -54,7 +54,10 @@ def windows(
 
 
 def joined(clips: Sequence[Clip]) -> Clip:
-    """One clip of `clips`, in order, a pause between each two, a space between their transcripts."""
+    """One clip made of `clips`, in order, with pauses, and spaces between transcripts.
+
+    All have the same weight, which is the weight of the whole.
+    """
     if len(clips) == 1:
         return clips[0]
     audio = [part for clip in clips for part in (_PAUSE, clip.audio)][1:]
@@ -62,5 +65,6 @@ def joined(clips: Sequence[Clip]) -> Clip:
         clips[0],
         key=" + ".join(clip.key for clip in clips),
         audio=np.concatenate(audio),
-        text=" ".join(clip.text.strip() for clip in clips),
+        text=" ".join(clip.text.strip() for clip in clips if clip.speech),
+        speech=any(clip.speech for clip in clips),
     )

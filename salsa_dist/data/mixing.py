@@ -1,4 +1,4 @@
-"""How an adapter with several languages divides its samples among them.
+"""Divides the samples of an adapter with several languages among these languages.
 
     clips of each language ──shares──► p ~ n^(1/T), or weights ──quotas──► whole samples of a window
     sample n = window · 4096 + i  ──mixed──► its language, and how many samples of it came before
@@ -35,7 +35,7 @@ class Mix:
 
 
 def shares(clips: Mapping[str, int], mix: Mix) -> dict[str, float]:
-    """Each language's share of the samples; they add up to 1.
+    """Each language's share of the samples; the sum is 1.
 
     Args:
         clips: language -> clips that can be sampled.

@@ -1,4 +1,4 @@
-"""How long a read of a store is tried: less where trying did not help just now.
+"""Retries of reads from a store: fewer if retries did not help just before.
 
 A read that fails is tried again for `retry_s`; one that finds no such file for ABSENT_S, since copies
 of a store may lag. A shard that was given up is tried once a read from then on, and so is every
@@ -36,7 +36,7 @@ class Waited:
 
 
 class Patience:
-    """What one process knows of a store's failures."""
+    """This process's knowledge of a store's failures."""
 
     def __init__(self, retry_s: float) -> None:
         self.retry_s = retry_s
@@ -54,7 +54,7 @@ class Patience:
         final: tuple[type[OSError], ...],
         again: Callable[[], None],
     ) -> T:
-        """What `read` gives of the object `name`.
+        """The result of `read` for the object `name`, with retries.
 
         Args:
             waited: by the step that needs it; None: no other try, and a failure is no matter.
@@ -99,7 +99,7 @@ class Patience:
 
 
 class _Teller:
-    """Tells of reads that fail, not of all of them."""
+    """Reports failing reads, but not all of them."""
 
     def __init__(self) -> None:
         self._last: float | None = None
@@ -127,7 +127,7 @@ def tried(
     again: Callable[[], None] = lambda: None,
     absent_s: float = 0.0,
 ) -> T:
-    """What `read` gives, tried again while it fails, for `retry_s` seconds.
+    """The result of `read`, with retries for `retry_s` seconds.
 
     Args:
         name: of what is read, for the line that tells of failures.

@@ -33,7 +33,7 @@ _CRC32 = "crc32"
 
 
 def write(folder: Path, of: str, head: dict[str, Any], columns: Columns) -> None:
-    """Write `folder/index.columns` for the index that lies in `folder/of`."""
+    """Write `folder/index.columns` for the index in `folder/of`."""
     tensors: dict[str, np.ndarray[Any, Any]] = {name: getattr(columns, name) for name in _KINDS}
     if columns.crc32 is not None:
         tensors[_CRC32] = columns.crc32

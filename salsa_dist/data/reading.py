@@ -1,4 +1,4 @@
-"""One rank's clips of one adapter, step by step, read from the shards.
+"""Reads one rank's clips of one adapter from the shards, step by step.
 
     plan ──pool──► this rank's samples ──one open a shard, large reads──► bytes, held until their step
     step t ──► its bytes ──decode──► Clips, and the Bad samples that others stand in for
@@ -11,11 +11,13 @@ of ranks and workers.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from torch.utils.data import get_worker_info
 
+from salsa_dist.data.audio import Audio
 from salsa_dist.data.augment import Augment
 from salsa_dist.data.clip import Clip
 from salsa_dist.data.index import Entry, Shard, ShardIndex
@@ -35,7 +37,7 @@ BAD_KINDS = ("audio", "transcript", "bounds", "tar", "shard", "refused")
 
 @dataclass(frozen=True)
 class Bad:
-    """A sample that could not be used: one of BAD_KINDS, where it lies, and the reason in a line."""
+    """A bad sample: one of BAD_KINDS, its place, and the reason in one line."""
 
     kind: str
     shard: str
@@ -45,7 +47,7 @@ class Bad:
 
 @dataclass(frozen=True)
 class StepClips:
-    """A rank's clips of one step and the samples that had to be replaced.
+    """A rank's clips of one step, and the samples that were replaced.
 
     Attributes:
         clips: each with its sample, which may be a replacement.
@@ -58,7 +60,7 @@ class StepClips:
 
 
 def read_clip(folder: Folder, shard: Shard, entry: Entry, row: int = -1) -> Clip:
-    """One clip, decoded.
+    """Read and decode one clip.
 
     Raises:
         BadSample: it can't be used.
@@ -68,7 +70,13 @@ def read_clip(folder: Folder, shard: Shard, entry: Entry, row: int = -1) -> Clip
     if isinstance(raw, BadSample):
         raise raw
     audio, facts = read_sample(raw, path, entry.key)
-    return Clip(entry.key, audio, str(facts["text"]), shard.language, row, facts)
+    return clip_of(entry.key, audio, facts, shard.language, row)
+
+
+def clip_of(key: str, audio: Audio, facts: Mapping[str, Any], language: str, row: int = -1) -> Clip:
+    """What `read_sample` gave, as a clip."""
+    text, weight = str(facts["text"]), float(facts.get("loss_weight", 1.0))
+    return Clip(key, audio, text, language, row, facts, speech=bool(text.strip()), weight=weight)
 
 
 def read_samples(
@@ -164,7 +172,8 @@ class ClipReader:
                 raise raw
             audio, facts = read_sample(raw, path, sample.entry.key)
             # Its `row` comes later, from `StepBatches`: adapters share what is read.
-            clip = Clip(sample.entry.key, audio, str(facts["text"]), sample.shard.language)
+            clip = clip_of(sample.entry.key, audio, facts, sample.shard.language)
+            clip = replace(clip, facts={})  # held until its step
             if clip.seconds > self.max_seconds + 1e-6:
                 claimed = f"{sample.entry.seconds:.1f} s in the index"
                 why = f"lasts {clip.seconds:.1f} s, {claimed}: more than the audio window"
@@ -178,7 +187,7 @@ class ClipReader:
             return None
         if self.augment is not None:
             changed = self.augment(audio, self.plan.seed, clip.key, sample.epoch, self.max_seconds)
-            clip = Clip(clip.key, changed, clip.text, clip.language)
+            clip = replace(clip, audio=changed)
         return clip, sample
 
     def _bytes(self, t: int, sample: Sample) -> Bytes | BadSample:
@@ -195,7 +204,7 @@ class ClipReader:
         return raw
 
     def _read_pool(self, pool: int, first: int) -> dict[int, Bytes | BadSample]:
-        """By sample, the bytes that this process needs of a pool from step `first` on."""
+        """The bytes that this process needs of a pool from step `first` on, by sample."""
         by_place: dict[tuple[str, int], list[int]] = {}
         wanted = self._wanted(pool, first)
         for shard, samples in wanted:
@@ -214,7 +223,7 @@ class ClipReader:
         return read_samples(self.folder, wanted, self._waited)
 
     def _wanted(self, pool: int, first: int) -> list[tuple[Shard, list[Sample]]]:
-        """What this process needs of a pool from step `first` on, by shard."""
+        """The entries that this process needs of a pool from step `first` on, by shard."""
         workers = _workers()
         by_shard: dict[str, tuple[Shard, list[Sample]]] = {}
         for t in steps_of(pool):
@@ -235,7 +244,7 @@ class ClipReader:
 
 
 class _Ahead:
-    """How far to read ahead: by time, since what a link needs is time."""
+    """Decides how many steps to read ahead: the clips of the next AHEAD_S seconds."""
 
     def __init__(self) -> None:
         self._begun: dict[int, None] = {}
@@ -243,7 +252,7 @@ class _Ahead:
         self._step_s = AHEAD_S / LANES  # of a step, as measured of late
 
     def until(self, t: int) -> int:
-        """The step before which what is needed is to be fetched; called at each step `t` in turn."""
+        """The step up to which clips are to be fetched; called at each step `t` in order."""
         now = time.monotonic()
         if self._last is not None and t > self._last[0]:
             step_s = (now - self._last[1]) / (t - self._last[0])
@@ -275,12 +284,14 @@ def first_clips(
     window_s: float,
     split: str = "train",
 ) -> list[Clip]:
-    """The first clips of a language and split that fit the window, in the order of the shards."""
+    """The first clips with speech of a language and split that fit the window, in the order of the
+    shards."""
     clips: list[Clip] = []
     for shard in index.select(split, language):
         for entry in shard.entries:
             if len(clips) == count:
                 return clips
             if entry.seconds <= window_s:
-                clips.append(read_clip(folder, shard, entry))
+                clip = read_clip(folder, shard, entry)
+                clips += [clip] if clip.speech else []
     return clips

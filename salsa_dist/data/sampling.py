@@ -1,4 +1,4 @@
-"""Which clips an adapter samples at its step t: a pure function of its seed, t and the shard index.
+"""Samples the clips of an adapter's step t: a pure function of its seed, t and the shard index.
 
     sample n    of the adapter's endless sequence is of the language that `mixing` says; it is that
                 language's sample m, made by its virtual reader m % readers at its place m // readers
@@ -207,7 +207,7 @@ def steps_of(pool: int) -> range:
 
 
 class _Language:
-    """One language's shards, dealt to its readers."""
+    """One language's shards, divided among its readers."""
 
     def __init__(self, parts: list[_Part], readers: int, first: int, max_seconds: float) -> None:
         self.name = parts[0].shard.language

@@ -1,4 +1,4 @@
-"""Shards of a store on this node's disk: what is read of one is fetched once, for all that run here.
+"""Shards of a store on this node's disk: all processes of the node fetch each block only once.
 
     FOLDER/                       data.cache; bounded by data.cache_gb
     ├── 3f9c2a71….shard           one a shard, by its name and the sha256 that the index has of it
@@ -133,7 +133,7 @@ class ShardCache:
     def _fetch(
         self, folder: Remote, shard: Shard, entries: Sequence[Entry], waited: Waited | None
     ) -> int:
-        """A descriptor of a file in which the bytes of `entries` stand where they do in the shard.
+        """A descriptor of a file that has the bytes of `entries` at their offsets in the shard.
 
         Args:
             waited: None: nobody waits yet.
@@ -207,7 +207,7 @@ class ShardCache:
         return file
 
     def _file(self, remote: Remote, shard: Shard, suspect: bool, waited: Waited | None) -> CachedShard:
-        """The shard's file in the folder, made where there is none."""
+        """The shard's file in the folder, created if necessary."""
         path = self._path(remote, shard)
         for _ in range(5):
             with suppress(FileNotFoundError):
@@ -233,7 +233,7 @@ class ShardCache:
         return self.folder / f"{name}.shard"
 
     def _forget(self, remote: Remote, shard: Shard, file: CachedShard) -> None:
-        """Remove what the folder has of a shard, if nobody began it anew in the meantime."""
+        """Remove the cached blocks of a shard, unless another process has just started it anew."""
         self._fetcher.forget(remote)
         with suppress(OSError):
             path = self._path(remote, shard)
@@ -265,7 +265,7 @@ class ShardCache:
         return held
 
     def _evict(self, most: int) -> None:
-        """Remove what was used longest ago until no more than `most` bytes are taken."""
+        """Remove the files used longest ago, until at most `most` bytes are left."""
         with suppress(OSError), open(self.folder / "evict.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             found = []
@@ -280,7 +280,7 @@ class ShardCache:
                 taken -= size
 
     def _verify(self, file: CachedShard, shard: Shard) -> None:
-        """Raises: NotAsIndexed: all of the shard is there, and is not what the index says."""
+        """Check a complete shard. Raises: NotAsIndexed: it is not the shard of the index."""
         if file.verified or not all(file.marks(0, file.blocks)):
             return
         with locked(file, file.blocks, file.blocks + 1, ANSWER_S):
@@ -292,7 +292,7 @@ class ShardCache:
 
 
 def _as_indexed(raw: Bytes | BadSample, path: Remote, entry: Entry) -> Bytes | BadSample:
-    """The bytes of a sample if they are those of the index, as far as it tells."""
+    """The bytes of a sample if they match the index, as far as it has a CRC-32."""
     if isinstance(raw, BadSample) or entry.crc32 in (None, zlib.crc32(raw)):
         return raw
     return BadSample(path, entry.key, "has other bytes than the index says (CRC-32)", "tar")

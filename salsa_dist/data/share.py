@@ -1,4 +1,4 @@
-"""Which part of the work is a rank's: each rank knows all of it, in one order, and takes its own.
+"""A rank's share of the work: each rank knows all of the work, in one order, and takes its own share.
 
 items 0 1 2 3 4 5 6 on 3 ranks     in turn      0 3 6 │ 1 4   │ 2 5
                                    neighbours   0 1 2 │ 3 4 5 │ 6
@@ -13,7 +13,7 @@ _T = TypeVar("_T")
 
 
 def rank_of(number: int, world_size: int) -> int:
-    """The rank that item, or virtual reader, `number` belongs to, in turn."""
+    """The rank of item, or virtual reader, `number`, in turn."""
     return number % world_size
 
 

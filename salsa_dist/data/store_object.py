@@ -1,4 +1,4 @@
-"""An object of a store as it is when it is opened: what replaces it is never taken for it.
+"""One version of an object in a store: a replaced object is never mistaken for it.
 
     opened(remote) ──► StoreObject(identity, size) ──read(start, end)──► its bytes, or Replaced
 
@@ -18,7 +18,7 @@ from salsa_dist.store_errors import by_a_driver, clean_error, cleanly
 
 
 class AnotherObject(OSError):
-    """An object that is not what the cache, or the index, has by its name."""
+    """An object that is not the one in the cache, or in the index."""
 
 
 class Replaced(AnotherObject):
@@ -111,7 +111,7 @@ def _of_s3(fs: Any, path: str, info: dict[str, Any], start: int, end: int) -> by
 
 
 async def _closed(body: Any) -> bytes:
-    """What is left of a body of aiobotocore's.
+    """Read the rest of an answer of aiobotocore, and close it.
 
     It is closed even when it breaks off: else its connection counts as used for as long as the error
     lives, and once all are used (`max_pool_connections`), each request waits for ever.

@@ -1,4 +1,4 @@
-"""Part of a corpus: a number of minutes, chosen by a seed; or the first N clips.
+"""A part of a corpus: a number of minutes, chosen by a seed; or the first N clips.
 
     clips of a shard in an order of their own (seed, key)   k7 k2 k9 k1 …
     10 minutes                                              └───┘
@@ -39,7 +39,7 @@ def take_minutes(shards: Sequence[Shard], minutes: float, seed: int) -> list[Sha
 def first_entries(
     shards: Sequence[Shard], most: int | None, longest_s: float
 ) -> list[tuple[Shard, Entry]]:
-    """At most `most` clips of a language and split, by key, none longer than `longest_s`.
+    """At most `most` clips of a language and split, sorted by key, none longer than `longest_s`.
 
     What is measured on dev clips takes these, whether by loss or by decoding.
     """

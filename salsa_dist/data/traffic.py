@@ -1,4 +1,4 @@
-"""What this process had of stores: requests, bytes, tries and waiting."""
+"""Counts this process's traffic with stores: requests, bytes, retries and waiting."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 
 @dataclass
 class Traffic:
-    """What this process had of stores.
+    """Counts of one process, or sums over several.
 
     Attributes:
         requests: that were sent, heads included.
@@ -33,7 +33,7 @@ _lock = threading.Lock()
 
 
 def traffic() -> Traffic:
-    """So far, of this process."""
+    """The counts of this process so far."""
     with _lock:
         return Traffic(*(getattr(_traffic, f.name) for f in fields(_traffic)))
 

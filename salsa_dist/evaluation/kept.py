@@ -1,4 +1,4 @@
-"""Which transcripts of an earlier evaluation are kept: those whose settings have not changed.
+"""Decides which transcripts of an earlier evaluation are kept: those with unchanged settings.
 
 RUN/evaluation/settings.json
 {"schema": …, "base": revision, "shards": hash, "settings": {"evaluation.split": "dev", …},
@@ -56,7 +56,7 @@ def keep_only(config: Config, revision: str, shards: str, digests: Mapping[str, 
 
 
 def _with_examples(config: Config, digests: Mapping[str, str]) -> dict[str, str]:
-    """What is not trained is chosen by an adapter's language and seed, such as examples."""
+    """Digests of adapters; without training, with the language and seed that choose their examples."""
     if config.method.trains or not config.method.adapts:
         return dict(digests)
     of = {a.name: f" {a.language} {a.seed}" for a in config.adapter_settings()}
@@ -64,7 +64,7 @@ def _with_examples(config: Config, digests: Mapping[str, str]) -> dict[str, str]
 
 
 def _read(run: Path) -> dict[str, Any] | None:
-    """What transcripts that are there depend on; None where there are none.
+    """The settings that existing transcripts depend on; None if there are no transcripts.
 
     Of release 0.1, which knew a base by its folder, without that and with the run's own revision.
     """
@@ -84,7 +84,7 @@ def _read(run: Path) -> dict[str, Any] | None:
 def _of_release_0_1(
     config: Config, revision: str, shards: str, digests: Mapping[str, str]
 ) -> dict[str, Any]:
-    """What that release would have written, as `_read` gives it."""
+    """The settings of transcripts of release 0.1, in the format of `_read`."""
     keys = {"dtype", "window_s", "prompt", "layers", "language_as"}
     evaluation = config.evaluation
     return {
@@ -103,7 +103,7 @@ def _of_release_0_1(
 
 
 def _differences(found: Mapping[str, Any], mine: Mapping[str, Any]) -> list[str]:
-    """Names of what is another: the base, the shards, a setting, an adapter."""
+    """Names of all differences: the base, the shards, a setting, an adapter."""
     if found.get("schema") != SCHEMA:
         return ["settings of an earlier release"]
     parts = [key for key in ("base", "shards") if found[key] != mine[key]]

@@ -18,7 +18,6 @@ missing.
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,12 +34,12 @@ import torch.distributed as dist
 from salsa_dist import jsonl
 from salsa_dist.config import Config
 from salsa_dist.data.clip import Clip
-from salsa_dist.data.index import Entry, Shard, ShardIndex
 from salsa_dist.data.reading import read_clip
 from salsa_dist.data.share import share_of
-from salsa_dist.data.subset import first_entries
 from salsa_dist.evaluation import summary, transcripts
+from salsa_dist.evaluation.items import BARE_ROW, Item, batched, items_of
 from salsa_dist.evaluation.kept import keep_only
+from salsa_dist.evaluation.scales import other_scales, scaled
 from salsa_dist.evaluation.summary import EvaluationSummary
 from salsa_dist.evaluation.transcripts import BARE, SCHEMA, ZERO_SHOT
 from salsa_dist.methods.base import Attached, Method
@@ -52,21 +51,8 @@ from salsa_dist.placement.ranks import Ranks
 from salsa_dist.run.agreement import agree
 from salsa_dist.run.folder import RunFolder
 from salsa_dist.run.session import Session
-from salsa_dist.speech_llms import long_audio
 from salsa_dist.speech_llms.batch import Transcript
 from salsa_dist.steering.bank import Bank
-
-_BARE = -2  # row of the base with no adapters beside it, not even ones that are off
-
-
-@dataclass(frozen=True)
-class _Item:
-    """One clip to transcribe with one adapter, or with none (row -1, or _BARE)."""
-
-    shard: Shard
-    entry: Entry
-    language: str
-    row: int
 
 
 def evaluate(config: Config) -> Path:
@@ -92,6 +78,10 @@ def evaluate(config: Config) -> Path:
                     _keep_only(session, decoder.revision, digests)
                     for own in _apart(config, rows):
                         decoded += _decode(session, own, decoder)
+                    for scale in other_scales(config) if max(rows) >= 0 else ():
+                        with scaled(decoder.bank, scale):
+                            own = [row for row in rows if row >= 0]
+                            decoded += _decode(session, own, decoder, scale)
                 del decoder  # it holds the base, and the next one is about to be loaded
         if session.ranks.is_first:
             _summarise(config, time.monotonic() - started, decoded, session.ranks)
@@ -100,7 +90,7 @@ def evaluate(config: Config) -> Path:
 
 
 def _passes(config: Config, method: Method) -> list[list[int]]:
-    """The rows that are decoded with one load of the base; -1 is the base as it is.
+    """The rows that are decoded with one load of the base; -1 is zero-shot.
 
     Vectors share a load. What trains the base's own weights, or puts examples before a clip, does not.
     """
@@ -109,7 +99,7 @@ def _passes(config: Config, method: Method) -> list[list[int]]:
         return [[-1]]
     zero_shot = [-1] if config.evaluation.zero_shot else []
     if config.method.steers:
-        bare = [[_BARE]] if zero_shot and config.evaluation.forgetting else []
+        bare = [[BARE_ROW]] if zero_shot and config.evaluation.forgetting else []
         return [*bare, zero_shot + groups[0]]
     return [rows for rows in [zero_shot, *groups] if rows]
 
@@ -128,10 +118,11 @@ def _apart(config: Config, rows: Sequence[int]) -> list[list[int]]:
 
 @dataclass(frozen=True)
 class _Decoder:
-    """What transcribes the clips of a pass.
+    """Transcribes the clips of a pass.
 
     Attributes:
         revision: of the base.
+        bank: the steering vectors on it.
         window_s: longest audio in seconds.
         prepare: what a thread can do for clips while others are decoded.
         answer: the transcripts of what was prepared; all ranks call it equally often.
@@ -139,6 +130,7 @@ class _Decoder:
     """
 
     revision: str
+    bank: Bank
     window_s: float
     prepare: Callable[[Sequence[Clip]], Any]
     answer: Callable[[Any], list[Transcript]]
@@ -149,7 +141,7 @@ class _Decoder:
 def _ready(
     session: Session, method: Method, window: float | None, rows: Sequence[int]
 ) -> Iterator[_Decoder]:
-    """The base with what a pass adds to it, when nothing of it is refused any more."""
+    """The base with the adapters of a pass, after all checks."""
     config, ranks = session.config, session.ranks
     speech_llm = session.load_base(config.base.model_copy(update={"window_s": window}))
     with ExitStack() as stack:
@@ -174,22 +166,24 @@ def _ready(
                 return decode.answer(base, made, limit, decoding)
             return [one(clip, limit, decoding) for clip in made]
 
-        yield _Decoder(speech_llm.revision, family.window_s, prepare, answer, family.apart)
+        made_of = speech_llm.revision, attached.bank, family.window_s
+        yield _Decoder(*made_of, prepare, answer, family.apart)
 
 
-def _decode(session: Session, rows: Sequence[int], decoder: _Decoder) -> int:
-    """Transcribe what is still missing of `rows`; returns how many clips, over all ranks."""
+def _decode(session: Session, rows: Sequence[int], decoder: _Decoder, scale: float = 1.0) -> int:
+    """Transcribe the missing clips of `rows` at a scale. Returns their number, over all ranks."""
     config, ranks, window = session.config, session.ranks, decoder.window_s
     done = {
         (line["key"], line["adapter"], line["method"] == BARE)
         for line in transcripts.read(config.run)
-        if line["window_s"] == window
+        if (line["window_s"], line.get("scale", 1.0)) == (window, scale)
     }
     names = [a.name for a in config.adapters]
     items = [
         item
-        for item in _items(config, session.index, rows, window)
-        if (item.entry.key, names[item.row] if item.row >= 0 else None, item.row == _BARE) not in done
+        for item in items_of(config, session.index, rows, window)
+        if (item.entry.key, names[item.row] if item.row >= 0 else None, item.row == BARE_ROW)
+        not in done
     ]
     # Nobody may write before everybody has read what is there; and a file system that shows one rank
     # less than another would have them make unequal numbers of calls.
@@ -207,14 +201,14 @@ def _decode(session: Session, rows: Sequence[int], decoder: _Decoder) -> int:
     batches = [
         batch
         for _, alike in groupby(items, key=lambda item: decoder.apart(item.language))
-        for batch in _batched(list(alike), config.evaluation.batch, window)
+        for batch in batched(list(alike), config.evaluation.batch, window)
     ]
     # All ranks make the same number of calls: under ZeRO-3 each is a collective.
     mine, calls = share_of(batches, ranks.rank, ranks.world_size)
     mine += [[]] * (calls - len(mine))
     said, begun = time.monotonic(), 0
 
-    def prepared(batch: Sequence[_Item]) -> tuple[list[Clip], Any]:
+    def prepared(batch: Sequence[Item]) -> tuple[list[Clip], Any]:
         once = {(item.shard.path, item.entry.key): item for item in batch}
         read = {at: read_clip(config.data.shards, i.shard, i.entry) for at, i in once.items()}
         clips = [replace(read[i.shard.path, i.entry.key], row=max(i.row, -1)) for i in batch]
@@ -232,6 +226,7 @@ def _decode(session: Session, rows: Sequence[int], decoder: _Decoder) -> int:
             answers = decoder.answer(prompts)
             for item, clip, transcript in zip(batch, clips, answers, strict=True):
                 line = _line(config, item, clip, transcript, names, window)
+                line |= {"scale": scale} if scale != 1 else {}
                 out.write(json.dumps(line, ensure_ascii=False) + "\n")
             out.flush()
             begun += sum(map(len, batches[call * ranks.world_size : (call + 1) * ranks.world_size]))
@@ -243,47 +238,9 @@ def _decode(session: Session, rows: Sequence[int], decoder: _Decoder) -> int:
     return len(items)
 
 
-def _batched(items: Sequence[_Item], size: int, window: float) -> list[list[_Item]]:
-    """`items` in order, as many a batch as make `size` clips or pieces of clips; always one.
-
-    What is to be transcribed of one clip is parted only where it is too much for a batch.
-    """
-    batches: list[list[_Item]] = []
-    room = 0
-    for _, group in groupby(items, key=lambda item: (item.language, item.entry.key)):
-        of_clip = list(group)
-        pieces = long_audio.most_pieces(of_clip[0].entry.seconds, window)
-        if room < pieces * len(of_clip) <= size:
-            room = 0
-        for item in of_clip:
-            if not batches or pieces > room:
-                batches.append([])
-                room = size
-            batches[-1].append(item)
-            room -= pieces
-    return batches
-
-
-def _items(config: Config, index: ShardIndex, rows: Sequence[int], window: float) -> Iterator[_Item]:
-    split, most = config.evaluation.split, config.evaluation.clips
-    others: Sequence[str] = ()
-    if isinstance(config.evaluation.forgetting, list):
-        others = config.evaluation.forgetting
-    elif config.evaluation.forgetting:
-        others = sorted({shard.language for shard in index.shards if shard.split == split})
-    languages = dict.fromkeys(language for a in config.adapters for language in a.languages)
-    longest_s = window if most is not None else math.inf
-    for language in dict.fromkeys([*languages, *others]):
-        own = [
-            r for r in rows if r < 0 or language in others or language in config.adapters[r].languages
-        ]
-        for shard, entry in first_entries(index.select(split, language), most, longest_s):
-            yield from (_Item(shard, entry, language, row) for row in own)
-
-
 def _line(
     config: Config,
-    item: _Item,
+    item: Item,
     clip: Clip,
     transcript: Transcript,
     names: Sequence[str],
@@ -308,11 +265,11 @@ def _line(
 def _method(config: Config, row: int) -> str:
     if row >= 0:
         return config.method.kind
-    return BARE if row == _BARE else ZERO_SHOT
+    return BARE if row == BARE_ROW else ZERO_SHOT
 
 
 def _keep_only(session: Session, revision: str, digests: Mapping[str, str]) -> None:
-    """Drop transcripts that were made of something else; all ranks wait for it."""
+    """Remove transcripts with other settings; all ranks wait for this."""
     if session.ranks.is_first:
         differ = keep_only(session.config, revision, session.index.hash, digests)
         if differ:
@@ -321,7 +278,7 @@ def _keep_only(session: Session, revision: str, digests: Mapping[str, str]) -> N
 
 
 def _summarise(config: Config, seconds: float, clips: int, ranks: Ranks) -> None:
-    """Add this call's work to that of the calls before it."""
+    """Add this call's work to the work of earlier calls."""
     cpu = ranks.device.type == "cpu"
     device_s = seconds * ranks.world_size * (torch.get_num_threads() if cpu else 1)
     before = summary.read(config.run)

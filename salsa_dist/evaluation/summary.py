@@ -1,4 +1,4 @@
-"""`RUN/evaluation/summary.json`: what an evaluation took; it is there once the evaluation has ended.
+"""`RUN/evaluation/summary.json`: the cost of an evaluation; written at its end.
 
 {"seconds": 12.1, "clips": 40, "clips_per_second": 3.3, "device": "cpu", "device_hours": 0.013, …}
 """
@@ -15,7 +15,7 @@ from salsa_dist.whole_file import replace_file
 
 
 class EvaluationSummary(Record):
-    """What an evaluation took, over all the calls that it needed."""
+    """The cost of an evaluation, summed over all its calls."""
 
     seconds: float | None = None
     clips: int | None = None

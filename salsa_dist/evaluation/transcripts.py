@@ -1,5 +1,5 @@
-"""The transcripts of a run, one a line: the schema, who reads them, and the words for what was decoded
-without an adapter.
+"""The transcripts of a run, one per line: schema, readers, and the names of decoding without an
+adapter.
 
     RUN/evaluation/window30-rank0.jsonl
     {"schema": …, "key": …, "language": …, "method": "salsa", "adapter": "bg" or null, "hypothesis": …}
@@ -36,6 +36,8 @@ class Hypothesis(Record):
     reference: str
     hypothesis: str
     finished: bool
+    scale: float = 1.0
+    """What the adapter's vectors were multiplied by."""
     fields: dict[str, str | int | float | bool] = Field(default_factory=dict)
     """What else the shards say of the clip."""
 
@@ -51,7 +53,7 @@ def path_of(run: Path, window_s: float, rank: int) -> Path:
 
 
 def read(run: Path) -> Iterator[dict[str, Any]]:
-    """Every transcript so far; of a clip that has two the last counts."""
+    """All transcripts so far. If a clip has two, the last one is used."""
     for path in RunFolder(run).transcripts():
         yield from jsonl.read(path, SCHEMA, _advice(run))
 
@@ -66,12 +68,13 @@ def hypotheses(run: Path) -> list[Hypothesis]:
     for path in RunFolder(run).transcripts():
         for where, tree in jsonl.lines(path, SCHEMA, _advice(run), whole=True):
             h = parsed(Hypothesis, tree, where, _advice(run))
-            newest[h.language, h.split, h.method, h.adapter or "", h.window_s, h.key] = h
+            place = h.language, h.split, h.method, h.adapter or "", h.window_s, h.scale, h.key
+            newest[place] = h
     return [newest[place] for place in sorted(newest)]
 
 
 def fields_of(facts: Mapping[str, Any]) -> dict[str, str | int | float]:
-    """What results may be told by; what a recipe knew beyond the usual lies in `extra`."""
+    """Fields by which results can be grouped; `extra` has further facts from a recipe."""
     extra = facts.get("extra")
     every = {**facts, **(extra if isinstance(extra, dict) else {})}
     return {

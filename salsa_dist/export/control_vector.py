@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from salsa_dist.errors import UserError
-from salsa_dist.steering.rules import rule_named
+from salsa_dist.steering.blocks import layer_of
+from salsa_dist.steering.rules.registry import rule_named
 from salsa_dist.steering.vectors import SteeringVectors
 from salsa_dist.whole_file import replace_file, written_whole
 
@@ -52,13 +53,18 @@ def export(vectors: SteeringVectors, engine: str, out: Path) -> list[Path]:
 
 
 def unlike(vectors: SteeringVectors, engine: str) -> str:
-    """Why an engine can't do what an adapter does; empty where it can."""
+    """Reasons why an engine cannot run an adapter; empty if it can."""
     if engine not in ENGINES:
         return f"no such engine; known are {', '.join(ENGINES)}"
-    if vectors.rule != "add" and engine == "llama.cpp":
-        return f"its rule {vectors.rule} keeps the norm of each activation, and llama.cpp only adds"
+    rule = rule_named(vectors.rule)
+    if rule.does and engine == "llama.cpp":
+        return f"its rule {vectors.rule} {rule.does}, and llama.cpp only adds"
+    if rule.does and not rule.keeps_norm:
+        return f"its rule {vectors.rule} {rule.does}, and {engine} adds or keeps the norm"
     if outside := [site for site in vectors.vectors if not site.startswith("llm.")]:
         return f"it steers {outside[0]}, and {engine} steers layers of the LLM alone"
+    if inside := [site for site in vectors.vectors if site != layer_of(site)]:
+        return f"it steers {inside[0]}, inside a layer, and {engine} steers whole layers"
     if engine == "llama.cpp" and "llm.0" in vectors.vectors:
         return "it steers llm.0, the one layer that llama.cpp does not"
     return ""

@@ -29,7 +29,7 @@ from salsa_dist.metrics import error_rates, normalise
 from salsa_dist.places import Folder
 from salsa_dist.speech_llms.load import SpeechLLM
 from salsa_dist.speech_llms.weight_files import StoredTensor
-from salsa_dist.steering.rules import rule_named
+from salsa_dist.steering.rules.registry import rule_named
 from salsa_dist.steering.vectors import SteeringVectors
 from salsa_dist.transcription.transcribe import transcribe
 
@@ -40,7 +40,7 @@ Biases = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Error rates on dev clips, none of which a bias was fitted on.
+    """Error rates on dev clips, which were not used for fitting.
 
     Attributes:
         clips: how many.
@@ -51,7 +51,7 @@ class Accuracy:
     rates: Mapping[str, tuple[float, float, float]]
 
     def lines(self) -> list[str]:
-        """For a terminal and for the card."""
+        """The error rates as text, for a terminal and for the card."""
         names = ("base", "steered", "folded")
         return [f"On {self.clips} dev clips, no bias was fitted on any of them:"] + [
             f"{rate}  " + ", ".join(f"{n} {100 * x:.1f}%" for n, x in zip(names, three, strict=True))
@@ -61,7 +61,7 @@ class Accuracy:
 
 @dataclass
 class Approximate:
-    """Fits biases on speech, and measures what they lose.
+    """Fits biases on speech, and measures the error rates before and after.
 
     Attributes:
         shards: with train and dev clips in the adapter's language; in all their languages where the
@@ -142,7 +142,7 @@ def fitted(
     biases: Mapping[str, nn.Parameter],
     clips: Sequence[Clip],
 ) -> Biases:
-    """The values of `biases` with which the base writes most nearly what the steered base writes."""
+    """The values of `biases` with which the base's output is closest to the steered base's."""
     batches = [base.family.training_batch([clip]) for clip in clips]
     sums: dict[str, Tensor] = {}
     wanted: list[Tensor] = []
@@ -232,6 +232,6 @@ def _steering(site: str, vectors: SteeringVectors, sums: dict[str, Tensor]) -> A
 
 
 def _log_probabilities(base: SpeechLLM, batch: Any) -> Tensor:
-    """(labels, vocabulary), of what the base writes at the places of the labels."""
+    """The base's log-probabilities at the positions of the labels, (labels, vocabulary)."""
     logits = base.model(**batch.inputs, use_cache=False).logits
     return log_softmax(logits[batch.label_positions].float(), dim=-1)

@@ -1,11 +1,11 @@
-"""`fold`: a plain Hugging Face checkpoint with an adapter inside its biases, proved by reloading it.
+"""`fold`: a plain Hugging Face checkpoint with an adapter inside its weights, proved by reloading it.
 
-base ─┬─ steered ──> logits ─────────────┐
-      └─ biases moved ──> checkpoint ──> reloaded ──> logits ──> the largest difference
-                          written beside; under its name only when it passed
+base ─┬─ steered ──> logits ──────────────┐
+      └─ weights moved ──> checkpoint ──> reloaded ──> logits ──> the largest difference
+                           written beside; under its name only when it passed
 
-Exact for the rule `add`: `h + v` is a bias. A rule that keeps the norm is none; `approximate.py` fits
-biases that come near it.
+Exact for the rule `add`: `h + v` is a bias; and for `gain` where one map makes the output: its rows are
+scaled. A rule that keeps the norm is neither; `approximate.py` fits biases that come near it.
 """
 
 from __future__ import annotations
@@ -24,16 +24,21 @@ from torch import Tensor
 from salsa_dist.data.clip import SAMPLE_RATE, Clip
 from salsa_dist.errors import UserError
 from salsa_dist.folding.approximate import Approximate, biases_set
-from salsa_dist.folding.targets import targets
+from salsa_dist.folding.targets import Map, Target, maps, scaled, targets
 from salsa_dist.new_folder import made_beside
+from salsa_dist.speech_llms.built_in_lora import folders_of
+from salsa_dist.speech_llms.inspection import read_config
 from salsa_dist.speech_llms.load import (
     CHECKPOINT_FILES,
     SpeechLLM,
     load_speech_llm,
     source_folder,
 )
+from salsa_dist.speech_llms.quantization import own_method
 from salsa_dist.speech_llms.weight_files import StoredTensor
 from salsa_dist.steering.adapter_folder import known_as
+from salsa_dist.steering.blocks import layer_of
+from salsa_dist.steering.rules.registry import rule_named
 from salsa_dist.steering.vectors import SteeringVectors
 
 # The largest difference of a logit that is rounding, as a share of the largest logit, by the precision
@@ -43,11 +48,12 @@ _SAME = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
 
 @dataclass(frozen=True)
 class Folded:
-    """What was written.
+    """The written checkpoint.
 
     Attributes:
         folder: of the checkpoint.
-        biases: by site, the biases that hold its vector; one where it is exact.
+        biases: by site, the biases that hold its vector, one where it is exact; with a gain also the
+            weights that hold that.
         differences: by precision, the largest difference of a logit between the steered base (where it
             is approximate: the base with the fitted biases) and the reloaded checkpoint; `float32`,
             and the checkpoint's own precision.
@@ -69,7 +75,7 @@ def fold(
     force: bool = False,
     approximate: Approximate | None = None,
 ) -> Folded:
-    """Write `base` with an adapter folded into its biases.
+    """Write `base` with an adapter folded into its weights.
 
     Args:
         base: folder or hub name.
@@ -80,16 +86,22 @@ def fold(
             an adapter is refused.
 
     Raises:
-        UserError: the rule is no addition or the base has no bias at a site, and `approximate` is
-            None; or the reloaded checkpoint differs. Nothing is written then.
+        UserError: the rule can't be folded or the base has no weights for it at a site, and
+            `approximate` is None; or the reloaded checkpoint differs. Nothing is written then.
     """
-    if vectors.rule != "add" and approximate is None:
+    rule = rule_named(vectors.rule)
+    if rule.affine is None and approximate is None:
         raise UserError(
-            f"adapter {vectors.name!r} can't be folded: its rule {vectors.rule} keeps the norm of each "
-            "activation, which no bias can do; train one with rule: add, serve this one unfolded, or "
-            "fit biases to it with --approximate"
+            f"adapter {vectors.name!r} can't be folded: its rule {vectors.rule} {rule.does}, which no "
+            "bias can do; train one with rule: add, serve this one unfolded, or fit biases to it with "
+            "--approximate"
         )
     refuse_taken(out)
+    if kind := own_method(read_config(base, revision)):
+        raise UserError(
+            f"base {base} can't be folded into: its weights are quantised ({kind}); fold into the "
+            "checkpoint that it was made of"
+        )
     files = load_speech_llm(base, revision=revision, filled=False).sources
     if files is None:
         raise UserError(
@@ -102,20 +114,22 @@ def fold(
     inputs = whole.family.training_batch(noise_clips(whole, vectors.language)).inputs
     found = targets(whole.model, layers, inputs)
     lacking = [site for site in layers if site not in found]
+    scaling = maps(whole.model, layers, inputs) if rule.affine and rule.parts > 1 else None
+    if scaling is not None and not lacking:
+        lacking = [s for s in layers if s not in scaling or found[s].name not in scaling[s].rows]
     if approximate is None:
         if lacking:
+            what = "bias that moves its output by a constant"
+            if scaling is not None:
+                what = "map with a bias that makes its whole output"
+            module = type(layers[lacking[0]]).__name__
             raise UserError(
-                f"{lacking[0]} can't be folded: its layer, {type(layers[lacking[0]]).__name__}, has no "
-                "bias that moves its output by a constant; serve this base with its adapter beside it, "
-                "or fit biases to it with --approximate"
+                f"{lacking[0]} can't be folded: its module, {module}, has no {what}; serve this base "
+                "with its adapter beside it, or fit biases to it with --approximate"
             )
-        into: dict[str, Sequence[str]] = {site: (target.name,) for site, target in found.items()}
-        moved = {
-            target.name: target.bias.detach() + vectors.vectors[site] / target.multiplier
-            for site, target in found.items()
-        }
+        into, moved = _exact(vectors, found, scaling or {})
     else:
-        if vectors.rule == "add" and not lacking:
+        if rule.affine is not None and not lacking:
             raise UserError(f"adapter {vectors.name!r} folds exactly: leave out --approximate")
         into, moved = approximate(whole, vectors, layers, found, files)
     stored = {name: files[name] for name in moved}
@@ -151,12 +165,35 @@ def fold(
     return Folded(out, into, differences, largest)
 
 
+def _exact(
+    vectors: SteeringVectors, found: Mapping[str, Target], scaling: Mapping[str, Map]
+) -> tuple[dict[str, Sequence[str]], dict[str, Tensor]]:
+    """The weights of each site by name, and their new values."""
+    affine = rule_named(vectors.rule).affine
+    assert affine is not None
+    into: dict[str, Sequence[str]] = {}
+    moved: dict[str, Tensor] = {}
+    # A block's output is part of its layer's, and may be made by the same weights: blocks come first.
+    for site in sorted(found, key=lambda site: site == layer_of(site)):
+        target, (scale, shift) = found[site], affine(vectors.vectors[site])
+        rows = scaling[site].rows if scale is not None else {}
+        for name, weight in rows.items():
+            assert scale is not None
+            moved[name] = scaled(moved.get(name, weight), scale)
+        before = moved.get(target.name, target.bias.detach())
+        moved[target.name] = before + shift / target.multiplier
+        into[site] = tuple(dict.fromkeys([*rows, target.name]))
+    return into, moved
+
+
 def _write(source: Path, weights: Iterable[StoredTensor], folder: Path) -> None:
-    """A copy of a checkpoint: of its weights the files that the model is read from."""
+    """Copy a checkpoint; of its weights, only the files from which the model is read."""
     kinds = tuple(kind for kind in CHECKPOINT_FILES if kind != ".safetensors")
     try:
         for path in sorted(p for p in source.iterdir() if p.name.endswith(kinds)):
             shutil.copyfile(path, folder / path.name)
+        for lora in folders_of(source)[1:]:
+            shutil.copytree(lora, folder / lora.name)
         for path in sorted({tensor.path for tensor in weights}):
             shutil.copyfile(path, folder / path.name)
     except OSError as e:
@@ -164,7 +201,7 @@ def _write(source: Path, weights: Iterable[StoredTensor], folder: Path) -> None:
 
 
 def _mark(config: Path, vectors: SteeringVectors) -> None:
-    """Say in the config what was folded. So it is another base to an adapter.
+    """Write the folded adapter into the config. So the checkpoint is another base to this adapter.
 
     The revision of a folder samples the weights of a large base, and may miss the biases.
     """
@@ -193,7 +230,7 @@ def _card(
     lines = [
         f"# {known_as(base)} with the adapter {vectors.name}",
         f"A plain checkpoint: `{known_as(base)}` with the steering vectors `{vectors.name}` for "
-        f"`{vectors.language or 'no one language'}` folded into biases by salsa-dist "
+        f"`{vectors.language or 'no one language'}` folded into its weights by salsa-dist "
         f"{version('salsa-dist')}. It needs no salsa-dist.",
         f"Speech that the adapter was trained on: {speech}. The licence of the base holds as well.",
         f"Largest difference of a logit to the {compared}: "
@@ -236,6 +273,6 @@ def logits(base: SpeechLLM, inputs: Mapping[str, Tensor]) -> Tensor:
 
 
 def steered_logits(base: SpeechLLM, vectors: SteeringVectors, inputs: Mapping[str, Tensor]) -> Tensor:
-    """As `logits`, with the adapter on the base."""
+    """Like `logits`, with the adapter on the base."""
     with vectors.attach(base, force=True):
         return logits(base, inputs)

@@ -1,10 +1,12 @@
-"""Which bias of a layer moves its output by a constant, and by how much.
+"""Which weights of a layer, or of a block inside one, move or scale its output.
 
-layer(x) with bias + d   -   layer(x)   =   c · d, the same for every position
-                                            └─ the residual's multiplier, mostly 1
+module(x) with bias + d              -   module(x)   =   c · d, the same for every position
+                                                         └─ the residual's multiplier, mostly 1
+module(x) with (weight, bias) · s    =   s · module(x),  channel by channel
 
-No table of module names: each bias as wide as the output is moved, and taken if that is all it does.
-A bias before a norm, an activation or a shared projection does more, or does it elsewhere too.
+No table of module names: each bias as wide as the output is moved, each map that is as wide scaled, and
+taken if that is all it does. A bias before a norm, an activation or a shared projection does more, or
+does it elsewhere too. A layer's whole output can seldom be scaled: it adds its input.
 """
 
 from __future__ import annotations
@@ -28,6 +30,17 @@ class Target:
     name: str
     bias: nn.Parameter
     multiplier: float
+
+
+@dataclass(frozen=True)
+class Map:
+    """What makes an output: scaling its rows by channel scales the output so.
+
+    Attributes:
+        rows: the weight, and the bias where there is one, by name; a row of each makes one channel.
+    """
+
+    rows: Mapping[str, nn.Parameter]
 
 
 @dataclass(frozen=True)
@@ -61,8 +74,25 @@ def targets(
     return found
 
 
+def maps(
+    model: nn.Module, layers: Mapping[str, nn.Module], inputs: Mapping[str, Any]
+) -> dict[str, Map]:
+    """What makes the output of each of `layers`; one whose output can't be scaled is left out.
+
+    Args: as of `targets`.
+    """
+    calls = _calls(model, layers, inputs)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    users = _users(model)
+    found = {}
+    for site, layer in layers.items():
+        if site in calls and (one := _map(layer, calls[site], names, users)) is not None:
+            found[site] = one
+    return found
+
+
 def own_biases(model: nn.Module, layer: nn.Module) -> dict[str, nn.Parameter]:
-    """Every bias of a layer that no other place holds, by its name in `model`."""
+    """Every bias of a layer that no other module shares, by its name in `model`."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     users = _users(model)
     return {
@@ -94,8 +124,37 @@ def _target(
     return None
 
 
+def _map(
+    layer: nn.Module, call: _Call, names: Mapping[int, str], users: Mapping[int, int]
+) -> Map | None:
+    plain = _output(layer, call)
+    width = plain.shape[-1]
+    scale = 1 + torch.rand(width, generator=torch.Generator().manual_seed(0))
+    # The last map is the likeliest.
+    for module in reversed(list(layer.modules())):
+        own = [p for p in module.parameters(recurse=False) if p.is_floating_point()]
+        if not own or any(len(p) != width or users[id(p)] > 1 for p in own):
+            continue
+        before = [p.detach().clone() for p in own]
+        with torch.no_grad():
+            for p in own:
+                p.copy_(scaled(p, scale))
+            found = _output(layer, call)
+            for p, old in zip(own, before, strict=True):
+                p.copy_(old)
+        wanted = plain * scale.to(plain)
+        if float((found - wanted).norm() / wanted.norm().clamp_min(1e-20)) < _TOLERANCE:
+            return Map({names[id(p)]: p for p in own})
+    return None
+
+
+def scaled(rows: Tensor, scale: Tensor) -> Tensor:
+    """Each row of a weight or a bias times its channel's number; (channels, …) and (channels,)."""
+    return rows.detach() * scale.to(rows).view(-1, *[1] * (rows.ndim - 1))
+
+
 def _users(model: nn.Module) -> dict[int, int]:
-    """How many places hold each parameter; what is shared would move elsewhere too."""
+    """Number of modules that share each parameter; a shared bias would change other layers too."""
     count: dict[int, int] = {}
     for _, parameter in model.named_parameters(remove_duplicate=False):
         count[id(parameter)] = count.get(id(parameter), 0) + 1
@@ -105,7 +164,7 @@ def _users(model: nn.Module) -> dict[int, int]:
 def _calls(
     model: nn.Module, layers: Mapping[str, nn.Module], inputs: Mapping[str, Any]
 ) -> dict[str, _Call]:
-    """What each layer is first called with."""
+    """The arguments of the first call of each layer."""
     calls: dict[str, _Call] = {}
 
     def keep(site: str) -> Any:

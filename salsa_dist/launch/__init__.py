@@ -1,1 +1,1 @@
-"""One job on Slurm nodes, on this machine or in this process: what `salsa-dist launch` does."""
+"""`salsa-dist launch`: runs one job on Slurm nodes, on this machine or in this process."""

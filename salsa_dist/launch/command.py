@@ -73,7 +73,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Work:
-    """What the launcher must know of one job.
+    """One job, as the launcher needs it.
 
     Attributes:
         run: folder of its logs, snapshots and submit.sh.
@@ -168,7 +168,7 @@ def _snapshotted(
 
 
 def _launch_sweep(job: RankCommand, plan: Plan, asked: Options, resources: Resources) -> int:
-    """`resources.nodes` are what all jobs may take at once; the plan says what one takes."""
+    """Launch a sweep. `resources.nodes` limits all jobs together; the plan sizes each job."""
     shape = plan.sweep.file.jobs
     parallel = sweep.at_once(plan, resources.nodes, resources.array_parallelism)
     one = {"nodes": shape.nodes, "tasks_per_node": shape.ranks_per_node}
@@ -203,7 +203,7 @@ def _launch_sweep(job: RankCommand, plan: Plan, asked: Options, resources: Resou
 
 
 def _device(resources: Resources, config: Config) -> list[str]:
-    """Who asks for GPUs is not to get CPUs without a word."""
+    """Check that a launch which asks for GPUs does not run on CPUs."""
     return ["device=cuda"] if resources.asks_for_gpus and config.device == "auto" else []
 
 
@@ -269,7 +269,7 @@ def _here(job: RankCommand, run: Path, plan: LocalPlan) -> int:
 
 
 def _plan(config: Config, resources: Resources) -> str:
-    """What each placement would cost, as comments below the script."""
+    """The cost of each placement, as comments below the script."""
     memory = parse_size(resources.gpu_memory)
     if not _is_here(config.base.name):
         return f"# no placement plan: {config.base.name} is not on this machine; see salsa-dist plan"

@@ -1,4 +1,4 @@
-"""The same job as processes on this machine: what `--cluster local` does.
+"""`--cluster local`: runs the same job as processes on this machine.
 
     launcher ── rank 0 ── its data workers        <logs>/<job>/<job>_0_log.out, .err, failure.json
              ├─ rank 1 ── its data workers        <logs>/<job>/<job>_1_log.out, …
@@ -54,7 +54,7 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @dataclass(frozen=True)
 class LocalPlan:
-    """How to start the tasks: their number, shell lines run before each, limits, environment.
+    """How to start the tasks: their number, shell lines before each task, limits, environment.
 
     `tries` is the most in a row without a new checkpoint; 0: a job that failed stays failed.
     """
@@ -68,7 +68,7 @@ class LocalPlan:
 
     @classmethod
     def of(cls, resources: Resources) -> LocalPlan:
-        """What `resources` ask of this machine. Raises: UserError: more GPUs than it shows."""
+        """The plan for `resources` on this machine. Raises: UserError: it has fewer GPUs."""
         environment = dict(resources.env)
         if resources.gpus_per_node is not None:
             visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -113,7 +113,7 @@ def run_local(
                 log.warning(f"stopped by {signal.Signals(stop[0]).name}")
                 return 128 + stop[0]
             if LOCAL_REQUEUE_RETURN_CODE in codes:
-                log.info("the job asked to be started again: it goes on from its checkpoint")
+                log.info("the job asked to be started again: it resumes from its newest checkpoint")
                 continue
             if not dead:
                 return 0
@@ -200,7 +200,7 @@ class _Tasks:
             time.sleep(POLL_S)
 
     def end(self, grace_s: float, stop: Sequence[int] = ()) -> None:
-        """Ask all to stop, wait, then end what is left, data workers included.
+        """Ask all processes to stop, wait, then end the remaining ones, including data workers.
 
         A stop request after those that are in `stop` now cuts the wait short.
         """

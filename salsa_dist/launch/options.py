@@ -47,7 +47,7 @@ class Cluster(str, Enum):
 
 
 def _pairs(value: Any) -> Any:
-    """`["mail-type=END", "exclusive"]` of a command line -> {"mail_type": "END", "exclusive": True}."""
+    """Pairs of a command line: `["mail-type=END", "exclusive"]` -> {"mail_type": "END", …: True}."""
     if not isinstance(value, list):
         return value
     pairs: dict[str, str | bool] = {}
@@ -151,7 +151,7 @@ class Resources(BaseModel):
     )
 
     def over(self, defaults: Resources) -> Resources:
-        """These, and `defaults` for what they leave open."""
+        """These options, with `defaults` for those that are not set."""
         merged: dict[str, Any] = {}
         for name, mine in self._given():
             theirs = getattr(defaults, name)
@@ -163,7 +163,7 @@ class Resources(BaseModel):
         return defaults.model_copy(update=merged)
 
     def words(self, **changed: Any) -> list[str]:
-        """A command line that asks for the same, but for what is `changed`; None: left out."""
+        """A command line for the same options, except those in `changed`; None removes an option."""
         words: list[str] = []
         for name, value in {**dict(self._given()), **changed}.items():
             flag = flag_of(name)
@@ -187,7 +187,7 @@ class Resources(BaseModel):
 
     @property
     def node_range(self) -> str:
-        """As `--nodes` of sbatch has it: `4`, or `2-4` where fewer will do."""
+        """The value of sbatch's `--nodes`: `4`, or `2-4` if fewer nodes are allowed."""
         return f"{self.min_nodes}-{self.nodes}" if self.takes_fewer else f"{self.nodes}"
 
     @property
@@ -215,12 +215,12 @@ class Resources(BaseModel):
 
     @property
     def ranks_per_node(self) -> int:
-        """One per GPU, if nothing else was asked for."""
+        """Ranks per node; by default, one per GPU."""
         return self.tasks_per_node or self.gpus_per_node or 1
 
     @property
     def signal_delay_s(self) -> int:
-        """Seconds to save in before the limit: two minutes, less of a short one.
+        """Seconds from the signal to the time limit: two minutes, less for a short limit.
 
         Never most of the limit, or the signal comes before Python can handle it.
         """
@@ -269,7 +269,7 @@ def flag_of(name: str) -> str:
 
 
 def checked(kind: type[_Asked], given: dict[str, Any], where: str) -> _Asked:
-    """`given` as options of that kind, what is None left open; `where` names its source in errors.
+    """`given` without None values, as options of this kind; `where` is their source in errors.
 
     Raises:
         UserError: a key is unknown, or a value of the wrong type.
@@ -281,7 +281,7 @@ def checked(kind: type[_Asked], given: dict[str, Any], where: str) -> _Asked:
 
 
 def read_profile(name: str | None) -> Resources:
-    """The profile `name`; without a name the one called `default`, if there is one.
+    """The profile `name`; without a name, the profile `default` if there is one.
 
     Raises:
         UserError: a file is no profile file, a key is unknown, or nothing is called `name`.

@@ -1,4 +1,4 @@
-"""What every rank of a launched job runs: `RankCommand`, which submitit pickles and each task calls.
+"""The work of one rank of a launched job: submitit pickles `RankCommand`, and each task calls it.
 
     launcher                 task of rank r                      salsa_dist
     RankCommand(train, …) ──►  __call__() sets the environment ──►  run_command(train, …)
@@ -89,7 +89,7 @@ class RankCommand:
             raise
 
     def checkpoint(self) -> Any:
-        """The same job again: the trainer finds its own newest checkpoint on disk."""
+        """The same job again: the trainer finds its newest checkpoint on disk."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)

@@ -1,4 +1,4 @@
-"""The end of the batch script: a job whose ranks failed asks to be started again."""
+"""The end of the batch script: if ranks failed, the job asks Slurm to start it again."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def with_requeue(script: str, run: Path, logs: Path, tries: int) -> str:
-    """`script`, which ends with srun, and what follows when that fails; see salsa_dist/requeue.py.
+    """`script`, which ends with srun, and lines for a failure of srun; see salsa_dist/requeue.py.
 
     Args:
         script: an sbatch script.

@@ -1,4 +1,4 @@
-"""From `Resources` to an sbatch script, by submitit's SlurmExecutor.
+"""Makes an sbatch script from `Resources`, with submitit's SlurmExecutor.
 
 #SBATCH --nodes=4 …          parameters()
 export HF_HUB_OFFLINE=1 …    environment, then --setup
@@ -23,7 +23,7 @@ from salsa_dist.run.folder import RunFolder
 
 
 class Sbatch(RewritingExecutor):
-    """submitit's executor, whose jobs ask to be started again when they fail.
+    """submitit's executor; its jobs ask to be started again when they fail.
 
     Args:
         run: folder of the run; logs go below it.
@@ -37,11 +37,11 @@ class Sbatch(RewritingExecutor):
 
     @property
     def minutes(self) -> int:
-        """The limit of a job's time."""
+        """The job's time limit in minutes."""
         return int(self.parameters["time"])
 
     def task_script(self) -> str:
-        """What one task of an array runs; its #SBATCH lines are comments there."""
+        """The script of one task of an array; its #SBATCH lines are only comments."""
         self.parameters["map_count"] = 1  # logs and ids are then those of an array's task
         return self.script()
 
@@ -75,7 +75,7 @@ TASK_SCRIPT = "task.sh"  # in the folder of each run of an array
 
 
 def logs_of(run: Path) -> Path:
-    """Where the logs of a run's jobs go; `%j` is the job's id."""
+    """The folder of the logs of a run's jobs; `%j` is the job's id."""
     return RunFolder(run.absolute()).logs / "%j"
 
 

@@ -1,4 +1,4 @@
-"""The code and the config of a launch, kept in the run's folder; the job runs from there.
+"""Copies the code and the config of a launch into the run's folder; the job runs from the copy.
 
     RUN/
     ├── submit.sh                      the newest launch again: same code, same config, same options
@@ -133,7 +133,7 @@ def _without_config(arguments: Sequence[str]) -> list[str]:
 
 
 def _metadata() -> str:
-    """What pip knows of this package, without its description."""
+    """pip's metadata of this package, without its description."""
     kept = ("Metadata-Version", "Name", "Version", "Requires-Python", "Requires-Dist")
     found = metadata("salsa-dist")
     return "".join(f"{key}: {value}\n" for key in kept for value in found.get_all(key) or [])

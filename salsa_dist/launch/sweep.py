@@ -43,7 +43,7 @@ if TYPE_CHECKING:  # they import torch, which a launch that is no sweep need not
 
 
 def planned(words: Sequence[str], nodes: int, device: str | None = None) -> Plan:
-    """The plan of `sweep FILE`, shown; what is wrong with it ends here, before anything is written.
+    """Show and return the plan of `sweep FILE`. Errors end here, before anything is written.
 
     Args:
         device: see `make_plan`.
@@ -63,7 +63,7 @@ def planned(words: Sequence[str], nodes: int, device: str | None = None) -> Plan
 
 
 def at_once(plan: Plan, nodes: int, most: int | None) -> int:
-    """How many jobs may run at the same time: as many as `nodes` hold, and `most` at most."""
+    """The number of jobs that may run at the same time: as many as fit on `nodes`, at most `most`."""
     fit = max(1, nodes // plan.sweep.file.jobs.nodes)
     return fit if most is None else min(fit, most)
 
@@ -75,7 +75,7 @@ def submit(
     parallel: int,
     again: Callable[[JobFolder], None],
 ) -> int:
-    """Submit all that is to be done as one array, a task a job.
+    """Submit all unfinished jobs as one array, one task per job.
 
     Args:
         executor: of the run with that folder.
@@ -124,7 +124,7 @@ def submit(
 
 
 def script(executor: Callable[[Path], Sbatch], plan: Plan, parallel: int) -> str:
-    """What `submit` would give to sbatch, and what each task runs; nothing is written."""
+    """The script that `submit` would pass to sbatch, and the work of each task; writes nothing."""
     sweep = plan.sweep.file.sweep.absolute()
     open_ = [job.path for job in plan.there if not job.done]
     runs = [*open_, *(sweep / "jobs" / f"NEW-{n}" for n in range(1, len(plan.new) + 1))]
@@ -140,7 +140,7 @@ def run_here(
     plan: Plan,
     again: Callable[[JobFolder], None],
 ) -> int:
-    """Run all that is to be done by `run`, one job after another; one that fails ends no other.
+    """Run all unfinished jobs with `run`, one after another. A job that fails does not stop the others.
 
     Args:
         run: runs a job with that folder to its end; the launcher's exit status.
@@ -156,14 +156,14 @@ def run_here(
         if status > 128:  # a signal: the sweep was asked to stop
             return status
         if status:
-            log.warning(f"{folder.path.name} failed, the others go on")
+            log.warning(f"{folder.path.name} failed; the other jobs continue")
         worst = max(worst, status)
     write_results(plan.sweep.file.sweep, plan.rows())
     return worst
 
 
 def _idle(folders: Sequence[JobFolder]) -> list[JobFolder]:
-    """Those that nobody works on."""
+    """The jobs that are not running and not waiting in the queue."""
     idle = []
     for folder, found in zip(folders, statuses([folder.path for folder in folders]), strict=True):
         if found.job is not None and found.active:

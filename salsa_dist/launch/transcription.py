@@ -26,7 +26,7 @@ COMMAND = "transcribe"
 
 @dataclass(frozen=True)
 class Asked:
-    """What the launcher must know of a transcription.
+    """One transcription, as the launcher needs it.
 
     Attributes:
         out: its folder of results.
@@ -82,6 +82,6 @@ def _command() -> Any:
 
 
 def _nearest(text: str) -> Path:
-    """What is named, or the folder around a pattern; of a hub name this folder."""
+    """The named path, or the folder of a pattern; for a hub name the current folder."""
     path = Path(text).expanduser().absolute()
     return next((one for one in (path, *path.parents) if one.exists()), path)

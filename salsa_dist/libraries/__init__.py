@@ -1,10 +1,10 @@
-"""What our code assumes of other packages beyond what they promise: one module per package.
+"""Undocumented behaviour of other packages that our code relies on: one module per package.
 
-Each public function is one assumption. Its docstring ends with three lines:
+Each public function relies on one assumption. Its docstring ends with three lines:
 
-    Seen: the versions in which it was true.
-    Else: what happens where it is not.
-    Test: the test that fails with it, in tests/libraries/.
+    Seen: the tested versions.
+    Else: what happens if the assumption is wrong.
+    Test: the test in tests/libraries/ that fails then.
 
-docs/libraries.md is the same as a table.
+docs/libraries.md has all of them in a table.
 """

@@ -7,14 +7,14 @@ from typing import Any
 
 
 def trackers() -> Any:
-    """accelerate's module of trackers, for use by one rank alone.
+    """accelerate's module of trackers, for use on one rank only.
 
-    Assumes that trackers log by the module's `logger`, which wants accelerate's state; making that
-    state would choose a device and a number of threads of its own. A tracker asks the state who is
-    first as long as its `main_process_only` is true.
+    Assumes that trackers log with the module's `logger`, which needs accelerate's state. That state
+    would set the device and the number of threads. A tracker asks the state for the main process only
+    while its `main_process_only` is true.
 
     Seen: accelerate 1.15.
-    Else: accelerate's error at the start of a run that has `trackers`.
+    Else: accelerate raises an error at the start of a run with `trackers`.
     Test: test_a_tracker_works_without_accelerates_state
     """
     from accelerate import tracking

@@ -1,9 +1,9 @@
-"""DeepSpeed's ZeRO-3 under a frozen base. The only file that imports DeepSpeed.
+"""DeepSpeed's ZeRO-3 for a frozen base. Only this file imports DeepSpeed.
 
-    keep = part_keeper(deepspeed, group, settings)     leaves each rank of a group its part of a weight
+    keep = part_keeper(deepspeed, group, settings)     partitions a weight over the ranks of a group
     deepspeed.initialize(model=…, config=settings)     hooks that gather and release weights
 
-A weight that was partitioned carries what DeepSpeed knows of it in attributes `ds_…`.
+DeepSpeed adds attributes `ds_…` to a partitioned weight.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from torch import Tensor, nn
 
 
 def start_deepspeed() -> Any:
-    """DeepSpeed's module, imported and joined to torch's process group.
+    """Import DeepSpeed and join it to torch's process group.
 
-    Assumes that operations which DeepSpeed must not compile can be refused in
-    `deepspeed.ops.__compatible_ops__`: on a CPU it would compile a collective for minutes.
+    Assumes that `deepspeed.ops.__compatible_ops__` decides which operations DeepSpeed compiles. On a
+    CPU it would compile a collective for minutes.
 
     Seen: DeepSpeed 0.19.8.
-    Else: the first start on a CPU takes some two minutes longer and wants a C++ compiler.
+    Else: the first start on a CPU takes about two minutes longer and needs a C++ compiler.
     Test: test_deepspeed_compiles_no_collective_on_a_cpu
     """
     _choose_accelerator()
@@ -44,18 +44,18 @@ def start_deepspeed() -> Any:
 
 
 def part_keeper(deepspeed: Any, group: Any, settings: dict[str, Any]) -> Callable[[nn.Parameter], None]:
-    """What leaves a rank of `group` with its part of a parameter.
+    """A function that partitions a parameter over the ranks of `group`.
 
-    `zero.Init` would send each whole parameter from the group's first rank to the others before it
-    partitions it. Here every rank has read its own part, so nothing is sent.
+    `zero.Init` would first send each whole parameter from the group's first rank to the other ranks.
+    Here every rank has read its own partition, so nothing is sent.
 
-    Assumes that `zero.Init` calls its own `_zero_init_param` for each parameter, and that
-    `_convert_to_deepspeed_param` and `param.partition()` are what partitions it: elements
-    [r*n, (r+1)*n) on rank r of k, n = ceil(elements / k).
+    Assumes that `zero.Init` calls its method `_zero_init_param` for each parameter, and that
+    `_convert_to_deepspeed_param` and `param.partition()` partition it: elements [r*n, (r+1)*n) on rank
+    r of k, n = ceil(elements / k).
 
     Seen: DeepSpeed 0.19.8.
-    Else: an AttributeError before training, or weights that differ, which the comparison of what all
-        ranks loaded refuses.
+    Else: an AttributeError before training, or wrong weights, which the comparison of the loaded
+        weights detects.
     Test: test_a_rank_keeps_one_run_of_elements_and_sends_none
     """
 
@@ -67,8 +67,8 @@ def part_keeper(deepspeed: Any, group: Any, settings: dict[str, Any]) -> Callabl
         def keep(self, param: nn.Parameter) -> None:
             self._convert_to_zero_parameters([param])
 
-    # The precision comes from the settings. An argument `dtype` is overruled where the device has no
-    # fp16 (DeepSpeed 0.19.8, on the CPU): parts of an fp32 base would lie on disk in bf16.
+    # The precision comes from the settings. On devices without fp16, such as the CPU, DeepSpeed 0.19.8
+    # ignores an argument `dtype`: partitions of an fp32 base would be stored in bf16 on disk.
     keep: Callable[[nn.Parameter], None] = Cut(
         module=nn.Module(), data_parallel_group=group, config_dict_or_path=settings
     ).keep
@@ -76,12 +76,12 @@ def part_keeper(deepspeed: Any, group: Any, settings: dict[str, Any]) -> Callabl
 
 
 def true_shape(weight: Tensor) -> torch.Size:
-    """The shape of a weight, also where this rank has a part of it only.
+    """The shape of a whole weight, even if this rank has only a partition of it.
 
-    Assumes that a partitioned weight is empty between uses and keeps its shape in `ds_shape`.
+    Assumes that a partitioned weight is empty between uses and has its shape in `ds_shape`.
 
     Seen: DeepSpeed 0.19.8.
-    Else: widths of sites are refused as unknown.
+    Else: the run ends because the widths of sites are unknown.
     Test: test_a_partitioned_weight_knows_its_shape_and_its_part
     """
     shape: torch.Size = getattr(weight, "ds_shape", weight.shape)
@@ -89,10 +89,10 @@ def true_shape(weight: Tensor) -> torch.Size:
 
 
 def part_of(weight: Tensor) -> Tensor:
-    """This rank's part of a partitioned weight, padded to the length that all ranks have.
+    """This rank's partition of a weight, padded to the same length on all ranks.
 
-    Assumes that the part is `ds_tensor`; where it is offloaded its own length may be 0, and
-    `ds_tensor.ds_numel` is the true one.
+    Assumes that `ds_tensor` is the partition. If it is offloaded, its own length may be 0, and
+    `ds_tensor.ds_numel` is the true length.
 
     Seen: DeepSpeed 0.19.8.
     Else: an AttributeError before training.
@@ -105,7 +105,7 @@ def part_of(weight: Tensor) -> Tensor:
 def stays_whole(weight: Tensor) -> bool:
     """Whether a partitioned weight is so small that every rank keeps it whole.
 
-    Assumes that DeepSpeed marks small weights by `ds_persist`.
+    Assumes that `ds_persist` marks small weights.
 
     Seen: DeepSpeed 0.19.8.
     Else: an AttributeError before training.
@@ -115,7 +115,7 @@ def stays_whole(weight: Tensor) -> bool:
 
 
 def is_gathered(weight: Tensor) -> bool:
-    """Whether a partitioned weight is whole on this rank now.
+    """Whether a partitioned weight is gathered on this rank now.
 
     Assumes that `ds_status` is NOT_AVAILABLE until the weight is gathered.
 
@@ -127,25 +127,27 @@ def is_gathered(weight: Tensor) -> bool:
 
 
 def release_leftovers(hooks: Any) -> None:
-    """Release what backward left gathered: modules whose input carries no gradient.
+    """Release weights that the backward pass left gathered: those of modules with no input gradient.
 
-    Assumes that the engine's `optimizer`, without one to build, has `release_backward_leftovers`.
+    Assumes that the engine's `optimizer` has `release_backward_leftovers` if no optimizer is
+    configured.
 
     Seen: DeepSpeed 0.19.8.
-    Else: an AttributeError at the first step: otherwise the base would stay whole on every rank.
+    Else: an AttributeError at the first step. Without this call, the base would stay whole on every
+        rank.
     Test: test_what_backward_left_gathered_is_released
     """
     hooks.release_backward_leftovers()
 
 
 def forget(engine: Any, model: nn.Module) -> None:
-    """Take the hooks off a model and free its weights, this rank's parts included; it runs no more.
+    """Remove the hooks of a model and free its weights, with this rank's partitions.
 
-    Assumes that `engine.destroy()` removes the hooks, that the model waits in `FWD_MODULE_STACK`, and
-    that the coordinator's `__params_to_release` has a cache, which holds modules too.
+    Assumes that `engine.destroy()` removes the hooks, that `FWD_MODULE_STACK` has a reference to the
+    model, and that the cache of the coordinator's `__params_to_release` has references to modules.
 
     Seen: DeepSpeed 0.19.8.
-    Else: the weights are free all the same, and the model's empty modules stay with the process.
+    Else: the weights are freed anyway, and the model's empty modules stay in memory.
     Test: test_a_model_that_is_forgotten_goes
     """
     from deepspeed.runtime.zero import parameter_offload
@@ -166,25 +168,25 @@ def forget(engine: Any, model: nn.Module) -> None:
 
 
 def fetching(hooks: Any) -> Any:
-    """The object whose `fetch_sub_module` gathers the weights of a module before it runs.
+    """The object whose `fetch_sub_module` gathers the weights of a module before the module runs.
 
     Assumes that the hooks look up `fetch_sub_module` at each call, so that it can be wrapped.
 
     Seen: DeepSpeed 0.19.8.
-    Else: an AttributeError at the first measured step, or a step in which nothing was gathered.
+    Else: an AttributeError at the first measured step, or a measurement of 0 gathered bytes.
     Test: test_a_fetch_gathers_and_is_seen
     """
     return hooks.get_param_coordinator()
 
 
 def why_no_async_io() -> str | None:
-    """Why DeepSpeed can't build here what reads parts from files; None: it can.
+    """Why DeepSpeed cannot compile its disk reader here; None: it can.
 
-    Assumes that `AsyncIOBuilder().is_compatible()` looks for libaio, and that building wants a C++
-    compiler, `c++` or what the variable CXX names.
+    Assumes that `AsyncIOBuilder().is_compatible()` looks for libaio, and that compiling needs a C++
+    compiler: `c++`, or the one in the variable CXX.
 
     Seen: DeepSpeed 0.19.8.
-    Else: DeepSpeed's own error, minutes later.
+    Else: DeepSpeed raises its own error some minutes later.
     Test: test_what_disk_offload_lacks_is_named
     """
     _choose_accelerator()

@@ -1,4 +1,4 @@
-"""submitit's sbatch scripts: shown without Slurm, rewritten before they are submitted."""
+"""submitit's sbatch scripts: printed without Slurm, and rewritten before they are submitted."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from submitit.slurm.slurm import SlurmExecutor, _make_sbatch_string
 
 
 class RewritingExecutor(SlurmExecutor):
-    """SlurmExecutor that can also be made where there is no Slurm, and whose script is `rewrite`'s.
+    """A SlurmExecutor that works without Slurm too, and submits the script returned by `rewrite`.
 
-    Assumes that submitit makes the text of each submission by `_make_submission_file_text`, and that
-    what the ranks run is `_submitit_command_str`; `affinity` is asked whether Slurm is there.
+    Assumes that `_make_submission_file_text` returns the text of each submission, that
+    `_submitit_command_str` is the command of the ranks, and that `affinity` tells whether there is
+    Slurm.
 
     Seen: submitit 1.5.4.
-    Else: a dry run fails by an AttributeError, or a job starts that is not requeued.
+    Else: a dry run ends with an AttributeError, or a job starts that is not requeued.
     Test: test_what_is_submitted_is_the_rewritten_script
     """
 
@@ -24,11 +25,11 @@ class RewritingExecutor(SlurmExecutor):
         return 2
 
     def rewrite(self, script: str) -> str:
-        """The script that is submitted in place of submitit's own."""
+        """The script to submit instead of submitit's own `script`."""
         return script
 
     def script(self) -> str:
-        """What would be submitted."""
+        """The script that would be submitted."""
         return self._make_submission_file_text(self._submitit_command_str, uid="")
 
     def _make_submission_file_text(self, command: str, uid: str) -> str:
@@ -36,12 +37,12 @@ class RewritingExecutor(SlurmExecutor):
 
 
 def sbatch_text(command: str, folder: Path, **parameters: Any) -> str:
-    """An sbatch script with a command of our own.
+    """An sbatch script with our own command.
 
     Assumes that submitit's `_make_sbatch_string` makes a script from the parameters of an executor.
 
     Seen: submitit 1.5.4.
-    Else: an ImportError that names the version, when the launcher starts.
+    Else: an ImportError with the version, when the launcher starts.
     Test: test_a_script_of_our_own_has_its_options
     """
     text: str = _make_sbatch_string(command, folder, **parameters)
@@ -49,12 +50,12 @@ def sbatch_text(command: str, folder: Path, **parameters: Any) -> str:
 
 
 def task_words(folder: Path) -> list[str]:
-    """Words after `python` that run the pickled job of `folder` as one task.
+    """The arguments of `python` that run the pickled job in `folder` as one task.
 
     Assumes that the module `submitit.core._submit` runs a pickled job.
 
     Seen: submitit 1.5.4.
-    Else: no task of a launch on this machine starts; each says that there is no such module.
+    Else: no task of a launch on this machine starts; each prints that there is no such module.
     Test: test_a_task_runs_the_job_of_a_folder
     """
     return ["-m", "submitit.core._submit", str(folder)]

@@ -1,4 +1,4 @@
-"""torch: what stops a process group that nobody may wait for, and a module without its hooks."""
+"""torch: aborting process groups, and removing the hooks of a module."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from torch.distributed import distributed_c10d
 
 
 def abort_groups() -> None:
-    """Stop all process groups without waiting for peers, whatever kernel they are in.
+    """Stop all process groups without waiting for other ranks.
 
-    Assumes that `_abort_process_group` aborts every group, NCCL's without waiting. Destroying one waits
-    for what is under way, and that may wait for this rank, which has failed.
+    Assumes that `_abort_process_group` aborts every group, with NCCL without waiting. Destroying a
+    group would wait for its current operations, and those may wait for this rank, which has failed.
 
-    Seen: torch 2.13 on gloo. On NCCL not tried.
-    Else: the groups stay, and the process is ended with them some seconds later.
+    Seen: torch 2.13 with gloo. Not tried with NCCL.
+    Else: the groups stay, and some seconds later the process is ended.
     Test: test_aborted_groups_are_gone
     """
     abort = getattr(distributed_c10d, "_abort_process_group", None)
@@ -22,18 +22,18 @@ def abort_groups() -> None:
         return
     try:
         abort()
-    except RuntimeError:  # a backend that can't: it goes with the process
+    except RuntimeError:  # the backend cannot abort: the group ends with the process
         if dist.is_initialized() and dist.get_backend() != "nccl":
             dist.destroy_process_group()
 
 
 def forget_hooks(module: nn.Module) -> None:
-    """Take all forward hooks off `module` and the modules in it, whoever put them there.
+    """Remove all forward hooks of `module` and of the modules in it.
 
-    Assumes that a module keeps them in `_forward_hooks` and `_forward_pre_hooks`.
+    Assumes that they are in `_forward_hooks` and `_forward_pre_hooks`.
 
     Seen: torch 2.13.
-    Else: an AttributeError where a layer has no norm with a weight.
+    Else: an AttributeError, for a base with a layer without a weighted norm.
     Test: test_hooks_are_forgotten
     """
     for part in module.modules():

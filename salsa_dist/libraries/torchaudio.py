@@ -1,7 +1,7 @@
-"""torchaudio beside a torch that its compiled part does not fit.
+"""torchaudio whose compiled part does not fit the installed torch.
 
-torchaudio's wheel may be a CUDA build, which can't be imported beside a CPU build of torch
-(`libc10_cuda.so`). transformers imports torchaudio wherever it is installed, so none of its models can
+torchaudio's wheel may be a CUDA build, which cannot be imported with a CPU build of torch
+(`libc10_cuda.so`). transformers imports torchaudio if it is installed, so none of its models can
 be imported then either. After `settle()`:
 
     `import torchaudio`          what we do                           status()
@@ -10,12 +10,12 @@ be imported then either. After `settle()`:
     fails in its compiled part   import it without that part          "2.11.0 (Python parts only)"
     fails otherwise              hide it: as if it weren't installed  "absent"
 
-Neither library has a setting for it: transformers asks only whether torchaudio is installed, and
-torchaudio loads its compiled part when it is imported. To call `settle()` in `import salsa_dist` would
-import torch, for which a command's --help need not wait: a hook calls it when transformers is imported.
+Neither library has a setting for this: transformers asks only whether torchaudio is installed, and
+torchaudio loads its compiled part on import. `settle()` imports torch, which is slow. So `import
+salsa_dist` does not call it; a hook calls it when transformers is imported.
 
-`python -m salsa_dist.libraries.torchaudio` does the second for good: it sets the compiled files aside.
-Then transformers can be imported in any order, with salsa_dist or without.
+`python -m salsa_dist.libraries.torchaudio` renames the compiled files, so torchaudio does without them
+from then on. transformers can then be imported before salsa_dist, or without it.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ _EXTENSION = "torchaudio._extension"
 def settle() -> None:
     """Make `import torchaudio` work, or hide it. Imports torch; a second call does nothing.
 
-    Assumes that torchaudio loads its compiled part by `_load_lib` of `torchaudio._extension.utils`, and
-    does without where that function answers False. transformers remembers whether torchaudio is there
-    in a cached function.
+    Assumes that `_load_lib` of `torchaudio._extension.utils` loads the compiled part, and that
+    torchaudio works without that part if the function returns False. A cached function of transformers
+    tells whether torchaudio is installed.
 
     Seen: torchaudio 2.11.
-    Else: torchaudio is hidden. Masking falls back to our own; Granite-Speech, whose features need
-        it, is refused by transformers.
+    Else: torchaudio is hidden. Our own masking is used. transformers refuses Granite-Speech, whose
+        features need torchaudio.
     Test: test_a_compiled_part_that_fails_is_done_without
     """
     if "torchaudio" in sys.modules or importlib.util.find_spec("torchaudio") is None:
@@ -56,7 +56,8 @@ def settle() -> None:
             importlib.import_module("torchaudio")
         except Exception:
             _forget()
-            # Python's own mark for "not there": `find_spec` then answers None, which transformers asks.
+            # Python's mark for "not installed": `find_spec`, which transformers calls, then returns
+            # None.
             sys.modules["torchaudio"] = None  # type: ignore[assignment]
     asked: Any = getattr(sys.modules.get("transformers.utils"), "is_torchaudio_available", None)
     if hasattr(asked, "cache_clear"):
@@ -64,12 +65,12 @@ def settle() -> None:
 
 
 def settle_before_transformers() -> None:
-    """Have `settle` called when transformers is imported; now, if it is already.
+    """Call `settle` when transformers is imported; now, if it is already imported.
 
-    Assumes that `import transformers` by itself imports no torchaudio: only its models do.
+    Assumes that `import transformers` does not import torchaudio; only its models do.
 
     Seen: transformers 5.17 and 5.24.
-    Else: where salsa_dist is imported second, transformers itself fails, by torchaudio's OSError.
+    Else: if salsa_dist is imported after transformers, that import ends with torchaudio's OSError.
     Test: test_transformers_by_itself_imports_no_torchaudio
     """
     if "transformers" in sys.modules:

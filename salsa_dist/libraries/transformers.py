@@ -1,4 +1,4 @@
-"""transformers behind its public classes: how decoding hands over a cache, how weights are named."""
+"""transformers' internals: the cache in decoding, names of stored weights, tables of classes."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _CACHE_NAMES = ("cache", "past_key_values")
 
 
 def cache_in(made: Mapping[str, Any]) -> tuple[str, Any] | None:
-    """The cache among what `generate` hands to a decoding loop of our own, and its name there.
+    """The cache in the arguments that `generate` passes to our decoding loop, with its name.
 
     Assumes that `generate(custom_generate=loop)` makes the cache before it calls `loop(**made)`, and
-    that rows can be taken out of it by `batch_select_indices`.
+    that `batch_select_indices` selects rows of the cache.
 
     Seen: transformers 5.17 and 5.23 (under the name `past_key_values`), and 5.24 (`cache`).
-    Else: None, and transformers decodes by its own loop: the same tokens, slower.
+    Else: None. transformers then decodes with its own loop: the same tokens, slower.
     Test: test_generate_hands_a_cache_to_a_custom_loop
     """
     name = next((n for n in _CACHE_NAMES if made.get(n) is not None), None)
@@ -33,17 +33,19 @@ def cache_in(made: Mapping[str, Any]) -> tuple[str, Any] | None:
 
 @contextmanager
 def generating_quietly() -> Iterator[None]:
-    """Hold back transformers' notes on arguments of `generate` that it set itself.
+    """Suppress transformers' warnings about arguments of `generate` that transformers itself sets.
 
-    Assumes that they are warnings of loggers below `transformers.generation` and of Whisper's own
-    `generate`, which since 5.24 hands itself arguments that it warns of: suppressed tokens beside a
-    generation config, its default `max_length` beside `max_new_tokens`.
+    Assumes that the loggers below `transformers.generation`, and those of Whisper's and SeamlessM4T's
+    `generate`, give these warnings. Since 5.24, Whisper sets suppressed tokens in addition to a
+    generation config, and its default `max_length` in addition to `max_new_tokens`. SeamlessM4T asks
+    for a language that is in the prompt.
 
     Seen: transformers 5.17 and 5.24.
-    Else: the notes are printed; what is decoded is the same.
+    Else: the warnings are printed; the transcripts are the same.
     Test: test_generate_says_nothing_of_its_own_arguments
     """
-    names = ("transformers.generation", "transformers.models.whisper.generation_whisper")
+    models = ("whisper.generation_whisper", "seamless_m4t_v2.modeling_seamless_m4t_v2")
+    names = ("transformers.generation", *(f"transformers.models.{name}" for name in models))
     levels = {logger: logger.level for logger in map(logging.getLogger, names)}
     for logger in levels:
         logger.setLevel(logging.ERROR)
@@ -54,15 +56,52 @@ def generating_quietly() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def listed_class(config: Any) -> Any | None:
-    """The class that transformers' tables of speech-LLMs list for a config; None: they list none.
+def decode_greedily(
+    model: Any,
+    inputs: Mapping[str, Any],
+    *,
+    max_new_tokens: int,
+    synced: bool,
+    stop: int | list[int],
+    pad: int,
+) -> torch.Tensor:
+    """(batch, tokens) ids that transformers' own loop writes: the prompts, and what follows them.
 
-    From then on a Gemma 3n is built without its vision tower, see `leave_out_vision`.
+    Args:
+        inputs: tensors and other arguments of the model's `generate`.
+        max_new_tokens: limit of what follows a prompt.
+        synced: keep stepping until all ranks are done, as sharded weights need.
+        stop: tokens that end a text.
+        pad: what stands behind it.
 
-    Assumes that the tables are `_model_mapping` of the Auto classes, by type of config.
+    Assumes that `generate` gives no warning but those that `generating_quietly` suppresses.
 
     Seen: transformers 5.17 and 5.24.
-    Else: None, and the class is the one that the checkpoint's config.json names in `architectures`.
+    Else: the warnings are printed; the transcripts are the same.
+    Test: test_generate_says_nothing_of_its_own_arguments
+    """
+    with generating_quietly():
+        ids: torch.Tensor = model.generate(
+            **inputs,
+            do_sample=False,
+            num_beams=1,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=stop,
+            pad_token_id=pad,
+            synced_gpus=synced,
+        )
+    return ids
+
+
+def listed_class(config: Any) -> Any | None:
+    """The class of a config in transformers' tables of speech-LLMs; None: it is in no table.
+
+    After this call, a Gemma 3n is built without its vision tower, see `leave_out_vision`.
+
+    Assumes that `_model_mapping` of the Auto classes has the tables, by type of config.
+
+    Seen: transformers 5.17 and 5.24.
+    Else: None. The class is then taken from `architectures` in the checkpoint's config.json.
     Test: test_the_tables_of_auto_classes_can_be_read
     """
     from transformers import AutoModelForCTC, AutoModelForMultimodalLM, AutoModelForSpeechSeq2Seq
@@ -77,12 +116,12 @@ def listed_class(config: Any) -> Any | None:
 
 
 def leave_out_vision(config: Any) -> None:
-    """Have models with a vision tower of this config built without it, and its weights not read.
+    """Build models without the vision tower of this config, and do not read its weights.
 
-    Assumes that the tower is made by `AutoModel.from_config`, and that a model ignores the stored
-    weights that its parts list in `_keys_to_ignore_on_load_unexpected`.
+    Assumes that `AutoModel.from_config` makes the tower, and that a model ignores the stored weights
+    that its parts list in `_keys_to_ignore_on_load_unexpected`.
 
-    Seen: transformers 5.24; 5.17 registers no model for a config of its own.
+    Seen: transformers 5.24. 5.17 cannot register a model for one of its own configs.
     Else: the tower is built, which needs timm and torchvision.
     Test: test_gemma3n_is_built_without_its_vision_tower
     """
@@ -100,10 +139,10 @@ def leave_out_vision(config: Any) -> None:
 
 
 def frames_of(model: Any, lengths: torch.Tensor) -> torch.Tensor:
-    """How many frames an encoder trained by CTC makes of audio of `lengths`, (n,) samples or features.
+    """Number of output frames of a CTC encoder for audio of `lengths`, (n,) samples or features.
 
-    Assumes that it tells by `_get_feat_extract_output_lengths` or `_get_subsampling_output_length`, as
-    its own loss does, and uses shapes alone.
+    Assumes that `_get_feat_extract_output_lengths` or `_get_subsampling_output_length` returns it, as
+    for the model's own loss, and needs no weights.
 
     Seen: transformers 5.24.
     Else: an AttributeError before training.
@@ -118,10 +157,11 @@ def frames_of(model: Any, lengths: torch.Tensor) -> torch.Tensor:
 def without_weights(model_class: Any, config: Any, dtype: torch.dtype | None = None) -> Any:
     """A model of `config` on the meta device: shapes and no numbers.
 
-    Assumes that `_from_config` makes a model in a precision and keeps in fp32 what its class keeps so.
+    Assumes that `_from_config` makes a model in a precision, except for weights that its class keeps in
+    fp32.
 
     Seen: transformers 5.17 and 5.24.
-    Else: the class is called, and all of its weights are of `dtype`.
+    Else: the class is called, and all weights have `dtype`.
     Test: test_a_model_is_built_without_weights
     """
     with torch.device("meta"):
@@ -132,15 +172,15 @@ def without_weights(model_class: Any, config: Any, dtype: torch.dtype | None = N
 
 
 def commit_of(name: str, revision: str | None, fetched: bool = False) -> str | None:
-    """The hub commit of a hub name as it is on this machine; None: it can't be told.
+    """The commit of a hub name in this machine's cache; None: it is unknown.
 
-    Where the base was `fetched` just now, the hub is not asked again.
+    If the base was `fetched` just now, the hub is not asked again.
 
-    Assumes that the path of a file of the hub's cache is `…/snapshots/COMMIT/FILE`. transformers itself
-    no longer keeps the commit in a config (5.24).
+    Assumes that the path of a file in the hub's cache is `…/snapshots/COMMIT/FILE`. transformers 5.24
+    no longer stores the commit in a config.
 
     Seen: transformers 5.17 and 5.24.
-    Else: None. The base's revision is then `unknown`, so adapters of two commits are not told apart.
+    Else: None. The base's revision is then `unknown`, so adapters for different commits look alike.
     Test: test_the_commit_of_a_hub_name_is_known
     """
     found = _in_cache(name, revision) if fetched else file_in(name, "config.json", revision)
@@ -157,12 +197,12 @@ def _in_cache(name: str, revision: str | None) -> Path | None:
 
 
 def file_in(name: str, wanted: str, revision: str | None) -> Path | None:
-    """A file of a folder or hub name, fetched if need be; None: there is no such file.
+    """A file of a folder or hub name, fetched if necessary; None: there is no such file.
 
-    Assumes that `cached_file`, given `_raise_exceptions_for_missing_entries=False`, answers None then.
+    Assumes that `cached_file` returns None then, with `_raise_exceptions_for_missing_entries=False`.
 
     Seen: transformers 5.17 and 5.24.
-    Else: for a folder it is not asked; for a hub name a TypeError before anything is loaded.
+    Else: a TypeError for a hub name, before anything is loaded. Folders do not need this function.
     Test: test_a_file_that_is_not_there_is_none
     """
     if Path(name).is_dir():
@@ -176,14 +216,14 @@ def file_in(name: str, wanted: str, revision: str | None) -> Path | None:
 
 
 def renaming(model: Any) -> Callable[[str], tuple[str, bool]] | None:
-    """From the name of a stored tensor to its name in `model`, and whether more than that changes.
+    """A function from a stored tensor's name to its name in `model`, and whether its values change.
 
-    Assumes that `get_model_conversion_mapping` lists the renames and conversions of a checkpoint and
+    Assumes that `get_model_conversion_mapping` lists the renames and conversions of a checkpoint, and
     that `rename_source_key` applies them to one name, as `from_pretrained` does.
 
     Seen: transformers 5.17 and 5.24.
-    Else: None, and each rank loads the base whole before it keeps its part: more host memory, the same
-        weights.
+    Else: None. Each rank then loads the whole base before it keeps its partition: the same weights,
+        with more host memory.
     Test: test_stored_names_become_the_models
     """
     try:
@@ -206,28 +246,28 @@ def renaming(model: Any) -> Callable[[str], tuple[str, bool]] | None:
 
 
 def compute_buffers(model: Any) -> None:
-    """Compute the buffers that no checkpoint holds, such as rotary frequencies, where they are empty.
+    """Compute empty buffers that no checkpoint contains, such as rotary frequencies.
 
-    Assumes that `initialize_weights` computes them for modules that are not marked by
-    `_is_hf_initialized`, and leaves tensors alone that came from a checkpoint.
+    Assumes that `initialize_weights` computes them for modules without the mark `_is_hf_initialized`,
+    and does not change tensors from a checkpoint.
 
     Seen: transformers 5.17 and 5.24.
     Else: an AttributeError before training.
     Test: test_buffers_that_no_file_holds_are_computed
     """
     for module in model.modules():
-        module._is_hf_initialized = False  # looked at before, while there was nothing to fill
+        module._is_hf_initialized = False  # the mark was set while buffers were on the meta device
     model.initialize_weights()
 
 
 def keep_as_written(generation: Any) -> None:
-    """Have a generation config saved and read as it is.
+    """Save and read a generation config unchanged.
 
-    Assumes that a config marked `_from_model_config` may be derived again from config.json, which
-    would lose `lang_to_id`.
+    Assumes that transformers may derive a config with the mark `_from_model_config` from config.json
+    again, which would lose `lang_to_id`.
 
     Seen: transformers 5.17 and 5.24.
-    Else: nothing: the mark means nothing then.
+    Else: nothing changes; the mark has no effect then.
     Test: test_a_generation_config_is_kept_as_written
     """
     generation._from_model_config = False
@@ -239,7 +279,7 @@ def whisper_languages() -> dict[str, str]:
     Assumes that Whisper's tokenizer module lists them as `LANGUAGES`.
 
     Seen: transformers 5.17 and 5.24.
-    Else: an ImportError that names the version, where a chat family asks for a language's name.
+    Else: an ImportError with the version, when a chat family needs the name of a language.
     Test: test_whispers_languages_are_listed
     """
     from transformers.models.whisper.tokenization_whisper import LANGUAGES
@@ -253,7 +293,7 @@ def qwen3_asr_languages() -> dict[str, str]:
     Assumes that its processor's module lists them as `LANGUAGE_CODE_TO_NAME`.
 
     Seen: transformers 5.17 and 5.24.
-    Else: an ImportError that names the version, when a Qwen3-ASR base is loaded.
+    Else: an ImportError with the version, when a Qwen3-ASR base is loaded.
     Test: test_qwen3_asrs_languages_are_listed
     """
     from transformers.models.qwen3_asr.processing_qwen3_asr import LANGUAGE_CODE_TO_NAME
@@ -262,13 +302,13 @@ def qwen3_asr_languages() -> dict[str, str]:
 
 
 def language_names(processor: Any) -> dict[str, str]:
-    """Language codes and names that a processor's own request takes as a part of the message; {}: none.
+    """Language codes and names for the `language` part of a message; {}: its template has no such part.
 
-    Assumes that the module of a processor whose `apply_transcription_request` takes a language lists
-    them as `LANGUAGE_CODE_TO_NAME`, and that its template takes a part of type `language`.
+    Assumes that the processor's module lists them as `LANGUAGE_CODE_TO_NAME`, and that its template
+    accepts a part of type `language`.
 
     Seen: transformers 5.17 and 5.24, Fun-ASR-Nano.
-    Else: {}, and the prompt is our own request in English.
+    Else: {}. The prompt is then our own request in English.
     Test: test_language_names_of_a_processor
     """
     if getattr(processor, "chat_template", None) is None or '"language"' not in str(
@@ -280,13 +320,13 @@ def language_names(processor: Any) -> dict[str, str]:
 
 
 def text_normaliser(clean: Callable[[str], str]) -> Callable[[str], str]:
-    """Whisper's normaliser of text in any language, with `clean` in place of its own step.
+    """Whisper's normaliser of text in any language, with `clean` instead of its own cleaning step.
 
-    Assumes that `BasicTextNormalizer` lies in Whisper's `english_normalizer` and calls whatever
-    function it holds as `clean`; its own two choices lose combining marks.
+    Assumes that `BasicTextNormalizer` is in Whisper's `english_normalizer` and calls its attribute
+    `clean`. Both of its own cleaning functions remove combining marks.
 
     Seen: transformers 5.17 and 5.24.
-    Else: an ImportError that names the version, when transcripts are scored.
+    Else: an ImportError with the version, when transcripts are scored.
     Test: test_the_normaliser_calls_our_own_step
     """
     from transformers.models.whisper.english_normalizer import BasicTextNormalizer
@@ -295,3 +335,24 @@ def text_normaliser(clean: Callable[[str], str]) -> Callable[[str], str]:
     normaliser.clean = clean
     normalise: Callable[[str], str] = normaliser
     return normalise
+
+
+def quantized_weights(model: Any) -> list[str]:
+    """Names of the weights that torchao or bitsandbytes quantise in transformers: linear, not the head.
+
+    Assumes that `get_modules_to_not_convert` and `should_convert_module` say which modules stay as they
+    are.
+
+    Seen: transformers 5.17 and 5.24.
+    Else: an ImportError that names the version, where a quantised base is planned.
+    Test: test_planned_weights_are_the_quantised
+    """
+    from transformers.quantizers.base import HfQuantizer
+    from transformers.quantizers.quantizers_utils import should_convert_module
+
+    kept: Any = HfQuantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
+    return [
+        f"{name}.weight"
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and should_convert_module(name, kept)
+    ]

@@ -1,14 +1,13 @@
-"""What a method must say of itself, and no more: the session, the loop, states and transcripts are the
-same for all.
+"""The interface of a method. Session, loop, checkpoints and transcripts are the same for all methods.
 
-    method.trainable(…)   what is trained in or beside the base, with its optimizer
-    method.compute(…)     or computed instead
-    method.before_steps(…)  what is measured first
-    method.save(…)        RUN/adapters/NAME
-    method.digest(…)      what an adapter's transcripts depend on
-    method.attached(…)    the adapters of a pass, put on the base to decode
+    method.trainable(…)     the tensors to train, in or beside the base, with their optimizer
+    method.compute(…)       computes them instead, without training
+    method.before_steps(…)  measures what the steps need
+    method.save(…)          writes RUN/adapters/NAME
+    method.digest(…)        hash of an adapter, for its transcripts
+    method.attached(…)      puts adapters on the base, for decoding
 
-What others ask of it before torch is needed (does it train, does it steer) is in the config's schema.
+Facts that are needed without torch (does it train, does it steer) are in the config's schema.
 """
 
 from __future__ import annotations
@@ -35,17 +34,17 @@ from salsa_dist.training.reduce import Reduced
 
 
 class Trainable(Protocol):
-    """What a job trains and how it is stepped; the same numbers on every rank.
+    """The tensors that a job trains, and their optimizer; equal on all ranks. `PackedAdam`
+    (training/optimizer.py) is that of steering vectors, `WeightsAdam` (methods/tuned.py) of weights.
 
     Attributes:
-        bank: of steering vectors, one row per adapter; one without rows where the base's own weights
-            are trained.
+        bank: steering vectors, one row per adapter; without rows if weights of the base are trained.
     """
 
     bank: Bank
 
     def zero_grad(self) -> None:
-        """Forget the gradients of the step before."""
+        """Clear all gradients."""
 
     def reduce(
         self,
@@ -55,23 +54,26 @@ class Trainable(Protocol):
         stop: bool,
         counts: Sequence[float] = (),
     ) -> Reduced:
-        """Sum this step over all ranks; gradients come back as means over each adapter's labels."""
+        """Sum a step over all ranks; see `all_reduce`. The gradients of the result are means over each
+        adapter's labels."""
         ...
 
     def step(self, gradients: Mapping[str, Tensor], active: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Move the `active` adapters.
+        """Update the `active` adapters.
 
         Returns:
-            (adapters,) gradient norms before clipping, and (adapters,) rates, 0 where nothing moved.
+            (adapters,) gradient norms before clipping, and (adapters,) learning rates; the rate is 0
+            for adapters that did not change.
         """
         ...
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that a run goes on from, by name; in place."""
+        """All tensors of a checkpoint, by name; not copied."""
         ...
 
     def learned(self) -> dict[str, Tensor]:
-        """What an adapter is of them, by name; in place. With several adapters, one row for each."""
+        """The tensors of `tensors` that make up the adapters, by name; not copied. With several
+        adapters, one row per adapter."""
         ...
 
 
@@ -80,8 +82,8 @@ class Attached:
     """Adapters on a base.
 
     Attributes:
-        bank: the steering vectors that are decoded with, one row per adapter of the run.
-        transcribe: what decodes one clip; None: the base itself, many at a time.
+        bank: the steering vectors for decoding, one row per adapter of the run.
+        transcribe: decodes one clip. None: the base decodes, several clips at a time.
     """
 
     bank: Bank
@@ -89,16 +91,16 @@ class Attached:
 
 
 class BaseParts(Protocol):
-    """What is known of a base without its weights."""
+    """Facts of a base that are known without its weights."""
 
     @property
     def layers(self) -> Mapping[str, int]:
-        """How many layers each component has."""
+        """Number of layers per component."""
         ...
 
     @property
     def linear(self) -> Mapping[str, Collection[str]]:
-        """Names of the linear modules in each component's layers."""
+        """Names of the linear modules in the layers, per component."""
         ...
 
     @property
@@ -113,7 +115,7 @@ class BaseParts(Protocol):
 
 
 def among(adapter: AdapterSettings) -> str:
-    """The languages that an adapter was trained in, for its label, where they are several."""
+    """The languages of an adapter, for its label; empty if there is only one."""
     return f", trained in {'+'.join(adapter.languages)}" if len(adapter.languages) > 1 else ""
 
 
@@ -124,8 +126,9 @@ class Method:
         config: of the run.
 
     Attributes:
-        section: of the config; says whether it trains, and whether its adapters are steering vectors.
-        title: in the legends of figures.
+        section: the method's section of the config; says whether it trains, and whether its adapters
+            are steering vectors.
+        title: its name in the legends of figures.
     """
 
     section: ClassVar[type[Any]]
@@ -136,7 +139,7 @@ class Method:
 
     @classmethod
     def label(cls, method: Any, adapter: AdapterSettings) -> str:
-        """What an adapter is compared as in reports, without the minutes that it was trained on.
+        """The name of an adapter's row in reports, without its minutes.
 
         Args:
             method: its section of the config.
@@ -145,42 +148,43 @@ class Method:
 
     @classmethod
     def unfit(cls, method: Any, components: Collection[str], base: BaseParts, dtype: str) -> list[str]:
-        """Why an adapter can't be made on a base, each to follow the adapter's name; asked without it.
+        """Reasons why an adapter cannot be made on a base. A message puts the adapter's name first.
 
         Args:
             method: its section of the config.
-            components: of its sites.
-            dtype: of the base.
+            components: the components of the adapter's sites.
+            dtype: the base's precision.
         """
         return []
 
     def together(self) -> list[list[int]]:
-        """Rows of the adapters that share passes: all of them, or each alone."""
+        """Rows of the adapters of each job: all adapters in one job, or one job per adapter."""
         rows = list(range(len(self.config.adapters)))
         if self.config.method.steers:
             return [rows]
         return [[row] for row in rows] if self.config.method.adapts else []
 
     def load(self, session: Session) -> SpeechLLM:
-        """The base that it trains on."""
+        """Load the base for training."""
         config = session.config
         return session.load_base(config.base_in_training(), config.thinning)
 
     def done(self, row: int) -> bool:
-        """Whether an adapter was trained before, and is left alone."""
+        """Whether an adapter is already trained, so that it is skipped."""
         return False
 
     def trainable(
         self, config: Config, speech_llm: SpeechLLM, device: torch.device
     ) -> AbstractContextManager[Trainable]:
-        """What is trained of the adapters of `config`; for vectors see steering.py.
+        """The tensors to train for the adapters of `config`; for vectors see steering.py.
 
-        At the end the base is as it was.
+        When the context ends, the base is unchanged.
         """
         raise NotImplementedError(f"method {self.config.method.kind} trains nothing")
 
     def compute(self, session: Session, speech_llm: SpeechLLM, trainable: Trainable) -> None:
-        """Compute what is not trained. All ranks call this, before anything is written."""
+        """Compute adapters that are not trained, such as mean differences (mean_difference.py). All
+        ranks call this, before anything is written."""
 
     def before_steps(
         self,
@@ -190,10 +194,11 @@ class Method:
         trainable: Trainable,
         moved: Callable[[], None],
     ) -> None:
-        """Measure what the steps need, on the placed base, unless a state has it. All ranks call this.
+        """Measure what the steps need, on the placed base. A run that resumes has it in its checkpoint.
+        All ranks call this.
 
         Args:
-            moved: called before each pass, as often on all ranks.
+            moved: called before each pass, equally often on all ranks.
         """
 
     def save(
@@ -205,22 +210,22 @@ class Method:
         made: Mapping[str, int],
         folder: Path,
     ) -> None:
-        """Write the adapters of `config` to `folder`, each to one of its name.
+        """Write the adapters of `config`, each to `folder`/NAME.
 
         Args:
-            made: adapters that are not those after their last step, and the steps that they made.
+            made: number of steps of each adapter that is not saved after its last step, by name.
         """
         raise NotImplementedError(f"method {self.config.method.kind} trains nothing")
 
     def digest(self, name: str) -> str:
-        """What an adapter's transcripts depend on, beside the base and the clips.
+        """A hash of the saved adapter: its transcripts depend on it, on the base and on the clips.
 
         Raises:
-            UserError: it is not there.
+            UserError: the adapter does not exist.
         """
         return ""
 
     @contextmanager
     def attached(self, session: Session, speech_llm: SpeechLLM, row: int) -> Iterator[Attached]:
-        """The adapters that share passes with that of `row`, on the base."""
+        """Put the adapter of `row`, and those that share its passes, on the base."""
         yield Attached(Bank([], {}, session.ranks.device))

@@ -42,7 +42,7 @@ class Bias(Tuned):
 
 @contextmanager
 def install(model: nn.Module, layers: Mapping[str, nn.Module]) -> Iterator[dict[str, nn.Parameter]]:
-    """The biases of `layers`, trainable until the block ends, and then what they were.
+    """The biases of `layers`, trainable inside the block; afterwards they have their old values.
 
     Raises:
         UserError: there are none, or not in fp32.

@@ -128,7 +128,7 @@ class Solver:
         return made[0]
 
     def examples(self, clip: Clip, max_new_tokens: int) -> list[Clip]:
-        """At most `examples` of the pool, the best last: what fits beside the clip and its answer."""
+        """As many of the pool as fit with the clip and its answer, at most `examples`, best last."""
         family: Any = self.speech_llm.family
         room = self.speech_llm.window_s - clip.seconds
         tokens = family.in_context_room(max_new_tokens)
@@ -171,7 +171,7 @@ class Solver:
         weight = next(model.parameters())
         try:
             model(
-                **family.training_batch([clip]).to(weight.device, weight.dtype).inputs, use_cache=False
+                **family.training_batch([clip]).to(weight.device, model.dtype).inputs, use_cache=False
             )
         finally:
             hook.remove()

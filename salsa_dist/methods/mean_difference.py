@@ -1,4 +1,4 @@
-"""Steering without training: mean activations of the contrast language minus those of the adapter's.
+"""Steering without training: mean activations of the contrast language minus the own.
 
     v = scale * (mean activation over the contrast language - mean over the adapter's language)
 

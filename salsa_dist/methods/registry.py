@@ -1,5 +1,7 @@
-"""Every method by the name that a config calls it: a further one is a file, a class of the config's
-schema, and a line here."""
+"""All methods, by their name in a config.
+
+A new method needs a file, a class in the config's schema, and a line here.
+"""
 
 from __future__ import annotations
 
@@ -25,13 +27,13 @@ METHODS: dict[str, type[Method]] = {
 
 
 def steers(kind: str, *, trained: bool = False) -> bool:
-    """Whether the adapters of a kind of method are steering vectors; `trained`: by gradient steps."""
+    """Whether a kind of method makes steering vectors; with `trained`, by gradient steps."""
     section = METHODS[kind].section
     return bool(section.steers and (section.learns or not trained))
 
 
 def label_of(method: Any, adapter: AdapterSettings) -> str:
-    """What an adapter is compared as; see `Method.label`."""
+    """The name of an adapter's row in reports; see `Method.label`."""
     return METHODS[method.kind].label(method, adapter)
 
 

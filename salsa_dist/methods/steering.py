@@ -1,4 +1,4 @@
-"""Steering vectors beside the base: a bank with a row for each adapter, trained in one pass."""
+"""Steering vectors on the frozen base: a bank with one row per adapter, trained in one pass."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from salsa_dist.training.saved_adapters import save_adapters
 
 
 class Steering(Method):
-    """SALSA, and plain addition: `steering.rule` says which, per adapter."""
+    """SALSA, or plain addition: each adapter's `rule` selects one."""
 
     section: ClassVar[type[Any]] = SalsaMethod
     title = "SALSA"

@@ -129,7 +129,7 @@ class WeightsAdam:
         weights = list(self.weights.values())
         compared = weights[int(self.steps) % len(weights)]
         reduced = all_reduce(own, active, loss_sums, label_counts, stop, counts, compared.float())
-        labels = reduced.labels[0].clamp_min(1)
+        labels = reduced.divisors[0]
         return replace(reduced, gradients={n: g / labels for n, g in reduced.gradients.items()})
 
     def step(self, gradients: Mapping[str, Tensor], active: Sequence[int]) -> tuple[Tensor, Tensor]:

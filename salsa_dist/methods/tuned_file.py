@@ -1,4 +1,4 @@
-"""What LoRA or trained biases learned, on disk: safetensors and what they belong to.
+"""The file of trained LoRA weights or biases: safetensors, with their base and settings.
 
 RUN/adapters/NAME/tuned.safetensors
 └── metadata "tuned": schema, base revision, method, sites, language, trained numbers, how trained
@@ -35,7 +35,7 @@ def save(folder: Path, weights: Mapping[str, Tensor], facts: Mapping[str, Any]) 
 
 
 def facts(folder: Path) -> dict[str, Any]:
-    """What the file says of itself."""
+    """The metadata of the file."""
     return _open(folder)[0]
 
 

@@ -7,7 +7,7 @@ from salsa_dist.methods.base import Method
 
 
 class ZeroShot(Method):
-    """What every other method is measured against."""
+    """The base without an adapter; other methods are compared with it."""
 
     section = ZeroShotMethod
     title = "zero-shot"

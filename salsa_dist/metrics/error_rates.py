@@ -47,7 +47,7 @@ class Edits:
 
 @dataclass(frozen=True)
 class Scored:
-    """One utterance, compared."""
+    """The errors of one utterance."""
 
     key: str
     words: Edits
@@ -72,7 +72,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of an alignment; one side is empty where the other stands alone."""
+    """A part of an alignment; one side is empty for insertions and deletions."""
 
     kind: Literal["equal", "substitute", "delete", "insert"]
     reference: str
@@ -113,7 +113,7 @@ def score(
 
 
 def misnamed(rate: str, language: str) -> str | None:
-    """Why `rate` is not what a rate of `language` is called; None where it is. For "wer" and "mer"."""
+    """Why "wer" or "mer" is the wrong rate for `language`; None if `rate` is right."""
     if rate not in ("wer", "mer"):
         return None
     if normalise.unit(language) == "mixed":
@@ -151,7 +151,7 @@ def corpus_rate(utterances: Sequence[Scored], metric: str) -> float | None:
 def align(
     reference: str, hypothesis: str, language: str, rules: normalise.Rules = normalise.BASIC
 ) -> list[Piece]:
-    """The alignment behind the word errors, to be shown; the texts come out normalised."""
+    """The alignment of the word errors, for display; the texts are normalised."""
     ref = normalise.words(reference, language, rules)
     hyp = normalise.words(hypothesis, language, rules)
     # A substitution's two sides have the same length, so it is shown token by token.

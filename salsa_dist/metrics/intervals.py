@@ -44,7 +44,7 @@ def clusters(utterances: Sequence[Scored]) -> NDArray[np.int64]:
 
 
 def by_cluster(values: NDArray[np.float64], groups: NDArray[np.int64]) -> NDArray[np.float64]:
-    """`(groups,)` sums of `(utterances,)` values: all that a rate needs of a group."""
+    """`(groups,)` sums of `(utterances,)` values; a rate needs only these sums."""
     return np.bincount(groups, weights=values).astype(np.float64)
 
 
@@ -71,7 +71,7 @@ def fall(
 def bootstrap(
     x: NDArray[np.float64], y: NDArray[np.float64], statistic: Any, groups: NDArray[np.int64]
 ) -> Interval:
-    """Interval of a statistic of sums of two `(utterances,)` arrays, resampled together.
+    """Interval of a statistic of the sums of two `(utterances,)` arrays that are resampled together.
 
     `(None, None)` for fewer than two groups; one end is None where the statistic has no bound.
     """

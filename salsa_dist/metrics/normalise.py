@@ -1,4 +1,4 @@
-"""What counts as the same text, and what counts as one token of it, for each language.
+"""Text normalisation and tokens, per language.
 
     "Ɛyɛ, [noise] ME dɛ!"  --normalise-->  "ɛyɛ me dɛ"  --words-->  ["ɛyɛ", "me", "dɛ"]
 
@@ -77,7 +77,7 @@ _MIXED_TOKEN = re.compile(f"[{_SPACELESS}]|[^\\s{_SPACELESS}]+")
 
 @dataclass(frozen=True)
 class Rules:
-    """How texts are made comparable; said in every report.
+    """How texts are normalised; every report names it.
 
     Attributes:
         alike: what counts as the same besides: `digits` of any script (२०, 20), `chinese-numbers`
@@ -89,7 +89,7 @@ class Rules:
 
     @classmethod
     def of(cls, config: EvaluationConfig) -> Rules:
-        """What a config asks for. Raises: UserError: a package that it needs is not installed."""
+        """The rules of a config. Raises: UserError: a package that they need is not installed."""
         rules = cls(config.normaliser, tuple(config.alike))
         if rules.normaliser != "basic":
             _english()
@@ -132,7 +132,7 @@ def unit(language: str) -> Unit:
 
 
 def normalise(text: str, language: str = "", rules: Rules = BASIC) -> str:
-    """`text` as it is compared: one space between words, none at the ends."""
+    """`text` after normalisation: one space between words, none at the ends."""
     text = unicodedata.normalize("NFC", text)
     for name in rules.alike:
         text = _alike(name)(text)
@@ -174,7 +174,7 @@ def mixed_tokens(text: str, rules: Rules = BASIC) -> list[str]:
 
 
 def is_spaceless(character: str) -> bool:
-    """Whether a character is of a script that writes no spaces between words."""
+    """Whether a character belongs to a script without spaces between words."""
     return bool(_SPACELESS_CHARACTER.fullmatch(character))
 
 
@@ -195,7 +195,7 @@ def _english() -> Callable[[str], str]:
 def _alike(name: Alike) -> Callable[[str], str]:
     """A function after which what `name` says is equal."""
     if name == "digits":
-        return _western_digits
+        return lambda text: "".join(str(unicodedata.decimal(c, c)) for c in text)
     try:
         if name == "chinese-numbers":
             from cn2an import transform
@@ -212,16 +212,12 @@ def _alike(name: Alike) -> Callable[[str], str]:
     return lambda text: str(convert(text.encode("utf-8", "replace").decode("utf-8")))
 
 
-def _western_digits(text: str) -> str:
-    return "".join(str(unicodedata.decimal(c)) if c.isdecimal() else c for c in text)
-
-
 def _code(language: str) -> str:
     return re.split(r"[-_+/\s]", language.lower(), maxsplit=1)[0]
 
 
 def _clean(text: str) -> str:
-    """Punctuation and symbols to spaces, like Whisper's, but the marks of a script stay.
+    """Replace punctuation and symbols by spaces, like Whisper, but keep combining marks.
 
     Whisper's own function turns every combining mark into a space. That cuts Hindi, Bengali, Tamil
     or Yoruba words to pieces (नमस्ते becomes two words without vowels) and hides every error in a

@@ -28,7 +28,7 @@ Seeds = Mapping[int, Mapping[str, Scored]]
 
 @dataclass(frozen=True)
 class Rate:
-    """A corpus rate, as fractions; None where there is no reference token."""
+    """A corpus rate, as a fraction; None without any reference token."""
 
     rate: float | None
     deviation: float | None
@@ -51,7 +51,7 @@ class Part(Rate):
 
 @dataclass(frozen=True)
 class Summary:
-    """Counts are over all seeds, but for those of the utterances themselves."""
+    """Counts over all seeds, except for counts of utterances."""
 
     utterances: int
     ref_words: int
@@ -74,7 +74,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Gain:
-    """How much lower a rate is than the baseline's, as a fraction of it; positive is better."""
+    """Relative reduction of a rate, as a fraction of the baseline's; positive is better."""
 
     baseline: float | None
     steered: float | None
@@ -149,7 +149,7 @@ def gain(baseline: Seeds, steered: Seeds, metric: Metric) -> Gain:
 
 
 def p_value(one: Seeds, other: Seeds, metric: Metric) -> float:
-    """Of no difference between two methods: a paired permutation test.
+    """p value of no difference between two methods, by a paired permutation test.
 
     Raises:
         UserError: as `gain`.

@@ -24,7 +24,7 @@ SWITCH = "switch"
 
 
 def languages_of(language: str) -> tuple[str, str] | None:
-    """The language of characters and that of words in a mixed code; None for any other code."""
+    """The languages of characters and of words in a mixed code; None for any other code."""
     if normalise.unit(language) != "mixed":
         return None
     codes = [code for code in re.split(r"[-_+/\s]+", language.lower()) if code]
@@ -48,7 +48,7 @@ def languages_by_token(tokens: Sequence[str], language: str) -> list[str | None]
 def counts(
     ref: Sequence[str], hyp: Sequence[str], chunks: Sequence[Any], language: str
 ) -> dict[str, Counter[str]]:
-    """Of each part: reference tokens (`length`) and errors by kind.
+    """Reference tokens (`length`) and errors by kind, for each part.
 
     Args:
         ref, hyp: tokens.
@@ -93,7 +93,7 @@ def _of(token: str, pair: tuple[str, str]) -> str | None:
 
 
 def _nearest(languages: Sequence[str | None]) -> list[str | None]:
-    """Of each place, the last language up to and with it."""
+    """For each position, the last language up to this position."""
     found: list[str | None] = []
     last: str | None = None
     for language in languages:

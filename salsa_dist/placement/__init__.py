@@ -1,1 +1,1 @@
-"""Where the frozen weights are stored; everything that uses DeepSpeed or process groups."""
+"""Where the frozen weights are stored. All code that uses DeepSpeed or process groups is here."""

@@ -1,4 +1,4 @@
-"""The placement of a run: decided at its start, equally on all ranks, before any weight is read.
+"""Chooses the placement of a run: at its start, equally on all ranks, before any weight is read.
 
     placed = choose(config, ranks)                    of training
     placed = choose(config, ranks, training=False)    of evaluation
@@ -45,7 +45,7 @@ _INT8 = ("zero_quantized_nontrainable_weights", "zero_quantized_weights")
 
 @dataclass(frozen=True)
 class Placed:
-    """What was decided.
+    """The chosen placement.
 
     Attributes:
         placement: with a kind that is not `auto`.
@@ -67,7 +67,7 @@ class Placed:
 def choose(
     config: Config, ranks: Ranks, *, training: bool = True, index: ShardIndex | None = None
 ) -> Placed:
-    """Decide the placement of a run or of its evaluation; every rank calls this together.
+    """Choose the placement of a run or of its evaluation. All ranks call this.
 
     Args:
         index: of its shards, for the lengths of clips.
@@ -103,7 +103,7 @@ def choose(
 
 
 def _hub_shape(config: Config, ranks: Ranks, training: bool) -> BaseShape | None:
-    """The shape of a base on a hub, which the first rank alone asks; None for a folder.
+    """The shape of a base on a hub, which only rank 0 asks; None for a folder.
 
     Raises:
         UserError: on all ranks.
@@ -114,7 +114,7 @@ def _hub_shape(config: Config, ranks: Ranks, training: bool) -> BaseShape | None
 
 
 def _refuse_sharded(config: Config, placement: PlacementConfig, section: str) -> None:
-    """Methods that change weights of the base, or generate rank by rank, take whole copies alone."""
+    """Refuse a shared base for methods that change weights, or generate per rank."""
     if placement.kind not in ("replicate", "auto", 1) or placement.offload != "none":
         raise UserError(
             f"method {config.method.kind} needs the whole base on each rank: set {section}.kind to "
@@ -218,15 +218,15 @@ def _int8(plan: Plan, placement: PlacementConfig, section: str) -> list[str]:
     ]
     if plan.shape.quantized:
         problems.append(
-            f"base {plan.shape.name} is quantised ({plan.shape.quantized}), and cut over ranks its "
-            f"weights may not come back as they were: set {section}.kind=replicate, or take a base in "
-            "bfloat16"
+            f"base {plan.shape.name} is quantised ({plan.shape.quantized}), and its weights can't be "
+            f"partitioned or offloaded: set {section}.kind=replicate and {section}.offload=none, or "
+            "take it in bfloat16"
         )
     return problems
 
 
 def _no_target(plan: Plan, placement: PlacementConfig, row: Row, section: str) -> list[str]:
-    """What is wrong with the place that parts are offloaded to."""
+    """Errors of the offload target: missing, or too small."""
     need = row.offloaded_bytes_per_node
     if row.offload == "cpu":
         host = plan.machines.host_memory
@@ -256,7 +256,7 @@ def _no_target(plan: Plan, placement: PlacementConfig, row: Row, section: str) -
 
 
 def _too_little(row: Row, machines: Machines, section: str) -> list[str]:
-    """Only what is sure counts here: the estimate of activations may be too high."""
+    """Errors if base and vectors alone do not fit; estimates of activations do not count."""
     sure = row.peak_base_bytes + row.steering_bytes + row.optimizer_bytes
     if sure <= machines.memory:
         return []

@@ -26,7 +26,7 @@ from salsa_dist.speech_llms.family import EncodesApart
 
 @dataclass(frozen=True)
 class Prompts:
-    """What is ready to be transcribed: of each clip its language and pieces, and all pieces' batch."""
+    """Clips ready to be transcribed: language and pieces per clip, one batch of all pieces."""
 
     languages: list[str]
     pieces: list[int]
@@ -45,7 +45,7 @@ def generate(
 
 
 def prompts_of(base: FrozenBase, clips: Sequence[Clip]) -> Prompts:
-    """What `answer` needs of `clips`; it runs no part of the base, so it can be made in advance."""
+    """Prepare `clips` for `answer`. This does not run the base, so it can be done ahead."""
     family = base.family
     # Under ZeRO-3 every rank must step along, so an empty batch is one silent clip.
     taking_part = list(clips) or [silent_clip(family.languages[0])] * base.in_step
@@ -69,7 +69,7 @@ def answer(
     max_new_tokens: int,
     decoding: Mapping[str, Any] | None = None,
 ) -> list[Transcript]:
-    """Transcripts of the clips that `prompts` was made of; called as often by all ranks."""
+    """Transcripts of the clips in `prompts`. All ranks call this equally often."""
     if prompts.batch is None:
         return []
     batch = prompts.batch.to(base.ranks.device, base.dtype)
@@ -93,13 +93,13 @@ def answer(
 
 
 def _has_encoder_sites(base: FrozenBase) -> bool:
-    """Whether the `encoder` sites are in the model's encoder; those named by hand may not be."""
+    """Whether the `encoder` sites are in the model's encoder; sites given by path may not be."""
     first = base.sites.get("encoder.0")
     return any(module is first for module in base.model.get_encoder().modules())
 
 
 def _encoded(base: FrozenBase, batch: PromptBatch) -> Any:
-    """The encoder's output, of which the first entry is (samples, positions, hidden).
+    """The encoder's output; its first entry is (samples, positions, hidden).
 
     The prefix that adapters share is run once per clip.
     """

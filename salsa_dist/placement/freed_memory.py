@@ -23,14 +23,14 @@ _LARGE = 1 << 20  # bytes; each larger block is then two calls of the kernel, so
 
 
 def collect() -> None:
-    """Free what is held by nothing but itself, on the device too, before gigabytes are loaded."""
+    """Free reference cycles, and cached device memory, before gigabytes are loaded."""
     gc.collect()  # a model and its hooks hold each other
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def give_back_at_once() -> None:
-    """From now on a freed block of host memory above 1 MiB leaves the process. glibc alone needs it."""
+    """From now on, return freed host memory above 1 MiB to the system (glibc only)."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):

@@ -29,8 +29,9 @@ from salsa_dist.placement.zero import ZeroShards
 from salsa_dist.planner.ds_settings import ds_settings
 from salsa_dist.speech_llms.batch import AdapterBatch
 from salsa_dist.speech_llms.load import SpeechLLM
+from salsa_dist.speech_llms.quantization import bytes_of
 from salsa_dist.steering.bank import Bank
-from salsa_dist.steering.sites import output_head
+from salsa_dist.steering.sites import output_head, whole_layers
 
 
 class FrozenBase:
@@ -61,10 +62,8 @@ class FrozenBase:
         self.ranks = ranks
         self.kind = placement.kind
         self.size = group_size(placement.kind, ranks)
-        self.dtype = next(self.model.parameters()).dtype
-        self.base_bytes = sum(
-            t.numel() * t.element_size() for t in [*self.model.parameters(), *self.model.buffers()]
-        )
+        self.dtype = self.model.dtype
+        self.base_bytes = bytes_of(self.model)
         self.zero: ZeroShards | None = None
         if self.size > 1 or placement.offload != "none":
             settings = ds_settings(
@@ -80,27 +79,28 @@ class FrozenBase:
         self.sites = sites = speech_llm.sites
         self._kept: KeptPrefix | None = None
         self._hooks = ExitStack()
+        layers = whole_layers(speech_llm.layer_lists)
         # Before the bank: what it gives to each sample is not yet steered.
-        self.shared = SharedPrefix(bank, sites, _holder(self.model, sites.get("encoder.0")))
+        self.shared = SharedPrefix(bank, layers, _holder(self.model, layers.get("encoder.0")))
         self._hooks.callback(self.shared.close)
         self._hooks.enter_context(bank.attached(sites))
         if activation_checkpointing:
-            self._hooks.callback(recompute_in_backward(sites.values()))
+            self._hooks.callback(recompute_in_backward(layers.values(), bank))
 
     @torch.no_grad()
     def prefix_of(self, clips: Sequence[Clip]) -> list[Tensor]:
-        """What the job's first steered layer makes of each of `clips`, (elements, …, hidden) each."""
+        """The unsteered prefix's output for each of `clips`, (elements, …, hidden) each."""
         batch = self.family.shared_batch(clips, clips).to(self.ranks.device, self.dtype)
         assert batch.shared is not None
         return list(self._prefix(batch).split(batch.shared.elements.tolist()))
 
     def start_from(self, kept: KeptPrefix) -> None:
-        """From now on take what the first steered layer puts out from `kept`."""
+        """From now on take the unsteered prefix's output from `kept`."""
         self._kept = kept
 
     def logits(self, batch: AdapterBatch) -> Tensor:
-        """What the base says at each label of `batch`, (labels, vocabulary), each sample steered by its
-        own adapter."""
+        """The base's logits at each label of `batch`, (labels, vocabulary); each sample is steered by
+        its own adapter."""
         batch = batch.to(self.ranks.device, self.dtype)
         assert batch.marked is not None
         with ExitStack() as stack:

@@ -18,7 +18,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -33,10 +33,16 @@ from salsa_dist.whole_file import written_whole
 
 @dataclass(frozen=True)
 class Known:
-    """What training needs of a clip beside its prefix: the transcript, and how many samples it had."""
+    """Facts about a clip that training needs beside its prefix: transcript and number of samples."""
 
     text: str
     samples: int
+    speech: bool = True
+    weight: float = 1.0
+
+    @classmethod
+    def of(cls, clip: Clip) -> Known:
+        return cls(clip.text, len(clip.audio), clip.speech, clip.weight)
 
 
 class KeptPrefix:
@@ -54,7 +60,7 @@ class KeptPrefix:
             folder.mkdir(parents=True, exist_ok=True)
 
     def missing(self, keys: Sequence[str]) -> list[str]:
-        """Those of `keys` that are not kept yet."""
+        """Those of `keys` that are not in the cache yet."""
         return [key for key in keys if key not in self.known and not self._found(key)]
 
     def put(self, key: str, known: Known, hidden: Tensor) -> None:
@@ -65,7 +71,7 @@ class KeptPrefix:
             self._held[key] = hidden
             return
         path = self._path(key)
-        metadata = {"facts": json.dumps([key, known.text, known.samples]), "digest": _digest(hidden)}
+        metadata = {"facts": json.dumps([key, *astuple(known)]), "digest": _digest(hidden)}
         # What a crash tears is found out by its digest, and made again.
         with written_whole(path, flushed=False, writer=str(os.getpid())) as part:
             save_file({"hidden": hidden}, part, metadata=metadata)
@@ -87,12 +93,12 @@ class KeptPrefix:
         try:
             with safe_open(self._path(key), framework="pt") as file:
                 metadata = file.metadata()
-                own, text, samples = json.loads(metadata["facts"])
+                own, text, samples, speech, weight = json.loads(metadata["facts"])
                 whole = own == key and metadata["digest"] == _digest(file.get_tensor("hidden"))
         except (OSError, SafetensorError, ValueError, KeyError, TypeError):
             return False
         if whole:
-            self.known[key] = Known(str(text), int(samples))
+            self.known[key] = Known(str(text), int(samples), bool(speech), float(weight))
         return whole
 
     def _path(self, key: str) -> Path:
@@ -101,8 +107,9 @@ class KeptPrefix:
 
 
 def without_audio(key: str, known: Known, language: str, row: int) -> Clip:
-    """A clip whose prefix is kept: only its transcript and its length are needed."""
-    return Clip(key, np.zeros(known.samples, np.float32), known.text, language, row)
+    """A clip whose prefix is kept: no audio is needed but its length."""
+    audio = np.zeros(known.samples, np.float32)
+    return Clip(key, audio, known.text, language, row, speech=known.speech, weight=known.weight)
 
 
 def _digest(hidden: Tensor) -> str:

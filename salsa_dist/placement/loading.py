@@ -59,7 +59,7 @@ def load_base(
     say: Say,
     silence_stride: int | Literal["auto"] = 1,
 ) -> SpeechLLM:
-    """The base as `placement` wants it: whole on this rank's device, or with its weights unread.
+    """Load the base for `placement`: whole on this rank's device, or with its weights unread.
 
     Every rank calls this. With `base.stage_to`, the files are copied to this node's own disk first;
     those of a hub name are fetched by one rank of each node.
@@ -83,7 +83,7 @@ def fill(
     keep: Callable[[nn.Parameter], None],
     say: Say,
 ) -> None:
-    """Read this rank's part of every weight of a model on the meta device.
+    """Read this rank's partition of every weight of a model on the meta device.
 
     Args:
         model: as `load_speech_llm(…, filled=False)` gives it.

@@ -1,4 +1,4 @@
-"""What a placement costs as measured: bytes of the base per rank, and what a step sends.
+"""Measures a placement: bytes of the base per rank, and bytes that a step sends.
 
 with watched(base) as traffic:
     … one step …

@@ -1,4 +1,4 @@
-"""What one rank of each node puts on the node's own disk, for all ranks of the node.
+"""Files that one rank per node writes to the node's own disk, for all ranks of the node.
 
     first rank of a node    copies ─► progress, then the outcome ─┐
     any other rank          "" ───────────────────────────────────┴► store ─► read by all ranks
@@ -32,7 +32,7 @@ _calls = itertools.count()  # all ranks call equally often
 def once_a_node(
     ranks: Ranks, problem: str, make: Callable[[Told], Path], say: Callable[[str], None]
 ) -> Path:
-    """What `make` gives on the first rank of this node. Every rank calls this; the others wait.
+    """The result of `make` on the first rank of this node. Every rank calls this; the others wait.
 
     Args:
         ranks: this process.
@@ -71,7 +71,7 @@ def once_a_node(
 def _all_outcomes(
     store: dist.Store, call: int, ranks: Ranks, say: Callable[[str], None]
 ) -> list[list[str]]:
-    """What each rank said of its copy, waited for as long as it takes."""
+    """The outcome of every node's copy, waited for without a limit."""
     keys = [f"copy-{call}-{rank}" for rank in range(ranks.world_size)]
     said = time.monotonic()
     while True:

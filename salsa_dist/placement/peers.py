@@ -1,4 +1,4 @@
-"""Ends this process soon after it, or a rank beside it, has failed, whatever it waits for.
+"""Ends this process soon after it, or another rank of the node, has failed, even during a collective.
 
     rank 1   raises ─► its failure file ─► store: "failed" ─► its groups aborted ─► ends
     rank 0   in a collective …             a thread sees it within a second ──────► ends

@@ -36,7 +36,7 @@ _SLURM_GPUS = ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS", "SLURM_GPUS_ON_NODE")
 
 @dataclass(frozen=True)
 class Ranks:
-    """Who this process is. Ranks of a node are consecutive.
+    """This process's rank, and the world. Ranks of a node are consecutive.
 
     Attributes:
         peers: whom to tell of a failure; None: nobody.
@@ -104,7 +104,7 @@ def join(hang_after_s: float = 0.0, wanted: str = "auto") -> Iterator[Ranks]:
 
 
 def own_device(wanted: str, local_rank: int) -> dict[str, Any]:
-    """The device that this rank would take, as the others are told of it.
+    """The device that this rank would use, with facts for the other ranks.
 
     `kind` is cuda or cpu; `index` and `gpu`, its number here and its identity, are a GPU's; `count` is
     how many this process sees; `problem` says why the rank can't start.
@@ -173,7 +173,7 @@ _joins = 0
 
 
 def _meeting_place(rank: int, world: int) -> dist.Store:
-    """Where the ranks of one more process group find each other.
+    """The store at which the ranks of a further process group meet.
 
     The store behind it serves all groups of this process, one after another; each has keys of its own,
     since a rank must not take what a peer left there for the group before as its address.
@@ -188,7 +188,7 @@ def _meeting_place(rank: int, world: int) -> dist.Store:
 def _wait_for_all(
     store: dist.Store, rank: int, world: int, mine: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    """What every rank says of itself, once all have come to the meeting place."""
+    """The facts of every rank, once all ranks have joined."""
     store.set(f"here-{rank}", json.dumps(mine))
     keys = {other: f"here-{other}" for other in range(world)}
     try:
@@ -231,7 +231,7 @@ def _store(rank: int, world: int) -> dist.Store:
 
 
 def from_first(ranks: Ranks, make: Callable[[], T]) -> T:
-    """What `make` gives on the first rank, which alone calls it. Every rank calls this.
+    """The result of `make` on rank 0; only rank 0 calls `make`. Every rank calls this.
 
     Raises:
         UserError: on all ranks, where `make` failed.
@@ -252,7 +252,7 @@ def from_first(ranks: Ranks, make: Callable[[], T]) -> T:
 
 
 def group_size(kind: str | int, ranks: Ranks) -> int:
-    """How many consecutive ranks share one copy of the base.
+    """Shard group size: the number of consecutive ranks that share one copy of the base.
 
     Args:
         kind: `replicate` (1), `node`, `full` (all), or a number that divides the world.
@@ -262,6 +262,6 @@ def group_size(kind: str | int, ranks: Ranks) -> int:
     if size < 1 or ranks.world_size % size:
         raise UserError(
             f"placement.kind is {kind}: {ranks.world_size} ranks can't be divided into groups of "
-            f"{size}; take a number that divides them"
+            f"{size}; use a number that divides them"
         )
     return size

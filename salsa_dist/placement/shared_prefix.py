@@ -9,8 +9,9 @@
 What a layer puts out before its vector is added is the same for every adapter that steers nothing
 below. So up to the job's first steered layer there is one stream per clip; above it a hook before each
 layer keeps one sample for all that are still alike, and a hook behind it gives its output to each of
-them. Between layers every sample has its elements, as if nothing were shared: the base makes its own
-masks and lengths, and the bank steers as ever.
+them. A vector inside a layer changes its output, so there the prefix is what the layer below puts out;
+inside the first layer it is that layer's input. Between layers every sample has its elements, as if
+nothing were shared: the base makes its own masks and lengths, and the bank steers as ever.
 
 Which layers run apart is decided once from the whole bank and is the same on all ranks; each
 runs the same modules, only batches are smaller.
@@ -28,16 +29,20 @@ from torch import Tensor, nn
 
 from salsa_dist.speech_llms.batch import AdapterBatch, PromptBatch
 from salsa_dist.steering.bank import AdapterSpec, Bank
+from salsa_dist.steering.blocks import last_layer_below
 
 
-def stage_sites(specs: Sequence[AdapterSpec], encoder: Sequence[str]) -> list[str]:
-    """For each adapter, the layer at whose output its clips get streams of their own.
+def stages(specs: Sequence[AdapterSpec], layers: int) -> list[int]:
+    """For each adapter, the layer at whose output its clips get streams of their own; -1: before all.
 
     Args:
         specs: the adapters.
-        encoder: the encoder's sites, lowest first.
+        layers: of the encoder.
     """
-    return [next((s for s in encoder if s in spec.sites), encoder[-1]) for spec in specs]
+    return [
+        min((last_layer_below(s) for s in spec.sites if s.startswith("encoder.")), default=layers - 1)
+        for spec in specs
+    ]
 
 
 class SharedPrefix:
@@ -45,22 +50,29 @@ class SharedPrefix:
 
     Args:
         bank: whose adapters share clips. Its own hooks must come after these.
-        modules: every site's module.
+        modules: every layer by its site.
         encoder: the module that holds the encoder's layers; its convolutions are below the first.
     """
 
     def __init__(self, bank: Bank, modules: Mapping[str, nn.Module], encoder: nn.Module | None) -> None:
         self.sites = [site for site in modules if site.startswith("encoder.")]
+        self._bank = bank
         self._modules = modules
         self._encoder = encoder
         self._tuples = False  # whether the encoder's layers put out a tuple
         self._alike: dict[str, _Alike] = {}
+        self._input: Tensor | None = None  # of the first layer, where the prefix ends before it
         self._hooks = ExitStack()
         self._stage: list[int] = []
         if not self.sites or not bank.specs:
             return
-        self._stage = [self.sites.index(s) for s in stage_sites(bank.specs, self.sites)]
-        self.first = self.sites[min(self._stage)]
+        self._stage = stages(bank.specs, len(self.sites))
+        # The prefix ends behind this layer, or before it.
+        self.first = self.sites[max(0, min(self._stage))]
+        self.before_first = min(self._stage) < 0
+        if self.before_first:
+            hook = modules[self.first].register_forward_pre_hook(self._put_in, with_kwargs=True)
+            self._hooks.callback(hook.remove)
         for site in self.sites[min(self._stage) + 1 :]:
             before, behind = self._before(site), self._behind(site)
             module = modules[site]
@@ -72,18 +84,26 @@ class SharedPrefix:
 
     @contextmanager
     def prefix_alone(self) -> Iterator[list[Tensor]]:
-        """Run layers up to the first steered one alone; the block finds its output in the list."""
+        """Run the unsteered layers alone; the block finds their output in the list."""
         found: list[Tensor] = []
+
+        def note_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            found.append((args[0] if args else kwargs[self._names(self.first)[0]]).clone())
 
         def note(module: nn.Module, args: Any, output: Any) -> None:
             self._tuples = isinstance(output, tuple)
-            # A copy: some encoders add to a layer's output in place.
-            found.append((output[0] if self._tuples else output).clone())
+            if not self.before_first:
+                # A copy: some encoders add to a layer's output in place.
+                found.append((output[0] if self._tuples else output).clone())
 
         above = self.sites[self.sites.index(self.first) + 1 :]
         llm = [site for site in self._modules if site not in self.sites]
         with ExitStack() as stack:
-            stack.callback(self._modules[self.first].register_forward_hook(note).remove)
+            first = self._modules[self.first]
+            stack.callback(first.register_forward_hook(note).remove)
+            if self.before_first:
+                hook = first.register_forward_pre_hook(note_input, with_kwargs=True)
+                stack.callback(hook.remove)
             for site in above:
                 stack.callback(_replaced(self._modules[site], self._pass_on))
             for site in llm:
@@ -92,7 +112,7 @@ class SharedPrefix:
 
     @contextmanager
     def the_rest(self, batch: AdapterBatch | PromptBatch, prefix: Tensor) -> Iterator[None]:
-        """Run what lies above for all samples of `batch`, and nothing below.
+        """Run only the layers above the first steered one, for all samples of `batch`.
 
         Args:
             prefix: (elements, …, hidden), the unsteered prefix's output for the clips.
@@ -112,17 +132,21 @@ class SharedPrefix:
             for site in below:
                 stack.callback(_replaced(self._modules[site], self._pass_on))
             first = self._modules[self.first]
-            stack.callback(_replaced(first, lambda *a, **k: (put_out,) if self._tuples else put_out))
+            if self.before_first:
+                self._input = put_out
+            else:
+                put = (put_out,) if self._tuples else put_out
+                stack.callback(_replaced(first, lambda *args, **kwargs: put))
             for child in self._encoder.children() if self._encoder is not None else ():
                 if isinstance(child, nn.Conv1d | nn.Conv2d):
                     stack.callback(_replaced(child, _zeros_of(child)))
             try:
                 yield
             finally:
-                self._alike = {}
+                self._alike, self._input = {}, None
 
     def plan(self, clip_of: Sequence[int], rows: Sequence[int]) -> dict[str, list[int]]:
-        """By layer above the first steered one, for each sample the one that runs for it.
+        """For each layer above the first steered one: per sample, the sample that is computed for it.
 
         A layer is missing where each sample runs by itself.
 
@@ -149,13 +173,26 @@ class SharedPrefix:
     def _pass_on(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
         return (hidden,) if self._tuples else hidden
 
+    def _names(self, site: str) -> list[str]:
+        """The arguments of a layer; the first is the activation."""
+        return list(inspect.signature(type(self._modules[site]).forward).parameters)[1:]
+
+    def _put_in(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A hook that gives the first layer the prefix in place of its input."""
+        if self._input is None:
+            return None
+        if args:
+            return (self._input, *args[1:]), kwargs
+        return args, {**kwargs, self._names(self.first)[0]: self._input}
+
     def _before(self, site: str) -> Any:
-        names = list(inspect.signature(type(self._modules[site]).forward).parameters)[1:]
+        names = self._names(site)
 
         def gather(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             alike = self._alike.get(site)
             if alike is None:
                 return None
+            self._bank.keep_inside(site, alike.keep)
             given = tuple(
                 alike.kept(name == names[0], name, v) for name, v in zip(names, args, strict=False)
             )
@@ -176,7 +213,7 @@ class SharedPrefix:
 
 
 class _Alike:
-    """Which samples run for which, in elements.
+    """The shared samples: which sample is computed for which others, in elements.
 
     Args:
         streams: for each sample the one that runs for it.
@@ -216,7 +253,7 @@ class _Alike:
 
 
 def _starts(sizes: Sequence[int]) -> list[int]:
-    """Where each of `sizes` begins, one behind the other, and where the last ends."""
+    """The start of each of `sizes` in a concatenation, and its end."""
     starts = [0]
     for size in sizes:
         starts.append(starts[-1] + size)
@@ -224,7 +261,7 @@ def _starts(sizes: Sequence[int]) -> list[int]:
 
 
 def _zeros_of(conv: nn.Conv1d | nn.Conv2d) -> Callable[[Tensor], Tensor]:
-    """A forward that gives zeros of the right shape: what it would compute is known already."""
+    """A forward that returns zeros of the right shape, because the real output is already known."""
 
     def zeros(features: Tensor) -> Tensor:
         sizes = [

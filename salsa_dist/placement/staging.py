@@ -1,4 +1,4 @@
-"""A copy of a base on this node's own disk, made by one rank per node, used by all.
+"""Copies a base to each node's own disk: one rank per node copies, all ranks read.
 
 base.stage_to: $SLURM_TMPDIR
 
@@ -21,6 +21,7 @@ from salsa_dist.config import BaseConfig
 from salsa_dist.new_folder import made_beside
 from salsa_dist.placement.node_disk import Told, node_folder, once_a_node
 from salsa_dist.placement.ranks import Ranks
+from salsa_dist.speech_llms.built_in_lora import folders_of
 from salsa_dist.speech_llms.load import CHECKPOINT_FILES, base_revision, source_folder
 from salsa_dist.whole_file import flush
 
@@ -44,7 +45,7 @@ def staged(base: BaseConfig, ranks: Ranks, say: Callable[[str], None]) -> Path:
 
 
 def fetched(base: BaseConfig, ranks: Ranks, say: Callable[[str], None]) -> Path | None:
-    """The folder of a hub name's files on this node, fetched by one rank of it; None for a folder.
+    """The folder with the files of a hub name on this node, fetched by one rank; None for a folder.
 
     Every rank calls this.
 
@@ -62,11 +63,10 @@ def fetched(base: BaseConfig, ranks: Ranks, say: Callable[[str], None]) -> Path 
 
 
 def _copy(source: Path, target: Path, say: Callable[[str], None], told: Told) -> None:
-    files = {
-        p.name: p for p in sorted(source.iterdir()) if p.is_file() and p.suffix in CHECKPOINT_FILES
-    }
+    found = [p for folder in folders_of(source) for p in sorted(folder.iterdir())]
+    files = {p.relative_to(source): p for p in found if p.is_file() and p.suffix in CHECKPOINT_FILES}
     if target.is_dir():
-        if {p.name: p.stat().st_size for p in target.iterdir()} == {
+        if {p.relative_to(target): p.stat().st_size for p in target.rglob("*") if p.is_file()} == {
             name: p.stat().st_size for name, p in files.items()
         }:
             say(f"using the copy of the base in {target}")
@@ -81,6 +81,7 @@ def _copy(source: Path, target: Path, say: Callable[[str], None], told: Told) ->
     done = 0
     with made_beside(target) as folder:
         for name, path in files.items():
+            (folder / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(path, folder / name)
             flush(folder / name)  # here, not of all at the end, so that `told` says how far it is
             done += path.stat().st_size

@@ -28,7 +28,7 @@ from salsa_dist.speech_llms.weight_files import StoredTensor
 
 @dataclass
 class StepTraffic:
-    """What one step gathered, seen on this rank.
+    """The gathers of one step on this rank.
 
     Attributes:
         gathered_bytes: weights received from other ranks.
@@ -104,7 +104,7 @@ class ZeroShards:
         deepspeed_library.release_leftovers(self._offload)
 
     def close(self, failed: bool = False) -> None:
-        """Free this rank's parts and what is gathered. All ranks of a group are done with it.
+        """Free this rank's partitions and gathered weights. No rank of a group uses them any more.
 
         Args:
             failed: the ranks no longer go along, so nothing here may wait for them.
@@ -120,7 +120,7 @@ class ZeroShards:
         return sum(part.ds_numel * part.element_size() for part in parts)
 
     def resident_bytes(self) -> int:
-        """Bytes of the base on this rank's device now: its parts, and what is gathered.
+        """Bytes of the base on this rank's device now: its partitions and gathered weights.
 
         Parts that are offloaded count as nothing, but for the small weights that stay on the device.
         """
@@ -133,7 +133,7 @@ class ZeroShards:
 
     @contextmanager
     def watched(self) -> Iterator[StepTraffic]:
-        """Count what the passes inside the block gather, and the most that is held at once."""
+        """Count the bytes that passes inside the block gather, and the most held at once."""
         coordinator = deepspeed_library.fetching(self._offload)
         fetch = coordinator.fetch_sub_module
         traffic = StepTraffic(peak_bytes=self.resident_bytes())
@@ -158,6 +158,6 @@ class ZeroShards:
 
 
 def _offload_device(settings: dict[str, Any]) -> str:
-    """Where a config keeps parts between uses: none, cpu or nvme."""
+    """Where a config keeps partitions between uses: none, cpu or nvme."""
     offload = settings["zero_optimization"].get("offload_param") or {}
     return str(offload.get("device", "none"))

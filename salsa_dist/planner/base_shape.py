@@ -15,7 +15,8 @@ model that a run would load. Headers say how many bytes lie on disk, and in whic
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,11 @@ from salsa_dist.libraries.transformers import without_weights
 from salsa_dist.planner.modules import Module, modules_of
 from salsa_dist.speech_llms.inspection import class_of, read_config
 from salsa_dist.speech_llms.load import FAMILIES
+from salsa_dist.speech_llms.quantization import LIBRARIES, own_method, planned_bytes, refuse_twice
 from salsa_dist.speech_llms.reading_base import NO_MODEL, reading_base
 from salsa_dist.speech_llms.weight_files import cached_safetensors_files, read_header
 from salsa_dist.speech_llms.window import longest, shorten
+from salsa_dist.steering.blocks import layer_of, with_blocks
 from salsa_dist.steering.sites import find_layers, output_head, select
 from salsa_dist.steering.widths import output_width
 
@@ -41,20 +44,21 @@ _HEADER_TYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.floa
 
 @dataclass(frozen=True)
 class Weight:
-    """One parameter: its name, how many numbers, bytes of each."""
+    """One parameter: its name, its number of elements, the bytes of one; of a quantised one, of all."""
 
     name: str
     numel: int
     itemsize: int
+    quantized: int | None = None
 
     @property
     def bytes(self) -> int:
-        return self.numel * self.itemsize
+        return self.numel * self.itemsize if self.quantized is None else self.quantized
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer that can be steered: its site and the width of its output."""
+    """One layer that can be steered: its site, and the width of its output."""
 
     site: str
     width: int
@@ -72,11 +76,14 @@ class BaseShape:
         buffer_bytes: bytes of what is not a parameter.
         modules: those with weights, in the order of a forward pass.
         layers: encoder first, then LLM.
+        blocks: words for sites inside a layer, such as `encoder.attention`.
         vocabulary: numbers of one logit row.
         encoder_decoder: text goes to a decoder by itself, and audio by cross-attention (Whisper).
         encoder_tokens: rows of an encoder built for one window; None: it takes any length.
         stored: bytes of the weights on disk, as the headers say; None: only a config is at hand.
-        quantized: the checkpoint's own quantisation method, if any.
+        quantized: how its linear weights are quantised, while loading or in the checkpoint; None: they
+            are not.
+        held: bytes of the weights of a checkpoint that is quantised; None: as `weights` say.
     """
 
     name: str
@@ -86,11 +93,13 @@ class BaseShape:
     buffer_bytes: int
     modules: tuple[Module, ...]
     layers: tuple[Layer, ...]
+    blocks: tuple[str, ...]
     vocabulary: int
     encoder_decoder: bool
     encoder_tokens: int | None
     stored: int | None
     quantized: str | None
+    held: int | None = None
 
     @property
     def parameters(self) -> int:
@@ -98,23 +107,26 @@ class BaseShape:
 
     @property
     def bytes(self) -> int:
-        """Of the whole base on one device: parameters and buffers."""
-        return sum(w.bytes for w in self.weights) + self.buffer_bytes
+        """Bytes of the whole base on one device: parameters and buffers."""
+        weights = sum(w.bytes for w in self.weights) if self.held is None else self.held
+        return weights + self.buffer_bytes
 
     def counts(self) -> dict[str, int]:
-        """Layers of each component, as `select` wants them."""
-        found: dict[str, int] = {}
-        for layer in self.layers:
-            component = layer.site.partition(".")[0]
-            found[component] = found.get(component, 0) + 1
-        return found
+        """Layers of each component and its blocks, as `select` wants them."""
+        found = Counter(layer.site.partition(".")[0] for layer in self.layers)
+        words = [w for c in found for w in (c, *(b for b in self.blocks if b.startswith(c + ".")))]
+        return {word: found[word.partition(".")[0]] for word in words}
 
     def sites(self, words: str) -> tuple[str, ...]:
         """The sites that `words` name, such as `encoder:last-half+llm`."""
         return tuple(select(words, self.counts()))
 
     def width(self, site: str) -> int:
-        return next(layer.width for layer in self.layers if layer.site == site)
+        return self.layers[self.place(site)].width
+
+    def place(self, site: str) -> int:
+        """The index in `layers` of the layer that a site is of."""
+        return next(i for i, layer in enumerate(self.layers) if layer.site == layer_of(site))
 
 
 def read_shape(
@@ -122,20 +134,23 @@ def read_shape(
     *,
     revision: str | None = None,
     dtype: str | None = None,
+    quantization: str | None = None,
     window_s: float | None = None,
     layers: dict[str, str] | None = None,
 ) -> BaseShape:
-    """The shape of a base.
+    """Read the shape of a base.
 
     Args:
         name: folder with a checkpoint or only its config.json, or a hub name.
         revision: hub branch, tag or commit.
         dtype: precision of a run; None: as stored, or bfloat16 where no weights are at hand.
+        quantization: as `load_speech_llm` takes it; its library need not be installed.
         window_s: audio window in seconds; None: the base's own.
         layers: paths of layer lists that are not found by structure.
 
     Raises:
-        UserError: no such base, one that transformers does not know, or headers that can't be read.
+        UserError: no such base, one that is quantised already or that transformers does not know,
+            or headers that can't be read.
     """
     name = os.path.expanduser(str(name))
     config = read_config(name, revision)
@@ -144,13 +159,16 @@ def read_shape(
     model = build_empty(config, name, dtype)
     if window_s is not None:
         _cut_window(model, config, window_s)
-    return shape_of(
-        model, name, dtype, layers, stored=stored, quantized=_quantized(config), config=config
+    own = own_method(config)
+    refuse_twice(name, quantization, own)
+    shape = shape_of(
+        model, name, dtype, layers, stored=stored, quantized=quantization or own, config=config
     )
+    return shape if own is None else replace(shape, held=stored)
 
 
 def build_empty(config: Any, name: str, dtype: str) -> nn.Module:
-    """The model of a config on the meta device: shapes and no numbers."""
+    """A model of the config on the meta device: shapes without numbers."""
     family = FAMILIES.get(config.model_type)
     if family is not None and family.MODEL_CLASS is not None:
         import transformers
@@ -173,7 +191,7 @@ def shape_of(
     quantized: str | None = None,
     config: Any = None,
 ) -> BaseShape:
-    """The shape of a model at hand, on whatever device."""
+    """The shape of a loaded model, on any device."""
     lists = find_layers(model, layers)
     order = [(f"{c}.{i}", m) for c in ("encoder", "llm") for i, m in enumerate(lists.get(c, []))]
     named = list(model.named_parameters())  # a tied one once
@@ -181,14 +199,16 @@ def shape_of(
     config = model.config if config is None else config
     encoder_tokens = _window_rows(model)
     head = output_head(model)
+    smaller = planned_bytes(model, quantized) if quantized in LIBRARIES else {}
     return BaseShape(
         name=name,
         architecture=type(model).__name__,
         dtype=dtype,
-        weights=tuple(Weight(n, p.numel(), p.element_size()) for n, p in named),
+        weights=tuple(Weight(n, p.numel(), p.element_size(), smaller.get(n)) for n, p in named),
         buffer_bytes=sum(b.numel() * b.element_size() for b in model.buffers()),
         modules=tuple(modules_of(model, order, lists, number, head, config)),
         layers=tuple(Layer(site, output_width(module)) for site, module in order),
+        blocks=tuple(word for word in with_blocks(lists) if "." in word),
         vocabulary=0 if head is None else int(next(head.parameters()).shape[0]),
         encoder_decoder=bool(getattr(model.config, "is_encoder_decoder", False)),
         encoder_tokens=encoder_tokens,
@@ -207,7 +227,7 @@ def _window_rows(model: Any) -> int | None:
 
 
 def _cut_window(model: Any, config: Any, window_s: float) -> None:
-    """What the family's `fit` does, without its processor."""
+    """The same change as the family's `fit`, without its processor."""
     for module in list(model.modules()):
         table = getattr(module, "embed_positions", None)
         # Whisper's and Qwen2-Audio's windows can be shortened; others of this kind are always whole.
@@ -222,16 +242,8 @@ def _is_cut(config: Any) -> bool:
     return config.model_type in ("whisper", "qwen2_audio")
 
 
-def _quantized(config: Any) -> str | None:
-    own = getattr(config, "quantization_config", None)
-    if own is None:
-        return None
-    tree = own if isinstance(own, dict) else own.to_dict()
-    return str(tree.get("quant_method", "unknown"))
-
-
 def _stored(name: str, revision: str | None) -> tuple[int | None, str | None]:
-    """Bytes of the weights on disk and the precision that most of them have, from headers alone."""
+    """Bytes of the weights on disk, and the precision of most weights, from headers alone."""
     folder = Path(name)
     sizes: dict[str, int] = {}
     files = (

@@ -9,7 +9,7 @@ _SLOW = 3.0  # times slower than planned is worth a word
 
 
 def slower_than_planned(row: Row, inside_gbps: float | None, between_gbps: float | None) -> list[str]:
-    """What `row`'s traffic takes on the measured links: one line, or none where they are as planned.
+    """The time of `row`'s traffic on the measured links, in one line; none if as planned.
 
     The formula of the time is the plan's own (planner/plan.py).
 

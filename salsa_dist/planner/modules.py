@@ -1,4 +1,4 @@
-"""The modules of a base that have weights of their own, in the order of a forward pass.
+"""The modules of a base that have their own weights, in the order of a forward pass.
 
 encoder ──► rest (projector) ──► llm ──► head
 """
@@ -10,12 +10,14 @@ from typing import Any
 
 from torch import nn
 
+from salsa_dist.planner.kept import is_norm, kept_of
+
 _CROSS = ("encoder_attn", "cross_attn", "cross_attention")
 
 
 @dataclass(frozen=True)
 class Module:
-    """What one module with weights of its own needs.
+    """The cost of one module that has its own weights.
 
     Attributes:
         layer: index into `BaseShape.layers` of the layer that it is in; None: in none.
@@ -23,7 +25,8 @@ class Module:
             it if one of the layers up to there is steered.
         weights: indices into `BaseShape.weights`.
         matmul: numbers that each token is multiplied with; of experts, those that a token meets.
-        out: numbers that it makes a token: of a linear layer its outputs, of a norm its width.
+        kept: numbers a token that backward needs on its account, in the base's precision.
+        copies: those that it keeps in fp32 whatever the base's precision.
         runs_over: whose tokens: `encoder`, `llm` or `labels`.
     """
 
@@ -31,7 +34,8 @@ class Module:
     after: int
     weights: tuple[int, ...]
     matmul: int
-    out: int
+    kept: int
+    copies: int
     runs_over: str
 
 
@@ -43,7 +47,7 @@ def modules_of(
     head: nn.Module | None,
     config: Any,
 ) -> list[Module]:
-    """Modules with weights of their own, in the order in which a forward pass meets them.
+    """Modules with their own weights, in the order of a forward pass.
 
     Args:
         order: site and module of each layer, encoder first.
@@ -74,7 +78,7 @@ def modules_of(
             # What lies beside the layers runs before them (convolutions) or after (a norm).
             stage, after, over = 0, (encoders - 1 if place > last_encoder else -1), "encoder"
         elif _under(path, parents.get("llm", "\0")):
-            stage, after = 2, (len(order) - 1 if _is_norm(module) else encoders - 1)
+            stage, after = 2, (len(order) - 1 if is_norm(module) else encoders - 1)
         else:
             stage, after = 1, encoders - 1
         if inside is not None:
@@ -87,13 +91,9 @@ def modules_of(
         table = isinstance(module, nn.Embedding)
         own_numbers = tuple(number[id(p)] for p in own)
         matmul = 0 if table else _matmul(own, config)
-        found.append(
-            (
-                stage,
-                place,
-                Module(inside, -1 if table else after, own_numbers, matmul, _out(module, own), over),
-            )
-        )
+        kept, copies = kept_of(model, path, module)
+        after = -1 if table else after
+        found.append((stage, place, Module(inside, after, own_numbers, matmul, kept, copies, over)))
     return [module for _, _, module in sorted(found, key=lambda entry: entry[:2])]
 
 
@@ -101,18 +101,14 @@ def _under(path: str, parent: str) -> bool:
     return not parent or path == parent or path.startswith(parent + ".")
 
 
-def _is_norm(module: nn.Module) -> bool:
-    return "Norm" in type(module).__name__
-
-
 def _reads_the_encoder(path: str) -> bool:
-    """Keys and values of a cross-attention are made from the encoder's rows."""
+    """Whether a module makes keys or values of a cross-attention, from the encoder's output."""
     *_, block, name = ("", *path.split("."))
     return block in _CROSS and name in ("k_proj", "v_proj")
 
 
 def _before_the_cross(path: str) -> bool:
-    """What runs in a decoder layer before the encoder's rows come in."""
+    """Whether a module of a decoder layer runs before its cross-attention."""
     *_, block, name = ("", *path.split("."))
     return (
         block == "self_attn"
@@ -139,9 +135,3 @@ def _expert_share(p: nn.Parameter, config: Any) -> float:
         if experts and chosen and p.shape[0] == experts:
             return float(chosen) / float(experts)
     return 1.0
-
-
-def _out(module: nn.Module, own: list[nn.Parameter]) -> int:
-    if isinstance(module, nn.Linear):
-        return module.out_features
-    return int(own[0].shape[0]) if _is_norm(module) else 0

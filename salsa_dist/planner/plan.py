@@ -57,7 +57,7 @@ def make_plan(
         # Parts come from the host then, the fewer the ranks a copy the more of them: the quickest.
         ways = [r for r in rows if r.fits and r.offload == ("cpu" if offload == "none" else offload)]
         chosen = min(ways, key=lambda r: (r.step_s, r.bytes_between_nodes_per_step), default=None)
-    return Plan(shape, work, machines, rows, chosen, _why(rows, chosen, machines))
+    return Plan(shape, work, machines, rows, chosen, _why(shape, rows, chosen, machines))
 
 
 def placements(machines: Machines, extra: Sequence[int] = ()) -> dict[str | int, int]:
@@ -91,7 +91,8 @@ def _row(
     passes = -(-share // work.micro_batch)
     base = resident_bytes(shape, ranks, offload, settings)
     peak = base
-    if ranks > 1 or offload != "none":
+    whole = ranks == 1 and offload == "none"
+    if not whole:
         peak += gathered_at_peak(shape, work.checkpointing and work.training, settings)
     bank, reduced = steering_numbers(shape, work)
     steering = 4 * (2 * bank + reduced) if work.training else 4 * bank
@@ -135,12 +136,17 @@ def _row(
         compute_s=compute,
         transfer_s=transfer,
         step_s=max(compute, transfer),
-        fits=device <= USABLE * machines.memory and enough,
+        fits=device <= USABLE * machines.memory and enough and (whole or shape.quantized is None),
     )
 
 
-def _why(rows: Sequence[Row], chosen: Row | None, machines: Machines) -> str:
+def _why(shape: BaseShape, rows: Sequence[Row], chosen: Row | None, machines: Machines) -> str:
     limit = f"{size(USABLE * machines.memory)} usable"
+    if chosen is None and shape.quantized is not None:
+        return (
+            f"auto: base {shape.name} is quantised ({shape.quantized}), so it lies whole on each "
+            f"device and needs {size(rows[0].device_bytes)} of {limit}: set placement.offload=none"
+        )
     if chosen is None:
         least = min(rows, key=lambda r: r.device_bytes)
         return (

@@ -1,4 +1,4 @@
-"""The plan of a run or of its evaluation: base, step and DeepSpeed settings taken from its config."""
+"""The plan of a run or of its evaluation: base, step and DeepSpeed settings come from its config."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from salsa_dist.planner.ds_settings import ds_settings
 from salsa_dist.planner.plan import make_plan
 from salsa_dist.planner.plan_table import Plan
 from salsa_dist.planner.step_work import DEFAULT_CLIP_S, Machines, Work
+from salsa_dist.steering.rules.registry import rule_named
 
 
 def plan_of(
@@ -57,7 +58,12 @@ def shape_of_run(config: Config, training: bool = True) -> BaseShape:
     if dtype == "auto":  # of a run that has not begun; plans are for GPUs
         dtype = "float32" if config.device == "cpu" else None
     return read_shape(
-        base.name, revision=base.revision, dtype=dtype, window_s=window, layers=base.layers
+        base.name,
+        revision=base.revision,
+        dtype=dtype,
+        quantization=base.quantization,
+        window_s=window,
+        layers=base.layers,
     )
 
 
@@ -74,7 +80,7 @@ def plan_text(config: Config, nodes: int, ranks_per_node: int, memory: float) ->
 
 
 def long_clip(index: ShardIndex, config: Config, training: bool = True) -> float:
-    """Seconds that 99 of 100 of a run's clips, or of its evaluation's, are no longer than."""
+    """Length in seconds that 99 of 100 clips of a run, or of its evaluation, do not exceed."""
     split = "train" if training else config.evaluation.split
     languages = {code for adapter in config.adapters for code in adapter.languages}
     lengths = [
@@ -88,7 +94,7 @@ def long_clip(index: ShardIndex, config: Config, training: bool = True) -> float
 def work_of(
     config: Config, shape: BaseShape, training: bool = True, long_s: float | None = None
 ) -> Work:
-    """One step of a run: all adapters at work, clips of 10 s or as long as the window."""
+    """The work of one step of a run: all adapters train, on clips of 10 s or of the window's length."""
     adapters = config.adapter_settings()
     window = config.base_in_training().window_s if training else None
     longest = shape.encoder_tokens / ENCODER_TOKENS_PER_SECOND if shape.encoder_tokens else None
@@ -99,6 +105,7 @@ def work_of(
         clips=clips if training else config.evaluation.batch,
         micro_batch=config.training.micro_batch if training else config.evaluation.batch,
         sites=tuple(shape.sites(a.sites) for a in adapters),
+        parts=max((rule_named(a.rule).parts for a in adapters), default=1),
         clip_s=clip_s,
         # A family that takes several windows of audio takes a long clip whole.
         long_s=long_s if long_s is None or not shape.encoder_decoder else min([long_s, *limits]),

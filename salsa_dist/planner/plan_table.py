@@ -18,7 +18,7 @@ from salsa_dist.planner.step_work import USABLE, Machines, Work
 
 @dataclass(frozen=True)
 class Row:
-    """One placement. Bytes are of one device unless named otherwise.
+    """One placement. Bytes are per device unless named otherwise.
 
     Attributes:
         placement: as `placement.kind` has it.
@@ -79,13 +79,14 @@ class Plan:
         return next((r for r in self.rows if (r.placement, r.offload) == (placement, offload)), None)
 
     def tree(self) -> dict[str, Any]:
-        """As JSON: `rows` are flat objects."""
+        """The plan as JSON: `rows` are flat objects."""
         shape = self.shape
         return {
             "base": shape.name,
             "architecture": shape.architecture,
             "parameters": shape.parameters,
             "dtype": shape.dtype,
+            "quantized": shape.quantized,
             "base_bytes": shape.bytes,
             "stored_bytes": shape.stored,
             "machines": asdict(self.machines),
@@ -96,8 +97,9 @@ class Plan:
         }
 
     def table(self) -> str:
-        """As text: what it is about, one line a placement, and which one `auto` takes."""
+        """The plan as text: its subject, one line per placement, and the choice of `auto`."""
         s, m, w = self.shape, self.machines, self.work
+        quantized = "" if s.quantized is None else f" quantised ({s.quantized})"
         stored = "" if s.stored is None else f", {size(s.stored)} on disk"
         what = (
             f"a step of {w.clips} clips" if w.training else f"decoding {w.micro_batch} clips per rank"
@@ -127,8 +129,8 @@ class Plan:
             )
         widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
         lines = [
-            f"{s.name}: {s.architecture}, {s.parameters / 1e6:,.1f} M parameters, {s.dtype}, "
-            f"{size(s.bytes)}{stored}",
+            f"{s.name}: {s.architecture}, {s.parameters / 1e6:,.1f} M parameters, {s.dtype}"
+            f"{quantized}, {size(s.bytes)}{stored}",
             f"{m.nodes} nodes x {m.ranks_per_node} ranks, {size(m.memory)} a device, {USABLE:.0%} of "
             f"it usable; {what}, {self.rows[0].flops_per_step:.2e} FLOPs",
         ]

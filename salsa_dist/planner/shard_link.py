@@ -38,7 +38,7 @@ class ShardLink:
 def shard_link(
     config: Config, index: ShardIndex, nodes: int, planned_s: float, measured_s: float | None
 ) -> ShardLink | None:
-    """What `config` needs; None where the index has no training speech of it.
+    """The shard traffic of `config`; None if the index has no training speech for it.
 
     Args:
         planned_s, measured_s: seconds of a step.

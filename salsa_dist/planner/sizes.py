@@ -28,6 +28,6 @@ def parse_size(text: str) -> float:
     """Bytes of `80GB`, `24 GiB`, `512MB` or a plain number."""
     match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([kMGT]?)(i?)B?\s*", text)
     if match is None:
-        raise UserError(f"{text!r} is no size: write it like 80GB or 24GiB")
+        raise UserError(f"{text!r} is not a size: write it like 80GB or 24GiB")
     power = " kMGT".index(match[2] or " ")
     return float(match[1]) * (1024 if match[3] else 1000) ** power

@@ -1,4 +1,4 @@
-"""What a plan is asked about: the machines, and the work of one step on them.
+"""The input of a plan: the machines, and the work of one step on them.
 
 Machines(nodes=4, ranks_per_node=8, memory=80e9)
 Work(clips=64, micro_batch=8, sites=(("encoder.0", …), …))      one tuple of sites an adapter
@@ -9,9 +9,11 @@ first_layer(shape, work)       backward goes back to here, and no further
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 
 from salsa_dist.planner.base_shape import ENCODER_TOKENS_PER_SECOND, BaseShape
 from salsa_dist.planner.modules import Module
+from salsa_dist.steering.blocks import layer_of
 
 # Of a device's memory: the rest is for the CUDA context, the collectives' buffers and fragmentation.
 USABLE = 0.9
@@ -26,7 +28,7 @@ GLOO_MESSAGE_BYTES = 860
 
 @dataclass(frozen=True)
 class Machines:
-    """What a job runs on.
+    """The machines of a job.
 
     Attributes:
         nodes, ranks_per_node: a rank drives one device.
@@ -59,12 +61,13 @@ class Machines:
 
 @dataclass(frozen=True)
 class Work:
-    """One step.
+    """The work of one step.
 
     Attributes:
         clips: of all adapters, over all ranks.
         micro_batch: most clips of one pass on one rank.
         sites: of each adapter in the bank.
+        parts: numbers per channel, the most that an adapter's rule has.
         clip_s: length of a clip in seconds.
         long_s: of a long clip, for which memory must suffice; None: `clip_s`.
         window_s: audio window of a base with a fixed window, in seconds; None: the base's own.
@@ -83,10 +86,11 @@ class Work:
     labels: int = 32
     checkpointing: bool = False
     training: bool = True
+    parts: int = 1
 
 
 def tokens_of(shape: BaseShape, work: Work) -> dict[str, int]:
-    """Tokens of one clip that go through each part of a base."""
+    """Number of tokens of one clip in each part of a base."""
     if shape.encoder_tokens is None:
         encoder = round(work.clip_s * ENCODER_TOKENS_PER_SECOND)
     else:
@@ -97,26 +101,30 @@ def tokens_of(shape: BaseShape, work: Work) -> dict[str, int]:
     return {"encoder": encoder, "llm": audio + work.text_tokens, "labels": work.labels}
 
 
-def first_layer(shape: BaseShape, work: Work) -> int:
-    """Index of the first steered layer: backward stops above it. Past the last without sites."""
+def first_layer(shape: BaseShape, work: Work) -> float:
+    """Index of the first steered layer: backward stops above it. Past the last without sites.
+
+    A half less where its first vector is inside it, so that backward goes through the layer.
+    """
     steered = {site for sites in work.sites for site in sites}
-    return next((i for i, layer in enumerate(shape.layers) if layer.site in steered), len(shape.layers))
+    found = [shape.place(site) - 0.5 * (site != layer_of(site)) for site in steered]
+    return min(found, default=len(shape.layers))
 
 
-def differentiated(module: Module, first: int) -> bool:
-    """Whether a gradient goes back through `module`."""
-    return first <= module.after
+def differentiated(module: Module, first: float) -> bool:
+    """Whether a gradient goes back through `module`; of a layer with a vector inside, all count."""
+    return first <= module.after or (first % 1 > 0 and module.layer == ceil(first))
 
 
-def recomputed(module: Module, work: Work, first: int) -> bool:
-    """Whether checkpointing runs `module` again in backward: all of a layer, if any of it matters."""
+def recomputed(module: Module, work: Work, first: float) -> bool:
+    """Whether checkpointing recomputes `module`: a whole layer, if any of it needs gradients."""
     return work.checkpointing and module.layer is not None and module.layer > first
 
 
 def steering_numbers(shape: BaseShape, work: Work) -> tuple[int, int]:
     """Numbers of the bank, (adapters, hidden) per site, and of what one step reduces."""
     steered = {site for sites in work.sites for site in sites}
-    bank = len(work.sites) * sum(layer.width for layer in shape.layers if layer.site in steered)
+    bank = len(work.sites) * sum(shape.width(site) for site in steered)
     # With each adapter's gradient travel its loss and label count, and one flag.
     own = sum(shape.width(site) for sites in work.sites for site in sites)
-    return bank, own + 2 * len(work.sites) + 1
+    return work.parts * bank, work.parts * own + 2 * len(work.sites) + 1

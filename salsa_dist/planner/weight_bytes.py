@@ -1,4 +1,4 @@
-"""What a rank holds of the base's weights, and what it receives of them in a step.
+"""Bytes of the base's weights that a rank holds, and that it receives in a step.
 
     held      between steps: ceil(n/k) numbers of each weight of n, k ranks a copy; small weights whole
     at peak   + the module in use (checkpointing: its layer) and what is fetched ahead
@@ -39,7 +39,7 @@ def resident_bytes(
 def gathered_at_peak(
     shape: BaseShape, checkpointing: bool, settings: Mapping[str, Any] | None = None
 ) -> int:
-    """Most bytes of weights that are whole at once: the module in use, and what is fetched ahead."""
+    """Largest number of bytes of gathered weights: the module in use, and prefetched weights."""
     knobs = _knobs(settings)
     whole = _persistent(shape, knobs)
     apart = {i: w for i, w in enumerate(shape.weights) if i not in whole}
@@ -88,7 +88,7 @@ def _persistent(shape: BaseShape, knobs: Mapping[str, int]) -> set[int]:
 
 
 def _knobs(settings: Mapping[str, Any] | None) -> dict[str, int]:
-    """What counts of a `zero_optimization` section, DeepSpeed's own defaults filled in."""
+    """The relevant settings of a `zero_optimization` section, with DeepSpeed's defaults."""
     if settings is None:
         settings = ds_settings(None, "full", torch.float32)["zero_optimization"]
     defaults = {

@@ -1,4 +1,4 @@
-"""What runs decoded, sorted into cases: one method in one language, split and window, all its seeds.
+"""Sorts transcripts into cases: one method in one language, split and window, all seeds.
 
     RUN, RUN, … ──read_run──> RunFiles ──read_cases──> [Case, …]
 
@@ -76,7 +76,7 @@ class Case:
 
     @property
     def layer(self) -> tuple[str, int] | None:
-        """Component and number of the layer, if one alone is steered."""
+        """Component and number of the layer, if only one layer is steered."""
         component, _, rest = self.sites.partition(":")
         return (component, int(rest)) if self.rule and rest.isdigit() else None
 
@@ -126,7 +126,7 @@ def read_cases(
     *,
     each: bool = False,
 ) -> list[Case]:
-    """All cases, those of forgetting and of other windows among them, in a fixed order.
+    """All cases in a fixed order, including those of forgetting and of other windows.
 
     By language and split; in each zero-shot first, then methods in the order of runs and adapters.
 
@@ -230,7 +230,7 @@ def scored(h: Hypothesis, rules: Rules) -> Scored:
 
 
 def _compared_window(config: Config, windows: Collection[float]) -> float | None:
-    """The one of an adapter's windows that it is compared at; None if that can't be told.
+    """The window at which an adapter is compared; None if that is unknown.
 
     With `base.window_s: null` that is the base's own window. Its length is not in the config, but it
     is what remains of the decoded windows without those that the config gives in seconds.

@@ -11,6 +11,7 @@ comparison
 ├── beside      each other method with the SALSA of the nearest number of trained numbers
 ├── by          cells again, of the parts that a field of the shards makes, such as age
 ├── forgetting  each adapter in the languages that it was not trained in
+├── scales      error rates of adapters by the scale of their vectors
 ├── untouched   the base with adapters off beside the base without any
 ├── sites       gain of each choice of sites: single layers, halves, thirds, LLM
 ├── minutes     gain against minutes of training speech
@@ -34,7 +35,7 @@ from typing import Any
 from salsa_dist.evaluation.transcripts import BARE, ZERO_SHOT, Hypothesis
 from salsa_dist.metrics import intervals, normalise
 from salsa_dist.metrics.error_rates import METRICS, corpus_rate
-from salsa_dist.report import examples, fields, results
+from salsa_dist.report import examples, fields, results, scales
 from salsa_dist.report.cases import Case, read_cases, read_runs, scored
 from salsa_dist.report.results import Result, cell_of, results_of
 from salsa_dist.report.run_files import RunFiles, read_run
@@ -59,7 +60,7 @@ DEFINITIONS = {
 
 @dataclass(frozen=True)
 class Told:
-    """What a sweep tells of the comparison of its runs.
+    """Facts that a sweep adds to the comparison of its runs.
 
     Attributes:
         title: of the page; None: made of the base's name.
@@ -109,7 +110,7 @@ def tree_of(
     by: Sequence[tuple[str, str, Result]],
     told: Told,
 ) -> dict[str, Any]:
-    """The tree of what was found, in one run or in many, but for its notes."""
+    """The content of a report of one or several runs, without its notes."""
     rules = normalise.Rules.of(files[0].config.evaluation)
     shown = plain(found)
     own = [result for result in shown if result.case.compared]
@@ -131,6 +132,9 @@ def tree_of(
         "forgetting": [
             {**cell_of(result), "trained_in": "+".join(result.case.learned)}
             for result in forgetting(found)
+        ],
+        "scales": [
+            row for run, file in zip(runs, files, strict=True) for row in scales.rows_of(run, file)
         ],
         "untouched": [
             row for run, file in zip(runs, files, strict=True) for row in untouched(run, file)
@@ -164,7 +168,7 @@ def tree_of(
 
 
 def plain(found: Sequence[Result]) -> list[Result]:
-    """Those in languages that a method was trained in; all, where nothing was trained."""
+    """The results in languages that a method was trained in; all results if nothing was trained."""
     learned = {r.case.language for r in found if r.case.method != ZERO_SHOT and not r.case.forgets}
     # Where forgetting was measured, the base was decoded in languages that have no method of their own.
     return [r for r in found if not r.case.forgets and (r.case.language in learned or not learned)]
@@ -215,7 +219,7 @@ def notes_of(cases: Sequence[Case], found: Sequence[Result]) -> list[str]:
 
 
 def untouched(run: Path | str, file: RunFiles) -> list[dict[str, Any]]:
-    """The base's transcripts with adapters loaded but off, beside those of the base without any.
+    """The base's transcripts with adapters off, compared with those of the base without any adapter.
 
     One row per language and window, of a run that was evaluated with `evaluation.forgetting`.
     """
@@ -281,7 +285,7 @@ def _mean_norms(case: Case) -> dict[str, float]:
 
 
 def _cosines(cases: Sequence[Case]) -> list[dict[str, Any]]:
-    """Of each method between languages, the mean over pairs of seeds.
+    """Cosines of each method between languages, as the mean over pairs of seeds.
 
     Of a language with itself it is between its different seeds; None where there is one.
     """

@@ -1,4 +1,4 @@
-"""Which utterances are shown: selected by rule, to avoid cherry-picking.
+"""Selects the utterances to show, by rule, to avoid cherry-picking.
 
 Those whose errors fell most, some nearest to the median change, those whose errors rose most. By
 number of errors, which is what moves the corpus rate; ties go to the smaller key, so the same run
@@ -39,7 +39,7 @@ def chosen(
 
 
 def of_language(own: Sequence[Case]) -> list[dict[str, Any]]:
-    """Utterances of a language by the best of each kind of method, its first seed's.
+    """Utterances of a language, with the best method of each kind, first seed.
 
     Which are shown is decided by the zero-shot and the best method over all.
     """

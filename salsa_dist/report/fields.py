@@ -28,8 +28,8 @@ def refuse_unknown(names: Sequence[str], hypotheses: Iterable[Hypothesis]) -> No
     if unknown := [name for name in names if name not in known]:
         there = f"there are {', '.join(known)}" if known else "there are none"
         raise UserError(
-            f"no transcript has the field {', '.join(unknown)}; {there}. They are what the shards say "
-            "of a sample; transcripts of older versions lack them: remove RUN/evaluation and evaluate"
+            f"no transcript has the field {', '.join(unknown)}; {there}. Fields come from the shards. "
+            "Transcripts of older versions have none: remove RUN/evaluation and evaluate"
         )
 
 
@@ -50,7 +50,7 @@ def by_value(name: str, facts: Mapping[str, Mapping[str, Any]]) -> list[tuple[st
 
 
 def _labels(values: Sequence[float]) -> list[tuple[float, str]]:
-    """Each different number, from the lowest, with what its part is called."""
+    """Each different number, in increasing order, with the label of its part."""
     different = sorted(set(values))
     if len(different) <= TOO_MANY:
         return [(value, f"{value:g}") for value in different]

@@ -1,4 +1,4 @@
-"""Which figures a page has, and what each shows.
+"""The figures of a page, and their content.
 
 Report (of one run)    ──run_figures───────> {name: SVG}
 comparison.json's tree ──comparison_figures> {name: SVG}, {name: what its caption says of methods}
@@ -13,7 +13,7 @@ from typing import Any
 
 from salsa_dist.evaluation.transcripts import ZERO_SHOT
 from salsa_dist.methods.registry import METHODS, steers
-from salsa_dist.report import gain_plots, plots, tables
+from salsa_dist.report import gain_plots, plots, scales, tables
 from salsa_dist.report.comparison import thinned
 from salsa_dist.report.gain_plots import Gain, Trained
 from salsa_dist.report.one_run import Report
@@ -22,7 +22,7 @@ _PARTS = ("first-third", "middle-third", "last-third", "first-half", "last-half"
 
 
 def run_figures(report: Report) -> dict[str, str]:
-    """Rates of each language, or adapter where a language has several; what the adapters learned."""
+    """Rates per language (or adapter, if a language has several); norms and cosines."""
     figures: dict[str, str] = {}
     cells = report.tree["cells"]
     steered = {(cell["language"], cell["method"]) for cell in cells if cell["method"] != ZERO_SHOT}
@@ -38,6 +38,7 @@ def run_figures(report: Report) -> dict[str, str]:
         figures[f"dev_{rate}"] = plots.dev_rates(rate.upper(), curves)
     if any(norms.values()):
         figures["norms"] = plots.site_norms(norms)
+    _scale_figure(report.tree, figures)
     if cosines:
         names = list(cosines)
         figures["cosines"] = plots.cosines(names, [[cosines[a][b] for b in names] for a in names])
@@ -60,13 +61,14 @@ def run_figures(report: Report) -> dict[str, str]:
 
 
 def comparison_figures(comparison: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
-    """The figures by name, and what their captions say of which methods they show."""
+    """The figures by name, with captions that say which methods they show."""
     figures: dict[str, str] = {}
     about: dict[str, str] = {}
     ranked = comparison["mean"]
     best_of_kind = {row["kind"]: row["method"] for row in reversed(ranked)}
     shown = [row["method"] for row in ranked if best_of_kind[row["kind"]] == row["method"]]
     _gain_figures(comparison, figures, about)
+    _scale_figure(comparison, figures)
     rows: dict[str, list[plots.Point]] = defaultdict(list)
     for cell in comparison["cells"]:
         cer, zero_shot = cell["cer"], cell["method"] == ZERO_SHOT
@@ -102,6 +104,11 @@ def comparison_figures(comparison: Mapping[str, Any]) -> tuple[dict[str, str], d
         about["cosines"] = method
         figures["cosines"] = plots.cosines(names, [[pair[a, b] for b in names] for a in names])
     return figures, about
+
+
+def _scale_figure(tree: Mapping[str, Any], figures: dict[str, str]) -> None:
+    if curves := scales.curves_of(tree["scales"]):
+        figures["scales"] = plots.rates_by_scale(curves)
 
 
 def _gain_figures(
@@ -165,7 +172,7 @@ def _gain(row: Mapping[str, Any]) -> Gain:
 
 
 def _site_place(sites: str) -> tuple[int, int, str]:
-    """Sort key of choices in words: layers alone, parts of the encoder, all of it, LLM, both."""
+    """Sort key of sites: single layers, parts of the encoder, the whole encoder, the LLM, both."""
     component, _, rest = sites.partition(":")
     if "+" in sites:
         return 4, 0, sites

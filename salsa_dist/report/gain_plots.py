@@ -1,4 +1,4 @@
-"""Gains over zero-shot, as SVG text to be put inline into its page.
+"""Plots of gains over zero-shot, as SVG text for a page.
 
 gains            [(method or sites, {language: Gain}), …]   one row each, one dot per language
 gain_by_numbers  {kind: [Trained, …]}                       one mark per method, on a log scale
@@ -23,7 +23,7 @@ _MOST = 46  # letters that fit the figure's width
 
 @dataclass(frozen=True)
 class Gain:
-    """A relative gain as a fraction, with its interval where there is one."""
+    """A relative gain as a fraction, with its interval if there is one."""
 
     value: float
     low: float | None
@@ -31,7 +31,7 @@ class Gain:
 
     @property
     def arms(self) -> tuple[float, float]:
-        """From the value to the interval's ends, in %."""
+        """Lengths from the value to the ends of the interval, in %."""
         # Intervals of resampled gains may exclude the gain by a rounding error.
         return (
             0.0 if self.low is None else max(0.0, 100 * (self.value - self.low)),
@@ -134,7 +134,7 @@ def gain_by_numbers(points: Mapping[str, Sequence[Trained]]) -> str:
 
 
 def layer_curve(component: str, curves: Mapping[str, Sequence[tuple[int, float]]]) -> str:
-    """Gain against the single steered layer of a component: one line per language, and their mean."""
+    """Gain by the single steered layer of a component: one line per language, and their mean."""
 
     def draw(axes: Axes) -> None:
         for i, (language, own) in enumerate(curves.items()):
@@ -175,7 +175,7 @@ def gain_by_minutes(curves: Mapping[str, Sequence[tuple[float, Gain]]]) -> str:
 
 
 def _ticks_at(axes: Axes, places: Sequence[float], apart: float, text: str) -> None:
-    """Ticks of a log axis where marks are; of places nearer than `apart` times the first is told."""
+    """Ticks of a log axis at the marks; of marks closer than a factor of `apart`, only the first."""
     told: list[float] = []
     for place in places:
         if not told or place > apart * told[-1]:

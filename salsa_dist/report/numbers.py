@@ -1,4 +1,4 @@
-"""How numbers are written on pages and in tables."""
+"""Formats of numbers on pages and in tables."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from salsa_dist.planner.sizes import size
 
 
 def percent(fraction: float | None) -> str:
-    """One decimal, without the % sign; a dash for what is not known."""
+    """One decimal, without the % sign; a dash if unknown."""
     if fraction is None:
         return "–"
     text = f"{100 * fraction:.1f}"
@@ -14,7 +14,7 @@ def percent(fraction: float | None) -> str:
 
 
 def digits(fraction: float | None) -> str:
-    """In %, with all the digits that could differ; a dash for what is not known."""
+    """In %, with all digits that may differ; a dash if unknown."""
     return "–" if fraction is None else f"{100 * fraction:.6f}"
 
 

@@ -199,7 +199,7 @@ def _gains(result: Result) -> list[dict[str, Any]]:
 
 
 def _window_notes(files: RunFiles, cases: Sequence[Case]) -> list[str]:
-    """Which adapters were trained at another audio window than the one that they are scored at."""
+    """Notes that name adapters whose training window differs from their evaluation window."""
     trained = {a.name: a.window_s for a in files.adapters}
     apart: dict[tuple[float, float], list[str]] = {}
     for case in cases:
@@ -215,7 +215,7 @@ def _window_notes(files: RunFiles, cases: Sequence[Case]) -> list[str]:
 
 
 def _data_notes(files: RunFiles) -> list[str]:
-    """Which training clips were not used."""
+    """Notes about training clips that were not used."""
     notes = [
         f"{data.adapter}: {data.left_out} clips longer than the audio window were not trained on"
         for data in files.data
@@ -232,7 +232,7 @@ def _data_notes(files: RunFiles) -> list[str]:
 
 
 def _cosines(files: RunFiles) -> dict[str, dict[str, float | None]]:
-    """Between each two adapters; nothing where there is but one."""
+    """Cosines between each two adapters; empty for a single adapter."""
     own = [a for a in files.adapters if a.vectors]
     if len(own) < 2:
         return {}

@@ -1,4 +1,4 @@
-"""The page of a report: one HTML file, no script, nothing fetched. One template for a run and for many.
+"""The page of a report: one HTML file without scripts or links. One template for all reports.
 
 report.json's tree     ──report_page──────> text
 comparison.json's tree ──comparison_page──> text
@@ -16,18 +16,18 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from salsa_dist.metrics import error_rates, normalise
-from salsa_dist.report import numbers, tables
+from salsa_dist.report import numbers, scales, tables
 from salsa_dist.report.figures import comparison_figures, run_figures
 from salsa_dist.report.one_run import Report
 
 
 def report_page(report: Report) -> str:
-    """Of one run: its adapters, what they gain, what they cost."""
+    """The page of one run: its adapters, their gains, their cost."""
     return _page(report.tree, run_figures(report), {}, report)
 
 
 def comparison_page(comparison: Mapping[str, Any]) -> str:
-    """Of several runs: methods by languages."""
+    """The page of several runs: methods by languages."""
     return _page(comparison, *comparison_figures(comparison), None)
 
 
@@ -59,6 +59,7 @@ def _page(
         by=_by(c),
         forgetting=_forgetting(c, each=report is not None),
         untouched=_untouched(c),
+        scales=scales.table_of(c["scales"]),
         cost=_cost(c),
         windows=sorted({cell["window_s"] for cell in cells}),
         tests={
@@ -103,7 +104,7 @@ def _rows(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _beside(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A row for each other method: {language: its CER, that of SALSA and p}."""
+    """A row per other method: {language: its CER, SALSA's CER and p}."""
     made: dict[str, dict[str, Any]] = {}
     for row in comparison["beside"]:
         table = made.setdefault(row["method"], {**row, "languages": {}})
@@ -112,7 +113,7 @@ def _beside(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _tuning(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A row for each method that had trials: {language: [(what was tried, dev measure, chosen)]}.
+    """A row per method with trials: {language: [(setting, dev measure, chosen)]}.
 
     A choice by several languages at once has their mean too.
     """
@@ -181,7 +182,7 @@ def _by(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _forgetting(comparison: Mapping[str, Any], *, each: bool) -> list[dict[str, Any]]:
-    """A matrix per method, or of all adapters: what was trained by the language it was decoded in."""
+    """A matrix per method, or of all adapters: adapters by decoded language."""
     made: dict[tuple[str, float], dict[str, Any]] = {}
     for row in comparison["forgetting"]:
         key = "" if each else row["method"], row["window_s"]

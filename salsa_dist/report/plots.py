@@ -1,7 +1,8 @@
-"""Rates, losses, norms and cosines, as SVG text to be put inline into its page.
+"""Plots of rates, losses, norms and cosines, as SVG text for a page.
 
 loss_curves    {adapter: [(step, loss), …]}       one faint line per adapter, its running mean, dev loss
 dev_rates      {adapter: [(steps, rate), …]}      one line per adapter
+rates_by_scale {adapter: [(scale, rate), …]}      one line per adapter, and one for other languages
 site_norms     {adapter: {site: norm}}            one line per adapter, broken between modules
 error_rates    [(language, [Point, …]), …]        dots with intervals, one row per language
 cosines        (names, names) numbers             a heat map with its numbers in it
@@ -24,7 +25,7 @@ from salsa_dist.steering.vector_facts import site_order
 
 @dataclass(frozen=True)
 class Point:
-    """One method's rate, as a fraction, with its interval where there is one."""
+    """One method's rate, as a fraction, with its interval if there is one."""
 
     label: str
     rate: float
@@ -70,20 +71,28 @@ def loss_curves(
 
 def dev_rates(metric: str, curves: Mapping[str, Sequence[tuple[float, float]]]) -> str:
     """Error rate of each adapter on dev clips, by the steps that it had made."""
+    return _rates(f"dev-{metric.lower()}", metric, "steps made", curves)
 
+
+def rates_by_scale(curves: Mapping[str, Sequence[tuple[float, float]]]) -> str:
+    """CER of each adapter, by the scale of its vectors."""
+    return _rates("scales", "CER", "scale of the vectors; 1: the adapter, 0: the base", curves)
+
+
+def _rates(name: str, metric: str, by: str, curves: Mapping[str, Sequence[tuple[float, float]]]) -> str:
     def draw(axes: Axes) -> None:
         few = len(curves) <= SERIES
-        for i, (name, points) in enumerate(curves.items()):
-            steps, rates = zip(*points, strict=True)
-            axes.plot(steps, [100 * rate for rate in rates], color=COLOURS[i] if few else INK,
+        for i, (label, points) in enumerate(curves.items()):
+            places, rates = zip(*points, strict=True)
+            axes.plot(places, [100 * rate for rate in rates], color=COLOURS[i] if few else INK,
                       marker=MARKERS[i] if few else None, markersize=5,
                       linewidth=1.5 if few else 0.7, alpha=1 if few else 0.35,
-                      label=literal(name) if few else None)  # fmt: skip
+                      label=literal(label) if few else None)  # fmt: skip
         axes.set_ylim(bottom=0)
-        axes.set_xlabel("steps made")
+        axes.set_xlabel(by)
         axes.set_ylabel(f"{metric} in %, lower is better")
 
-    return drawn(f"dev-{metric.lower()}", 2.6, draw)
+    return drawn(name, 2.6, draw)
 
 
 def site_norms(norms: Mapping[str, Mapping[str, float]]) -> str:

@@ -1,4 +1,4 @@
-"""Each case in numbers, beside its zero-shot; methods beside each other.
+"""The numbers of each case, compared with zero-shot and with other methods.
 
 [Case, …] ──results_of──> [Result, …] ──cell_of──> a cell of the JSON
                                 ├── mean_gains   methods by their mean gain over languages
@@ -38,7 +38,7 @@ _CHANGES = {
 
 @dataclass(frozen=True)
 class Result:
-    """One case in numbers.
+    """The numbers of one case.
 
     Attributes:
         baselines: by metric, the zero-shot of the lowest rate over all windows. It is chosen on the
@@ -53,7 +53,7 @@ class Result:
 
 
 def results_of(cases: Sequence[Case]) -> list[Result]:
-    """Of each case, in their order.
+    """The result of each case, in the same order.
 
     Raises:
         UserError: a case and its zero-shot were decoded on different clips.
@@ -138,7 +138,7 @@ def mean_gains(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def tests(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """Each method of a language against its best, by either metric."""
+    """Tests of each method of a language against the best method, for either metric."""
     groups: dict[tuple[str, str], list[Case]] = defaultdict(list)
     for result in results:
         if result.case.compared:
@@ -169,7 +169,7 @@ def tests(results: Sequence[Result]) -> list[dict[str, Any]]:
 
 
 def beside(results: Sequence[Result], means: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Each other method, in each language, beside a SALSA of all its languages.
+    """Each other method, in each language, with a SALSA row of the same languages.
 
     That of the nearest number of trained numbers, by their ratio; beside what trains nothing, any. Of
     several the one with the highest mean gain.

@@ -1,4 +1,4 @@
-"""All that a report needs of a run, each file read by its own module. Nothing is trusted.
+"""Reads the files of a run for a report, each with its own module. Any file may be missing or damaged.
 
     RUN/
     ├── config.yaml                    -> RunFiles.config, .config_text
@@ -6,7 +6,7 @@
     │                                     (run/events.py)
     ├── adapters/NAME/adapter.safetensors, or another method's tuned.safetensors
     │                                  -> .adapters, in the config's order
-    └── evaluation/*.jsonl             -> .hypotheses (evaluation/transcripts.py)
+    └── evaluation/*.jsonl             -> .hypotheses, .scaled (evaluation/transcripts.py)
         └── summary.json               -> .evaluation, if it is there (evaluation/summary.py)
 
 A run that was not evaluated has no hypotheses; whatever else is missing or damaged is a `UserError`
@@ -58,6 +58,8 @@ class RunFiles(History):
     config_text: str
     adapters: list[AdapterFile]
     hypotheses: list[Hypothesis]
+    scaled: list[Hypothesis]
+    """Those of adapters at other scales than 1."""
     evaluation: EvaluationSummary | None
 
 
@@ -67,15 +69,17 @@ def read_run(run: Path) -> RunFiles:
     config_file = folder.config
     if not config_file.is_file():
         raise UserError(
-            f"{config_file} is missing, so {run} is no run: make one with `salsa-dist train CONFIG`"
+            f"{config_file} is missing, so {run} is not a run: make one with `salsa-dist train CONFIG`"
         )
     config = load_config(config_file)
+    every = transcripts.hypotheses(run)
     return RunFiles(
         **vars(history(run)),
         config=config,
         config_text=config_file.read_text(encoding="utf-8"),
         adapters=_adapters(run, config, folder.command("train")),
-        hypotheses=transcripts.hypotheses(run),
+        hypotheses=[h for h in every if h.scale == 1],
+        scaled=[h for h in every if h.scale != 1],
         evaluation=summary.read(run),
     )
 
@@ -108,7 +112,7 @@ def _read_tuned(run: Path, name: str) -> AdapterFile:
 def _read_adapter(run: Path, name: str, command: str) -> AdapterFile:
     file = RunFolder(run).adapter(name) / VECTORS
     if not file.is_file():
-        raise UserError(f"{file} is missing: the run has not ended; go on with `{command}`")
+        raise UserError(f"{file} is missing: the run has not ended; continue it with `{command}`")
     try:
         vectors, metadata = adapter_file.unpack(adapter_file.read(file), file)
     except UserError as e:

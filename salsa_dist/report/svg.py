@@ -1,4 +1,4 @@
-"""Figures as SVG text to be put inline into a page.
+"""Figures as SVG text for a page.
 
     drawn(name, height, draw)      draw(axes) draws; the text comes out without size, fonts or colours
     alone(svg)                     the same as a file of its own, in the light page's colours
@@ -87,7 +87,7 @@ def drawn(name: str, height: float, draw: Callable[[Axes], None]) -> str:
 
 
 def alone(svg: str) -> str:
-    """A figure that is no part of a page, as the text of an .svg file."""
+    """A figure as the text of an .svg file, outside of a page."""
     style = Path(__file__).with_name("style.html").read_text(encoding="utf-8")
     colours = dict(re.findall(r"(--[\w-]+): (#\w+)", style.partition("@media")[0]))
     svg = re.sub(r"var\((--[\w-]+)\)", lambda match: colours[match[1]], svg)

@@ -2,9 +2,9 @@
 normaliser is a CSV's last column and a LaTeX file's first line.
 
 comparison ──comparison_csv──> {"comparison": text, "comparison-by": …, "comparison-forgetting": …,
-                                "comparison-mixed": …}
+                                "comparison-mixed": …, "comparison-scales": …}
            ──comparison_latex> error rates, and gains; methods by languages, the best in bold
-report     ──report_csv──────> {"report": text, "report-by": …, "report-mixed": …}
+report     ──report_csv──────> {"report": text, "report-by": …, "report-mixed": …, "report-scales": …}
            ──report_latex────> a row per language, adapter and window
 """
 
@@ -47,12 +47,14 @@ def comparison_csv(comparison: Mapping[str, Any]) -> dict[str, str]:
         for row in comparison["forgetting"]
     ]
     files["comparison-mixed"] = _mixed(comparison["cells"])
+    files["comparison-scales"] = comparison["scales"]
     return _texts(files, comparison)
 
 
 def report_csv(report: Mapping[str, Any]) -> dict[str, str]:
-    """As `comparison_csv`, of the rows of report.json."""
+    """Like `comparison_csv`, for the rows of report.json."""
     files = {"report": report["results"], "report-by": report["by"]}
+    files["report-scales"] = report["scales"]
     return _texts({**files, "report-mixed": _mixed(report["cells"])}, report)
 
 
@@ -72,7 +74,7 @@ def _texts(files: Mapping[str, Sequence[Mapping[str, Any]]], tree: Mapping[str, 
 
 
 def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows of the same keys, with a head; what is not known is empty."""
+    """CSV of rows with the same keys, with a header; unknown values are empty."""
     out = io.StringIO()
     writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -126,7 +128,7 @@ def _normaliser(tree: Mapping[str, Any]) -> str:
 
 
 def place(cell: Mapping[str, Any], metric: str) -> tuple[str, str, str]:
-    """Which cells' rates are compared with each other."""
+    """The key of cells whose rates are compared with each other."""
     return cell["language"], cell["split"], metric
 
 
@@ -142,7 +144,7 @@ def best_rates(cells: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str, str],
 
 
 def own_rate(unit: str) -> str:
-    """What the rate over a language's own tokens is called."""
+    """The name of the rate over a language's own tokens."""
     return {"word": "WER", "character": "CER", "mixed": "MER"}[unit]
 
 
@@ -162,7 +164,7 @@ def latex(text: str) -> str:
 
 
 def latex_percent(fraction: float | None) -> str:
-    """As on the page; a minus that LaTeX sets as one."""
+    """The same number as on the page, with LaTeX's minus sign."""
     return percent(fraction).replace("–", "--").replace("−", "$-$")
 
 

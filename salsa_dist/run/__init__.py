@@ -1,1 +1,1 @@
-"""What every run stands on, whatever it does: its lock, watchdog, signals, events and trackers."""
+"""The parts of every run: session, lock, watchdog, signals, events and trackers."""

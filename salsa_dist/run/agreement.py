@@ -62,7 +62,7 @@ def agree(ranks: Ranks, facts: Mapping[str, Any]) -> None:
 
 
 def settings_facts(config: Config, shards: str) -> dict[str, Any]:
-    """What is known before the base is loaded: versions, the settings, the shards' hash."""
+    """Facts that are known before the base is loaded: versions, settings, the shards' hash."""
     settings: dict[str, Any] = {}
     for key, field, value in leaves(config):
         if "place" not in decided_by(field).kinds:
@@ -82,7 +82,7 @@ def settings_facts(config: Config, shards: str) -> dict[str, Any]:
 def base_facts(
     speech_llm: SpeechLLM, bank: Bank, ranks: Ranks, placement: PlacementConfig, first_step: int = 0
 ) -> dict[str, Any]:
-    """What is known once the base is loaded.
+    """Facts that are known after the base is loaded.
 
     Args:
         speech_llm: the base.
@@ -108,12 +108,12 @@ def base_facts(
 
 
 def _contents(path: Path) -> str:
-    """A file by what it holds; one that is not there is refused where it is read."""
+    """The hash of a file's content. A missing file is reported later, when it is read."""
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else str(path)
 
 
 def _differences(everywhere: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
-    """One line for all ranks: who differs from most, and in what.
+    """One line for all ranks: the ranks that differ from the majority, and the difference.
 
     Args:
         everywhere: host name and facts of each rank.

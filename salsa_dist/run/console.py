@@ -1,4 +1,4 @@
-"""What a run says to who started it: lines in a log, a moving bar on a terminal.
+"""The console output of a run: lines in a log, or a progress bar on a terminal.
 
 step 120/400  loss bg 1.204  el 0.981  12.3 clips/s  0:03:20 left   a log: seldom, and at the end
 ━━━━━━━━━━╸━━━━━━━━━━━━━━━━━━━  120/400  loss bg 1.204 …            a terminal: at every step
@@ -24,7 +24,7 @@ _PACE = 64  # steps over whose mean time what is left is told: one slow step cha
 
 
 class Console:
-    """One line at a time on the first rank, flushed, so that a log file can be followed.
+    """Prints one line at a time on rank 0, and flushes, so that a log file can be followed.
 
     Args:
         enabled: on the first rank; others say nothing, nor does it with --quiet.
@@ -71,7 +71,7 @@ class Console:
         return f"  {timedelta(seconds=round(left))} left"
 
     def close(self) -> None:
-        """Leave the bar as it stands."""
+        """Stop the progress bar and keep its last state on the screen."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None

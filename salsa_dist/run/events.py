@@ -1,4 +1,4 @@
-"""`events.jsonl`: what a run did, one JSON object per line, for reports and other programs.
+"""`events.jsonl`: the events of a run, one JSON object per line, for reports and other programs.
 
     {"schema": "salsa-dist/events/1", "event": "step", "time": 1764000000.0, "step": 12, …}
 
@@ -27,7 +27,7 @@ SCHEMA = "salsa-dist/events/1"
 
 
 class Events:
-    """Writes events of a run; on ranks other than the first it writes nothing."""
+    """Writes the events of a run; on ranks other than 0 it writes nothing."""
 
     def __init__(self, run: Path, enabled: bool) -> None:
         self._file = jsonl.append(RunFolder(run).events) if enabled else None
@@ -50,7 +50,7 @@ class Events:
 
 
 def read(run: Path) -> list[dict[str, Any]]:
-    """The events of a run so far, without half a line at the end; none where it has not begun.
+    """The events of a run so far, without an incomplete last line; empty if the run has not started.
 
     Raises:
         UserError: a line is damaged, or of another schema.
@@ -62,7 +62,7 @@ def read(run: Path) -> list[dict[str, Any]]:
 
 
 def read_forgiving(run: Path) -> list[dict[str, Any]]:
-    """As `read`, but damage is passed over: what a run cost is asked just when it went wrong."""
+    """Like `read`, but skips damaged lines: the cost of a failed run is still needed."""
     try:
         text = RunFolder(run).events.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -79,7 +79,7 @@ def read_forgiving(run: Path) -> list[dict[str, Any]]:
 
 
 def last_start(run: Path) -> dict[str, Any] | None:
-    """How a run began, or went on, the last time; None where it has not begun."""
+    """The event of a run's last start; None if the run has not started."""
     return next((e for e in reversed(read(run)) if e["event"] == "start"), None)
 
 
@@ -99,7 +99,7 @@ class Start(Record):
 
 
 class Placement(Record):
-    """Measured; each number is that of the rank with the most."""
+    """The measured placement; each number is the largest of all ranks."""
 
     kind: str | int
     world_size: int
@@ -140,7 +140,7 @@ class AdapterStep(Record):
 
 
 class Store(Record):
-    """What ranks had of the store in which the shards lie."""
+    """Traffic of all ranks with the store that has the shards."""
 
     requests: float
     fetched_bytes: float
@@ -177,7 +177,7 @@ class Dev(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class History:
-    """What a run's events tell."""
+    """A summary of a run's events."""
 
     start: Start
     starts: int
@@ -195,7 +195,7 @@ class History:
 
 
 def history(run: Path) -> History:
-    """What the events of `run` tell.
+    """Read the events of `run`.
 
     Raises:
         UserError: there are none, or a line is damaged, or of another schema.
@@ -250,7 +250,7 @@ def history(run: Path) -> History:
 
 
 def _beside(before: Step | None, step: Step) -> Step:
-    """`step`, with that of other adapters: trained one after another, each has steps of its own."""
+    """`step` together with the same step of other adapters, which are trained one after another."""
     if before is None or before.adapters.keys() & step.adapters.keys():
         return step
     seconds = before.seconds + step.seconds

@@ -1,4 +1,4 @@
-"""How a rank fails: its word first, then everything else."""
+"""Failure of a rank: it writes its error first, before anything is closed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from salsa_dist.versions import named_in
 
 @contextmanager
 def failure_first(ranks: Ranks) -> Iterator[None]:
-    """What the block raises is on disk, and known to all ranks, before anything is closed."""
+    """If the block raises, write the error to disk and tell all ranks, before anything is closed."""
     try:
         yield
     except Exception as error:

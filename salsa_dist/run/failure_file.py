@@ -1,4 +1,4 @@
-"""What stopped a rank, in a file that its launcher names by `SALSA_FAILURE_FILE`.
+"""The failure file of a rank: its error, in a file that the launcher names in `SALSA_FAILURE_FILE`.
 
 RUN/logs/JOB/JOB_RANK_failure.json
 `{"schema": 1, "rank": r, "time": unix seconds, "user_error": bool, "text": line or traceback}`
@@ -61,13 +61,13 @@ def forget_from(rank: int, logs: Path, job: str) -> None:
 
 
 def failures(logs: Path, job: str = "*") -> Iterator[dict[str, Any]]:
-    """What the ranks of `job`, or of every job with `logs`, wrote; in the order of the files' names."""
+    """Failure files of the ranks of `job`, or of every job with `logs`, sorted by file name."""
     for path in sorted(logs.glob(f"{job}_*{_END}")):
         if failure := failure_in(path):
             yield failure
 
 
 def failure_in(path: Path) -> dict[str, Any]:
-    """What one rank wrote; nothing where it wrote nothing."""
+    """The failure of one rank; empty if its file does not exist."""
     found = json_file.peek(path, SCHEMA)
     return found if {"rank", "time", "text", "user_error"} <= found.keys() else {}

@@ -1,4 +1,4 @@
-"""A run's folder: where each of its files lies. Nothing else names one.
+"""The paths of all files in a run's folder. No other module names one.
 
     RUN/
     ├── config.yaml                       the whole config: run/start.py
@@ -78,5 +78,5 @@ class RunFolder:
         return self.adapters / name
 
     def transcripts(self) -> list[Path]:
-        """Of every window and rank so far, by name."""
+        """All transcript files, of every window and rank, sorted by name."""
         return sorted(self.evaluation.glob("*.jsonl"))

@@ -1,4 +1,4 @@
-"""Which kernels a job may use: what it promises of results depends on them."""
+"""Selects the kernels that a job may use; reproducibility depends on them."""
 
 from __future__ import annotations
 

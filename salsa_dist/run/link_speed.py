@@ -55,7 +55,7 @@ def link_gbps(ranks: Ranks, control: Any) -> float | None:
 
 
 def _exchange(message: torch.Tensor, first: bool, peer: int) -> float:
-    """Gigabits a second of `message`, (bytes,) uint8, there and back; of a part on a slow link."""
+    """Gbit/s of sending `message`, (bytes,) uint8, and receiving it; a part of it on a slow link."""
 
     def seconds(part: torch.Tensor) -> float:
         return best_of(lambda: _there_and_back(part, first, peer), message.device)

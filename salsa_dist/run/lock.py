@@ -1,4 +1,4 @@
-"""One job at a time in a run's folder.
+"""The lock of a run's folder: one job at a time.
 
     RUN/lock.json    {"schema": …, "token": random, "beat": 12, "host": "n1", "pid": 4711,
                       "namespace": of that pid, "job": Slurm's job id or null,
@@ -55,12 +55,12 @@ class RunLock:
         self._beats = threading.Thread(target=self._beat, name="run lock", daemon=True)
 
     def check(self) -> None:
-        """Raises: UserError: another job took the lock, since this one was silent for long."""
+        """Raises: UserError: another job took the lock, because this one did not rewrite it."""
         found = _read(self._path)
         if found.get("token") != self._mine["token"]:
             raise UserError(
-                f"run folder {self._path.parent} was taken over by {_owner(found)} while this job "
-                "stood still: it goes on there, nothing more is written here"
+                f"run folder {self._path.parent} was taken over by {_owner(found)} while this job was "
+                "suspended: that job continues the run, this one writes nothing more"
             )
 
     def _take(self) -> None:
@@ -177,7 +177,7 @@ def held_for_all(run: Path, ranks: Ranks) -> Iterator[RunLock | None]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """What the lock says; nothing where it is gone or can't be read now."""
+    """The content of the lock; empty if it does not exist or cannot be read now."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

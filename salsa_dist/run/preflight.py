@@ -21,7 +21,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -42,7 +42,7 @@ _PACKAGES = ("torch", "deepspeed", "transformers", "salsa-dist")
 
 @dataclass(frozen=True)
 class Machine:
-    """What one rank found where it runs.
+    """Facts of one rank's machine.
 
     Attributes:
         host: its name.
@@ -65,7 +65,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Preflight:
-    """What was measured, and what of it is worth a word."""
+    """The measurements, and warnings about them."""
 
     machines: list[Machine]
     warnings: list[str]
@@ -84,7 +84,7 @@ class Preflight:
         ]
 
     def slowest_link(self, between: bool) -> float | None:
-        """Gigabits a second of the slowest link between nodes, or inside them; None: there is none."""
+        """Gbit/s of the slowest link between nodes, or inside them; None if there is none."""
         links = self.links(between)
         return round(min(links), 4) if links else None
 
@@ -98,7 +98,14 @@ class Preflight:
             "gbps_between": self.slowest_link(between=True),
             "warnings": self.warnings,
             # The versions are equal everywhere, and in the `start` event.
-            "machines": [_without(asdict(machine), "versions", "folder") for machine in self.machines],
+            "machines": [
+                {
+                    name: fact
+                    for name, fact in vars(machine).items()
+                    if name not in ("versions", "folder")
+                }
+                for machine in self.machines
+            ],
         }
 
     def lines(self) -> list[str]:
@@ -113,7 +120,7 @@ class Preflight:
 
 
 def preflight(run: Path, ranks: Ranks, whereabouts: Callable[[], str]) -> Preflight:
-    """Check and measure the machines of a job of two ranks or more; call it on all.
+    """Check and measure the machines of a job of two or more ranks. All ranks call this.
 
     Args:
         run: the run's folder.
@@ -125,6 +132,7 @@ def preflight(run: Path, ranks: Ranks, whereabouts: Callable[[], str]) -> Prefli
     """
     started = time.monotonic()
     control = dist.new_group(backend="gloo", timeout=_TIMEOUT)
+    on_gpu = ranks.device.type == "cuda"
     try:
         with _Token(run, ranks, control) as token:
             mine = Machine(
@@ -132,7 +140,7 @@ def preflight(run: Path, ranks: Ranks, whereabouts: Callable[[], str]) -> Prefli
                 local_rank=ranks.local_rank,
                 local_world_size=ranks.local_world_size,
                 host=socket.gethostname(),
-                device=_device_name(ranks.device),
+                device=torch.cuda.get_device_name(ranks.device) if on_gpu else platform.machine(),
                 versions=_versions(),
                 work_s=_work_s(ranks.device),
                 link_gbps=link_gbps(ranks, control),
@@ -210,16 +218,8 @@ class _Token:
                     folder.rmdir()
 
 
-def _without(fields: dict[str, Any], *names: str) -> dict[str, Any]:
-    return {name: value for name, value in fields.items() if name not in names}
-
-
 def _versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
 
 
 def _work_s(device: torch.device) -> float:
@@ -272,7 +272,7 @@ def _folders(machines: Sequence[Machine]) -> list[str]:
 
 
 def _slow_links(machines: Sequence[Machine]) -> list[str]:
-    """Links far below the median of their kind; where both of a node's are, the node is named."""
+    """Links far below the median of their kind. If both links of a node are slow, the node is named."""
     found = []
     for between in (False, True):
         links = [

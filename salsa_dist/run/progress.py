@@ -1,4 +1,4 @@
-"""How far a run has come, by its folder: what a job that is started again must add to.
+"""The progress of a run, from its folder. A job that is started again must add to it.
 
     RUN/state/…/step-….safetensors     training: the newest state's step, per folder
     RUN/adapters/NAME/                 adapters that are done
@@ -18,7 +18,7 @@ from salsa_dist.run.folder import RunFolder
 
 
 class Progress(NamedTuple):
-    """What a run has on disk."""
+    """Finished steps, adapters and transcripts on disk."""
 
     step: int
     adapters: int
@@ -26,7 +26,7 @@ class Progress(NamedTuple):
 
 
 def progress(run: Path) -> Progress:
-    """How far `run` has come."""
+    """The progress of `run`."""
     folder = RunFolder(run)
     newest: dict[Path, int] = {}
     for state in folder.state.rglob("step-*.safetensors"):

@@ -1,17 +1,17 @@
-"""One job at work in a run's folder, from the first question to the last barrier.
+"""One training or evaluation in a run's folder, from its first check to its last barrier.
 
     with Session.start(config, training=True) as session:
-        refuse    the folder can be written, trackers are installed, all ranks have the same settings,
-                  the machines are what is needed, a placement fits
-        lock      RUN/lock.json: nobody else works here
+        refuse    the folder is writable, trackers are installed, all ranks have the same settings,
+                  preflight passes, a placement fits
+        lock      RUN/lock.json: no other job uses the folder
         load      session.load_base(…)                  again for each window of an evaluation
         agree     session.agree(…)                      all ranks would run the same modules
         write     session.begin(…)                      config.yaml, events.jsonl: not before this
-        …         session.at(step, phase)               where this rank is, for the watchdog
+        …         session.at(step, phase)               tells the watchdog this rank's phase
         session.end()
 
-Training of every method and evaluation stand on it. Until `begin` nothing in the folder is changed, so
-what is refused leaves no trace and harms nothing that an earlier job left.
+Training with any method and evaluation use it. Nothing in the folder changes before `begin`. So a
+refused job leaves no trace, and all files of earlier jobs stay.
 """
 
 from __future__ import annotations
@@ -49,15 +49,15 @@ from salsa_dist.steering.bank import Bank
 
 
 class Session:
-    """What a job holds while it works; made by `start`.
+    """The resources of a running job; `start` makes it.
 
     Attributes:
-        config: of the run, with what a config leaves to be settled.
-        ranks: this process among its peers.
-        index: of the run's shards.
-        placed: where the base's weights live.
-        say: prints a line on the first rank.
-        events: what the run did; there once `begin` was called.
+        config: the run's config, with values in place of `auto`.
+        ranks: this process's rank, and the world.
+        index: the index of the run's shards.
+        placed: the chosen placement.
+        say: prints a line on rank 0.
+        events: writes `events.jsonl`; exists after `begin`.
     """
 
     config: Config
@@ -87,15 +87,15 @@ class Session:
     def start(
         cls, config: Config, *, training: bool, facts: Mapping[str, Any] | None = None
     ) -> Iterator[Session]:
-        """Refuse whatever can be refused without the base, then lock the run's folder.
+        """Do all checks that need no base, then lock the run's folder.
 
         Args:
-            config: of the run.
-            training: it trains; else it evaluates, with a placement of its own.
-            facts: what else must be the same on all ranks.
+            config: the run's config.
+            training: True for training; False for evaluation, which has its own placement.
+            facts: further values that must be equal on all ranks, by name for the error message.
 
         Raises:
-            UserError: on all ranks, with nothing written.
+            UserError: a check failed; on all ranks, and nothing was written.
         """
         settle_kernels(config.training.deterministic)
         with (
@@ -106,7 +106,7 @@ class Session:
             refuse_unwritable(config.run)
             if training:
                 refuse_missing(config.trackers)
-            # The first rank's folder and the hub are asked once, by it.
+            # Only rank 0 reads the folder and asks the hub.
             first = from_first(ranks, lambda: settled(config, ranks.device.type))
             session = cls(settled_as(first, config), ranks, stack)
             if training:
@@ -114,10 +114,12 @@ class Session:
             if config.base.dtype == "auto" and first.base.dtype != "float32":
                 session.say(f"base.dtype auto takes {first.base.dtype}")
             if config.training.lr_scale != session.config.training.lr_scale:
-                session.say("training.lr_scale is {}, as the run began")
+                session.say("training.lr_scale stays {}, as at the first start of the run")
             if config.training.silence_stride != session.config.training.silence_stride:
-                begun = session.config.training.silence_stride
-                session.say(f"training.silence_stride is {begun}, as the run began")
+                first_one = session.config.training.silence_stride
+                session.say(
+                    f"training.silence_stride stays {first_one}, as at the first start of the run"
+                )
             session._refuse(training, facts or {})
             session.at(None, "taking the run's lock")
             session._lock = stack.enter_context(held_for_all(config.run, ranks))
@@ -153,27 +155,27 @@ class Session:
             self.say(line)
 
     def at(self, step: int | None, phase: str, *, reads: bool = False) -> None:
-        """This rank is now in `phase` of `step`; see `Watchdog.at`."""
+        """Tell the watchdog that this rank is in `phase` of `step`; see `Watchdog.at`."""
         self._watchdog.at(step, phase, reads=reads)
 
     def load_base(self, base: BaseConfig, silence_stride: int | Literal["auto"] = 1) -> SpeechLLM:
-        """The base as the placement wants it."""
+        """Load the base, as its placement needs it."""
         self.at(None, "loading the base", reads=True)
         freed_memory.collect()
         return load_base(base, self.ranks, self.placed.placement, self.say, silence_stride)
 
     def agree(self, speech_llm: SpeechLLM, bank: Bank, first: int = 0) -> None:
-        """Stop all ranks, with one line, if any would run other modules or begin at another step."""
+        """Stop all ranks, with one line, if one would run other modules or start at another step."""
         self.at(None, "comparing what was loaded")
         agree(self.ranks, base_facts(speech_llm, bank, self.ranks, self.placed.placement, first))
 
     @property
     def begun(self) -> bool:
-        """Whether this job has written to its run's folder."""
+        """Whether `begin` was called, so that there are `events`."""
         return hasattr(self, "events")
 
     def begin(self, speech_llm: SpeechLLM, first: int = 0) -> None:
-        """Write for the first time: the run's config, and the event that it starts, at step `first`."""
+        """Write for the first time: config.yaml, and the `start` event with step `first`."""
         if self.begun:
             return
         self.events = Events(open_run(self.config, self.ranks), self.ranks.is_first)
@@ -183,13 +185,13 @@ class Session:
             self.events.write("preflight", **self._checked.event())
 
     def listen(self) -> None:
-        """From now on a signal to stop is noted, to be obeyed after a step by all ranks together."""
+        """From now on, a stop signal sets `stop_asked`; all ranks then stop after the same step."""
         if self._signals is None:
             self._signals = self._stack.enter_context(StopSignals())
 
     @property
     def stop_asked(self) -> bool:
-        """Whether this rank got a signal to stop."""
+        """Whether this rank received a stop signal."""
         return self._signals is not None and bool(self._signals.received)
 
     def track(self, step: int, adapters: Mapping[str, Mapping[str, float | None]]) -> None:
@@ -203,16 +205,16 @@ class Session:
         self._trackers.step(step, adapters)
 
     def check_lock(self) -> None:
-        """On the first rank, before a state is written.
+        """Check on rank 0 that the folder is still locked by this job, before a state is written.
 
         Raises:
-            UserError: another job has taken the folder over.
+            UserError: another job has taken over the lock.
         """
         assert self._lock is not None
         self._lock.check()
 
     def end(self, step: int | None) -> None:
-        """All ranks are done; a signal that was noted goes on to the launcher."""
+        """Wait for all ranks; then pass a received stop signal on to the launcher."""
         self.at(step and step - 1, "waiting for the other ranks to end")
         dist.barrier()
         self.say.close()

@@ -1,4 +1,4 @@
-"""What a config leaves to be settled as a run begins, and stays so to its end.
+"""Settings on `auto` that a run decides at its first start and then keeps.
 
 settled(config, "cuda")     base.dtype: float32 or bfloat16 instead of auto
                             training.lr_scale: {} where the run's folder says so, from before auto
@@ -52,7 +52,7 @@ def settled(config: Config, device: str) -> Config:
 
 
 def settled_as(first: Config, config: Config) -> Config:
-    """`config` with what it leaves to auto as the first rank settled it.
+    """`config` with the values that rank 0 chose for `auto`.
 
     All else stays as it is: ranks that differ in it are to be refused.
     """

@@ -1,4 +1,4 @@
-"""How a run begins, whatever it does: its folder, its config in it, and its first event."""
+"""The start of every run: its folder, its config, and its first event."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: noted, and obeyed at the end of a step on all ranks together."""
+"""Stop signals: a rank records them, and all ranks stop together at the end of a step."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ class Watchdog:
             self._write()  # a rank that is stopped before its next beat is not to be taken for starting
 
     def whereabouts(self) -> str:
-        """Where the ranks are that are furthest behind, as far as their files tell."""
+        """The ranks that are furthest behind, with their phase, from their files."""
         seen = self._others()
         furthest = min((_place_of(now) for now in seen), default=0)
         behind = [rank for rank, now in enumerate(seen) if _place_of(now) == furthest]
@@ -123,7 +123,7 @@ class Watchdog:
                 self._give_up(pause)
 
     def _forget_others(self) -> None:
-        """Remove what ranks left that this start has not: it may have fewer than the one before."""
+        """Remove files of ranks that only an earlier start had."""
         for path in self._folder.glob("rank-*.json"):
             if int(path.stem.removeprefix("rank-")) >= self._world_size:
                 with suppress(OSError):
@@ -172,7 +172,7 @@ class Watchdog:
         return [f"{f.filename}:{f.lineno} {f.name}" for f in shown]
 
     def _give_up(self, pause: float) -> None:
-        """Look at the others for three beats, say what was found, end this process."""
+        """Watch the other ranks for three heartbeats, report, and end this process."""
         before = self._others()
         for _ in range(3):
             if self._end.wait(pause) or self._stood_s() < self._hang_after_s:
@@ -208,7 +208,7 @@ class Watchdog:
 
 
 def silent_for(run: Path) -> Iterator[tuple[dict[str, Any], float]]:
-    """What each rank of `run` last wrote of itself, and how many seconds ago."""
+    """The last report of each rank of `run`, with its age in seconds."""
     for path in sorted(RunFolder(run).ranks.glob("rank-*.json")):
         with suppress(OSError):
             age = time.time() - path.stat().st_mtime
@@ -233,7 +233,7 @@ def waits_for_a_mover(
 def report(
     before: list[dict[str, Any]], after: list[dict[str, Any]], world_size: int, hang_after_s: float
 ) -> str:
-    """Who hangs, from every rank's file now and three beats ago.
+    """The ranks that hang, from two readings of every rank's file, three heartbeats apart.
 
     Ranks whose beat stands still are named first; where all beat, those furthest behind.
     """
@@ -270,7 +270,7 @@ def _where(rank: int, seen: dict[str, Any]) -> str:
 
 
 def _place_of(seen: dict[str, Any]) -> int:
-    """How many places a rank has been at: all ranks go through the same ones."""
+    """The number of phases that a rank has passed; all ranks pass the same phases."""
     return int(seen.get("place", 0))
 
 

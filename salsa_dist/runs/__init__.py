@@ -1,1 +1,1 @@
-"""Looking after runs: finding them, how they fare on Slurm or here, what they cost."""
+"""Commands about many runs: finding them, their state on Slurm or here, their cost."""

@@ -1,4 +1,4 @@
-"""What a run did and cost, from its events.jsonl.
+"""The work and cost of a run, from its events.jsonl.
 
     start ── step step checkpoint step ✗ start ── step … end
     └──────── one try ────────────────┘  └── the next ─────┘    hours = ranks x time, over all tries
@@ -18,7 +18,7 @@ from salsa_dist.run.events import read_forgiving
 
 @dataclass(frozen=True)
 class Cost:
-    """Sums over all tries of a run.
+    """Sums over all starts of a run.
 
     Attributes:
         device: `cpu` or the GPU's name.

@@ -22,7 +22,7 @@ _ENDED_BY_SRUN = ("Terminated", "Exited with exit code")
 
 @dataclass(frozen=True)
 class Failure:
-    """The rank that failed first, what it said, and its log; rank None: it can't be told."""
+    """The rank that failed first, its error and its log; rank None: unknown."""
 
     rank: int | None
     text: str
@@ -31,7 +31,7 @@ class Failure:
 
 
 def first_failure(folder: Path, job: str) -> Failure:
-    """What went wrong first in the job with logs in `folder`."""
+    """The first failure of the job with logs in `folder`."""
     own = log_paths(folder, job, 0)[1]
     said = list(failures(folder, job))
     batch = _tail(own, 64_000)

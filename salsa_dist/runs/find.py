@@ -1,4 +1,4 @@
-"""Which runs there are, and which one a name means.
+"""Lists runs, and finds a run by its name.
 
 runs/                      --root
 ├── demo/                  run "demo": it has events.jsonl, or logs/<job>/launch.json

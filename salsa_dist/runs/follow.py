@@ -8,7 +8,7 @@ from typing import TextIO
 
 
 class Follower:
-    """Copies what a growing file gains to a stream, one `pump` at a time."""
+    """Copies new content of a growing file to a stream, with each `pump`."""
 
     def __init__(self, path: Path, stream: TextIO) -> None:
         self._path, self._stream, self._position = path, stream, 0

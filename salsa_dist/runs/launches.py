@@ -1,4 +1,4 @@
-"""What the launcher notes of each job that it starts, for `salsa-dist runs`.
+"""The launcher's record of each job that it starts, for `salsa-dist runs`.
 
 RUN/logs/<job>/launch.json     {"schema": "salsa-dist/launch/1", "job", "cluster", "command", "nodes",
                                 "tasks_per_node", "time", "host", "pid"}
@@ -27,7 +27,7 @@ LAUNCH, ENDED = "launch.json", "ended.json"
 
 @dataclass(frozen=True)
 class Launch:
-    """One job as it was started.
+    """One job at its start.
 
     Attributes:
         job: its id; Slurm's number, or `local-…`.
@@ -67,7 +67,7 @@ def note_end(folder: Path, status: int) -> None:
 
 
 def read(run: Path) -> list[tuple[Launch, Path]]:
-    """Every job of `run` with its log folder, the oldest first; what is no record is passed over."""
+    """All jobs of `run` with their log folders, oldest first; invalid records are skipped."""
     found = []
     for file in _files(run):
         with suppress(TypeError):

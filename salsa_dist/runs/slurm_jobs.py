@@ -1,4 +1,4 @@
-"""How Slurm jobs fare: sacct where there is accounting, else the queue, which keeps them for minutes.
+"""The state of Slurm jobs: from sacct, or from the queue, which keeps ended jobs for minutes.
 
     sacct -X -j 17,18      17|FAILED|n[1-2]|None              of long ago too
     squeue --states=all    18|PENDING|(Resources)             also without accounting, and at once
@@ -36,7 +36,7 @@ class SlurmJob:
 
 
 def slurm_jobs(ids: Collection[str]) -> dict[str, SlurmJob]:
-    """What Slurm knows of `ids`; nothing where there is no Slurm."""
+    """Slurm's facts about `ids`; empty without Slurm."""
     if not ids:
         return {}
     wanted = sorted(set(ids))
@@ -52,7 +52,7 @@ def slurm_jobs(ids: Collection[str]) -> dict[str, SlurmJob]:
 
 
 def cancel(job: str) -> str | None:
-    """Ask Slurm to end `job`; what it answered if it would not."""
+    """Ask Slurm to end `job`. Returns Slurm's answer if it refuses."""
     try:
         done = subprocess.run(
             ["scancel", job], capture_output=True, text=True, timeout=_TIMEOUT_S, check=False

@@ -1,4 +1,4 @@
-"""How a run fares: one word, and what there is to say about it.
+"""The status of a run: one word, and details.
 
     pending    waits in the queue
     running    … and "hung" when no rank has moved for long
@@ -53,7 +53,7 @@ class Status:
 
 
 def statuses(runs: Sequence[Path]) -> list[Status]:
-    """How `runs` fare; Slurm is asked once for all of them."""
+    """The status of each of `runs`; Slurm is asked once for all of them."""
     jobs = {run: launches.read(run) for run in runs}
     newest = [found[-1][0] for found in jobs.values() if found]
     slurm = slurm_jobs([launch.job for launch in newest if launch.cluster == "slurm"])
@@ -170,7 +170,7 @@ def _with_hang(status: Status) -> Status:
 
 
 def _ranks(run: Path) -> list[dict[str, Any]]:
-    """What each rank last wrote of itself, and how long it has not moved (seconds)."""
+    """The last report of each rank, and the seconds since it last made progress."""
     return [
         {**fields, "silent_s": silent_s, "moved_s": fields.get("since_s", 0.0) + silent_s}
         for fields, silent_s in silent_for(run)

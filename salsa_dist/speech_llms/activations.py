@@ -50,7 +50,7 @@ def listen(
             stack.callback(speech_llm.sites[site].register_forward_hook(hook(site)).remove)
         for clip in clips:
             made = speech_llm.family.training_batch([clip])
-            speech_llm.model(**made.to(device, weight.dtype).inputs, use_cache=False)
+            speech_llm.model(**made.to(device, speech_llm.model.dtype).inputs, use_cache=False)
 
 
 def activation_sizes(
@@ -70,5 +70,6 @@ def activation_sizes(
     def add(site: str, output: Tensor) -> None:
         norms.setdefault(site, []).append(output.float().norm(dim=-1) / output.shape[-1] ** 0.5)
 
-    listen(speech_llm, sites if sites is not None else list(speech_llm.sites), clips, add, device)
-    return {site: torch.cat(own).median().item() for site, own in norms.items()}
+    wanted = sites if sites is not None else list(speech_llm.sites)
+    listen(speech_llm, wanted, clips, add, device)
+    return {site: torch.cat(norms[site]).median().item() for site in wanted if site in norms}

@@ -9,12 +9,13 @@ rows             component -> (n,) int64, the adapter's row of each element of t
 shared           the audio where adapters share clips: then `inputs` holds none
 label_counts     (batch,) int64, labels of each sample, where a loss is of whole samples (`OwnLoss`);
                  there `label_positions` are the frames that the labels are spread over
+label_weights    (labels,) fp32, what each label's loss is multiplied by; None: 1
 marked           how many `label_positions` are true; None until the batch is moved
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -68,12 +69,20 @@ class AdapterBatch:
     rows: dict[str, Tensor]
     shared: SharedAudio | None = None
     label_counts: Tensor | None = None
+    label_weights: Tensor | None = None
     marked: int | None = None
 
     @property
     def sample_rows(self) -> Tensor:
         """(batch,) int64, the adapter's row of each sample."""
         return self.rows["llm"]
+
+    def weighted(self, weights: Sequence[float]) -> AdapterBatch:
+        """The same with the losses of each sample's labels multiplied by its weight, (batch,)."""
+        if all(weight == 1 for weight in weights):
+            return self
+        counts = self.label_positions.sum(1) if self.label_counts is None else self.label_counts
+        return replace(self, label_weights=torch.tensor(weights).repeat_interleave(counts.cpu()))
 
     def whole(self) -> dict[str, Tensor]:
         """Arguments of the model's forward for every sample."""
@@ -88,7 +97,9 @@ class AdapterBatch:
 
     def to(self, device: torch.device, dtype: torch.dtype) -> AdapterBatch:
         """On `device`, with the floating-point inputs in the base's `dtype`."""
-        return self._each(lambda tensor: _move(tensor, device, dtype))
+        # Weights are no input of the base: they stay fp32.
+        weights = self.label_weights
+        return self._each(lambda t: _move(t, device, t.dtype if t is weights else dtype))
 
     def pin_memory(self) -> AdapterBatch:
         """The same in memory from which a GPU copies without a wait; the data loader calls this."""
@@ -97,7 +108,8 @@ class AdapterBatch:
     def tensors(self) -> list[Tensor]:
         """What `to` moves."""
         audio = {} if self.shared is None else self.shared.inputs
-        own = (self.label_positions, self.labels, self.label_rows)
+        own = [self.label_positions, self.labels, self.label_rows]
+        own += [self.label_weights] if self.label_weights is not None else []
         return [*self.inputs.values(), *own, *self.rows.values(), *audio.values()]
 
     def _each(self, made: Callable[[Tensor], Tensor]) -> AdapterBatch:
@@ -110,6 +122,7 @@ class AdapterBatch:
             label_positions=made(self.label_positions),
             labels=made(self.labels),
             label_rows=made(self.label_rows),
+            label_weights=None if self.label_weights is None else made(self.label_weights),
             rows={k: made(v) for k, v in self.rows.items()},
             shared=shared,
             # Counted while the positions lie on the CPU: of a GPU it would have to be asked.
@@ -145,6 +158,10 @@ class PromptBatch:
             rows={k: v.to(device) for k, v in self.rows.items()},
             shared=self.shared and self.shared.to(device, dtype),
         )
+
+    def on(self, model: Any) -> PromptBatch:
+        """The same on the device and in the precision of a transformers model."""
+        return self.to(next(model.parameters()).device, model.dtype)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from torch.nn.functional import pad
 
 from salsa_dist.data.clip import SAMPLE_RATE, Clip
 from salsa_dist.errors import UserError
-from salsa_dist.libraries.transformers import generating_quietly
+from salsa_dist.libraries.transformers import decode_greedily
 from salsa_dist.speech_llms import languages
 from salsa_dist.speech_llms.batch import AdapterBatch, PromptBatch, SharedAudio, Transcript
 from salsa_dist.speech_llms.drop_finished import KeepRows
@@ -43,11 +43,13 @@ class Processed:
         tokens: how many placeholders stand for it in the prompt.
         elements: how much of the first dimension of the encoder layers' outputs is this clip's: 1, its
             chunks, or its packed tokens.
+        seconds: its length, where the prompt names it.
     """
 
     features: dict[str, Tensor]
     tokens: int
     elements: int = 1
+    seconds: float = 0.0
 
     @property
     def rows(self) -> int:
@@ -88,7 +90,9 @@ class ChatFamily(ABC):
         self.window_s = window_s
         self.languages = languages.named()
         self.audio_token = audio_token
-        self.audio_id: int = checkpoint.config.audio_token_id
+        config = checkpoint.config
+        named = getattr(config, "audio_token_id", None)
+        self.audio_id: int = config.audio_config.audio_token_id if named is None else named
         if self.tokenizer.convert_tokens_to_ids(audio_token) != self.audio_id:
             raise UserError(
                 f"base {checkpoint.name}: its tokenizer has no audio token {audio_token!r} with id "
@@ -147,6 +151,10 @@ class ChatFamily(ABC):
     def prompt(self, language: str) -> list[int]:
         return self.prompt_ids(language, 1)
 
+    def prompt_of(self, clip: Clip, processed: Processed) -> list[int]:
+        """Token ids of the prompt of `clip`, with its placeholders."""
+        return self.prompt_ids(clip.language, processed.tokens)
+
     def prompt_ids(self, language: str, tokens: int) -> list[int]:
         """Token ids of the prompt with `tokens` placeholders."""
         # Only the first is the audio's: an instruction must not add any.
@@ -168,10 +176,10 @@ class ChatFamily(ABC):
         return list(self.tokenizer(full[len(prompt) :], add_special_tokens=False).input_ids)
 
     def answer_ids(self, clip: Clip) -> list[int]:
-        """The transcript's token ids with what ends it; empty for a clip without a transcript."""
+        """The transcript's token ids with what ends it; empty where the transcript is not known."""
         text = clip.text.strip()
         if not text:
-            return []
+            return [] if clip.speech else [self.end_id]
         own = self.tokenizer.encode(text, add_special_tokens=False)
         if not {self.audio_id, *self.stop, *self.tokenizer.all_special_ids}.isdisjoint(own):
             raise UserError(
@@ -204,7 +212,7 @@ class ChatFamily(ABC):
     def _batch(
         self, clips: Sequence[Clip], processed: Sequence[Processed], audio: dict[str, Tensor]
     ) -> AdapterBatch:
-        prompts = [self.prompt_ids(c.language, h.tokens) for c, h in zip(clips, processed, strict=True)]
+        prompts = [self.prompt_of(clip, made) for clip, made in zip(clips, processed, strict=True)]
         answers = [self.answer_ids(clip) for clip in clips]
         # The last label is predicted, never read.
         sequences = [p + a[:-1] for p, a in zip(prompts, answers, strict=True)]
@@ -224,7 +232,7 @@ class ChatFamily(ABC):
 
     def prompt_batch(self, clips: Sequence[Clip]) -> PromptBatch:
         processed = [self.process(audio_of(clip, self.window_s)) for clip in clips]
-        prompts = [self.prompt_ids(c.language, h.tokens) for c, h in zip(clips, processed, strict=True)]
+        prompts = [self.prompt_of(clip, made) for clip, made in zip(clips, processed, strict=True)]
         ids, mask = _padded(prompts, self._pad_id, left=True)
         return PromptBatch(
             inputs={"input_ids": ids, "attention_mask": mask, **side_by_side(processed)},
@@ -241,19 +249,15 @@ class ChatFamily(ABC):
         keep_rows: KeepRows | None = None,
     ) -> list[Transcript]:
         # No row is dropped: some of these models keep positions of the whole batch to themselves.
-        weight = next(model.parameters())
-        batch = batch.to(weight.device, weight.dtype)
-        with generating_quietly():
-            ids: Tensor = model.generate(
-                **batch.inputs,
-                **batch.options,
-                do_sample=False,
-                num_beams=1,
-                max_new_tokens=max_new_tokens,
-                eos_token_id=self.stop,
-                pad_token_id=self._pad_id,
-                synced_gpus=synced,
-            )
+        batch = batch.on(model)
+        ids = decode_greedily(
+            model,
+            {**batch.inputs, **batch.options},
+            max_new_tokens=max_new_tokens,
+            synced=synced,
+            stop=self.stop,
+            pad=self._pad_id,
+        )
         new = ids[:, batch.inputs["input_ids"].shape[1] :].tolist()
         return [Transcript(self.transcript(row), self._end(row) is not None) for row in new]
 
@@ -282,7 +286,12 @@ def as_text(processor: Any, messages: Sequence[dict[str, Any]]) -> str:
     )
 
 
-def processed_by(processor: Any, audio: NDArray[np.float32], *beside: NDArray[np.float32]) -> Processed:
+def processed_by(
+    processor: Any,
+    audio: NDArray[np.float32],
+    *beside: NDArray[np.float32],
+    rate: int = SAMPLE_RATE,
+) -> Processed:
     """What a transformers processor makes of `audio`, when batched with the clips `beside` it.
 
     Features may have several rows for `audio`, such as its windows, and must have one for each beside.
@@ -292,7 +301,7 @@ def processed_by(processor: Any, audio: NDArray[np.float32], *beside: NDArray[np
         text=[processor.audio_token] * len(clips),
         audio=clips,
         return_tensors="pt",
-        audio_kwargs={"sampling_rate": SAMPLE_RATE},
+        audio_kwargs={"sampling_rate": rate},
         **({"text_kwargs": {"padding": True}} if beside else {}),
     )
     ids = made.pop("input_ids")[0]

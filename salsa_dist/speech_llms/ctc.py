@@ -88,9 +88,15 @@ class Ctc:
         characters that it can't write.
 
         Raises:
-            UserError: it can't write most of the letters and digits.
+            UserError: it can't write most of the letters and digits; or nobody speaks, for which CTC
+                has no label.
         """
         self.prompt(clip.language)
+        if not clip.speech:
+            raise UserError(
+                f"clip {clip.key}: it has no speech, and a CTC base has no label for that: remove it "
+                "from the shards"
+            )
         text = clip.text.strip()
         not_said = (self.blank, self.tokenizer.unk_token_id)
         ids: list[int] = max(
@@ -192,8 +198,7 @@ class Ctc:
         keep_rows: KeepRows | None = None,
     ) -> list[Transcript]:
         """Transcribe a batch greedily, in one pass."""
-        weight = next(model.parameters())
-        batch = batch.to(weight.device, weight.dtype)
+        batch = batch.on(model)
         best = model(**batch.inputs).logits.argmax(-1).tolist()
         found = [
             [token for token, _ in groupby(row[:frames]) if token != self.blank]

@@ -1,4 +1,4 @@
-"""Shared by families of an encoder and a decoder with cross-attention: training text and transcripts.
+"""Shared by families of an encoder and a decoder with cross-attention: batches and transcripts.
 
     decoder input   prompt …  текст …
     label                     текст …   end of text
@@ -10,37 +10,109 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from salsa_dist.data.clip import Clip
 from salsa_dist.errors import UserError
-from salsa_dist.speech_llms.batch import AdapterBatch
+from salsa_dist.libraries.transformers import decode_greedily
+from salsa_dist.speech_llms.batch import AdapterBatch, PromptBatch, SharedAudio, Transcript
+from salsa_dist.speech_llms.drop_finished import KeepRows
+from salsa_dist.speech_llms.family import auto_processor
 
 
 class EncoderDecoder(ABC):
-    """What a family of this kind does with text.
+    """Batches and transcripts of this kind; the rest says what differs.
 
     Attributes:
         tokenizer: of the checkpoint.
         eos: the token that ends a transcript.
+        pad: what stands behind a shorter one.
         max_tokens: longest decoder input.
     """
 
+    MODEL_CLASS: ClassVar[str | None] = None
+    THINS_PADDING: bool = False
+    padded_to_s: float | None = None
     tokenizer: Any
     eos: int
+    pad: int
     max_tokens: int
+
+    @staticmethod
+    def load_processor(name: str, revision: str | None) -> Any:
+        return auto_processor(name, revision)
 
     @abstractmethod
     def prompt(self, language: str) -> list[int]:
         """Token ids up to where the transcript starts."""
 
     @abstractmethod
+    def audio(self, clips: Sequence[Clip], kept: bool = False) -> dict[str, Tensor]:
+        """The model's audio arguments, a row per clip; `kept` as in `Family.shared_batch`."""
+
+    def apart(self, language: str) -> int:
+        """How long its prompt is: transformers decodes prompts of one length at a time."""
+        return len(self.prompt(language))
+
     def text_ids(self, clip: Clip) -> list[int]:
-        """The transcript's token ids with the end-of-text; empty for a clip without a transcript."""
+        """The transcript's token ids with the end-of-text; empty where it is not known."""
+        text = clip.text.strip()
+        return self.spelled(clip, text) if text else self.nothing_said(clip)
+
+    def nothing_said(self, clip: Clip) -> list[int]:
+        """The labels of a clip with an empty text: the end-of-text alone where nobody speaks."""
+        return [] if clip.speech else [self.eos]
+
+    def training_batch(self, clips: Sequence[Clip]) -> AdapterBatch:
+        """Audio, prompt and transcript of `clips`; a clip without text has no labels."""
+        return self._batch(clips, self.audio(clips))
+
+    def shared_batch(
+        self, clips: Sequence[Clip], distinct: Sequence[Clip], kept: bool = False
+    ) -> AdapterBatch:
+        """The same, encoding only `distinct`, which has each key of `clips` once."""
+        keys = tuple(clip.key for clip in distinct)
+        one = torch.ones(len(distinct), dtype=torch.long)
+        clip_of = torch.tensor([keys.index(clip.key) for clip in clips])
+        shared = SharedAudio(keys, self.audio(distinct, kept), one, one, clip_of)
+        return replace(self._batch(clips, {}), shared=shared)
+
+    def prompt_batch(self, clips: Sequence[Clip]) -> PromptBatch:
+        """Audio and prompts of `clips`, whose languages have prompts of one length."""
+        rows = torch.tensor([clip.row for clip in clips])
+        prompts = torch.tensor([self.prompt(clip.language) for clip in clips])
+        return PromptBatch(
+            inputs={**self.audio(clips), "decoder_input_ids": prompts},
+            options={},
+            rows={"encoder": rows, "llm": rows},
+        )
+
+    def generate(
+        self,
+        model: Any,
+        batch: PromptBatch,
+        max_new_tokens: int,
+        synced: bool = False,
+        keep_rows: KeepRows | None = None,
+    ) -> list[Transcript]:
+        """Transcribe a batch greedily; no row is dropped."""
+        batch = batch.on(model)
+        prompt = batch.inputs["decoder_input_ids"].shape[1]
+        ids = decode_greedily(
+            model,
+            {**batch.inputs, **batch.options},
+            max_new_tokens=min(max_new_tokens, self.max_tokens - prompt),
+            synced=synced,
+            stop=self.eos,
+            pad=self.pad,
+        )
+        # The prompt may hold the token that ends a text.
+        return [Transcript(self.transcript(row), self.eos in row) for row in ids[:, prompt:].tolist()]
 
     @cached_property
     def _control(self) -> set[int]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,23 @@ from torch import nn
 from salsa_dist.errors import UserError
 from salsa_dist.libraries.transformers import listed_class, without_weights
 from salsa_dist.speech_llms.any_chat import AnyChat, refuse_others
-from salsa_dist.speech_llms.load import base_revision, family_of, load_processor, takes_audio
+from salsa_dist.speech_llms.family import Checkpoint, FamilyOptions
+from salsa_dist.speech_llms.load import (
+    base_revision,
+    family_of,
+    takes_audio,
+)
 from salsa_dist.speech_llms.noise_inputs import noise_inputs
+from salsa_dist.speech_llms.processor import (
+    load_processor,
+    refuse_failing,
+    refuse_other_features,
+)
 from salsa_dist.speech_llms.reading_base import NO_MODEL, reading_base
+from salsa_dist.speech_llms.weight_files import refuse_other_weights
 from salsa_dist.steering.probe import SiteReport, probe
-from salsa_dist.steering.sites import site_modules
-from salsa_dist.steering.widths import output_width
+from salsa_dist.steering.sites import find_layers, site_modules
+from salsa_dist.steering.widths import site_widths
 
 
 @dataclass
@@ -64,9 +76,9 @@ class Inspection:
             f"{self.base}: {self.architecture}, {self.parameters / 1e6:.1f} M parameters, "
             f"revision {self.revision}"
         ]
-        for component in dict.fromkeys(report.component for report in self.sites):
-            own = [report.site for report in self.sites if report.component == component]
-            lines.append(f"{component}: {len(own)} sites, {own[0]} to {own[-1]}")
+        for word, reports in groupby(self.sites, key=lambda report: report.site.rpartition(".")[0]):
+            own = [report.site for report in reports]
+            lines.append(f"{word}: {len(own)} sites, {own[0]} to {own[-1]}")
         if not self.probed:
             lines.append("not probed: no weights here, built from config.json alone")
         if self.lacks:
@@ -103,17 +115,14 @@ def inspect_base(
             f"base {name} is a {model_class.__name__}, which takes no audio: name a speech-LLM"
         )
     has_weights = _has_weights(Path(name))
-    lacks = _lacks(name, revision, config) if has_weights else ""
     model = _load(name, revision, model_class) if has_weights else _empty(config, model_class, name)
     model.eval().requires_grad_(False)
-    sites = site_modules(model, layers)
+    lacks = _lacks(name, revision, model) if has_weights else ""
     if has_weights:
-        reports = probe(sites, model, noise_inputs(model))
+        reports = probe(site_modules(model, layers), model, noise_inputs(model))
     else:
-        reports = [
-            SiteReport(site, site.partition(".")[0], width=output_width(module))
-            for site, module in sites.items()
-        ]
+        widths = site_widths(find_layers(model, layers))
+        reports = [SiteReport(s, s.partition(".")[0], width=width) for s, width in widths.items()]
     return Inspection(
         base=name,
         architecture=model_class.__name__,
@@ -126,14 +135,18 @@ def inspect_base(
     )
 
 
-def _lacks(name: str, revision: str | None, config: Any) -> str:
+def _lacks(name: str, revision: str | None, model: Any) -> str:
     """What a base with weights lacks for training: its processor's files, or what they should tell
     where it has no family file; "": nothing."""
+    config = model.config
     family = family_of(config.model_type)
     try:
         processor = load_processor(name, (name, revision), family.load_processor)
+        refuse_other_features(name, config, processor)
         if family is AnyChat:
             refuse_others(name, config, processor)
+        checkpoint = Checkpoint(name, config, processor, getattr(model, "generation_config", None))
+        refuse_failing(name, family(checkpoint, FamilyOptions(None, None, {}, 1)))
     except UserError as e:
         return str(e)
     return ""
@@ -201,9 +214,16 @@ def _has_weights(folder: Path) -> bool:
 
 def _load(name: str, revision: str | None, model_class: Any) -> Any:
     with reading_base(name):
-        return model_class.from_pretrained(
-            name, revision=revision, dtype=torch.float32, use_safetensors=True
+        model, info = model_class.from_pretrained(
+            name,
+            revision=revision,
+            dtype=torch.float32,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
         )
+    refuse_other_weights(name, model, info)
+    return model
 
 
 def _empty(config: Any, model_class: Any, name: str) -> nn.Module:

@@ -10,6 +10,17 @@ from salsa_dist.libraries.transformers import whisper_languages
 
 # Scripts written without spaces between words.
 _NO_SPACES = {"zh", "yue", "ja", "th", "lo", "my", "km", "bo"}
+# ISO 639-1 and ISO 639-3; of a group of languages the one that SeamlessM4T means by it.
+_CODES = """
+    af:afr am:amh ar:arb as:asm az:azj be:bel bg:bul bn:ben bs:bos ca:cat cs:ces cy:cym da:dan
+    de:deu el:ell en:eng es:spa et:est eu:eus fa:pes ff:fuv fi:fin fr:fra ga:gle gl:glg gu:guj
+    he:heb hi:hin hr:hrv hu:hun hy:hye id:ind ig:ibo is:isl it:ita ja:jpn jv:jav ka:kat kk:kaz
+    km:khm kn:kan ko:kor ky:kir lg:lug lo:lao lt:lit lv:lvs mk:mkd ml:mal mn:khk mr:mar ms:zlm
+    mt:mlt my:mya nb:nob ne:npi nl:nld nn:nno no:nob ny:nya om:gaz or:ory pa:pan pl:pol ps:pbt
+    pt:por ro:ron ru:rus sd:snd sk:slk sl:slv sn:sna so:som sr:srp sv:swe sw:swh ta:tam te:tel
+    tg:tgk th:tha tl:tgl tr:tur uk:ukr ur:urd uz:uzn vi:vie yo:yor zh:cmn zu:zul
+"""
+THREE_LETTERS = dict(pair.split(":") for pair in _CODES.split())
 _CODE = re.compile(r"[A-Za-z]{2,4}(?:[-_][A-Za-z0-9]{2,4})*")
 
 

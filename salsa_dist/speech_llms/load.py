@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +24,7 @@ import torch
 from torch import nn
 
 from salsa_dist.errors import UserError
+from salsa_dist.libraries.bitsandbytes import keep_as_loaded
 from salsa_dist.libraries.transformers import commit_of, listed_class
 from salsa_dist.speech_llms import (
     any_chat,
@@ -31,22 +32,32 @@ from salsa_dist.speech_llms import (
     gemma,
     glm_asr,
     granite_speech,
+    omniasr,
+    phi4_multimodal,
     qwen2_5_omni,
     qwen2_audio,
     qwen3_asr,
     qwen3_omni,
+    seamless_m4t,
     seq2seq,
+    vibevoice_asr,
     voxtral,
     whisper,
 )
+from salsa_dist.speech_llms import quantization as quantizing
+from salsa_dist.speech_llms.built_in_lora import add_lora, folders_of, lora_files
 from salsa_dist.speech_llms.family import Checkpoint, Family, FamilyOptions
-from salsa_dist.speech_llms.reading_base import reading_base, reason_of
+from salsa_dist.speech_llms.processor import (
+    load_processor,
+    refuse_failing,
+    refuse_other_features,
+)
+from salsa_dist.speech_llms.reading_base import reading_base
 from salsa_dist.speech_llms.unfilled import unfilled
-from salsa_dist.speech_llms.weight_files import StoredTensor
+from salsa_dist.speech_llms.weight_files import StoredTensor, refuse_other_weights
 from salsa_dist.steering.sites import by_site, find_layers, layer_counts, select
 
 UNKNOWN = "unknown"  # the revision of a base of which no commit is known; nothing is kept under it
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken", "tekken.json")
 # What a base is loaded from; a hub's folder may hold the same weights in three other forms too.
 CHECKPOINT_FILES = (".json", ".safetensors", ".txt", ".model", ".jinja", ".tiktoken")
 _FAMILIES: tuple[type[Family], ...] = (
@@ -59,7 +70,11 @@ _FAMILIES: tuple[type[Family], ...] = (
     qwen3_omni.Qwen3Omni,
     glm_asr.GlmAsr,
     gemma.Gemma,
+    phi4_multimodal.Phi4Multimodal,
+    vibevoice_asr.VibeVoiceAsr,
+    omniasr.OmniAsr,
     seq2seq.Seq2Seq,
+    seamless_m4t.SeamlessM4T,
     ctc.Ctc,
 )
 FAMILIES = {model_type: family for family in _FAMILIES for model_type in family.MODEL_TYPES}
@@ -76,6 +91,8 @@ class SpeechLLM:
         revision: hub commit, or `local-` and a hash of the folder's config and weights.
         parameters: how many numbers it has.
         layers: paths of layer lists that are not found by structure; see `find_layers`.
+        quantization: how its linear weights were quantised while it was loaded (`quantization.py`);
+            None: they are as stored.
         sources: by its name in `model`, where each weight lies; None: the model is whole. A weight
             that the window made shorter is the first rows of what is stored.
     """
@@ -86,6 +103,7 @@ class SpeechLLM:
     revision: str
     parameters: int
     layers: Mapping[str, str] = field(default_factory=dict)
+    quantization: str | None = None
     sources: Mapping[str, StoredTensor] | None = None
 
     @property
@@ -112,6 +130,7 @@ def load_speech_llm(
     *,
     revision: str | None = None,
     dtype: str | None = None,
+    quantization: str | None = None,
     window_s: float | None = None,
     prompt: str | None = None,
     language_as: Mapping[str, str] | None = None,
@@ -128,6 +147,8 @@ def load_speech_llm(
         name: a folder with a Hugging Face checkpoint, or a hub name.
         revision: hub branch, tag or commit.
         dtype: precision of the weights; None: the checkpoint's own on a GPU, float32 on the CPU.
+        quantization: int8, bnb8 or nf4: quantise the linear weights (`quantization.py`); such a base
+            comes whole, on `device`.
         window_s: audio window in seconds; None: the base's own.
         prompt: an instruction in place of the authors' own; `{language}` stands for the name.
         language_as: languages to announce to the base as another.
@@ -160,6 +181,8 @@ def load_speech_llm(
         )
     family_class = family_of(config.model_type)
     refuse_stride(name, config.model_type, silence_stride)
+    own_method = quantizing.own_method(config)
+    quantizing.refuse_twice(name, quantization, own_method)
     cls = model_class(config, family_class.MODEL_CLASS)
     if not takes_audio(cls):
         raise UserError(f"base {name} is a {cls.__name__}, which takes no audio: name a speech-LLM")
@@ -167,11 +190,19 @@ def load_speech_llm(
     precision = own_dtype(config, device) if dtype is None else getattr(torch, dtype)
     sources: Mapping[str, StoredTensor] | None = None
     processor = load_processor(name, files, family_class.load_processor)
-    _refuse_other_features(name, config, processor)
+    refuse_other_features(name, config, processor)
     if family_class is any_chat.AnyChat:
         any_chat.refuse_others(name, config, processor)
+    quantized = quantizing.loading(quantization, own_method, device, precision)
+    built_in: str | None = getattr(family_class, "LORA", None)
+    lora = None if built_in is None else lora_files(name, files, built_in)
+    if lora is not None and (quantization or own_method):
+        raise UserError(
+            f"base {name}: its LoRA for speech can't be added to quantised weights: leave "
+            "base.quantization out, and take the checkpoint that is not quantised"
+        )
     with reading_base(name):
-        described = None if filled else unfilled(cls, config, *files, precision)
+        described = None if filled or quantized or lora else unfilled(cls, config, *files, precision)
         if described is None:
             model, info = cls.from_pretrained(
                 files[0],
@@ -179,30 +210,33 @@ def load_speech_llm(
                 dtype=precision,
                 trust_remote_code=False,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are told in `info`, and refused
                 **attention,
+                **quantized,
             )
         else:
             model, info, sources = described.model, described.loading_info, described.sources
-    if lacking := sorted(info["missing_keys"]):
-        # transformers would fill these with random numbers, other ones on every rank.
-        raise UserError(
-            f"base {name}: its checkpoint lacks {len(lacking)} weights, such as {lacking[0]}: take a "
-            "complete checkpoint"
-        )
+    refuse_other_weights(name, model, info)
+    if lora is not None:
+        add_lora(model, name, *lora)
     checkpoint = Checkpoint(name, model.config, processor, getattr(model, "generation_config", None))
     family = family_class(checkpoint, options)
     # eval: no dropout, no layerdrop, no BatchNorm updates in a frozen base.
     model.eval().requires_grad_(False)
+    if quantized:
+        keep_as_loaded(model)
     family.fit(model)
+    refuse_failing(name, family)
     if checkpoint.generation is not None:
         model.generation_config.max_length = None  # each call says how many tokens it wants
     return SpeechLLM(
-        model=model.to(device) if filled else model,
+        model=model.to(device) if filled and not quantized else model,
         family=family,
         name=name,
         revision=base_revision(name, revision, fetched=copy is not None),
-        parameters=sum(p.numel() for p in model.parameters()),
+        parameters=model.num_parameters(),  # of 4 bits, two share a byte
         layers=layers or {},
+        quantization=quantization,
         sources=sources,
     )
 
@@ -210,17 +244,6 @@ def load_speech_llm(
 def family_of(model_type: str) -> type[Family]:
     """The family of a `model_type`; of one without a file, what its processor tells is tried."""
     return FAMILIES.get(model_type, any_chat.AnyChat)
-
-
-def _refuse_other_features(name: str, config: Any, processor: Any) -> None:
-    """Refuse a processor of another version of a base, which the first batch would fail with."""
-    size = getattr(getattr(processor, "feature_extractor", None), "feature_size", None)
-    bins = getattr(getattr(config, "audio_config", config), "num_mel_bins", None)
-    if isinstance(size, int) and isinstance(bins, int) and size != bins:
-        raise UserError(
-            f"base {name}: its processor makes {size} mel bins, config.json wants {bins}: take all "
-            "files from one revision"
-        )
 
 
 def takes_audio(model_class: Any) -> bool:
@@ -280,7 +303,7 @@ def base_revision(name: str, revision: str | None = None, fetched: bool = False)
     settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     settings.pop("transformers_version", None)
     digest.update(json.dumps(settings, sort_keys=True).encode())
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in sorted(p for f in folders_of(folder) for p in f.glob("*.safetensors")):
         size = path.stat().st_size
         digest.update(f"{path.name} {size}".encode())
         with open(path, "rb") as file:
@@ -288,39 +311,6 @@ def base_revision(name: str, revision: str | None = None, fetched: bool = False)
                 file.seek(place * max(0, size - 65_536) // 16, os.SEEK_SET)
                 digest.update(file.read(65_536))
     return "local-" + digest.hexdigest()[:16]
-
-
-def load_processor(
-    name: str, files: tuple[str, str | None], load: Callable[[str, str | None], Any]
-) -> Any:
-    """The processor of base `name`, whose files lie in `files`, a folder or hub name and its revision.
-
-    Raises:
-        UserError: it, or its tokenizer or feature extractor, is not there.
-    """
-    cause: UserError | None = None
-    try:
-        with reading_base(name):
-            processor = load(*files)
-        reason = "its files make no feature extractor"
-    except UserError as e:
-        processor, reason, cause = None, reason_of(e.__cause__ or e), e
-    # Without its files transformers makes some tokenizers with an empty vocabulary, and says nothing.
-    folder = Path(files[0])
-    vocabulary = any(path for kind in _TOKENIZER_FILES for path in folder.glob(kind))
-    if hasattr(processor, "tokenizer") and folder.is_dir() and not vocabulary:
-        processor, reason = None, "no tokenizer.json or other vocabulary"
-    parts = (
-        processor,
-        getattr(processor, "feature_extractor", None),
-        getattr(processor, "audio_processor", None),
-    )
-    if not any(hasattr(part, "sampling_rate") for part in parts):
-        raise UserError(
-            f"base {name} lacks its processor ({reason}): put preprocessor_config.json, the "
-            "tokenizer's files and, where it has one, processor_config.json beside its weights"
-        ) from cause
-    return processor
 
 
 def source_folder(name: str, revision: str | None) -> Path:

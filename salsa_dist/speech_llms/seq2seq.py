@@ -14,7 +14,6 @@ the first is told each clip's own frames, the second gets the same silence behin
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,13 +22,10 @@ from torch import Tensor
 
 from salsa_dist.data.clip import SAMPLE_RATE, Clip
 from salsa_dist.errors import UserError
-from salsa_dist.libraries.transformers import generating_quietly
 from salsa_dist.speech_llms import languages
-from salsa_dist.speech_llms.batch import AdapterBatch, PromptBatch, SharedAudio, Transcript
 from salsa_dist.speech_llms.chat import Processed, side_by_side
-from salsa_dist.speech_llms.drop_finished import KeepRows
 from salsa_dist.speech_llms.encoder_decoder import EncoderDecoder
-from salsa_dist.speech_llms.family import Checkpoint, FamilyOptions, auto_processor
+from salsa_dist.speech_llms.family import Checkpoint, FamilyOptions
 from salsa_dist.speech_llms.moonshine import keep_what_is_read, own_frames_norm, whole_frames
 from salsa_dist.speech_llms.window import audio_of, longest
 
@@ -50,13 +46,6 @@ class Seq2Seq(EncoderDecoder):
         "cohere_asr",
         "canary",
     )
-    MODEL_CLASS: ClassVar[str | None] = None
-    THINS_PADDING: bool = False
-    padded_to_s: float | None = None
-
-    @staticmethod
-    def load_processor(name: str, revision: str | None) -> Any:
-        return auto_processor(name, revision)
 
     def __init__(self, checkpoint: Checkpoint, options: FamilyOptions) -> None:
         config = checkpoint.config
@@ -71,13 +60,18 @@ class Seq2Seq(EncoderDecoder):
         self.pad: int = self.eos if config.pad_token_id is None else config.pad_token_id
         self.max_tokens: int = getattr(config, "decoder_config", config).max_position_embeddings
         self.language_as = options.language_as
-        self._prompts: dict[str, list[int]] = {}
+        self._prompts = self.requests(checkpoint)
+        self.languages = sorted(self._prompts)
+
+    def requests(self, checkpoint: Checkpoint) -> dict[str, list[int]]:
+        """The prompt of each language that the base knows, by its code."""
+        prompts = {}
         for code in languages.named():
             try:
-                self._prompts[code] = self._asked(code)
+                prompts[code] = self._asked(code)
             except ValueError:
                 continue  # as the processor says of a language that the base does not know
-        self.languages = sorted(self._prompts)
+        return prompts
 
     def _asked(self, code: str) -> list[int]:
         """Token ids of the processor's own request, or the start token alone."""
@@ -120,60 +114,8 @@ class Seq2Seq(EncoderDecoder):
     def prompt(self, language: str) -> list[int]:
         return self._prompts[self.announced(language)]
 
-    def apart(self, language: str) -> int:
-        return len(self.prompt(language))
-
-    def text_ids(self, clip: Clip) -> list[int]:
-        text = clip.text.strip()
-        return self.spelled(clip, text) if text else []
-
-    def training_batch(self, clips: Sequence[Clip]) -> AdapterBatch:
-        return self._batch(clips, side_by_side([self._process(clip) for clip in clips]))
-
-    def shared_batch(
-        self, clips: Sequence[Clip], distinct: Sequence[Clip], kept: bool = False
-    ) -> AdapterBatch:
-        keys = tuple(clip.key for clip in distinct)
-        one = torch.ones(len(distinct), dtype=torch.long)
-        audio = side_by_side([self._process(clip) for clip in distinct])
-        clip_of = torch.tensor([keys.index(clip.key) for clip in clips])
-        return replace(self._batch(clips, {}), shared=SharedAudio(keys, audio, one, one, clip_of))
-
-    def prompt_batch(self, clips: Sequence[Clip]) -> PromptBatch:
-        """Audio and prompts of `clips`, whose languages have prompts of one length."""
-        rows = torch.tensor([clip.row for clip in clips])
-        prompts = torch.tensor([self.prompt(clip.language) for clip in clips])
-        audio = side_by_side([self._process(clip) for clip in clips])
-        return PromptBatch(
-            inputs={**audio, "decoder_input_ids": prompts},
-            options={},
-            rows={"encoder": rows, "llm": rows},
-        )
-
-    def generate(
-        self,
-        model: Any,
-        batch: PromptBatch,
-        max_new_tokens: int,
-        synced: bool = False,
-        keep_rows: KeepRows | None = None,
-    ) -> list[Transcript]:
-        weight = next(model.parameters())
-        batch = batch.to(weight.device, weight.dtype)
-        prompt = batch.inputs["decoder_input_ids"].shape[1]
-        with generating_quietly():
-            ids: Tensor = model.generate(
-                **batch.inputs,
-                **batch.options,
-                do_sample=False,
-                num_beams=1,
-                max_new_tokens=min(max_new_tokens, self.max_tokens - prompt),
-                eos_token_id=self.eos,
-                pad_token_id=self.pad,
-                synced_gpus=synced,
-            )
-        # The prompt may hold the token that ends a text.
-        return [Transcript(self.transcript(row), self.eos in row) for row in ids[:, prompt:].tolist()]
+    def audio(self, clips: Sequence[Clip], kept: bool = False) -> dict[str, Tensor]:
+        return side_by_side([self._process(clip) for clip in clips])
 
     def _process(self, clip: Clip) -> Processed:
         audio = audio_of(clip, self.window_s)

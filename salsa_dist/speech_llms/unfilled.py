@@ -67,6 +67,7 @@ def unfilled(
         dtype=dtype,
         device_map={"": torch.device("meta")},
         output_loading_info=True,
+        ignore_mismatched_sizes=True,
     )
     model.config.name_or_path = name
     rename = renaming(model)

@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from salsa_dist.errors import UserError
 from salsa_dist.libraries.transformers import file_in
@@ -179,3 +179,34 @@ def read_header(path: Path) -> tuple[dict[str, dict[str, Any]], int]:
             "it again"
         ) from e
     return header, 8 + length
+
+
+def refuse_other_weights(name: str, model: nn.Module, info: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint whose weights are not those that its config.json describes.
+
+    Parts that the class of `model` does not have, such as another tower, may be there.
+
+    Args:
+        info: what `from_pretrained(…, output_loading_info=True, ignore_mismatched_sizes=True)` reports.
+
+    Raises:
+        UserError: a weight is missing, has another shape, or is of a layer that the model lacks.
+    """
+    if lacking := sorted(info["missing_keys"]):
+        # transformers would fill these with random numbers, other ones on every rank.
+        raise UserError(
+            f"base {name}: its checkpoint lacks {len(lacking)} weights, such as {lacking[0]}: take a "
+            "complete checkpoint"
+        )
+    if other := sorted(info["mismatched_keys"]):
+        weight, stored, wanted = other[0]
+        raise UserError(
+            f"base {name}: its checkpoint has {weight} as {tuple(stored)}, config.json wants "
+            f"{tuple(wanted)}: take all files from one revision"
+        )
+    lists = tuple(f"{n}." for n, m in model.named_modules() if isinstance(m, nn.ModuleList))
+    if beyond := sorted(key for key in info["unexpected_keys"] if key.startswith(lists)):
+        raise UserError(
+            f"base {name}: its checkpoint has {len(beyond)} weights in layers that config.json does "
+            f"not describe, such as {beyond[0]}: take all files from one revision"
+        )

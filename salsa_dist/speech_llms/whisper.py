@@ -24,10 +24,10 @@ from salsa_dist.data.clip import SAMPLE_RATE, Clip
 from salsa_dist.errors import UserError
 from salsa_dist.libraries.transformers import generating_quietly
 from salsa_dist.speech_llms import languages
-from salsa_dist.speech_llms.batch import AdapterBatch, PromptBatch, SharedAudio, Transcript
+from salsa_dist.speech_llms.batch import PromptBatch, SharedAudio, Transcript
 from salsa_dist.speech_llms.drop_finished import KeepRows, NoCacheError, greedy
 from salsa_dist.speech_llms.encoder_decoder import EncoderDecoder
-from salsa_dist.speech_llms.family import Checkpoint, FamilyOptions, auto_processor
+from salsa_dist.speech_llms.family import Checkpoint, FamilyOptions
 from salsa_dist.speech_llms.thin_silence import kept_positions, thin_out
 from salsa_dist.speech_llms.window import audio_of, fixed, shorten
 
@@ -43,12 +43,7 @@ class Whisper(EncoderDecoder):
     """
 
     MODEL_TYPES: ClassVar[tuple[str, ...]] = ("whisper",)
-    MODEL_CLASS: ClassVar[str | None] = None
     THINS_PADDING: bool = True
-
-    @staticmethod
-    def load_processor(name: str, revision: str | None) -> Any:
-        return auto_processor(name, revision)
 
     def __init__(self, checkpoint: Checkpoint, options: FamilyOptions) -> None:
         config, processor = checkpoint.config, checkpoint.processor
@@ -86,10 +81,6 @@ class Whisper(EncoderDecoder):
         """The language whose token the prompt has; of several the first."""
         return self._tokens(language)[0]
 
-    def apart(self, language: str) -> int:
-        """How long its prompt is: transformers decodes prompts of one length at a time."""
-        return len(self.prompt(language))
-
     def _tokens(self, language: str) -> list[str]:
         """The languages whose tokens the prompt has."""
         if asked := self.language_as.get(language):
@@ -121,33 +112,19 @@ class Whisper(EncoderDecoder):
         ids = self.tokenizer.convert_tokens_to_ids(["<|transcribe|>", "<|notimestamps|>"])
         return [self.start, *(self.language_ids[code] for code in self._tokens(language)), *ids]
 
-    def training_batch(self, clips: Sequence[Clip]) -> AdapterBatch:
-        """Audio, prompt and transcript of `clips`; a clip without text has no labels."""
-        return self._batch(
-            clips, {"input_features": self._features(clips), **self._kept_positions(clips)}
-        )
-
-    def shared_batch(
-        self, clips: Sequence[Clip], distinct: Sequence[Clip], kept: bool = False
-    ) -> AdapterBatch:
-        """The same, encoding only `distinct`, which has each key of `clips` once."""
+    def audio(self, clips: Sequence[Clip], kept: bool = False) -> dict[str, Tensor]:
+        """Features, and the positions that training keeps."""
         if kept:
             extractor = self.features
-            features = torch.zeros(len(distinct), extractor.feature_size, extractor.nb_max_frames)
+            features = torch.zeros(len(clips), extractor.feature_size, extractor.nb_max_frames)
         else:
-            features = self._features(distinct)
-        one = torch.ones(len(distinct), dtype=torch.long)
-        keys = tuple(clip.key for clip in distinct)
-        clip_of = torch.tensor([keys.index(clip.key) for clip in clips])
-        audio = {"input_features": features, **self._kept_positions(distinct)}
-        shared = SharedAudio(keys, audio, one, one, clip_of)
-        return replace(self._batch(clips, {}), shared=shared)
+            features = self._features(clips)
+        return {"input_features": features, **self._kept_positions(clips)}
 
     def text_ids(self, clip: Clip) -> list[int]:
-        """The transcript's token ids with the end-of-text; empty for a clip without a transcript."""
         text = clip.text.strip()
         if not text:
-            return []
+            return self.nothing_said(clip)
         # Whisper's transcripts begin with a space where words are written with one.
         space = "" if languages.has_no_spaces(self.announced(clip.language)) else " "
         return self.spelled(clip, space + text)
@@ -232,8 +209,7 @@ class Whisper(EncoderDecoder):
             keep_rows: finished rows are dropped, and this is called with those that are kept; None: no
                 row is dropped.
         """
-        weight = next(model.parameters())
-        batch = batch.to(weight.device, weight.dtype)
+        batch = batch.on(model)
         begun = batch.inputs.get("decoder_input_ids")
         prompt = len(self.prompt(self.languages[0])) if begun is None else begun.shape[1]
         max_new_tokens = min(max_new_tokens, self.max_tokens - prompt)

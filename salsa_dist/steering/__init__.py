@@ -1,2 +1,1 @@
-"""The method: vectors added at the sites of a frozen model. Imports torch and nothing else of ours
-but the error class."""
+"""The method: vectors added at the sites of a frozen model. Needs only torch and our error class."""

@@ -3,7 +3,8 @@
     8 bytes     length of the header
     header      JSON: dtype and shape of each vector, and the metadata
                     schema, name, base, revision, rule, sites, language
-    vectors     encoder.0, encoder.1, …      (hidden,) fp32, the vector of each site
+    vectors     encoder.0, encoder.attention.1, …    (hidden,) fp32, the vector of each site;
+                                                     a rule may have several numbers per channel
 
 A file is a few kilobytes, so it is read once and whole: what is hashed is what is parsed.
 """
@@ -22,13 +23,13 @@ from torch import Tensor
 
 from salsa_dist.errors import UserError
 from salsa_dist.json_file import of_another_release
-from salsa_dist.steering.rules import RULES
+from salsa_dist.steering.rules.registry import RULES
 
 SCHEMA = "salsa-dist/adapter/1"
 
 _MAX_HEADER = 1 << 20  # bytes; a thousand sites need less than a tenth
 MAX_FILE = 256 << 20  # bytes; far more than any base's sites, far less than a base
-_SITE = re.compile(r"[a-z]+\.\d+")
+_SITE = re.compile(r"[a-z]+(\.[a-z_]+)?\.\d+")
 
 
 def pack(vectors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
@@ -43,7 +44,7 @@ def pack(vectors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
 
 
 def read(path: Path) -> bytes:
-    """All bytes of a file that may be an adapter, or a `UserError`."""
+    """All bytes of a file that may be an adapter. Raises: UserError."""
     try:
         size = path.stat().st_size
         if size > MAX_FILE:
@@ -94,13 +95,13 @@ def unpack(raw: bytes, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def wrong(vectors: Mapping[str, Tensor]) -> str | None:
-    """What makes `vectors` unfit to be an adapter's; None for good ones."""
+    """The reason why `vectors` cannot be an adapter's; None if they can."""
     if not vectors:
         return "it holds no vector"
     widths: dict[str, int] = {}
     for site, vector in vectors.items():
         if not _SITE.fullmatch(site):
-            return f"{site!r} is no site; sites are called encoder.0, llm.3"
+            return f"{site!r} is no site; sites are called encoder.0, llm.attention.3"
         if vector.ndim != 1 or not len(vector):
             return f"the vector of {site} has shape {tuple(vector.shape)}, it must be one row"
         if not torch.isfinite(vector).all():

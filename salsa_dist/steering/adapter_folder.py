@@ -53,19 +53,21 @@ class _Facts(BaseModel):
 
 
 class BaseFacts(_Facts):
-    """The base that an adapter was made for; an empty string is what is not known.
+    """The base of an adapter; unknown facts are empty strings.
 
     Attributes:
         name: hub name, or the name of its folder.
         revision: hub commit, or a hash of the folder.
         architecture: transformers class of the model.
         model_type: of its config.
+        quantization: how it was quantised while it was loaded.
     """
 
     name: _Name = ""
     revision: _Name = ""
     architecture: _Name = ""
     model_type: _Name = ""
+    quantization: _Name = ""
 
 
 class DataFacts(_Facts):
@@ -122,7 +124,7 @@ class AdapterFacts(_Facts):
 
 
 def known_as(base: str) -> str:
-    """How a base is called in a file that travels: its hub name, or its folder's own name."""
+    """The public name of a base: its hub name, or the name of its folder without the path."""
     path = Path(base).expanduser()
     if base and (base.count("/") > 1 or base[:1] in ("/", "~", ".") or path.is_dir()):
         base = path.resolve().name
@@ -153,7 +155,7 @@ def files_of(
     scores: Sequence[Score] = (),
     repository: str = "",
 ) -> dict[str, bytes]:
-    """What an adapter's folder holds, by file.
+    """The content of an adapter's folder, by file name.
 
     Args:
         vectors, facts: as in `write`.
@@ -182,6 +184,8 @@ def files_of(
     except ValidationError as e:
         raise UserError(f"adapter {label} can't be saved: {first_problem(e)}") from e
     tree = full.model_dump(mode="json", by_alias=True)
+    if not full.base.quantization:
+        del tree["base"]["quantization"]  # releases that do not know it refuse what they do not know
     return {
         VECTORS: raw,
         FACTS: (json.dumps(tree, indent=2, ensure_ascii=False) + "\n").encode(),
@@ -269,7 +273,7 @@ def _read_facts(raw: bytes, file: Path) -> AdapterFacts:
 
 
 def _check_place(folder: Path) -> None:
-    """Refuse to replace what is no adapter."""
+    """Refuse to replace a folder that is not an adapter."""
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise UserError(f"adapter {folder} can't be written: a file or link of that name is in the way")
     try:

@@ -1,4 +1,4 @@
-"""An adapter to look at: what it is, how long its vectors are, which others are like it.
+"""Facts about an adapter for display: its base and training, its norms, similar adapters.
 
     about(adapter, others)  ──►  tree  ──described──►  text     one adapter, nearest others first
     comparison(a, b)        ──►  tree  ──compared──►   text     two, site by site
@@ -24,7 +24,7 @@ _NO_VALUE = "-"
 
 
 def about(adapter: SteeringVectors, others: Mapping[str, SteeringVectors]) -> dict[str, Any]:
-    """What is known of an adapter, as JSON.
+    """The facts about an adapter, as JSON.
 
     Args:
         others: by the place where each is from; those of its base come as `nearest`, by cosine.
@@ -82,7 +82,7 @@ def described(tree: Mapping[str, Any]) -> str:
 
 
 def comparison(one: SteeringVectors, two: SteeringVectors) -> dict[str, Any]:
-    """Two adapters beside each other, as JSON; a number of a site that one lacks is null."""
+    """Two adapters side by side, as JSON; a site that one of them lacks is null."""
     facts = [_flat(_facts(adapter)) for adapter in (one, two)]
     own, others = ({site: v.numpy() for site, v in a.vectors.items()} for a in (one, two))
     sites = []

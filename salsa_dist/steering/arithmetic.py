@@ -77,7 +77,7 @@ def shares(adapters: Sequence[SteeringVectors], weights: Sequence[float] | None)
 def _differences(
     first: SteeringVectors, other: SteeringVectors
 ) -> Iterator[tuple[str, object, object]]:
-    """What keeps two adapters from being mixed: its name, and both values."""
+    """The fact that prevents two adapters from being combined: its name, and both values."""
     known_by = "revision" if first.revision and other.revision else "base"
     for what in ("rule", known_by, "architecture", "model_type"):
         one, two = getattr(first, what), getattr(other, what)

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from salsa_dist.errors import UserError
+from salsa_dist.log import log
 from salsa_dist.steering.adapter_folder import known_as
 from salsa_dist.steering.bank import AdapterSpec, Bank
+from salsa_dist.steering.rules.registry import rule_named
 from salsa_dist.steering.sites import by_site, find_layers
 from salsa_dist.steering.widths import site_widths
 
@@ -59,7 +61,9 @@ class Attachment:
 def bank_of(adapters: Sequence[SteeringVectors], device: torch.device | str) -> Bank:
     """A bank with these adapters as its rows; none makes one that steers nothing."""
     specs = [AdapterSpec(a.name, tuple(a.vectors), a.rule) for a in adapters]
-    widths = {site: len(v) for a in adapters for site, v in a.vectors.items()}
+    widths = {
+        site: len(v) // rule_named(a.rule).parts for a in adapters for site, v in a.vectors.items()
+    }
     bank = Bank(specs, widths, device)
     for row, adapter in enumerate(adapters):
         bank.set_row(row, adapter.vectors)
@@ -67,7 +71,7 @@ def bank_of(adapters: Sequence[SteeringVectors], device: torch.device | str) -> 
 
 
 def describe(model: Any) -> dict[str, str]:
-    """What an adapter remembers of its base, as `SteeringVectors` takes it; "" for what is not known.
+    """The facts about its base that an adapter stores; "" if unknown.
 
     Args:
         model: what `load_speech_llm` returns, a transformers model, or a pipeline with one.
@@ -78,21 +82,24 @@ def describe(model: Any) -> dict[str, str]:
         "revision": model.revision if loaded_by_us(model) else "",
         "architecture": type(module).__name__,
         "model_type": getattr(getattr(module, "config", None), "model_type", None) or "",
+        "quantization": (loaded_by_us(model) and model.quantization) or "",
     }
 
 
 def fitting_sites(
     model: Any,
     vectors: Mapping[str, Tensor],
+    rule: str,
     made_for: Mapping[str, str],
     label: str,
     force: bool = False,
 ) -> dict[str, nn.Module]:
-    """The layers of `model` by site, if an adapter fits it.
+    """The modules of `model` by site, if an adapter fits it.
 
     Args:
         model: as in `describe`.
-        vectors: site name to vector, (hidden,).
+        vectors: site name to vector, (parts * hidden,) with the parts of its rule.
+        rule: its name.
         made_for: what `describe` said of its base.
         label: names the adapter in errors.
         force: another base will do, as long as its sites and widths are there.
@@ -111,6 +118,9 @@ def fitting_sites(
             f"{label} was made for another base, {made_for['base'] or 'not named'}: "
             f"{', '.join(differ)}; use its own base, or force it if you know that it fits"
         )
+    if made_for["quantization"] != here["quantization"] and loaded_by_us(model):
+        own, this = _quantised(made_for["quantization"]), _quantised(here["quantization"])
+        log.warning(f"{label} was made for its base {own}, and this one is {this}")
     module = module_of(model)
     # What `load_speech_llm` returns has found its layer lists.
     lists = model.layer_lists if loaded_by_us(model) else find_layers(module)
@@ -120,14 +130,18 @@ def fitting_sites(
             f"{label} steers {missing[0]}, which this base does not have; "
             f"its sites are {next(iter(sites))} to {list(sites)[-1]}"
         )
-    widths = site_widths(lists)
+    widths, parts = site_widths(lists), rule_named(rule).parts
     for site, vector in vectors.items():
-        if widths[site] != len(vector):
+        if parts * widths[site] != len(vector):
             raise UserError(
-                f"{label} has width {len(vector)} at {site} where this base has {widths[site]}: use "
-                "the base that it was trained on"
+                f"{label} has width {len(vector)} at {site} where this base has "
+                f"{parts * widths[site]}: use the base that it was trained on"
             )
     return sites
+
+
+def _quantised(kind: str) -> str:
+    return f"quantised as {kind}" if kind else "as it is stored"
 
 
 def module_of(model: Any) -> nn.Module:

@@ -1,6 +1,7 @@
 """A bank: all adapters of one run, added in one pass.
 
-    vectors[site]   (adapters, hidden) fp32, one row per adapter
+    vectors[site]   (adapters, hidden) fp32, one row per adapter; where a rule has several numbers per
+                    channel, (adapters, parts * hidden), of which other rules use the first alone
     rows[component] (n,) int64, the row of each element of that component's batch; -1: no steering
 
     blocks          the same numbers: sites of one width that follow each other lie in one tensor
@@ -11,8 +12,8 @@ outside the base's module tree, so the base's `state_dict` and its ZeRO partitio
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -21,7 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
-from salsa_dist.steering.rules import rule_named
+from salsa_dist.steering.blocks import layer_of
+from salsa_dist.steering.rules.registry import rule_named
 
 Places = tuple[Tensor | slice, Tensor]
 
@@ -30,7 +32,7 @@ _KNOWN_PLACES = 8  # sets of adapters that take part in a step; they change seld
 
 @dataclass(frozen=True)
 class AdapterSpec:
-    """What one adapter of a bank steers, and how."""
+    """One adapter of a bank: its sites and its rule."""
 
     name: str
     sites: tuple[str, ...]
@@ -43,14 +45,16 @@ class Block:
 
     Attributes:
         sites: their names.
-        values: (sites * adapters, hidden) fp32, site by site.
+        hidden: channels of their activations.
+        values: (sites * adapters, parts * hidden) fp32, site by site.
     """
 
     sites: tuple[str, ...]
+    hidden: int
     values: Tensor
 
     def by_site(self, values: Tensor) -> dict[str, Tensor]:
-        """Site -> (adapters, …), of a tensor with the rows of `values`; in place."""
+        """Site -> (adapters, …), views of a tensor with the rows of `values`; not copied."""
         each = values.view(len(self.sites), -1, *values.shape[1:]).unbind(0)
         return dict(zip(self.sites, each, strict=True))
 
@@ -75,10 +79,13 @@ class Bank:
     ) -> None:
         self.specs = list(specs)
         self.sites = [s for s in widths if any(s in spec.sites for spec in specs)]
+        names = sorted({spec.rule for spec in specs})
+        self._rules = [rule_named(name) for name in names]
+        self._parts = max((rule.parts for rule in self._rules), default=1)
         self.device = torch.device(device)
         # What steps all vectors needs few kernels for a block, and many for a site each.
         self.blocks = [
-            Block(own, torch.zeros(len(own) * len(specs), width, device=device))
+            Block(own, width, torch.zeros(len(own) * len(specs), self._parts * width, device=device))
             for width, group in groupby(self.sites, key=lambda site: widths[site])
             if (own := tuple(group))
         ]
@@ -88,25 +95,30 @@ class Bank:
             for block in self.blocks
             for site, vectors in block.by_site(block.values).items()
         }
+        self._hidden = {site: block.hidden for block in self.blocks for site in block.sites}
         self._places: dict[tuple[int, ...], list[Places]] = {}
-        names = sorted({spec.rule for spec in specs})
-        self._rules = [rule_named(name) for name in names]
         # (adapters,) the place of each row's rule among them.
         self._rule_of = torch.tensor([names.index(spec.rule) for spec in specs], device=device)
         self._rows: Mapping[str, Tensor] | int | None = None
 
     def set_row(self, row: int, vectors: Mapping[str, Tensor]) -> None:
-        """Copy one adapter's vectors, (hidden,) per site, into the bank."""
+        """Copy one adapter's numbers, (parts * hidden,) per site, into the bank; fewer: the first."""
         with torch.no_grad():
             for site, vector in vectors.items():
-                self.vectors[site][row].copy_(vector)
+                self.vectors[site][row, : len(vector)].copy_(vector)
+
+    def row(self, row: int) -> dict[str, Tensor]:
+        """The numbers of one adapter, (parts * hidden,) per site that it steers; in place."""
+        spec = self.specs[row]
+        parts = rule_named(spec.rule).parts
+        return {site: self.vectors[site][row, : parts * self._hidden[site]] for site in spec.sites}
 
     def trained_numbers(self, row: int) -> int:
-        """How many numbers adapter `row` learns."""
-        return sum(self.vectors[site].shape[1] for site in self.specs[row].sites)
+        """Number of trained parameters of adapter `row`."""
+        return sum(numbers.numel() for numbers in self.row(row).values())
 
     def places(self, rows: Sequence[int]) -> list[Places]:
-        """Where the vectors of the adapters of `rows` lie in each block, where those steer at all.
+        """For each block, where it has vectors of the adapters of `rows`, at their own sites only.
 
         Returns:
             for each block an index of n rows of its `values`, and (n,) int64, whose each is.
@@ -149,7 +161,7 @@ class Bank:
             self._rows = None
 
     def keep(self, component: str, kept: Tensor) -> None:
-        """From now on the batch holds only some of its elements, in a component that goes on.
+        """From now on the batch has only some of its elements, in a component whose pass continues.
 
         Args:
             component: `llm`, or `encoder`.
@@ -157,6 +169,32 @@ class Bank:
         """
         if isinstance(self._rows, Mapping):
             self._rows = {**self._rows, component: self._rows[component][kept]}
+
+    def keep_inside(self, layer: str, kept: Tensor) -> None:
+        """In this batch, the blocks inside one layer see only some of its elements.
+
+        Args:
+            layer: its site.
+            kept: (n,) int64, the places of those that are kept.
+        """
+        inside = [site for site in self.sites if site != layer and layer_of(site) == layer]
+        if inside and isinstance(self._rows, Mapping):
+            own = self._rows[layer.partition(".")[0]][kept]
+            self._rows = {**self._rows, **dict.fromkeys(inside, own)}
+
+    def rows_as_now(self) -> Callable[[], AbstractContextManager[None]]:
+        """For a part of this pass that is run again later: what sets the rows of now for as long."""
+        rows = self._rows
+
+        @contextmanager
+        def again() -> Iterator[None]:
+            before, self._rows = self._rows, rows
+            try:
+                yield
+            finally:
+                self._rows = before
+
+        return again
 
     @contextmanager
     def attached(self, modules: Mapping[str, nn.Module]) -> Iterator[None]:
@@ -183,7 +221,7 @@ class Bank:
         return steer
 
     def steer_output(self, site: str, output: Any, rows: Tensor | int) -> Any:
-        """What a layer gives, steered: a tensor, or a tuple whose first is the activation.
+        """A layer's output, steered: a tensor, or a tuple whose first entry is the activation.
 
         Args:
             site: its name.
@@ -205,14 +243,14 @@ class Bank:
                 Gemma 3n's LLM has several streams of each sample, which are steered alike.
             rows: (n,) int64.
         """
-        vectors = self.vectors[site]
+        vectors, width = self.vectors[site], self._hidden[site]
         if hidden.ndim == 4 and hidden.shape[1] == rows.shape[0]:
             streams = hidden.shape[0]
             return self.steer(site, hidden.flatten(0, 1), rows.repeat(streams)).view_as(hidden)
-        if hidden.shape[0] != rows.shape[0] or hidden.shape[-1] != vectors.shape[1]:
+        if hidden.shape[0] != rows.shape[0] or hidden.shape[-1] != width:
             raise RuntimeError(
                 f"{site}: an output of shape {tuple(hidden.shape)} does not fit {rows.shape[0]} rows "
-                f"of width {vectors.shape[1]}"
+                f"of width {width}"
             )
         plain = rows < 0
         index = rows.clamp_min(0)
@@ -221,7 +259,12 @@ class Bank:
         shape = (rows.shape[0], *([1] * (hidden.ndim - 2)), vectors.shape[1])
         vector = vector.view(shape)
         # All rules for all, then the right one of each: asking which are here would make a GPU wait.
-        steered, *others = [rule.apply(hidden, vector) for rule in self._rules]
+        steered, *others = [
+            rule.apply(
+                hidden, vector if rule.parts == self._parts else vector[..., : rule.parts * width]
+            )
+            for rule in self._rules
+        ]
         if others:
             rule_of = self._rule_of[index].view(rows.shape[0], *([1] * (hidden.ndim - 1)))
             for number, other in enumerate(others, 1):

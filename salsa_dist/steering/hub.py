@@ -26,7 +26,7 @@ def name_and_revision(text: str) -> tuple[str, str | None] | None:
 
 
 def fetch(name: str, revision: str | None, limits: Mapping[str, int]) -> dict[str, bytes]:
-    """Files of a repository, all of one commit; without network those that the cache has.
+    """Fetch files of a repository, all of one commit; without a network, from the cache.
 
     Args:
         name: `user/name`.
@@ -61,7 +61,7 @@ def fetch(name: str, revision: str | None, limits: Mapping[str, int]) -> dict[st
 
 
 def has(name: str, revision: str | None, file: str) -> bool:
-    """Whether a repository is there, on the hub or in its cache, with this file; nothing is fetched."""
+    """Whether a repository with this file exists, on the hub or in its cache; fetches nothing."""
     from huggingface_hub import hf_hub_download
 
     try:
@@ -105,7 +105,7 @@ def push(
 
 @contextmanager
 def _reaching(name: str, revision: str | None, done: str) -> Iterator[None]:
-    """Turn what the hub's client raises into one line."""
+    """Turn errors of the hub's client into one line."""
     from huggingface_hub import errors
 
     try:

@@ -28,7 +28,7 @@ def hub_word(licence: str) -> str | None:
 
 
 def refuse_unless_open(name: str, data: Mapping[str, Any] | None, may_publish: str | None) -> None:
-    """Refuse to publish what was made of speech that may not be passed on.
+    """Refuse to publish an adapter trained on speech that may not be redistributed.
 
     Args:
         name: of the adapter.
@@ -49,5 +49,5 @@ def refuse_unless_open(name: str, data: Mapping[str, Any] | None, may_publish: s
     named = f"; --may-publish {may_publish} names another corpus" if may_publish else ""
     raise UserError(
         f"adapter {name!r} is not published: the licence of its {speech} {stated}{named}. If you may "
-        f"publish what was trained on it, say --may-publish {corpus}"
+        f"publish adapters trained on it, add --may-publish {corpus}"
     )

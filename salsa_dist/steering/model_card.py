@@ -9,6 +9,7 @@ library_name: salsa-dist      front matter, YAML: what the hub searches by
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,12 +17,12 @@ from typing import Any
 import yaml
 
 from salsa_dist.steering.licences import hub_word
-from salsa_dist.steering.rules import rule_named
+from salsa_dist.steering.rules.registry import rule_named
 
 
 @dataclass(frozen=True)
 class Score:
-    """One error rate of an adapter beside its zero-shot, with 95% intervals; rates are shares of 1.
+    """One error rate of an adapter and of zero-shot, as fractions, with 95% intervals.
 
     Attributes:
         language, split, metric: of what: such as `bg`, `test`, `cer`.
@@ -83,21 +84,27 @@ def _front_matter(facts: Mapping[str, Any], scores: Sequence[Score]) -> str:
     return yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)
 
 
+def _places(word: str, count: int) -> str:
+    """`3 layers of the encoder`; `3 attention blocks of the encoder`, of `encoder.attention`."""
+    component, _, block = word.partition(".")
+    what = f"{block.replace('_', '-')} block" if block else "layer"
+    return f"{count} {what}{'s' * (count > 1)} of the {component}"
+
+
 def _what_it_is(facts: Mapping[str, Any]) -> str:
     base = facts["base"]
-    sites: dict[str, int] = {}
-    for site in facts["sites"]:
-        component = site.partition(".")[0]
-        sites[component] = sites.get(component, 0) + 1
-    where = " and ".join(f"{n} layer{'s' * (n > 1)} of the {c}" for c, n in sites.items())
+    sites = Counter(site.rpartition(".")[0] for site in facts["sites"])
+    where = " and ".join(_places(word, count) for word, count in sites.items())
     formula = rule_named(facts["rule"]).formula
     model = f" ({base['architecture']})" if base["architecture"] else ""
     revision = f" at revision `{base['revision']}`" if base["revision"] else ""
+    if kind := base.get("quantization"):
+        revision += f", its weights quantised as `{kind}`,"
     language = f" for the language `{facts['language']}`" if facts["language"] else ""
     return (
         f"Steering vectors{language}, for the frozen speech-LLM "
         f"`{base['name'] or 'not named'}`{model}{revision}: one vector for each of {where}, "
-        f"{facts['trained_numbers']:,} numbers in all. Each is added to its layer's output by the rule "
+        f"{facts['trained_numbers']:,} numbers in all. Each changes the output there by the rule "
         f"`{facts['rule']}`, `{formula}`. The base's weights are not part of it and do not change.\n\n"
         f"SHA-256 of `adapter.safetensors`: `{facts['sha256']}`"
     )
@@ -121,6 +128,8 @@ def _use(facts: Mapping[str, Any], repository: str) -> str:
     arguments = [_quoted(base["name"])]
     if base["revision"] and not base["revision"].startswith("local-"):
         arguments.append(f"revision={_quoted(base['revision'])}")
+    if kind := base.get("quantization"):
+        arguments.append(f"quantization={_quoted(kind)}")
     if training:
         arguments.append(f"window_s={training['window_s']:g}")
     language = f"language={_quoted(facts['language'])}"

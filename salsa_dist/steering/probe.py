@@ -48,7 +48,7 @@ class ProbeInputs:
 
 @dataclass(frozen=True)
 class SiteReport:
-    """What is known of one site; None: not probed, or it can't be told.
+    """The facts about one site; None: not probed, or unknown.
 
     Attributes:
         width: size of its vector.

@@ -1,24 +1,27 @@
-"""Sites: the layers of a model that can be steered, and expressions that select some of them.
+"""Sites: where a model can be steered, and expressions that select some of them.
 
     find_layers(model)  ->  {"encoder": ModuleList of 6, "llm": ModuleList of 6}
-    select("encoder:last-half+llm:0", {"encoder": 6, "llm": 6})
-                        ->  ["encoder.3", "encoder.4", "encoder.5", "llm.0"]
+    select("encoder:last-half+llm.attention:0", {"encoder": 6, "llm": 6, "llm.attention": 6})
+                        ->  ["encoder.3", "encoder.4", "encoder.5", "llm.attention.0"]
 
-A site `encoder.3` is the output of the fourth layer of the audio encoder. Layers are found by
-structure, with no table of module paths: lists of layers that hold attention or another mixer, the
-LLM's being the one under `get_decoder()`, the encoder's the one under `get_encoder("audio")`, or else
-the one whose path says so. A model that reads no text, such as one trained by CTC, has no LLM.
+A site `encoder.3` is the output of the fourth layer of the audio encoder, `encoder.attention.3` that of
+the self-attention inside it; `blocks.py` has the other words for sites inside a layer. Layers are
+found by structure, with no table of module paths: lists of layers that hold attention or another
+mixer, the LLM's being the one under `get_decoder()`, the encoder's the one under
+`get_encoder("audio")`, or else the one whose path says so. A model that reads no text, such as one
+trained by CTC, has no LLM.
 """
 
 from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping, Sized
+from collections.abc import Mapping
 
 from torch import nn
 
 from salsa_dist.errors import UserError
+from salsa_dist.steering.blocks import with_blocks
 
 COMPONENTS = ("encoder", "llm")
 
@@ -76,9 +79,13 @@ def find_layers(model: nn.Module, layers: Mapping[str, str] | None = None) -> di
     return {component: found[component] for component in COMPONENTS if component in found}
 
 
-def layer_counts(layers: Mapping[str, Sized]) -> dict[str, int]:
-    """How many layers each component of `find_layers` has, as `select` wants it."""
-    return {component: len(stack) for component, stack in layers.items()}
+def layer_counts(lists: Mapping[str, nn.ModuleList]) -> dict[str, int]:
+    """How many layers each word of `with_blocks` has, as `select` wants it.
+
+    Args:
+        lists: from `find_layers`.
+    """
+    return {word: len(modules) for word, modules in with_blocks(lists).items()}
 
 
 def site_modules(model: nn.Module, layers: Mapping[str, str] | None = None) -> dict[str, nn.Module]:
@@ -90,20 +97,24 @@ def site_modules(model: nn.Module, layers: Mapping[str, str] | None = None) -> d
 
 
 def by_site(lists: Mapping[str, nn.ModuleList]) -> dict[str, nn.Module]:
-    """Every layer of `lists`, which `find_layers` gave, by the name of its site."""
-    return {
-        f"{component}.{i}": layer for component, own in lists.items() for i, layer in enumerate(own)
-    }
+    """Every layer of `lists`, which `find_layers` gave, and every block inside one, by its site."""
+    return {f"{word}.{i}": m for word, own in with_blocks(lists).items() for i, m in enumerate(own)}
+
+
+def whole_layers(lists: Mapping[str, nn.ModuleList]) -> dict[str, nn.Module]:
+    """As `by_site`, without the blocks."""
+    return {f"{component}.{i}": m for component, own in lists.items() for i, m in enumerate(own)}
 
 
 def select(words: str, layers: Mapping[str, int]) -> list[str]:
     """Site names for a choice in words, in the model's order.
 
     Args:
-        words: parts joined by `+`, each `component` or `component:range`, where range is `last-half`,
+        words: parts joined by `+`, each `component` or `component:range`, where component is `encoder`,
+            `llm`, or a block of their layers such as `encoder.attention`, and range is `last-half`,
             `first-third` and the like, or a comma list of numbers and `a-b`, `a..b`, `-8..`; negative
             numbers count from the end.
-        layers: how many layers each component has.
+        layers: how many layers each component has, from `layer_counts`.
 
     Raises:
         UserError: an unknown component or a number out of range; names what is valid.

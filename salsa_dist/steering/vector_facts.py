@@ -24,7 +24,7 @@ def norms(vectors: Vectors) -> dict[str, float]:
 
 
 def cosine(a: Vectors, b: Vectors) -> float | None:
-    """From -1 to 1; None where they share no site, or one of them is nought there."""
+    """Cosine from -1 to 1; None if the adapters share no site, or one of them is zero there."""
     shared = [site for site in a if site in b and a[site].shape == b[site].shape]
     if not shared:
         return None

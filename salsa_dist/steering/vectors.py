@@ -1,6 +1,6 @@
-"""One adapter: saved, loaded, attached to a model, scaled, mixed with others.
+"""One adapter: saving, loading, attaching to a model, scaling, combining with others.
 
-    SteeringVectors ── vectors[site]    (hidden,) fp32
+    SteeringVectors ── vectors[site]    (hidden,) fp32; (2 * hidden,) with the rule `gain`
                     ── rule             how they change an activation
                     ── base …           what it was made for; another base is refused
                     ── data, training   where they come from, for `adapter.json`
@@ -30,21 +30,23 @@ from salsa_dist.steering.model_card import Score
 
 @dataclass(eq=False, repr=False)
 class SteeringVectors:
-    """One adapter: a vector for each of its sites, and what it was made for.
+    """One adapter: a vector per site, and the facts about its base.
 
         vectors = SteeringVectors.load("runs/demo/adapters/bg")
         with vectors.attach(base, scale=0.5):
             ...
 
     Args:
-        vectors: site name to vector, (hidden,) fp32.
-        rule: a name in `rules.RULES`, such as `salsa`.
+        vectors: site name to vector, (hidden,) fp32; with the rule `gain` (2 * hidden,), the vector and
+            then the gain of each channel.
+        rule: a name in `rules.registry.RULES`, such as `salsa`.
         name: what it is called.
         language: the code of its language.
         base: name of the base that it was trained on; not checked.
         revision: of that base; checked when the adapter is put on a model, as the next two are.
         architecture: the base's class in transformers.
         model_type: the base's type in transformers.
+        quantization: how that base was quantised while it was loaded; on another a line says so.
         data: the corpus that it was trained on; None: not known.
         training: the settings that it was trained with; None: not known.
     """
@@ -58,6 +60,7 @@ class SteeringVectors:
     revision: str = ""
     architecture: str = ""
     model_type: str = ""
+    quantization: str = ""
     data: DataFacts | None = None
     training: TrainingFacts | None = None
 
@@ -212,7 +215,7 @@ class SteeringVectors:
         return combined([self, other], [1.0, -1.0], f"{self.name}-{other.name}")
 
     def interpolate(self, other: SteeringVectors, share: float) -> SteeringVectors:
-        """Of this adapter `1 - share`, of the other `share`, at each site.
+        """`1 - share` of this adapter plus `share` of the other, at each site.
 
         >>> bg = SteeringVectors.load("runs/demo/adapters/bg")
         >>> el = SteeringVectors.load("runs/demo/adapters/el")
@@ -249,7 +252,7 @@ class SteeringVectors:
         return combined(adapters, shares(adapters, weights), "+".join(a.name for a in adapters))
 
     def norms(self) -> dict[str, float]:
-        """The length (L2) of each site's vector, in the model's order.
+        """The length (L2) of each site's numbers, in the model's order.
 
         >>> SteeringVectors.load("runs/demo/adapters/bg").norms()["encoder.0"] > 0
         True
@@ -257,7 +260,7 @@ class SteeringVectors:
         return {site: float(v.double().norm()) for site, v in self.vectors.items()}
 
     def cosine(self, other: SteeringVectors) -> float | None:
-        """How alike two adapters are, -1 to 1, over the sites that both steer, taken as one vector.
+        """Similarity of two adapters: cosine, -1 to 1, over the sites that both steer.
 
         None where they share no site, or one of them is all zero there.
 
@@ -294,7 +297,7 @@ class SteeringVectors:
         return Attachment(bank_of([self.scaled(scale)], device), sites)
 
     def check(self, model: Any, force: bool = False) -> dict[str, nn.Module]:
-        """The layers of `model` by site, if this adapter can be put on it; else a `UserError`.
+        """The modules of `model` by site, if this adapter can be put on it; else a `UserError`.
 
         >>> from salsa_dist import load_speech_llm
         >>> base = load_speech_llm("whisper-base")
@@ -305,7 +308,7 @@ class SteeringVectors:
             model, force: as in `attach`.
         """
         made_for = {"base": self.base, **self._about_base()}
-        return fitting_sites(model, self.vectors, made_for, f"adapter {self.name!r}", force)
+        return fitting_sites(model, self.vectors, self.rule, made_for, f"adapter {self.name!r}", force)
 
     def digest(self) -> str:
         """SHA-256 over the rule and the vectors.
@@ -319,10 +322,10 @@ class SteeringVectors:
         return digest.hexdigest()
 
     def _about_base(self) -> dict[str, Any]:
-        return {k: getattr(self, k) for k in ("revision", "architecture", "model_type")}
+        return {k: getattr(self, k) for k in ("revision", "architecture", "model_type", "quantization")}
 
     def _facts(self) -> dict[str, Any]:
-        """For `adapter.json`."""
+        """The facts for `adapter.json`."""
         return {
             "name": self.name,
             "language": self.language,

@@ -20,23 +20,26 @@ from torch import Tensor, nn
 from salsa_dist.errors import UserError
 from salsa_dist.libraries.deepspeed import true_shape
 from salsa_dist.libraries.torch import forget_hooks
+from salsa_dist.steering.blocks import layer_of, with_blocks
 
 
 def site_widths(layers: Mapping[str, nn.ModuleList]) -> dict[str, int]:
-    """Width of every site.
+    """Width of every site. A block's output is added to its layer's, so it is as wide.
 
     Args:
         layers: the layer list of each component, as `find_layers` gives it.
     """
-    return {
+    of_layer = {
         f"{component}.{i}": output_width(layer)
         for component, stack in layers.items()
         for i, layer in enumerate(stack)
     }
+    sites = [f"{word}.{i}" for word, own in with_blocks(layers).items() for i in range(len(own))]
+    return {site: of_layer[layer_of(site)] for site in sites}
 
 
 def output_width(layer: nn.Module) -> int:
-    """Size of the last dimension of a transformer or conformer layer's output.
+    """Width of the output (last dimension) of a transformer or conformer layer.
 
     A residual layer normalises what it passes on. Norms deeper inside may be of a head or of an inner
     width, and BatchNorm is of a convolution's, so the outermost LayerNorm or RMSNorm is the one; of
@@ -62,8 +65,7 @@ def output_width(layer: nn.Module) -> int:
 
 
 def _width_by_running(layer: nn.Module) -> int | None:
-    """The width that comes out when the layer gets what one of its linear maps takes; None: it can't
-    be run on that alone."""
+    """Output width of a layer, run on the input of one of its linear maps; None: it does not run."""
     linears = [m for m in layer.modules() if isinstance(m, nn.Linear)]
     widths = dict.fromkeys(int(true_shape(m.weight)[1]) for m in linears)
     twin = _on_meta(layer)

@@ -33,7 +33,7 @@ NAME = "chosen.json"
 
 @dataclass(frozen=True)
 class Choice:
-    """What one method's setting was chosen from, for one language or for all of them.
+    """The trials and the chosen setting of one method, for one language or for all languages.
 
     Attributes:
         trials: each setting with its dev measure by language; None: not known yet, or no number.
@@ -62,7 +62,7 @@ def trials_of(sweep: Sweep) -> list[Experiment]:
 
 
 def choose(sweep: Sweep, measured: Mapping[str, float | None]) -> list[Choice]:
-    """What the trials say so far.
+    """The choices that finished trials allow so far.
 
     Args:
         measured: by name, dev measure of the trials that are done; None where it is no number.
@@ -99,7 +99,7 @@ def choose(sweep: Sweep, measured: Mapping[str, float | None]) -> list[Choice]:
 
 
 def finals_of(sweep: Sweep, choices: Sequence[Choice], guess: bool = False) -> list[Experiment]:
-    """The final rows of what was chosen.
+    """The final rows of the chosen settings.
 
     Args:
         guess: also of what is not yet, with the first setting of each.
@@ -150,7 +150,7 @@ def write_chosen(sweep: Sweep, choices: Sequence[Choice]) -> None:
 
 
 def problems_of(sweep: Sweep) -> list[str]:
-    """What is wrong with a comparison as such, whatever the base."""
+    """Errors of a comparison that do not depend on the base."""
     file, grid = sweep.file, sweep.file.grid
     problems = [
         f"grid.{axis} is for a sweep without methods: give it to each of them"
@@ -221,7 +221,7 @@ def _cells(sweep: Sweep) -> list[tuple[str, float | None, str, list[Setting]]]:
 
 
 def _filled(setting: Setting, sweep: Sweep) -> Setting:
-    """With the config's learning rate, where a method that trains has none of its own."""
+    """A method with the config's learning rate, if it trains and has no own one."""
     if setting.lr is not None or not setting.method.learns:
         return setting
     rate = sweep.config.rate(setting.method)

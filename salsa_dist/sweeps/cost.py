@@ -1,4 +1,4 @@
-"""What a sweep's adapters cost, packed and separate, estimated from layers and parameters.
+"""The cost of a sweep's adapters, packed and separate, estimated from layers and parameters.
 
     clip ─ encoder.0 … encoder.s ─┬─ encoder.s+1 … llm ─ loss      forward: 2 FLOP a parameter and token
             once for all of them  ├─ …                             backward the same (frozen weights
@@ -20,6 +20,7 @@ from salsa_dist.libraries.transformers import without_weights
 from salsa_dist.planner.step_work import DEFAULT_CLIP_S
 from salsa_dist.speech_llms.inspection import class_of, read_config
 from salsa_dist.speech_llms.load import FAMILIES, base_revision, refuse_stride
+from salsa_dist.steering.blocks import last_layer_below
 from salsa_dist.steering.sites import find_layers, layer_counts, select
 
 _FRAMES_PER_S = 50  # an encoder's positions a second
@@ -29,7 +30,7 @@ _AUDIO_TOKENS_PER_S = 12.5  # placeholders in the LLM of a chat family
 
 @dataclass(frozen=True)
 class BaseFacts:
-    """What is known of a base without its weights.
+    """Facts of a base that are known without its weights.
 
     Attributes:
         layers: component to how many it has.
@@ -113,7 +114,7 @@ class ClipCost:
 
 
 def clip_cost(facts: BaseFacts, sites: Sequence[str], shared: bool, kept: bool = False) -> ClipCost:
-    """What one clip costs with one adapter for each of `sites`.
+    """The cost of one clip with one adapter for each of `sites`.
 
     Args:
         sites: each adapter's choice in words.
@@ -153,7 +154,8 @@ def decoding_flop(facts: BaseFacts) -> float:
 
 
 def _lowest(names: Sequence[str], component: str, none: int) -> int:
-    own = [int(name.partition(".")[2]) for name in names if name.startswith(component + ".")]
+    """The last layer of a component that no vector reaches into; -1: not even the first."""
+    own = [last_layer_below(name) for name in names if name.startswith(component + ".")]
     return min(own, default=none)
 
 

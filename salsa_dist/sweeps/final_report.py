@@ -1,4 +1,4 @@
-"""The report of a comparison: its final rows side by side, whatever jobs they lie in.
+"""The report of a comparison: its final rows side by side, from all their jobs.
 
 SWEEP/report/comparison.html, .json, .csv, .tex; SWEEP/report/CORPUS/… where there are several corpora
 """
@@ -14,7 +14,7 @@ from salsa_dist.sweeps.plan import Plan
 
 
 def write_final_report(plan: Plan) -> list[Path]:
-    """Compare the final rows of a finished comparison; the pages, one a corpus.
+    """Compare the final rows of a finished comparison. Returns the pages, one per corpus.
 
     Adapters that lie in the sweep's jobs and are no final row any more are left out.
     """

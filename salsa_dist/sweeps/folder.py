@@ -52,7 +52,7 @@ RESULTS_SCHEMA = "salsa-dist/sweep-results/1"
 
 @dataclass(frozen=True)
 class JobFolder:
-    """One job on disk: identity of each of its adapters, by name, and what is to be done with them."""
+    """One job on disk: the identity of each adapter, by name, and what the job does with them."""
 
     path: Path
     adapters: dict[str, str]
@@ -67,7 +67,7 @@ class JobFolder:
         return not self.to_do()
 
     def to_do(self) -> list[str]:
-        """Which of its verbs are not done: `train` saves adapters, `evaluate` a summary at its end."""
+        """Unfinished verbs: `train` is done when adapters are saved, `evaluate` by its summary."""
         made = {
             "train": all(self._has_adapter(name) for name in self.adapters),
             "evaluate": RunFolder(self.path).evaluation_summary.is_file(),
@@ -83,7 +83,7 @@ class JobFolder:
         return RunFolder(self.path).events.is_file()
 
     def events(self) -> list[dict[str, Any]]:
-        """What the run told, half a line at the end left out."""
+        """The events of the run, without an incomplete last line."""
         return events.read(self.path)
 
     def dropped(self) -> dict[str, int]:
@@ -112,7 +112,7 @@ def job_folders(sweep: Path, older: Mapping[str, str] = MappingProxyType({})) ->
 
 
 def known_by(older: str, config: Mapping[str, Any]) -> str:
-    """An identity of that release, with what it forgot: the limits of the job that `config` is of."""
+    """An identity in that release's format, with the limits of `config`'s job, which it lacks."""
     return f"{older} {config['training']['max_loss']} {config['training']['max_skipped']}"
 
 
@@ -145,7 +145,7 @@ def make_job(
 def result_rows(
     experiments: Sequence[Mapping[str, Any]], identities: Sequence[str], jobs: Sequence[JobFolder]
 ) -> list[dict[str, Any]]:
-    """One flat row per adapter: its settings, where it is, how far, and its scores as far as known.
+    """One flat row per adapter: its settings, folder, progress, and its scores if they are known.
 
     Args:
         experiments: settings of each adapter.
@@ -185,7 +185,7 @@ def write_results(sweep: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _told(job: JobFolder) -> dict[str, dict[str, Any]]:
-    """What the events say of each adapter: steps made, mean loss of its last ten, loss on dev clips."""
+    """Facts from each adapter's events: finished steps, mean loss of the last ten, dev loss."""
     losses: dict[str, dict[int, float]] = {}
     dev: dict[str, float] = {}
     for event in job.events():
@@ -210,8 +210,8 @@ def _told(job: JobFolder) -> dict[str, dict[str, Any]]:
 
 
 def _scores(job: JobFolder, name: str, language: str) -> dict[str, float | str | None]:
-    """Error rates of a job that evaluates, once it has; else from its report, if there is one; and the
-    normaliser. Both rates are of the first window.
+    """Error rates of a job at the first window, and the normaliser: from its evaluation when that has
+    ended, else from its report if there is one.
     """
     if "evaluate" in job.verbs:
         return _decoded(job, name, language) if job.done else {}
@@ -229,6 +229,7 @@ def _scores(job: JobFolder, name: str, language: str) -> dict[str, float | str |
 def _decoded(job: JobFolder, name: str, language: str) -> dict[str, float | str | None]:
     """Error rates of an adapter's transcripts, or where the job has none of the language's."""
     every = [line for line in transcripts.read(job.path) if line["language"] == language]
+    every = [line for line in every if line.get("scale", 1.0) == 1]
     # The base as it is has no adapter; of several windows the shortest counts.
     own = [line for line in every if line["adapter"] == name]
     own = own or [line for line in every if line["adapter"] is None]

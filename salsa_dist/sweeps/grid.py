@@ -1,7 +1,7 @@
 """A sweep file, and the adapters that it stands for.
 
 sweep: runs/sweep               folder of the sweep
-config: demo/demo.yaml          what all jobs share: a config file, or its tree written out here
+config: demo/demo.yaml          shared by all jobs: a config file, or its content written out here
 overrides: {training.steps: 40}
 grid:                           every combination is an adapter
   language: [bg, el]
@@ -98,28 +98,32 @@ class Choice(_Section):
 
 
 class Jobs(_Section):
-    adapters: int = Field(64, ge=1, description="most adapters of one job")
+    adapters: int = Field(64, ge=1, description="maximum number of adapters in one job")
     nodes: int = Field(1, ge=1, description="nodes of one job")
     ranks_per_node: int = Field(1, ge=1)
-    at_once: int = Field(1, ge=1, description="jobs side by side where the sweep runs on this machine")
+    at_once: int = Field(1, ge=1, description="parallel jobs, if the sweep runs on this machine")
     memory_gb: float | None = Field(
         None, gt=0, description="memory of one rank; null: that of this machine, or of its GPU"
     )
 
 
 class Report(_Section):
-    """What the report of a comparison says beside its numbers."""
+    """Texts for the report of a comparison."""
 
     title: str | None = None
-    notes: str = Field("", description="such as what was cut, and why; an empty line parts paragraphs")
+    notes: str = Field(
+        "", description="such as what was reduced, and why; an empty line starts a new paragraph"
+    )
 
 
 class SweepFile(_Section):
     sweep: Folder = Field(description="folder of the sweep")
-    config: Path | dict[str, Any] = Field(description="what all jobs share: a config file, or its tree")
+    config: Path | dict[str, Any] = Field(
+        description="shared by all jobs: a config file, or its content"
+    )
     overrides: dict[str, Any] = {}
     grid: Grid
-    methods: list[MethodEntry] = Field([], description="what is compared; none: the grid is trained")
+    methods: list[MethodEntry] = Field([], description="methods to compare; none: train the grid")
     tuning: Tuning = Tuning()
     include: list[Choice] = []
     exclude: list[Choice] = []
@@ -162,7 +166,7 @@ class Experiment:
     start_from: Path | None = None
 
     def row(self) -> dict[str, Any]:
-        """Its settings as a flat row of a table."""
+        """The settings as a flat row of a table."""
         row = {k: v for k, v in vars(self).items() if k not in _NOT_IN_ROWS}
         if not self.stage:
             return row

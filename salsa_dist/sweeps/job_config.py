@@ -1,9 +1,8 @@
-"""What a job of some experiments is: what it does, its config, and the identity of each experiment."""
+"""Makes a job from experiments: its verbs, its config, and the identity of each experiment."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from salsa_dist.config import Config
@@ -17,7 +16,7 @@ from salsa_dist.sweeps.grid import Experiment, Sweep
 
 
 def verbs(sweep: Sweep, experiment: Experiment) -> list[str]:
-    """What a job of such experiments does."""
+    """The verbs of a job of such experiments."""
     train = ["train"] if experiment.method.trains else []
     by_loss = sweep.file.tuning.choose_by == "loss"
     decodes = experiment.stage == "final" or (experiment.stage == "try" and not by_loss)
@@ -25,18 +24,20 @@ def verbs(sweep: Sweep, experiment: Experiment) -> list[str]:
 
 
 def evaluation(sweep: Sweep, experiment: Experiment) -> dict[str, Any]:
-    """Settings of what is decoded: the base as it is at all windows, adapters at that of training."""
+    """Evaluation settings: zero-shot at all windows, adapters at the training window."""
     own = sweep.config.evaluation
     tree = own.model_dump(mode="json", exclude={"batch", "placement"})
     if experiment.method.adapts:
         tree |= {"windows_s": [sweep.config.base.window_s], "zero_shot": False}
     if experiment.stage == "try":
         tree |= {"split": "dev", "clips": sweep.file.dev_clips}
+    if experiment.stage == "try" or not experiment.method.steers:
+        tree |= {"scales": []}
     return tree
 
 
 def job_config(sweep: Sweep, experiments: Sequence[Experiment]) -> dict[str, Any]:
-    """The config file of a job of `experiments`, as a tree."""
+    """The config of a job of `experiments`."""
     tree = sweep.config.model_dump(mode="json")
     tree["data"]["shards"] = absolute(sweep.corpora[experiments[0].corpus])
     tree["adapters"] = [
@@ -50,7 +51,9 @@ def job_config(sweep: Sweep, experiments: Sequence[Experiment]) -> dict[str, Any
             "minutes": e.minutes,
             "steps": e.steps,
             "scale": getattr(e.method, "scale", None),
-            "start_from": _found_from_anywhere(e.start_from) if e.start_from else None,
+            # A folder is found from any working folder; a name on a hub is unchanged.
+            "start_from": e.start_from
+            and str(e.start_from.absolute() if e.start_from.exists() else e.start_from),
         }
         for e in experiments
     ]
@@ -61,6 +64,7 @@ def job_config(sweep: Sweep, experiments: Sequence[Experiment]) -> dict[str, Any
     if first.stage == "final" and first.method.steers:
         # Forgetting tells whether adapters that are off leave the base as it is.
         tree["evaluation"]["zero_shot"] = bool(tree["evaluation"]["forgetting"])
+    tree["evaluation"]["scales"] = evaluation(sweep, first)["scales"]
     if first.stage == "try":
         # A choice uses its own language only.
         tree["evaluation"]["forgetting"] = False
@@ -70,11 +74,6 @@ def job_config(sweep: Sweep, experiments: Sequence[Experiment]) -> dict[str, Any
         tree["training"]["prefix_folder"] = str((sweep.file.sweep / "prefix").absolute())
     Config.model_validate(tree)
     return tree
-
-
-def _found_from_anywhere(adapter: Path) -> str:
-    """A folder's full path; a name on a hub as it is."""
-    return str(adapter.absolute() if adapter.exists() else adapter)
 
 
 def identity(experiment: Experiment, sweep: Sweep, facts: BaseFacts, index: ShardIndex) -> str:

@@ -1,4 +1,4 @@
-"""Running a sweep's jobs on this machine, some side by side, each in processes of its own.
+"""Runs a sweep's jobs on this machine, several at a time, each in its own processes.
 
     jobs in order ──► at most `at_once` threads, each: train, then evaluate, in processes of their own
                       with GPUs of its own, where there are any
@@ -26,7 +26,7 @@ from salsa_dist.sweeps.folder import JobFolder
 
 
 def run_jobs(jobs: Sequence[JobFolder], ranks: int, at_once: int = 1) -> int:
-    """Do what is left of each of `jobs` on so many ranks; 0, or 128 and the signal that stopped it all.
+    """Run the unfinished `jobs`, on so many ranks. Returns 0, or 128 plus the signal that stopped them.
 
     Raises:
         UserError: jobs that failed, once all have been tried.
@@ -90,7 +90,7 @@ def run_jobs(jobs: Sequence[JobFolder], ranks: int, at_once: int = 1) -> int:
 
 
 def _places(ranks: int, at_once: int) -> list[dict[str, str]]:
-    """What each of the jobs that run side by side finds in its environment: GPUs that are its own.
+    """Environment variables of each of the parallel jobs: each job gets its own GPUs.
 
     Raises:
         UserError: there are GPUs, and too few.

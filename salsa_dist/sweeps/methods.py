@@ -34,7 +34,7 @@ from salsa_dist.config import (
 
 @dataclass(frozen=True)
 class Setting:
-    """One trial of a method: all that a job needs to know of it, but for language, seed and steps.
+    """One trial of a method: everything that a job needs, except language, seed and steps.
 
     Attributes:
         tried: what tells it from the method's other trials; "" where there is none.
@@ -59,9 +59,9 @@ def _listed(value: Any) -> Any:
 class _Entry(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str | None = Field(None, description="in the report; null: made of its settings")
+    name: str | None = Field(None, description="name in the report; null: made from the settings")
     seeds: int | None = Field(
-        None, ge=1, description="final rows with the first so many seeds of the grid; null: with all"
+        None, ge=1, description="number of seeds of the final rows, from the grid's first on; null: all"
     )
 
 
@@ -166,7 +166,7 @@ class Salsa(_Entry):
     rule: Rule | None = None
     lr: Rates | None = None
     start_from: str | None = Field(
-        None, description="adapter that training starts from; {language} becomes the code"
+        None, description="adapter to start training from; {language} becomes the code"
     )
 
     def label(self, steering: SteeringConfig) -> str:
@@ -192,23 +192,24 @@ def _trained(method: Method, sites: str, rule: Rule, rates: Sequence[float] | No
 
 
 class Tuning(BaseModel):
-    """How a method's setting is chosen among its trials. The test split has no part in it."""
+    """How a method's setting is chosen among its trials. The test split is not used."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     choose_by: Literal["cer", "wer", "mer", "loss"] = Field(
         "cer",
-        description="of the dev clips: error rate as decoded (mer: that of mixed speech), or mean loss "
-        "a label",
+        description="measure on dev clips: error rate (mer for mixed speech), or mean loss per label",
     )
     per: Literal["language", "all"] = Field(
         "language", description="one setting for each language, or the best on average over all"
     )
     languages: Annotated[list[str], Field(min_length=1)] | None = Field(
-        None, description="that trials are made in, where one setting serves all; null: all of them"
+        None, description="languages of the trials, with per: all; null: all languages"
     )
-    steps: int | None = Field(None, ge=1, description="steps of a trial; null: those of the final rows")
-    seed: int = Field(0, description="of the trials")
+    steps: int | None = Field(
+        None, ge=1, description="steps of a trial; null: as many as in the final rows"
+    )
+    seed: int = Field(0, description="seed of the trials")
     uneven: bool = Field(False, description="methods may have unequal numbers of trials")
 
     @model_validator(mode="after")

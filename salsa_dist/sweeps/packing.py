@@ -1,4 +1,4 @@
-"""Entries dealt to jobs, and what each job costs.
+"""Packs adapters into jobs, and estimates the cost of each job.
 
 Adapters that take the same clips in each step (corpus, language, seed, size) go into one job, where
 those clips are computed once below the first steered layer; with halving all that compete do. Such
@@ -25,7 +25,7 @@ from salsa_dist.sweeps.job_config import evaluation, verbs
 
 @dataclass(frozen=True)
 class Packed:
-    """A job to be made: its adapters, and the FLOP of its training packed and one by one.
+    """A job to be made: its adapters, and the FLOP of its training, packed and separate.
 
     Attributes:
         decoded: clips that it transcribes, once for each adapter.
@@ -103,7 +103,7 @@ def _pack_bank(
 
 
 def _cost(experiments: list[Experiment], sweep: Sweep, facts: BaseFacts, index: ShardIndex) -> Packed:
-    """The FLOP of a job, packed and one by one, and the clips that it decodes."""
+    """The FLOP of a job, packed and separate, and the number of clips that it decodes."""
     config = sweep.config
     decoded = sum(_decoded(e, sweep, index) for e in experiments)
     if not experiments[0].method.trains:
@@ -150,7 +150,7 @@ def _decoded(experiment: Experiment, sweep: Sweep, index: ShardIndex) -> int:
     forgetting = settings["forgetting"] if experiment.stage == "final" else False
     decoded_in = {experiment.language, *(there if forgetting is True else forgetting or ())}
     clips = sum(min(there.get(x, 0), settings["clips"] or there.get(x, 0)) for x in decoded_in)
-    return clips * len(settings["windows_s"])
+    return clips * len(settings["windows_s"]) * len({1.0, *settings["scales"]})
 
 
 def measured_flop(facts: BaseFacts, jobs: Sequence[JobFolder]) -> float | None:
@@ -184,5 +184,5 @@ def decoding_rates(jobs: Sequence[JobFolder]) -> dict[str, float]:
 
 
 def mean_clip_s(shards: Sequence[Shard]) -> float:
-    """Seconds of a clip, on average."""
+    """The mean length of a clip in seconds."""
     return sum(s.seconds for s in shards) / max(1, sum(s.samples for s in shards))

@@ -1,4 +1,4 @@
-"""From a sweep to jobs: its errors, its finished jobs, and the packing of the rest.
+"""Plans a sweep: its errors, its finished jobs, and new jobs for the remaining adapters.
 
     Sweep ─► problems (all of them, before anything is written)
           ─► Plan ── kept: jobs that are there        Plan.write() ─► SWEEP/jobs/<id>/config.yaml
@@ -41,7 +41,7 @@ from salsa_dist.sweeps.release_0_1 import older_identities
 
 @dataclass(frozen=True)
 class Plan:
-    """What a sweep comes to.
+    """The plan of a sweep.
 
     Attributes:
         identities: of the sweep's adapters, in their order.
@@ -83,12 +83,12 @@ class Plan:
         return [job for job in [*self.there, *made] if not job.done]
 
     def rows(self) -> list[dict[str, Any]]:
-        """The table of results as it is now."""
+        """The current table of results."""
         trees = [e.row() for e in self.sweep.experiments]
         return result_rows(trees, self.identities, self.jobs())
 
     def jobs(self) -> list[JobFolder]:
-        """All jobs in the sweep's folder as they are now, those of other adapters too."""
+        """All current jobs in the sweep's folder, including those of other adapters."""
         return job_folders(self.sweep.file.sweep, self.older)
 
     @property
@@ -97,7 +97,7 @@ class Plan:
         return not self.new and not self.later and all(job.done for job in self.there)
 
     def text(self) -> str:
-        """For people, a line a job."""
+        """The plan as text, one line per job."""
         jobs = self.sweep.file.jobs
         missing = sum(len(p.experiments) for p in self.new)
         done = [job for job in self.there if job.done]
@@ -137,7 +137,7 @@ class Plan:
         return "\n".join(lines)
 
     def _comparison(self) -> list[str]:
-        """What each method comes to, and all of it together."""
+        """The number of trials and final rows of each method, and their totals."""
         tuning, config = self.sweep.file.tuning, self.sweep.config
         state = {row["name"]: row["state"] for row in self.rows()}
         finals = finals_of(self.sweep, self.choices, guess=True)
@@ -203,7 +203,7 @@ class Plan:
 
 
 def make_plan(sweep: Sweep, nodes: int = 1, device: str | None = None) -> Plan:
-    """Check a sweep whole, and pack what is missing.
+    """Check the whole sweep, and pack the missing adapters.
 
     Args:
         nodes: nodes that jobs can run on at the same time.
@@ -273,7 +273,7 @@ def make_plan(sweep: Sweep, nodes: int = 1, device: str | None = None) -> Plan:
 
 
 def _in_one_precision(sweep: Sweep, device: str | None) -> Config:
-    """The sweep's config with the precision of the jobs that are there, else that of `device`."""
+    """The sweep's config with the precision of existing jobs, or else the precision for `device`."""
     config = sweep.config
     begun = (begun_in(path.parent) for path in (sweep.file.sweep / "jobs").glob("*/job.json"))
     found = next(filter(None, begun), None)

@@ -1,4 +1,4 @@
-"""What keeps a sweep, or one experiment of it, from being run: found before anything is written."""
+"""Errors that prevent a sweep, or one experiment; found before anything is written."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from salsa_dist.errors import UserError
 from salsa_dist.methods.registry import METHODS
 from salsa_dist.metrics.error_rates import misnamed
 from salsa_dist.placement.ranks import Ranks, group_size
+from salsa_dist.speech_llms.quantization import BYTES_EACH
 from salsa_dist.steering.sites import select
 from salsa_dist.steering.vectors import SteeringVectors
 from salsa_dist.sweeps.cost import BaseFacts, activation_bytes
@@ -27,7 +28,7 @@ _PROCESS_BYTES = 1e9
 def wrong_with(
     experiment: Experiment, sweep: Sweep, facts: BaseFacts, indexes: dict[str, ShardIndex]
 ) -> list[str]:
-    """What keeps one adapter from being trained."""
+    """Reasons why one adapter cannot be trained."""
     problems = _wrong_method(experiment, sweep, facts, indexes) + _wrong_rate(experiment, sweep)
     if experiment.lr is not None and not experiment.lr > 0:
         problems.append(f"{experiment.name}: lr is {experiment.lr:g}, it must be more than 0")
@@ -66,7 +67,7 @@ def wrong_with(
 def _wrong_method(
     experiment: Experiment, sweep: Sweep, facts: BaseFacts, indexes: dict[str, ShardIndex]
 ) -> list[str]:
-    """What keeps its method from being done on this base, in this sweep."""
+    """Reasons why its method cannot run on this base, in this sweep."""
     method, config = experiment.method, sweep.config
     problems = []
     if experiment.start_from is not None:
@@ -102,7 +103,7 @@ def _wrong_method(
 
 
 def _wrong_rate(experiment: Experiment, sweep: Sweep) -> list[str]:
-    """What keeps its language from being compared by the rate that was asked for."""
+    """Reasons why its language cannot be compared by the requested rate."""
     halving = sweep.file.halving
     asked: dict[str, str] = (
         {"tuning.choose_by": sweep.file.tuning.choose_by} if sweep.file.methods else {}
@@ -126,14 +127,15 @@ def twice(experiments: Sequence[Experiment], identities: Sequence[str]) -> list[
 
 
 def memory(sweep: Sweep, facts: BaseFacts) -> tuple[float, list[str]]:
-    """Bytes that one rank of a job needs, and what is wrong with that."""
+    """The memory in bytes that one rank of a job needs, and errors about it."""
     jobs, config = sweep.file.jobs, sweep.config
     world = jobs.nodes * jobs.ranks_per_node
     ranks = Ranks(0, world, 0, jobs.ranks_per_node, torch.device("cpu"))
     kind = config.placement.kind
     try:
         # `auto` shares no more than it must.
-        sizes = [1, jobs.ranks_per_node, world] if kind == "auto" else [group_size(kind, ranks)]
+        shared = [] if config.base.quantization else [jobs.ranks_per_node, world]
+        sizes = [1, *shared] if kind == "auto" else [group_size(kind, ranks)]
     except UserError as e:
         return 0.0, [str(e)]
     problems = []
@@ -141,7 +143,8 @@ def memory(sweep: Sweep, facts: BaseFacts) -> tuple[float, list[str]]:
         problems.append(
             f"a job has {world} ranks and data.readers is {config.data.readers}: give each rank one"
         )
-    each = 4 if config.base.dtype == "float32" else 2
+    whole = 4 if config.base.dtype == "float32" else 2
+    each = BYTES_EACH[config.base.quantization] if config.base.quantization else whole
     beside = activation_bytes(facts, config) + _PROCESS_BYTES
     have = jobs.memory_gb * 1e9 if jobs.memory_gb else _own_memory()
     needs = {size: facts.parameters * each / size + beside for size in sizes}

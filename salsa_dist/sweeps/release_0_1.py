@@ -1,4 +1,4 @@
-"""What release 0.1 knew an experiment of a sweep by, so that jobs that it made are found again."""
+"""Identities that release 0.1 gave to experiments of a sweep, so that its jobs are found again."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _EVALUATION = ("split", "clips", "windows_s", "max_new_tokens", "decoding", "zer
 def older_identities(
     experiments: Sequence[Experiment], sweep: Sweep, facts: BaseFacts, indexes: Mapping[str, ShardIndex]
 ) -> dict[str, str]:
-    """By what release 0.1 knew an experiment by, its identity of today."""
+    """From the identity in release 0.1 to today's identity of the same experiment."""
     found = {}
     for experiment in experiments:
         tree = job_config(sweep, [experiment])

@@ -1,1 +1,1 @@
-"""Training a bank: `train` is in loop.py, one step in job.py; optimizer.py, and state.py on disk."""
+"""Training: the loop in loop.py, one step in job.py, Adam in optimizer.py, checkpoints in state.py."""

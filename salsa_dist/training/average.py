@@ -1,5 +1,5 @@
-"""The average of what each adapter was after its steps (`training.average`): it is measured, chosen and
-saved in place of what the last step left, and training goes on without it.
+"""Averages of each adapter over its steps (`training.average`). The average is measured, chosen and
+saved; training continues without it.
 
     average/NAME    as what is trained, one row for each adapter
 
@@ -40,7 +40,7 @@ class Average:
 
     @torch.no_grad()
     def after_step(self, step: int, active: Collection[int]) -> None:
-        """Take in what the `active` rows are after `step`; the others stay as they are."""
+        """Add the `active` rows after `step` to their averages."""
         own = [self._weight(row, step + 1) if row in active else 0.0 for row in range(len(self._ends))]
         if not any(own):
             return
@@ -60,13 +60,13 @@ class Average:
 
     @torch.no_grad()
     def put_in(self) -> None:
-        """Make what is trained its average."""
+        """Copy the averages into the trained tensors."""
         for name, tensor in self._trained.items():
             tensor.copy_(self._averages[name])
 
     @contextmanager
     def instead(self) -> Iterator[None]:
-        """Inside the block, what is trained is its average."""
+        """Inside the block, the trained tensors have their averages."""
         kept = {name: tensor.detach().clone() for name, tensor in self._trained.items()}
         self.put_in()
         yield
@@ -75,5 +75,5 @@ class Average:
                 tensor.copy_(kept[name])
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that a run goes on from, by name; in place."""
+        """All tensors of a checkpoint, by name; not copied."""
         return {f"average/{name}": tensor for name, tensor in self._averages.items()}

@@ -3,7 +3,7 @@
     each rank's StepShare.bad ──StepCounts, in the step's all-reduce──► the same count on every rank
                               ──names, in steps that have any─────────► the same names on every rank
 
-All ranks know the same, so they stop after the same step, and none is left waiting for another.
+All ranks have the same counts, so they stop after the same step and no rank waits for another.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from salsa_dist.errors import UserError
 from salsa_dist.run.events import Events
 from salsa_dist.training.batches import StepShare
 
-NAMED = 10  # samples said by name; then one at each doubling
+NAMED = 10  # bad samples named on the console; then one at each doubling
 
 
 class BadSamples:
-    """The run's record of them, the same on all ranks.
+    """The bad samples of this start of the run, the same on all ranks.
 
     Args:
-        limit: different samples that may be bad, counted from this start of the run.
+        limit: largest number of different bad samples.
         say: prints a line, on the first rank.
     """
 
@@ -37,13 +37,13 @@ class BadSamples:
         self.kinds: Counter[str] = Counter()
 
     def after_step(self, step: int, share: StepShare, count: float) -> None:
-        """Note those of a step.
+        """Record the bad samples of a step.
 
         Args:
             count: `StepCounts.bad` of all ranks together.
 
         Raises:
-            UserError: more are bad than the limit, or a clip could not be replaced; on all ranks.
+            UserError: more bad samples than the limit, or a clip without a replacement; on all ranks.
         """
         if not count:
             return

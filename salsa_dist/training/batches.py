@@ -116,7 +116,7 @@ class StepBatches(Dataset[StepShare]):
         self.steps = max(own.steps for own in adapters)
         self._remote = isinstance(folder, Remote)
         self._before = Traffic()
-        self._stopped: set[int] = set()  # rows that stopped early
+        self.stopped: frozenset[int] = frozenset()  # rows that stopped early
         self._known: Mapping[str, Known] | None = None  # by key, where no audio need be read
         # Adapters with the same samples have one reader: a clip of theirs is read and decoded once.
         self._readers: list[ClipReader] = []
@@ -164,7 +164,7 @@ class StepBatches(Dataset[StepShare]):
 
     def stop(self, rows: Collection[int]) -> None:
         """The adapters of `rows`, and no others, take part in no further step."""
-        self._stopped = set(rows)
+        self.stopped = frozenset(rows)
 
     def limit_pass(self, clips: int) -> None:
         """A pass has at most `clips` from now on."""
@@ -241,7 +241,7 @@ class StepBatches(Dataset[StepShare]):
     def active(self, step: int) -> list[int]:
         """Rows of the adapters that take part in `step`."""
         rows = enumerate(self.adapters)
-        return [row for row, own in rows if step < own.steps and row not in self._stopped]
+        return [row for row, own in rows if step < own.steps and row not in self.stopped]
 
     def idle(self, step: int) -> int:
         """How many ranks have no clip of `step`."""
@@ -289,6 +289,9 @@ class StepBatches(Dataset[StepShare]):
     def _batch(self, sampled: list[Window], bad: list[Bad]) -> tuple[AdapterBatch, list[Clip], int]:
         """One micro-batch, the clips in it, and how many clips are missing."""
         missing = 0
+        # What is joined has one weight.
+        parts = (itertools.groupby(window, key=lambda own: own[0].weight) for window in sampled)
+        sampled = [list(own) for part in parts for _, own in part]
         whole = [joined([clip for clip, _ in window]) for window in sampled]
         try:
             return self._training_batch(whole), whole, missing
@@ -324,9 +327,11 @@ class StepBatches(Dataset[StepShare]):
     def _training_batch(self, clips: Sequence[Clip]) -> AdapterBatch:
         clips = clips or [silent_clip(self.adapters[0].languages[0])]
         if not self.share and self._known is None:
-            return self.family.training_batch(clips)
-        distinct = list({clip.key: clip for clip in clips}.values())
-        return self.family.shared_batch(clips, distinct, kept=self._known is not None)
+            batch = self.family.training_batch(clips)
+        else:
+            distinct = list({clip.key: clip for clip in clips}.values())
+            batch = self.family.shared_batch(clips, distinct, kept=self._known is not None)
+        return batch.weighted([clip.weight for clip in clips])
 
     def _shares(self, step: int) -> list[list[tuple[int, list[Sample]]]]:
         """Each rank's windows of `step`: the row, and the samples joined in one window.

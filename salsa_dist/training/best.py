@@ -1,4 +1,4 @@
-"""The best of each adapter on dev clips, kept beside what is trained (`training.dev_every`).
+"""The best state of each adapter on dev clips (`training.dev_every`).
 
     best/measure, best/loss    (adapters,) fp64: its error rate or loss, and its loss
     best/step, best/since      (adapters,) int64: steps that it had made, measurements since
@@ -21,13 +21,13 @@ from torch import Tensor
 
 
 class HasLearned(Protocol):
-    """What is trained, such as `PackedAdam`."""
+    """Anything with trained tensors, such as `PackedAdam`."""
 
     def learned(self) -> dict[str, Tensor]: ...
 
 
 class Best:
-    """What was best so far.
+    """The best state so far of each adapter.
 
     Args:
         trainable: of which copies are kept.
@@ -57,7 +57,7 @@ class Best:
         self._measured = torch.tensor(-1)
 
     def due(self, step: int) -> list[int]:
-        """Rows to be measured before `step`, by their own steps; none twice."""
+        """Rows to measure before `step`, counted in their own steps; no measurement comes twice."""
         if int(self._measured) >= step:
             return []
         return [
@@ -114,13 +114,13 @@ class Best:
         return stop
 
     def put_back(self) -> None:
-        """Make what is trained what it was at its best."""
+        """Copy the best state into the trained tensors."""
         with torch.no_grad():
             for name, tensor in self._trained.items():
                 tensor.copy_(self._kept[name])
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that a run goes on from, by name; in place."""
+        """All tensors of a checkpoint, by name; not copied."""
         return {
             "best/measure": self._measure,
             "best/loss": self._loss,
@@ -132,5 +132,5 @@ class Best:
         }
 
     def _of(self, tensor: Tensor, row: int) -> Tensor:
-        """The part of one adapter; where there is one alone, weights have no dimension for it."""
+        """The part of one adapter. In a job of a single adapter, weights have no dimension for it."""
         return tensor if len(self._steps) == 1 else tensor[row]

@@ -1,9 +1,9 @@
-"""Batches on a GPU: the next one is copied while one is computed.
+"""Copies batches to a GPU: the next batch is copied while the current one is computed.
 
     compute   │ batch 1 ──────────────│ batch 2 ──────────────│ …
     copy      │ batch 2 ──│           │ batch 3 ──│             the first of the next step too
 
-The data loader pins what it gives, so that a copy does not wait. On the CPU nothing is copied.
+The data loader pins its batches, so the copy is asynchronous. On the CPU nothing is copied.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class CopiesAhead:
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         self.device = device
         self.dtype = dtype
-        self._source: AdapterBatch | None = None  # of the copy that is on its way
+        self._source: AdapterBatch | None = None  # the batch that is being copied
         self._copy: AdapterBatch | None = None
         self.works = device.type != "cpu"
         if self.works:
@@ -30,7 +30,7 @@ class CopiesAhead:
             self._side = self._streams.Stream(device)
 
     def on_device(self, batch: AdapterBatch, following: AdapterBatch | None) -> AdapterBatch:
-        """`batch` on the device; the copy of `following` begins, and this does not wait for it."""
+        """`batch` on the device. The copy of `following` starts and is not waited for."""
         if not self.works:
             return batch
         if self._source is not batch:
@@ -39,7 +39,7 @@ class CopiesAhead:
         assert now is not None
         main = self._streams.current_stream(self.device)
         main.wait_stream(self._side)
-        # Its memory is of the side stream, which must not use it again before `main` is done with it.
+        # The side stream owns this memory and must not reuse it before `main` has finished with it.
         for tensor in now.tensors():
             tensor.record_stream(main)
         self.forget()
@@ -48,7 +48,7 @@ class CopiesAhead:
         return now
 
     def forget(self) -> None:
-        """Free the copy that is on its way."""
+        """Drop the copy that was started."""
         self._source = self._copy = None
 
     def _begin(self, batch: AdapterBatch) -> None:
@@ -59,7 +59,7 @@ class CopiesAhead:
 def with_next(
     shares: Iterable[StepShare], ahead: bool
 ) -> Iterator[tuple[StepShare, AdapterBatch | None]]:
-    """Each share with the first batch of the next one; without `ahead` no share is asked for early."""
+    """Each share with the first batch of the next one. Without `ahead`, no share is requested early."""
     found = iter(shares)
     if not ahead:
         yield from ((share, None) for share in found)

@@ -62,7 +62,7 @@ class DevClips:
             yield from clips
 
     def use_kept_prefix(self, known: Mapping[str, Known]) -> None:
-        """From now on read no audio for losses: see `StepBatches.use_kept_prefix`."""
+        """From now on, read no audio for losses: see `StepBatches.use_kept_prefix`."""
         self._known = known
 
     def losses(
@@ -163,5 +163,5 @@ class DevClips:
 
 
 def finite_losses(losses: Mapping[int, float], names: Sequence[str]) -> dict[str, float]:
-    """By name, as events have them: no NaN."""
+    """Losses by name, for events; losses that are not finite are left out."""
     return {names[row]: loss for row, loss in losses.items() if math.isfinite(loss)}

@@ -1,4 +1,4 @@
-"""From a config to this rank's bank, learning rates and clips of each step."""
+"""Makes this rank's bank, learning rates and batches from a config."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from salsa_dist.places import Folder
 from salsa_dist.run.console import Console
 from salsa_dist.speech_llms.load import SpeechLLM
 from salsa_dist.steering.bank import AdapterSpec, Bank
+from salsa_dist.steering.rules.registry import rule_named
 from salsa_dist.steering.vectors import SteeringVectors
 from salsa_dist.steering.widths import site_widths
 from salsa_dist.training.batches import AdapterClips, StepBatches
@@ -29,7 +30,7 @@ from salsa_dist.training.staged_shards import staged_shards
 def make_bank(
     config: Config, speech_llm: SpeechLLM, device: torch.device, rule: str | None = None
 ) -> Bank:
-    """The bank of a config's adapters, all vectors zero; `rule`: instead of their own."""
+    """The bank of a config's adapters, all vectors zero. `rule` replaces the adapters' own rules."""
     specs = [
         AdapterSpec(a.name, tuple(speech_llm.select(a.sites)), rule or a.rule)
         for a in config.adapter_settings()
@@ -38,15 +39,22 @@ def make_bank(
 
 
 def start_bank(bank: Bank, config: Config, speech_llm: SpeechLLM) -> None:
-    """Set the rows whose adapters start from a saved one; sites that it lacks stay zero.
+    """Set the vectors of adapters that have `start_from`. Sites that the saved adapter lacks stay zero.
 
     Raises:
-        UserError: it can't be read, is of another base, or shares no site with the adapter.
+        UserError: it can't be read, is of another base, shares no site with the adapter, or has more
+            numbers per channel.
     """
     for row, (spec, adapter) in enumerate(zip(bank.specs, config.adapter_settings(), strict=True)):
         if adapter.start_from is not None:
             saved = SteeringVectors.load(adapter.start_from)
             saved.check(speech_llm)
+            if rule_named(saved.rule).parts > rule_named(spec.rule).parts:
+                raise UserError(
+                    f"adapter {spec.name}: start_from {adapter.start_from} has the rule {saved.rule}, "
+                    f"with more numbers per channel than {spec.rule}: start from another, or set rule: "
+                    f"{saved.rule}"
+                )
             own = {site: vector for site, vector in saved.vectors.items() if site in spec.sites}
             if not own:
                 raise UserError(
@@ -64,21 +72,21 @@ def schedule_of(adapter: AdapterSettings, training: TrainingConfig) -> Schedule:
 def site_scales(
     scales: Mapping[str, float] | Literal["auto"], speech_llm: SpeechLLM
 ) -> dict[str, float] | None:
-    """Each named site's factor; of two that name it the last. None where they are to be measured."""
+    """Learning-rate multiplier per site; the last match wins. None for `auto`: they are measured."""
     if scales == "auto":
         return None
     return {site: scale for words, scale in scales.items() for site in speech_llm.select(words)}
 
 
 def make_batches(config: Config, index: ShardIndex, speech_llm: SpeechLLM, ranks: Ranks) -> StepBatches:
-    """Every step's clips of this rank, for all adapters of a config."""
+    """This rank's share of each step, for all adapters of a config."""
     augment = from_settings(config.data.augment.model_dump())
     plans: dict[tuple[object, ...], AdapterPlan] = {}
 
     def clips_of(adapter: AdapterSettings) -> AdapterClips:
         for language in adapter.languages:
-            speech_llm.family.prompt(language)  # refuses a language that the base does not know
-        # Adapters that sample the same clips have one plan: its pools are made once for all of them.
+            speech_llm.family.prompt(language)  # refuses a language that the base lacks
+        # Adapters that sample the same clips share one plan, so its pools are read once.
         drawn = (adapter.languages, adapter.minutes, adapter.seed, adapter.mix.model_dump_json())
         if drawn not in plans:
             shards = [shard for name in adapter.languages for shard in index.select("train", name)]
@@ -108,7 +116,7 @@ def make_batches(config: Config, index: ShardIndex, speech_llm: SpeechLLM, ranks
         ranks.rank,
         ranks.world_size,
         config.training.micro_batch,
-        # What is trained inside the encoder's layers leaves nothing below it to share.
+        # Methods that train weights inside the encoder have no unsteered prefix to share.
         share=config.training.share_prefix and config.method.steers,
         pass_seconds=config.training.pass_seconds,
     )

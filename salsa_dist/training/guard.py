@@ -1,4 +1,4 @@
-"""Steps that an adapter skips: an exploding loss, a gradient that is not finite."""
+"""Skips a step of an adapter if its loss is too high or its gradient is not finite."""
 
 from __future__ import annotations
 
@@ -13,28 +13,27 @@ from salsa_dist.training.reduce import Reduced
 
 
 class Guard:
-    """Skips such steps, and ends the run where too many follow each other."""
+    """Skips such steps, and ends the run after too many in a row."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
         self.in_a_row = 0
 
     def alike(self, step: int, reduced: Reduced) -> None:
-        """Refuse to go on where ranks hold different adapters, which would no longer be one run.
+        """Check that all ranks hold equal adapters.
 
         Raises:
-            StartAgain: they do, on all ranks.
+            StartAgain: they differ; on all ranks.
         """
         if not reduced.alike:
             raise StartAgain(
                 f"step {step + 1}: the ranks hold different values of the same adapter: a device or a "
-                "link has computed wrongly, or ranks use different kernels. The next start resumes "
-                "from the newest checkpoint; if it happens again, find the node by excluding one at a "
-                "time"
+                "link computed wrongly, or ranks use different kernels. The next start resumes from "
+                "the newest checkpoint. If it happens again, exclude one node at a time to find it"
             )
 
     def sound(self, active: Sequence[int], reduced: Reduced) -> list[int]:
-        """Rows whose loss in this step is one to learn from."""
+        """The active rows whose loss is not above `training.max_loss`."""
         limit = self.job.config.training.max_loss or math.inf
         losses = reduced.losses.tolist()
         return [row for row in active if not losses[row] > limit]  # NaN: no labels
@@ -42,7 +41,7 @@ class Guard:
     def after_step(
         self, step: int, active: Sequence[int], moving: Sequence[int], norms: Tensor
     ) -> None:
-        """Note the rows that did not move.
+        """Record the rows that were skipped in this step.
 
         Raises:
             UserError: more than `training.max_skipped` steps in a row were skipped.

@@ -28,7 +28,7 @@ _ADVICE = "remove the run's folder to start it anew"
 
 
 class Halving:
-    """What was dropped when, and what comes next.
+    """Drops adapters at each rung, and stores which were dropped when.
 
     Args:
         config: rungs and the share that is kept.
@@ -56,7 +56,7 @@ class Halving:
         return [i for i, a in enumerate(self.adapters) if a.name not in gone and step < a.steps]
 
     def due(self, step: int) -> bool:
-        """Whether a decision is to be made before `step`."""
+        """Whether there is a rung before `step`."""
         return step in self.config.rungs and all(r["step"] != step for r in self.records)
 
     def next_rung(self, step: int, end: int) -> int:
@@ -73,7 +73,8 @@ class Halving:
         record = {
             "step": step,
             self.config.metric: {
-                self.adapters[row].name: _number(loss) for row, loss in losses.items()
+                self.adapters[row].name: loss if math.isfinite(loss) else None
+                for row, loss in losses.items()
             },
             "dropped": [self.adapters[row].name for row in dropped],
         }
@@ -111,7 +112,3 @@ def _read(path: Path) -> list[dict[str, Any]]:
         return []
     except (ValueError, KeyError, TypeError) as e:
         raise UserError(f"{path} is damaged ({e}): {_ADVICE}") from e
-
-
-def _number(loss: float) -> float | None:
-    return loss if math.isfinite(loss) else None

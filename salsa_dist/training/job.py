@@ -1,8 +1,8 @@
-"""Adapters that are trained together over one base: a whole bank of steering vectors, or one adapter of
-the base's own weights.
+"""A job: adapters that are trained together over one base. These are all steering vectors of a run, or
+one adapter that consists of the base's own weights.
 
-    RUN/state/step-….safetensors        to go on from; where adapters are trained one after another,
-    RUN/state/NAME/step-….safetensors   one folder each, until it is done
+    RUN/state/step-….safetensors        checkpoints of steering vectors
+    RUN/state/NAME/step-….safetensors   checkpoints of one other adapter, until it is trained
 """
 
 from __future__ import annotations
@@ -34,31 +34,31 @@ from salsa_dist.training.best import Best
 from salsa_dist.training.copies import CopiesAhead, with_next
 from salsa_dist.training.dev_loss import DevClips, finite_losses
 from salsa_dist.training.halving import Halving
-from salsa_dist.training.loss import token_losses
+from salsa_dist.training.loss import label_weights, token_losses
 from salsa_dist.training.pass_limit import halved
 from salsa_dist.training.silence_stride import SilenceStrides
-from salsa_dist.training.workers import loader, own_workers
+from salsa_dist.training.workers import ReadAhead, own_workers
 
 
 @dataclass
 class Job:
-    """What the loop trains.
+    """What the loop trains. `opened` (training/opening.py) makes it.
 
     Attributes:
-        config: of the run, with the job's adapters alone.
-        names: of the adapters, by row.
-        trainable: what is trained and how it is stepped: `PackedAdam` (training/optimizer.py) for
+        config: the run's config, with the adapters of this job only.
+        names: the adapters' names, by row.
+        trainable: the trained tensors and their optimizer: `PackedAdam` (training/optimizer.py) for
             vectors, `WeightsAdam` (methods/tuned.py) for the base's own weights.
-        base: frozen, with `trainable.bank` on it: its backward pass fills the gradients there.
-        batches: this rank's share of each step; None where nothing is trained by steps.
-        first: the step that this start begins with.
-        before: steps of the adapters that this run trained before, for curves that go on.
-        best: what is saved of each adapter where dev clips are measured in between, else None.
-        strides: of each adapter's trailing padding, where they were measured, else None.
-        average: what is measured and saved in place of what is trained, else None.
-        copies: of batches on the rank's device.
-        following: the first batch of the next step, where it is copied ahead.
-        waited_s: for how many seconds this rank waited for the clips of the step.
+        base: the frozen base with `trainable.bank` on it; the backward pass fills the bank's gradients.
+        batches: this rank's share of each step; None if the method computes its vectors.
+        first: the first step of this start.
+        before: number of steps of the run's earlier jobs; curves continue from there.
+        best: with `training.dev_every`, the best tensors of each adapter so far; else None.
+        average: with `training.average`, the tensors that are measured and saved; else None.
+        strides: with `training.silence_stride` auto, each adapter's stride; else None.
+        copies: copies batches to the rank's device.
+        following: the first batch of the next step; `steps` sets it if batches are copied ahead.
+        waited_s: the seconds that this rank waited for the clips of this step.
     """
 
     session: Session
@@ -83,16 +83,21 @@ class Job:
     waited_s: float = 0.0
 
     def __len__(self) -> int:
-        """Steps in all, as far as is known: adapters may stop before their last."""
+        """Number of steps of the longest adapter, as far as is known: adapters may stop early."""
         if self.batches is None:
             return 0
         return max(self.best.last) if self.best is not None else len(self.batches)
 
     def steps(self) -> Iterator[tuple[int, StepShare]]:
-        """Each step with this rank's share. Nothing is read ahead past a rung: who goes on is open."""
+        """Each step with this rank's share. Reading ahead ends at a rung, which drops adapters."""
         first = self.first
         self._measure_if_due(first)
-        while self.batches is not None and first < len(self):
+        if self.batches is None:
+            return
+        ranks = self.session.ranks
+        workers = own_workers(self.config.data.workers, ranks)
+        ahead = ReadAhead(self.batches, workers, pinned=ranks.device.type == "cuda")
+        while first < len(self):
             end = len(self)
             if self.halving is not None:
                 if self.halving.due(first):
@@ -101,10 +106,8 @@ class Job:
             gone = self._gone()
             self.batches.stop(gone)
             self.session.at(first, "reading clips")
-            workers = own_workers(self.config.data.workers, self.session.ranks)
             limit = self.batches.micro_batch
-            pinned = self.session.ranks.device.type == "cuda"
-            shares = with_next(loader(self.batches, first, workers, end, pinned), self.copies.works)
+            shares = with_next(ahead.shares(first, end), self.copies.works)
             asked = time.monotonic()
             for step, (share, self.following) in enumerate(shares, first):
                 self.waited_s = time.monotonic() - asked
@@ -119,7 +122,7 @@ class Job:
             first = end
 
     def _at(self, step: int, phase: str) -> None:
-        """Say where this rank is; what comes behind the last step still counts as of it."""
+        """Tell the watchdog this rank's phase; after the last step, still with the last step."""
         self.session.at(max(0, min(step, len(self) - 1)), phase)
 
     def active(self, step: int) -> list[int]:
@@ -127,8 +130,12 @@ class Job:
         return self.batches.active(step) if self.batches is not None else []
 
     def forward_backward(self, step: int, share: StepShare) -> tuple[Tensor, Tensor]:
-        """Leave the gradients of this rank's labels; the sums of their losses, and how many they are,
-        (adapters,) fp32 both. A pass that is out of memory makes this step's passes smaller."""
+        """Compute the gradients of this rank's share; they stay in `.grad`. If a pass is out of memory,
+        the step is repeated in smaller passes.
+
+        Returns:
+            Sums of the losses of this rank's labels, and of their weights; both (adapters,) fp32.
+        """
         assert self.batches is not None
         while True:
             if isinstance(found := self._passes(share), tuple):
@@ -148,7 +155,7 @@ class Job:
             share = self.batches[step]
 
     def _passes(self, share: StepShare) -> tuple[Tensor, Tensor] | int:
-        """What `forward_backward` returns; where a pass is out of memory, how many clips it had."""
+        """What `forward_backward` returns. If a pass is out of memory: its number of clips."""
         losses = torch.zeros(len(self.names), device=self.session.ranks.device)
         labels = torch.zeros_like(losses)
         self.trainable.zero_grad()
@@ -156,6 +163,8 @@ class Job:
             try:
                 batch = self.copies.on_device(batch, following)
                 of_labels = token_losses(self.base, batch)
+                weights = label_weights(batch, of_labels)
+                of_labels = of_labels * weights
                 of_labels.sum().backward()
             except torch.OutOfMemoryError:
                 self.copies.forget()
@@ -163,11 +172,11 @@ class Job:
             self.base.after_backward()
             rows = batch.label_rows.to(losses.device)
             losses.index_add_(0, rows, of_labels.detach())
-            labels.index_add_(0, rows, torch.ones_like(of_labels))
+            labels.index_add_(0, rows, weights)
         return losses, labels
 
     def save(self, step: int) -> None:
-        """Write the state before `step`. Every rank holds the same: the first writes, nobody waits."""
+        """Write the state before `step`. All ranks hold the same state, so rank 0 writes it alone."""
         if self.session.ranks.is_first:
             self.session.check_lock()
             captured = states.capture(self, step)
@@ -175,13 +184,13 @@ class Job:
             self.session.events.write("checkpoint", step=step, bytes=size)
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that a run goes on from, by name; in place."""
+        """All tensors of a checkpoint, by name; not copied."""
         parts = (self.best, self.average, self.strides)
         beside = (part.tensors() for part in parts if part is not None)
         return dict(ChainMap(self.trainable.tensors(), *beside))
 
     def finish(self) -> list[Path]:
-        """Measure what was trained on dev clips, and save the adapters; their folders."""
+        """Measure the adapters on dev clips and save them. Returns their folders."""
         session = self.session
         if self._measure_if_due(len(self)):
             self.save(len(self))
@@ -221,7 +230,7 @@ class Job:
         return {row for row, name in enumerate(self.names) if name in dropped or row in stopped}
 
     def _measure_if_due(self, step: int) -> bool:
-        """Measure on dev clips what is trained, and keep what is best; whether it was due."""
+        """Measure the adapters on dev clips if due, and keep the best. Returns whether it was due."""
         gone = self._gone()
         rows = [row for row in self.best.due(step) if row not in gone] if self.best is not None else []
         if self.best is None or not rows:
@@ -260,12 +269,12 @@ class Job:
         )
 
     def _averaged(self) -> AbstractContextManager[None]:
-        """Inside the block, what is trained is what would be saved."""
+        """Inside the block, the trained tensors have the values that would be saved."""
         return self.average.instead() if self.average is not None else nullcontext()
 
     def _on_dev_clips(self, step: int, rows: Sequence[int], metric: str) -> dict[str, dict[int, float]]:
-        """The loss of the adapters of `rows` before `step`; or, where `metric` is an error rate, all
-        their rates. All ranks call this."""
+        """Dev losses of the adapters of `rows` before `step`. If `metric` is an error rate: all their
+        error rates. All ranks call this."""
         assert self.dev is not None
 
         def moved() -> None:

@@ -3,13 +3,13 @@
     RUN/
     ├── config.yaml                     the whole config of the run
     ├── events.jsonl                    what happened
-    ├── state/…/step-….safetensors      to go on from
-    ├── lock.json, ranks/               while it runs: whose it is, where each rank is
+    ├── state/…/step-….safetensors      checkpoints
+    ├── lock.json, ranks/               while it runs: the owner of the folder, the phase of each rank
     └── adapters/NAME/                  one folder per adapter, at the end of its job
 
-Each step: this rank's share of every adapter's batch goes through the base, the sums of gradients,
-losses and label counts are reduced once, and each adapter is stepped as if it were alone. Steering
-vectors are one job with all adapters; what trains the base's own weights is one job after another.
+In each step, the base computes this rank's share of every adapter's batch. One all-reduce sums
+gradients, losses and label counts. Each adapter is then stepped as if it were alone. Steering vectors
+of all adapters are one job. Methods that train the base's own weights run one job per adapter.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _MEASURED_STEP = 2
 
 @dataclass(frozen=True)
 class Trained:
-    """How a call of `train` ended: at which step of its last job, and whether that was the last."""
+    """The result of `train`: the last step, whether training is finished, and the adapters' folders."""
 
     step: int
     finished: bool
@@ -48,7 +48,7 @@ class Trained:
 
 
 def train(config: Config) -> Trained:
-    """Train every adapter of `config`, or go on where its run folder stopped.
+    """Train every adapter of `config`, or resume from the newest checkpoint in its run folder.
 
     On SIGTERM, SIGINT or SIGUSR2 all ranks stop after the same step and the state is saved.
 
@@ -85,13 +85,13 @@ def train(config: Config) -> Trained:
                 step = run(job)
                 if step < len(job):
                     session.say(
-                        f"stopped at step {step} of {len(job)}; the same command goes on from there"
+                        f"stopped at step {step} of {len(job)}; the same command resumes from there"
                     )
                     session.end(step)
                     return Trained(step, False, [])
                 job.finish()
             before += steps
-        if session.begun:  # by the first job that was opened; no event where all was trained before
+        if session.begun:  # by the first job; if all adapters were trained before, there is no job
             session.events.write("end", step=step)
         folder = RunFolder(config.run)
         session.say(f"trained: {len(settings)} adapters in {folder.adapters}")
@@ -100,7 +100,7 @@ def train(config: Config) -> Trained:
 
 
 def run(job: Job) -> int:
-    """Do the steps of `job` that are left, or those until a signal; the step to go on with."""
+    """Do the remaining steps of `job`, up to a signal. Returns the number of finished steps."""
     session, config = job.session, job.config
     session.listen()
     guard = Guard(job)
@@ -114,8 +114,8 @@ def run(job: Job) -> int:
         with watched(job.base) if step == measured else nullcontext() as traffic:
             losses, labels = job.forward_backward(step, share)
             session.at(step, "the sum over all ranks")
-            own = StepCounts.of(share, job.waited_s).numbers()
-            reduced = job.trainable.reduce(active, losses, labels, session.stop_asked, own)
+            counted = StepCounts.of(share, job.waited_s).numbers()
+            reduced = job.trainable.reduce(active, losses, labels, session.stop_asked, counted)
         counts = StepCounts.from_numbers(reduced.counts)
         guard.alike(step, reduced)
         bad.after_step(step, share, counts.bad)

@@ -1,4 +1,4 @@
-"""Opens a job: what it trains, how far an earlier start came, and the base, placed.
+"""Opens a job: its bank or weights, the newest checkpoint, and the placed base.
 
 refuse ─► bank or weights, clips of each step, newest state ─► begin: config.yaml, events.jsonl
        ─► base in its placement, learning rates, prefix cache ─► Job
@@ -40,13 +40,16 @@ from salsa_dist.training.silence_stride import SilenceStrides
 def opened(
     session: Session, method: Method, rows: list[int], speech_llm: SpeechLLM, before: int
 ) -> Iterator[Job]:
-    """The job of the adapters of `rows`, as far as an earlier start came. Every rank calls this.
+    """The job of the adapters of `rows`, resumed from its newest checkpoint. Every rank calls this.
 
-    Whatever can be refused is refused first. Then `session.begin` writes for the first time: from there
-    on there is `session.events`, and the loop may use it.
+    All checks come first. Then `session.begin` writes for the first time; from then on the loop may use
+    `session.events`.
+
+    Args:
+        before: number of steps of the run's earlier jobs; curves continue from there.
 
     Raises:
-        UserError: with nothing written, where what the user gave can't be trained.
+        UserError: the config, the shards or the base cannot be used; nothing was written.
     """
     ranks, index, whole = session.ranks, session.index, session.config
     config = whole.model_copy(update={"adapters": [whole.adapters[row] for row in rows]})
@@ -87,12 +90,12 @@ def opened(
             strides = SilenceStrides(speech_llm.family, config.adapter_settings())
         session.begin(speech_llm, first)
         if found:
-            # One file holds both; each copies the tensors of its own names.
+            # One file has the tensors of all three; each part copies its own, by name.
             states.restore(trainable, found)
             for part in (best, average, strides):
                 if part is not None:
                     states.restore(part, found)
-            session.say(f"going on after step {first} of {len(batches or ())}")
+            session.say(f"resuming after step {first} of {len(batches or ())}")
         if batches is not None:
             _tell_clips(session, names, batches, first)
         session.at(None, "placing the base", reads=True)
@@ -183,7 +186,7 @@ def _ends(config: Config) -> list[list[int]]:
 
 
 def _tell_clips(session: Session, names: list[str], batches: StepBatches, first: int) -> None:
-    """Write what each adapter is trained on, and say it where ranks have nothing to do."""
+    """Write the `data` event of each adapter, and say so if some ranks have no clips."""
     for name, clips in zip(names, batches.adapters, strict=True):
         session.events.write(
             "data",
@@ -202,7 +205,7 @@ def _tell_clips(session: Session, names: list[str], batches: StepBatches, first:
 
 
 def _keep_prefix(job: Job) -> None:
-    """Keep what lies below the first steered layer, of all clips that this rank will take."""
+    """Fill the prefix cache with all clips that this rank will sample."""
     assert job.batches is not None
     own = ((sample.shard, sample.entry) for sample in job.batches.samples_from(job.first))
     clips = [*own, *(job.dev.all_clips() if job.dev else ())]

@@ -1,9 +1,8 @@
 """Adam over a bank: each adapter is updated as if trained alone.
 
-One reduction a step carries, for the adapters active in it, the sums of their gradients and losses
-over all ranks and their label counts. Each adapter's gradient is then divided by its own count,
-clipped over its own sites, and stepped with its own rate, schedule and step count. What is not
-active does not move.
+One all-reduce per step sums the gradients, losses and label counts of the active adapters. Each
+adapter's gradient is then divided by its own label count, clipped over its own sites, and stepped with
+its own rate, schedule and step count. Adapters that are not active do not change.
 """
 
 from __future__ import annotations
@@ -59,19 +58,19 @@ def reduce_step(
         active: rows that take part in this step, the same on all ranks.
         loss_sums, label_counts: (adapters,) fp32, of this rank.
         stop: this rank asks to stop.
-        counts: what else is to be summed, the same number on all ranks.
-        compared: what must be the same on all ranks; see `all_reduce`.
+        counts: further numbers to sum (`StepCounts.numbers`), as many on all ranks.
+        compared: tensor that must be equal on all ranks; see `all_reduce`.
 
     Returns:
-        with gradients by site, (adapters, hidden): means over the adapter's labels, zero where not
-        active.
+        The sums. Its gradients are means over each adapter's labels by their weights, by site,
+        (adapters, hidden); zero for adapters that are not active.
     """
     places = bank.places(active)
     own = {}
     for number, (block, (at, _)) in enumerate(zip(bank.blocks, places, strict=True)):
         own[str(number)] = torch.cat([_grad(bank.vectors[site]) for site in block.sites])[at]
     reduced = all_reduce(own, active, loss_sums, label_counts, stop, counts, compared)
-    labels = reduced.labels.clamp_min(1).to(bank.device, non_blocking=True)
+    labels = reduced.divisors.to(bank.device, non_blocking=True)
     gradients: dict[str, Tensor] = {}
     summed = reduced.gradients.values()
     for block, (at, rows), of_rows in zip(bank.blocks, places, summed, strict=True):
@@ -82,14 +81,14 @@ def reduce_step(
 
 
 class PackedAdam:
-    """Adam (Kingma and Ba, arXiv 1412.6980) with a step count of its own for each adapter.
+    """Adam (Kingma and Ba, arXiv 1412.6980); each adapter has its own step count.
 
     Args:
-        bank: the vectors that it moves.
+        bank: the vectors to train.
         schedules: one per adapter.
         clip_norm: largest gradient norm of one adapter, over its sites; None: not clipped.
-        scales: site to what its rates are multiplied by; 1 where a site is not named. None: each
-            adapter has its own, which `scale_by` sets and a state keeps.
+        scales: learning-rate multiplier per site; 1 for sites that are missing. None: each adapter has
+            its own multipliers; `scale_by` sets them and checkpoints keep them.
     """
 
     def __init__(
@@ -123,7 +122,7 @@ class PackedAdam:
             self.scales[site][row] = scale
 
     def zero_grad(self) -> None:
-        """Forget the gradients of the step before."""
+        """Clear all gradients."""
         for vector in self.bank.vectors.values():
             vector.grad = None
 
@@ -136,13 +135,13 @@ class PackedAdam:
         counts: Sequence[float] = (),
     ) -> Reduced:
         """Sum over all ranks; see `reduce_step`."""
-        # One site in turn: what differs is found within so many steps, at the cost of a few kernels.
+        # One site per step, in turn: a difference is found within as many steps as there are sites.
         vectors = list(self.bank.vectors.values())
         compared = vectors[sum(self.steps.tolist()) % len(vectors)] if vectors else None
         return reduce_step(self.bank, active, loss_sums, label_counts, stop, counts, compared)
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that a run goes on from, by name; in place."""
+        """All tensors of a checkpoint, by name; not copied."""
         of_sites = {
             f"{kind}/{site}": moment
             for number, kind in enumerate(("first", "second"))
@@ -153,25 +152,25 @@ class PackedAdam:
         return {"steps": self.steps, **self.learned(), **of_sites, **own}
 
     def learned(self) -> dict[str, Tensor]:
-        """The vectors by name, (adapters, hidden) each; in place."""
+        """The vectors by name, (adapters, hidden) each; not copied."""
         return {f"vectors/{site}": vectors for site, vectors in self.bank.vectors.items()}
 
     @torch.no_grad()
     def step(self, gradients: Mapping[str, Tensor], active: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Move the vectors of the `active` rows.
+        """Update the vectors of the `active` rows.
 
-        An adapter whose gradient is not finite, or that has no label in this step, is left as it is.
+        An adapter without a finite gradient, or without a label in this step, does not change.
 
         Args:
             gradients: site -> (adapters, hidden), from `reduce_step`.
 
         Returns:
-            (adapters,) gradient norms before clipping, and (adapters,) rates before a site's own
-            scale; 0 where nothing moved.
+            (adapters,) gradient norms before clipping, and (adapters,) learning rates before the
+            multiplier of a site; 0 for adapters that did not change.
         """
         blocks = self.bank.blocks
         whole = [torch.cat([gradients[site] for site in block.sites]) for block in blocks]
-        # Norms are taken row by row, so an adapter's number does not depend on its neighbours.
+        # Norms are computed row by row, so an adapter's norm does not depend on the other adapters.
         squares = [
             gradient.double().square_().sum(1).view(len(block.sites), -1)
             for block, gradient in zip(blocks, whole, strict=True)
@@ -187,14 +186,14 @@ class PackedAdam:
             return norms, rates
         self.steps[moving] += 1
         counts = self.steps[moving].double()
-        # Of each adapter: factor of its gradient, rate and correction of the second moment.
+        # Per adapter: clipping factor, learning rate, bias correction of the second moment.
         factors = torch.ones(3, len(self.schedules))
         if self.clip_norm is not None:
             factors[0] = (self.clip_norm / norms.clamp_min(1e-30)).clamp_max(1.0)
         factors[1, moving] = (rates[moving] / (1 - BETAS[0] ** counts)).float()
         factors[2, moving] = (1 - BETAS[1] ** counts).sqrt().float()
         factors = factors.to(self.bank.device, non_blocking=True)
-        # Only where an adapter steers: elsewhere its vector stays the identity.
+        # Only at the sites of each adapter: at other sites its vector stays zero.
         for number, (at, rows) in enumerate(self.bank.places(moving)):
             values, (first, second) = blocks[number].values, self._moments[number]
             scale, rate, correction = factors[:, rows].unsqueeze(2)
@@ -204,7 +203,8 @@ class PackedAdam:
             first[at] = mean
             second[at] = variance
             change = mean / (variance.sqrt() / correction + EPS) * rate
-            change *= self._scales[number][at].unsqueeze(1)
+            # A rule's further numbers per channel have no unit, so the activation's size is not theirs.
+            change[:, : blocks[number].hidden] *= self._scales[number][at].unsqueeze(1)
             values[at] -= change
         return norms, rates
 

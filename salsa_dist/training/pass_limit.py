@@ -1,9 +1,9 @@
-"""How many clips fit one pass of the base, once a pass was too large for the device's memory.
+"""The largest number of clips per pass, after a pass was out of memory.
 
     RUN/pass_limit.json        {"schema": "salsa-dist/pass-limit/1", "clips": 8}
 
-A pass that is out of memory halves the limit. Where each rank holds a whole base, the rank repeats its
-part of the step in smaller passes. Where ranks share one base, all of them run the same modules, so the
+A pass that is out of memory halves the limit. If each rank holds a whole base, the rank repeats its
+share of the step in smaller passes. If ranks share one base, they must all run the same modules. So the
 run ends, and its next start has the lower limit on all ranks.
 """
 
@@ -18,7 +18,7 @@ _ADVICE = "remove it, and passes have training.micro_batch clips again"
 
 
 def kept_limit(run: RunFolder) -> int | None:
-    """The limit that earlier passes of `run` found, in clips; None where none was too large.
+    """The limit of `run` in clips; None if no pass was out of memory.
 
     Raises:
         UserError: the file is damaged.
@@ -33,15 +33,15 @@ def kept_limit(run: RunFolder) -> int | None:
 
 
 def halved(run: RunFolder, clips: int, where: str, *, shared: bool) -> int:
-    """Keep half of `clips`, which were out of memory, as the limit of a pass; the limit.
+    """Store and return half of `clips` as the new limit, after a pass of `clips` was out of memory.
 
     Args:
         where: the step and rank, for messages.
-        shared: ranks share one base, so this rank can't go on alone.
+        shared: ranks share one base, so this rank cannot continue alone.
 
     Raises:
-        StartAgain: where ranks share one base.
-        UserError: one clip alone does not fit.
+        StartAgain: ranks share one base.
+        UserError: a single clip does not fit.
     """
     if clips == 1:
         raise UserError(

@@ -55,7 +55,7 @@ def keep_prefix(
     moved()
     store = KeptPrefix(_folder(config, base, revision, shards))
     # Silence first: every rank needs it, and it shows how large a clip is.
-    store.put("", Known("", len(silence.audio)), base.prefix_of([silence])[0])
+    store.put("", Known.of(silence), base.prefix_of([silence])[0])
     clip_bytes = store.get([""], torch.device("cpu")).nbytes
     missing = store.missing(list(wanted))
     counts = torch.tensor([len(wanted), len(missing)], dtype=torch.int64, device=base.ranks.device)
@@ -76,7 +76,7 @@ def keep_prefix(
         clips = [read_clip(config.data.shards, *wanted[key]) for key in missing[start : start + size]]
         hidden = base.prefix_of(clips or [silence])
         for clip, own in zip(clips, hidden, strict=False):
-            store.put(clip.key, Known(clip.text, len(clip.audio)), own)
+            store.put(clip.key, Known.of(clip), own)
     store.missing(list(wanted))
     base.start_from(store)
     return store
@@ -91,6 +91,8 @@ def _folder(config: Config, base: FrozenBase, revision: str, shards: str) -> Pat
             "cached prefixes could be another base's: name a folder, or set prefix_cache=memory"
         )
     name = known_as(config.base.name)
-    key = [name, revision, shards, base.shared.first, str(base.dtype), base.family.window_s]
+    ends = "before " * base.shared.before_first + base.shared.first
+    key = [name, revision, shards, ends, str(base.dtype), base.family.window_s]
+    key += [config.base.quantization] if config.base.quantization else []
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
     return (config.training.prefix_folder or RunFolder(config.run).prefix) / digest

@@ -1,4 +1,4 @@
-"""Records of a step: an event, curves, a log line; once, the measured placement."""
+"""What is written after a step: an event, curves, a log line; once, the measured placement."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def record_step(
     norms: Tensor,
     rates: Tensor,
 ) -> None:
-    """Write the `step` event and its curves, and show how far the job is."""
+    """Write the `step` event and its curves, and show the job's progress."""
     clips = round(counts.clips)
     loss_of, labels_of = reduced.losses.tolist(), reduced.labels.tolist()
     rate_of, norm_of = rates.tolist(), norms.tolist()
     adapters = {
         job.names[row]: {
             "loss": _number(loss_of[row]),
-            "labels": int(labels_of[row]),
+            "labels": _whole(labels_of[row]),
             "lr": rate_of[row],
             "grad_norm": _number(norm_of[row]),
         }
@@ -42,7 +42,7 @@ def record_step(
     if counts.store is not None:
         store = {"store": {name: round(v, 3) for name, v in asdict(counts.store).items()}}
     padding = 1 - counts.seconds / counts.padded_seconds if counts.padded_seconds else 0.0
-    # Of all ranks on average, in this one's time.
+    # The mean over all ranks, as a share of this rank's time.
     waited = counts.waited_s / (job.session.ranks.world_size * seconds) if seconds else 0.0
     job.session.events.write(
         "step",
@@ -65,7 +65,7 @@ def record_step(
 
 
 def record_placement(session: Session, measured: dict[str, Any]) -> None:
-    """Write the `placement` event, and say it."""
+    """Write the `placement` event, and a line about it."""
     row = session.placed.row
     session.events.write("placement", **measured, why=session.placed.why, planned_bytes=row.base_bytes)
     share = measured["resident_bytes_between_steps"] / measured["base_bytes"]
@@ -82,5 +82,10 @@ def record_placement(session: Session, measured: dict[str, Any]) -> None:
 
 
 def _number(value: float) -> float | None:
-    """As JSON has it: no NaN."""
+    """None instead of NaN and infinity, which JSON lacks."""
     return value if math.isfinite(value) else None
+
+
+def _whole(labels: float) -> float:
+    """A count, whole but where clips have weights of their own."""
+    return int(labels) if labels.is_integer() else round(labels, 4)

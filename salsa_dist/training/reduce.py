@@ -1,10 +1,10 @@
 """The all-reduce of one step: one buffer, summed over all ranks.
 
-gradients of the adapters that take part │ their losses │ their label counts │ stop │ other counts
-                                                         │ h │ h², of what all ranks must hold alike
+gradients of the active adapters │ their losses │ their label counts │ stop │ other counts
+                                                │ h │ h², a digest of values that all ranks must share
 
-With n ranks n Σh² = (Σh)² holds only where all h are equal (Cauchy and Schwarz). Each h is below 64, so
-both sums are exact in fp32 for up to 4,227 ranks.
+On n ranks, n Σh² = (Σh)² holds only if all h are equal (Cauchy-Schwarz). Each h is below 64, so both
+sums are exact in fp32 for up to 4,227 ranks.
 """
 
 from __future__ import annotations
@@ -25,13 +25,15 @@ class Reduced:
     """One step's sums over all ranks.
 
     Attributes:
-        gradients: by site or weight; sums over labels, or what an optimizer made of them.
-        labels: (adapters,) label counts, on the CPU.
+        gradients: by site or weight; sums over labels from `all_reduce`, means over labels from
+            `Trainable.reduce`.
+        labels: (adapters,) sums of the weights of labels, on the CPU: label counts where no clip has a
+            weight of its own.
         losses: (adapters,) mean loss a label, on the CPU; NaN where not active.
         stop: whether any rank asked to stop after this step.
-        counts: what ranks counted besides, summed.
-        bytes: size of the buffer that travelled.
-        alike: whether all ranks hold the same of what was compared: one site per step, in turn.
+        counts: sums of the further numbers (`StepCounts.from_numbers`).
+        bytes: size of the reduced buffer.
+        alike: whether all ranks hold equal values of the compared tensor.
     """
 
     gradients: Mapping[str, Tensor]
@@ -41,6 +43,11 @@ class Reduced:
     counts: list[float]
     bytes: int
     alike: bool = True
+
+    @property
+    def divisors(self) -> Tensor:
+        """(adapters,) what turns sums over labels into means; 1 where there is no label."""
+        return torch.where(self.labels > 0, self.labels, 1.0)
 
 
 def all_reduce(
@@ -52,16 +59,16 @@ def all_reduce(
     counts: Sequence[float] = (),
     compared: Tensor | None = None,
 ) -> Reduced:
-    """Sum over all ranks, in one all-reduce. A collective; a device is waited for once.
+    """Sum over all ranks, in one all-reduce. All ranks call this; it waits for the device once.
 
     Args:
-        gradients: this rank's sums over labels, of what the `active` adapters train.
+        gradients: this rank's gradients of the `active` adapters, summed over labels.
         active: rows that take part in this step, the same on all ranks.
-        loss_sums, label_counts: (adapters,) fp32, of this rank.
+        loss_sums, label_counts: (adapters,) fp32, of this rank; labels count by their weights.
         stop: this rank asks to stop.
-        counts: what else is to be summed, the same number on all ranks.
-        compared: what must be the same on all ranks, fp32; two that differ in any bit are found with a
-            chance of 63 in 64.
+        counts: further numbers to sum (`StepCounts.numbers`), as many on all ranks.
+        compared: fp32 tensor that must be equal on all ranks: the vectors of one site, another one in
+            each step. A difference in any bit is found with a probability of 63 in 64.
     """
     device, rows = loss_sums.device, torch.tensor(active, dtype=torch.int64)
     here = rows.to(device, non_blocking=True)
@@ -90,7 +97,7 @@ def all_reduce(
 
 
 def digest_of(values: Tensor) -> Tensor:
-    """(1,) int64 from 0 to 63, from every bit of the fp32 `values`; no wait for a device."""
+    """A digest of every bit of the fp32 `values`: (1,) int64, 0 to 63. Does not wait for the device."""
     bits = values.detach().flatten().view(torch.int32).long()
     places = torch.arange(1, 2 * len(bits), 2, device=bits.device)  # odd: each bit counts
     mixed = (bits * places).sum().reshape(1) * _MIX

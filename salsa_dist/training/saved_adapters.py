@@ -24,7 +24,7 @@ def save_adapters(
     index: ShardIndex,
     made: Mapping[str, int],
 ) -> list[Path]:
-    """Write each adapter of the bank into a folder of its own, with what it was made of.
+    """Write each adapter of the bank to its own folder, with the facts about its training.
 
     Args:
         made: adapters that are not those after their last step, and the steps that they made.
@@ -33,7 +33,7 @@ def save_adapters(
     bank, paths = trained.bank, []
     for row, (spec, adapter) in enumerate(zip(bank.specs, config.adapter_settings(), strict=True)):
         vectors = SteeringVectors(
-            {site: bank.vectors[site][row] for site in spec.sites},
+            bank.row(row),
             spec.rule,
             name=spec.name,
             language=adapter.language,
@@ -59,6 +59,6 @@ def save_adapters(
 
 
 def scales_of(trained: PackedAdam, row: int, sites: Sequence[str]) -> dict[str, float] | None:
-    """What the rates of an adapter's sites were multiplied by; None where it is 1 for all."""
+    """Learning-rate multipliers of an adapter's sites; None if all are 1."""
     scales = {site: float(f"{trained.scales[site][row].item():.6g}") for site in sites}
     return scales if set(scales.values()) - {1.0} else None

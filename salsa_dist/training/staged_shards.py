@@ -1,4 +1,4 @@
-"""Copies of a run's shards on each node's own disk, made by one rank per node, used by all.
+"""Copies a run's shards to each node's own disk: one rank per node copies, all ranks read.
 
 data.stage_to: $SLURM_TMPDIR
 
@@ -54,7 +54,8 @@ def staged_shards(
 def _copy(
     source: Folder, shards: dict[str, Shard], folder: Path, say: Callable[[str], None], told: Told
 ) -> None:
-    missing = [s for s in shards.values() if not _there(folder / s.path, s)]
+    copies = {folder / shard.path: shard for shard in shards.values()}
+    missing = [s for path, s in copies.items() if not path.is_file() or path.stat().st_size != s.bytes]
     size = sum(shard.bytes for shard in missing)
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
@@ -66,10 +67,6 @@ def _copy(
         _copy_one(source / shard.path, folder / shard.path, shard.sha256)
         done += shard.bytes
         told(done, size)
-
-
-def _there(path: Path, shard: Shard) -> bool:
-    return path.is_file() and path.stat().st_size == shard.bytes
 
 
 def _copy_one(source: Folder, target: Path, sha256: str) -> None:

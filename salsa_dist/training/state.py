@@ -1,4 +1,4 @@
-"""A run's state on disk: a few kilobytes that fit any number of ranks.
+"""Checkpoints: the training state on disk, kilobytes, for any number of ranks.
 
     RUN/state/step-00000120.safetensors
     ├── vectors/encoder.0, first/encoder.0, second/encoder.0, …    (adapters, hidden) fp32
@@ -7,10 +7,10 @@
     └── metadata "state": JSON, and "digest": SHA-256 of the tensors
             schema, step, adapters, revision, shards, config
 
-    States of release 0.1, of schema 1, had another digest of the settings in `config`.
+    States of release 0.1 have schema 1 and another digest of the settings in `config`.
 
-All of it is replicated on every rank, so the first rank alone writes it, and any number of ranks can
-go on from it. A file appears whole or not at all; one that is torn all the same is passed over.
+All ranks hold the same state, so rank 0 writes it alone, and any number of ranks can resume from it. A
+file is written whole or not at all. A damaged file is skipped.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ SCHEMA_0_1 = "salsa-dist/state/1"
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """What a state belongs to. A run goes on only from a state whose every field is its own.
+    """What a state belongs to. A run resumes only from a state with equal fields.
 
     Attributes:
         adapters: names, in row order.
-        revision: of the frozen base.
+        revision: revision of the frozen base.
         shards: hash of the shard list.
         config: digest of the settings that decide the vectors.
-        config_0_1: the same as release 0.1 made it; None where it would have known other settings.
+        config_0_1: the digest of release 0.1; None if that release lacks one of the settings.
     """
 
     adapters: list[str]
@@ -54,44 +54,44 @@ class RunIdentity:
     config_0_1: str | None = None
 
     def fields(self, schema: str = SCHEMA) -> dict[str, object]:
-        """As a state of `schema` has them."""
+        """The fields as a state of `schema` stores them."""
         fields = asdict(self)
         older = fields.pop("config_0_1")
         return {**fields, "config": older} if schema == SCHEMA_0_1 else fields
 
 
 class HasTensors(Protocol):
-    """What a state is made of, such as `PackedAdam`."""
+    """Anything with named tensors, such as `PackedAdam`."""
 
     def tensors(self) -> dict[str, Tensor]: ...
 
 
 @dataclass(frozen=True)
 class TrainState:
-    """The step to go on with, and every replicated tensor."""
+    """The next step, and all tensors."""
 
     step: int
     tensors: dict[str, Tensor]
 
 
 def capture(trained: HasTensors, step: int) -> TrainState:
-    """A copy of what is trained and of its optimizer, before step `step`."""
+    """A copy of the tensors of `trained`, before step `step`."""
     tensors = {name: t.detach().cpu().clone() for name, t in trained.tensors().items()}
     return TrainState(step, tensors)
 
 
 def restore(trained: HasTensors, state: TrainState) -> None:
-    """Put a state back where it was captured."""
+    """Copy a state into the tensors of `trained`."""
     with torch.no_grad():
         for name, tensor in trained.tensors().items():
             tensor.copy_(state.tensors[name])
 
 
 def save(folder: Path, state: TrainState, identity: RunIdentity, keep: int) -> int:
-    """Write a state, drop all but the newest `keep`; returns its bytes.
+    """Write a state and remove all but the newest `keep`. Returns its size in bytes.
 
     Raises:
-        UserError: it can't be written; those before it are as they were.
+        UserError: it cannot be written; earlier states are unchanged.
     """
     path = folder / f"step-{state.step:08d}.safetensors"
     metadata = {
@@ -101,23 +101,23 @@ def save(folder: Path, state: TrainState, identity: RunIdentity, keep: int) -> i
     raw = serialized(state.tensors, metadata)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # Not by save_file, which writes beside in a file of its own, and leaves it when it is killed.
+        # Not by save_file: it writes a temporary file, which stays if the process is killed.
         replace_file(path, raw)
     except OSError as e:
         raise UserError(
             f"checkpoint {path} can't be written: {e.strerror}; the one before it is whole"
         ) from e
-    # Those of a process that was killed as it wrote are among them: this run is locked.
+    # The lock is ours, so any .part file is of a process that was killed.
     for old in [*sorted(folder.glob("step-*.safetensors"))[:-keep], *folder.glob("step-*.part")]:
         old.unlink(missing_ok=True)
     return len(raw)
 
 
 def newest(folder: Path, identity: RunIdentity) -> TrainState | None:
-    """The newest whole state in `folder`, None where there is none.
+    """The newest intact state in `folder`; None if there is none.
 
     Raises:
-        UserError: it is of another schema, or belongs to another run.
+        UserError: the state has another schema, or belongs to another run.
     """
     for path in sorted(folder.glob("step-*.safetensors"), reverse=True):
         found = _read(path)
@@ -128,13 +128,13 @@ def newest(folder: Path, identity: RunIdentity) -> TrainState | None:
         if schema not in (SCHEMA, SCHEMA_0_1):
             raise UserError(
                 f"state {path} is {of_another_release(schema, SCHEMA, SCHEMA_0_1)}: "
-                "go on with the version that wrote it, or name another run folder"
+                "resume with the version that wrote it, or name another run folder"
             )
         for name, mine in identity.fields(str(schema)).items():
             if fields.get(name) != mine:
                 raise UserError(
                     f"state {path} was made with other {_WHAT[name]}: name another run folder, or "
-                    f"remove {folder} to start anew"
+                    f"remove {folder} to start again from step 1"
                 )
         return state
     return None

@@ -1,4 +1,4 @@
-"""What ranks count of a step beside gradients, losses and labels: summed in the step's all-reduce.
+"""Further counts of a step, summed over all ranks in the step's all-reduce.
 
 StepShare ──of──► StepCounts ──numbers──► sum over all ranks ──from_numbers──► StepCounts of all
 """
@@ -14,15 +14,15 @@ from salsa_dist.training.batches import StepShare
 
 @dataclass(frozen=True)
 class StepCounts:
-    """Of one rank's share, or of all ranks' shares together.
+    """Counts of one rank's share, or their sums over all ranks.
 
     Attributes:
-        clips: as planned.
-        bad: samples that could not be used, and clips that are missing.
-        seconds: of audio.
-        padded_seconds: the same with padding.
+        clips: planned clips.
+        bad: bad samples, and clips without a replacement.
+        seconds: seconds of audio.
+        padded_seconds: seconds of audio with padding.
         waited_s: seconds for which ranks waited for clips.
-        store: what was had of the store; None where shards lie in a folder.
+        store: traffic with the store; None if the shards are in a folder.
     """
 
     clips: float
@@ -34,7 +34,7 @@ class StepCounts:
 
     @classmethod
     def of(cls, share: StepShare, waited_s: float) -> StepCounts:
-        """What is counted of one rank's share, for which it waited that long."""
+        """The counts of one rank's share."""
         bad = float(len(share.bad) + share.hopeless)
         return cls(share.clips, bad, share.seconds, share.padded_seconds, waited_s, share.store)
 
@@ -46,6 +46,6 @@ class StepCounts:
         return cls(clips, bad, seconds, padded_seconds, waited_s, had)
 
     def numbers(self) -> list[float]:
-        """As many on all ranks, to be summed."""
+        """The counts as a list, of the same length on all ranks."""
         store = astuple(self.store) if self.store is not None else ()
         return [self.clips, self.bad, self.seconds, self.padded_seconds, self.waited_s, *store]

@@ -6,10 +6,12 @@ import multiprocessing
 import os
 import select
 import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from salsa_dist.placement.ranks import Ranks
 from salsa_dist.speech_llms.family import Family
@@ -17,7 +19,7 @@ from salsa_dist.training.batches import StepBatches, StepShare
 
 
 def own_workers(wanted: int | Literal["auto"], ranks: Ranks) -> int:
-    """How many processes read ahead for this rank.
+    """Number of processes that read ahead for this rank.
 
     On a CPU they would take cores from the passes. One of 2, 3, 4 and 6 each reads pools of its own.
     """
@@ -31,29 +33,71 @@ def own_workers(wanted: int | Literal["auto"], ranks: Ranks) -> int:
     return next((n for n in (6, 4, 3, 2, 1) if n < cores), 0)
 
 
-def loader(
-    batches: StepBatches, first: int, workers: int, end: int | None = None, pinned: bool = False
-) -> DataLoader[StepShare]:
-    """Shares of steps `first` to before `end`, in order, read ahead by `workers` processes.
+@dataclass(frozen=True)
+class _Asked:
+    """A step to read, and what has changed of the batches since the workers were started."""
+
+    step: int
+    stopped: frozenset[int]
+    micro_batch: int
+
+
+class _Steps(Sampler[_Asked]):
+    """The steps that are asked for next; the loader looks each time it begins anew."""
+
+    def __init__(self) -> None:
+        self.asked: Iterable[_Asked] = ()
+
+    def __iter__(self) -> Iterator[_Asked]:
+        return iter(self.asked)
+
+
+class _Shares(Dataset[StepShare]):
+    def __init__(self, batches: StepBatches) -> None:
+        self.batches = batches
+
+    def __getitem__(self, asked: _Asked) -> StepShare:
+        self.batches.stop(asked.stopped)
+        self.batches.limit_pass(asked.micro_batch)
+        return self.batches[asked.step]
+
+
+class ReadAhead:
+    """The shares of a rank in order, read ahead by processes that live as long as this.
 
     Args:
+        workers: how many processes; 0: this one reads.
         pinned: in memory from which a GPU copies without a wait.
     """
-    # A fork of this process would copy the process group's threads in whatever state they are. Workers
-    # are forked from a server that has imported once what each of them needs.
-    context = multiprocessing.get_context("forkserver") if workers else None
-    if context is not None:
-        context.set_forkserver_preload(["__main__", __name__, *_modules_of(batches.family)])
-    return DataLoader(
-        batches,
-        sampler=range(first, len(batches) if end is None else end),
-        batch_size=None,
-        num_workers=workers,
-        pin_memory=pinned,
-        multiprocessing_context=context,
-        prefetch_factor=2 if workers else None,
-        worker_init_fn=partial(_end_with, os.getpid()) if workers else None,
-    )
+
+    def __init__(self, batches: StepBatches, workers: int, pinned: bool = False) -> None:
+        # A fork of this process would copy the process group's threads in whatever state they are.
+        # Workers are forked from a server that has imported once what each of them needs.
+        context = multiprocessing.get_context("forkserver") if workers else None
+        if context is not None:
+            context.set_forkserver_preload(["__main__", __name__, *_modules_of(batches.family)])
+        self._batches = batches
+        self._steps = _Steps()
+        self._loader = DataLoader(
+            _Shares(batches),
+            sampler=self._steps,
+            batch_size=None,
+            num_workers=workers,
+            pin_memory=pinned,
+            multiprocessing_context=context,
+            prefetch_factor=2 if workers else None,
+            persistent_workers=workers > 0,
+            worker_init_fn=partial(_end_with, os.getpid()) if workers else None,
+        )
+
+    def shares(self, first: int, end: int | None = None) -> Iterator[StepShare]:
+        """Those of steps `first` to before `end`, None: the last. What an earlier call has read ahead
+        is dropped; adapters that stopped and smaller passes count from here on."""
+        own = self._batches
+        steps = range(first, len(own) if end is None else end)
+        stopped, most = own.stopped, own.micro_batch
+        self._steps.asked = (_Asked(step, stopped, most) for step in steps)
+        return iter(self._loader)
 
 
 def _modules_of(family: Family) -> list[str]:

@@ -1,4 +1,4 @@
-"""The pieces of a recording that is not done yet, on disk: a long one resumes where it was stopped.
+"""Stores the finished pieces of a recording on disk, so that a long recording resumes after a stop.
 
     .NAME.begun.jsonl    beside the result; a line per piece, deleted once the result is there
 
@@ -24,7 +24,7 @@ class Begun:
         self._path = out.with_name(f".{out.name}.begun.jsonl")
 
     def resumed(self, recording: Recording) -> Recording:
-        """`recording` with the pieces that a process before this one made of it.
+        """`recording` with its pieces from earlier processes.
 
         Raises:
             UserError: the file is damaged.
@@ -40,7 +40,7 @@ class Begun:
         return replace(recording, language=language, done=done) if done else recording
 
     def add(self, recording: Recording, language: str, segment: Segment) -> None:
-        """One more piece of `recording`, in the language that was given or told."""
+        """Add a piece of `recording`, in the given or detected language."""
         about = {"schema": SCHEMA, "file": recording.name, "bytes": recording.weight}
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with jsonl.append(self._path) as file:

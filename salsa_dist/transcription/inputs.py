@@ -1,4 +1,4 @@
-"""What a user names on the command line, as the recordings that it stands for.
+"""Finds the recordings that command-line arguments stand for.
 
     a.ogg  DIR  'b/*.m4a'  c.tar  SHARDS  -  ──found──► Input, Input, …   paths; nothing is opened yet
     Input ──recordings──► Recording, …                                    a tar gives one a sample
@@ -192,6 +192,6 @@ def _object(text: str, number: int) -> list[str | None]:
         fields = [None]
     if fields[0] is None or not all(isinstance(f, str) for f in fields if f is not None):
         raise UserError(
-            f'line {number} of the list is no object with "audio", and perhaps "language" and "adapter"'
+            f'line {number} of the list needs "audio"; "language" and "adapter" are optional texts'
         )
     return fields

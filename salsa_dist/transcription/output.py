@@ -1,4 +1,4 @@
-"""Results on disk or on standard output, one as soon as it is there, in one of four formats.
+"""Writes results to disk or to standard output, each when it is complete, in one of four formats.
 
     text   NAME <tab> TEXT                      a line a recording
     json   {"file", "text", "language", …}      a line a recording, schema salsa-dist/transcript/1
@@ -38,7 +38,7 @@ _ONE_FILE = {".txt": "text", ".tsv": "text", ".jsonl": "json", ".json": "json"}
 def output(
     out: Path | None, form: str | None, settings: Mapping[str, Any], single: bool, ranks: int = 1
 ) -> Output:
-    """Where results go.
+    """The destination of results.
 
     Args:
         out: file or folder; None: standard output.
@@ -74,13 +74,13 @@ def form_of_file(out: Path) -> str | None:
 
 
 class Output(ABC):
-    """Takes results; `has` tells which are there from before."""
+    """Writes results; `has` tells which results exist from before."""
 
     def has(self, recording: Recording) -> bool:
         return False
 
     def begun(self, recording: Recording) -> Begun | None:
-        """Where its pieces are kept until its result is there; None: nowhere."""
+        """Where finished pieces are stored until the recording's result is complete; None: nowhere."""
         return None
 
     @abstractmethod
@@ -101,7 +101,7 @@ class _Stdout(Output):
 
 
 class _File(Output):
-    """Lines in one file; half a line of a process that was killed is cut off."""
+    """Lines in one file. An incomplete last line of a killed process is removed."""
 
     def __init__(self, path: Path, form: str, settings: Mapping[str, Any]) -> None:
         _agree(path.with_name(f".{path.name}.settings.json"), path, settings, path.exists())
@@ -201,8 +201,9 @@ def written(result: Result, form: str) -> str:
                 for s in result.segments
             ],
         }
-        # A name that is not UTF-8 is escaped: the line is valid JSON all the same, and gives it back.
-        return json.dumps(tree, ensure_ascii=not _is_utf8(result.name)) + "\n"
+        # A name that is not UTF-8 has surrogates. They are escaped, so the line is valid JSON.
+        surrogates = any(0xD800 <= ord(c) <= 0xDFFF for c in result.name)
+        return json.dumps(tree, ensure_ascii=surrogates) + "\n"
     spoken = [segment for segment in result.segments if segment.text]
     cues = [_cue(segment, form) for segment in spoken]
     if form == "srt":
@@ -223,12 +224,8 @@ def _clock(seconds: float, form: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """On one line and without tabs."""
+    """The text on one line, without tabs."""
     return " ".join(text.split()) if any(c in text for c in "\t\n\r\v\f\x85\u2028\u2029") else text
-
-
-def _is_utf8(name: str) -> bool:
-    return not any(0xD800 <= ord(c) <= 0xDFFF for c in name)
 
 
 def _write(file: IO[bytes], text: str) -> None:

@@ -1,4 +1,4 @@
-"""How far a transcription is, on standard error: what is on standard output are the results.
+"""The progress of a transcription, on standard error; results are on standard output.
 
 transcribed 214 recordings, 3:12:40 of audio, 41x as fast as it plays, 1:02:10 left
 """
@@ -38,7 +38,7 @@ class Progress:
         self._before += weight
 
     def __call__(self, piece: Piece) -> None:
-        """One more piece is done."""
+        """Count one more piece."""
         self._seconds += piece.end - piece.start
         weight = piece.recording.weight
         done = piece.recording.done[-1].end if piece.recording.done else 0.0
@@ -58,7 +58,7 @@ class Progress:
             self._say("" if terminal else "\n")
 
     def line(self) -> str:
-        """How far it is, as one line."""
+        """The progress, as one line."""
         spent = max(self._clock() - self._began, 1e-9)
         done = self._weight + self._part
         left = self._of - self._before - self._resumed - done

@@ -1,4 +1,4 @@
-"""What is transcribed, and what comes of it.
+"""Recordings, and their results.
 
 Recording ──► Piece, Piece, … ──► Result ── segments: Segment ── start, end (s), text
 """
@@ -23,7 +23,7 @@ class Recording:
     Attributes:
         name: what results and errors call it.
         source: whatever `audio_input.blocks` takes.
-        language: its code; AUTO: the base tells it.
+        language: its code; AUTO: the base detects it.
         row: the bank's row of its adapter, -1 for none; None: the one of its language.
         weight: its share of the work, such as its bytes.
         file: where its result goes below a folder of results, without an ending.
@@ -47,7 +47,7 @@ class Piece:
 
     Attributes:
         start, end: seconds in the recording.
-        clip: its audio; None: nobody speaks in it, or `wrong` says why there is none.
+        clip: its audio; None: it has no speech, or `wrong` says why there is none.
         last: the recording ends with it.
         wrong: the recording can't be read any further.
         share: of the recording, up to its end; None: not known.
@@ -74,7 +74,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a recording.
+    """The result of a recording.
 
     Attributes:
         name: the recording's.
@@ -98,7 +98,7 @@ class Result:
 
     @property
     def text(self) -> str:
-        """The whole transcript; empty where nobody speaks or an error ended it."""
+        """The whole transcript; empty without speech, or after an error."""
         texts = [Transcript(s.text, s.finished) for s in self.segments]
         return long_audio.joined(texts, self.language).text if texts else ""
 

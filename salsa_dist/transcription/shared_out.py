@@ -29,7 +29,7 @@ _FOR_OTHERS = timedelta(days=7)
 
 @dataclass(frozen=True)
 class Share:
-    """What this process does of a transcription; `ranks` is None where it does all."""
+    """This process's share of a transcription; `ranks` is None if there is one process."""
 
     ranks: Ranks | None = None
 
@@ -39,7 +39,7 @@ class Share:
 
     @property
     def device(self) -> str | None:
-        """Of this rank; None: as the user says."""
+        """This rank's device; None: the user's choice."""
         return str(self.ranks.device) if self.ranks else None
 
     @property
@@ -51,7 +51,7 @@ class Share:
         return self.ranks is None or number % self.ranks.world_size == self.ranks.rank
 
     def files(self, find: Callable[[], Sequence[Input]]) -> list[Input]:
-        """What `find` gives on the first rank, which has the standard input.
+        """The result of `find` on rank 0, which has the standard input.
 
         Raises:
             UserError: `find` raised it; on every rank.
@@ -60,13 +60,13 @@ class Share:
         return [Input(**fields) for fields in found]
 
     def after_first(self, do: Callable[[], T]) -> T:
-        """`do` on the first rank, then on the others, which find what it left on the disk."""
+        """Run `do` on rank 0, then on the other ranks, which find its files on disk."""
         done: list[T] = []
         self._of_first("done", lambda: done.append(do()))
         return done[0] if done else do()
 
     def _of_first(self, key: str, do: Callable[[], Any]) -> Any:
-        """What `do` gives on the first rank, by way of JSON; its UserError on every rank."""
+        """The result of `do` on rank 0, sent as JSON; its UserError is raised on every rank."""
         if self.ranks is None or self.ranks.store is None:
             return do()
         if self.ranks.is_first:
@@ -107,6 +107,6 @@ def shared_out(device: str | None) -> Iterator[Share]:
         yield Share()
         return
     if device not in (None, "cpu", "cuda"):
-        raise UserError(f"--device {device} is one for all ranks: name none, each takes its own GPU")
+        raise UserError(f"--device {device} is one GPU for all ranks: omit it, each rank takes its own")
     with join(wanted=device or "auto") as ranks, failure_first(ranks):
         yield Share(ranks)

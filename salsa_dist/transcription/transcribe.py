@@ -30,20 +30,20 @@ def transcribe(
     force: bool = False,
     vad: bool = False,
 ) -> list[str]:
-    """Transcripts of recordings, in their order; those of one pass may have adapters of their own.
+    """Transcripts of recordings, in order. Recordings of one pass may have different adapters.
 
     Args:
         base: from `load_speech_llm`.
         files: paths, bytes, open files, `(array, rate in Hz)`, arrays or tensors at 16,000 Hz, or
             mappings with `array` or `raw` and `sampling_rate`; see `audio_input.blocks`. One longer
             than the base's window is cut into pieces where it is quiet.
-        language: their language's code, or one per file; "auto": the base tells it, where it can.
+        language: the code of their language, or one per file; "auto": the base detects it if it can.
         vectors: an adapter to steer with, or one per file; None: the base as it is, or as it is already
             steered.
         batch: pieces of recordings of one pass.
         max_new_tokens: limit of a piece's transcript.
         force: take adapters of another base too, as long as their sites and widths are there.
-        vad: skip pieces in which nobody speaks, by Silero VAD.
+        vad: skip pieces in which Silero VAD finds no speech.
 
     Raises:
         UserError: a recording can't be read; `transcribe_each` goes on with the others.
@@ -73,8 +73,8 @@ def transcribe_each(
     force: bool = False,
     vad: bool = False,
 ) -> Iterator[Result]:
-    """The same, one `Result` per recording as soon as it is there: its text, segments with times in
-    seconds, language, or the error that ended it alone.
+    """One `Result` per recording, as soon as it is complete: text, segments with times in seconds,
+    language, or the recording's error.
 
     >>> from salsa_dist import load_speech_llm
     >>> base = load_speech_llm("whisper-base")

@@ -3,7 +3,7 @@
     recordings ──blocks──► pieces ──batches──► prompts ──► transcripts ──► results, in order
                  └─ one thread reads and prepares the next batch ─┘ while the base decodes this one
 
-A recording that can't be read gives a result with its error; the others go on.
+A recording that cannot be read gives a result with its error, and does not stop the others.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Transcriber:
         progress: Callable[[Piece], None] = lambda piece: None,
         made: Callable[[Recording, str, Segment], None] = lambda recording, language, segment: None,
     ) -> Iterator[Result]:
-        """The result of each recording, in their order, as soon as it is there.
+        """The result of each recording, in order, as soon as it is complete.
 
         Args:
             recordings: read one after another, in a thread of their own.
@@ -232,7 +232,7 @@ class Transcriber:
     def teller(self) -> TellsLanguage:
         """The base's family, where it can tell languages. Raises: UserError: it can't."""
         if not isinstance(self.base.family, TellsLanguage):
-            raise UserError(f"base {self.base.name} does not tell languages: name them with --language")
+            raise UserError(f"base {self.base.name} cannot detect languages: name them with --language")
         return self.base.family
 
     def _row(self, recording: Recording) -> int:

@@ -273,7 +273,7 @@ def test_stats_fit_80_columns_and_nothing_is_cut(
     assert max(map(len, lines[1:])) <= 80
     stats(tmp_path, as_json=True)
     counted = json.loads(capsys.readouterr().out)
-    assert counted.keys() == {"name", "hash", "rows", "dropped", "touched"}
+    assert counted.keys() == {"name", "hash", "rows", "dropped", "touched", "marked"}
     assert {name: counted[name] for name in facts} == facts
 
 

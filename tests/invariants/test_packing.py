@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import make_config
+from tiny import make_config, make_shards
 
 from salsa_dist import SteeringVectors, load_config, train
 
@@ -21,7 +21,13 @@ ADAPTERS: list[dict[str, Any]] = [
         "lr": 0.05,
         "steps": 30,
     },
-    {"name": "bg-2", "language": "bg", "seed": 5, "sites": "llm"},
+    {
+        "name": "bg-2",
+        "language": "bg",
+        "seed": 5,
+        "sites": "llm+llm.cross_attention+encoder.feed_forward:0",
+        "rule": "gain",
+    },
 ]
 
 
@@ -38,15 +44,21 @@ def run(folder: Path, base: Path, shards: Path, adapters: list[dict[str, Any]]) 
 
 
 @pytest.fixture(scope="module")
-def packed(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, tiny_shards: Path) -> Any:
-    return run(tmp_path_factory.mktemp("packed") / "all", tiny_base, tiny_shards, ADAPTERS)
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Clips with weights of their own among them, and clips without speech."""
+    return make_shards(tmp_path_factory.mktemp("shards") / "tiny", weighted=True)
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, shards: Path) -> Any:
+    return run(tmp_path_factory.mktemp("packed") / "all", tiny_base, shards, ADAPTERS)
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS, ids=lambda a: a["name"])
 def test_packed_equals_alone(
-    packed: Any, adapter: dict[str, Any], tmp_path: Path, tiny_base: Path, tiny_shards: Path
+    packed: Any, adapter: dict[str, Any], tmp_path: Path, tiny_base: Path, shards: Path
 ) -> None:
-    alone = run(tmp_path / "alone", tiny_base, tiny_shards, [adapter])[adapter["name"]]
+    alone = run(tmp_path / "alone", tiny_base, shards, [adapter])[adapter["name"]]
     found = packed[adapter["name"]]
     assert found.keys() == alone.keys()
     for site, wanted in alone.items():
@@ -57,7 +69,6 @@ def test_packed_equals_alone(
 def test_adapters_of_a_packed_run_differ(packed: Any) -> None:
     """The test above would be worth little if they all learned the same."""
     one, other = packed["bg"], packed["bg-2"]
-    assert any(
-        (one[site] - other[site]).norm() > 0.1 * one[site].norm() for site in other if site in one
-    )
+    shared = [(one[site], other[site][:32]) for site in other if site in one]
+    assert any((a - b).norm() > 0.1 * a.norm() for a, b in shared)
     assert not torch.equal(one["encoder.2"], packed["el"]["encoder.2"])

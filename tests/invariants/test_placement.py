@@ -63,12 +63,14 @@ def reference_gradients(llm: SpeechLLM) -> dict[str, torch.Tensor]:
         vectors, rule = leaves[clip.row], bank.specs[clip.row].rule
 
         def hook(site: str, vectors: Any = vectors, rule: str = rule) -> Any:
-            def steer(module: Any, args: Any, hidden: torch.Tensor) -> torch.Tensor:
+            def steer(module: Any, args: Any, output: Any) -> Any:
+                hidden = output[0] if isinstance(output, tuple) else output
                 h = hidden.float()
                 s = h + vectors[site]
                 if rule == "salsa":
                     s = s * h.norm(dim=-1, keepdim=True) / s.norm(dim=-1, keepdim=True)
-                return s.to(hidden.dtype)
+                s = s.to(hidden.dtype)
+                return (s, *output[1:]) if isinstance(output, tuple) else s
 
             return steer
 

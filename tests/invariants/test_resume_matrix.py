@@ -15,7 +15,7 @@ import pytest
 import resumed
 import torch
 from ranks import run_ranks
-from tiny import make_config
+from tiny import make_config, make_shards
 
 from salsa_dist import SteeringVectors, load_config, train
 
@@ -86,13 +86,19 @@ def assert_near(found: Vectors, wanted: Vectors) -> None:
 
 
 @pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Clips with weights of their own among them, and clips without speech."""
+    return make_shards(tmp_path_factory.mktemp("shards") / "tiny", weighted=True)
+
+
+@pytest.fixture(scope="module")
 def never_stopped(
-    tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, tiny_shards: Path
+    tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, shards: Path
 ) -> dict[str, Vectors]:
     """What each feature's run gives in one piece."""
     folder = tmp_path_factory.mktemp("whole")
     for feature in FEATURES:
-        train(load_config(config_of(feature, folder / feature, tiny_base, tiny_shards)))
+        train(load_config(config_of(feature, folder / feature, tiny_base, shards)))
     return {feature: vectors(folder / feature) for feature in FEATURES}
 
 
@@ -102,9 +108,9 @@ def test_killed_twice_it_is_equal_to_the_bit(
     never_stopped: dict[str, Vectors],
     tmp_path: Path,
     tiny_base: Path,
-    tiny_shards: Path,
+    shards: Path,
 ) -> None:
-    config = load_config(config_of(feature, tmp_path / "cut", tiny_base, tiny_shards))
+    config = load_config(config_of(feature, tmp_path / "cut", tiny_base, shards))
     for cut in CUTS:
         resumed.killed(config, cut)
     assert train(config).finished
@@ -118,9 +124,9 @@ def test_with_other_workers_it_is_equal_to_the_bit(
     never_stopped: dict[str, Vectors],
     tmp_path: Path,
     tiny_base: Path,
-    tiny_shards: Path,
+    shards: Path,
 ) -> None:
-    path = config_of(feature, tmp_path / "cut", tiny_base, tiny_shards)
+    path = config_of(feature, tmp_path / "cut", tiny_base, shards)
     resumed.killed(load_config(path), CUTS[1])
     assert train(load_config(path, ["data.workers=2"])).finished
     assert equal(vectors(tmp_path / "cut"), never_stopped[feature])
@@ -133,11 +139,11 @@ def on_two_ranks(folder: Path, *words: str | Path) -> None:
 
 @pytest.fixture(scope="module")
 def more_ranks(
-    tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, tiny_shards: Path
+    tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, shards: Path
 ) -> dict[str, Path]:
     """Begun by one rank, ended by two."""
     folder = tmp_path_factory.mktemp("more")
-    paths = {f: config_of(f, folder / f, tiny_base, tiny_shards) for f in FEATURES}
+    paths = {f: config_of(f, folder / f, tiny_base, shards) for f in FEATURES}
     for path in paths.values():
         resumed.killed(load_config(path), CUTS[1])
     on_two_ranks(folder, *paths.values())
@@ -146,11 +152,11 @@ def more_ranks(
 
 @pytest.fixture(scope="module")
 def fewer_ranks(
-    tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, tiny_shards: Path
+    tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, shards: Path
 ) -> dict[str, Path]:
     """Begun by two ranks, ended by one."""
     folder = tmp_path_factory.mktemp("fewer")
-    paths = {f: config_of(f, folder / f, tiny_base, tiny_shards) for f in FEATURES}
+    paths = {f: config_of(f, folder / f, tiny_base, shards) for f in FEATURES}
     on_two_ranks(folder, "--stop", str(CUTS[1]), *paths.values())
     for path in paths.values():
         assert train(load_config(path)).finished

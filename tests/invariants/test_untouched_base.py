@@ -14,7 +14,7 @@ from salsa_dist.config import PlacementConfig
 from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.placement.ranks import join
 from salsa_dist.steering.bank import AdapterSpec, Bank
-from salsa_dist.steering.rules import RULES
+from salsa_dist.steering.rules.registry import RULES
 from salsa_dist.steering.sites import site_modules
 from salsa_dist.training.from_config import make_bank
 from salsa_dist.training.loss import token_losses
@@ -27,13 +27,13 @@ def test_zero_vectors_change_no_logit_by_one_bit(tiny_base: Path, rule: str, dty
     llm = load_speech_llm(tiny_base, dtype=dtype)
     batch = llm.family.training_batch(clips()).to(torch.device("cpu"), llm.model.dtype)
     plain = llm.model(**batch.inputs).logits
-    sites = list(site_modules(llm.model))
-    zero = SteeringVectors({site: torch.zeros(32) for site in sites}, rule)
+    sites, numbers = list(site_modules(llm.model)), 32 * RULES[rule].parts
+    zero = SteeringVectors({site: torch.zeros(numbers) for site in sites}, rule)
     with zero.attach(llm):
         steered = llm.model(**batch.inputs).logits
     assert torch.equal(plain, steered)
     for site in sites:  # and any other vector does change them
-        moved = SteeringVectors({site: torch.full((32,), 0.3)}, rule)
+        moved = SteeringVectors({site: torch.full((numbers,), 0.3)}, rule)
         with moved.attach(llm):
             assert not torch.equal(plain, llm.model(**batch.inputs).logits), site
     assert torch.equal(plain, llm.model(**batch.inputs).logits)  # taken off again

@@ -12,9 +12,11 @@ import pytest
 import yaml
 from launching import Desk, sbatch_lines
 
+from salsa_dist.launch.command import main
+
 
 @pytest.fixture(scope="module")
-def shown(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, tiny_shards: Path) -> str:
+def file(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, tiny_shards: Path) -> Path:
     folder = tmp_path_factory.mktemp("sweep")
     base = shutil.copytree(tiny_base, folder / "base")
     facts = json.loads((base / "config.json").read_text())
@@ -30,6 +32,12 @@ def shown(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, tiny_shards
     }
     file = folder / "sweep.yaml"
     file.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="module")
+def shown(file: Path) -> str:
+    folder = file.parent
     options = ("--nodes", "8", "--array-parallelism", "2", "--gres", "gpu:2", "--dry-run")
     desk = Desk(folder)
     result = desk.slurm_py("sweep", str(file), *options)
@@ -46,6 +54,32 @@ def test_the_array_has_a_task_a_job_and_the_resources_of_one(shown: str) -> None
     assert "requeue" in asked
     assert "srun" not in array, "that is each task's own"
     assert "%A_%a/%A_%a_%t_log.out" in task
+
+
+def test_what_sbatch_refuses_is_one_line_and_what_it_takes_has_a_pickle_a_task(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree = yaml.safe_load(file.read_text(encoding="utf-8")) | {"sweep": str(tmp_path / "sweep")}
+    own = tmp_path / "sweep.yaml"
+    own.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    sbatch = tmp_path / "sbatch"
+    for answer, says in (
+        ("echo 'no such partition' >&2; exit 1", "no such partition"),
+        ("echo 17", ""),
+    ):
+        sbatch.write_text(f"#!/bin/sh\n{answer}\n")
+        sbatch.chmod(0o755)
+        status = main(["sweep", str(own), "--nodes", "8"])
+        out, err = capsys.readouterr()
+        refused = f"error: sbatch refused the sweep: {says}\n" if says else ""
+        assert (status, err) == (2 if says else 0, refused)
+    assert out.count("submitted job 17_") == 3
+    pickles = tmp_path.glob("sweep/jobs/*/logs/*/*submitted.pkl")
+    assert sorted(path.parent.name for path in pickles) == ["17_0", "17_1", "17_2"]
+    assert len(list(tmp_path.glob("sweep/jobs/*/submit.sh"))) == 3
+    assert main(["sweep", str(own), "training.steps=3"]) == 2
+    assert "write them under its overrides" in capsys.readouterr().err
 
 
 def test_jobs_that_get_gpus_are_planned_for_gpus(shown: str) -> None:

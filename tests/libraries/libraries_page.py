@@ -1,4 +1,4 @@
-"""docs/libraries.md, made of the docstrings in salsa_dist/libraries/.
+"""docs/libraries.md, generated from the docstrings in salsa_dist/libraries/.
 
 python tests/libraries/libraries_page.py     writes the page
 """
@@ -14,12 +14,11 @@ PAGE = ROOT / "docs" / "libraries.md"
 SECTIONS = ("Assumes", "Seen:", "Else:", "Test:")
 HEAD = """# What we assume of other libraries
 
-Each line is something that a library does not promise and our code relies on. It lies in one place,
-`salsa_dist/libraries/LIBRARY.py`. Where it is no longer true, the test named beside it in
-`tests/libraries/` fails.
-`salsa-dist version` shows what is installed beside the ranges that were tested.
+Our code relies on some undocumented behaviour of other libraries. Each line is one such assumption.
+Only `salsa_dist/libraries/LIBRARY.py` relies on it, and the named test in `tests/libraries/` fails if a
+new version breaks it. `salsa-dist version` shows the installed versions and the tested ranges.
 
-This page is made of the docstrings there: `python tests/libraries/libraries_page.py` writes it.
+`python tests/libraries/libraries_page.py` generates this page from the docstrings in these files.
 """
 
 
@@ -55,7 +54,7 @@ def page() -> str:
     for library in dict.fromkeys(a.library for a in assumptions()):
         lines += [
             f"\n## {library}\n",
-            "| | assumption | seen with | where untrue | test |",
+            "| function | assumption | tested with | otherwise | test |",
         ]
         lines += ["|---|---|---|---|---|"]
         for a in assumptions():

@@ -201,3 +201,11 @@ def test_generate_says_nothing_of_its_own_arguments(
     assert caplog.text == ""
     base.model.generate(input_features=features, max_new_tokens=3, language="bg")
     assert "max_new_tokens" in caplog.text  # else there is nothing to hold back any more
+
+
+def test_planned_weights_are_the_quantised(tiny_base: Path) -> None:
+    pytest.importorskip("torchao")  # `make quantized` has it
+    model = load_speech_llm(tiny_base, quantization="int8").model
+    quantised = [n for n, p in model.named_parameters() if hasattr(p, "qdata")]
+    assert library.quantized_weights(model) == quantised
+    assert len(quantised) == 3 * 6 + 3 * 10

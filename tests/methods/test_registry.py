@@ -20,7 +20,8 @@ from salsa_dist.config.sections.method import _Method
 from salsa_dist.evaluation import transcripts
 from salsa_dist.methods.registry import METHODS, steers
 from salsa_dist.methods.tuned import Tuned
-from salsa_dist.steering.rules import RULES, UpdateRule
+from salsa_dist.steering.rules.registry import RULES
+from salsa_dist.steering.rules.rule import UpdateRule
 
 
 class GainsSection(_Method):

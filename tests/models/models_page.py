@@ -19,32 +19,35 @@ _HEAD = """\
 
 The tests write this page (`SALSA_WRITE_DOCS=1 pytest tests/models`); do not edit it. Each line is
 a tiny model of that architecture with random weights. Its layers were found by structure, without
-a table of module paths, and probed with one forward and backward pass on noise. On every line,
-under both rules:
+a table of module paths, and tested with one forward and backward pass on noise. For each model and
+both rules:
 
 - zero vectors change no logit by one bit;
 - other vectors change the logits;
 - a vector's gradient equals finite differences.
 
-*Rows* is what the first dimension of an encoder layer's output counts: samples, fixed chunks,
+*Rows* says what the first dimension of an encoder layer's output counts: samples, fixed chunks,
 windows of a long clip, or tokens of all samples packed together. *Padding changes* lists the
-components whose activations for a clip differ between the clip alone and the clip in a batch with
-a longer one. A base *whole by* a file trains, is sharded over two ranks and transcribes in the tests,
-on a complete tiny checkpoint. On the other lines vectors can be attached and trained by code of your
-own. A base among these may also train as AudioFlamingo3 does, without a file, if its processor has a
-chat template, a tokenizer, a feature extractor and an audio token, and its config `audio_token_id`;
-that is not tested.
+components whose activations for a clip change when the clip is in a batch with a longer one. *Whole
+by* names the family file of a base that trains, is partitioned over two ranks and transcribes in the
+tests, on a complete tiny checkpoint. The other models can be steered, and trained with code of your
+own. Some of them may also train without a file, as AudioFlamingo3 does: if the processor has a chat
+template, a tokenizer, a feature extractor and an audio token, and the config has `audio_token_id`.
+This is not tested.
 
-Gemma3n and Gemma4 need neither torchvision nor timm: only what audio takes of their processors is
-loaded, and Gemma3n without its vision tower (with transformers 5.17 that one needs timm). Solved
-examples (in-context) can be given to Whisper and Qwen2-Audio alone, and only Whisper's finished
-transcripts leave their batch.
+Gemma3n, Gemma4 and Phi4-Multimodal need neither torchvision nor timm: only the audio parts of their
+processors are loaded, and Gemma3n is loaded without its vision tower (with transformers 5.17, it needs
+timm). Phi4-Multimodal is its revision for transformers, `refs/pr/70` of
+microsoft/Phi-4-multimodal-instruct. Its LoRA for speech is added to its weights when it is loaded.
+SeamlessM4Tv2 transcribes by translating into the language that is spoken. VibeVoice-ASR has LLM sites
+alone, since transformers runs its encoders without gradients. Its transcripts are learned and read as
+one segment of the JSON with times and speakers that it writes; the noise that its authors add to the
+audio is left out. Only Whisper and Qwen2-Audio accept solved examples (in-context).
 
-Not whole, and why: VibeVoice-ASR takes audio of 24 kHz, runs it under `no_grad` and answers in JSON
-with times; Kyutai reads discrete codes beside the text; SeamlessM4T names languages by three letters,
-which nothing here maps; Phi4-Multimodal keeps its speech LoRA apart from its weights, and its processor
-its feature extractor under another name; transducers (RNN-T, TDT) have another loss. For the others no
-family was written yet.
+Not whole, and why: Kyutai and Voxtral-Realtime write a token for every 80 ms of audio, words at the
+time when they are said and padding between them: their loss needs the times of words, which shards do
+not have. Transducers (RNN-T, TDT) have another loss. For the others, and for Nemotron-3.5-Transcribe,
+which is not on this page, no family was written yet.
 
 | model | transformers class | encoder layers | rows | LLM layers | sites that work | padding changes \
 | whole by |

@@ -11,21 +11,23 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_ctc import CTC
+from tiny_ctc import CTC, OMNIASR
 from tiny_families import FAMILIES, MORE
 from tiny_gemma import GEMMA
 from tiny_models import EVERY_MODEL, MODELS
+from tiny_phi4 import PHI4
 from tiny_seq2seq import SEQ2SEQ
 
 from salsa_dist import UserError, cli, load_speech_llm
+from salsa_dist.steering.blocks import layer_of
 
 torch.set_num_threads(1)
 
-EVERY_FAMILY = FAMILIES | MORE | GEMMA | SEQ2SEQ | CTC
+EVERY_FAMILY = FAMILIES | MORE | GEMMA | PHI4 | OMNIASR | SEQ2SEQ | CTC
 
 ROWS = {
     **dict.fromkeys(("whisper", "qwen2_audio", "granite_speech", "granite_speech_plus"), "sample"),
-    **dict.fromkeys(("fun_asr_nano", *GEMMA, *SEQ2SEQ), "sample"),
+    **dict.fromkeys(("fun_asr_nano", *GEMMA, *PHI4, *OMNIASR, *SEQ2SEQ), "sample"),
     **dict.fromkeys(("qwen3_asr", "qwen2_5_omni", "qwen3_omni"), "token"),
     **dict.fromkeys(CTC, "sample"),
     "voxtral": "chunk",
@@ -57,18 +59,30 @@ def write_config(folder: Path, name: str, **changes: Any) -> Path:
     return folder
 
 
+def layers(tree: dict[str, Any]) -> list[str]:
+    """The sites that are whole layers."""
+    return [s["site"] for s in tree["sites"] if s["site"] == layer_of(s["site"])]
+
+
 def test_a_table_says_of_each_site_what_it_is(inspect: Callable[..., Any], tiny_base: Path) -> None:
     status, out, _ = inspect(tiny_base)
     assert status == 0
-    head, encoder, llm, titles, *lines = out.splitlines()
-    assert encoder == "encoder: 3 sites, encoder.0 to encoder.2"
-    assert llm == "llm: 3 sites, llm.0 to llm.2"
+    head, *words, titles = out.splitlines()[:9]
+    lines = out.splitlines()[9:]
+    assert words == [
+        f"{word}: 3 sites, {word}.0 to {word}.2"
+        for word in [
+            *("encoder", "encoder.attention", "encoder.feed_forward"),
+            *("llm", "llm.attention", "llm.cross_attention", "llm.feed_forward"),
+        ]
+    ]
     assert "WhisperForConditionalGeneration" in head
     columns = ["component", "site", "width", "fires", "gradient", "rows", "padding-invariant"]
     assert titles.split() == columns
-    assert len(lines) == 6
+    assert len(lines) == 21
     assert lines[0].split()[:7] == ["encoder", "encoder.0", "32", "yes", "yes", "sample", "yes"]
-    assert [line.split()[1] for line in lines[3:]] == ["llm.0", "llm.1", "llm.2"]
+    assert [line.split()[1] for line in lines[9:12]] == ["llm.0", "llm.1", "llm.2"]
+    assert lines[15].split()[:6] == ["llm", "llm.cross_attention.0", "32", "yes", "yes", "sample"]
 
 
 @pytest.mark.parametrize("name", EVERY_FAMILY)
@@ -82,7 +96,8 @@ def test_a_complete_checkpoint_of_each_family_is_inspected(
     assert tree["dropped"] == []
     assert tree["lacks"] == ""
     rows = {s["component"]: s["rows"] for s in tree["sites"]}
-    assert rows == {"encoder": ROWS[name]} | ({} if name in CTC else {"llm": "sample"})
+    encoder = {} if name == "vibevoice_asr" else {"encoder": ROWS[name]}
+    assert rows == encoder | ({} if name in CTC else {"llm": "sample"})
 
 
 def test_json_holds_the_same(inspect: Callable[..., Any], tiny_base: Path) -> None:
@@ -92,9 +107,7 @@ def test_json_holds_the_same(inspect: Callable[..., Any], tiny_base: Path) -> No
     assert tree["base"] == str(tiny_base)
     assert tree["probed"] is True
     assert tree["dropped"] == []
-    assert [s["site"] for s in tree["sites"]] == [
-        f"{c}.{i}" for c in ("encoder", "llm") for i in range(3)
-    ]
+    assert layers(tree) == [f"{c}.{i}" for c in ("encoder", "llm") for i in range(3)]
     wanted = {"component": "encoder", "width": 32, "rows": "sample", "fires": True, "gradient": True}
     assert tree["sites"][1].items() >= {**wanted, "padding_invariant": True}.items()
 
@@ -107,7 +120,7 @@ def test_a_config_alone_is_enough_for_sites_and_widths(
     assert status == 0
     tree = json.loads(out)
     components = [c for c in ("encoder", "llm") if getattr(MODELS[name], c)]
-    assert [s["site"] for s in tree["sites"]] == [f"{c}.{i}" for c in components for i in range(3)]
+    assert layers(tree) == [f"{c}.{i}" for c in components for i in range(3)]
     assert {s["width"] for s in tree["sites"]} == {32}
     assert {s["rows"] for s in tree["sites"]} == {None}
     assert tree["probed"] is False
@@ -120,7 +133,7 @@ def test_without_weights_nothing_is_said_to_be_probed(
     assert status == 0
     assert "no weights" in out
     lines = [line for line in out.splitlines() if line.startswith(("encoder ", "llm "))]
-    assert len(lines) == 6
+    assert len(lines) == 18
     assert all(line.count("not probed") == 4 for line in lines)
 
 
@@ -146,7 +159,7 @@ def test_of_a_model_that_also_talks_the_thinker_is_inspected(
     status, out, _ = inspect(tmp_path, "--json")
     assert status == 0
     assert json.loads(out)["architecture"] == "Qwen2_5OmniThinkerForConditionalGeneration"
-    assert len(json.loads(out)["sites"]) == 6
+    assert len(layers(json.loads(out))) == 6
 
 
 def test_a_list_named_by_hand_is_used(inspect: Callable[..., Any], tmp_path: Path) -> None:
@@ -155,7 +168,7 @@ def test_a_list_named_by_hand_is_used(inspect: Callable[..., Any], tmp_path: Pat
     status, out, _ = inspect(
         folder, "--json", "--layers", named, "--layers", "llm=model.audio_tower.layers"
     )
-    assert (status, len(json.loads(out)["sites"])) == (0, 6)
+    assert (status, len(layers(json.loads(out)))) == (0, 6)
     status, _, err = inspect(folder, "--layers", "encoder=model.tower")
     assert status == 2
     assert "'model.tower' is no list of layers" in err

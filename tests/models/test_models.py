@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from salsa_dist.speech_llms.inspection import takes_audio
 from salsa_dist.speech_llms.noise_inputs import noise_inputs
 from salsa_dist.steering.bank import AdapterSpec, Bank
+from salsa_dist.steering.blocks import layer_of
 from salsa_dist.steering.probe import ProbeInputs, SiteReport, probe
 from salsa_dist.steering.sites import find_layers, site_modules
 from salsa_dist.steering.vectors import SteeringVectors
-from salsa_dist.steering.widths import output_width
+from salsa_dist.steering.widths import site_widths
 
 torch.set_num_threads(1)
 every_model = pytest.mark.parametrize("name", MODELS)
@@ -87,8 +88,9 @@ def test_rows_of_an_output_are_known(name: str) -> None:
     assert rows.get("llm") == ("sample" if MODELS[name].llm else None)
     if MODELS[name].encoder:
         assert rows["encoder"] == MODELS[name].rows
-    # Gemma3n's decoder keeps four streams of each sample on the first dimension.
-    dimension = {r.dimension for r in case(name).reports if r.component == "llm"}
+    # Gemma3n's decoder keeps four streams of each sample on the first dimension; its blocks have one.
+    layers = [r for r in case(name).reports if r.site == layer_of(r.site)]
+    dimension = {r.dimension for r in layers if r.component == "llm"}
     assert dimension == ({1 if name == "Gemma3n" else 0} if MODELS[name].llm else set())
 
 
@@ -161,13 +163,14 @@ def test_the_keys_of_the_base_never_change(name: str) -> None:
 @every_model
 def test_widths_are_known_without_weights(name: str) -> None:
     with torch.device("meta"):
-        widths = {s: output_width(m) for s, m in site_modules(MODELS[name].build(fill=False)).items()}
+        widths = site_widths(find_layers(MODELS[name].build(fill=False)))
     assert widths == {r.site: r.width for r in case(name).reports}
 
 
 @pytest.mark.skipif(len(MODELS) < len(EVERY_MODEL), reason="this transformers lacks some of the models")
 def test_the_page_of_models_is_up_to_date() -> None:
-    written = page({name: case(name).reports for name in MODELS})
+    layers = {name: [r for r in case(name).reports if r.site == layer_of(r.site)] for name in MODELS}
+    written = page(layers)
     if os.environ.get("SALSA_WRITE_DOCS"):
         PAGE.write_text(written, encoding="utf-8")
     assert PAGE.read_text(encoding="utf-8") == written, (

@@ -123,12 +123,12 @@ def planned(shape: BaseShape, nodes: int, memory: float) -> Plan:
 _HEAD = """\
 # Placement
 
-The tests write this page (`SALSA_WRITE_DOCS=1 pytest tests/planner`); do not edit it. Every number below
-comes from the planner. `salsa-dist plan --base B --nodes N --gpus-per-node 8 --gpu-memory 80GB` gives the
-same for any base, from its config and the headers of its weight files alone; `salsa-dist plan
-CONFIG.yaml` does so for a run.
+The tests write this page (`SALSA_WRITE_DOCS=1 pytest tests/planner`); do not edit it. The planner computes
+every number below. `salsa-dist plan --base B --nodes N --gpus-per-node 8 --gpu-memory 80GB` computes them
+for any base, from its config and the headers of its weight files. `salsa-dist plan CONFIG.yaml` computes
+them for a run.
 
-The base is frozen, so its weights need not move. Placement is one number, the shard group size: how many
+The base is frozen, so its weights never change. A placement is one number, the shard group size: how many
 consecutive ranks share one copy of the base.
 
 | `placement.kind` | shard group size | a device holds | between nodes |
@@ -140,14 +140,14 @@ consecutive ranks share one copy of the base.
 | `auto` (the default) | the smallest that fits | | |
 
 `placement.offload: cpu` (or `nvme`, with `placement.nvme_path`) stores the partitions in host memory or on
-a local disk between uses. `auto` selects this only if nothing else fits. Evaluation has its own placement,
-`evaluation.placement`, also `auto` by default. Every decoded token uses the decoder's weights again, so
-avoiding gathers saves most there.
+a local disk between uses. `auto` selects offload only if nothing else fits. Evaluation has its own placement,
+`evaluation.placement`, also `auto` by default. There, a placement without gathers saves most, because every
+decoded token uses the decoder's weights again.
 
-`auto` is decided once, at the start, equally on all ranks. It uses the smallest memory of any rank (on CPU:
+`auto` chooses once, at the start, equally on all ranks. It uses the smallest memory of any rank (on CPU:
 the free memory, divided by the ranks of a node). The run's first lines and its `placement` event show the
-choice and the reason. After the base is loaded, a line shows how much of it a rank holds. After the third
-step, a line shows what a step gathers and sends.
+choice and the reason. After loading, a line shows how many bytes of the base a rank holds. After the third
+step, a line shows the bytes that one step gathers and sends.
 
 All ranks refuse an impossible placement before any weight is read, and print the table:
 
@@ -156,22 +156,22 @@ All ranks refuse an impossible placement before any weight is read, and print th
 - an offload target that is missing or too small on any node, or `nvme` without libaio;
 - int8 weights (`zero_quantized_nontrainable_weights`, or a quantised base that would be partitioned).
 
-If only the estimate of activations is too large, the run starts with a warning.
+If base and vectors fit, but not with the estimated activations, the run starts with a warning.
 
 Before training, ranks compare their versions, settings, shards, base, weight shapes and steered layers. If two
 ranks differ, all stop with one line that names the ranks and the difference. This holds for LoRA, biases, mean
-differences and evaluation too. If a rank hangs, the others name it, with its step, phase and line of code
-(`training.hang_after_s`). This works from the first comparison of settings on: while a placement is chosen,
-while the base is staged or loaded, and in every step. A rank that is still reading may take any time. A rank
-that never joined the job is named after 20 minutes.
+differences and evaluation too. If a rank hangs, the other ranks name it, with its step, phase and line of code
+(`training.hang_after_s`). They watch each other from the first comparison of settings on, also during staging
+and loading. A rank that is still reading may take any time. A rank that never joined the job is named after 20
+minutes.
 
 ## Process memory and tensor memory
 
-The numbers here are tensor memory. On the CPU, a process with a shared base used far more at first: it grew by
-3.3 GB in a step of `full` on four ranks with 2 GB of weights. Most of it came from glibc, not from gloo or
-autograd. When a block with its own mapping is freed, glibc allocates all later blocks up to that size (32 MB at
-most) on the heap. Gathered weights that are freed there leave holes. The table shows the growth of a rank's
-private memory in one step of `full`, for two ranks and 606 MB of weights in fp32:
+The numbers on this page are tensor memory. In early versions, a CPU process with a shared base used far more: it
+grew by 3.3 GB in a step of `full` on four ranks with 2 GB of weights. Most of this was memory that glibc did not
+return, not memory of gloo or autograd. After glibc frees a block with its own mapping, it allocates all later
+blocks up to that size (32 MB at most) on the heap, where freed gathered weights leave holes. The table shows the
+growth of a rank's private memory in one step of `full`, for two ranks and 606 MB of weights in fp32:
 
 | | after loading | at the peak of a step |
 |---|---|---|
@@ -180,9 +180,9 @@ private memory in one step of `full`, for two ranks and 606 MB of weights in fp3
 | `MALLOC_MMAP_THRESHOLD_=65536` | 310 MB | 491 MB |
 | `MALLOC_TRIM_THRESHOLD_=65536`, which also fixes the other threshold | 312 MB | 492 MB |
 
-A partition is 303 MB of that. So a shared base now sets both thresholds to 1 MiB when it is placed
-(`placement/freed_memory.py`), and the step with 3.3 GB takes 1.3 GB. On a GPU this makes no difference:
-gathered weights are in GPU memory.
+These numbers include the rank's partition of 303 MB. A shared base now sets both thresholds to 1 MiB
+(`placement/freed_memory.py`). The step that took 3.3 GB then takes 1.3 GB. On a GPU this makes no difference,
+because gathered weights are in GPU memory.
 
 ## The arithmetic
 
@@ -219,9 +219,10 @@ window, small weights kept whole; `tests/placement`):
 - gathers: exact, with checkpointing within 6%;
 - bytes on the wire of `full` and `replicate`: within 10%. `benchmarks/bytes_between_nodes.py` counts them on
   the interfaces of four network namespaces: within 2% for `replicate`, `node` and `full`;
-- activations: an upper estimate. It is 1.2 to 1.5 times what autograd stored for `salsa` on a tiny base and on
-  Whisper-base without checkpointing, and up to twice with it, because the estimate includes the recomputed
-  layer and the measurement does not;
+- activations: 0% to 10% above what autograd keeps for `salsa`, with and without checkpointing, at the widths of
+  Whisper-large-v3, Qwen2-Audio-7B, Voxtral-Mini-3B, Voxtral-Small-24B and an LLM like Qwen3-8B, in bf16 with fused
+  attention on the meta device (`tests/planner/test_activations.py`). Other encoders, such as Conformers, were not
+  compared;
 - seconds: never compared with a GPU.
 """
 

@@ -19,6 +19,7 @@ from safetensors.numpy import save_file
 from salsa_dist.errors import UserError
 from salsa_dist.report.comparison import Told, compare
 from salsa_dist.report.numbers import percent
+from salsa_dist.report.scales import curves_of
 from salsa_dist.report.tables import ERRORS, RATES
 from salsa_dist.report.write import write_comparison
 
@@ -338,6 +339,38 @@ def test_forgetting_is_a_matrix_of_its_own(tmp_path: Path) -> None:
     # What an adapter does elsewhere is none of its results.
     assert len(comparison["cells"]) == 4
     assert comparison["mean"][0]["cer"] == pytest.approx(0.75)
+
+
+def test_rates_by_scale_are_told_apart_from_the_adapter_itself(tmp_path: Path) -> None:
+    runs = [
+        made_run(tmp_path, f"s{n}", 2, seed=n, languages=("bg", "el"), forgetting=10) for n in (0, 1)
+    ]
+    before = compare(runs)["cells"]
+    for run in runs:
+        file = run / "evaluation" / "a.jsonl"
+        own = [json.loads(line) for line in file.read_text().splitlines()]
+        longer = [{**x, "scale": 1.5, "hypothesis": wrong(5)} for x in own if x["adapter"] == "bg"]
+        file.write_text("".join(json.dumps(x) + "\n" for x in own + longer))
+    comparison = compare(runs)
+    assert comparison["cells"] == before
+    rows = comparison["scales"]
+    assert {(r["adapter"], r["trained_in"], r["language"], r["scale"]): r["cer"] for r in rows} == {
+        ("bg", "bg", "bg", 0.0): 0.8,
+        ("bg", "bg", "bg", 1.0): 0.2,
+        ("bg", "bg", "bg", 1.5): 0.5,
+        ("bg", "bg", "el", 0.0): 0.8,
+        ("bg", "bg", "el", 1.0): 1.0,
+        ("bg", "bg", "el", 1.5): 0.5,
+    }
+    assert len(rows) == 12
+    assert curves_of(rows) == {
+        "bg": [(0.0, 0.8), (1.0, 0.2), (1.5, 0.5)],
+        "bg in other languages": [(0.0, 0.8), (1.0, 1.0), (1.5, 0.5)],
+    }
+    html = write_comparison(runs, tmp_path / "out").read_text()
+    assert "scale of the vectors" in html
+    assert f"bg s1 el {percent(0.8)} {percent(1.0)} {percent(0.5)}" in text_of(html)
+    assert len((tmp_path / "out/comparison-scales.csv").read_text().splitlines()) == 13
 
 
 def test_the_base_with_adapters_off_is_held_against_the_base_alone(tmp_path: Path) -> None:

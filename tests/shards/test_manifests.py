@@ -10,6 +10,8 @@ import pytest
 from clips import pitch, samples, tree, wave
 
 from salsa_dist.corpus.build import build
+from salsa_dist.corpus.lint import Bounds, lint
+from salsa_dist.corpus.stats import said
 from salsa_dist.corpus.utterance import Ask
 from salsa_dist.errors import UserError
 
@@ -56,6 +58,45 @@ def test_jsonl_with_files_parts_and_splits(tmp_path: Path) -> None:
     (last,) = [k for k in found if k.startswith("el/x_y-")]
     assert abs(pitch(found[last][1]) - 900) < 5
     assert index.recipe["dropped"] == {"bg": {}, "el": {"no text": 1}}
+
+
+def test_clips_without_speech_and_clips_with_a_weight(tmp_path: Path) -> None:
+    import numpy as np
+    import soundfile
+
+    rng = np.random.default_rng(0)
+    for name, loud in (("a", 0.1), ("b", 0.1), ("hum", 0.01), ("still", 0.0), ("long", 0.01)):
+        audio = loud * rng.standard_normal(16_000 * (12 if name == "long" else 1))
+        soundfile.write(tmp_path / f"{name}.wav", audio, 16_000)
+    lines = [
+        "audio,text,language,speech,loss_weight,split",
+        "a.wav,да,bg,,2,",
+        "b.wav,не,bg,true,,dev",
+        "hum.wav,,bg,false,0.5,",
+        "still.wav,,bg,no,,dev",
+        "long.wav, ,bg,0,,dev",
+    ]
+    (tmp_path / "m.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    index = build("table", tmp_path / "m.csv", tmp_path / "out")
+    found = {key: facts for key, (_, _, facts) in samples(index).items()}
+    told = {k: (f["text"], f.get("speech"), f.get("loss_weight")) for k, f in found.items()}
+    assert told == {
+        "bg/a": ("да", None, 2),
+        "bg/b": ("не", None, None),
+        "bg/hum": ("", False, 0.5),
+        "bg/still": ("", False, None),
+        "bg/long": ("", False, None),
+    }
+    assert not any("extra" in facts for facts in found.values())
+    counts = {"with a loss_weight": 2, "without speech": 3}
+    assert index.recipe["marked"] == {"bg": counts}
+    assert "marked in bg: 2 with a loss_weight, 3 without speech" in said(index)
+    assert lint(tmp_path / "out", Bounds()) == ([], 5)
+    (tmp_path / "m.csv").write_text("\n".join([lines[0], "a.wav,да,bg,,-1,"]), encoding="utf-8")
+    with pytest.raises(
+        UserError, match=r"m\.csv, line 2: loss_weight is -1: it must be from 0 to 1000"
+    ):
+        build("table", tmp_path / "m.csv", tmp_path / "again")
 
 
 def test_other_columns_go_along_as_words_and_numbers_alone(tmp_path: Path) -> None:

@@ -94,6 +94,22 @@ def without_a_weight(folder: Path) -> None:
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+def with_weights(**more: torch.Tensor) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        weights = {**load_file(folder / "model.safetensors"), **more}
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+    return write
+
+
+def with_template(before: str, after: str) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        path = folder / "chat_template.jinja"
+        path.write_text(path.read_text().replace(before, after, 1))
+
+    return write
+
+
 EIGHT_BINS = {"feature_size": 8, "feature_extractor_type": "WhisperFeatureExtractor"}
 
 
@@ -102,6 +118,19 @@ EIGHT_BINS = {"feature_size": 8, "feature_extractor_type": "WhisperFeatureExtrac
     [
         (without_template, r"no family file, and its processor has no chat template: it can't be"),
         (without_a_weight, r"its checkpoint lacks 1 weights, such as .*conv1\.weight"),
+        (
+            with_weights(**{"audio_tower.layers.9.fc1.weight": torch.zeros(2)}),
+            r"1 weights in layers that config.json does not describe, such as .*layers\.9\.fc1",
+        ),
+        (
+            with_weights(**{"audio_tower.conv1.weight": torch.zeros(2)}),
+            r"checkpoint has .*conv1\.weight as \(2,\), config.json wants \(24, 16, 3\)",
+        ),
+        (
+            with_template("", "{{ messages | length }}"),
+            "template writes the prompt .* differently when",
+        ),
+        (with_template("<sound>", "sound"), "its chat template writes no audio token '<sound>'"),
         (edit("config.json", audio_token_id=7), "no audio token '<sound>' with id 7, which config"),
         (
             edit("processor_config.json", feature_extractor=EIGHT_BINS),

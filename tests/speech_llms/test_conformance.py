@@ -16,31 +16,40 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conformance import apart, clips, gradients, noise, placed, random_bank
+from conformance import RULES, apart, clips, gradients, loaded, noise, placed, random_bank
 from ranks import run_ranks
-from tiny_ctc import CTC
+from tiny_ctc import CTC, OMNIASR
 from tiny_families import FAMILIES, MORE
 from tiny_gemma import GEMMA
+from tiny_phi4 import PHI4
 from tiny_seq2seq import SEQ2SEQ
 from torch.nn.functional import cross_entropy, ctc_loss
 
 from salsa_dist.data.clip import SAMPLE_RATE, Clip
 from salsa_dist.errors import UserError
 from salsa_dist.placement.decode import generate
-from salsa_dist.speech_llms.load import SpeechLLM, load_speech_llm
+from salsa_dist.speech_llms.load import SpeechLLM
+from salsa_dist.steering.blocks import layer_of
 from salsa_dist.steering.vectors import SteeringVectors
 from salsa_dist.training.loss import token_losses
 
 HERE = Path(__file__).parent
-RULES = ["salsa", "add", "salsa"]
-MAKERS = FAMILIES | MORE | GEMMA | SEQ2SEQ | CTC
+MAKERS = FAMILIES | MORE | GEMMA | PHI4 | OMNIASR | SEQ2SEQ | CTC
+
+
+class _Folders(dict[str, Path]):
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def __missing__(self, family: str) -> Path:
+        self[family] = MAKERS[family](self.root / family)
+        return self[family]
 
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Where the tiny checkpoints are, by family."""
-    root = tmp_path_factory.mktemp("families")
-    return {name: make(root / name) for name, make in MAKERS.items()}
+    """Where the tiny checkpoints are, by family; each is made when it is asked for."""
+    return _Folders(tmp_path_factory.mktemp("families"))
 
 
 @pytest.fixture(scope="module", params=list(MAKERS))
@@ -51,13 +60,13 @@ def family(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def base(family: str, folders: dict[str, Path]) -> SpeechLLM:
     torch.set_num_threads(1)
-    return load_speech_llm(folders[family])
+    return loaded(family, folders[family])
 
 
-@pytest.mark.parametrize("rule", ["salsa", "add"])
-def test_zero_vectors_change_no_logit(base: SpeechLLM, rule: str) -> None:
+@pytest.mark.parametrize("rules", [["salsa"] * 3, RULES], ids=["salsa", "all"])
+def test_zero_vectors_change_no_logit(base: SpeechLLM, rules: list[str]) -> None:
     batch = base.family.training_batch(clips(base))
-    bank = random_bank(base, [rule] * 3, size=0.0)
+    bank = random_bank(base, rules, size=0.0)
     with torch.no_grad():
         plain = base.model(**batch.inputs, use_cache=False).logits
         with placed(base, bank), bank.rows(batch.rows):
@@ -72,7 +81,7 @@ def test_zero_vectors_change_no_logit(base: SpeechLLM, rule: str) -> None:
 
 def test_gradients_are_finite_differences(base: SpeechLLM, family: str) -> None:
     # At a longer step a token may go to another expert, whose loss is another.
-    length = 5e-3 if family == "qwen3_omni" else 2e-2
+    shorter = 0.1 if family == "qwen3_omni" else 1.0
     bank = random_bank(base, RULES)
     with placed(base, bank) as frozen:
         batch = base.family.training_batch(clips(base))
@@ -83,6 +92,8 @@ def test_gradients_are_finite_differences(base: SpeechLLM, family: str) -> None:
             aside = torch.randn(vectors.shape, generator=generator)
             direction = found[site] / found[site].norm() + 0.5 * aside / aside.norm()
             sums = []
+            # A norm behind a block bends the loss more.
+            length = shorter * (2e-2 if site == layer_of(site) else 1e-2)
             for step in (length, -length):
                 with torch.no_grad():
                     vectors += step * direction
@@ -136,7 +147,7 @@ def test_packing_changes_nothing(base: SpeechLLM) -> None:
 
 
 def test_activation_checkpointing_changes_nothing_but_memory(base: SpeechLLM) -> None:
-    bank = random_bank(base, ["salsa", "add", "salsa"])
+    bank = random_bank(base, RULES)
     kept: list[int] = []
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -236,7 +247,7 @@ def test_decoded_labels_are_the_reference(base: SpeechLLM, family: str) -> None:
 def test_an_adapter_survives_its_file(base: SpeechLLM, tmp_path: Path) -> None:
     bank = random_bank(base, RULES)
     batch = base.family.training_batch([replace(c, row=1) for c in clips(base)])
-    vectors = {site: v[1] for site, v in bank.vectors.items()}
+    vectors = bank.row(1)
     made = SteeringVectors(vectors, RULES[1], base=base.name, revision=base.revision)
     loaded = SteeringVectors.load(made.save(tmp_path / "adapter.safetensors"))
     with torch.no_grad():
@@ -320,6 +331,22 @@ def test_a_clip_without_text_has_no_labels(base: SpeechLLM) -> None:
         assert apart(packed, wanted) < 1e-5
 
 
+def test_a_clip_without_speech_has_the_end_as_its_only_label(base: SpeechLLM, family: str) -> None:
+    silent = replace(clips(base)[0], text="", speech=False)
+    if family in CTC:
+        with pytest.raises(UserError, match="has no speech, and a CTC base has no label for that"):
+            base.family.training_batch([silent])
+        return
+    batch = base.family.training_batch([clips(base)[1], silent])
+    assert batch.label_positions.sum(1)[1] == 1
+    stop = base.model.generation_config.eos_token_id
+    assert batch.labels[-1] in (stop if isinstance(stop, list) else [stop])
+    # It is predicted where the transcript would start.
+    alone = base.family.training_batch([silent]).label_positions
+    said = base.family.training_batch([replace(silent, text="vuk")]).label_positions
+    assert int(alone[0].nonzero()[0]) == int(said[0].nonzero()[0])
+
+
 def test_a_clip_longer_than_the_window_is_refused(base: SpeechLLM) -> None:
     short = copy.copy(base.family)
     short.window_s = min(1.0, base.family.window_s)
@@ -345,7 +372,7 @@ def test_data_workers_can_have_a_copy(base: SpeechLLM) -> None:
 
 
 def test_half_precision(family: str, folders: dict[str, Path]) -> None:
-    base = load_speech_llm(folders[family], dtype="bfloat16")
+    base = loaded(family, folders[family], "bfloat16")
     batch = base.family.training_batch(clips(base)).to(torch.device("cpu"), torch.bfloat16)
     bank = random_bank(base, ["salsa", "add", "salsa"], size=0.0)
     with placed(base, bank) as frozen:
@@ -365,10 +392,20 @@ def test_half_precision(family: str, folders: dict[str, Path]) -> None:
 
 
 @pytest.fixture(scope="session")
-def two_ranks(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every family on two ZeRO-3 ranks, in one launch; the folder with what they report."""
+def two_ranks(
+    folders: dict[str, Path],
+    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest,
+) -> Path:
+    """Every family that is to be tested on two ZeRO-3 ranks, in one launch; the folder with what they
+    report."""
+    wanted = [
+        item.callspec.params["family"]
+        for item in request.session.items
+        if isinstance(item, pytest.Function) and item.name.startswith("test_two_zero3_ranks_")
+    ]
     out = tmp_path_factory.mktemp("zero")
-    (out / "folders.json").write_text(json.dumps({k: str(v) for k, v in folders.items()}))
+    (out / "folders.json").write_text(json.dumps({family: str(folders[family]) for family in wanted}))
     settings = {
         "zero_optimization": {
             "stage": 3,

@@ -27,7 +27,8 @@ from salsa_dist.steering.vectors import SteeringVectors
 from salsa_dist.sweeps.cost import base_facts
 from salsa_dist.training.loss import token_losses
 
-SITES = tuple(f"{component}.{i}" for component in ("encoder", "llm") for i in range(3))
+INSIDE = ("encoder.attention.0", "llm.cross_attention.1")
+SITES = (*(f"{component}.{i}" for component in ("encoder", "llm") for i in range(3)), *INSIDE)
 
 
 def clip(seconds: float, row: int = 0, text: str = "vuk lisa", seed: int = 0) -> Clip:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from conformance import clips, gradients, random_bank
+from conformance import RULES, clips, gradients, loaded, random_bank
 
 import salsa_dist  # noqa: F401 -- before transformers
 from salsa_dist.config import PlacementConfig
@@ -20,8 +20,7 @@ from salsa_dist.placement.decode import generate
 from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.placement.ranks import join
 from salsa_dist.placement.recompute import recompute_in_backward
-from salsa_dist.speech_llms.load import load_speech_llm
-from salsa_dist.steering.sites import site_modules
+from salsa_dist.steering.sites import whole_layers
 
 
 def main(out: Path) -> None:
@@ -29,14 +28,14 @@ def main(out: Path) -> None:
     with join() as ranks:
         placement = PlacementConfig(kind="full", ds_config=out / "ds.json")
         for family, folder in json.loads((out / "folders.json").read_text()).items():
-            base = load_speech_llm(folder)
-            bank = random_bank(base, ["salsa", "add", "salsa"])
+            base = loaded(family, folder)
+            bank = random_bank(base, RULES)
             frozen = FrozenBase(base, bank, ranks, placement)
             mine = clips(base)[:3] if ranks.rank == 0 else clips(base)[3:]
             # Twice: DeepSpeed records the order of modules in the first pass, prefetches by it later.
             for _ in range(2):
                 losses, found = gradients(frozen, mine)
-            undo = recompute_in_backward(site_modules(base.model).values())
+            undo = recompute_in_backward(whole_layers(base.layer_lists).values(), bank)
             _, checkpointed = gradients(frozen, mine)
             undo()
             # A rank with no clip left trains on silence without labels.

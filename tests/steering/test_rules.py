@@ -14,7 +14,10 @@ from torch.autograd import gradcheck
 from salsa_dist import SteeringVectors, load_config, train
 from salsa_dist.errors import UserError
 from salsa_dist.steering.bank import AdapterSpec, Bank
-from salsa_dist.steering.rules import RULES, UpdateRule, add, salsa
+from salsa_dist.steering.rules.add import add
+from salsa_dist.steering.rules.registry import RULES
+from salsa_dist.steering.rules.rule import UpdateRule
+from salsa_dist.steering.rules.salsa import salsa
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -29,7 +32,7 @@ def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tens
 def test_a_zero_vector_changes_no_bit(rule: str, dtype: torch.dtype, scale: float) -> None:
     hidden = (scale * draw(3, 7, 33)).to(dtype)
     hidden[0, 2] = 0.0
-    out = RULES[rule].apply(hidden, torch.zeros(3, 1, 33))
+    out = RULES[rule].apply(hidden, torch.zeros(3, 1, 33 * RULES[rule].parts))
     assert out.dtype == dtype
     assert torch.equal(out, hidden)
 
@@ -83,7 +86,8 @@ def test_a_vector_that_cancels_the_activation_makes_no_nan() -> None:
 @pytest.mark.parametrize("start", ["zero", "some"])
 def test_gradients_equal_finite_differences(rule: str, start: str) -> None:
     hidden = draw(2, 3, 6).double().requires_grad_()
-    vector = (draw(2, 1, 6, seed=1) * (start == "some")).double().requires_grad_()
+    vector = draw(2, 1, 6 * RULES[rule].parts, seed=1) * (start == "some")
+    vector = vector.double().requires_grad_()
     assert gradcheck(RULES[rule].apply, (hidden, vector))
 
 
@@ -166,10 +170,10 @@ def third(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def steered(rules: list[str], rows: Tensor) -> tuple[Tensor, Tensor]:
-    """(6, 5, 16) steered activations and the (adapters, 16) gradient of a loss."""
+    """(6, 5, 16) steered activations and the (adapters, 16 or 32) gradient of a loss."""
     bank = Bank([AdapterSpec(f"{i}", ("llm.0",), rule) for i, rule in enumerate(rules)], {"llm.0": 16})
-    with torch.no_grad():
-        bank.vectors["llm.0"].copy_(draw(3, 16, seed=1))
+    for row in range(3):
+        bank.set_row(row, {"llm.0": draw(3, 32, seed=1)[row, : len(bank.row(row)["llm.0"])]})
     out = bank.steer("llm.0", draw(6, 5, 16), rows)
     (out * draw(6, 5, 16, seed=2)).sum().backward()
     gradient = bank.vectors["llm.0"].grad
@@ -179,13 +183,15 @@ def steered(rules: list[str], rows: Tensor) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
 def test_each_row_of_a_mixed_bank_is_of_its_own_rule(third: str, order: tuple[int, ...]) -> None:
-    rules = [("salsa", "add", third)[i] for i in order]
+    rules = [("salsa", "gain", third)[i] for i in order]
     rows = torch.tensor([0, 1, 2, -1, 2, 0])
     out, gradient = steered(rules, rows)
     for row, rule in enumerate(rules):
         alone, of_alone = steered([rule] * 3, rows)
         assert torch.equal(out[rows == row], alone[rows == row])
-        assert torch.equal(gradient[row], of_alone[row])
+        own = of_alone.shape[1]
+        assert torch.equal(gradient[row, :own], of_alone[row])
+        assert not gradient[row, own:].any()  # numbers of another's rule
         other = steered([rules[row - 1]] * 3, rows)[0]
         assert not torch.allclose(out[rows == row], other[rows == row], rtol=0.01)
     assert torch.equal(out[3], draw(6, 5, 16)[3])

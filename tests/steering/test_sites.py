@@ -11,7 +11,8 @@ from tiny_models import MODELS
 from torch import nn
 
 from salsa_dist.errors import UserError
-from salsa_dist.steering.sites import find_layers, select, site_modules
+from salsa_dist.steering.blocks import last_layer_below
+from salsa_dist.steering.sites import by_site, find_layers, layer_counts, select, site_modules
 
 WHISPER = {"encoder": 32, "llm": 4}
 
@@ -45,6 +46,32 @@ def test_parts_are_joined_in_the_models_order() -> None:
     assert numbers("llm") == ["l0", "l1", "l2", "l3"]
     assert numbers("encoder:0,4,8+llm:last-third") == ["e0", "e4", "e8", "l3"]
     assert numbers("llm:0+encoder:1") == ["e1", "l0"]
+
+
+def test_sites_inside_a_layer_are_named_by_their_block() -> None:
+    found = find_layers(MODELS["Whisper"].build(fill=False))
+    counts = layer_counts(found)
+    blocks = ["attention", "feed_forward"]
+    assert list(counts) == [
+        *("encoder", *(f"encoder.{b}" for b in blocks)),
+        *("llm", "llm.attention", "llm.cross_attention", "llm.feed_forward"),
+    ]
+    assert select("llm.cross_attention:-1+encoder.attention:0+encoder:1", counts) == [
+        "encoder.1",
+        "encoder.attention.0",
+        f"llm.cross_attention.{counts['llm'] - 1}",
+    ]
+    modules = by_site(found)
+    layer = found["llm"][1]
+    assert modules["llm.cross_attention.1"] is layer.encoder_attn
+    assert modules["llm.feed_forward.1"] is layer.fc2
+    with pytest.raises(UserError, match=r"no component 'encoder.mlp'; .* encoder.feed_forward \(0-"):
+        select("encoder.mlp", counts)
+    assert [last_layer_below(s) for s in ("encoder.3", "encoder.attention.3", "llm.attention.0")] == [
+        3,
+        2,
+        -1,
+    ]
 
 
 @pytest.mark.parametrize(

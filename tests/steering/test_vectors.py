@@ -24,7 +24,7 @@ from salsa_dist import SteeringVectors, UserError, load_config, load_speech_llm,
 from salsa_dist.speech_llms.load import SpeechLLM
 from salsa_dist.steering.adapter_folder import DataFacts, TrainingFacts
 from salsa_dist.steering.attachment import bank_of, describe
-from salsa_dist.steering.rules import RULES
+from salsa_dist.steering.rules.registry import RULES
 
 SITES = [f"{c}.{i}" for c in ("encoder", "llm") for i in range(3)]
 
@@ -37,7 +37,8 @@ def llm(tiny_base: Path) -> SpeechLLM:
 def adapter(llm: SpeechLLM, seed: int = 0, rule: str = "salsa", **facts: Any) -> SteeringVectors:
     """A random adapter for `llm`, strong enough to change what it says."""
     noise = torch.Generator().manual_seed(seed)
-    vectors = {site: torch.randn(32, generator=noise) for site in SITES}
+    numbers = 32 * RULES[rule].parts
+    vectors = {site: torch.randn(numbers, generator=noise) for site in SITES}
     return SteeringVectors(vectors, rule, **{"name": "bg", "language": "bg", **describe(llm), **facts})
 
 

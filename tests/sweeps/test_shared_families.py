@@ -17,7 +17,7 @@ from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.placement.kept_prefix import KeptPrefix, Known, without_audio
 from salsa_dist.speech_llms.load import SpeechLLM, load_speech_llm
 from salsa_dist.steering.bank import AdapterSpec, Bank
-from salsa_dist.steering.sites import find_layers, site_modules
+from salsa_dist.steering.sites import find_layers, whole_layers
 from salsa_dist.steering.widths import site_widths
 from salsa_dist.training.loss import token_losses
 
@@ -25,6 +25,8 @@ from salsa_dist.training.loss import token_losses
 JOBS = {
     "early and late": [("encoder.0",), ("encoder.1", "llm.0"), ("llm.1",)],
     "late": [("encoder.1",), ("encoder.1", "llm.0"), ("llm.1",)],
+    "inside the first": [("encoder.attention.0",), ("encoder.1", "llm.0"), ("llm.1",)],
+    "inside the second": [("encoder.feed_forward.1",), ("encoder.1", "llm.attention.0"), ("llm.1",)],
     "llm alone": [("llm.0",), ("llm.1",), ("llm.0", "llm.1")],
 }
 Result = tuple[torch.Tensor, dict[str, torch.Tensor]]
@@ -109,7 +111,7 @@ def test_a_kept_prefix_is_the_computed_one_to_the_bit(
     calls: list[str] = []
     hooks = [
         module.register_forward_hook(lambda *a, site=site: calls.append(site))
-        for site, layer in site_modules(base.model).items()
+        for site, layer in whole_layers(base.layer_lists).items()
         for module in list(layer.modules())[1:2]
     ]
     silent = {c.key: without_audio(c.key, kept.known[c.key], c.language, -1) for c in distinct}
@@ -119,9 +121,9 @@ def test_a_kept_prefix_is_the_computed_one_to_the_bit(
     kept_losses, found = losses_and_gradients(frozen, batch)
     assert torch.equal(kept_losses, losses)
     assert all(torch.equal(found[name], gradient) for name, gradient in wanted.items())
-    # Nothing below the first steered layer runs, nor that layer itself.
-    sites = [site for site in site_modules(base.model) if site.startswith("encoder.")]
-    above = sites[sites.index(frozen.shared.first) + 1 :]
+    # Nothing below the first steered layer runs, nor that layer itself, if no vector is inside it.
+    sites = [site for site in whole_layers(base.layer_lists) if site.startswith("encoder.")]
+    above = sites[sites.index(frozen.shared.first) + (not frozen.shared.before_first) :]
     assert [site for site in calls if site.startswith("encoder.")] == above
     for hook in hooks:
         hook.remove()

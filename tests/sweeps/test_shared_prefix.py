@@ -18,7 +18,7 @@ from salsa_dist.metrics.error_rates import score
 from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.placement.shared_prefix import SharedPrefix
 from salsa_dist.steering.bank import AdapterSpec, Bank
-from salsa_dist.steering.sites import site_modules
+from salsa_dist.steering.sites import whole_layers
 from salsa_dist.training import job as jobs
 from salsa_dist.training import opening
 from salsa_dist.training.from_config import make_batches
@@ -72,7 +72,7 @@ def test_sharing_clips_changes_no_adapter(
 def test_shared_clips_walk_once_through_what_lies_below(tiny_base: Path) -> None:
     """Three adapters, two clips: the elements that each layer sees."""
     base = load_speech_llm(tiny_base)
-    sites = site_modules(base.model)
+    sites = whole_layers(base.layer_lists)
     names = [("a", ("encoder.1",)), ("b", ("encoder.2", "llm.0")), ("c", ("llm.1",))]
     bank = Bank([AdapterSpec(n, s, "salsa") for n, s in names], dict.fromkeys(sites, 32))
     frozen = FrozenBase(base, bank, ALONE, PlacementConfig(kind="replicate"))

@@ -1,6 +1,7 @@
 """Every rank's share of a step, and what all shares make together."""
 
 import math
+import multiprocessing
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ from salsa_dist.data.sampling import AdapterPlan
 from salsa_dist.errors import UserError
 from salsa_dist.speech_llms.batch import AdapterBatch
 from salsa_dist.speech_llms.load import SpeechLLM, load_speech_llm
-from salsa_dist.training.batches import AdapterClips, StepBatches
-from salsa_dist.training.workers import loader
+from salsa_dist.training.batches import AdapterClips, StepBatches, StepShare
+from salsa_dist.training.workers import ReadAhead
 
 
 @pytest.fixture(scope="module")
@@ -72,11 +73,30 @@ def test_the_global_batch_does_not_depend_on_ranks(
         assert len({len(parts) for parts in shared}) == 1
 
 
+def parts(share: StepShare) -> list[list[tuple[str, int]]]:
+    return [contents([batch]) for batch in share.batches]
+
+
 def test_workers_give_the_same_batches_in_order(llm: Any, tiny_shards: Path) -> None:
-    mine = batches(llm, tiny_shards, 1, 2)
-    assert [contents(b.batches) for b in loader(mine, 1, 2)] == [
+    mine, ahead = batches(llm, tiny_shards, 1, 2), batches(llm, tiny_shards, 1, 2)
+    reading = ReadAhead(ahead, 2)
+
+    def processes() -> set[int | None]:
+        return {child.pid for child in multiprocessing.active_children()}
+
+    before = processes()
+    assert [contents(b.batches) for b in reading.shares(1)] == [
         contents(mine[t].batches) for t in range(1, 4)
     ]
+    workers = processes() - before
+    assert len(workers) == 2
+    # An adapter stops and passes get smaller: the same processes drop what they have read ahead.
+    next(reading.shares(0))
+    for own in (mine, ahead):
+        own.stop([0])
+        own.limit_pass(1)
+    assert [parts(b) for b in reading.shares(1, 3)] == [parts(mine[t]) for t in range(1, 3)]
+    assert processes() - before == workers
     # What takes long to import is there before a worker begins.
     there = forkserver._forkserver._preload_modules  # type: ignore[attr-defined]
     assert {type(llm.family).__module__, type(llm.family.tokenizer).__module__} <= set(there)
@@ -150,7 +170,7 @@ def test_workers_read_what_a_rank_of_many_needs(llm: SpeechLLM, tiny_shards: Pat
     mine = batches(llm, tiny_shards, 5, 8, clips=16)
     wanted = [contents(mine[t].batches) for t in range(1, 4)]
     assert any(wanted)
-    assert [contents(b.batches) for b in loader(mine, 1, 2)] == wanted
+    assert [contents(b.batches) for b in ReadAhead(mine, 2).shares(1)] == wanted
 
 
 def test_joined_clips_need_a_reader_a_rank(llm: SpeechLLM, tiny_shards: Path) -> None:

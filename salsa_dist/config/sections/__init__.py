@@ -1,1 +1,1 @@
-"""The sections of a config; `salsa_dist.config` is where to import them from."""
+"""The sections of a config. Import them from `salsa_dist.config`."""

@@ -14,9 +14,15 @@ from salsa_dist.config.sections.section import Folder, Rule, Section
 
 class SteeringConfig(Section):
     sites: Vectors[str] = Field(
-        "encoder", description="encoder, llm, encoder:0-3, encoder:last-half+llm …"
+        "encoder",
+        description="encoder, llm, encoder:0-3, encoder:last-half+llm; inside a layer: "
+        "encoder.attention, encoder.feed_forward, llm.attention, llm.cross_attention, "
+        "llm.feed_forward:0-3 …",
     )
-    rule: Vectors[Rule] = Field("salsa", description="salsa keeps the activation's norm; add does not")
+    rule: Vectors[Rule] = Field(
+        "salsa",
+        description="salsa keeps the activation's norm; add does not; gain also scales each channel",
+    )
 
 
 class MixConfig(Section):

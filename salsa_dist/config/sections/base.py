@@ -17,14 +17,19 @@ class BaseConfig(Section):
     revision: Neither[str | None] = Field(None, description="hub branch, tag or commit")
     dtype: Precision[Literal["auto", "float32", "bfloat16", "float16"]] = Field(
         "auto",
-        description="precision of the weights; auto: float32 on the CPU; on a GPU the checkpoint's "
-        "own, bfloat16 if that is float16; a resumed run keeps what it began with",
+        description="precision of the weights. auto: float32 on the CPU; on a GPU the checkpoint's "
+        "own, or bfloat16 if that is float16. A resumed run keeps its precision",
+    )
+    quantization: Both[Literal["int8", "bnb8", "nf4"] | None] = Field(
+        None,
+        description="quantise the linear weights while loading: int8 by torchao (weights only, the CPU "
+        "too), bnb8 or nf4 by bitsandbytes; null: as they are stored",
     )
     attn_implementation: Neither[
         Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3"] | None
     ] = Field(
         None,
-        description="attention kernels of transformers, where they are installed; null: its own choice",
+        description="attention kernels of transformers; null: its own choice",
     )
     window_s: Vectors[float | None] = Field(
         None, gt=0, description="audio window in seconds; null: the base's own"
@@ -43,6 +48,6 @@ class BaseConfig(Section):
     )
     language_as: Both[dict[str, str]] = Field(
         {},
-        description="languages that the prompt replaces by another, such as {tw: yo}; for Whisper also "
+        description="languages to replace by others in the prompt, such as {tw: yo}; for Whisper also "
         "by several, {zh-en: zh+en}",
     )

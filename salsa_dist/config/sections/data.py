@@ -45,10 +45,10 @@ class DataConfig(Section):
     )
     cache: Place[Folder | None] = Field(
         None,
-        description="folder on each node's own disk for what is fetched of shards in a store; default: "
+        description="folder on each node's own disk for the cache of shards from a store; default: "
         "~/.cache/salsa-dist",
     )
-    cache_gb: Neither[float] = Field(64, gt=0, description="gigabytes that this cache may take")
+    cache_gb: Neither[float] = Field(64, gt=0, description="maximum size of this cache in gigabytes")
     retry_s: Neither[float] = Field(
         120, ge=1, description="seconds for which a failed read of a store is tried again"
     )

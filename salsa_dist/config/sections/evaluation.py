@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -30,7 +30,7 @@ class EvaluationConfig(Section):
     windows_s: Coverage[list[float | None]] = Field(
         [None],
         min_length=1,
-        description="audio windows in seconds, null for the base's own; without this key base.window_s",
+        description="audio windows in seconds; null: the base's own. Default: base.window_s",
     )
     batch: Neither[int] = Field(16, ge=1, description="clips per generate() call")
     max_new_tokens: Transcripts[int] = Field(96, ge=1)
@@ -38,8 +38,8 @@ class EvaluationConfig(Section):
     zero_shot: Coverage[bool] = Field(True, description="decode the clips without an adapter too")
     normaliser: Neither[Normaliser] = Field(
         "auto",
-        description="normaliser for scoring; stored transcripts do not change. Whisper's `english` or "
-        "`basic` one; auto: english for English, else basic",
+        description="normaliser for scoring: Whisper's `english` or `basic`; auto: english for "
+        "English, else basic. Stored transcripts do not change",
     )
     alike: Neither[list[Alike]] = Field(
         [],
@@ -50,5 +50,10 @@ class EvaluationConfig(Section):
         False,
         description="decode each adapter in other languages too: true for all in the shards, or a "
         "list; also decode the base again without any adapter loaded",
+    )
+    scales: Coverage[list[Annotated[float, Field(ge=-10, le=10)]]] = Field(
+        [],
+        description="decode with every vector times these factors too, such as [0, 0.5, 1, 1.5]; the "
+        "report shows the error rates by scale. 0: as zero-shot; 1: the adapter itself",
     )
     placement: PlacementConfig = PlacementConfig()

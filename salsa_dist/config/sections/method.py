@@ -30,16 +30,16 @@ class _Method(Section):
 
     @property
     def needs_whole_base(self) -> bool:
-        """Each rank must hold the whole base, and adapters are trained one after another."""
+        """Whether each rank must hold the whole base; adapters are then trained one after another."""
         return self.adapts and not self.steers
 
     @property
     def in_a_bank(self) -> bool:
-        """Its adapters are trained together, as many in a job as there is room for."""
+        """Whether adapters are trained together, as many per job as fit."""
         return self.steers and self.learns
 
     def clips_computed(self, languages: Collection[str]) -> int:
-        """How many clips are processed, once, to compute the adapters of `languages`."""
+        """Number of clips that are processed, once, to compute the adapters of `languages`."""
         return 0
 
 

@@ -1,4 +1,4 @@
-"""What every section is, and the types that several have: folders, shards, update rules."""
+"""The base class of all sections, and their common types: folders, shards, update rules."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, PlainSerializer
 
 from salsa_dist.places import Remote, place
-from salsa_dist.steering.rules import RULES
+from salsa_dist.steering.rules.registry import RULES
 
 
 class Section(BaseModel):
@@ -28,7 +28,7 @@ Rule = Annotated[str, AfterValidator(_known_rule)]
 
 
 def expand(value: Any) -> Any:
-    """A path with the user's home folder in place of `~`; anything else as it is."""
+    """A path with the user's home folder for `~`; other values unchanged."""
     return os.path.expanduser(value) if isinstance(value, str) else value
 
 

@@ -19,8 +19,8 @@ class HalvingConfig(Section):
     keep: Vectors[float] = Field(0.5, gt=0, lt=1, description="share of each group that continues")
     metric: Vectors[Literal["dev_loss", "cer", "wer", "mer"]] = Field(
         "dev_loss",
-        description="measure on dev clips: mean loss per label, or an error rate under the settings of "
-        "evaluation, which costs more; mer is that of mixed speech",
+        description="measure on dev clips: mean loss per label, or an error rate with the evaluation "
+        "settings, which costs more; mer is for mixed speech",
     )
 
 
@@ -29,7 +29,7 @@ class TrainingConfig(Section):
     epochs: Vectors[float | None] = Field(
         None,
         gt=0,
-        description="passes over the adapter's training clips, counted in clips sampled, in place of "
+        description="number of times that the adapter's training clips are sampled, instead of "
         "training.steps; null: training.steps",
     )
     lr: Rate[float | None] = Field(
@@ -67,8 +67,7 @@ class TrainingConfig(Section):
     micro_batch: Neither[int] = Field(
         16,
         ge=1,
-        description="audio windows per forward pass on one rank; halved where they are more than the "
-        "device's memory holds",
+        description="audio windows per forward pass on one rank; halved if the device is out of memory",
     )
     pass_seconds: Neither[float | None] = Field(
         None,
@@ -78,8 +77,8 @@ class TrainingConfig(Section):
     )
     deterministic: Neither[bool] = Field(
         False,
-        description="deterministic kernels alone: on a GPU, equality to the bit after a kill needs "
-        "them. They cost time, which was not measured",
+        description="use only deterministic kernels: on a GPU, equality to the bit after a kill needs "
+        "them. Their cost in time was not measured",
     )
     activation_checkpointing: Neither[bool] = Field(
         False, description="recompute activations in the backward pass: less memory, more time"
@@ -126,19 +125,19 @@ class TrainingConfig(Section):
     )
     dev_metric: Vectors[Literal["dev_loss", "cer", "wer", "mer"]] = Field(
         "dev_loss",
-        description="measure that the best vectors are chosen by: mean loss per label, or an error "
-        "rate under the settings of evaluation, which costs more",
+        description="measure for choosing the best vectors: mean loss per label, or an error rate with "
+        "the evaluation settings, which costs more",
     )
     average: Vectors[Annotated[int, Field(ge=2)] | Annotated[float, Field(gt=0, lt=1)] | None] = Field(
         None,
-        description="measure and save an average over an adapter's steps: of the last ones, such as "
-        "20, or an exponential one by its decay, such as 0.98. null: what the last step left",
+        description="measure and save an average over an adapter's steps: over the last 20, for "
+        "example, or an exponential average with a decay such as 0.98. null: the vectors themselves",
     )
     patience: Vectors[int | None] = Field(
         None,
         ge=1,
-        description="measurements in a row without a better one, after which an adapter stops; null: "
-        "train to the end",
+        description="stop an adapter after this many measurements in a row without an improvement; "
+        "null: train to the end",
     )
     halving: HalvingConfig | None = Field(
         None, description="stop the worse adapters early; null: train all to the end"

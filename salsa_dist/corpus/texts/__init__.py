@@ -1,4 +1,4 @@
-"""What each corpus's marks mean, in one place: a file a corpus with its `RULES`.
+"""The rules for each corpus's marks: one file per corpus, with its `RULES`.
 
     "it's <noise> a mag- magnet" ──apply(RULES, …)──► "it's a magnet", {"noises", "partial words"}
 
@@ -18,7 +18,7 @@ from salsa_dist.corpus.utterance import Corpus, Drops, Utterance
 
 @dataclass(frozen=True)
 class Rule:
-    """What `pattern` matches becomes `by`; with `drops`, the whole utterance is left out.
+    """Replaces matches of `pattern` by `by`; with `drops`, the whole utterance is dropped.
 
     Attributes:
         name: in counts, such as "noises".
@@ -48,7 +48,7 @@ def apply(rules: tuple[Rule, ...], text: str) -> tuple[str | None, set[str]]:
 
 @dataclass
 class Texts:
-    """The rules of one corpus, with counts by language of what they changed and what they dropped."""
+    """The rules of one corpus, with counts of changed and dropped texts by language."""
 
     rules: tuple[Rule, ...]
     touched: dict[str, Counter[str]] = field(default_factory=dict)
@@ -67,7 +67,7 @@ class Texts:
         return cleaned
 
     def drop(self, language: str, why: str, place: str | Path = "") -> None:
-        """Count one; `place` is the file, and line, that tells of it."""
+        """Count one dropped utterance; `place` is its file, and line."""
         self.drops.add(language, why, place)
 
     def corpus(self, utterances: list[Utterance], licence: str, source: str) -> Corpus:

@@ -14,7 +14,7 @@ _TINY = 1e-10
 
 
 class Salsa(torch.autograd.Function):
-    """`rules.salsa`, with a backward pass that keeps the activation it is given and no other.
+    """`salsa`, with a backward pass that keeps the activation it is given and no other.
 
     With b = |h|, n = |s|, h' = s b / n and a gradient g of h':
 

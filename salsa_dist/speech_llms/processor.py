@@ -1,0 +1,90 @@
+"""The processor of a base: loaded from its files, and refused where it is not that of its model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from salsa_dist.data.clip import SAMPLE_RATE, Clip
+from salsa_dist.errors import UserError
+from salsa_dist.speech_llms.chat import ChatFamily
+from salsa_dist.speech_llms.family import Family
+from salsa_dist.speech_llms.reading_base import reading_base, reason_of
+
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken", "tekken.json")
+
+
+def load_processor(
+    name: str, files: tuple[str, str | None], load: Callable[[str, str | None], Any]
+) -> Any:
+    """The processor of base `name`, whose files lie in `files`, a folder or hub name and its revision.
+
+    Raises:
+        UserError: it, or its tokenizer or feature extractor, is not there.
+    """
+    cause: UserError | None = None
+    try:
+        with reading_base(name):
+            processor = load(*files)
+        reason = "its files make no feature extractor"
+    except UserError as e:
+        processor, reason, cause = None, reason_of(e.__cause__ or e), e
+    # Without its files transformers makes some tokenizers with an empty vocabulary, and says nothing.
+    folder = Path(files[0])
+    vocabulary = any(path for kind in _TOKENIZER_FILES for path in folder.glob(kind))
+    if hasattr(processor, "tokenizer") and folder.is_dir() and not vocabulary:
+        processor, reason = None, "no tokenizer.json or other vocabulary"
+    parts = (
+        processor,
+        getattr(processor, "feature_extractor", None),
+        getattr(processor, "audio_processor", None),
+    )
+    if not any(hasattr(part, "sampling_rate") for part in parts):
+        raise UserError(
+            f"base {name} lacks its processor ({reason}): put preprocessor_config.json, the "
+            "tokenizer's files and, where it has one, processor_config.json beside its weights"
+        ) from cause
+    return processor
+
+
+def refuse_other_features(name: str, config: Any, processor: Any) -> None:
+    """Refuse a processor of another version of a base, which the first batch would fail with.
+
+    Raises:
+        UserError: it makes other features than the model takes, or of audio at another rate than clips.
+    """
+    rate = getattr(getattr(processor, "feature_extractor", processor), "sampling_rate", SAMPLE_RATE)
+    if rate != SAMPLE_RATE:
+        raise UserError(
+            f"base {name}: its processor takes audio at {rate} Hz, and clips have {SAMPLE_RATE}: take "
+            "its files from the revision of its weights, or another base"
+        )
+    size = getattr(getattr(processor, "feature_extractor", None), "feature_size", None)
+    bins = getattr(getattr(config, "audio_config", config), "num_mel_bins", None)
+    if isinstance(size, int) and isinstance(bins, int) and size != bins:
+        raise UserError(
+            f"base {name}: its processor makes {size} mel bins, config.json wants {bins}: take all "
+            "files from one revision"
+        )
+
+
+def refuse_failing(name: str, family: Family) -> None:
+    """Refuse a processor or chat template that can't make a batch of a second of silence.
+
+    Raises:
+        UserError: with what the batch failed with.
+    """
+    if not isinstance(family, ChatFamily):
+        return
+    clip = Clip("silence", np.zeros(SAMPLE_RATE, np.float32), "a", "en", 0)
+    advice = "Take all files from one revision."
+    with reading_base(name, "has a processor that makes no batch of a clip", advice):
+        batch = family.training_batch([clip])
+    if not bool((batch.inputs["input_ids"] == family.audio_id).any()):
+        raise UserError(
+            f"base {name}: its chat template writes no audio token {family.audio_token!r}: take all "
+            "files from one revision"
+        )

@@ -1,0 +1,1 @@
+"""The update rules, how a vector changes an activation: one file each, by name in `registry.py`."""
