@@ -16,7 +16,7 @@ PARALLEL = --numprocesses=$(JOBS) --no-loadscope-reorder
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test tests check check-lowest check-newest check-ranges gpu-check quantized lint docs coverage lock \
-	environments environment environment-lowest environment-newest
+	environment environment-lowest environment-newest
 
 demo: environment
 	$(VENV)/bin/python demo/run.py $(ARGS)
@@ -32,12 +32,15 @@ tests: environment
 
 # Bases with quantised weights. Their two libraries lie in a folder of their own, 50 MB to fetch: transformers
 # imports them at each start wherever they are installed.
-quantized: environment
-	$(VENV)/bin/python -m pip install --quiet --upgrade --no-deps --target build/quantized \
-		"torchao>=0.18,<0.19" "bitsandbytes>=0.50,<0.51"
+quantized: environment build/quantized/.installed
 	PYTHONPATH="$(CURDIR)/build/quantized" $(VENV)/bin/python -m pytest tests/quantized \
 		tests/libraries/test_bitsandbytes.py tests/libraries/test_torchao.py \
 		tests/libraries/test_transformers.py -k "not test_generate"
+
+build/quantized/.installed: pyproject.toml | environment
+	$(VENV)/bin/python -m pip install --quiet --upgrade --no-deps --target build/quantized \
+		"torchao>=0.18,<0.19" "bitsandbytes>=0.50,<0.51"
+	touch $@
 
 # The main job, every family, two ranks and the launcher, in a few minutes: on the lock, and at the ends of
 # the ranges in pyproject.toml. `make -j2 check-ranges` does both ends side by side.
@@ -73,9 +76,6 @@ coverage: environment
 	$(VENV)/bin/python -m coverage combine -q
 	$(VENV)/bin/python -m coverage html -q --directory build/coverage
 	$(VENV)/bin/python -m coverage report
-
-# `make -j3 environments` makes them side by side.
-environments: environment environment-lowest environment-newest
 
 environment-lowest:
 	@$(PYTHON) tools/environment.py build/lowest requirements-lowest.txt --index "$(TORCH_INDEX)"

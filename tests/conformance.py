@@ -98,6 +98,28 @@ def gradients(frozen: FrozenBase, batch: Sequence[Clip]) -> tuple[Tensor, dict[s
     }
 
 
+def kept_bytes(frozen: FrozenBase, batch: Sequence[Clip]) -> int:
+    """Bytes of all that autograd keeps of one pass; a view of a gathered weight counts too.
+
+    A sharded weight itself is empty again after its layer. A view of it would hold what was gathered.
+    """
+    parameters = list(frozen.model.parameters())
+    seen: dict[int, torch.UntypedStorage] = {}  # held, so that no later one has its address
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        of = next((p for p in parameters if p.untyped_storage()._cdata == storage._cdata), None)
+        if of is None or (frozen.zero and (tensor.shape, tensor.stride()) != (of.shape, of.stride())):
+            seen[storage._cdata] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        losses = token_losses(frozen, frozen.family.training_batch(batch))
+    losses.sum().backward()  # whoever gathered for one pass gathers for the other
+    frozen.after_backward()
+    return sum(storage.nbytes() for storage in seen.values())
+
+
 def apart(found: Tensor, wanted: Tensor) -> float:
     """Relative L2 distance."""
     return float((found - wanted).norm() / wanted.norm().clamp_min(1e-30))

@@ -78,7 +78,7 @@ def test_adapters_are_scored_at_the_window_of_the_base(
         ("evaluation.placement.knd=full", "did you mean 'kind'"),
         ("training.steps=many", "training.steps: .*integer.*'many'"),
         ("training.steps=0", "training.steps: .*greater than or equal to 1"),
-        ("steering.rule=turn", "steering.rule: no such .*known are salsa, add .got 'turn'"),
+        ("steering.rule=turn", "steering.rule: no such .*known are salsa, add, gain .got 'turn'"),
         ("adapters.9.lr=1", "no place 'adapters.9.lr'"),
         ("adapters.0.name=el", "two adapters are called el"),
         ("adapters.0.name=../el", "adapters.0.name"),

@@ -13,7 +13,8 @@ import logging
 import os
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -49,7 +50,8 @@ def part_keeper(deepspeed: Any, group: Any, settings: dict[str, Any]) -> Callabl
     `zero.Init` would first send each whole parameter from the group's first rank to the other ranks.
     Here every rank has read its own partition, so nothing is sent.
 
-    Assumes that `zero.Init` calls its method `_zero_init_param` for each parameter, and that
+    Assumes that `zero.Init` leaves `torch.nn.functional.linear` alone where `memory_efficient_linear` is off
+    (`FrozenLinear` keeps less), that it calls its method `_zero_init_param` for each parameter, and that
     `_convert_to_deepspeed_param` and `param.partition()` partition it: elements [r*n, (r+1)*n) on rank
     r of k, n = ceil(elements / k).
 
@@ -67,6 +69,7 @@ def part_keeper(deepspeed: Any, group: Any, settings: dict[str, Any]) -> Callabl
         def keep(self, param: nn.Parameter) -> None:
             self._convert_to_zero_parameters([param])
 
+    settings["zero_optimization"]["memory_efficient_linear"] = False
     # The precision comes from the settings. On devices without fp16, such as the CPU, DeepSpeed 0.19.8
     # ignores an argument `dtype`: partitions of an fp32 base would be stored in bf16 on disk.
     keep: Callable[[nn.Parameter], None] = Cut(
@@ -100,6 +103,40 @@ def part_of(weight: Tensor) -> Tensor:
     """
     part: Tensor = weight.ds_tensor  # type: ignore[attr-defined]
     return part
+
+
+def owner_of(weight: Tensor) -> Any:
+    """The partitioned parameter that a weight is, or is a view of (one expert's); None: it is neither.
+
+    Assumes that partitioned parameters, and only these, have a `ds_id`.
+
+    Seen: DeepSpeed 0.19.8.
+    Else: the base is whole on every rank from forward to backward.
+    Test: test_a_linear_layer_keeps_neither_weight_nor_input
+    """
+    owner = weight if weight._base is None else weight._base
+    return owner if hasattr(owner, "ds_id") else None
+
+
+@contextmanager
+def gathered(weight: Any) -> Iterator[None]:
+    """Gather a partitioned weight, unless it is, and release it again then.
+
+    Assumes that a partitioned weight has methods `all_gather` and `partition`. Backward hooks gather
+    what a module's own layers need before: this is for what is called from elsewhere.
+
+    Seen: DeepSpeed 0.19.8.
+    Else: an AttributeError in the first backward pass.
+    Test: test_a_linear_layer_keeps_neither_weight_nor_input
+    """
+    absent = not is_gathered(weight)
+    if absent:
+        weight.all_gather()
+    try:
+        yield
+    finally:
+        if absent:
+            weight.partition()
 
 
 def stays_whole(weight: Tensor) -> bool:

@@ -22,6 +22,7 @@ from torch import nn
 
 from salsa_dist.libraries import deepspeed as deepspeed_library
 from salsa_dist.placement.freed_memory import give_back_at_once
+from salsa_dist.placement.frozen_linear import FrozenLinear
 from salsa_dist.placement.loading import Part, Say, fill
 from salsa_dist.speech_llms.weight_files import StoredTensor
 
@@ -88,6 +89,7 @@ class ZeroShards:
         engine, *_ = deepspeed.initialize(model=model, config=settings, dist_init_required=False)
         self._engine = engine
         self._offload = engine.optimizer
+        FrozenLinear.enter()
         model.eval()
 
     @property
@@ -109,6 +111,7 @@ class ZeroShards:
         Args:
             failed: the ranks no longer go along, so nothing here may wait for them.
         """
+        FrozenLinear.leave()
         deepspeed_library.forget(self._engine, self.model)
         del self._engine, self._offload
         if not failed:

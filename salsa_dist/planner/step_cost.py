@@ -51,10 +51,10 @@ def flops(shape: BaseShape, work: Work) -> float:
 def activation_bytes(shape: BaseShape, work: Work, clips: int) -> int:
     """Bytes of activations that a device keeps for backward, `clips` long ones in a pass: an estimate.
 
-    A layer keeps, a token, what `kept.py` says; a site the activation that it steers; one inside a layer
-    is recomputed with it. Attention is taken to be fused, so no scores are kept. Logits count three
-    times, in fp32: themselves, their softmax and its gradient. Without a backward it is the keys and
-    values of every layer and one layer's outputs.
+    A layer keeps, a token, what `kept.py` says; a site the activation that it steers. A site inside a
+    layer is recomputed with it. Attention is taken to be fused, so no scores are kept. Logits count
+    three times, in fp32: themselves, their softmax and its gradient. Without a backward pass it is the
+    keys and values of every layer and the outputs of one layer.
     """
     tokens = tokens_of(shape, replace(work, clip_s=work.long_s or work.clip_s))
     first = first_layer(shape, work)

@@ -46,7 +46,7 @@ def gathered_at_peak(
     everything = sum(w.bytes for w in apart.values())
     held: dict[int | str, int] = {}
     for place, m in enumerate(shape.modules):
-        # Checkpointing makes a layer again as a whole before its first backward.
+        # Checkpointing recomputes a layer before its backward, but for its last linear layer at times.
         together = m.layer if checkpointing and m.layer is not None else f"module {place}"
         held[together] = held.get(together, 0) + sum(apart[i].bytes for i in m.weights if i in apart)
     most = max(held.values(), default=0)

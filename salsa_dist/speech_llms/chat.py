@@ -71,6 +71,7 @@ class ChatFamily(ABC):
     MODEL_TYPES: ClassVar[tuple[str, ...]]
     MODEL_CLASS: ClassVar[str | None] = None
     THINS_PADDING: bool = False
+    RESAMPLES: bool = False
     padded_to_s: float | None = None
 
     @staticmethod

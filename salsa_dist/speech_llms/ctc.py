@@ -46,6 +46,7 @@ class Ctc:
     MODEL_TYPES: ClassVar[tuple[str, ...]] = ("wav2vec2", "hubert", "parakeet_ctc", "omniasr_ctc")
     MODEL_CLASS: ClassVar[str | None] = None
     THINS_PADDING: bool = False
+    RESAMPLES: bool = False
 
     @staticmethod
     def load_processor(name: str, revision: str | None) -> Any:

@@ -37,6 +37,7 @@ class EncoderDecoder(ABC):
 
     MODEL_CLASS: ClassVar[str | None] = None
     THINS_PADDING: bool = False
+    RESAMPLES: bool = False
     padded_to_s: float | None = None
     tokenizer: Any
     eos: int

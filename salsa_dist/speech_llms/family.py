@@ -92,6 +92,7 @@ class Family(Protocol):
         MODEL_TYPES: `model_type` of the configs that it is for.
         MODEL_CLASS: transformers class of the model; None: the one its own tables name.
         THINS_PADDING: `silence_stride` thins the trailing padding of a clip.
+        RESAMPLES: it gives its processor audio at another rate than that of clips.
         padded_to_s: what the encoder runs of a clip is a multiple of so many seconds, and so are the
             costs of a pass; None: its own seconds.
     """
@@ -99,6 +100,7 @@ class Family(Protocol):
     MODEL_TYPES: ClassVar[tuple[str, ...]]
     MODEL_CLASS: ClassVar[str | None]
     THINS_PADDING: bool
+    RESAMPLES: bool
     window_s: float
     padded_to_s: float | None
     languages: list[str]

@@ -142,7 +142,7 @@ def _lacks(name: str, revision: str | None, model: Any) -> str:
     family = family_of(config.model_type)
     try:
         processor = load_processor(name, (name, revision), family.load_processor)
-        refuse_other_features(name, config, processor)
+        refuse_other_features(name, config, processor, family.RESAMPLES)
         if family is AnyChat:
             refuse_others(name, config, processor)
         checkpoint = Checkpoint(name, config, processor, getattr(model, "generation_config", None))

@@ -190,7 +190,7 @@ def load_speech_llm(
     precision = own_dtype(config, device) if dtype is None else getattr(torch, dtype)
     sources: Mapping[str, StoredTensor] | None = None
     processor = load_processor(name, files, family_class.load_processor)
-    refuse_other_features(name, config, processor)
+    refuse_other_features(name, config, processor, family_class.RESAMPLES)
     if family_class is any_chat.AnyChat:
         any_chat.refuse_others(name, config, processor)
     quantized = quantizing.loading(quantization, own_method, device, precision)

@@ -50,14 +50,17 @@ def load_processor(
     return processor
 
 
-def refuse_other_features(name: str, config: Any, processor: Any) -> None:
+def refuse_other_features(name: str, config: Any, processor: Any, resamples: bool) -> None:
     """Refuse a processor of another version of a base, which the first batch would fail with.
+
+    Args:
+        resamples: the family gives the processor audio at the rate that it takes.
 
     Raises:
         UserError: it makes other features than the model takes, or of audio at another rate than clips.
     """
     rate = getattr(getattr(processor, "feature_extractor", processor), "sampling_rate", SAMPLE_RATE)
-    if rate != SAMPLE_RATE:
+    if rate != SAMPLE_RATE and not resamples:
         raise UserError(
             f"base {name}: its processor takes audio at {rate} Hz, and clips have {SAMPLE_RATE}: take "
             "its files from the revision of its weights, or another base"

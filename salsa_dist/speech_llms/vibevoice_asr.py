@@ -33,6 +33,7 @@ class VibeVoiceAsr(ChatFamily):
     which it has a place for."""
 
     MODEL_TYPES: ClassVar[tuple[str, ...]] = ("vibevoice_asr",)
+    RESAMPLES: bool = True
 
     def __init__(self, checkpoint: Checkpoint, options: FamilyOptions) -> None:
         self.processor = checkpoint.processor

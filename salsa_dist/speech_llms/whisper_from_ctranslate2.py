@@ -37,8 +37,8 @@ from transformers import (
 
 from salsa_dist.errors import UserError
 from salsa_dist.libraries.transformers import keep_as_written
-from salsa_dist.log import causes, result, tell
 from salsa_dist.new_folder import made_beside
+from salsa_dist.speech_llms.converter import run_converter
 from salsa_dist.speech_llms.ctranslate2_files import Source, Tensors, find, read_json, read_variables
 
 # Whisper's one shape as CTranslate2 spells it; another value is another architecture.
@@ -300,17 +300,7 @@ def _generation_config(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    if len(words) < 2 or any(word.startswith("-") for word in words):
-        result(__doc__)
-        return 0 if words and words[0] in ("-h", "--help") else 2
-    *sources, dest = map(Path, words)
-    try:
-        result(f"wrote {convert(sources, dest)}")
-    except UserError as e:
-        tell(f"error: {e}", causes(e))
-        return 2
-    return 0
+    return run_converter(convert, __doc__ or "", sys.argv[1:] if arguments is None else arguments)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from collectives import collectives
+from conformance import kept_bytes
 from safetensors.torch import save_file
 
 from salsa_dist.config import PlacementConfig
@@ -173,6 +174,7 @@ def measure(base_folder: Path, out: Path, ranks: Ranks, name: str, dtype: str, m
         facts["transcripts"] = [t.text for group in groups for t in group]
         again = one_step(base, mine)  # and training goes on after generating
         facts["again"] = [float((again.gradients[s] - g).norm()) for s, g in reduced.gradients.items()]
+    facts["kept"] = kept_bytes(base, mine or clips()[:1])
     facts["unchanged"] = weights_hash(base) == before
     facts["changed_weights"] = changed_weights(base, checkpoint(base_folder, dtype))
     facts["owned_gradients"] = [n for n, p in base.model.named_parameters() if p.grad is not None]

@@ -6,6 +6,7 @@ hand: no bank, no packing, no DeepSpeed.
 """
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,10 @@ CUT = pytest.mark.parametrize(("name", "dtype", "memory"), [c for c in COMBINATI
 def placed(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What four ranks wrote under each placement, all in one start."""
     out = tmp_path_factory.mktemp("placed")
-    done = run_ranks(RANKS, placed_gradients.__file__, tiny_base, out, folder=out)
+    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    done = run_ranks(
+        RANKS, placed_gradients.__file__, tiny_base, out, folder=out, env={"PYTHONPATH": path}
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     return out
 
@@ -114,13 +118,25 @@ def test_gradients_and_losses_are_those_of_one_process(
             assert relative(found[site], wanted) < 1e-5, site
 
 
+@CUT
+def test_backward_keeps_no_more_where_weights_are_sharded(
+    placed: Path, name: str, dtype: str, memory: str
+) -> None:
+    """DeepSpeed's own linear layers would keep their inputs, torch's their gathered weights.
+
+    What a checkpointed layer is given may be added to what autograd keeps of it: the weights of norms.
+    """
+    alone = facts(placed, "replicate", dtype, memory)
+    for rank, found in enumerate(facts(placed, name, dtype, memory)):
+        assert 0 < found["kept"] < 1.02 * alone[rank]["kept"]
+
+
 @pytest.mark.parametrize(("name", "memory"), [(n, m) for n, d, m in COMBINATIONS if d == "bfloat16"])
 def test_in_bf16_they_are_no_further_apart_than_bf16_is_from_fp32(
     placed: Path, reference: dict[str, dict[str, torch.Tensor]], name: str, memory: str
 ) -> None:
-    """Clips packed together are rounded elsewhere than one clip alone, and the linear layer that
-    DeepSpeed puts in rounds before it adds its bias. Neither may cost more than rounding itself does:
-    what separates one process in bf16 from one process in fp32 is that, measured."""
+    """Clips packed together are rounded elsewhere than one clip alone. That may not cost more than
+    rounding itself: what separates one process in bf16 from one process in fp32, measured."""
     for found in tensors(placed, name, "bfloat16", memory):
         for site, exact in reference["float32"].items():
             alone = reference["bfloat16"][site]
@@ -207,9 +223,10 @@ def test_replicas_gather_nothing(placed: Path, memory: str) -> None:
 def test_checkpointed_layers_gather_their_frozen_weights_again(placed: Path, name: str) -> None:
     """ZeRO-3 with frozen weights under non-reentrant checkpointing: DeepSpeed before 0.19.3 found
     them empty, of shape [0], when it came to make the activations again (DeepSpeed#8148,
-    transformers#47254). The gradients above are right, and they were got by gathering once more."""
+    transformers#47254). The gradients above are right, and they were got by gathering once more: what
+    no gradient goes through is made again too. Sites inside the first layer leave little of that."""
     kept, again = (facts(placed, name, "float32", memory) for memory in MEMORY)
-    assert all(a["gathered"] > 1.2 * k["gathered"] for k, a in zip(kept, again, strict=True))
+    assert all(a["gathered"] > 1.05 * k["gathered"] for k, a in zip(kept, again, strict=True))
 
 
 @EVERY

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import nn
 
 from salsa_dist.libraries import deepspeed as library
+from salsa_dist.placement.frozen_linear import FrozenLinear
 from salsa_dist.placement.ranks import join
 from salsa_dist.planner.ds_settings import ds_settings
 
@@ -24,11 +25,17 @@ class Scaled(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.inner = nn.Sequential(nn.Linear(4, 5, bias=False), nn.ReLU(), nn.Linear(5, 4))
+        self.inner = nn.Sequential(nn.Linear(4, 8, bias=False), nn.ReLU(), nn.Linear(8, 4))
         self.scale = nn.Parameter(torch.ones(6, 4))
+        self.experts = nn.Parameter(torch.randn(2, 8, 8))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        output: torch.Tensor = self.inner(x) * self.scale.sum()
+        first, relu, last = self.inner
+        hidden = nn.functional.linear(relu(first(x)), self.experts[1])
+        if hasattr(nn.functional, "grouped_mm"):
+            each = torch.tensor([1, 2], dtype=torch.int32)  # one row for each expert
+            hidden = nn.functional.grouped_mm(hidden, self.experts.transpose(1, 2), offs=each)
+        output: torch.Tensor = last(hidden) * self.scale.sum()
         return output
 
 
@@ -40,6 +47,8 @@ def main(out: Path) -> None:
         model.requires_grad_(False)
         large, bias = model.inner[0].weight, model.inner[2].bias
         whole = large.detach().clone()
+        weights = (large, model.experts, model.inner[2].weight)
+        plain = [weight.detach().clone() for weight in weights]
         settings = ds_settings(None, "full", torch.float32)
         settings["zero_optimization"]["stage3_param_persistence_threshold"] = 4  # the bias alone
         sent: list[int] = []
@@ -58,7 +67,7 @@ def main(out: Path) -> None:
             "shape": list(library.true_shape(large)),
             "empty": large.data.numel() == 0,
             "part": library.part_of(large).tolist(),
-            "own": whole.flatten()[ranks.rank * 10 : ranks.rank * 10 + 10].tolist(),
+            "own": whole.flatten()[ranks.rank * 16 : ranks.rank * 16 + 16].tolist(),
             "compiles": deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"],
         }
         engine, *_ = deepspeed.initialize(model=model, config=settings, dist_init_required=False)
@@ -74,10 +83,27 @@ def main(out: Path) -> None:
             seen.append([before, library.is_gathered(large)])
 
         coordinator.fetch_sub_module = watched
-        vector = torch.zeros(5, requires_grad=True)
+        vector = torch.zeros(8, requires_grad=True)
         steer = model.inner[0].register_forward_hook(lambda module, args, output: output + vector)
-        model(torch.randn(2, 4)).sum().backward()
+        x, kept = torch.randn(2, 4), []
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            kept.append(list(tensor.shape))
+            return tensor
+
+        FrozenLinear.enter()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            model(x).sum().backward()
+        FrozenLinear.leave()
         steer.remove()
+        found["kept"] = kept
+        found["gradient"] = vector.grad.tolist()
+        vector.grad = None
+        hidden = torch.relu(x @ plain[0].T + vector) @ plain[1][1].T
+        if hasattr(nn.functional, "grouped_mm"):
+            hidden = torch.stack([row @ expert.T for row, expert in zip(hidden, plain[1], strict=True)])
+        (hidden @ plain[2].T * 24).sum().backward()
+        found["gradient_by_hand"] = vector.grad.tolist()
         found["fetched"] = [False, True] in seen
         found["gathered_after_backward"] = library.is_gathered(model.scale)
         library.release_leftovers(hooks)

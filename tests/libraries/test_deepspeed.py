@@ -50,9 +50,9 @@ def test_a_rank_keeps_one_run_of_elements_and_sends_none(ranks: list[dict[str, A
 
 def test_a_partitioned_weight_knows_its_shape_and_its_part(ranks: list[dict[str, Any]]) -> None:
     for rank in ranks:
-        assert rank["shape"] == [5, 4]
+        assert rank["shape"] == [8, 4]
         assert rank["empty"]
-        assert len(rank["part"]) == 10
+        assert len(rank["part"]) == 16
 
 
 def test_small_weights_stay_whole(ranks: list[dict[str, Any]]) -> None:
@@ -66,6 +66,13 @@ def test_a_fetch_gathers_and_is_seen(ranks: list[dict[str, Any]]) -> None:
 def test_what_backward_left_gathered_is_released(ranks: list[dict[str, Any]]) -> None:
     assert all(rank["gathered_after_backward"] for rank in ranks), "nothing to release: no proof"
     assert not any(rank["gathered_after_release"] for rank in ranks)
+
+
+def test_a_linear_layer_keeps_neither_weight_nor_input(ranks: list[dict[str, Any]]) -> None:
+    """Only ReLU keeps its result, of (2, 8), and the product with `scale` a number."""
+    for rank in ranks:
+        assert rank["gradient"] == pytest.approx(rank["gradient_by_hand"], rel=1e-5)
+        assert sorted(shape for shape in rank["kept"] if shape) == [[2, 8]]
 
 
 def test_a_model_that_is_forgotten_goes(ranks: list[dict[str, Any]]) -> None:

@@ -41,10 +41,10 @@ WAITS = {
     for name, limits in {
         "whisper": (1, 1, 3, 63),
         "qwen2_audio": (7, 7, 14, 27),
-        "qwen3_asr": (24, 27, 55, 45),
+        "qwen3_asr": (24, 30, 58, 45),
         "granite_speech": (6, 6, 12, 30),
-        "qwen2_5_omni": (17, 20, 29, 38),
-        "qwen3_omni": (27, 30, 61, 48),
+        "qwen2_5_omni": (17, 23, 32, 38),
+        "qwen3_omni": (27, 33, 64, 48),
         "glm_asr": (5, 5, 10, 26),
         "audioflamingo3": (6, 6, 12, 26),
         "voxtral": (3, 3, 7, 25),

@@ -23,7 +23,7 @@ from salsa_dist.planner.base_shape import shape_of
 from salsa_dist.planner.step_cost import activation_bytes
 from salsa_dist.planner.step_work import Work, tokens_of
 from salsa_dist.steering.bank import AdapterSpec, Bank
-from salsa_dist.steering.sites import find_layers, site_modules
+from salsa_dist.steering.sites import find_layers, site_modules, whole_layers
 from salsa_dist.steering.widths import site_widths
 
 CLIPS, SECONDS = 2, 30.0
@@ -175,7 +175,7 @@ def test_planned_activations_are_those_kept(name: str, monkeypatch: pytest.Monke
         bank = Bank([AdapterSpec("a", sites, "salsa")], widths, "meta")
         with bank.attached(modules), bank.rows({"encoder": rows, "llm": rows}):
             plain, layer = kept(model, work)
-            undo = recompute_in_backward(modules.values())
+            undo = recompute_in_backward(whole_layers(find_layers(model)).values(), bank)
             again, _ = kept(model, work)
             undo()
         for checkpointing, found in ((False, plain), (True, again + layer)):

@@ -99,9 +99,14 @@ def test_planned_bytes_of_the_base_are_those_measured(
     """Parts of four ranks with their padding, small weights kept whole, a cut window, a tied head."""
     plan, found = measured[case]["planned"], measured[case]["measured"]
     assert plan["base_bytes"] == found["resident_bytes_between_steps"]
-    assert plan["peak_base_bytes"] == pytest.approx(found["peak_bytes"], rel=0.05)
-    # With checkpointing DeepSpeed keeps some of what it made again for the next module.
-    rel = 0.10 if measured_placements.CASES[case][-1] else 0.0
+    # A layer is recomputed up to the last tensor that backward needs: not its last linear layer, here a
+    # ninth of the peak. The plan counts the whole layer.
+    again = measured_placements.CASES[case][-1]
+    assert (
+        found["peak_bytes"] <= plan["peak_base_bytes"] <= (1.12 if again else 1.0) * found["peak_bytes"]
+    )
+    # With checkpointing DeepSpeed keeps some of what is recomputed for the next module.
+    rel = 0.10 if again else 0.0
     assert plan["gathered_bytes_per_step"] == pytest.approx(found["gathered_bytes_per_step"], rel=rel)
     assert plan["ranks_a_copy"] == found["group_size"]
 

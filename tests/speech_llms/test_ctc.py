@@ -31,6 +31,8 @@ def test_repeats_become_one_and_blanks_part_them(base: SpeechLLM) -> None:
     frames = [0, k, k, 0, o, n, n, 0, n, word, word, k, o, o]
 
     class Says(torch.nn.Linear):
+        dtype = torch.float32
+
         def forward(self, **inputs: object) -> object:
             assert not torch.is_grad_enabled()
             logits = torch.nn.functional.one_hot(torch.tensor([frames]), 70).float()
@@ -97,5 +99,6 @@ def test_transcribed(family: str, tmp_path: Path) -> None:
 
 def test_a_sweep_tells_what_it_costs(base: SpeechLLM, tmp_path: Path) -> None:
     facts = base_facts(load_config(make_config(tmp_path, Path(base.name), tmp_path)))
-    assert facts.layers == {"encoder": 2}
+    assert facts.layers["encoder"] == 2
+    assert not any(word.startswith("llm") for word in facts.layers)
     assert clip_cost(facts, ["encoder"], shared=True).each_step > 0

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from conformance import RULES, clips, gradients, loaded, random_bank
+from conformance import RULES, clips, gradients, kept_bytes, loaded, random_bank
 
 import salsa_dist  # noqa: F401 -- before transformers
 from salsa_dist.config import PlacementConfig
@@ -35,6 +35,7 @@ def main(out: Path) -> None:
             # Twice: DeepSpeed records the order of modules in the first pass, prefetches by it later.
             for _ in range(2):
                 losses, found = gradients(frozen, mine)
+            kept = kept_bytes(frozen, mine)
             undo = recompute_in_backward(whole_layers(base.layer_lists).values(), bank)
             _, checkpointed = gradients(frozen, mine)
             undo()
@@ -60,6 +61,7 @@ def main(out: Path) -> None:
                 "gradients": found,
                 "first_only": first_only,
                 "checkpointed": checkpointed,
+                "kept": kept,
                 "texts": texts[0] + texts[1],
             }
             if ranks.is_first:
