@@ -129,7 +129,7 @@ def make_shards(
 def make_config(folder: Path, base_folder: Path, shards_folder: Path, **sections: object) -> Path:
     """Write a small run's config; `sections` replace those below.
 
-    Learning rates are absolute where a test does not say otherwise.
+    Where a test does not say otherwise, learning rates are absolute and padding is not thinned.
     """
     tree: dict[str, Any] = {
         "run": str(folder / "run"),
@@ -141,7 +141,7 @@ def make_config(folder: Path, base_folder: Path, shards_folder: Path, **sections
         "evaluation": {"windows_s": [None], "batch": 4, "max_new_tokens": 8},
         **sections,
     }
-    tree["training"] = {"lr_scale": {}, **tree["training"]}
+    tree["training"] = {"lr_scale": {}, "silence_stride": 1, **tree["training"]}
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(tree), encoding="utf-8")
     return path

@@ -36,6 +36,8 @@ Vectors = Annotated[T, Decides(frozenset({"vectors"}))]
 # Releases before `auto` had 0.01 and {} as the defaults.
 Rate = Annotated[T, Decides(frozenset({"vectors"}), unsaid=0.01)]
 RateScale = Annotated[T, Decides(frozenset({"vectors"}), ordered=True, unsaid={})]
+# Releases before `auto` had 1 as the default.
+Stride = Annotated[T, Decides(frozenset({"vectors"}), unsaid=1)]
 Transcripts = Annotated[T, Decides(frozenset({"transcripts"}))]
 Both = Annotated[T, Decides(frozenset({"vectors", "transcripts"}))]
 # The precision of the base. Releases before `auto` had float32 as the default.

@@ -97,6 +97,7 @@ def _filled(config: Config) -> Config:
     training: dict[str, Any] = {k: _unsaid(TrainingConfig, k) for k in ("lr", "steps", "seed")}
     if config.training.lr_scale == "auto" and not config.method.in_a_bank:
         training["lr_scale"] = _unsaid(TrainingConfig, "lr_scale")
+    training["silence_stride"] = config.thinning
     if config.training.halving is None:
         training["dev_clips"] = _unsaid(TrainingConfig, "dev_clips")
     return config.model_copy(

@@ -167,7 +167,7 @@ class Method:
     def load(self, session: Session) -> SpeechLLM:
         """Load the base for training."""
         config = session.config
-        return session.load_base(config.base_in_training(), config.training.silence_stride)
+        return session.load_base(config.base_in_training(), config.thinning)
 
     def done(self, row: int) -> bool:
         """Whether an adapter is already trained, so that it is skipped."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -53,7 +53,11 @@ class Part:
 
 
 def load_base(
-    base: BaseConfig, ranks: Ranks, placement: PlacementConfig, say: Say, silence_stride: int = 1
+    base: BaseConfig,
+    ranks: Ranks,
+    placement: PlacementConfig,
+    say: Say,
+    silence_stride: int | Literal["auto"] = 1,
 ) -> SpeechLLM:
     """Load the base for `placement`: whole on this rank's device, or with its weights unread.
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch.distributed as dist
 
@@ -115,6 +115,11 @@ class Session:
                 session.say(f"base.dtype auto takes {first.base.dtype}")
             if config.training.lr_scale != session.config.training.lr_scale:
                 session.say("training.lr_scale stays {}, as at the first start of the run")
+            if config.training.silence_stride != session.config.training.silence_stride:
+                first_one = session.config.training.silence_stride
+                session.say(
+                    f"training.silence_stride stays {first_one}, as at the first start of the run"
+                )
             session._refuse(training, facts or {})
             session.at(None, "taking the run's lock")
             session._lock = stack.enter_context(held_for_all(config.run, ranks))
@@ -153,7 +158,7 @@ class Session:
         """Tell the watchdog that this rank is in `phase` of `step`; see `Watchdog.at`."""
         self._watchdog.at(step, phase, reads=reads)
 
-    def load_base(self, base: BaseConfig, silence_stride: int = 1) -> SpeechLLM:
+    def load_base(self, base: BaseConfig, silence_stride: int | Literal["auto"] = 1) -> SpeechLLM:
         """Load the base, as its placement needs it."""
         self.at(None, "loading the base", reads=True)
         freed_memory.collect()

@@ -2,6 +2,7 @@
 
 settled(config, "cuda")     base.dtype: float32 or bfloat16 instead of auto
                             training.lr_scale: {} where the run's folder says so, from before auto
+                            training.silence_stride: the number that the run's folder says
 in_steps(config, index)     adapters[].steps instead of training.epochs
 
 A run goes on, and is evaluated, in the precision that it began with, on whatever device: its folder
@@ -39,8 +40,11 @@ def settled(config: Config, device: str) -> Config:
     Raises:
         UserError: no such base.
     """
+    if config.training.silence_stride == "auto":
+        begun = _began_with(config.run, "training", "silence_stride", 1)
+        config = _with(config, silence_stride=begun if isinstance(begun, int) else "auto")
     if config.training.lr_scale == "auto" and _began_with(config.run, "training", "lr_scale", {}) == {}:
-        config = _with_rates(config, {})
+        config = _with(config, lr_scale={})
     if config.base.dtype != "auto":
         return config
     own = "float32" if config.method.in_fp32 else begun_in(config.run) or _own(config.base, device)
@@ -55,7 +59,9 @@ def settled_as(first: Config, config: Config) -> Config:
     if config.base.dtype == "auto":
         config = with_precision(config, first.base.dtype)
     if config.training.lr_scale == "auto":
-        config = _with_rates(config, first.training.lr_scale)
+        config = _with(config, lr_scale=first.training.lr_scale)
+    if config.training.silence_stride == "auto":
+        config = _with(config, silence_stride=first.training.silence_stride)
     return config
 
 
@@ -87,8 +93,8 @@ def with_precision(config: Config, dtype: str) -> Config:
     return config.model_copy(update={"base": config.base.model_copy(update={"dtype": dtype})})
 
 
-def _with_rates(config: Config, scales: Any) -> Config:
-    training = config.training.model_copy(update={"lr_scale": scales})
+def _with(config: Config, **settings: Any) -> Config:
+    training = config.training.model_copy(update=settings)
     return config.model_copy(update={"training": training})
 
 

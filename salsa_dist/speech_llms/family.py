@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -48,12 +48,13 @@ class FamilyOptions:
         language_as: languages to be announced to the base as another, such as `{"tw": "yo"}`.
         silence_stride: keep 1 in this many encoder positions of the trailing padding; only for bases
             that pad every clip to one window. Training sets it (`Method.load`); it is 1 in evaluation.
+            auto: training tells each adapter's own as it begins.
     """
 
     window_s: float | None = None
     prompt: str | None = None
     language_as: Mapping[str, str] = field(default_factory=dict)
-    silence_stride: int = 1
+    silence_stride: int | Literal["auto"] = 1
 
 
 def auto_processor(name: str, revision: str | None) -> Any:
@@ -170,6 +171,19 @@ class Family(Protocol):
 
     def transcript(self, ids: Sequence[int]) -> str:
         """The text that generated or label token ids stand for."""
+
+
+@runtime_checkable
+class Thins(Protocol):
+    """What a family offers beside that thins trailing padding.
+
+    Attributes:
+        silence_stride: of a clip whose row has none of its own.
+        silence_strides: of the adapter of each row.
+    """
+
+    silence_stride: int
+    silence_strides: tuple[int, ...]
 
 
 @runtime_checkable

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -139,7 +139,7 @@ def load_speech_llm(
     attn_implementation: str | None = None,
     copy: Path | None = None,
     filled: bool = True,
-    silence_stride: int = 1,
+    silence_stride: int | Literal["auto"] = 1,
 ) -> SpeechLLM:
     """Load a base through transformers' public classes, without remote code.
 
@@ -158,7 +158,8 @@ def load_speech_llm(
         copy: a folder with the same files to read them from, such as one on this node's own disk.
         filled: False leaves the weights in their files; a base whose checkpoint does not let them be
             read one by one (see `unfilled`) comes whole all the same, on the CPU.
-        silence_stride: keep 1 in this many positions of the trailing padding (`thin_silence`).
+        silence_stride: keep 1 in this many positions of the trailing padding (`thin_silence`); auto:
+            all, until the family is told otherwise (`training/silence_stride.py`).
 
     Raises:
         UserError: no such base, a base of an unknown family, one that wants remote code, or one whose
@@ -260,13 +261,13 @@ def own_dtype(config: Any, device: torch.device) -> torch.dtype:
     return found[0] if found else torch.float32
 
 
-def refuse_stride(name: str, model_type: str, silence_stride: int) -> None:
+def refuse_stride(name: str, model_type: str, silence_stride: int | Literal["auto"]) -> None:
     """Refuse `silence_stride`, before weights are read, for a base without trailing padding.
 
     Raises:
         UserError: it has none, or none that can be thinned.
     """
-    if silence_stride > 1 and not family_of(model_type).THINS_PADDING:
+    if silence_stride not in (1, "auto") and not family_of(model_type).THINS_PADDING:
         raise UserError(
             f"training.silence_stride is {silence_stride}, and base {name} has no trailing padding, "
             "which Whisper has: set it to 1"

@@ -26,8 +26,13 @@ from salsa_dist.data.clip import Clip
 _MARGIN_S = 0.5
 
 
+def has_padding(clip: Clip, window_s: float) -> bool:
+    """Whether there is padding behind `clip` that can be thinned out."""
+    return clip.seconds + _MARGIN_S < window_s
+
+
 def kept_positions(
-    clips: Sequence[Clip], window: int, per_second: float, stride: int
+    clips: Sequence[Clip], window: int, per_second: float, strides: Sequence[int]
 ) -> dict[str, Tensor]:
     """Positions to keep per clip, and the weight of each: the number of positions that it replaces.
 
@@ -35,14 +40,14 @@ def kept_positions(
         clips: of a batch.
         window: positions of the whole window.
         per_second: positions of a second.
-        stride: positions of trailing padding per kept one.
+        strides: of each clip, positions of trailing padding per kept one.
 
     Returns:
         Arguments for a model that `thin_out` has prepared: `kept_positions` and `stand_for`,
         both (batch, kept) int64. Clips with fewer positions are padded with weight 0.
     """
     kept, counts = [], []
-    for clip in clips:
+    for clip, stride in zip(clips, strides, strict=True):
         sounding = min(window, round((clip.seconds + _MARGIN_S) * per_second))
         starts = torch.arange(sounding, window, stride)
         sizes = (starts + stride).clamp(max=window) - starts

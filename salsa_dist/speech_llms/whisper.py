@@ -66,13 +66,15 @@ class Whisper(EncoderDecoder):
         )
         self.window_s: float = self.features.n_samples / SAMPLE_RATE
         self.padded_to_s: float | None = self.window_s
-        self.silence_stride = options.silence_stride
+        self.thins_padding = options.silence_stride != 1
+        self.silence_stride = 1 if options.silence_stride == "auto" else options.silence_stride
+        self.silence_strides: tuple[int, ...] = ()  # by row, where adapters have their own
 
     def fit(self, model: Any) -> None:
         """Shorten `model`'s encoder to the window, in place, before its weights are placed."""
         shorten(model.get_encoder(), self.positions)
         model.config.max_source_positions = self.positions
-        if self.silence_stride > 1:
+        if self.thins_padding:
             thin_out(model, model.get_encoder().layers, model.get_decoder().layers)
 
     def announced(self, language: str) -> str:
@@ -238,10 +240,14 @@ class Whisper(EncoderDecoder):
 
     def _kept_positions(self, clips: Sequence[Clip]) -> dict[str, Tensor]:
         """The positions that training keeps; empty if it keeps all."""
-        if self.silence_stride == 1:
+        strides = [self._stride(clip) for clip in clips]
+        if set(strides) == {1}:
             return {}
-        per_second = self.positions / self.window_s
-        return kept_positions(clips, self.positions, per_second, self.silence_stride)
+        return kept_positions(clips, self.positions, self.positions / self.window_s, strides)
+
+    def _stride(self, clip: Clip) -> int:
+        own = self.silence_strides
+        return own[clip.row] if 0 <= clip.row < len(own) else self.silence_stride
 
     def _features(self, clips: Sequence[Clip]) -> Tensor:
         """(batch, mel bins, frames) float32."""

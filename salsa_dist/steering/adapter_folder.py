@@ -95,6 +95,7 @@ class TrainingFacts(_Facts):
         lr_scale: per site, what its rates were multiplied by; None: not recorded.
         seed: of its samples from the shards.
         window_s: audio window of the base, in seconds.
+        silence_stride: 1 in this many encoder positions of the trailing padding was kept.
         salsa_dist: version that trained it.
     """
 
@@ -103,6 +104,7 @@ class TrainingFacts(_Facts):
     lr_scale: dict[_Name, FiniteFloat] | None = None
     seed: int
     window_s: FiniteFloat
+    silence_stride: int = 1
     salsa_dist: _Name
 
 

@@ -228,6 +228,8 @@ def _shared_config(file: SweepFile, path: Path) -> Config:
         override(tree, f"{key}={json.dumps(value)}")
     tree["training"] = {**tree.get("training", {})}
     tree["training"]["halving"] = file.halving.model_dump() if file.halving else None
+    if tree["training"].get("silence_stride", "auto") == "auto":
+        tree["training"]["silence_stride"] = 1  # the same for all that are compared
     config = parse_config(tree, f"sweep {path}, config")
     if config.training.epochs is not None:
         raise UserError(

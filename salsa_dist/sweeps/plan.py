@@ -182,7 +182,7 @@ class Plan:
         if not self.facts.shares:
             return "clips are not shared: training.share_prefix is false"
         config = self.sweep.config
-        if config.data.join_clips > 1 or config.training.silence_stride > 1:
+        if config.data.join_clips > 1 or config.training.silence_stride != 1:
             return (
                 "a prefix can't be kept: data.join_clips and training.silence_stride make other windows"
             )

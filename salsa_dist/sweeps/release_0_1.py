@@ -62,7 +62,7 @@ def _identity(experiment: Experiment, sweep: Sweep, facts: BaseFacts, index: Sha
             training.decay,
             training.clip_norm,
             *([training.window_s] if training.window_s else []),
-            *([{"silence_stride": training.silence_stride}] if training.silence_stride > 1 else []),
+            *([{"silence_stride": training.silence_stride}] if training.silence_stride != 1 else []),
             *([_rates_of(training.lr_scale, facts)] if training.lr_scale and kind == "salsa" else []),
         ],
         "language": experiment.language,

@@ -48,6 +48,7 @@ class DevClips:
         self.folder = index.folder
         self.languages = [a.languages for a in adapters]
         self.clips: dict[str, list[tuple[Shard, Entry]]] = {}
+        self.share = True  # encode a clip once for all adapters
         self._known: Mapping[str, Known] | None = None  # by key, where no audio need be read
         for language in dict.fromkeys(x for own in self.languages for x in own):
             clips = first_entries(index.select("dev", language), most, window_s)
@@ -81,7 +82,8 @@ class DevClips:
             clips = self._clips(mine[start : start + size]) or [silent_clip(self.languages[0][0])]
             family = base.family
             # What is trained inside the encoder's layers leaves nothing below it to share.
-            if config.training.share_prefix and config.method.steers and config.method.learns:
+            shares = self.share and config.training.share_prefix
+            if shares and config.method.steers and config.method.learns:
                 distinct = list({clip.key: clip for clip in clips}.values())
                 batch = family.shared_batch(clips, distinct, kept=self._known is not None)
             else:

@@ -36,6 +36,7 @@ from salsa_dist.training.dev_loss import DevClips, finite_losses
 from salsa_dist.training.halving import Halving
 from salsa_dist.training.loss import label_weights, token_losses
 from salsa_dist.training.pass_limit import halved
+from salsa_dist.training.silence_stride import SilenceStrides
 from salsa_dist.training.workers import ReadAhead, own_workers
 
 
@@ -54,6 +55,7 @@ class Job:
         before: number of steps of the run's earlier jobs; curves continue from there.
         best: with `training.dev_every`, the best tensors of each adapter so far; else None.
         average: with `training.average`, the tensors that are measured and saved; else None.
+        strides: with `training.silence_stride` auto, each adapter's stride; else None.
         copies: copies batches to the rank's device.
         following: the first batch of the next step; `steps` sets it if batches are copied ahead.
         waited_s: the seconds that this rank waited for the clips of this step.
@@ -75,6 +77,7 @@ class Job:
     halving: Halving | None
     best: Best | None
     average: Average | None
+    strides: SilenceStrides | None
     copies: CopiesAhead
     following: AdapterBatch | None = None
     waited_s: float = 0.0
@@ -182,7 +185,8 @@ class Job:
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors of a checkpoint, by name; not copied."""
-        beside = (part.tensors() for part in (self.best, self.average) if part is not None)
+        parts = (self.best, self.average, self.strides)
+        beside = (part.tensors() for part in parts if part is not None)
         return dict(ChainMap(self.trainable.tensors(), *beside))
 
     def finish(self) -> list[Path]:

@@ -20,6 +20,7 @@ from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.placement.measured import as_loaded
 from salsa_dist.run.folder import RunFolder
 from salsa_dist.run.session import Session
+from salsa_dist.speech_llms.family import Thins
 from salsa_dist.speech_llms.load import SpeechLLM
 from salsa_dist.training import state as states
 from salsa_dist.training.average import Average
@@ -32,6 +33,7 @@ from salsa_dist.training.halving import Halving
 from salsa_dist.training.job import Job
 from salsa_dist.training.pass_limit import kept_limit
 from salsa_dist.training.prefix_pass import keep_prefix
+from salsa_dist.training.silence_stride import SilenceStrides
 
 
 @contextmanager
@@ -75,7 +77,7 @@ def opened(
         first = found.step if found else 0
         session.agree(speech_llm, trainable.bank, first)
         method.compute(session, speech_llm, trainable)
-        dev = best = average = halving = None
+        dev = best = average = halving = strides = None
         if config.training.dev_clips:
             dev = DevClips(
                 index, config.adapter_settings(), config.training.dev_clips, speech_llm.window_s
@@ -84,11 +86,13 @@ def opened(
             best = _best(config, trainable)
         if config.training.average is not None and batches is not None:
             average = Average(trainable, config.training.average, _ends(config))
+        if batches is not None and config.thinning == "auto" and isinstance(speech_llm.family, Thins):
+            strides = SilenceStrides(speech_llm.family, config.adapter_settings())
         session.begin(speech_llm, first)
         if found:
             # One file has the tensors of all three; each part copies its own, by name.
             states.restore(trainable, found)
-            for part in (best, average):
+            for part in (best, average, strides):
                 if part is not None:
                     states.restore(part, found)
             session.say(f"resuming after step {first} of {len(batches or ())}")
@@ -105,6 +109,15 @@ def opened(
         if batches is not None and not found:
             moved = partial(session.at, None, "measuring activations for the learning rates")
             method.before_steps(speech_llm, base, batches, trainable, moved)
+        if batches is not None and strides is not None:
+            if not found:
+                moved = partial(session.at, None, "measuring gradients with thinned padding")
+                cosines = strides.measure(base, batches, moved)
+                trainable.zero_grad()
+                told = dict(zip(names, strides.by_row, strict=True))
+                session.events.write("silence_stride", adapters=told, cosines=cosines)
+                session.say(f"training.silence_stride auto takes {_few(told)}")
+            strides.apply(batches, dev)
         if config.method.steers and batches is not None and config.training.halving is not None:
             halving = Halving(config.training.halving, config.adapter_settings(), config.run, first)
         made = Job(
@@ -124,11 +137,19 @@ def opened(
             halving=halving,
             best=best,
             average=average,
+            strides=strides,
             copies=CopiesAhead(ranks.device, base.dtype),
         )
         if config.method.steers and config.training.prefix_cache != "off" and first < len(made):
             _keep_prefix(made)
         yield made
+
+
+def _few(told: dict[str, int]) -> str:
+    """One number where all adapters have the same, else each adapter's."""
+    if len(set(told.values())) == 1:
+        return str(next(iter(told.values())))
+    return ", ".join(f"{n} for {name}" for name, n in list(told.items())[:8]) + ", …" * (len(told) > 8)
 
 
 def _refuse_metrics(config: Config) -> None:

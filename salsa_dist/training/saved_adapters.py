@@ -13,6 +13,7 @@ from salsa_dist.steering.adapter_folder import DataFacts, TrainingFacts, known_a
 from salsa_dist.steering.attachment import describe
 from salsa_dist.steering.vectors import SteeringVectors
 from salsa_dist.training.optimizer import PackedAdam
+from salsa_dist.training.silence_stride import stride_of
 
 
 def save_adapters(
@@ -49,6 +50,7 @@ def save_adapters(
                 lr_scale=scales_of(trained, row, spec.sites),
                 seed=adapter.seed,
                 window_s=speech_llm.window_s,
+                silence_stride=stride_of(speech_llm.family, row),
                 salsa_dist=version("salsa-dist"),
             ),
         )

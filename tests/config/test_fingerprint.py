@@ -28,6 +28,7 @@ def config_of(*overrides: str) -> Config:
     """The config of release 0.1, with overrides; its rates were not relative to the activations."""
     tree = json.loads(json.dumps(OLD["config"]))
     tree.setdefault("training", {}).setdefault("lr_scale", {})
+    tree["training"].setdefault("silence_stride", 1)
     for text in overrides:
         override(tree, text)
     return settled(parse_config(tree, "here"), "cpu")
@@ -130,7 +131,7 @@ class _Newer(TrainingConfig):
 
 def test_a_new_key_turns_no_old_checkpoint_away() -> None:
     config = config_of()
-    newer = config.model_copy(update={"training": _Newer(lr_scale={})})
+    newer = config.model_copy(update={"training": _Newer(lr_scale={}, silence_stride=1)})
     assert digest(newer, "vectors") == digest(config, "vectors")
     assert digest_of_release_0_1(newer) == digest_of_release_0_1(config)
     other = config.model_copy(update={"training": _Newer(novel=4)})

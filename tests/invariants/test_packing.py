@@ -35,7 +35,8 @@ def run(folder: Path, base: Path, shards: Path, adapters: list[dict[str, Any]]) 
     folder.mkdir()
     # Clipped in most steps, so that clipping over the whole bank would show.
     # What is saved is the mean after each of an adapter's own last steps.
-    training = {"steps": STEPS, "lr": 0.01, "lr_scale": "auto", "clip_norm": 0.3, "average": 10}
+    auto = {"lr_scale": "auto", "silence_stride": "auto"}
+    training = {"steps": STEPS, "lr": 0.01, **auto, "clip_norm": 0.3, "average": 10}
     config = load_config(make_config(folder, base, shards, adapters=adapters, training=training))
     done = train(config)
     assert done.finished

@@ -45,8 +45,9 @@ def started(
     strict.write_text(
         json.dumps({"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}})
     )
-    # Rates relative to the activations, which are measured under either placement.
-    training = {"steps": 6, "lr_scale": "auto", "save_every_s": 0}
+    # Rates and thinned padding are measured under either placement.
+    auto = {"lr_scale": "auto", "silence_stride": "auto"}
+    training = {"steps": 6, "save_every_s": 0, **auto}
     config = make_config(folder, tiny_base, tiny_shards, training=training)
     runs = {}
     for name, command in STARTS.items():

@@ -71,7 +71,7 @@ def ranks() -> Any:
 
 def test_every_position_is_stood_for_once() -> None:
     clips = [clip(s) for s in (0.3, 0.75, 1.9)]
-    batch = kept_positions(clips, window=100, per_second=50, stride=7)
+    batch = kept_positions(clips, window=100, per_second=50, strides=[7, 7, 7])
     kept, stand_for = batch["kept_positions"], batch["stand_for"]
     assert stand_for.sum(1).tolist() == [100, 100, 100]
     assert stand_for.gt(0).sum(1).tolist() == [40 + 9, 62 + 6, 100]
@@ -88,7 +88,7 @@ def test_every_position_is_stood_for_once() -> None:
 def test_it_is_exact_where_silence_is_alike(tiny_base: Path, ranks: Ranks, stride: int) -> None:
     whole, thin = Base(tiny_base, ranks, 1), Base(tiny_base, ranks, stride)
     clips = [clip(0.3), clip(0.6, row=1, text="kon", seed=1)]
-    batch = kept_positions(clips, window=100, per_second=50, stride=stride)
+    batch = kept_positions(clips, window=100, per_second=50, strides=[stride, stride])
     # What each position's representative is, for all positions.
     of = torch.stack([h.repeat_interleave(n) for h, n in zip(*batch.values(), strict=True)])
     whole.llm.model.get_encoder().layers[0].register_forward_pre_hook(
