@@ -28,6 +28,7 @@ from salsa_dist.run.session import Session
 from salsa_dist.training.bad_sample_limit import BadSamples
 from salsa_dist.training.guard import Guard
 from salsa_dist.training.job import Job
+from salsa_dist.training.longest_pass import shows_at_once
 from salsa_dist.training.opening import opened
 from salsa_dist.training.pass_limit import kept_limit
 from salsa_dist.training.record import record_placement, record_step
@@ -104,6 +105,8 @@ def run(job: Job) -> int:
     """Do the remaining steps of `job`, up to a signal. Returns the number of finished steps."""
     session, config = job.session, job.config
     session.listen()
+    if shows_at_once(session.ranks.device):
+        job.try_longest()
     guard, speed = Guard(job), Speed(job)
     bad = BadSamples(config.data.max_bad, session.events, session.say)
     measured = min(job.first + _MEASURED_STEP, len(job) - 1)
