@@ -49,6 +49,7 @@ from salsa_dist.config import PlacementConfig
 from salsa_dist.libraries.deepspeed import start_deepspeed
 from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.placement.ranks import Ranks, join
+from salsa_dist.planner.devices import device_of
 from salsa_dist.planner.ds_settings import ds_settings
 from salsa_dist.speech_llms.batch import AdapterBatch
 from salsa_dist.speech_llms.load import SpeechLLM
@@ -103,7 +104,6 @@ TINY: dict[str, Any] = {
 }
 PROMPT, LABELS = 12, 40
 # Dense bf16 without sparsity, in TFLOP/s, from NVIDIA's data sheets.
-PEAK_TFLOPS = {"H200": 989.0, "H100 PCIe": 756.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0}
 NOT_COUNTED = 2
 
 
@@ -273,7 +273,8 @@ def peak_of_gpu(options: argparse.Namespace) -> float | None:
     if options.peak_tflops:
         return float(options.peak_tflops) * 1e12
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-    return next((peak * 1e12 for known, peak in PEAK_TFLOPS.items() if known in name), None)
+    known = device_of(name)
+    return known.flops if known else None
 
 
 def largest_costs(step: Callable[[], None], on_gpu: bool) -> dict[str, Any]:

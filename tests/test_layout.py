@@ -23,7 +23,7 @@ ORDER = [
 
 
 # What a method is made of (optimizer, reduction, batches) lies in training/ too, below the methods.
-LOOP = ("loop", "opening", "job", "guard", "record")
+LOOP = ("loop", "opening", "job", "guard", "record", "speed")
 
 
 def place_of(parts: list[str]) -> str:

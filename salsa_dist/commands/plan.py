@@ -30,7 +30,13 @@ def plan(
     ] = None,
     nodes: Annotated[int, typer.Option(min=1, help="number of nodes")] = 1,
     gpus_per_node: Annotated[int, typer.Option(min=1, help="devices per node, one rank each")] = 8,
-    gpu_memory: Annotated[str, typer.Option(help="memory per device, such as 80GB")] = "80GB",
+    gpu: Annotated[
+        str | None,
+        typer.Option(help="kind of device: A100, H100, H200, B200 or MI300X; default: A100"),
+    ] = None,
+    gpu_memory: Annotated[
+        str | None, typer.Option(help="memory per device, such as 24GB; default: as --gpu has")
+    ] = None,
     host_memory: Annotated[
         str | None,
         typer.Option(help="host memory per node, for CPU offload; default: assumed sufficient"),
@@ -54,13 +60,18 @@ def plan(
     dtype: Annotated[
         str | None, typer.Option(help="precision: float32, bfloat16 or float16; default: as stored")
     ] = None,
-    tflops: Annotated[float, typer.Option(help="peak TFLOP/s per device; 312: A100, dense bf16")] = 312,
+    tflops: Annotated[
+        float | None, typer.Option(help="peak TFLOP/s per device, dense bf16; default: as --gpu has")
+    ] = None,
     mfu: Annotated[
         float, typer.Option(help="achieved share of the peak; Llama 3 reports 0.38 to 0.43")
     ] = 0.4,
     node_bandwidth: Annotated[
-        str, typer.Option(help="bytes per second into a device, within its node; 240GB: NVLink 3")
-    ] = "240GB",
+        str | None,
+        typer.Option(
+            help="bytes per second into a device, within its node; default: 0.8 of the peak of --gpu"
+        ),
+    ] = None,
     network_bandwidth: Annotated[
         str, typer.Option(help="bytes per second out of a node; 25GB: one 200 Gb/s port")
     ] = "25GB",
@@ -78,6 +89,7 @@ def plan(
     from salsa_dist.config import PlacementConfig, load_config
     from salsa_dist.errors import UserError
     from salsa_dist.planner.base_shape import ENCODER_TOKENS_PER_SECOND, read_shape
+    from salsa_dist.planner.devices import named
     from salsa_dist.planner.plan import make_plan
     from salsa_dist.planner.plan_of_run import plan_of, user_settings, with_offload
     from salsa_dist.planner.sizes import parse_size
@@ -89,14 +101,15 @@ def plan(
         raise UserError("give either a run's CONFIG or a base with --base")
     if dtype not in (None, "float32", "bfloat16", "float16"):
         raise UserError(f"--dtype {dtype} is not known: float32, bfloat16 or float16")
+    device = named(gpu or "A100")
     machines = Machines(
         nodes,
         gpus_per_node,
-        parse_size(gpu_memory),
+        device.memory if gpu_memory is None else parse_size(gpu_memory),
         None if host_memory is None else parse_size(host_memory),
-        parse_size(node_bandwidth),
+        device.received if node_bandwidth is None else parse_size(node_bandwidth),
         parse_size(network_bandwidth),
-        tflops * 1e12,
+        device.flops if tflops is None else tflops * 1e12,
         mfu,
     )
     link = None
@@ -121,9 +134,10 @@ def plan(
         found = make_plan(shape, work, machines, user_settings(placement), placement.offload)
     if as_json:
         shards = {"shards": asdict(link)} if link else {}
-        result(json.dumps({**found.tree(), **shards}, indent=1))
+        result(json.dumps({**found.tree(), "gpu": asdict(device), **shards}, indent=1))
     else:
-        result("\n".join([found.table(), *([link.line()] if link else [])]))
+        told = [device.line()] if gpu else []
+        result("\n".join([*told, found.table(), *([link.line()] if link else [])]))
 
 
 def _shard_link(config: Config, nodes: int, planned_s: float) -> ShardLink | None:

@@ -160,6 +160,16 @@ class AdapterPlan:
         shard, entry = own.clip(int(rng.integers(own.clips)))
         return Sample(sample.number, sample.reader, sample.epoch, shard, entry)
 
+    def longest(self, count: int) -> list[tuple[Shard, Entry]]:
+        """The `count` longest clips that it samples from, the longest first."""
+        found: list[tuple[float, Shard, Entry]] = []
+        for part in (part for language in self._languages for part in language.parts):
+            lengths = seconds_of(part.entries)
+            for i in map(int, np.argsort(-lengths, kind="stable")[:count]):
+                found.append((float(lengths[i]), part.shard, part.entries[i]))
+        found.sort(key=lambda clip: (-clip[0], clip[1].path, clip[2].key))
+        return [(shard, entry) for _, shard, entry in found[:count]]
+
     def _pool(self, k: int) -> list[list[Sample]]:
         if k not in self._pools:
             if len(self._pools) >= 2 * LANES:
@@ -214,7 +224,7 @@ class _Language:
         self.readers = min(readers, len(parts))
         self._first = first
         self._total_readers = readers
-        self._parts = parts
+        self.parts = parts
         self._dealt = [parts[r :: self.readers] for r in range(self.readers)]
         self._sizes = [tuple(len(p.entries) for p in dealt) for dealt in self._dealt]
         self._ends = np.cumsum([len(p.entries) for p in parts])
@@ -241,7 +251,7 @@ class _Language:
     def clip(self, i: int) -> tuple[Shard, Entry]:
         """The language's clip number `i`."""
         shard = int(np.searchsorted(self._ends, i, side="right"))
-        part = self._parts[shard]
+        part = self.parts[shard]
         return part.shard, part.entries[i - int(self._ends[shard] - len(part.entries))]
 
 

@@ -50,12 +50,14 @@ class Placed:
     Attributes:
         placement: with a kind that is not `auto`.
         row: what the plan says of it.
+        shape: of the base.
         why: one line for the log and the `placement` event.
         warning: where it may not fit after all; None: it should.
     """
 
     placement: PlacementConfig
     row: Row
+    shape: BaseShape
     why: str
     warning: str | None
 
@@ -167,7 +169,7 @@ def decide(plan: Plan, placement: PlacementConfig, section: str, even: bool = Tr
         )
     taken = placement.model_copy(update={"kind": row.placement, "offload": row.offload})
     assert world % row.ranks_a_copy == 0
-    return Placed(taken, row, why, warning)
+    return Placed(taken, row, plan.shape, why, warning)
 
 
 def this_job(ranks: Ranks) -> Machines:

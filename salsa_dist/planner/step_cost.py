@@ -5,6 +5,7 @@ See docs/placement.md for how well the estimates meet what was measured.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from math import floor
 
@@ -19,15 +20,18 @@ from salsa_dist.steering.blocks import layer_of
 _SMALL = 0.01
 
 
-def flops(shape: BaseShape, work: Work) -> float:
+def flops(shape: BaseShape, work: Work, tokens: Mapping[str, float] | None = None) -> float:
     """FLOPs of one step over all ranks: two per matrix element and token.
 
     Forward goes through everything; backward only makes gradients of activations (no weight learns),
     as many FLOPs again, from the first steered layer on. Attention adds 4·T·T·width a layer forward
     and twice that backward. Recomputing adds one forward of the layers that have a backward.
+
+    Args:
+        tokens: of one clip in each part, where they were counted; None: `tokens_of`.
     """
     first = first_layer(shape, work)
-    tokens = tokens_of(shape, work)
+    tokens = tokens_of(shape, work) if tokens is None else tokens
     total = 0.0
     for module in shape.modules:
         forward = 2.0 * module.matmul * tokens[module.runs_over]

@@ -246,6 +246,12 @@ def _training(run: Path, files: RunFiles) -> dict[str, Any]:
     padded = sum(audio / (1 - padding) for audio, padding in measured)
     timed = [(s.seconds, s.data_wait) for s in files.steps if s.data_wait is not None]
     waited = sum(spent_s * share for spent_s, share in timed)
+
+    def mean(name: str) -> float | None:
+        own = [(s.seconds, getattr(s, name)) for s in files.steps if getattr(s, name) is not None]
+        whole = sum(spent_s for spent_s, _ in own)
+        return sum(spent_s * value for spent_s, value in own) / whole if whole else None
+
     loss: dict[str, list[list[float | None]]] = {a.name: [] for a in files.adapters}
     for step in files.steps:
         for name, of in step.adapters.items():
@@ -263,6 +269,10 @@ def _training(run: Path, files: RunFiles) -> dict[str, Any]:
         "device": spent.device if spent else None,
         "device_hours": spent.device_hours if spent else None,
         "clips_per_second": sum(step.clips for step in files.steps) / seconds if seconds else None,
+        "audio_per_second": sum(a for a, _ in measured) / seconds if measured and seconds else None,
+        "tokens_per_second": mean("tokens_per_second"),
+        "mfu": mean("mfu"),
+        "peak_memory": max((s.peak_memory for s in files.steps if s.peak_memory), default=None),
         "starts": files.starts,
         "padding": 1 - sum(audio for audio, _ in measured) / padded if padded else None,
         "data_wait": waited / sum(spent_s for spent_s, _ in timed) if timed else None,

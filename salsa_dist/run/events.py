@@ -158,6 +158,12 @@ class Step(Record):
     """Share of the audio's frames that is padding to the longest clip of a pass."""
     data_wait: float | None = None
     """Share of the step's time for which ranks waited for clips, on average."""
+    peak_memory: int | None = None
+    """Most bytes that rank 0 has held so far: of tensors on a GPU, else of host memory."""
+    tokens_per_second: float | None = None
+    """Of the LLM or decoder, over all ranks, without padding."""
+    mfu: float | None = None
+    """Model FLOPs utilisation, where the device's peak is known: see training/speed.py."""
     adapters: dict[str, AdapterStep]
     store: Store | None = None
 
@@ -254,15 +260,22 @@ def _beside(before: Step | None, step: Step) -> Step:
     if before is None or before.adapters.keys() & step.adapters.keys():
         return step
     seconds = before.seconds + step.seconds
-    data_wait = None
-    if before.data_wait is not None and step.data_wait is not None:
-        waited = before.seconds * before.data_wait + step.seconds * step.data_wait
-        data_wait = waited / seconds if seconds else 0.0
+
+    def mean(name: str) -> float | None:
+        own, other = getattr(before, name), getattr(step, name)
+        if own is None or other is None:
+            return None
+        summed = before.seconds * own + step.seconds * other
+        return summed / seconds if seconds else 0.0
+
+    heard = (before.audio_seconds, step.audio_seconds)
     return step.model_copy(
         update={
             "adapters": {**before.adapters, **step.adapters},
             "seconds": seconds,
             "clips": before.clips + step.clips,
-            "data_wait": data_wait,
+            "audio_seconds": None if None in heard else sum(s for s in heard if s is not None),
+            "peak_memory": max(before.peak_memory or 0, step.peak_memory or 0) or None,
+            **{name: mean(name) for name in ("data_wait", "tokens_per_second", "mfu")},
         }
     )

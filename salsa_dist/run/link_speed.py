@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,9 +15,10 @@ import torch.distributed as dist
 
 from salsa_dist.placement.ranks import Ranks
 
-_MESSAGE_BYTES = 4 * 2**20
-_PROBE_BYTES = 2**16
-_PROBE_S = 0.05  # a link on which the probe takes longer is too slow for more: 20 Mbit/s
+# A message of the next size is sent where one of this size took no longer than so many seconds. The
+# first limit is 20 Mbit/s. The second is 34 Gbit/s: there, most of the time of 4 MiB is latency, while
+# 256 MiB take 1.2 ms on NVLink at 450 GB/s.
+_SIZES = ((2**16, 0.05), (4 * 2**20, 0.002), (256 * 2**20, 0.0))
 _TIMES = 3  # the best counts: the others warm up
 
 
@@ -39,7 +41,6 @@ def link_gbps(ranks: Ranks, control: Any) -> float | None:
     Neighbours measure at the same time where no rank is part of two pairs.
     """
     world, rank = ranks.world_size, ranks.rank
-    message = torch.zeros(_MESSAGE_BYTES, dtype=torch.uint8, device=ranks.device)
     mine = None  # of two ranks, only the first has a link: there is one
     for first_of in _rounds(world):
         dist.barrier(group=control)
@@ -48,27 +49,25 @@ def link_gbps(ranks: Ranks, control: Any) -> float | None:
             if rank not in (first, second):
                 continue
             there = second if rank == first else first
-            gbps = _exchange(message, rank == first, there)
+            gbps = _exchange(ranks.device, rank == first, there)
             if rank == first:
                 mine = gbps
     return mine
 
 
-def _exchange(message: torch.Tensor, first: bool, peer: int) -> float:
-    """Gbit/s of sending `message`, (bytes,) uint8, and receiving it; a part of it on a slow link."""
-
-    def seconds(part: torch.Tensor) -> float:
-        return best_of(lambda: _there_and_back(part, first, peer), message.device)
-
-    part = message[:_PROBE_BYTES]
-    took = seconds(part)
-    # Both sides go on, or neither: the first one's clock counts.
-    go_on = torch.tensor([took < _PROBE_S], dtype=torch.uint8, device=message.device)
-    (dist.send if first else dist.recv)(go_on, peer)
-    if go_on.item():
-        part = message
-        took = seconds(part)
-    return 2 * 8 * len(part) / took / 1e9
+def _exchange(device: torch.device, first: bool, peer: int) -> float:
+    """Gbit/s of sending a message and receiving it; the faster the link, the larger the message."""
+    gbps = 0.0
+    for size, limit_s in _SIZES:
+        message = torch.zeros(size, dtype=torch.uint8, device=device)
+        took = best_of(partial(_there_and_back, message, first, peer), device)
+        gbps = 2 * 8 * size / took / 1e9
+        # Both sides go on, or neither: the first one's clock counts.
+        go_on = torch.tensor([took < limit_s], dtype=torch.uint8, device=device)
+        (dist.send if first else dist.recv)(go_on, peer)
+        if not go_on.item():
+            break
+    return gbps
 
 
 def _there_and_back(message: torch.Tensor, first: bool, peer: int) -> None:

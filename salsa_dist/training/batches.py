@@ -114,7 +114,7 @@ class StepBatches(Dataset[StepShare]):
         self.micro_batch = micro_batch
         self.pass_seconds = pass_seconds
         self.steps = max(own.steps for own in adapters)
-        self._remote = isinstance(folder, Remote)
+        self.folder = folder
         self._before = Traffic()
         self.stopped: frozenset[int] = frozenset()  # rows that stopped early
         self._known: Mapping[str, Known] | None = None  # by key, where no audio need be read
@@ -178,6 +178,13 @@ class StepBatches(Dataset[StepShare]):
         """
         self._known = known
 
+    def largest_pass(self, step: int, seconds: float) -> int:
+        """Most windows that a pass of `step` may have, if each lasts `seconds`."""
+        most = -(-max(map(len, self._shares(step))) // self.passes(step))
+        if self.pass_seconds is None:
+            return max(1, most)
+        return max(1, self._packed([seconds] * most, self.pass_seconds)[0][1])
+
     def __len__(self) -> int:
         return self.steps
 
@@ -199,7 +206,7 @@ class StepBatches(Dataset[StepShare]):
         return StepShare(batches, planned, bad, hopeless, seconds, padded, self._traffic())
 
     def _traffic(self) -> Traffic | None:
-        if not self._remote:
+        if not isinstance(self.folder, Remote):
             return None
         before, self._before = self._before, traffic()
         return self._before.since(before)

@@ -34,6 +34,7 @@ from salsa_dist.training.best import Best
 from salsa_dist.training.copies import CopiesAhead, with_next
 from salsa_dist.training.dev_loss import DevClips, finite_losses
 from salsa_dist.training.halving import Halving
+from salsa_dist.training.longest_pass import longest_pass
 from salsa_dist.training.loss import label_weights, token_losses
 from salsa_dist.training.pass_limit import halved
 from salsa_dist.training.silence_stride import SilenceStrides
@@ -129,6 +130,20 @@ class Job:
         """Rows of the adapters that take part in `step`."""
         return self.batches.active(step) if self.batches is not None else []
 
+    def try_longest(self) -> None:
+        """Make a pass of the longest clips, and halve the limit of a pass where it is out of memory."""
+        kept = self.config.training.prefix_cache != "off"
+        if self.batches is None or self.first >= len(self) or kept:
+            return
+        self.session.at(None, "trying the longest clips")
+        while (batch := longest_pass(self.batches, self.first)) is not None:
+            share = StepShare([batch], 0, [], 0, 0.0, 0.0)
+            found = self._passes(share)
+            self.trainable.zero_grad()
+            if isinstance(found, tuple):
+                return
+            self._halve(self.first, found, f"before step {self.first + 1}, with the longest clips")
+
     def forward_backward(self, step: int, share: StepShare) -> tuple[Tensor, Tensor]:
         """Compute the gradients of this rank's share; they stay in `.grad`. If a pass is out of memory,
         the step is repeated in smaller passes.
@@ -141,18 +156,22 @@ class Job:
             if isinstance(found := self._passes(share), tuple):
                 return found
             # Not inside an `except`, whose traceback would hold the activations.
-            if self.session.ranks.device.type == "cuda":
-                torch.cuda.empty_cache()
-            where = f"step {step + 1}, rank {self.session.ranks.rank}"
-            run, shared = RunFolder(self.config.run), self.base.in_step
-            limit = halved(run, found, where, shared=shared)
-            self.batches.limit_pass(limit)
-            self.session.events.write("out_of_memory", step=step, clips=found, limit=limit)
-            log.warning(
-                f"{where}: out of memory with {found} clips in a pass: from now on at most {limit}. To "
-                "choose for yourself, set training.micro_batch or training.pass_seconds"
-            )
+            self._halve(step, found, f"step {step + 1}")
             share = self.batches[step]
+
+    def _halve(self, step: int, clips: int, where: str) -> None:
+        """From now on at most half of `clips` in a pass."""
+        assert self.batches is not None
+        if self.session.ranks.device.type == "cuda":
+            torch.cuda.empty_cache()
+        where += f", rank {self.session.ranks.rank}"
+        limit = halved(RunFolder(self.config.run), clips, where, shared=self.base.in_step)
+        self.batches.limit_pass(limit)
+        self.session.events.write("out_of_memory", step=step, clips=clips, limit=limit)
+        log.warning(
+            f"{where}: out of memory with {clips} clips in a pass: from now on at most {limit}. To "
+            "choose for yourself, set training.micro_batch or training.pass_seconds"
+        )
 
     def _passes(self, share: StepShare) -> tuple[Tensor, Tensor] | int:
         """What `forward_backward` returns. If a pass is out of memory: its number of clips."""

@@ -28,9 +28,11 @@ from salsa_dist.run.session import Session
 from salsa_dist.training.bad_sample_limit import BadSamples
 from salsa_dist.training.guard import Guard
 from salsa_dist.training.job import Job
+from salsa_dist.training.longest_pass import shows_at_once
 from salsa_dist.training.opening import opened
 from salsa_dist.training.pass_limit import kept_limit
 from salsa_dist.training.record import record_placement, record_step
+from salsa_dist.training.speed import Speed
 from salsa_dist.training.step_counts import StepCounts
 
 # The placement is measured on this step after a start: DeepSpeed records the order of modules in the
@@ -103,7 +105,9 @@ def run(job: Job) -> int:
     """Do the remaining steps of `job`, up to a signal. Returns the number of finished steps."""
     session, config = job.session, job.config
     session.listen()
-    guard = Guard(job)
+    if shows_at_once(session.ranks.device):
+        job.try_longest()
+    guard, speed = Guard(job), Speed(job)
     bad = BadSamples(config.data.max_bad, session.events, session.say)
     measured = min(job.first + _MEASURED_STEP, len(job) - 1)
     step, saved = job.first - 1, time.monotonic()
@@ -126,7 +130,7 @@ def run(job: Job) -> int:
         if job.average is not None:
             job.average.after_step(step, active)
         now = time.monotonic()
-        record_step(job, step, now - started, active, reduced, counts, norms, rates)
+        record_step(job, step, now - started, active, reduced, counts, norms, rates, speed)
         guard.after_step(step, active, moving, norms)
         last = reduced.stop or step + 1 == len(job)
         if last or now - saved >= config.training.save_every_s:

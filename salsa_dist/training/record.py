@@ -12,6 +12,7 @@ from torch import Tensor
 from salsa_dist.run.session import Session
 from salsa_dist.training.job import Job
 from salsa_dist.training.reduce import Reduced
+from salsa_dist.training.speed import Speed
 from salsa_dist.training.step_counts import StepCounts
 
 
@@ -24,6 +25,7 @@ def record_step(
     counts: StepCounts,
     norms: Tensor,
     rates: Tensor,
+    speed: Speed,
 ) -> None:
     """Write the `step` event and its curves, and show the job's progress."""
     clips = round(counts.clips)
@@ -52,6 +54,7 @@ def record_step(
         audio_seconds=round(counts.seconds, 3),
         padding=round(padding, 4),
         data_wait=round(min(1.0, waited), 4),
+        **speed.of(counts, sum(labels_of[row] for row in active), seconds),
         adapters=adapters,
         **store,
     )

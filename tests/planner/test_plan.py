@@ -25,6 +25,7 @@ from salsa_dist.data.index import ShardIndex
 from salsa_dist.errors import UserError
 from salsa_dist.placement.choose import decide
 from salsa_dist.planner.base_shape import BaseShape, read_shape
+from salsa_dist.planner.devices import device_of
 from salsa_dist.planner.ds_settings import ds_settings
 from salsa_dist.planner.plan import make_plan
 from salsa_dist.planner.plan_of_run import long_clip, plan_of, plan_text, with_offload, work_of
@@ -375,8 +376,15 @@ def test_plan_by_command(tiny_base: Path, tiny_shards: Path, tmp_path: Path) -> 
     assert shown.exit_code == 0, shown.output
     assert "2 nodes x 4 ranks, 24 GB a device" in shown.output
     assert "auto: replicate" in shown.output
+    named = run(app, ["plan", "--base", str(tiny_base), "--gpu", "h200", "--gpu-memory", "24GB"])
+    assert "H200 by its data sheet: 141 GB at 4.80 TB/s, 989 TFLOP/s" in named.output
+    assert "24 GB a device" in named.output
+    refused = run(app, ["plan", "--base", str(tiny_base), "--gpu", "h300"])
+    assert "h300 is not known by name (A100, H100, H200, B200, MI300X)" in str(refused.exception)
     config = make_config(tmp_path, tiny_base, tiny_shards)
-    tree = json.loads(run(app, ["plan", str(config), "--json", *options]).output)
+    tree = json.loads(run(app, ["plan", str(config), "--json", "--gpu", "mi300", *options]).output)
+    assert tree["gpu"]["name"] == "MI300X"
+    assert tree["machines"]["flops"] == 1307.4e12
     assert tree["work"]["clips"] == 10
     assert [r["placement"] for r in tree["rows"] if r["offload"] == "none"] == [
         "replicate",
@@ -386,6 +394,26 @@ def test_plan_by_command(tiny_base: Path, tiny_shards: Path, tmp_path: Path) -> 
     assert tree["auto"]["placement"] == "replicate"
     text = plan_text(load_config(config), 2, 4, parse_size("24GB"))
     assert "auto: replicate" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("NVIDIA A100-SXM4-80GB", "A100"),
+        ("NVIDIA A100-PCIE-40GB", "A100"),
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("NVIDIA H200", "H200"),
+        ("NVIDIA B200", "B200"),
+        ("AMD Instinct MI300X", "MI300X"),
+        ("NVIDIA H100 PCIe", None),
+        ("NVIDIA H200 NVL", None),
+        ("NVIDIA GH200 480GB", None),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
+    ],
+)
+def test_gpus_by_the_names_of_their_drivers(name: str, known: str | None) -> None:
+    found = device_of(name)
+    assert (found and found.name) == known
 
 
 def test_the_page_about_placement_is_current(tmp_path: Path) -> None:

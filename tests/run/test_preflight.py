@@ -6,11 +6,15 @@ Four real ranks play two nodes, then three; hosts, versions and speeds are made 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from ranks import run_ranks
+
+from salsa_dist.run import link_speed
 
 PLAY = """
 import json, os, sys, time
@@ -118,3 +122,21 @@ def test_a_link_that_crawls_does_not_hold_up_the_job(played: Path) -> None:
     event = said(played, "slow")["event"]
     assert event["seconds"] < 30
     assert event["gbps_between"] == pytest.approx(0.001, rel=0.2)
+
+
+@pytest.mark.parametrize(("bytes_per_s", "largest"), [(1e5, 16), (2e7, 22), (1e13, 28)])
+def test_fast_links_get_large_messages(
+    monkeypatch: pytest.MonkeyPatch, bytes_per_s: float, largest: int
+) -> None:
+    sent: list[int] = []
+    monkeypatch.setattr(link_speed, "_there_and_back", lambda message, *_: sent.append(len(message)))
+    monkeypatch.setattr(link_speed.dist, "send", lambda *_: None)
+
+    def took(call: Callable[[], object], device: torch.device) -> float:
+        call()
+        return 2 * sent[-1] / bytes_per_s
+
+    monkeypatch.setattr(link_speed, "best_of", took)
+    gbps = link_speed._exchange(torch.device("cpu"), True, 1)
+    assert sent[-1] == 2**largest
+    assert gbps == pytest.approx(8 * bytes_per_s / 1e9)

@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +14,18 @@ import torch
 import yaml
 from ranks import free_port, run_ranks, start, world
 from tiny import make_config
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from salsa_dist import SteeringVectors, UserError, load_config, train
 from salsa_dist.data.index import ShardIndex
 from salsa_dist.placement.ranks import Ranks
 from salsa_dist.report.one_run import build_report
 from salsa_dist.speech_llms.load import load_speech_llm
+from salsa_dist.training.batches import StepShare
 from salsa_dist.training.from_config import make_batches
+from salsa_dist.training.job import Job
+from salsa_dist.training.speed import Speed
 
 STEPS = 14
 
@@ -96,14 +103,45 @@ def test_two_ranks_replace_as_one_does_and_stop_together(
     assert not (tmp_path / "strict/run/adapters").exists()
 
 
-def test_the_report_counts_them(tmp_path: Path, tiny_base: Path, tiny_shards: Path) -> None:
+def peak_of(flops: float, made: Callable[..., None]) -> Callable[..., None]:
+    def init(self: Speed, job: Any) -> None:
+        made(self, job)
+        self._peak = flops
+
+    return init
+
+
+def test_the_report_counts_them(
+    tmp_path: Path, tiny_base: Path, tiny_shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shards = damaged(tiny_shards, tmp_path / "shards")
-    train(load_config(config_of(tmp_path / "a", tiny_base, shards)))
+    # The CPU as a GPU of a known peak.
+    monkeypatch.setattr(Speed, "__init__", peak_of(1e9, Speed.__init__))
+    counter, passes = FlopCounterMode(display=False), Job.forward_backward
+
+    def counted(job: Job, step: int, share: StepShare) -> tuple[Tensor, Tensor]:
+        with counter if step == STEPS - 1 else nullcontext():
+            return passes(job, step, share)
+
+    monkeypatch.setattr(Job, "forward_backward", counted)
+    # PyTorch counts no fused attention on the CPU.
+    eager = ["base.attn_implementation=eager"]
+    train(load_config(config_of(tmp_path / "a", tiny_base, shards), eager))
     report = build_report(tmp_path / "a/run")
     count = report["training"]["bad_samples"]["tar"]
     assert 3 < count <= 6
     assert 0 < report["training"]["padding"] < 0.5
     assert 0 < report["training"]["data_wait"] < 1  # no workers: all reading is waited for
+    training = report["training"]
+    own = [e for e in events(tmp_path / "a/run") if e["event"] == "step"]
+    heard = sum(e["audio_seconds"] for e in own)
+    assert training["audio_per_second"] == pytest.approx(heard / training["seconds"])
+    tokens = sum(e["tokens_per_second"] * e["seconds"] for e in own)
+    assert 2 < tokens / sum(e["clips"] for e in own) < 40  # prompt and transcript of a clip
+    assert training["peak_memory"] == own[-1]["peak_memory"] > 50e6
+    # MFU counts no padding of transcripts; else what PyTorch counts.
+    made = own[-1]["mfu"] * own[-1]["seconds"] * 1e9
+    assert made == pytest.approx(counter.get_total_flops(), rel=0.1)
     assert any(f"{count} samples could not be used ({count} tar)" in note for note in report["notes"])
 
 

@@ -12,7 +12,11 @@ from ranks import run_ranks
 from tiny import make_config
 
 from salsa_dist import SteeringVectors, UserError, load_config, train
+from salsa_dist.data.index import ShardIndex
 from salsa_dist.run.folder import RunFolder
+from salsa_dist.speech_llms.batch import AdapterBatch
+from salsa_dist.training import job, longest_pass, loop
+from salsa_dist.training.batches import StepBatches
 
 TRAINING = {"steps": 4, "lr": 0.02, "micro_batch": 6}
 DATA = {"clips_per_step": 6}
@@ -64,6 +68,35 @@ def test_smaller_passes_learn_the_same(
     found = [(e["step"], e["clips"], e["limit"]) for e in events(config, "out_of_memory")]
     assert found == [(0, 6, 3)]  # once: what workers had read ahead is not tried
     assert max(passes[1:]) <= 3
+
+
+def test_the_longest_clips_come_first_and_change_nothing(
+    tmp_path: Path, tiny_base: Path, tiny_shards: Path, plain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "shows_at_once", lambda device: True)
+    config = config_of(tmp_path / "a", tiny_base, tiny_shards)
+    tried: list[tuple[int, float]] = []
+    whole = longest_pass.longest_pass
+
+    def seen(batches: StepBatches, step: int) -> AdapterBatch | None:
+        longest = max(e.seconds for own in batches.adapters for _, e in own.plan.longest(1))
+        batch = whole(batches, step)
+        assert batch is not None
+        tried.append((len(batch.keys), longest))
+        return batch
+
+    monkeypatch.setattr(job, "longest_pass", seen)
+    with out_of_memory_ranks.room_for(clips=3) as passes:
+        assert train(load_config(config)).finished
+    assert [clips for clips, _ in tried] == [6, 3]
+    index = ShardIndex.load(tiny_shards)
+    lengths = [e.seconds for c in ("bg", "el") for s in index.select("train", c) for e in s.entries]
+    assert tried[0][1] == max(lengths)
+    assert passes[:2] == [6, 3]
+    assert max(passes[1:]) <= 3  # no step is out of memory any more
+    found = [(e["step"], e["clips"], e["limit"]) for e in events(config, "out_of_memory")]
+    assert found == [(0, 6, 3)]
+    same(config, plain)
 
 
 def test_it_is_kept_for_the_next_start(
