@@ -4,7 +4,7 @@
     device_of("NVIDIA H100 80GB HBM3")        the same; None for a GPU that is not known
 
 `flops` is dense bf16: from H100 on, NVIDIA's sheets print the double, with sparsity. `link` is both
-ways together. Sources:
+ways together. Sources, as third-party tables quote them (read on 2026-11-29):
 
     A100     NVIDIA A100 Tensor Core GPU data sheet (us-nvidia-1758950-r4), SXM, 80 GB
     H100     NVIDIA H100 Tensor Core GPU data sheet and Hopper architecture white paper, SXM5
