@@ -268,13 +268,13 @@ def _beside(before: Step | None, step: Step) -> Step:
         summed = before.seconds * own + step.seconds * other
         return summed / seconds if seconds else 0.0
 
-    heard = (before.audio_seconds, step.audio_seconds)
+    audio = (before.audio_seconds, step.audio_seconds)
     return step.model_copy(
         update={
             "adapters": {**before.adapters, **step.adapters},
             "seconds": seconds,
             "clips": before.clips + step.clips,
-            "audio_seconds": None if None in heard else sum(s for s in heard if s is not None),
+            "audio_seconds": None if None in audio else sum(s for s in audio if s is not None),
             "peak_memory": max(before.peak_memory or 0, step.peak_memory or 0) or None,
             **{name: mean(name) for name in ("data_wait", "tokens_per_second", "mfu")},
         }

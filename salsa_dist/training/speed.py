@@ -45,7 +45,8 @@ class Speed:
             known = device_of(torch.cuda.get_device_name(self._device))
             self._peak = known.flops if known else None
         # Where a part of the forward pass is left out or shared, the planner's FLOPs are others.
-        whole = training.silence_stride == 1 and training.prefix_cache == "off"
+        strides = {job.config.thinning} if job.strides is None else set(job.strides.by_row)
+        whole = strides <= {1, "auto"} and training.prefix_cache == "off"
         shared = job.batches is None or job.batches.share
         self._work = None
         if job.config.method.steers and whole and not shared:
