@@ -90,7 +90,7 @@ def add_lora(model: Any, name: str, config: Path, weights: Path) -> None:
                 added = file.get_tensor(key + _B).float() @ file.get_tensor(key + _A).float()
                 if added.shape != weight.shape:
                     raise UserError(
-                        f"base {name}: {weights} has {key} for a weight of {tuple(added.shape)}, and the "
-                        f"base's is {tuple(weight.shape)}: take all files from one revision"
+                        f"base {name}: {weights} has {key} for a weight of {tuple(added.shape)}, and "
+                        f"the base's is {tuple(weight.shape)}: take all files from one revision"
                     )
                 weight.copy_(weight.float() + scale * added.to(weight.device))
