@@ -1,4 +1,4 @@
-"""Published checkpoints without their weights: every tensor has its place, the planner's bytes are right.
+"""Published checkpoints without weights: every tensor has its place, and the planner's bytes are right.
 
     skeletons/*.json         what public records say of a checkpoint: config, names, shapes, dtypes
     hollow safetensors       a header with these names, and a file that is all holes
@@ -19,12 +19,14 @@ from typing import Any
 import pytest
 import torch
 
+from salsa_dist.errors import UserError
 from salsa_dist.libraries.transformers import renaming
 from salsa_dist.placement.loading import Part
 from salsa_dist.planner.base_shape import BaseShape, build_empty, read_shape
 from salsa_dist.planner.ds_settings import ds_settings
 from salsa_dist.planner.weight_bytes import resident_bytes
 from salsa_dist.speech_llms.inspection import read_config
+from salsa_dist.speech_llms.load import load_speech_llm
 from salsa_dist.speech_llms.unfilled import tensor_of, unfilled
 from salsa_dist.speech_llms.weight_files import StoredTensor, refuse_other_weights, stored_tensors
 
@@ -44,7 +46,7 @@ def expanded(pattern: str) -> list[str]:
 
 
 def hollow(skeleton: dict[str, Any], folder: Path) -> Path:
-    """A folder with the skeleton's config, and a weight file of its names, shapes and offsets: no data."""
+    """A folder with the skeleton's config and a weight file of its names and shapes, all holes."""
     header, end = {}, 0
     for pattern, (dtype, shape) in skeleton["tensors"].items():
         size = torch.Size(shape).numel() * ITEMSIZE[dtype]
@@ -139,3 +141,13 @@ def test_every_tensor_of_a_published_checkpoint_has_its_place(path: Path, tmp_pa
     assert sum(weights.values()) == shape.parameters
     for ranks in (2, 8):
         assert resident_bytes(shape, ranks) == planned(shape, weights, ranks)
+
+
+@pytest.mark.parametrize("read", [load_speech_llm, read_shape])
+def test_a_layout_that_transformers_does_not_read_is_refused(read: Any, tmp_path: Path) -> None:
+    """Qwen/Qwen3-ASR-1.7B: transformers has its type, would take default sizes and find no weight."""
+    sizes = {"audio_config": {"d_model": 1024}, "text_config": {"hidden_size": 2048}}
+    config = {"model_type": "qwen3_asr", "thinker_config": sizes}
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(UserError, match=r"such as Qwen/Qwen3-ASR-1\.7B-hf"):
+        read(tmp_path)
