@@ -75,20 +75,24 @@ def as_published(published: dict[str, Any], stored: dict[str, StoredTensor]) -> 
         assert sum(name.startswith(f"{part}.") for name in stored) == count, part
 
 
-def by_target(model: Any, stored: dict[str, StoredTensor]) -> dict[str, list[StoredTensor]]:
-    """What the model's parameters and buffers are made of, by their names; each stored tensor once."""
+def by_target(
+    model: Any, stored: dict[str, StoredTensor]
+) -> tuple[dict[str, list[StoredTensor]], bool]:
+    """What the model's weights and buffers are made of, by name; and whether tensors are joined."""
     rename = renaming(model)
     assert rename is not None
     targets: dict[str, list[StoredTensor]] = defaultdict(list)
+    joined = False
     for key, tensor in stored.items():
         target, converted = rename(key)
         shape = tuple(tensor_of(model, target).shape)  # an AttributeError names what the model lacks
         assert converted or shape == tensor.shape, f"{key} is {tensor.shape}, {target} is {shape}"
         targets[target].append(tensor)
+        joined |= converted
     for target, parts in targets.items():
         numbers = sum(torch.Size(part.shape).numel() for part in parts)
         assert numbers == tensor_of(model, target).numel(), f"{target} of {len(parts)} tensors"
-    return targets
+    return targets, joined
 
 
 def planned(shape: BaseShape, weights: dict[str, int], ranks: int) -> int:
@@ -123,15 +127,17 @@ def test_every_tensor_of_a_published_checkpoint_has_its_place(path: Path, tmp_pa
 
     model = build_empty(config, str(folder), shape.dtype)
     assert type(model).__name__ == skeleton["class"]
-    described = unfilled(type(model), config, str(folder), None, getattr(torch, shape.dtype))
-    assert (described is None) == ("whole" in skeleton), skeleton.get("whole")
-    if described is not None:
-        refuse_other_weights(skeleton["name"], described.model, described.loading_info)
-        assert not described.loading_info["unexpected_keys"]
-        model = described.model
-    targets = by_target(model, stored)
-    if described is not None:
-        assert set(targets) == set(described.sources)
+    targets, joined = by_target(model, stored)
+    assert (joined or "lora" in skeleton) == ("whole" in skeleton)
+    if not joined:
+        described = unfilled(type(model), config, str(folder), None, getattr(torch, shape.dtype))
+        assert (described is None) == ("lora" in skeleton)
+        if described is not None:
+            refuse_other_weights(skeleton["name"], described.model, described.loading_info)
+            assert not described.loading_info["unexpected_keys"]
+            assert set(targets) == set(described.sources)
+            loaded = [(n, p.numel(), p.element_size()) for n, p in described.model.named_parameters()]
+            assert loaded == [(w.name, w.numel, w.itemsize) for w in shape.weights]
 
     names = dict(model.named_parameters(remove_duplicate=False))
     tied = skeleton.get("tied", {})
