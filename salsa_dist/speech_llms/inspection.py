@@ -29,6 +29,7 @@ from salsa_dist.speech_llms.family import Checkpoint, FamilyOptions
 from salsa_dist.speech_llms.load import (
     base_revision,
     family_of,
+    refuse_authors_layout,
     takes_audio,
 )
 from salsa_dist.speech_llms.noise_inputs import noise_inputs
@@ -170,6 +171,7 @@ def read_config(name: str, revision: str | None = None) -> Any:
         model_type = tree.get("model_type")
         if model_type in CONFIG_MAPPING:
             config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+            refuse_authors_layout(name, config)
             thinker = getattr(config, "thinker_config", None)
             # Of a model that also talks, the part that listens and writes.
             return config if thinker is None else thinker

@@ -179,6 +179,7 @@ def load_speech_llm(
         config = AutoConfig.from_pretrained(
             files[0], revision=files[1], trust_remote_code=False, **attention
         )
+    refuse_authors_layout(name, config)
     family_class = family_of(config.model_type)
     refuse_stride(name, config.model_type, silence_stride)
     own_method = quantizing.own_method(config)
@@ -250,6 +251,20 @@ def takes_audio(model_class: Any) -> bool:
     """Whether a model of this class takes audio, as transformers itself says."""
     modalities = getattr(model_class, "input_modalities", ())
     return "audio" in modalities or model_class.main_input_name in ("input_features", "input_values")
+
+
+def refuse_authors_layout(name: str, config: Any) -> None:
+    """Refuse a checkpoint in a layout of its authors' own package, before its weights are read.
+
+    Raises:
+        UserError: transformers has its type and not this layout, so it would take default sizes.
+    """
+    if isinstance(getattr(config, "thinker_config", None), dict):
+        raise UserError(
+            f"base {name} is a {config.model_type} in the layout of its authors' own package, which "
+            "transformers does not read: name their checkpoint for transformers, such as "
+            "Qwen/Qwen3-ASR-1.7B-hf for Qwen/Qwen3-ASR-1.7B"
+        )
 
 
 def own_dtype(config: Any, device: torch.device) -> torch.dtype:
