@@ -215,17 +215,26 @@ def file_in(name: str, wanted: str, revision: str | None) -> Path | None:
     return None if found is None else Path(found)
 
 
-def without_adapter() -> dict[str, Any]:
-    """Arguments of `from_pretrained` that leave a LoRA beside the weights to `built_in_lora`.
+@contextmanager
+def without_adapter() -> Iterator[None]:
+    """In the block, `from_pretrained` leaves a LoRA beside the weights to `built_in_lora`.
 
-    Assumes that `adapter_kwargs` says in which subfolder peft's files are looked for.
+    Assumes that `integrations.peft.find_adapter_config_file` looks for it; here it finds none. The
+    arguments of `from_pretrained` can't say so in all releases.
 
     Seen: transformers 5.17 and 5.24.
     Else: transformers asks for a release of peft, or loads the LoRA as layers of peft, and the base is
         refused.
     Test: test_a_lora_beside_the_weights_is_not_loaded
     """
-    return {"adapter_kwargs": {"subfolder": "no-adapter"}}
+    from transformers.integrations import peft
+
+    find = peft.find_adapter_config_file
+    peft.find_adapter_config_file = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        peft.find_adapter_config_file = find
 
 
 def renaming(model: Any) -> Callable[[str], tuple[str, bool]] | None:

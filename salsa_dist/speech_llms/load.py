@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -201,7 +202,7 @@ def load_speech_llm(
             f"base {name}: its LoRA for speech can't be added to quantised weights: leave "
             "base.quantization out, and take the checkpoint that is not quantised"
         )
-    with reading_base(name):
+    with reading_base(name), without_adapter() if lora else nullcontext():
         described = None if filled or quantized or lora else unfilled(cls, config, *files, precision)
         if described is None:
             model, info = cls.from_pretrained(
@@ -213,7 +214,6 @@ def load_speech_llm(
                 ignore_mismatched_sizes=True,  # they are told in `info`, and refused
                 **attention,
                 **quantized,
-                **(without_adapter() if lora else {}),
             )
         else:
             model, info, sources = described.model, described.loading_info, described.sources
