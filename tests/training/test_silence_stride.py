@@ -18,6 +18,7 @@ from salsa_dist.config.fingerprint import digest
 from salsa_dist.data.index import ShardIndex
 from salsa_dist.data.reading import read_clip
 from salsa_dist.data.sampling import AdapterPlan
+from salsa_dist.errors import UserError
 from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.placement.ranks import join
 from salsa_dist.run.settled import settled
@@ -107,11 +108,36 @@ def test_clips_that_fill_the_window_and_runs_that_keep_it_whole_measure_nothing(
     [event] = events(full, "silence_stride")
     assert event["adapters"] == {"bg": 1, "el": 1}
     assert event["cosines"] == {}
-    for whole in ("training.prefix_cache=memory", "method.kind=lora"):
-        config = load_config(path, [whole])
+    halved = [
+        "training.dev_clips=2",
+        'training.halving={"rungs": [2], "keep": 0.5}',
+        "training.steps=4",
+    ]
+    for whole in (["method.kind=lora"], halved):
+        config = load_config(path, whole)
         assert config.thinning == 1
-        one = load_config(path, [whole, "training.silence_stride=1"])
+        one = load_config(path, [*whole, "training.silence_stride=1"])
         assert digest(settled(config, "cpu"), "vectors") == digest(settled(one, "cpu"), "vectors")
+
+
+def test_with_a_prefix_cache_windows_are_whole_and_stay_so(
+    tmp_path: Path, tiny_base: Path, tiny_shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Settings that never decide may change when a run resumes, and its strides stay."""
+    monkeypatch.setattr(silence_stride, "COSINE", -1.0)  # anything that is measured is 16
+    late = [{"name": "bg", "language": "bg", "sites": "encoder:1-2"}]
+    path = make_config(tmp_path, tiny_base, tiny_shards, training=TRAINING, adapters=late)
+    cached = "training.prefix_cache=memory"
+    for words in ([cached], []):
+        [adapter] = train(load_config(path, words)).adapters
+        made = SteeringVectors.load(adapter).training
+        assert made is not None
+        assert made.silence_stride == 1
+    assert not events(load_config(path), "silence_stride")
+    other = f"run={tmp_path / 'other'}"
+    train(load_config(path, [other]))
+    with pytest.raises(UserError, match="this run began with training.silence_stride 16"):
+        train(load_config(path, [other, cached]))
 
 
 def test_a_run_that_began_with_a_number_keeps_it(tmp_path: Path) -> None:
