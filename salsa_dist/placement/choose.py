@@ -51,6 +51,7 @@ class Placed:
         placement: with a kind that is not `auto`.
         row: what the plan says of it.
         shape: of the base.
+        micro_batch: clips per pass that it is planned with.
         why: one line for the log and the `placement` event.
         warning: where it may not fit after all; None: it should.
     """
@@ -58,6 +59,7 @@ class Placed:
     placement: PlacementConfig
     row: Row
     shape: BaseShape
+    micro_batch: int
     why: str
     warning: str | None
 
@@ -169,7 +171,7 @@ def decide(plan: Plan, placement: PlacementConfig, section: str, even: bool = Tr
         )
     taken = placement.model_copy(update={"kind": row.placement, "offload": row.offload})
     assert world % row.ranks_a_copy == 0
-    return Placed(taken, row, plan.shape, why, warning)
+    return Placed(taken, row, plan.shape, plan.work.micro_batch, why, warning)
 
 
 def this_job(ranks: Ranks) -> Machines:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from salsa_dist.planner.plan import make_plan
 from salsa_dist.planner.plan_table import Plan
 from salsa_dist.planner.step_work import DEFAULT_CLIP_S, Machines, Work
 from salsa_dist.steering.rules.registry import rule_named
+
+_MOST = 256  # clips per pass with `training.micro_batch: auto`: more are no faster
 
 
 def plan_of(
@@ -37,14 +41,37 @@ def plan_of(
     placement = with_offload(config.placement if training else config.evaluation.placement)
     if shape is None:
         shape = shape_of_run(config, training)
-    return make_plan(
+    plan = partial(
+        make_plan,
         shape,
-        work_of(config, shape, training, long_s),
-        machines,
-        user_settings(placement),
-        placement.offload,
-        [placement.kind] if isinstance(placement.kind, int) else [],
+        machines=machines,
+        settings=user_settings(placement),
+        offload=placement.offload,
+        extra=[placement.kind] if isinstance(placement.kind, int) else [],
     )
+    work = work_of(config, shape, training, long_s)
+    if training and config.training.micro_batch == "auto":
+        return _largest_passes(plan, work, placement)
+    return plan(work)
+
+
+def _largest_passes(plan: Callable[[Work], Plan], work: Work, placement: PlacementConfig) -> Plan:
+    """The plan with the largest passes that fit, in the placement that passes of one clip have."""
+    found = plan(work)
+    kind = placement.kind
+    if kind == "auto":
+        row = found.chosen
+    else:
+        rows = (r for r in found.rows if r.offload == placement.offload)
+        row = next((r for r in rows if kind in (r.placement, r.ranks_a_copy)), None)
+    clips = 1
+    while row is not None and clips < min(_MOST, work.clips / found.machines.world_size):
+        clips *= 2
+        larger = plan(replace(work, micro_batch=clips))
+        if (own := larger.row(row.placement, row.offload)) is None or not own.fits:
+            break
+        found = larger
+    return found
 
 
 def shape_of_run(config: Config, training: bool = True) -> BaseShape:
@@ -103,7 +130,7 @@ def work_of(
     clips = config.data.clips_of_a_step(clip_s) * len(adapters)
     return Work(
         clips=clips if training else config.evaluation.batch,
-        micro_batch=config.training.micro_batch if training else config.evaluation.batch,
+        micro_batch=config.training.clips_per_pass if training else config.evaluation.batch,
         sites=tuple(shape.sites(a.sites) for a in adapters),
         parts=max((rule_named(a.rule).parts for a in adapters), default=1),
         clip_s=clip_s,

@@ -39,7 +39,7 @@ from salsa_dist.run.failing import failure_first
 from salsa_dist.run.kernels import settle_kernels
 from salsa_dist.run.lock import RunLock, held_for_all
 from salsa_dist.run.preflight import Preflight, preflight
-from salsa_dist.run.settled import in_steps, settled, settled_as
+from salsa_dist.run.settled import in_steps, settled, settled_as, with_training
 from salsa_dist.run.start import open_run, refuse_unwritable, write_start
 from salsa_dist.run.stop_signals import StopSignals
 from salsa_dist.run.trackers import Trackers, refuse_missing
@@ -147,6 +147,9 @@ class Session:
                 self.say(line)
         self.at(None, "choosing a placement", reads=True)
         self.placed = choose(self.config, self.ranks, training=training, index=self.index)
+        if training and self.config.training.micro_batch == "auto":
+            self.config = with_training(self.config, micro_batch=self.placed.micro_batch)
+            self.say(f"training.micro_batch auto takes {self.placed.micro_batch}")
         slow = []
         if self._checked:
             links = (self._checked.slowest_link(between) for between in (False, True))

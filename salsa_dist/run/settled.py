@@ -2,7 +2,7 @@
 
 settled(config, "cuda")     base.dtype: float32 or bfloat16 instead of auto
                             training.lr_scale: {} where the run's folder says so, from before auto
-                            training.silence_stride: the number that the run's folder says
+                            training.silence_stride, micro_batch: the number that the run's folder says
 in_steps(config, index)     adapters[].steps instead of training.epochs
 
 A run goes on, and is evaluated, in the precision that it began with, on whatever device: its folder
@@ -42,9 +42,12 @@ def settled(config: Config, device: str) -> Config:
     """
     if config.training.silence_stride == "auto":
         begun = _began_with(config.run, "training", "silence_stride", 1)
-        config = _with(config, silence_stride=begun if isinstance(begun, int) else "auto")
+        config = with_training(config, silence_stride=begun if isinstance(begun, int) else "auto")
+    if config.training.micro_batch == "auto":
+        begun = _began_with(config.run, "training", "micro_batch", "auto")
+        config = with_training(config, micro_batch=begun if isinstance(begun, int) else "auto")
     if config.training.lr_scale == "auto" and _began_with(config.run, "training", "lr_scale", {}) == {}:
-        config = _with(config, lr_scale={})
+        config = with_training(config, lr_scale={})
     if config.base.dtype != "auto":
         return config
     own = "float32" if config.method.in_fp32 else begun_in(config.run) or _own(config.base, device)
@@ -59,9 +62,11 @@ def settled_as(first: Config, config: Config) -> Config:
     if config.base.dtype == "auto":
         config = with_precision(config, first.base.dtype)
     if config.training.lr_scale == "auto":
-        config = _with(config, lr_scale=first.training.lr_scale)
+        config = with_training(config, lr_scale=first.training.lr_scale)
     if config.training.silence_stride == "auto":
-        config = _with(config, silence_stride=first.training.silence_stride)
+        config = with_training(config, silence_stride=first.training.silence_stride)
+    if config.training.micro_batch == "auto":
+        config = with_training(config, micro_batch=first.training.micro_batch)
     return config
 
 
@@ -93,7 +98,8 @@ def with_precision(config: Config, dtype: str) -> Config:
     return config.model_copy(update={"base": config.base.model_copy(update={"dtype": dtype})})
 
 
-def _with(config: Config, **settings: Any) -> Config:
+def with_training(config: Config, **settings: Any) -> Config:
+    """`config` with these values in its section `training`."""
     training = config.training.model_copy(update=settings)
     return config.model_copy(update={"training": training})
 

@@ -25,7 +25,10 @@ SPEECH = "speech-lora"  # of Phi-4-multimodal
 BESIDE = ""  # of Granite-Speech
 _FILES = ("adapter_config.json", "adapter_model.safetensors")
 # What peft can do beside, and changes the sum above.
-_OTHER = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save")
+_OTHER = (
+    *("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save"),
+    *("fan_in_fan_out", "lora_bias"),
+)
 _PREFIX, _A, _B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 
 
@@ -71,12 +74,23 @@ def add_lora(model: Any, name: str, config: Path, weights: Path) -> None:
             raise UserError(f"base {name}: {config} sets {other[0]}, which is not known here")
         scale = settings["lora_alpha"] / settings["r"]
         rename = renaming(model)
-        names = sorted(key.removesuffix(_A) for key in file.keys() if key.endswith(_A))  # noqa: SIM118
+        keys = set(file.keys())
+        names = sorted(key.removesuffix(_A) for key in keys if key.endswith(_A))
         if not names:
             raise UserError(f"base {name}: {weights} holds no LoRA: take all files from one revision")
+        if other := sorted(keys - {key + end for key in names for end in (_A, _B)}):
+            raise UserError(
+                f"base {name}: {weights} holds {other[0]}, which is no linear layer's LoRA: it is not "
+                "known here"
+            )
         for key in names:
             stored = key.removeprefix(_PREFIX) + ".weight"
             with torch.no_grad():
                 weight = model.get_parameter(rename(stored)[0] if rename else stored)
                 added = file.get_tensor(key + _B).float() @ file.get_tensor(key + _A).float()
+                if added.shape != weight.shape:
+                    raise UserError(
+                        f"base {name}: {weights} has {key} for a weight of {tuple(added.shape)}, and "
+                        f"the base's is {tuple(weight.shape)}: take all files from one revision"
+                    )
                 weight.copy_(weight.float() + scale * added.to(weight.device))

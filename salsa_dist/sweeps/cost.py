@@ -171,4 +171,4 @@ def activation_bytes(facts: BaseFacts, config: Config) -> float:
         facts.layers.get("encoder", 0) * facts.encoder_tokens
         + facts.layers.get("llm", 0) * facts.llm_tokens
     )
-    return config.training.micro_batch * positions * facts.width * bytes_each
+    return config.training.clips_per_pass * positions * facts.width * bytes_each

@@ -154,7 +154,7 @@ def memory(sweep: Sweep, facts: BaseFacts) -> tuple[float, list[str]]:
         problems.append(
             f"it can never fit: a rank needs about {need / 1e9:.1f} GB (base "
             f"{facts.parameters * each / 1e9:.1f} GB over {sharing} ranks, a micro-batch of "
-            f"{config.training.micro_batch}) and has {have / 1e9:.1f}; "
+            f"{config.training.clips_per_pass}) and has {have / 1e9:.1f}; "
             "share the base among more ranks (placement.kind), or lower training.micro_batch"
         )
     return need, problems

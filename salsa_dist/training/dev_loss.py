@@ -76,7 +76,7 @@ class DevClips:
         ranks = base.ranks
         mine, share = self._share(base, rows)
         sums = torch.zeros(2, len(self.languages), device=ranks.device)
-        size = config.training.micro_batch
+        size = config.training.clips_per_pass
         for start in range(0, max(share, 1), size):
             moved()
             clips = self._clips(mine[start : start + size]) or [silent_clip(self.languages[0][0])]

@@ -115,7 +115,7 @@ def make_batches(config: Config, index: ShardIndex, speech_llm: SpeechLLM, ranks
         speech_llm.family,
         ranks.rank,
         ranks.world_size,
-        config.training.micro_batch,
+        config.training.clips_per_pass,
         # Methods that train weights inside the encoder have no unsteered prefix to share.
         share=config.training.share_prefix and config.method.steers,
         pass_seconds=config.training.pass_seconds,

@@ -70,7 +70,7 @@ def keep_prefix(
             f"{where}, more than training.prefix_cache_gb = {training.prefix_cache_gb:g}: give it "
             "more, or set prefix_cache to off"
         )
-    size = training.micro_batch
+    size = training.clips_per_pass
     for start in range(0, most_missing, size):
         moved()
         clips = [read_clip(config.data.shards, *wanted[key]) for key in missing[start : start + size]]

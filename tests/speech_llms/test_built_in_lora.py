@@ -97,6 +97,13 @@ def test_a_lora_that_is_not_there_or_not_this_one_is_refused(tmp_path: Path) -> 
     save_file({k.replace("layers.1", "layers.7"): v for k, v in tensors.items()}, weights)
     with pytest.raises(UserError, match=r"can't be loaded: .*7"):
         load_speech_llm(folder)
+    save_file({**tensors, "base_model.model.x.lora_embedding_A": torch.zeros(1)}, weights)
+    with pytest.raises(UserError, match=r"lora_embedding_A, which is no linear layer"):
+        load_speech_llm(folder)
+    a_key = next(key for key in tensors if key.endswith(".lora_A.weight"))
+    save_file({**tensors, a_key: tensors[a_key][:, :1].contiguous()}, weights)
+    with pytest.raises(UserError, match=r"for a weight of \(\d+, 1\), and the base's is"):
+        load_speech_llm(folder)
     save_file({"some.weight": torch.zeros(1)}, weights)
     with pytest.raises(UserError, match="holds no LoRA: take all files from one revision"):
         load_speech_llm(folder)

@@ -13,7 +13,11 @@ from tiny import make_config
 
 from salsa_dist import SteeringVectors, UserError, load_config, train
 from salsa_dist.data.index import ShardIndex
+from salsa_dist.placement import choose
+from salsa_dist.planner.plan_of_run import long_clip, plan_of
+from salsa_dist.planner.step_work import USABLE, Machines
 from salsa_dist.run.folder import RunFolder
+from salsa_dist.run.settled import settled
 from salsa_dist.speech_llms.batch import AdapterBatch
 from salsa_dist.training import job, longest_pass, loop
 from salsa_dist.training.batches import StepBatches
@@ -68,6 +72,31 @@ def test_smaller_passes_learn_the_same(
     found = [(e["step"], e["clips"], e["limit"]) for e in events(config, "out_of_memory")]
     assert found == [(0, 6, 3)]  # once: what workers had read ahead is not tried
     assert max(passes[1:]) <= 3
+
+
+def test_auto_takes_the_largest_passes_that_the_plan_has_room_for(
+    tmp_path: Path, tiny_base: Path, tiny_shards: Path, plain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = config_of(
+        tmp_path / "a", tiny_base, tiny_shards, training={**TRAINING, "micro_batch": "auto"}
+    )
+    config = load_config(path)
+    length = long_clip(ShardIndex.load(tiny_shards), config)
+    two = config.model_copy(update={"training": config.training.model_copy(update={"micro_batch": 2})})
+    row = plan_of(two, Machines(1, 1, 1e9), long_s=length).row("replicate")
+    assert row is not None
+    room = Machines(1, 1, row.device_bytes / USABLE + 1)
+    assert plan_of(config, room, long_s=length).work.micro_batch == 2
+    assert (
+        plan_of(config, Machines(1, 1, 1e12), long_s=length).work.micro_batch == 16
+    )  # 12 clips a step
+    monkeypatch.setattr(choose, "this_job", lambda ranks: room)
+    with out_of_memory_ranks.room_for(clips=100) as passes:
+        assert train(config).finished
+    assert max(passes) == 2
+    same(path, plain)
+    # The next start keeps it, whatever room there is.
+    assert settled(config, "cpu").training.micro_batch == 2
 
 
 def test_the_longest_clips_come_first_and_change_nothing(

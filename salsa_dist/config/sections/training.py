@@ -64,10 +64,11 @@ class TrainingConfig(Section):
         "cosine of at least 0.99 between gradients and the whole window's, on its first clips, else 1. "
         "1 keeps all",
     )
-    micro_batch: Neither[int] = Field(
+    micro_batch: Neither[Literal["auto"] | Annotated[int, Field(ge=1)]] = Field(
         16,
-        ge=1,
-        description="audio windows per forward pass on one rank; halved if the device is out of memory",
+        description="audio windows per forward pass on one rank; halved if the device is out of "
+        "memory. auto: the largest power of two that the planner has room for, in the placement that "
+        "passes of one clip have",
     )
     pass_seconds: Neither[float | None] = Field(
         None,
@@ -142,3 +143,8 @@ class TrainingConfig(Section):
     halving: HalvingConfig | None = Field(
         None, description="stop the worse adapters early; null: train all to the end"
     )
+
+    @property
+    def clips_per_pass(self) -> int:
+        """`micro_batch`; 1 as long as `auto` is not settled, which a run does at its start."""
+        return 1 if self.micro_batch == "auto" else self.micro_batch
