@@ -114,7 +114,7 @@ class Config(Section):
                 "data.join_clips makes new windows in each epoch, and training.prefix_cache stores "
                 "clips: use one of them"
             )
-        if self.thinning not in (1, "auto") and self.training.prefix_cache != "off":
+        if self.training.silence_stride not in (1, "auto") and self.training.prefix_cache != "off":
             raise ValueError(
                 "training.silence_stride keeps part of a window, and training.prefix_cache stores "
                 "whole ones: use one of them"
@@ -132,10 +132,11 @@ class Config(Section):
 
     @property
     def thinning(self) -> int | Literal["auto"]:
-        """`training.silence_stride`; 1 where nothing is measured for `auto`: for what is no bank of
-        vectors, and for a prefix cache, which stores whole windows."""
-        stride, cached = self.training.silence_stride, self.training.prefix_cache != "off"
-        return 1 if stride == "auto" and (cached or not self.method.in_a_bank) else stride
+        """`training.silence_stride`; 1 where `auto` measures nothing: for what is no bank of vectors,
+        and where halving compares adapters, which takes one stride for all."""
+        compared = self.training.halving is not None
+        stride = self.training.silence_stride
+        return 1 if stride == "auto" and (compared or not self.method.in_a_bank) else stride
 
     def rate(self, method: Method) -> float:
         """Learning rate of an adapter of `method` that names none."""

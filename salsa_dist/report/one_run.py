@@ -108,6 +108,7 @@ def _facts(run: Path, files: RunFiles) -> dict[str, Any]:
                 "language": a.language,
                 "rule": a.rule,
                 "sites": a.sites,
+                "silence_stride": a.silence_stride,
                 "trained_numbers": a.trained_numbers,
                 "trained_parameters": a.trained_numbers,  # its name in report/1
                 "file": a.file,

@@ -48,6 +48,8 @@ class AdapterFile:
     trained_numbers: int
     window_s: float | None
     """Audio window that it was trained at; None where its facts do not say so."""
+    silence_stride: int
+    """1 in this many positions of the trailing padding was kept in training."""
     vectors: dict[str, NDArray[np.float32]]
     """By site, each `(hidden,)`; none where another method was trained."""
 
@@ -105,6 +107,7 @@ def _read_tuned(run: Path, name: str) -> AdapterFile:
         file_bytes=file.stat().st_size,
         trained_numbers=facts["trained_numbers"],
         window_s=_window(facts),
+        silence_stride=1,
         vectors={},
     )
 
@@ -121,6 +124,7 @@ def _read_adapter(run: Path, name: str, command: str) -> AdapterFile:
         raise UserError(
             f"{file} is damaged (its metadata has no language): make it again with `{command}`"
         )
+    facts = json_file.peek(file.parent / FACTS, SCHEMA)
     return AdapterFile(
         name=name,
         language=metadata["language"],
@@ -129,7 +133,8 @@ def _read_adapter(run: Path, name: str, command: str) -> AdapterFile:
         file=str(file.relative_to(run)),
         file_bytes=file.stat().st_size,
         trained_numbers=sum(v.numel() for v in vectors.values()),
-        window_s=_window(json_file.peek(file.parent / FACTS, SCHEMA)),
+        window_s=_window(facts),
+        silence_stride=_stride(facts),
         vectors={site: v.numpy() for site, v in vectors.items()},
     )
 
@@ -138,3 +143,9 @@ def _window(facts: Mapping[str, Any]) -> float | None:
     training = facts.get("training")
     found = training.get("window_s") if isinstance(training, dict) else None
     return float(found) if isinstance(found, (int, float)) else None
+
+
+def _stride(facts: Mapping[str, Any]) -> int:
+    training = facts.get("training")
+    found = training.get("silence_stride") if isinstance(training, dict) else None
+    return found if isinstance(found, int) else 1

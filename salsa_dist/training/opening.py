@@ -88,11 +88,20 @@ def opened(
             average = Average(trainable, config.training.average, _ends(config))
         if batches is not None and config.thinning == "auto" and isinstance(speech_llm.family, Thins):
             strides = SilenceStrides(speech_llm.family, config.adapter_settings())
+            if found:
+                states.restore(strides, found)
+        kept = config.training.prefix_cache != "off"
+        stride = config.thinning if strides is None else max(strides.by_row)
+        if kept and batches is not None and stride not in (1, "auto"):
+            raise UserError(
+                "training.prefix_cache stores whole windows, and this run began with "
+                f"training.silence_stride {stride}: set training.prefix_cache to off"
+            )
         session.begin(speech_llm, first)
         if found:
-            # One file has the tensors of all three; each part copies its own, by name.
+            # One file has the tensors of all; each part copies its own, by name.
             states.restore(trainable, found)
-            for part in (best, average, strides):
+            for part in (best, average):
                 if part is not None:
                     states.restore(part, found)
             session.say(f"resuming after step {first} of {len(batches or ())}")
@@ -110,7 +119,7 @@ def opened(
             moved = partial(session.at, None, "measuring activations for the learning rates")
             method.before_steps(speech_llm, base, batches, trainable, moved)
         if batches is not None and strides is not None:
-            if not found:
+            if not found and not kept:
                 moved = partial(session.at, None, "measuring gradients with thinned padding")
                 cosines = strides.measure(base, batches, moved)
                 trainable.zero_grad()

@@ -6,7 +6,8 @@
 Measured before step 0, with the vectors as they begin, and kept in the state, so that a resumed run
 goes on with the same strides. An adapter in a bank has that of a run of its own. Adapters that take the
 same clips, and steer the same sites by the same rule from the same start, share a measurement, and
-shard groups divide the measurements.
+shard groups divide the clips. Medians are rounded: the last bits of a pass depend on the number of
+threads, and strides should not.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ from salsa_dist.training.loss import token_losses
 CLIPS = 8  # per adapter
 STRIDES = (2, 4, 8, 16)
 COSINE = 0.99  # the least median
+DIGITS = 4
+
+_NONE = -2.0  # of what is not measured: no cosine is as small
 
 
 class SilenceStrides:
@@ -88,46 +92,45 @@ class SilenceStrides:
         ]
         rows = [alike.index(own) for own in dict.fromkeys(alike)]
         groups, group = ranks.world_size // base.size, ranks.rank // base.size
-        # 2 stands for an adapter without padding: no cosine is as large.
-        cosines = torch.full((len(rows), len(STRIDES)), -2.0, dtype=torch.float64, device=ranks.device)
-        for turn in range(math.ceil(len(rows) / groups)):
-            which = min(turn * groups + group, len(rows) - 1)
+        found = torch.full(
+            (len(rows) * CLIPS, len(STRIDES)), _NONE, dtype=torch.float64, device=ranks.device
+        )
+        read: dict[int, list[Clip]] = {}  # by draw, the last one
+        for turn in range(math.ceil(len(found) / groups)):
+            which = min(turn * groups + group, len(found) - 1)
+            row, number = rows[which // CLIPS], which % CLIPS
             moved()
-            clips = batches.first_clips(draws[rows[which]], CLIPS)
-            short = [clip for clip in clips if has_padding(clip, base.family.window_s)]
-            work = torch.tensor(len(short), device=ranks.device)
-            dist.all_reduce(work, op=dist.ReduceOp.MAX)
-            if not short:
-                cosines[which] = 2.0
-            if work:
-                # As many passes on every rank: DeepSpeed compares what ranks run.
-                found = self._cosines(base, short or clips, rows[which], moved)
-                if short:
-                    cosines[which] = torch.tensor(found, dtype=torch.float64)
-        dist.all_reduce(cosines, op=dist.ReduceOp.MAX)
-        medians = dict(zip((alike[row] for row in rows), cosines.tolist(), strict=True))
-        told = {}
-        for row, own in enumerate(alike):
-            if max(medians[own]) > 1.5:
+            if draws[row] not in read:
+                read = {draws[row]: batches.first_clips(draws[row], CLIPS)}
+            clips = read[draws[row]]
+            padded = [clip for clip in clips if has_padding(clip, base.family.window_s)]
+            any_left = torch.tensor(int(number < len(padded)), device=ranks.device)
+            dist.all_reduce(any_left, op=dist.ReduceOp.MAX)
+            if not any_left:
                 continue
-            near = [n for n, cosine in zip(STRIDES, medians[own], strict=True) if cosine >= COSINE]
+            # As many passes on every rank: DeepSpeed compares what ranks run.
+            clip = padded[number] if number < len(padded) else clips[0]
+            cosines = self._cosines(base, replace(clip, row=row), moved)
+            if number < len(padded):
+                found[which] = torch.tensor(cosines, dtype=torch.float64)
+        dist.all_reduce(found, op=dist.ReduceOp.MAX)
+        by_row = found.view(len(rows), CLIPS, len(STRIDES)).tolist()
+        told = {}
+        for row, key in enumerate(alike):
+            measured = [own for own in by_row[rows.index(alike.index(key))] if own[0] != _NONE]
+            if not measured:
+                continue
+            medians = [round(statistics.median(own), DIGITS) for own in zip(*measured, strict=True)]
+            cosine_of = dict(zip(STRIDES, medians, strict=True))
+            near = [stride for stride, cosine in cosine_of.items() if cosine >= COSINE]
             self._strides[row] = max(near, default=1)
-            rounded = (round(cosine, 4) for cosine in medians[own])
-            told[self._adapters[row].name] = dict(zip(STRIDES, rounded, strict=True))
+            told[self._adapters[row].name] = cosine_of
         return told
 
-    def _cosines(
-        self, base: FrozenBase, clips: Sequence[Clip], row: int, moved: Callable[[], None]
-    ) -> list[float]:
-        """Median over `clips` per stride."""
-        found: list[list[float]] = [[] for _ in STRIDES]
-        for i in range(CLIPS):
-            clip = replace(clips[i % len(clips)], row=row)
-            whole, *thinned = (self._gradient(base, clip, n, moved) for n in (1, *STRIDES))
-            if i < len(clips):
-                for own, gradient in zip(found, thinned, strict=True):
-                    own.append(_cosine(whole, gradient))
-        return [statistics.median(own) for own in found]
+    def _cosines(self, base: FrozenBase, clip: Clip, moved: Callable[[], None]) -> list[float]:
+        """Per stride."""
+        whole, *thinned = (self._gradient(base, clip, stride, moved) for stride in (1, *STRIDES))
+        return [_cosine(whole, gradient) for gradient in thinned]
 
     def _gradient(self, base: FrozenBase, clip: Clip, stride: int, moved: Callable[[], None]) -> Tensor:
         """Of the vectors of the clip's adapter, for the clip alone in a pass."""

@@ -69,10 +69,14 @@ def vectors(folder: Path) -> Vectors:
     }
 
 
+def events(folder: Path, kind: str) -> list[dict[str, Any]]:
+    every = map(json.loads, (folder / "run/events.jsonl").read_text().splitlines())
+    return [event for event in every if event["event"] == kind]
+
+
 def starts(folder: Path) -> list[int]:
     """The step that each start of a run went on with."""
-    events = map(json.loads, (folder / "run/events.jsonl").read_text().splitlines())
-    return [e["resumed_step"] for e in events if e["event"] == "start"]
+    return [event["resumed_step"] for event in events(folder, "start")]
 
 
 def equal(found: Vectors, wanted: Vectors) -> bool:
@@ -173,6 +177,15 @@ def test_on_another_number_of_ranks_it_is_equal_to_1e_5(
     assert first == 0
     assert CUTS[1] <= then < STEPS
     assert_near(vectors(folder), never_stopped[feature])
+
+
+def test_thinned_padding_is_measured_once_and_alike_on_one_rank_and_on_two(
+    more_ranks: dict[str, Path], fewer_ranks: dict[str, Path]
+) -> None:
+    [one] = events(more_ranks["mix"], "silence_stride")
+    [two] = events(fewer_ranks["mix"], "silence_stride")
+    assert two["adapters"] == one["adapters"]
+    assert two["cosines"]["both"] == pytest.approx(one["cosines"]["both"], abs=2e-4)
 
 
 def test_the_features_change_what_is_trained(never_stopped: dict[str, Vectors]) -> None:

@@ -27,7 +27,7 @@ from salsa_dist.placement.loading import load_base
 from salsa_dist.placement.ranks import Ranks
 from salsa_dist.run import session as sessions
 from salsa_dist.speech_llms.load import SpeechLLM, load_speech_llm
-from salsa_dist.training import loop
+from salsa_dist.training import loop, silence_stride
 from salsa_dist.training.loss import token_losses
 
 MAKERS = FAMILIES | CTC
@@ -201,7 +201,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 TWO = "adapters=[{name: a, language: bg}, {name: b, language: bg, lr: 0.1}]"
 LATE = "steering.sites=encoder:last-half+llm"
 RUNS = {
-    "plain": (2, []),
+    "plain": (2, ["training.silence_stride=auto"]),
     "shared": (
         *(2 + 3,),
         [
@@ -238,6 +238,8 @@ def test_a_run_waits_for_the_device_as_often_as_it_says(
         on_gpu.waits.clear()
 
     monkeypatch.setattr(loop, "record_step", noted)
+    monkeypatch.setattr(silence_stride, "CLIPS", 1)  # the time of a pass is that of many
+    monkeypatch.setattr(silence_stride, "STRIDES", (8,))
     limit, asked = RUNS[kind]
     short = ["training.steps=4", "training.save_every_s=600"]
     config = load_config(make_config(tmp_path, tiny_base, shards), [*short, *asked])

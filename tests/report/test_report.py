@@ -124,9 +124,12 @@ def run(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("window", [10, 30])
 def test_another_window_than_that_of_training_is_said_first(run: Path, window: int) -> None:
-    facts = {"schema": "salsa-dist/adapter/1", "training": {"window_s": window}}
+    training = {"window_s": window, "silence_stride": 8}
+    facts = {"schema": "salsa-dist/adapter/1", "training": training}
     (run / "adapters/twi-a/adapter.json").write_text(json.dumps(facts))
-    notes = build_report(run)["notes"]
+    report = build_report(run)
+    assert report["adapters"][0]["silence_stride"] == 8
+    notes = report["notes"]
     said = [
         note for note in notes if note.startswith("twi-a: trained at an audio window of 10 s, scored")
     ]

@@ -2,8 +2,10 @@
 
 import json
 import statistics
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,9 +17,11 @@ from torch.nn.functional import cosine_similarity
 from salsa_dist import load_config, train
 from salsa_dist.config import Config
 from salsa_dist.config.fingerprint import digest
+from salsa_dist.data.clip import Clip, silent_clip
 from salsa_dist.data.index import ShardIndex
 from salsa_dist.data.reading import read_clip
 from salsa_dist.data.sampling import AdapterPlan
+from salsa_dist.errors import UserError
 from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.placement.ranks import join
 from salsa_dist.run.settled import settled
@@ -26,6 +30,7 @@ from salsa_dist.steering.vectors import SteeringVectors
 from salsa_dist.training import silence_stride
 from salsa_dist.training.from_config import make_bank
 from salsa_dist.training.loss import token_losses
+from salsa_dist.training.silence_stride import SilenceStrides
 
 ADAPTERS = [
     {"name": "bg", "language": "bg", "sites": "llm"},
@@ -98,6 +103,33 @@ def test_each_adapter_takes_the_largest_stride_whose_gradients_are_near(
     assert len(events(config, "silence_stride")) == 1
 
 
+def test_ranks_with_whole_copies_divide_the_clips(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each clip is measured, and all ranks make as many passes."""
+    clips = [replace(silent_clip("bg"), key=str(n)) for n in range(silence_stride.CLIPS)]
+    seen: list[tuple[int, str]] = []
+
+    def cosines(own: object, base: Any, clip: Clip, moved: object) -> list[float]:
+        seen.append((base.ranks.rank, clip.key))
+        return [0.999] * 4
+
+    monkeypatch.setattr(SilenceStrides, "_cosines", cosines)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda *args, **options: None)
+    batches: Any = SimpleNamespace(draws=lambda: [0], first_clips=lambda draw, count: clips)
+    for rank in range(3):
+        adapters: Any = [SimpleNamespace(name="bg", start_from=None)]
+        family: Any = SimpleNamespace()
+        strides = SilenceStrides(family, adapters)
+        base: Any = SimpleNamespace(
+            bank=SimpleNamespace(specs=[SimpleNamespace(sites=(), rule="salsa")]),
+            ranks=SimpleNamespace(world_size=3, rank=rank, device=torch.device("cpu")),
+            family=SimpleNamespace(window_s=30.0),
+            size=1,
+        )
+        strides.measure(base, batches, lambda: None)
+    assert sorted({key for _, key in seen}) == [clip.key for clip in clips]
+    assert Counter(rank for rank, _ in seen) == {0: 3, 1: 3, 2: 3}
+
+
 def test_clips_that_fill_the_window_and_runs_that_keep_it_whole_measure_nothing(
     tmp_path: Path, tiny_base: Path, tiny_shards: Path
 ) -> None:
@@ -107,11 +139,36 @@ def test_clips_that_fill_the_window_and_runs_that_keep_it_whole_measure_nothing(
     [event] = events(full, "silence_stride")
     assert event["adapters"] == {"bg": 1, "el": 1}
     assert event["cosines"] == {}
-    for whole in ("training.prefix_cache=memory", "method.kind=lora"):
-        config = load_config(path, [whole])
+    halved = [
+        "training.dev_clips=2",
+        'training.halving={"rungs": [2], "keep": 0.5}',
+        "training.steps=4",
+    ]
+    for whole in (["method.kind=lora"], halved):
+        config = load_config(path, whole)
         assert config.thinning == 1
-        one = load_config(path, [whole, "training.silence_stride=1"])
+        one = load_config(path, [*whole, "training.silence_stride=1"])
         assert digest(settled(config, "cpu"), "vectors") == digest(settled(one, "cpu"), "vectors")
+
+
+def test_with_a_prefix_cache_windows_are_whole_and_stay_so(
+    tmp_path: Path, tiny_base: Path, tiny_shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Settings that never decide may change when a run resumes, and its strides stay."""
+    monkeypatch.setattr(silence_stride, "COSINE", -1.0)  # anything that is measured is 16
+    late = [{"name": "bg", "language": "bg", "sites": "encoder:1-2"}]
+    path = make_config(tmp_path, tiny_base, tiny_shards, training=TRAINING, adapters=late)
+    cached = "training.prefix_cache=memory"
+    for words in ([cached], []):
+        [adapter] = train(load_config(path, words)).adapters
+        made = SteeringVectors.load(adapter).training
+        assert made is not None
+        assert made.silence_stride == 1
+    assert not events(load_config(path), "silence_stride")
+    other = f"run={tmp_path / 'other'}"
+    train(load_config(path, [other]))
+    with pytest.raises(UserError, match=r"this run began with training\.silence_stride 16"):
+        train(load_config(path, [other, cached]))
 
 
 def test_a_run_that_began_with_a_number_keeps_it(tmp_path: Path) -> None:
