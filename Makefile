@@ -72,7 +72,7 @@ docs: environment
 # TESTS names a part: make coverage TESTS="-m check".
 coverage: environment
 	rm -rf build/coverage
-	-$(VENV)/bin/python -m coverage run -m pytest $(TESTS)
+	-$(VENV)/bin/python -m coverage run -m pytest $(PARALLEL) $(TESTS)
 	$(VENV)/bin/python -m coverage combine -q
 	$(VENV)/bin/python -m coverage html -q --directory build/coverage
 	$(VENV)/bin/python -m coverage report
