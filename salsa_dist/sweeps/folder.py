@@ -239,5 +239,7 @@ def _decoded(job: JobFolder, name: str, language: str) -> dict[str, float | str 
     scored = [
         error_rates.score(x["reference"], x["hypothesis"], language, rules=rules) for x in last.values()
     ]
-    rates = {metric: error_rates.corpus_rate(scored, metric) for metric in error_rates.METRICS}
-    return {**rates, "normaliser": str(rules)}
+    return {
+        **{metric: error_rates.corpus_rate(scored, metric) for metric in error_rates.METRICS},
+        "normaliser": str(rules),
+    }
