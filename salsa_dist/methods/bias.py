@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import nn
@@ -32,12 +32,10 @@ class Bias(Tuned):
             return [": these layers have no biases"]
         return [] if dtype == "float32" else [" trains in fp32: set base.dtype to float32"]
 
-    @contextmanager
     def installed(
         self, model: nn.Module, layers: Mapping[str, nn.Module], seed: int
-    ) -> Iterator[dict[str, nn.Parameter]]:
-        with install(model, layers) as weights:
-            yield weights
+    ) -> AbstractContextManager[dict[str, nn.Parameter]]:
+        return install(model, layers)
 
 
 @contextmanager

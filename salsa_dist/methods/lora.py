@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from importlib.util import find_spec
 
 import torch
@@ -41,13 +41,11 @@ class Lora(Tuned):
             problems.append(" needs PEFT: pip install 'salsa-dist[baselines]'")
         return problems
 
-    @contextmanager
     def installed(
         self, model: nn.Module, layers: Mapping[str, nn.Module], seed: int
-    ) -> Iterator[dict[str, nn.Parameter]]:
+    ) -> AbstractContextManager[dict[str, nn.Parameter]]:
         assert isinstance(self.config.method, LoraMethod)
-        with install(self.config.method, model, layers, seed) as weights:
-            yield weights
+        return install(self.config.method, model, layers, seed)
 
 
 @contextmanager
@@ -74,23 +72,16 @@ def install(
     except ImportError as e:
         raise UserError("method lora needs PEFT: pip install 'salsa-dist[baselines]'") from e
     inside = {module for layer in layers.values() for module in layer.modules()}
-    targets = [
-        name
+    linear = {
+        name: name.rpartition(".")[2]
         for name, module in model.named_modules()
-        if module in inside
-        and isinstance(module, nn.Linear)
-        and name.rpartition(".")[2] in method.targets
-    ]
+        if module in inside and isinstance(module, nn.Linear)
+    }
+    targets = [name for name, own in linear.items() if own in method.targets]
     if not targets:
-        linear = {
-            name.rpartition(".")[2]
-            for layer in layers.values()
-            for name, module in layer.named_modules()
-            if isinstance(module, nn.Linear)
-        }
         raise UserError(
             f"method.targets {', '.join(method.targets)}: the chosen layers have no such linear "
-            f"modules; they have {', '.join(sorted(linear))}"
+            f"modules; they have {', '.join(sorted(set(linear.values())))}"
         )
     config = LoraConfig(r=method.rank, lora_alpha=method.alpha, target_modules=targets)
     with torch.random.fork_rng(devices=[]):
