@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from run_results import events
 from tiny import make_config
 
 from salsa_dist import versions
@@ -141,7 +142,6 @@ def test_a_run_starts_with_versions_and_ranges(
     from salsa_dist import load_config, train
 
     train(load_config(make_config(tmp_path, tiny_base, tiny_shards), ["training.steps=1"]))
-    lines = (tmp_path / "run" / "events.jsonl").read_text(encoding="utf-8").splitlines()
-    start = next(e for e in map(json.loads, lines) if e["event"] == "start")
+    (start,) = events(tmp_path / "run", "start")
     assert start["environment"]["transformers"] == version("transformers")
     assert start["tested"]["transformers"].startswith(">=")

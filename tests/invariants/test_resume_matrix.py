@@ -6,7 +6,6 @@ exception in the middle of a step, and goes on in this process or in two ranks.
 
 from __future__ import annotations
 
-import json
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,10 @@ import pytest
 import resumed
 import torch
 from ranks import run_ranks
+from run_results import events, vectors
 from tiny import make_config, make_shards
 
-from salsa_dist import SteeringVectors, load_config, train
+from salsa_dist import load_config, train
 
 STEPS = 9
 # A checkpoint comes after every step. With halving the first of them is where adapters are dropped.
@@ -61,22 +61,9 @@ def config_of(feature: str, folder: Path, base: Path, shards: Path) -> Path:
     )
 
 
-def vectors(folder: Path) -> Vectors:
-    return {
-        f"{path.name} {site}": vector
-        for path in sorted((folder / "run/adapters").iterdir())
-        for site, vector in SteeringVectors.load(path).vectors.items()
-    }
-
-
-def events(folder: Path, kind: str) -> list[dict[str, Any]]:
-    every = map(json.loads, (folder / "run/events.jsonl").read_text().splitlines())
-    return [event for event in every if event["event"] == kind]
-
-
 def starts(folder: Path) -> list[int]:
     """The step that each start of a run went on with."""
-    return [event["resumed_step"] for event in events(folder, "start")]
+    return [event["resumed_step"] for event in events(folder / "run", "start")]
 
 
 def equal(found: Vectors, wanted: Vectors) -> bool:
@@ -103,7 +90,7 @@ def never_stopped(
     folder = tmp_path_factory.mktemp("whole")
     for feature in FEATURES:
         train(load_config(config_of(feature, folder / feature, tiny_base, shards)))
-    return {feature: vectors(folder / feature) for feature in FEATURES}
+    return {feature: vectors(folder / feature / "run") for feature in FEATURES}
 
 
 @pytest.mark.parametrize("feature", FEATURES)
@@ -119,7 +106,7 @@ def test_killed_twice_it_is_equal_to_the_bit(
         resumed.killed(config, cut)
     assert train(config).finished
     assert starts(tmp_path / "cut") == [0, *CUTS]
-    assert equal(vectors(tmp_path / "cut"), never_stopped[feature])
+    assert equal(vectors(tmp_path / "cut" / "run"), never_stopped[feature])
 
 
 @pytest.mark.parametrize("feature", FEATURES)
@@ -133,7 +120,7 @@ def test_with_other_workers_it_is_equal_to_the_bit(
     path = config_of(feature, tmp_path / "cut", tiny_base, shards)
     resumed.killed(load_config(path), CUTS[1])
     assert train(load_config(path, ["data.workers=2"])).finished
-    assert equal(vectors(tmp_path / "cut"), never_stopped[feature])
+    assert equal(vectors(tmp_path / "cut" / "run"), never_stopped[feature])
 
 
 def on_two_ranks(folder: Path, *words: str | Path) -> None:
@@ -176,14 +163,14 @@ def test_on_another_number_of_ranks_it_is_equal_to_1e_5(
     first, then = starts(folder)
     assert first == 0
     assert CUTS[1] <= then < STEPS
-    assert_near(vectors(folder), never_stopped[feature])
+    assert_near(vectors(folder / "run"), never_stopped[feature])
 
 
 def test_thinned_padding_is_measured_once_and_alike_on_one_rank_and_on_two(
     more_ranks: dict[str, Path], fewer_ranks: dict[str, Path]
 ) -> None:
-    [one] = events(more_ranks["mix"], "silence_stride")
-    [two] = events(fewer_ranks["mix"], "silence_stride")
+    [one] = events(more_ranks["mix"] / "run", "silence_stride")
+    [two] = events(fewer_ranks["mix"] / "run", "silence_stride")
     assert two["adapters"] == one["adapters"]
     assert two["cosines"]["both"] == pytest.approx(one["cosines"]["both"], abs=2e-4)
 

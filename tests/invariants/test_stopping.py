@@ -11,24 +11,17 @@ from typing import Any
 import pytest
 import torch
 from ranks import Process, free_port, start, world
+from run_results import events, vectors
 from safetensors.torch import load_file, save_file
 from tiny import make_config
 
-from salsa_dist import SteeringVectors, UserError, load_config, train
+from salsa_dist import UserError, load_config, train
 
 STEPS = 30
 
 
 def settings(save_every_s: float = 0) -> dict[str, Any]:
     return {"steps": STEPS, "lr": 0.02, "save_every_s": save_every_s, "keep": 3}
-
-
-def vectors(run: Path) -> dict[str, torch.Tensor]:
-    return {
-        f"{path.name} {site}": vector
-        for path in sorted((run / "adapters").iterdir())
-        for site, vector in SteeringVectors.load(path).vectors.items()
-    }
 
 
 def begin(config: Path, count: int, *overrides: str) -> list[Process]:
@@ -80,11 +73,7 @@ def test_stopped_and_resumed_is_bit_equal(
     assert not (tmp_path / "run" / "adapters").exists()
     done = train(load_config(config))
     assert done.finished
-    starts = [
-        e["resumed_step"]
-        for e in map(json.loads, (tmp_path / "run/events.jsonl").read_text().splitlines())
-        if e["event"] == "start"
-    ]
+    starts = [e["resumed_step"] for e in events(tmp_path / "run", "start")]
     assert len(starts) == 2
     assert 0 < starts[1] < STEPS
     found = vectors(tmp_path / "run")
@@ -136,8 +125,7 @@ def test_torn_checkpoint_is_passed_over(
     train(load_config(config))
     found = vectors(tmp_path / "run")
     assert all(torch.equal(found[name], wanted) for name, wanted in uninterrupted.items())
-    events = [json.loads(x) for x in (tmp_path / "run/events.jsonl").read_text().splitlines()]
-    assert [e["resumed_step"] for e in events if e["event"] == "start"] == [0, STEPS - 2]
+    assert [e["resumed_step"] for e in events(tmp_path / "run", "start")] == [0, STEPS - 2]
 
 
 def test_state_of_an_unknown_schema_is_refused(tmp_path: Path, has_states: Path) -> None:

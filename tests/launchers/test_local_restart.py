@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from launching import LAUNCHERS, Desk
+from run_results import vectors
 from tiny import make_config
 
-from salsa_dist import SteeringVectors, load_config, train
+from salsa_dist import load_config, train
 
 STEPS = 60
 
@@ -25,14 +25,6 @@ def events(run: Path, event: str) -> list[dict[str, Any]]:
     text = path.read_text() if path.exists() else ""
     lines = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
     return [line for line in lines if line["event"] == event]
-
-
-def vectors(run: Path) -> dict[str, torch.Tensor]:
-    return {
-        f"{path.name} {site}": vector
-        for path in sorted((run / "adapters").iterdir())
-        for site, vector in SteeringVectors.load(path).vectors.items()
-    }
 
 
 @pytest.mark.timeout(600)

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 import torch
+from run_results import events, vectors
 from tiny import make_config
 
-from salsa_dist import SteeringVectors, load_config, train
+from salsa_dist import load_config, train
 
 REPOSITORY = Path(__file__).parents[2]
 MODULE = ["-m", "salsa_dist", "train", "CONFIG"]
@@ -60,17 +61,8 @@ def started(
     return {**runs, "alone": folder / "alone"}
 
 
-def vectors(run: Path) -> dict[str, torch.Tensor]:
-    return {
-        f"{path.name} {site}": vector
-        for path in sorted((run / "adapters").iterdir())
-        for site, vector in SteeringVectors.load(path).vectors.items()
-    }
-
-
 def placement(run: Path) -> dict[str, Any]:
-    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
-    (found,) = (event for event in events if event["event"] == "placement")
+    (found,) = events(run, "placement")
     return {key: value for key, value in found.items() if key not in ("time", "why")}
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from run_results import events
 from tiny import make_config
 from tiny_families import FAMILIES
 
@@ -46,12 +47,8 @@ def lines(run: Path) -> list[dict[str, Any]]:
 
 
 def losses(run: Path, adapter: str) -> list[float]:
-    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
-    return [
-        e["adapters"][adapter]["loss"]
-        for e in events
-        if e["event"] == "step" and adapter in e["adapters"]
-    ]
+    steps = events(run, "step")
+    return [e["adapters"][adapter]["loss"] for e in steps if adapter in e["adapters"]]
 
 
 @pytest.mark.parametrize("method", ["lora", "bias"])

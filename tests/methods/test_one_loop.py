@@ -1,6 +1,5 @@
 """What the one loop gives to SALSA it gives to LoRA and biases: guards, resume to the bit, signals."""
 
-import json
 import os
 import signal
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from run_results import events
 from safetensors.torch import load_file
 from tiny import make_base, make_config
 
@@ -25,11 +25,6 @@ class Killed(BaseException):
 @pytest.fixture
 def path(tmp_path: Path, tiny_base: Path, tiny_shards: Path) -> Path:
     return make_config(tmp_path, tiny_base, tiny_shards)
-
-
-def events(run: Path, kind: str) -> list[dict[str, Any]]:
-    lines = (run / "events.jsonl").read_text(encoding="utf-8").splitlines()
-    return [event for event in map(json.loads, lines) if event["event"] == kind]
 
 
 def weights(run: Path, name: str) -> dict[str, torch.Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, Literal, get_args
 
 import pytest
 import torch
+from run_results import events
 from tiny import make_config
 from torch import Tensor, nn
 
@@ -80,10 +80,8 @@ def test_a_new_method_trains_and_is_evaluated(path: Path, monkeypatch: pytest.Mo
     monkeypatch.setitem(METHODS, "gains", Gains)
     config = load_config(path).model_copy(update={"method": GainsSection()})
     assert train(config).finished
-    events = [json.loads(line) for line in (config.run / "events.jsonl").read_text().splitlines()]
-    assert all(
-        a["grad_norm"] > 0 for e in events if e["event"] == "step" for a in e["adapters"].values()
-    )
+    steps = events(config.run, "step")
+    assert all(a["grad_norm"] > 0 for step in steps for a in step["adapters"].values())
     evaluate(config)
     assert {line["method"] for line in lines(config.run)} == {"zero-shot", "gains"}
     assert {line["adapter"] for line in lines(config.run)} == {None, "bg", "el"}

@@ -3,13 +3,12 @@ workers and without, in one piece and killed. What ranks of a node read is fetch
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import resumed
 from ranks import run_ranks
+from run_results import events
 from safetensors.numpy import load_file
 from tiny import make_config
 from web import Proxy
@@ -26,10 +25,6 @@ Vectors = dict[str, bytes]
 def train(ranks: int, folder: Path, *configs: Path) -> None:
     done = run_ranks(ranks, resumed.__file__, *configs, folder=folder)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
-
-
-def events(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
 
 
 def vectors(run: Path) -> Vectors:

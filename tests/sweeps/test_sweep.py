@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import csv
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from run_results import events
 
 from salsa_dist import UserError, load_config, train
 from salsa_dist.data.index import ShardIndex
@@ -243,8 +243,7 @@ def test_a_killed_sweep_goes_on_with_its_jobs(write: Any) -> None:
     assert [j.path for j in again.write()] == [job.path]
     assert again.new == []
     train_all(again)
-    events = [json.loads(line) for line in (job.path / "events.jsonl").read_text().splitlines()]
-    assert [e["resumed_step"] for e in events if e["event"] == "start"] == [0, 2]
+    assert [e["resumed_step"] for e in events(job.path, "start")] == [0, 2]
     assert [row["state"] for row in plan(path).rows()] == ["done", "done"]
 
 

@@ -1,6 +1,5 @@
 """Bad samples in a whole run: replaced and counted; too many of them end it on all ranks together."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -13,6 +12,7 @@ import pytest
 import torch
 import yaml
 from ranks import free_port, run_ranks, start, world
+from run_results import events, vectors
 from tiny import make_config
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -44,18 +44,6 @@ def config_of(folder: Path, base: Path, shards: Path, **data: Any) -> Path:
     data = {"shards": str(shards), "clips_per_step": 5, "readers": 4, **data}
     training = {"steps": STEPS, "lr": 0.02, "micro_batch": 2}
     return make_config(folder, base, shards, data=data, training=training)
-
-
-def events(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
-
-
-def vectors(run: Path) -> dict[str, torch.Tensor]:
-    return {
-        f"{path.name} {site}": vector
-        for path in sorted((run / "adapters").iterdir())
-        for site, vector in SteeringVectors.load(path).vectors.items()
-    }
 
 
 def ranks(config: Path, count: int) -> "subprocess.CompletedProcess[str]":

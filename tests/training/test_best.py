@@ -1,6 +1,5 @@
 """The vectors that were best on dev clips are what is saved; adapters that get no better stop."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from unittest import mock
 
 import pytest
 import torch
+from run_results import events
 from safetensors.torch import load_file
 from tiny import make_config
 
@@ -45,11 +45,6 @@ def trained(folder: Path, base: Path, shards: Path, **training: Any) -> Trained:
     return train(load_config(config))
 
 
-def events(folder: Path, name: str) -> list[dict[str, Any]]:
-    lines = RunFolder(folder / "run").events.read_text().splitlines()
-    return [e for e in map(json.loads, lines) if e["event"] == name]
-
-
 def vectors(folder: Path) -> dict[str, torch.Tensor]:
     return SteeringVectors.load(folder).vectors
 
@@ -79,7 +74,7 @@ def run(
 
 
 def test_the_best_is_the_adapter_and_the_last_is_kept(run: Path, good: Path) -> None:
-    found = events(run, "dev")
+    found = events(run / "run", "dev")
     assert [e["step"] for e in found] == [0, 2, 4]
     for row, name in enumerate(("wild", "calm")):
         losses = {e["step"]: e["dev_loss"][name] for e in found}
@@ -92,7 +87,7 @@ def test_the_best_is_the_adapter_and_the_last_is_kept(run: Path, good: Path) -> 
             there = before_step(run, best, row)[site] if best else vectors(good)[site]
             assert torch.equal(vector, there), (name, site)
             assert torch.equal(last[site], before_step(run, STEPS, row)[site])
-        (told,) = events(run, "dev_loss")
+        (told,) = events(run / "run", "dev_loss")
         assert told["adapters"][name] == losses[best]
     # Else the one would be the other whatever is saved.
     assert SteeringVectors.load(run / "run/adapters/wild").training.steps == 0
@@ -115,11 +110,11 @@ def test_one_that_gets_no_better_stops_and_the_other_goes_on(
 ) -> None:
     how = {"adapters": two(good), "dev_every": 2, "patience": 1}
     assert trained(tmp_path / "a", tiny_base, tiny_shards, **how).finished
-    found = events(tmp_path / "a", "dev")
+    found = events(tmp_path / "a" / "run", "dev")
     (stopped,) = [e["step"] for e in found if e["stopped"] == ["wild"]]
     best = max(e["best"]["wild"] for e in found if "wild" in e["best"])
     assert stopped == best + 2 < STEPS
-    steps = events(tmp_path / "a", "step")
+    steps = events(tmp_path / "a" / "run", "step")
     assert all(("wild" in e["adapters"]) == (e["step"] < stopped) for e in steps)
     assert len(steps) == STEPS
     for where in ("adapters", "last"):
@@ -136,11 +131,11 @@ def test_where_all_have_stopped_the_run_ends(
     done = trained(tmp_path / "a", tiny_base, tiny_shards, **how)
     assert done.finished
     assert done.step < STEPS
-    assert events(tmp_path / "a", "step")[-1]["step"] == done.step - 1
+    assert events(tmp_path / "a" / "run", "step")[-1]["step"] == done.step - 1
     before = vectors(tmp_path / "a/run/adapters/wild")
     again = train(load_config(tmp_path / "a/config.yaml"))
     assert again.step == done.step
-    assert len(events(tmp_path / "a", "step")) == done.step  # nothing was trained again
+    assert len(events(tmp_path / "a" / "run", "step")) == done.step  # nothing was trained again
     after = vectors(tmp_path / "a/run/adapters/wild")
     assert all(torch.equal(after[site], vector) for site, vector in before.items())
 
@@ -153,7 +148,7 @@ def test_chosen_by_errors(
     monkeypatch.setattr(dev_loss, "score", scored)
     how = {"dev_every": 0.5, "dev_metric": metric, "evaluation": ENGLISH}
     assert trained(tmp_path / "a", tiny_base, tiny_shards, **how).finished
-    assert {frozenset(e) & {"cer", "wer", "mer"} for e in events(tmp_path / "a", "dev")} == {
+    assert {frozenset(e) & {"cer", "wer", "mer"} for e in events(tmp_path / "a" / "run", "dev")} == {
         frozenset({"cer", "wer"})
     }
     report = read_report(tmp_path / "a/run")
@@ -162,7 +157,7 @@ def test_chosen_by_errors(
     assert {"dev_cer", "dev_wer"} <= run_figures(report).keys()
     assert "WER on dev clips while training" in report_page(report)
     assert {call.kwargs["rules"] for call in scored.call_args_list} == {Rules("english")}
-    found = events(tmp_path / "a", "dev")
+    found = events(tmp_path / "a" / "run", "dev")
     assert [e["step"] for e in found] == [0, 2, 4]
     rates = {e["step"]: e[metric]["calm"] for e in found}
     assert found[-1]["best"]["calm"] == min(rates, key=lambda step: rates[step])
@@ -174,7 +169,7 @@ def test_lora_too(tmp_path: Path, tiny_base: Path, tiny_shards: Path) -> None:
     adapters = [{**CALM, "lr": lr, "name": name} for name, lr in (("wild", 30.0), ("calm", 0.003))]
     how = {"adapters": adapters, "method": lora, "dev_every": 2}
     assert trained(tmp_path / "a", tiny_base, tiny_shards, **how).finished
-    found = events(tmp_path / "a", "dev")
+    found = events(tmp_path / "a" / "run", "dev")
     assert [e["step"] for e in found] == [0, 2, 4] * 2
     for name, events_ in (("wild", found[:3]), ("calm", found[3:])):
         losses = {e["step"]: e["dev_loss"].get(name, float("inf")) for e in events_}
@@ -236,7 +231,7 @@ def test_the_average_is_what_is_measured_and_saved(
     short = {**CALM, "name": "short", "steps": 3}
     how = {"adapters": [CALM, short], "dev_every": 4, "average": 2}
     assert trained(tmp_path / "a", tiny_base, tiny_shards, **how).finished
-    found, saved = events(tmp_path / "a", "dev"), {}
+    found, saved = events(tmp_path / "a" / "run", "dev"), {}
     assert [(e["step"], sorted(e["dev_loss"])) for e in found] == [
         *((0, ["calm", "short"]), (3, ["short"]), (4, ["calm"])),
     ]
@@ -251,7 +246,7 @@ def test_the_average_is_what_is_measured_and_saved(
     how = {"adapters": [again], "dev_every": 4, "steps": 99, "epochs": 0.25}
     done = trained(tmp_path / "b", tiny_base, tiny_shards, **how)
     assert done.step == 2  # a quarter of 24 clips, 5 a step
-    first = events(tmp_path / "b", "dev")[0]["dev_loss"]["calm"]
+    first = events(tmp_path / "b" / "run", "dev")[0]["dev_loss"]["calm"]
     assert first == pytest.approx(found[-1]["dev_loss"]["calm"], rel=1e-6)
     assert train(load_config(tmp_path / "b/run/config.yaml")).step == 2
 

@@ -1,6 +1,5 @@
 """Clips with a weight of their own, and clips in which nobody speaks."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +9,7 @@ import pytest
 import torch
 from clips import samples
 from conformance import clips, noise, placed, random_bank
+from run_results import events
 from tiny import make_config, make_shards
 
 from salsa_dist import SteeringVectors, load_config, train
@@ -124,10 +124,10 @@ def test_all_clips_of_one_weight_train_as_all_of_another(
     found = run(tmp_path / "half", tiny_base, halves)
     assert found.keys() == plain.keys()
     assert all(torch.equal(found[name], vector) for name, vector in plain.items())
-    lines = map(json.loads, (tmp_path / "half/run/events.jsonl").read_text().splitlines())
-    counted = [step["adapters"]["bg"]["labels"] for step in lines if step["event"] == "step"]
-    plain_lines = map(json.loads, (tmp_path / "plain/run/events.jsonl").read_text().splitlines())
-    wanted = [e["adapters"]["bg"]["labels"] for e in plain_lines if e["event"] == "step"]
+    counted, wanted = (
+        [step["adapters"]["bg"]["labels"] for step in events(tmp_path / name / "run", "step")]
+        for name in ("half", "plain")
+    )
     assert counted == [n / 2 for n in wanted]
 
 

@@ -1,7 +1,6 @@
 """Faults inside a run: killed while it saves, a loss that is NaN or explodes, another base, a folder
 that can't be written. The last good checkpoint stays whole."""
 
-import json
 import os
 import random
 import shutil
@@ -13,9 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from run_results import events, vectors
 from tiny import make_base, make_config
 
-from salsa_dist import SteeringVectors, UserError, load_config, train
+from salsa_dist import UserError, load_config, train
 from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.run.events import Events
 from salsa_dist.training import state as states
@@ -71,8 +71,7 @@ def test_exploding_loss_is_skipped_and_stops_the_run_with_the_clips_named(
     config = make_config(tmp_path, tiny_base, tiny_shards, training=settings)
     with pytest.raises(UserError, match=r"training.max_loss, in 3 steps in a row.*clips bg/train-"):
         train(load_config(config))
-    events = [json.loads(line) for line in (tmp_path / "run/events.jsonl").read_text().splitlines()]
-    skipped = [event for event in events if event["event"] == "skipped"]
+    skipped = events(tmp_path / "run", "skipped")
     assert [event["adapters"] for event in skipped] == [["bg", "el"]] * 3
     newest = sorted((tmp_path / "run/state").iterdir())[-1]
     found = states._read(newest)
@@ -90,19 +89,6 @@ def test_float16_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def of_run(run: Path, event: str) -> list[dict[str, object]]:
-    lines = map(json.loads, (run / "events.jsonl").read_text().splitlines())
-    return [line for line in lines if line["event"] == event]
-
-
-def vectors(run: Path) -> dict[str, torch.Tensor]:
-    return {
-        f"{path.name} {site}": vector
-        for path in sorted((run / "adapters").iterdir())
-        for site, vector in SteeringVectors.load(path).vectors.items()
-    }
-
-
 def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
@@ -117,7 +103,7 @@ def test_nan_gradients_are_skipped_and_stop_the_run_which_goes_on_without_them(
     plain = FrozenBase.logits
 
     def spoilt(self: FrozenBase, batch: object) -> torch.Tensor:
-        steps = of_run(run, "step")
+        steps = events(run, "step")
         return plain(self, batch) * (float("nan") if steps and steps[-1]["step"] >= 3 else 1.0)
 
     with monkeypatch.context() as patched:
@@ -127,7 +113,7 @@ def test_nan_gradients_are_skipped_and_stop_the_run_which_goes_on_without_them(
         ):
             train(load_config(config))
     # People count steps from 1, files from 0.
-    assert [event["step"] for event in of_run(run, "skipped")] == [4, 5, 6]
+    assert [event["step"] for event in events(run, "skipped")] == [4, 5, 6]
     saved = [states._read(path) for path in sorted((run / "state").iterdir())]
     good, newest = saved[-3], saved[-1]
     assert good is not None
@@ -147,7 +133,7 @@ def test_a_base_that_changed_under_the_run_is_refused_and_the_old_one_goes_on(
     config = make_config(tmp_path, base, tiny_shards, training=settings)
     train(load_config(config))
     run = tmp_path / "run"
-    wanted, state, events = vectors(run), run / "state", (run / "events.jsonl").read_bytes()
+    wanted, state, written = vectors(run), run / "state", (run / "events.jsonl").read_bytes()
     sorted(state.iterdir())[-1].unlink()  # it was stopped before its last step
     before = files(state)
     shutil.rmtree(base)
@@ -155,13 +141,13 @@ def test_a_base_that_changed_under_the_run_is_refused_and_the_old_one_goes_on(
     with pytest.raises(UserError, match="was made with other weights of the base: name another run"):
         train(load_config(config))
     assert files(state) == before
-    assert (run / "events.jsonl").read_bytes() == events
+    assert (run / "events.jsonl").read_bytes() == written
     assert not (run / "lock.json").exists()
     shutil.rmtree(base)
     shutil.copytree(tiny_base, base)
     shutil.rmtree(run / "adapters")
     assert train(load_config(config)).finished
-    assert of_run(run, "start")[-1]["resumed_step"] == 5
+    assert events(run, "start")[-1]["resumed_step"] == 5
     assert all(torch.equal(vector, wanted[name]) for name, vector in vectors(run).items())
 
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from run_results import events
 from tiny import make_config
 
 from salsa_dist import load_config, train
@@ -13,8 +14,7 @@ GOLDEN = Path(__file__).parent / "golden_loss.json"
 
 def losses(folder: Path, base: Path, shards: Path) -> dict[str, list[float]]:
     train(load_config(make_config(folder, base, shards, training={"steps": 12, "lr": 0.05})))
-    events = [json.loads(line) for line in (folder / "run/events.jsonl").read_text().splitlines()]
-    steps = [e for e in events if e["event"] == "step"]
+    steps = events(folder / "run", "step")
     return {name: [round(s["adapters"][name]["loss"], 6) for s in steps] for name in ("bg", "el")}
 
 

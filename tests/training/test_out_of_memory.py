@@ -7,11 +7,11 @@ from typing import Any
 
 import out_of_memory_ranks
 import pytest
-import torch
 from ranks import run_ranks
+from run_results import events, vectors
 from tiny import make_config
 
-from salsa_dist import SteeringVectors, UserError, load_config, train
+from salsa_dist import UserError, load_config, train
 from salsa_dist.data.index import ShardIndex
 from salsa_dist.placement import choose
 from salsa_dist.planner.plan_of_run import long_clip, plan_of
@@ -32,22 +32,9 @@ def config_of(folder: Path, base: Path, shards: Path, **sections: Any) -> Path:
     return make_config(folder, base, shards, **sections)
 
 
-def vectors(config: Path) -> dict[str, torch.Tensor]:
-    return {
-        f"{path.name} {site}": vector
-        for path in sorted(RunFolder(config.parent / "run").adapters.iterdir())
-        for site, vector in SteeringVectors.load(path).vectors.items()
-    }
-
-
-def events(config: Path, name: str) -> list[dict[str, Any]]:
-    lines = RunFolder(config.parent / "run").events.read_text().splitlines()
-    return [e for e in map(json.loads, lines) if e["event"] == name]
-
-
 def same(found: Path, wanted: Path) -> None:
-    expected = vectors(wanted)
-    for name, vector in vectors(found).items():
+    expected = vectors(wanted.parent / "run")
+    for name, vector in vectors(found.parent / "run").items():
         assert vector.norm() > 0.01
         assert (vector - expected[name]).norm() / expected[name].norm() < 1e-5, name
 
@@ -69,7 +56,9 @@ def test_smaller_passes_learn_the_same(
     with out_of_memory_ranks.room_for(clips=3) as passes:
         assert train(load_config(config)).finished
     same(config, plain)
-    found = [(e["step"], e["clips"], e["limit"]) for e in events(config, "out_of_memory")]
+    found = [
+        (e["step"], e["clips"], e["limit"]) for e in events(config.parent / "run", "out_of_memory")
+    ]
     assert found == [(0, 6, 3)]  # once: what workers had read ahead is not tried
     assert max(passes[1:]) <= 3
 
@@ -123,7 +112,9 @@ def test_the_longest_clips_come_first_and_change_nothing(
     assert tried[0][1] == max(lengths)
     assert passes[:2] == [6, 3]
     assert max(passes[1:]) <= 3  # no step is out of memory any more
-    found = [(e["step"], e["clips"], e["limit"]) for e in events(config, "out_of_memory")]
+    found = [
+        (e["step"], e["clips"], e["limit"]) for e in events(config.parent / "run", "out_of_memory")
+    ]
     assert found == [(0, 6, 3)]
     same(config, plain)
 

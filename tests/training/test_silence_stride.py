@@ -1,6 +1,5 @@
 """How much trailing padding each adapter keeps, measured (`training.silence_stride: auto`)."""
 
-import json
 import statistics
 from collections import Counter
 from dataclasses import replace
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from run_results import events
 from tiny import make_config
 from torch.nn.functional import cosine_similarity
 
@@ -38,11 +38,6 @@ ADAPTERS = [
     {"name": "again", "language": "el", "rule": "add", "lr": 0.1},
 ]
 TRAINING: dict[str, Any] = {"steps": 2, "lr": 0.02, "save_every_s": 0, "silence_stride": "auto"}
-
-
-def events(config: Config, kind: str) -> list[dict[str, Any]]:
-    lines = (config.run / "events.jsonl").read_text().splitlines()
-    return [event for event in map(json.loads, lines) if event["event"] == kind]
 
 
 def expected_cosines(config: Config, languages: list[str], shards: Path) -> list[dict[int, float]]:
@@ -87,7 +82,7 @@ def test_each_adapter_takes_the_largest_stride_whose_gradients_are_near(
     # Between what the two have at 16, so that they take different strides.
     monkeypatch.setattr(silence_stride, "COSINE", (cosines[0][16] + cosines[1][16]) / 2)
     folders = train(config).adapters
-    [event] = events(config, "silence_stride")
+    [event] = events(config.run, "silence_stride")
     made = [SteeringVectors.load(folder).training for folder in folders]
     for own, name, facts in zip([*cosines, cosines[1]], ("bg", "el", "again"), made, strict=True):
         found = {int(n): value for n, value in event["cosines"][name].items()}
@@ -100,7 +95,7 @@ def test_each_adapter_takes_the_largest_stride_whose_gradients_are_near(
     monkeypatch.setattr(silence_stride, "COSINE", 2.0)
     again = train(config).adapters
     assert [SteeringVectors.load(folder).training for folder in again] == made
-    assert len(events(config, "silence_stride")) == 1
+    assert len(events(config.run, "silence_stride")) == 1
 
 
 def test_ranks_with_whole_copies_divide_the_clips(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,7 +131,7 @@ def test_clips_that_fill_the_window_and_runs_that_keep_it_whole_measure_nothing(
     path = make_config(tmp_path, tiny_base, tiny_shards, training={**TRAINING, "steps": 1})
     full = load_config(path, ["training.window_s=0.9", "placement.kind=replicate"])
     train(full)  # of the clips that fit, each ends less than half a second before the window
-    [event] = events(full, "silence_stride")
+    [event] = events(full.run, "silence_stride")
     assert event["adapters"] == {"bg": 1, "el": 1}
     assert event["cosines"] == {}
     halved = [
@@ -164,7 +159,7 @@ def test_with_a_prefix_cache_windows_are_whole_and_stay_so(
         made = SteeringVectors.load(adapter).training
         assert made is not None
         assert made.silence_stride == 1
-    assert not events(load_config(path), "silence_stride")
+    assert not events(load_config(path).run, "silence_stride")
     other = f"run={tmp_path / 'other'}"
     train(load_config(path, [other]))
     with pytest.raises(UserError, match=r"this run began with training\.silence_stride 16"):
