@@ -282,10 +282,12 @@ AUDIO: dict[str, Any] = {"type": "audio", "audio": np.zeros(1, np.float32)}
 
 
 def as_text(processor: Any, messages: Sequence[dict[str, Any]]) -> str:
-    """What a processor's chat template writes for `messages`, up to where the answer starts."""
-    return str(
-        processor.apply_chat_template([list(messages)], tokenize=False, add_generation_prompt=True)[0]
-    )
+    """What a processor's chat template writes for `messages`, up to where the answer starts.
+
+    A template that lets its LLM think first (Nemotron's) is told not to.
+    """
+    told = {"add_generation_prompt": True, "enable_thinking": False}
+    return str(processor.apply_chat_template([list(messages)], tokenize=False, **told)[0])
 
 
 def processed_by(

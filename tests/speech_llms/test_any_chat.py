@@ -16,6 +16,7 @@ import torch
 from conformance import noise
 from safetensors.torch import load_file, save_file
 from tiny_families import FAMILIES
+from tiny_nemotron import NEMOTRON
 
 from salsa_dist.errors import UserError
 from salsa_dist.speech_llms.any_chat import AnyChat, refuse_others
@@ -41,6 +42,19 @@ def test_it_asks_as_the_processor_does(base: SpeechLLM) -> None:
     assert batch.rows["encoder"].tolist() == [0, 0, 0]  # windows of 2 s
     assert (family.window_s, family.end) == (20.0, "<|im_end|>")
     assert family.padded_to_s == 2.0  # a clip has as many windows as it takes
+
+
+@pytest.mark.skipif(not NEMOTRON, reason="this transformers has no Nemotron-3.5-Transcribe")
+def test_a_template_that_thinks_first_is_told_not_to(tmp_path: Path) -> None:
+    family: Any = load_speech_llm(NEMOTRON["nemotron_transcribe"](tmp_path / "base")).family
+    clip = noise(1.2, "", "el", 0)
+    batch = family.prompt_batch([clip])
+    made = family.processor.apply_transcription_request(clip.audio)
+    assert torch.equal(batch.inputs["input_ids"], made["input_ids"])
+    assert family.prompt_text("el").endswith("assistant\n<think></think>")
+    frames = made["input_features"].shape[1]
+    assert torch.equal(batch.inputs["input_features"][:, :frames], made["input_features"])
+    assert not batch.inputs["input_features_mask"][:, frames:].any()
 
 
 def test_a_request_of_the_users(base: SpeechLLM) -> None:
