@@ -51,6 +51,7 @@ from salsa_dist.speech_llms.family import Checkpoint, Family, FamilyOptions
 from salsa_dist.speech_llms.processor import (
     load_processor,
     refuse_failing,
+    refuse_incomplete,
     refuse_other_features,
 )
 from salsa_dist.speech_llms.reading_base import reading_base
@@ -194,7 +195,7 @@ def load_speech_llm(
     processor = load_processor(name, files, family_class.load_processor)
     refuse_other_features(name, config, processor, family_class.RESAMPLES)
     if family_class is any_chat.AnyChat:
-        any_chat.refuse_others(name, config, processor)
+        refuse_incomplete(name, config, processor)
     quantized = quantizing.loading(quantization, own_method, device, precision)
     lora = lora_files(name, config, files, family_class.LORA)
     if lora is not None and (quantization or own_method):

@@ -19,9 +19,10 @@ from tiny_families import FAMILIES
 from tiny_nemotron import NEMOTRON
 
 from salsa_dist.errors import UserError
-from salsa_dist.speech_llms.any_chat import AnyChat, refuse_others
+from salsa_dist.speech_llms.any_chat import AnyChat
 from salsa_dist.speech_llms.inspection import inspect_base
 from salsa_dist.speech_llms.load import SpeechLLM, load_speech_llm
+from salsa_dist.speech_llms.processor import refuse_incomplete
 
 
 @pytest.fixture(scope="module")
@@ -170,12 +171,12 @@ def test_files_that_name_their_parts_otherwise() -> None:
     config = SimpleNamespace(model_type="other", audio_token_id=7)
     processor = SimpleNamespace(chat_template="{}", tokenizer=1, audio_token="<a>", audio_processor=1)
     with pytest.raises(UserError, match="its processor has no feature extractor: it can't be trained"):
-        refuse_others("base", config, processor)  # as Phi4-Multimodal's
+        refuse_incomplete("base", config, processor)  # as Phi4-Multimodal's
     processor.feature_extractor = 1
-    refuse_others("base", config, processor)
+    refuse_incomplete("base", config, processor)
     del config.audio_token_id
     with pytest.raises(UserError, match=r"its config\.json has no audio_token_id: it can't be trained"):
-        refuse_others("base", config, processor)
+        refuse_incomplete("base", config, processor)
 
 
 def test_inspect_says_what_a_processor_lacks(base: SpeechLLM, tmp_path: Path) -> None:
