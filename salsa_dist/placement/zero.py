@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,6 +100,10 @@ class ZeroShards:
             for p in self.model.parameters()
             if deepspeed_library.stays_whole(p)
         )
+
+    def one_pass(self) -> AbstractContextManager[None]:
+        """Calls of the model inside the block, and their backward, are one pass to the prefetch."""
+        return deepspeed_library.one_pass(self._offload)
 
     def release(self) -> None:
         """Let go of what backward left gathered: modules whose input carries no gradient."""

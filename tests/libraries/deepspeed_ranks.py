@@ -77,8 +77,11 @@ def main(out: Path) -> None:
         coordinator = library.fetching(hooks)
         fetch, seen = coordinator.fetch_sub_module, []
 
+        recorded: list[bool] = []
+
         def watched(*args: Any, **kwargs: Any) -> None:
             before = library.is_gathered(large)
+            recorded.append(coordinator.is_complete_trace())
             fetch(*args, **kwargs)
             seen.append([before, library.is_gathered(large)])
 
@@ -108,6 +111,14 @@ def main(out: Path) -> None:
         found["gathered_after_backward"] = library.is_gathered(model.scale)
         library.release_leftovers(hooks)
         found["gathered_after_release"] = library.is_gathered(model.scale)
+        found["prefetched"] = []
+        for _ in range(4):
+            recorded.clear()
+            with torch.no_grad(), library.one_pass(hooks):
+                model(torch.randn(2, 4))
+                model.inner(torch.randn(2, 4))  # other modules than in the first call
+                model(torch.randn(2, 4))
+            found["prefetched"].append(recorded.count(True) / len(recorded))
         with torch.no_grad():  # the trace of what is gathered is complete then, and cached
             for _ in range(3):
                 model(torch.randn(2, 4))

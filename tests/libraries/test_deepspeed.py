@@ -75,6 +75,12 @@ def test_a_linear_layer_keeps_neither_weight_nor_input(ranks: list[dict[str, Any
         assert sorted(shape for shape in rank["kept"] if shape) == [[2, 8]]
 
 
+def test_two_calls_in_one_pass_are_prefetched(ranks: list[dict[str, Any]]) -> None:
+    """Each call by itself would break the record of the other."""
+    for rank in ranks:
+        assert rank["prefetched"][2:] == [1, 1]
+
+
 def test_a_model_that_is_forgotten_goes(ranks: list[dict[str, Any]]) -> None:
     for rank in ranks:
         assert rank["bytes_when_forgotten"] == 0
