@@ -219,11 +219,11 @@ def fetching(hooks: Any) -> Any:
 def one_pass(hooks: Any) -> Iterator[None]:
     """Let all calls of the model inside the block, and the backward pass after them, be one pass.
 
-    DeepSpeed prefetches by the order of modules that it recorded from one call of the model to the next.
-    Two calls with one backward pass would each break the other's record.
+    DeepSpeed prefetches by the order of modules, which it records from one call of the model to the
+    next. Two calls with one backward pass would each break the other's record.
 
-    Assumes that a hook before the model's forward looks up `reset_step` of the coordinator at each call,
-    and that a pass begins there.
+    Assumes that a hook before the model's forward looks up `reset_step` of the coordinator at each
+    call, and that a pass begins there.
 
     Seen: DeepSpeed 0.19.8.
     Else: an AttributeError at the first pass with shared clips, or nothing is prefetched in them.

@@ -32,7 +32,8 @@ CASES: dict[str, dict[str, Any]] = {
     # The layers below are run without autograd, and their clips once for both adapters.
     "last-half": {"sites": "encoder:last-half", "adapters": ALIKE},
     "last-half-checkpointed": {
-        **{"sites": "encoder:last-half", "adapters": ALIKE},
+        "sites": "encoder:last-half",
+        "adapters": ALIKE,
         "activation_checkpointing": True,
     },
     # They are run before training; in it the encoder starts at its first steered layer.

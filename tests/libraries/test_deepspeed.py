@@ -21,7 +21,11 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     out = tmp_path_factory.mktemp("deepspeed")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     # No compiler is there: what all of this needs has to do without.
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, HERE.parents[:2])), "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(map(str, HERE.parents[:2])),
+        "OMP_NUM_THREADS": "1",
+    }
     environment |= {"PATH": str(out), "CXX": "a-compiler-nobody-has"}
     done = subprocess.run(
         [*command, str(HERE / "deepspeed_ranks.py"), str(out)],
