@@ -18,19 +18,16 @@ Bytes are those of every file of one checkpoint, seconds the median of the saves
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
+from report_file import write_report
 from torch import Tensor, nn
 
 from salsa_dist.placement.ranks import join
@@ -83,15 +80,12 @@ def main() -> None:
                 }
             print(row, flush=True)
             rows.append(row)
-    report = {
-        "date": str(date.today()),
-        "machine": f"{platform.processor() or platform.machine()}, torch {torch.__version__}",
-        "command": " ".join(["python", *sys.argv]),
-        "base": Path(options.base).name,
-        "saves": options.saves,
-        "rows": rows,
-    }
-    options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_report(
+        options.json,
+        rows,
+        base=Path(options.base).name,
+        saves=options.saves,
+    )
 
 
 def ours(base: SpeechLLM, folder: Path, saves: int) -> dict[str, Any]:

@@ -21,21 +21,18 @@ its generate() keeps every row to the end and encodes a clip again for each adap
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from datetime import date
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
+from report_file import machine, write_report
 
 from salsa_dist.config import PlacementConfig
 from salsa_dist.data.clip import SAMPLE_RATE, Clip
@@ -82,22 +79,19 @@ def main() -> None:
         base.model.to(getattr(torch, dtype))
         for case in options.cases.split(","):
             rows += compare(case, dtype, base, clips, options)
-    report = {
-        "date": str(date.today()),
-        "machine": f"{platform.processor() or platform.machine()}, torch {torch.__version__}, shared "
-        "with other work",
-        "threads": torch.get_num_threads(),
-        "command": " ".join(["python", *sys.argv]),
-        "device": options.device,
-        "base": Path(options.base).name,
-        "window_s": base.window_s,
-        "clips": len(clips),
-        "clip_seconds": round(sum(clip.seconds for clip in clips), 1),
-        "max_new_tokens": options.max_new_tokens,
-        "rounds": options.rounds,
-        "rows": rows,
-    }
-    options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_report(
+        options.json,
+        rows,
+        on=f"{machine()}, shared with other work",
+        threads=torch.get_num_threads(),
+        device=options.device,
+        base=Path(options.base).name,
+        window_s=base.window_s,
+        clips=len(clips),
+        clip_seconds=round(sum(clip.seconds for clip in clips), 1),
+        max_new_tokens=options.max_new_tokens,
+        rounds=options.rounds,
+    )
 
 
 def compare(

@@ -28,20 +28,17 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import os
-import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable
-from datetime import date
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from report_file import write_report
 from torch.profiler import ProfilerActivity, profile
 
 import salsa_dist  # noqa: F401 -- before transformers
@@ -128,15 +125,13 @@ def main() -> None:
             print(row, flush=True)
             rows.append(row)
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    report = {
-        "date": str(date.today()),
-        "machine": f"{gpu or platform.processor() or platform.machine()}, torch {torch.__version__}",
-        "command": " ".join(["python", *sys.argv]),
-        "shape": "tiny" if options.tiny else "Qwen2-Audio-7B",
-        "clips_per_step": options.clips,
-        "rows": rows,
-    }
-    options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_report(
+        options.json,
+        rows,
+        on=f"{gpu}, torch {torch.__version__}" if gpu else None,
+        shape="tiny" if options.tiny else "Qwen2-Audio-7B",
+        clips_per_step=options.clips,
+    )
 
 
 def measure(

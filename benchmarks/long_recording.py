@@ -16,20 +16,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from datetime import date
 from pathlib import Path
 
 import numpy as np
 import soundfile
 import soxr
-import torch
 from numpy.typing import NDArray
+from report_file import machine, write_report
 
 from salsa_dist.data.clip import SAMPLE_RATE
 from salsa_dist.data.index import ShardIndex
@@ -66,18 +64,15 @@ def main() -> None:
             )
             print(rows[-1], flush=True)
             file.unlink()
-    report = {
-        "date": str(date.today()),
-        "machine": f"{platform.processor() or platform.machine()}, torch {torch.__version__}, shared "
-        "with other work",
-        "command": " ".join(["python", *sys.argv]),
-        "base": Path(options.base).name,
-        "batch": options.batch,
-        "max_new_tokens": options.max_new_tokens,
-        "rows": rows,
-    }
     if options.json:
-        options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        write_report(
+            options.json,
+            rows,
+            on=f"{machine()}, shared with other work",
+            base=Path(options.base).name,
+            batch=options.batch,
+            max_new_tokens=options.max_new_tokens,
+        )
 
 
 def measure(options: argparse.Namespace) -> None:

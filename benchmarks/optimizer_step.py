@@ -12,12 +12,9 @@ less.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
 import sys
 import time
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 import torch
 from operations import Counted
+from report_file import write_report
 
 from salsa_dist.placement.ranks import join
 from salsa_dist.steering.bank import AdapterSpec, Bank
@@ -45,9 +43,7 @@ def main() -> None:
     torch.set_num_threads(1)
     with join():
         rows = [measured(int(count), args.width) for count in args.adapters.split(",")]
-    machine = f"{platform.machine()}, torch {torch.__version__}"
-    found = {"date": date.today().isoformat(), "machine": machine, "width": args.width, "rows": rows}
-    args.json.write_text(json.dumps(found, indent=1) + "\n")
+    write_report(args.json, rows, width=args.width)
     print("\n".join(map(str, rows)))
 
 

@@ -17,19 +17,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import replace
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from report_file import machine, write_report
 
 from salsa_dist.config import PlacementConfig
 from salsa_dist.data.clip import Clip
@@ -75,17 +74,14 @@ def main() -> None:
             launch += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0"]
             subprocess.run([*launch, *sys.argv, "--rank", "--json", str(out)], check=True)
             rows += json.loads(out.read_text(encoding="utf-8"))
-    report = {
-        "date": str(date.today()),
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, "
-        f"torch {torch.__version__}",
-        "command": " ".join(["python", *sys.argv]),
-        "base": Path(options.base).name,
-        "window_s": options.window,
-        "clips_per_step": CLIPS,
-        "rows": rows,
-    }
-    options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_report(
+        options.json,
+        rows,
+        on=machine(f"{os.cpu_count()} cores"),
+        base=Path(options.base).name,
+        window_s=options.window,
+        clips_per_step=CLIPS,
+    )
 
 
 def measure_all(options: argparse.Namespace) -> None:

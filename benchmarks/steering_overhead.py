@@ -12,18 +12,16 @@ On the CPU seconds are those of the process, so other work on the machine adds n
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import random
 import statistics
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
+from report_file import write_report
 
 from salsa_dist.speech_llms.load import load_speech_llm
 from salsa_dist.steering.bank import AdapterSpec, Bank
@@ -64,15 +62,13 @@ def main() -> None:
             }
             print(row, flush=True)
             rows.append(row)
-    report = {
-        "date": str(date.today()),
-        "machine": f"{platform.processor() or platform.machine()}, torch {torch.__version__}",
-        "device": options.device,
-        "base": Path(options.base).name,
-        "pairs": options.pairs,
-        "rows": rows,
-    }
-    options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_report(
+        options.json,
+        rows,
+        device=options.device,
+        base=Path(options.base).name,
+        pairs=options.pairs,
+    )
 
 
 def compare(

@@ -14,18 +14,15 @@ process, with the making of the features.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import random
 import statistics
-import sys
 import time
 from dataclasses import replace
-from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from report_file import write_report
 from torch import Tensor
 
 from salsa_dist.config import PlacementConfig
@@ -102,18 +99,15 @@ def main() -> None:
     rows = [row(variant, found[0], own) for variant, own in zip(variants, found, strict=True)]
     for line in rows:
         print(line)
-    report = {
-        "date": str(date.today()),
-        "machine": f"{platform.processor() or platform.machine()}, torch {torch.__version__}",
-        "command": " ".join(["python", *sys.argv]),
-        "base": Path(options.base).name,
-        "dtype": options.dtype,
-        "language": options.language,
-        "clips": len(clips),
-        "seconds_of_a_clip": statistics.median(clip.seconds for clip in clips),
-        "rows": rows,
-    }
-    options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_report(
+        options.json,
+        rows,
+        base=Path(options.base).name,
+        dtype=options.dtype,
+        language=options.language,
+        clips=len(clips),
+        seconds_of_a_clip=statistics.median(clip.seconds for clip in clips),
+    )
 
 
 def row(variant: Variant, whole: list[Step], own: list[Step]) -> dict[str, Any]:

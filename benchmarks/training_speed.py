@@ -20,20 +20,17 @@ rounds of the Trainer's seconds divided by the way's, of the same round.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import random
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
+from report_file import write_report
 from torch import Tensor
 
 from salsa_dist.config import PlacementConfig
@@ -169,19 +166,16 @@ def main() -> None:
         }
         rows.append(row)
         print(row)
-    report = {
-        "date": str(date.today()),
-        "machine": f"{platform.processor() or platform.machine()}, torch {torch.__version__}",
-        "command": " ".join(["python", *sys.argv]),
-        "base": Path(options.base).name,
-        "dtype": options.dtype,
-        "device": options.device,
-        "clips": len(clips),
-        "seconds_of_a_clip": statistics.median(clip.seconds for clip in clips),
-        "trainer_seconds_per_clip": statistics.median(seconds[0]) / len(clips),
-        "rows": rows,
-    }
-    options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_report(
+        options.json,
+        rows,
+        base=Path(options.base).name,
+        dtype=options.dtype,
+        device=options.device,
+        clips=len(clips),
+        seconds_of_a_clip=statistics.median(clip.seconds for clip in clips),
+        trainer_seconds_per_clip=statistics.median(seconds[0]) / len(clips),
+    )
 
 
 def cosines_of(ways: list[Salsa], clips: list[Clip]) -> list[list[float]]:

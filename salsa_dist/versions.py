@@ -17,6 +17,7 @@ from types import ModuleType, TracebackType
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from salsa_dist.columns import aligned
 from salsa_dist.log import log
 
 _OURS = "salsa-dist"
@@ -73,8 +74,7 @@ def table() -> str:
     for lib in libraries():
         mark = "  OUTSIDE" if lib.is_outside else ""
         rows.append((lib.name, lib.version or "not installed", f"tested {lib.tested or 'any'}{mark}"))
-    name, installed = (max(len(row[i]) for row in rows) for i in range(2))
-    return "\n".join(f"{a.ljust(name)}  {b.ljust(installed)}  {c}".rstrip() for a, b, c in rows)
+    return "\n".join(aligned(rows))
 
 
 @cache

@@ -67,3 +67,23 @@ def mixed_shards(folder: Path) -> None:
             ]
             writer.write(split, "zh-en", clips, 2)
         writer.finish({"source": "made up"})
+
+
+def noise_shards(folder: Path, count: int, per_shard: int, samples: tuple[int, int]) -> ShardIndex:
+    """Training shards of noise in one language; the lengths of the clips are within `samples`."""
+    rng = np.random.default_rng(0)
+    clips = [
+        Sample(
+            key=f"bg/clip-{i}",
+            audio=rng.uniform(-0.1, 0.1, int(rng.integers(*samples))).astype(np.float32),
+            text=f"дума {i}",
+            language="bg",
+            speaker=None,
+            licence="CC0",
+            source="made by the tests",
+        )
+        for i in range(count)
+    ]
+    with ShardWriter(folder, "noise", 0) as writer:
+        writer.write("train", "bg", clips, per_shard)
+        return writer.finish({})

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from salsa_dist.columns import aligned
 from salsa_dist.errors import UserError
 from salsa_dist.log import result
 from salsa_dist.run.folder import RunFolder
@@ -44,10 +45,8 @@ def list_runs(root: Root = Path("runs")) -> None:
         rows.append((str(status.run.relative_to(root)), status.word, job, f"{step}", status.detail))
     if rows:
         rows.insert(0, ("run", "state", "job", "step", ""))
-    widths = [max(len(row[i]) for row in rows) for i in range(4)] if rows else []
-    for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row[:4], widths, strict=True)]
-        result("  ".join([*cells, row[4]]).rstrip())
+    for line in aligned(rows):
+        result(line)
 
 
 @app.command()

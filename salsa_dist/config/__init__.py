@@ -21,7 +21,7 @@ from salsa_dist.config.sections.method import (
     ZeroShotMethod,
 )
 from salsa_dist.config.sections.placement import PlacementConfig
-from salsa_dist.config.sections.section import Folder, Rule, Shards
+from salsa_dist.config.sections.section import Folder, Rule, Section, Shards
 from salsa_dist.config.sections.training import HalvingConfig, TrainingConfig
 
 __all__ = [
@@ -46,6 +46,7 @@ __all__ = [
     "PlacementConfig",
     "Rule",
     "SalsaMethod",
+    "Section",
     "Shards",
     "SteeringConfig",
     "TrainingConfig",

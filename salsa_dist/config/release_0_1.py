@@ -11,29 +11,13 @@ from salsa_dist.config.schema import Config
 
 _MIX = ("temperature", "weights")
 _ADAPTER = (
-    "name",
-    "language",
-    "sites",
-    "rule",
-    "lr",
-    "steps",
-    "seed",
-    "minutes",
-    "scale",
-    "start_from",
+    *("name", "language", "sites", "rule", "lr"),
+    *("steps", "seed", "minutes", "scale", "start_from"),
 )
 _TRAINING = ("steps", "lr", "warmup", "decay", "clip_norm", "seed", "max_skipped", "max_loss")
 _METHOD = (
-    "kind",
-    "rank",
-    "alpha",
-    "targets",
-    "contrast",
-    "scale",
-    "clips",
-    "examples",
-    "choose",
-    "pool",
+    *("kind", "rank", "alpha", "targets", "contrast"),
+    *("scale", "clips", "examples", "choose", "pool"),
 )
 _AUGMENT = ("speed", "noise_db", "time_masks", "frequency_masks")
 # Its keys, as pydantic's `include` wants them.
@@ -43,7 +27,7 @@ _KEYS: dict[str, Any] = {
         **dict.fromkeys(("clips_per_step", "seconds_per_step", "readers", "join_clips"), True),
         "augment": dict.fromkeys(_AUGMENT, True),
     },
-    "method": dict.fromkeys((*_METHOD, "examples", "choose", "pool"), True),
+    "method": dict.fromkeys(_METHOD, True),
     "steering": {"sites": True, "rule": True},
     "adapters": {
         "__all__": {**dict.fromkeys(_ADAPTER, True), "mix": dict.fromkeys(_MIX, True)},

@@ -47,7 +47,7 @@ class Config(Section):
     placement: PlacementConfig = PlacementConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     trackers: Neither[list[Literal["tensorboard", "wandb", "trackio"]]] = Field(
-        ["tensorboard"], description="where curves are plotted: tensorboard, wandb, trackio"
+        ["tensorboard"], description="where curves are plotted"
     )
 
     @model_validator(mode="before")
@@ -56,33 +56,34 @@ class Config(Section):
         if not isinstance(tree, dict):
             return tree
         base, evaluation = tree.get("base"), tree.get("evaluation") or {}
-        if isinstance(base, dict) and isinstance(evaluation, dict) and "windows_s" not in evaluation:
-            window = base.get("window_s")
-            return (
-                tree
-                if window is None
-                else {**tree, "evaluation": {**evaluation, "windows_s": [window]}}
-            )
-        return tree
+        window = base.get("window_s") if isinstance(base, dict) else None
+        if window is None or not isinstance(evaluation, dict) or "windows_s" in evaluation:
+            return tree
+        return {**tree, "evaluation": {**evaluation, "windows_s": [window]}}
 
     @model_validator(mode="after")
-    def _names_differ(self) -> Config:
+    def _fits_together(self) -> Config:
+        self._names_differ()
+        self._dev_is_measured()
+        self._rungs_fit()
+        self._windows_nest()
+        self._clips_may_be_kept()
+        self._languages_suit_the_method()
+        return self
+
+    def _names_differ(self) -> None:
         names = [a.name for a in self.adapters]
         if twice := sorted({n for n in names if names.count(n) > 1}):
             raise ValueError(f"two adapters are called {', '.join(twice)}: names must differ")
-        return self
 
-    @model_validator(mode="after")
-    def _dev_is_measured(self) -> Config:
+    def _dev_is_measured(self) -> None:
         training = self.training
         if training.dev_every is not None and not training.dev_clips:
             raise ValueError("training.dev_every needs training.dev_clips, such as 32")
         if training.patience is not None and training.dev_every is None:
             raise ValueError("training.patience counts measurements: it needs training.dev_every")
-        return self
 
-    @model_validator(mode="after")
-    def _rungs_fit(self) -> Config:
+    def _rungs_fit(self) -> None:
         halving = self.training.halving
         if halving is not None:
             if self.training.epochs is not None:
@@ -95,20 +96,16 @@ class Config(Section):
                     "training.halving: all adapters must have the same number of steps, more than the "
                     f"last rung; rungs are {halving.rungs}, steps {sorted(steps)}"
                 )
-        return self
 
-    @model_validator(mode="after")
-    def _windows_nest(self) -> Config:
+    def _windows_nest(self) -> None:
         short, compared = self.training.window_s, self.base.window_s
         if short is not None and compared is not None and short > compared:
             raise ValueError(
                 f"training.window_s is {short:g} and base.window_s {compared:g}: "
                 "training.window_s must not be longer than base.window_s"
             )
-        return self
 
-    @model_validator(mode="after")
-    def _clips_may_be_kept(self) -> Config:
+    def _clips_may_be_kept(self) -> None:
         if self.data.join_clips > 1 and self.training.prefix_cache != "off":
             raise ValueError(
                 "data.join_clips makes new windows in each epoch, and training.prefix_cache stores "
@@ -119,16 +116,13 @@ class Config(Section):
                 "training.silence_stride keeps part of a window, and training.prefix_cache stores "
                 "whole ones: use one of them"
             )
-        return self
 
-    @model_validator(mode="after")
-    def _languages_suit_the_method(self) -> Config:
+    def _languages_suit_the_method(self) -> None:
         several = [a.name for a in self.adapters if len(a.languages) > 1]
         if several and self.method.adapts and not self.method.learns:
             raise ValueError(
                 f"adapter {several[0]} has several languages, and method {self.method.kind} takes one"
             )
-        return self
 
     @property
     def thinning(self) -> int | Literal["auto"]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from salsa_dist.columns import aligned
 from salsa_dist.data.index import Shard, ShardIndex
 
 
@@ -53,7 +54,7 @@ def said(index: ShardIndex) -> str:
     """`rows` as a table that fits 80 columns, and below it `counts`."""
     heads = [name.removesuffix("_s") if name != "megabytes" else "MB" for name in _SHOWN]
     lines = [heads, *([_shown(name, row[name]) for name in _SHOWN] for row in rows(index))]
-    table = _aligned(lines, left=2)
+    table = aligned(lines, left=2)
     parts = [str(index.folder), *(table if len(table[0]) <= WIDTH else _grouped(lines))]
     for name, of_languages in counts(index).items():
         for language, own in sorted(of_languages.items()):
@@ -65,21 +66,9 @@ def said(index: ShardIndex) -> str:
     return "\n".join(parts)
 
 
-def _aligned(lines: list[list[str]], left: int) -> list[str]:
-    """Cells aligned in columns; the first `left` columns are aligned left."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(width) if i < left else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    ]
-
-
 def _grouped(lines: list[list[str]]) -> list[str]:
     """The table with each language on its own line, above its splits."""
-    head, *others = ("  " + line for line in _aligned([line[1:] for line in lines], left=1))
+    head, *others = ("  " + line for line in aligned([line[1:] for line in lines], left=1))
     parts, language = [head], None
     for (own, *_), line in zip(lines[1:], others, strict=True):
         if own != language:

@@ -18,7 +18,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +108,7 @@ class ShardWriter:
         while chunk := next(left, None):
             path = f"{language}/{split}-{number:06d}.tar"
             rest = islice(left, samples_per_shard - 1)
-            self._shards.append(write_tar(self._folder, path, split, language, _chain(chunk, rest)))
+            self._shards.append(write_tar(self._folder, path, split, language, chain([chunk], rest)))
             number += 1
 
     def finish(self, recipe: dict[str, Any]) -> ShardIndex:
@@ -222,8 +222,3 @@ def write_tar(folder: Path, path: str, split: str, language: str, samples: Itera
         sha256=sha256,
         entries=entries,
     )
-
-
-def _chain(first: Packed, rest: Iterable[Packed]) -> Iterator[Packed]:
-    yield first
-    yield from rest

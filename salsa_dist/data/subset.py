@@ -14,7 +14,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 
-from salsa_dist.data.index import Entry, Shard
+from salsa_dist.data.index import Entry, Shard, ShardIndex
 from salsa_dist.errors import UserError
 
 
@@ -34,6 +34,18 @@ def take_minutes(shards: Sequence[Shard], minutes: float, seed: int) -> list[Sha
             f"{shards[0].language} has {there / 60:.1f} minutes to train on, {minutes:g} are asked for"
         )
     return [_part(shard, minutes * 60 / there, seed) for shard in shards]
+
+
+def training_shards(
+    index: ShardIndex, languages: Sequence[str], minutes: float | None, seed: int
+) -> list[Shard]:
+    """The shards that an adapter is trained on: all of its languages, or only `minutes` of one.
+
+    Raises:
+        UserError: a language has none, or less than that.
+    """
+    shards = [shard for name in languages for shard in index.select("train", name)]
+    return shards if minutes is None else take_minutes(shards, minutes, seed)
 
 
 def first_entries(

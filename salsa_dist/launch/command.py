@@ -43,7 +43,7 @@ from salsa_dist.config import Config, load_config
 from salsa_dist.errors import UserError
 from salsa_dist.launch import rank as rank_module
 from salsa_dist.launch import snapshot, sweep, transcription
-from salsa_dist.launch.local_cluster import LocalPlan, run_local
+from salsa_dist.launch.local_cluster import on_this_machine, run_local
 from salsa_dist.launch.options import Cluster, Options, Resources, checked, command_line, read_profile
 from salsa_dist.launch.rank import TARGET, RankCommand
 from salsa_dist.launch.sbatch_script import Sbatch, logs_of, sbatch
@@ -146,8 +146,8 @@ def _launch_one(
         submitit.DebugExecutor(logs_of(work.run)).submit(job).result()
         return 0
     if asked.cluster is Cluster.local:
-        here = LocalPlan.of(resources)
-        return _here(_snapshotted(job, work.run, resources, arguments), work.run, here)
+        here = on_this_machine(resources)
+        return run_local(_snapshotted(job, work.run, resources, arguments), work.run, here)
     executor = _sbatch(job.command, work, resources)
     if asked.dry_run:
         result("\n".join(filter(None, [executor.script(), work.plan()])))
@@ -193,8 +193,8 @@ def _launch_sweep(job: RankCommand, plan: Plan, asked: Options, resources: Resou
         return _sbatch(job.command, Work(run, _seen(config)), resources)
 
     if asked.cluster is not Cluster.slurm:
-        here = LocalPlan.of(resources)
-        return sweep.run_here(lambda one, run: _here(one, run, here), job, plan, again)
+        start = partial(run_local, resources=on_this_machine(resources))
+        return sweep.run_here(start, job, plan, again)
     if asked.dry_run:
         result(sweep.script(executor, plan, parallel))
     else:
@@ -249,23 +249,6 @@ def _submit(executor: Sbatch, job: RankCommand, run: Path, resources: Resources)
         f"again   {RunFolder(run).submit}"
     )
     return 0
-
-
-def _here(job: RankCommand, run: Path, plan: LocalPlan) -> int:
-    """Run as processes of this machine, with a note of the job and of how it ended."""
-    folders: list[Path] = []
-
-    def started(job_id: str, folder: Path) -> None:
-        launches.note(folder, job_id, "local", job.command, 1, plan.tasks)
-        folders.append(folder)
-
-    status = 1
-    try:
-        status = run_local(job, run, plan, started)
-    finally:
-        for folder in folders:
-            launches.note_end(folder, status)
-    return status
 
 
 def _plan(config: Config, resources: Resources) -> str:

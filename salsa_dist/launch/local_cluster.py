@@ -24,9 +24,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -42,6 +41,7 @@ from salsa_dist.libraries.submitit import task_words
 from salsa_dist.log import log, tell
 from salsa_dist.requeue import verdict
 from salsa_dist.run.failure_file import failure_in, path_of
+from salsa_dist.runs import launches
 from salsa_dist.runs.follow import Follower
 
 POLL_S = 0.1
@@ -52,58 +52,46 @@ USER_ERROR = 2  # the exit status of a user's mistake
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-@dataclass(frozen=True)
-class LocalPlan:
-    """How to start the tasks: their number, shell lines before each task, limits, environment.
-
-    `tries` is the most in a row without a new checkpoint; 0: a job that failed stays failed.
-    """
-
-    tasks: int
-    tries: int = 0
-    setup: Sequence[str] = ()
-    environment: dict[str, str] = field(default_factory=dict)
-    limit_min: float | None = None
-    signal_delay_s: int = 0
-
-    @classmethod
-    def of(cls, resources: Resources) -> LocalPlan:
-        """The plan for `resources` on this machine. Raises: UserError: it has fewer GPUs."""
-        environment = dict(resources.env)
-        if resources.gpus_per_node is not None:
-            visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-            wanted = resources.gpus_per_node
-            devices = [str(n) for n in range(wanted)] if visible is None else visible.split(",")
-            if len([d for d in devices if d]) < wanted:
-                raise UserError(f"--gpus-per-node {wanted}: CUDA_VISIBLE_DEVICES={visible} shows fewer")
-            environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices[:wanted])
-        return cls(
-            tasks=resources.ranks_per_node,
-            tries=resources.tries,
-            setup=resources.setup,
-            environment=environment,
-            limit_min=resources.time,
-            signal_delay_s=resources.signal_delay_s,
-        )
+def on_this_machine(resources: Resources) -> Resources:
+    """`resources` whose `env` says which GPUs the ranks see. Raises: UserError: there are fewer."""
+    if resources.gpus_per_node is None:
+        return resources
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    wanted = resources.gpus_per_node
+    devices = [str(n) for n in range(wanted)] if visible is None else visible.split(",")
+    if len([d for d in devices if d]) < wanted:
+        raise UserError(f"--gpus-per-node {wanted}: CUDA_VISIBLE_DEVICES={visible} shows fewer")
+    own = {"CUDA_VISIBLE_DEVICES": ",".join(devices[:wanted])}
+    return resources.model_copy(update={"env": {**resources.env, **own}})
 
 
-def run_local(
-    job: RankCommand, run: Path, plan: LocalPlan, started: Callable[[str, Path], None] | None = None
-) -> int:
+def run_local(job: RankCommand, run: Path, resources: Resources) -> int:
     """Run `job` in run folder `run` to its end and return the launcher's exit status.
 
-    `started` is told the job's id and its log folder.
+    Beside the job's logs are notes of its start and end, for `salsa-dist runs`.
+
+    Args:
+        resources: of `on_this_machine`.
     """
-    submitted = _write_job(job, logs_of(run), plan)
+    submitted = _write_job(job, logs_of(run), resources)
     logs = submitted.paths.folder
-    if started is not None:
-        started(submitted.job_id, logs)
+    launches.note(logs, submitted.job_id, "local", job.command, 1, resources.ranks_per_node)
+    status = 1
+    try:
+        status = _run(submitted, run, resources)
+    finally:
+        launches.note_end(logs, status)
+    return status
+
+
+def _run(submitted: LocalJob[Any], run: Path, resources: Resources) -> int:
+    logs = submitted.paths.folder
     rank0 = [Follower(_paths(submitted, 0).stdout, sys.stdout)]
     rank0.append(Follower(_paths(submitted, 0).stderr, sys.stderr))
-    log.info(f"{plan.tasks} ranks on this machine, logs in {logs}")
+    log.info(f"{resources.ranks_per_node} ranks on this machine, logs in {logs}")
     with _stop_requests() as stop:
         while True:
-            tasks = _Tasks(submitted, plan, rank0)
+            tasks = _Tasks(submitted, resources, rank0)
             try:
                 dead = tasks.watch(stop)
             finally:
@@ -118,13 +106,13 @@ def run_local(
             if not dead:
                 return 0
             status = _report(submitted, codes, dead)
-            if not plan.tries or status == USER_ERROR:
+            if not resources.tries or status == USER_ERROR:
                 return status
-            again, why = verdict(run, logs, codes[dead[0]] or 0, plan.tries)
+            again, why = verdict(run, logs, codes[dead[0]] or 0, resources.tries)
             log.warning(why)
             if not again:
                 return status
-            for rank in range(plan.tasks):  # else the next attempt would be blamed for this one
+            for rank in range(len(codes)):  # else the next attempt would be blamed for this one
                 path_of(logs, submitted.job_id, rank).unlink(missing_ok=True)
 
 
@@ -137,11 +125,11 @@ class _NamedOnly(LocalExecutor):
         return LocalJob(self.folder, job_id, tasks=range(self.parameters["tasks_per_node"]))
 
 
-def _write_job(job: RankCommand, folder: Path, plan: LocalPlan) -> LocalJob[Any]:
+def _write_job(job: RankCommand, folder: Path, resources: Resources) -> LocalJob[Any]:
     executor = _NamedOnly(folder)
     # submitit counts a signal late in the time limit as a timeout; without a limit none is.
-    minutes = plan.limit_min or 10 * 365 * 24 * 60
-    executor.update_parameters(tasks_per_node=plan.tasks, timeout_min=minutes)
+    minutes = resources.time or 10 * 365 * 24 * 60
+    executor.update_parameters(tasks_per_node=resources.ranks_per_node, timeout_min=minutes)
     submitted = executor.submit(job)
     assert isinstance(submitted, LocalJob)
     return submitted
@@ -154,14 +142,14 @@ def _paths(job: LocalJob[Any], rank: int) -> JobPaths:
 class _Tasks:
     """The processes of one attempt at a job, one per rank."""
 
-    def __init__(self, job: LocalJob[Any], plan: LocalPlan, rank0: Sequence[Follower]) -> None:
-        self._plan = plan
+    def __init__(self, job: LocalJob[Any], resources: Resources, rank0: Sequence[Follower]) -> None:
+        self._resources = resources
         self._rank0 = rank0
         self._start = time.monotonic()
         self._processes: list[subprocess.Popen[bytes]] = []
         try:
-            for rank in range(plan.tasks):
-                self._processes.append(_start_task(job, plan, rank))
+            for rank in range(resources.ranks_per_node):
+                self._processes.append(_start_task(job, resources, rank))
         except BaseException:
             self.end(0)
             raise
@@ -171,7 +159,7 @@ class _Tasks:
 
     def watch(self, stop: list[int]) -> list[int]:
         """Wait for the end of all; the ranks that were first seen dead, none if all went well."""
-        limit_s = float("inf") if self._plan.limit_min is None else 60.0 * self._plan.limit_min
+        limit_s = float("inf") if self._resources.time is None else 60.0 * self._resources.time
         warned = False
         while True:
             codes = self.codes()
@@ -188,13 +176,13 @@ class _Tasks:
                 self.end(SAVE_GRACE_S, stop)
                 return []
             ran_s = time.monotonic() - self._start
-            if not warned and ran_s > limit_s - self._plan.signal_delay_s:
+            if not warned and ran_s > limit_s - self._resources.signal_delay_s:
                 warned = True
                 self._signal(signal.SIGUSR2)
             if ran_s > limit_s:
                 self.end(PEER_GRACE_S)
                 raise UserError(
-                    f"the --time limit of {self._plan.limit_min:g} min passed and the ranks were "
+                    f"the --time limit of {self._resources.time:g} min passed and the ranks were "
                     "ended: raise --time, or launch again to resume from the last checkpoint"
                 )
             time.sleep(POLL_S)
@@ -230,18 +218,18 @@ class _Tasks:
             follower.pump()
 
 
-def _start_task(job: LocalJob[Any], plan: LocalPlan, rank: int) -> subprocess.Popen[bytes]:
+def _start_task(job: LocalJob[Any], resources: Resources, rank: int) -> subprocess.Popen[bytes]:
     python = [sys.executable, "-u", *task_words(job.paths.folder)]
     command = python
-    if plan.setup:  # as in an sbatch script; exec keeps the process that signals are sent to
-        command = ["bash", "-c", "\n".join([*plan.setup, 'exec "$@"']), "setup", *python]
+    if resources.setup:  # as in an sbatch script; exec keeps the process that signals are sent to
+        command = ["bash", "-c", "\n".join([*resources.setup, 'exec "$@"']), "setup", *python]
     environment = {
         **os.environ,
-        **plan.environment,
+        **resources.env,
         "SUBMITIT_LOG_LEVEL": "WARNING",  # rank 0's log is read as it grows
         "SUBMITIT_EXECUTOR": "local",
         "SUBMITIT_LOCAL_JOB_ID": job.job_id,
-        "SUBMITIT_LOCAL_NTASKS": str(plan.tasks),
+        "SUBMITIT_LOCAL_NTASKS": str(resources.ranks_per_node),
         "SUBMITIT_LOCAL_JOB_NUM_NODES": "1",
         "SUBMITIT_LOCAL_NODEID": "0",
         "SUBMITIT_LOCAL_GLOBALID": str(rank),

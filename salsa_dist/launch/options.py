@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 from pydantic.fields import FieldInfo
 
-from salsa_dist.config import explained, read_yaml
+from salsa_dist.config import Section, explained, read_yaml
 from salsa_dist.errors import UserError
 
 SLURM_MINUTES = 60
@@ -74,10 +74,8 @@ Variables = Annotated[dict[str, str], BeforeValidator(_variables), RANKS]
 OfSbatch = Annotated[str | None, SBATCH, SLURM]
 
 
-class Resources(BaseModel):
+class Resources(Section):
     """Node, time and site options; those that were given are in `model_fields_set`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     nodes: int = Field(1, ge=1, description="number of nodes")
     min_nodes: Annotated[int | None, SLURM] = Field(

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from salsa_dist.columns import aligned
 from salsa_dist.planner.base_shape import BaseShape
 from salsa_dist.planner.sizes import seconds, size
 from salsa_dist.planner.step_work import USABLE, Machines, Work
@@ -127,12 +128,10 @@ class Plan:
                     "yes" if r.fits else "no",
                 )
             )
-        widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
         lines = [
             f"{s.name}: {s.architecture}, {s.parameters / 1e6:,.1f} M parameters, {s.dtype}"
             f"{quantized}, {size(s.bytes)}{stored}",
             f"{m.nodes} nodes x {m.ranks_per_node} ranks, {size(m.memory)} a device, {USABLE:.0%} of "
             f"it usable; {what}, {self.rows[0].flops_per_step:.2e} FLOPs",
         ]
-        lines += ["  ".join(c.ljust(n) for c, n in zip(r, widths, strict=True)).rstrip() for r in cells]
-        return "\n".join([*lines, self.why])
+        return "\n".join([*lines, *aligned(cells), self.why])

@@ -232,21 +232,11 @@ def _data_notes(files: RunFiles) -> list[str]:
     return notes
 
 
-def _cosines(files: RunFiles) -> dict[str, dict[str, float | None]]:
-    """Cosines between each two adapters; empty for a single adapter."""
-    own = [a for a in files.adapters if a.vectors]
-    if len(own) < 2:
-        return {}
-    return {a.name: {b.name: vector_facts.cosine(a.vectors, b.vectors) for b in own} for a in own}
-
-
 def _training(run: Path, files: RunFiles) -> dict[str, Any]:
     spent = cost(run)
     seconds = sum(step.seconds for step in files.steps)
     measured = [(s.audio_seconds, s.padding or 0.0) for s in files.steps if s.audio_seconds]
     padded = sum(audio / (1 - padding) for audio, padding in measured)
-    timed = [(s.seconds, s.data_wait) for s in files.steps if s.data_wait is not None]
-    waited = sum(spent_s * share for spent_s, share in timed)
 
     def mean(name: str) -> float | None:
         own = [(s.seconds, getattr(s, name)) for s in files.steps if getattr(s, name) is not None]
@@ -276,7 +266,7 @@ def _training(run: Path, files: RunFiles) -> dict[str, Any]:
         "peak_memory": max((s.peak_memory for s in files.steps if s.peak_memory), default=None),
         "starts": files.starts,
         "padding": 1 - sum(audio for audio, _ in measured) / padded if padded else None,
-        "data_wait": waited / sum(spent_s for spent_s, _ in timed) if timed else None,
+        "data_wait": mean("data_wait"),
         "left_out": {data.adapter: data.left_out for data in files.data},
         "bad_samples": dict(Counter(bad.kind for bad in files.bad_samples)),
         "store": files.store.model_dump() if files.store else None,

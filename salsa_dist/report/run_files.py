@@ -106,7 +106,7 @@ def _read_tuned(run: Path, name: str) -> AdapterFile:
         file=str(file.relative_to(run)),
         file_bytes=file.stat().st_size,
         trained_numbers=facts["trained_numbers"],
-        window_s=_window(facts),
+        window_s=_trained_with(facts, "window_s"),
         silence_stride=1,
         vectors={},
     )
@@ -133,19 +133,14 @@ def _read_adapter(run: Path, name: str, command: str) -> AdapterFile:
         file=str(file.relative_to(run)),
         file_bytes=file.stat().st_size,
         trained_numbers=sum(v.numel() for v in vectors.values()),
-        window_s=_window(facts),
-        silence_stride=_stride(facts),
+        window_s=_trained_with(facts, "window_s"),
+        silence_stride=int(_trained_with(facts, "silence_stride") or 1),
         vectors={site: v.numpy() for site, v in vectors.items()},
     )
 
 
-def _window(facts: Mapping[str, Any]) -> float | None:
+def _trained_with(facts: Mapping[str, Any], key: str) -> float | None:
+    """A number in the facts about an adapter's training; None where they don't have it."""
     training = facts.get("training")
-    found = training.get("window_s") if isinstance(training, dict) else None
-    return float(found) if isinstance(found, (int, float)) else None
-
-
-def _stride(facts: Mapping[str, Any]) -> int:
-    training = facts.get("training")
-    found = training.get("silence_stride") if isinstance(training, dict) else None
-    return found if isinstance(found, int) else 1
+    found = training.get(key) if isinstance(training, dict) else None
+    return found if isinstance(found, int | float) else None

@@ -117,13 +117,10 @@ class Session:
                 session._count_epochs()
             if config.base.dtype == "auto" and first.base.dtype != "float32":
                 session.say(f"base.dtype auto takes {first.base.dtype}")
-            if config.training.lr_scale != session.config.training.lr_scale:
-                session.say("training.lr_scale stays {}, as at the first start of the run")
-            if config.training.silence_stride != session.config.training.silence_stride:
-                first_one = session.config.training.silence_stride
-                session.say(
-                    f"training.silence_stride stays {first_one}, as at the first start of the run"
-                )
+            for key in ("lr_scale", "silence_stride"):
+                kept = getattr(session.config.training, key)
+                if getattr(config.training, key) != kept:
+                    session.say(f"training.{key} stays {kept}, as at the first start of the run")
             session._refuse(training, facts or {})
             session.at(None, "taking the run's lock")
             session._lock = stack.enter_context(held_for_all(config.run, ranks))

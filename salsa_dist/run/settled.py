@@ -22,13 +22,15 @@ import torch
 from salsa_dist.config import BaseConfig, Config, read_yaml
 from salsa_dist.data.entries import seconds_of
 from salsa_dist.data.index import ShardIndex
-from salsa_dist.data.subset import take_minutes
+from salsa_dist.data.subset import training_shards
 from salsa_dist.errors import UserError
 from salsa_dist.run.folder import RunFolder
 from salsa_dist.speech_llms.inspection import read_config
 from salsa_dist.speech_llms.load import own_dtype
 
 _KNOWN = ("float32", "bfloat16", "float16")
+# Of `training`: keys that may be auto, and what stood in their place before they could.
+_BEFORE: dict[str, Any] = {"silence_stride": 1, "micro_batch": "auto", "lr_scale": {}}
 
 
 def settled(config: Config, device: str) -> Config:
@@ -40,14 +42,10 @@ def settled(config: Config, device: str) -> Config:
     Raises:
         UserError: no such base.
     """
-    if config.training.silence_stride == "auto":
-        begun = _began_with(config.run, "training", "silence_stride", 1)
-        config = with_training(config, silence_stride=begun if isinstance(begun, int) else "auto")
-    if config.training.micro_batch == "auto":
-        begun = _began_with(config.run, "training", "micro_batch", "auto")
-        config = with_training(config, micro_batch=begun if isinstance(begun, int) else "auto")
-    if config.training.lr_scale == "auto" and _began_with(config.run, "training", "lr_scale", {}) == {}:
-        config = with_training(config, lr_scale={})
+    for key in _auto_keys(config):
+        begun = _began_with(config.run, "training", key, _BEFORE[key])
+        if isinstance(begun, int) or begun == {}:
+            config = with_training(config, **{key: begun})
     if config.base.dtype != "auto":
         return config
     own = "float32" if config.method.in_fp32 else begun_in(config.run) or _own(config.base, device)
@@ -61,13 +59,7 @@ def settled_as(first: Config, config: Config) -> Config:
     """
     if config.base.dtype == "auto":
         config = with_precision(config, first.base.dtype)
-    if config.training.lr_scale == "auto":
-        config = with_training(config, lr_scale=first.training.lr_scale)
-    if config.training.silence_stride == "auto":
-        config = with_training(config, silence_stride=first.training.silence_stride)
-    if config.training.micro_batch == "auto":
-        config = with_training(config, micro_batch=first.training.micro_batch)
-    return config
+    return with_training(config, **{key: getattr(first.training, key) for key in _auto_keys(config)})
 
 
 def in_steps(config: Config, index: ShardIndex) -> Config:
@@ -81,9 +73,7 @@ def in_steps(config: Config, index: ShardIndex) -> Config:
     window = config.base_in_training().window_s or math.inf
     adapters = []
     for adapter, own in zip(config.adapters, config.adapter_settings(), strict=True):
-        shards = [shard for language in own.languages for shard in index.select("train", language)]
-        if own.minutes is not None:
-            shards = take_minutes(shards, own.minutes, own.seed)
+        shards = training_shards(index, own.languages, own.minutes, own.seed)
         lengths = np.concatenate([seconds_of(shard.entries) for shard in shards])
         fitting = lengths[lengths <= window]
         mean = float(fitting.mean()) if len(fitting) else 1.0
@@ -108,6 +98,10 @@ def begun_in(run: Path) -> str | None:
     """The precision that a run began in; None where it has not begun."""
     found = _began_with(run, "base", "dtype", None)
     return found if found in _KNOWN else None
+
+
+def _auto_keys(config: Config) -> list[str]:
+    return [key for key in _BEFORE if getattr(config.training, key) == "auto"]
 
 
 def _began_with(run: Path, section: str, key: str, unknown: Any) -> Any:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 _TIMEOUT_S = 20
 ACTIVE = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED", "SUSPENDED", "RESIZING")
+_NOTHING = ("None", "None assigned", "(null)")
 WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "SUSPENDED")
 
 
@@ -78,8 +79,6 @@ def _parse(lines: list[str], wanted: Collection[str]) -> dict[str, SlurmJob]:
             state, nodes, reason = fields[:3]
             # sacct says "CANCELLED by 1000", and cuts long words with a +.
             word = (state.split() or ["UNKNOWN"])[0].rstrip("+")
-            clean = [
-                x if x not in ("None", "None assigned", "(null)", "") else "" for x in (nodes, reason)
-            ]
-            found[job] = SlurmJob(word, *clean)
+            nodes, reason = ("" if x in _NOTHING else x for x in (nodes, reason))
+            found[job] = SlurmJob(word, nodes, reason)
     return found

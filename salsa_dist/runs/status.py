@@ -17,7 +17,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -156,17 +156,8 @@ def _with_hang(status: Status) -> Status:
     silent_s = time.time() - spent.last_time
     if silent_s < patience or any(rank["moved_s"] < patience for rank in ranks):
         return status
-    lines = [_where(rank) for rank in ranks]
-    return Status(
-        status.run,
-        "hung",
-        f"no step for {silent_s:.0f} s, where one takes {spent.step_seconds:.1f}",
-        status.job,
-        status.logs,
-        None,
-        spent,
-        lines,
-    )
+    detail = f"no step for {silent_s:.0f} s, where one takes {spent.step_seconds:.1f}"
+    return replace(status, word="hung", detail=detail, waiting=[_where(rank) for rank in ranks])
 
 
 def _ranks(run: Path) -> list[dict[str, Any]]:

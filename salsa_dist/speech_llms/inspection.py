@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from salsa_dist.columns import aligned
 from salsa_dist.errors import UserError
 from salsa_dist.libraries.transformers import listed_class, without_weights
 from salsa_dist.speech_llms.any_chat import AnyChat
@@ -87,10 +88,7 @@ class Inspection:
             lines.append(f"for training: {self.lacks}")
         rows = [["component", "site", "width", "fires", "gradient", "rows", "padding-invariant"]]
         rows += [_cells(report, self.probed) for report in self.sites]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        lines += [
-            "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows
-        ]
+        lines += aligned(rows)
         lines += [f"dropped {report.site}: {report.reason}" for report in self.dropped]
         return "\n".join(lines)
 

@@ -27,7 +27,8 @@ from torch import nn
 
 from salsa_dist.errors import UserError
 from salsa_dist.libraries.bitsandbytes import keep_as_loaded
-from salsa_dist.libraries.transformers import commit_of, listed_class, without_adapter
+from salsa_dist.libraries.huggingface_hub import commit_of
+from salsa_dist.libraries.transformers import listed_class, without_adapter
 from salsa_dist.speech_llms import (
     any_chat,
     ctc,

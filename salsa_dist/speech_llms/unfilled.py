@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from salsa_dist.libraries.transformers import compute_buffers, file_in, renaming
+from salsa_dist.libraries.huggingface_hub import file_in
+from salsa_dist.libraries.transformers import compute_buffers, renaming
 from salsa_dist.speech_llms.weight_files import StoredTensor, safetensors_files, stored_tensors
 
 

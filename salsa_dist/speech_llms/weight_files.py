@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from salsa_dist.errors import UserError
-from salsa_dist.libraries.transformers import file_in
+from salsa_dist.libraries.huggingface_hub import file_in
 
 _DTYPES = {
     "F64": torch.float64,

@@ -9,12 +9,13 @@ something within one base only: adapters of other bases are counted, not compare
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from salsa_dist.columns import aligned
 from salsa_dist.steering import vector_facts
 from salsa_dist.steering.vector_facts import site_order
 from salsa_dist.steering.vectors import SteeringVectors
@@ -63,7 +64,7 @@ def described(tree: Mapping[str, Any]) -> str:
         f"{sum(site['width'] for site in sites):,} numbers at {len(sites)} sites",
     ]
     longest = max(site["norm"] for site in sites) or 1.0
-    lines += _table(
+    lines += aligned(
         [
             [s["site"], f"width {s['width']}", f"norm {s['norm']:.3f}", _bar(s["norm"] / longest)]
             for s in sites
@@ -75,7 +76,7 @@ def described(tree: Mapping[str, Any]) -> str:
             [r["name"], f"cosine {_number(r['cosine'])}", f"{r['shared_sites']} sites", r["where"]]
             for r in tree["nearest"]
         ]
-        lines += _table(rows)
+        lines += aligned(rows)
     if tree["of_another_base"]:
         lines.append(f"{tree['of_another_base']} adapters are of another base: not compared")
     return "\n".join(lines)
@@ -125,7 +126,7 @@ def compared(tree: Mapping[str, Any]) -> str:
         [s["site"], *map(_number, s["norms"]), _number(s["cosine"]), _number(s["distance"])]
         for s in tree["sites"]
     ]
-    return "\n".join([*lines, *_table(rows)])
+    return "\n".join([*lines, *aligned(rows)])
 
 
 def _facts(adapter: SteeringVectors) -> dict[str, Any]:
@@ -188,8 +189,3 @@ def _number(value: float | None) -> str:
 
 def _bar(share: float) -> str:
     return "█" * round(_BAR * share)
-
-
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]

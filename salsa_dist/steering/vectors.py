@@ -223,8 +223,7 @@ class SteeringVectors:
         'bg-0.25-el'
 
         Args:
-            other: an adapter with the same rule, for the same base; where only one of the two steers a
-                site, the other counts as zero there.
+            other: of the same rule and base; where only one of the two has a site, the other is zero.
             share: 0 is this adapter, 1 the other; less or more goes on along the same line.
 
         Raises:
@@ -246,8 +245,7 @@ class SteeringVectors:
 
         Args:
             adapters: at least one.
-            weights: one for each, none negative, not all zero; None: all alike. Only
-                their ratios count.
+            weights: one for each, none negative, not all zero; only ratios count. None: all alike.
         """
         return combined(adapters, shares(adapters, weights), "+".join(a.name for a in adapters))
 
@@ -316,10 +314,8 @@ class SteeringVectors:
         >>> len(SteeringVectors.load("runs/demo/adapters/bg").digest())
         64
         """
-        digest = hashlib.sha256(self.rule.encode())
-        for site, vector in self.vectors.items():
-            digest.update(site.encode() + vector.contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        raw = (k.encode() + v.contiguous().numpy().tobytes() for k, v in self.vectors.items())
+        return hashlib.sha256(self.rule.encode() + b"".join(raw)).hexdigest()
 
     def _about_base(self) -> dict[str, Any]:
         return {k: getattr(self, k) for k in ("revision", "architecture", "model_type", "quantization")}

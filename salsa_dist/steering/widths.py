@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from salsa_dist.errors import UserError
 from salsa_dist.libraries.deepspeed import true_shape
 from salsa_dist.libraries.torch import forget_hooks
-from salsa_dist.steering.blocks import layer_of, with_blocks
+from salsa_dist.steering.blocks import layer_of
+from salsa_dist.steering.sites import by_site, whole_layers
 
 
 def site_widths(layers: Mapping[str, nn.ModuleList]) -> dict[str, int]:
@@ -29,13 +30,8 @@ def site_widths(layers: Mapping[str, nn.ModuleList]) -> dict[str, int]:
     Args:
         layers: the layer list of each component, as `find_layers` gives it.
     """
-    of_layer = {
-        f"{component}.{i}": output_width(layer)
-        for component, stack in layers.items()
-        for i, layer in enumerate(stack)
-    }
-    sites = [f"{word}.{i}" for word, own in with_blocks(layers).items() for i in range(len(own))]
-    return {site: of_layer[layer_of(site)] for site in sites}
+    of_layer = {site: output_width(layer) for site, layer in whole_layers(layers).items()}
+    return {site: of_layer[layer_of(site)] for site in by_site(layers)}
 
 
 def output_width(layer: nn.Module) -> int:

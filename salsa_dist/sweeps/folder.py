@@ -239,13 +239,7 @@ def _decoded(job: JobFolder, name: str, language: str) -> dict[str, float | str 
     scored = [
         error_rates.score(x["reference"], x["hypothesis"], language, rules=rules) for x in last.values()
     ]
-    spoken = [one for one in scored if not one.empty_reference]
     return {
-        **{metric: _rate([one.edits(metric) for one in spoken]) for metric in error_rates.METRICS},
+        **{metric: error_rates.corpus_rate(scored, metric) for metric in error_rates.METRICS},
         "normaliser": str(rules),
     }
-
-
-def _rate(edits: Sequence[error_rates.Edits]) -> float | None:
-    length = sum(one.length for one in edits)
-    return sum(one.errors for one in edits) / length if length else None

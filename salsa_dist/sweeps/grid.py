@@ -32,7 +32,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 
 from salsa_dist import places
 from salsa_dist.config import (
@@ -42,6 +42,7 @@ from salsa_dist.config import (
     Method,
     Rule,
     SalsaMethod,
+    Section,
     Shards,
     explained,
     load_config,
@@ -54,10 +55,6 @@ from salsa_dist.sweeps.methods import MethodEntry, Tuning
 
 _LONGEST_NAME = 80
 _NOT_IN_ROWS = ("method", "label", "stage", "steps", "start_from")
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 def _minutes(size: Any) -> float | None:
@@ -75,7 +72,7 @@ def _minutes(size: Any) -> float | None:
 Minutes = Annotated[float | None, BeforeValidator(_minutes)]
 
 
-class Grid(_Section):
+class Grid(Section):
     language: list[str] = Field(min_length=1)
     corpus: dict[str, Shards] | None = None
     sites: list[str] | None = Field(None, min_length=1)
@@ -85,7 +82,7 @@ class Grid(_Section):
     size: list[Minutes] = Field([None], min_length=1)
 
 
-class Choice(_Section):
+class Choice(Section):
     """Some of an adapter's settings: what `exclude` leaves out, or `include` adds."""
 
     language: str | None = None
@@ -97,7 +94,7 @@ class Choice(_Section):
     size: Minutes = None
 
 
-class Jobs(_Section):
+class Jobs(Section):
     adapters: int = Field(64, ge=1, description="maximum number of adapters in one job")
     nodes: int = Field(1, ge=1, description="nodes of one job")
     ranks_per_node: int = Field(1, ge=1)
@@ -107,7 +104,7 @@ class Jobs(_Section):
     )
 
 
-class Report(_Section):
+class Report(Section):
     """Texts for the report of a comparison."""
 
     title: str | None = None
@@ -116,17 +113,17 @@ class Report(_Section):
     )
 
 
-class SweepFile(_Section):
+class SweepFile(Section):
     sweep: Folder = Field(description="folder of the sweep")
     config: Path | dict[str, Any] = Field(
         description="shared by all jobs: a config file, or its content"
     )
-    overrides: dict[str, Any] = {}
+    overrides: dict[str, Any] = Field({})
     grid: Grid
     methods: list[MethodEntry] = Field([], description="methods to compare; none: train the grid")
     tuning: Tuning = Tuning()
-    include: list[Choice] = []
-    exclude: list[Choice] = []
+    include: list[Choice] = Field([])
+    exclude: list[Choice] = Field([])
     halving: HalvingConfig | None = Field(None, description="stop the worse adapters early")
     dev_clips: int = Field(32, ge=0, description="dev clips per language that adapters are measured on")
     jobs: Jobs = Jobs()

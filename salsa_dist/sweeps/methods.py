@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from salsa_dist.config import (
     BiasMethod,
@@ -27,6 +27,7 @@ from salsa_dist.config import (
     Method,
     Rule,
     SalsaMethod,
+    Section,
     SteeringConfig,
     ZeroShotMethod,
 )
@@ -56,9 +57,7 @@ def _listed(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
 
 
-class _Entry(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
+class _Entry(Section):
     name: str | None = Field(None, description="name in the report; null: made from the settings")
     seeds: int | None = Field(
         None, ge=1, description="number of seeds of the final rows, from the grid's first on; null: all"
@@ -191,10 +190,8 @@ def _trained(method: Method, sites: str, rule: Rule, rates: Sequence[float] | No
     return [Setting(method, sites, rule, lr, f"lr{lr:g}", True) for lr in rates]
 
 
-class Tuning(BaseModel):
+class Tuning(Section):
     """How a method's setting is chosen among its trials. The test split is not used."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     choose_by: Literal["cer", "wer", "mer", "loss"] = Field(
         "cer",

@@ -15,7 +15,7 @@ from typing import Any
 
 from salsa_dist.config import load_config
 from salsa_dist.data.index import Shard, ShardIndex
-from salsa_dist.data.subset import take_minutes
+from salsa_dist.data.subset import training_shards
 from salsa_dist.evaluation import summary as evaluation_summary
 from salsa_dist.sweeps.cost import BaseFacts, clip_cost, decoding_flop
 from salsa_dist.sweeps.folder import JobFolder
@@ -118,9 +118,7 @@ def _cost(experiments: list[Experiment], sweep: Sweep, facts: BaseFacts, index: 
     packed = separate = kept = kept_clips = 0.0
     for group in groups.values():
         sites = [e.sites for e in group]
-        shards = index.select("train", group[0].language)
-        if group[0].minutes is not None:
-            shards = take_minutes(shards, group[0].minutes, group[0].seed or 0)
+        shards = training_shards(index, [group[0].language], group[0].minutes, group[0].seed or 0)
         samples = (group[0].steps or config.training.steps) * config.data.clips_of_a_step(
             mean_clip_s(shards)
         )

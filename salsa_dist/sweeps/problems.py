@@ -9,7 +9,7 @@ import torch
 
 from salsa_dist.data.augment import from_settings
 from salsa_dist.data.index import ShardIndex
-from salsa_dist.data.subset import take_minutes
+from salsa_dist.data.subset import training_shards
 from salsa_dist.errors import UserError
 from salsa_dist.methods.registry import METHODS
 from salsa_dist.metrics.error_rates import misnamed
@@ -43,9 +43,8 @@ def wrong_with(
         return problems
     index, data = indexes[experiment.corpus], sweep.config.data
     try:
-        shards = index.select("train", experiment.language)
-        if experiment.minutes is not None:
-            shards = take_minutes(shards, experiment.minutes, experiment.seed or 0)
+        seed = experiment.seed or 0
+        shards = training_shards(index, [experiment.language], experiment.minutes, seed)
         clips = sum(len(shard.entries) for shard in shards)
         a_step = data.clips_of_a_step(mean_clip_s(shards))
         if clips < a_step:

@@ -20,13 +20,8 @@ from salsa_dist.sweeps.job_config import evaluation, identity, job_config, verbs
 # Its keys; later ones were not of it.
 _BASE = {"dtype", "window_s", "stage_to", "prompt", "layers", "language_as"}
 _DATA = {
-    "clips_per_step",
-    "seconds_per_step",
-    "join_clips",
-    "readers",
-    "max_bad",
-    "stage_to",
-    "augment",
+    *("clips_per_step", "seconds_per_step", "join_clips"),
+    *("readers", "max_bad", "stage_to", "augment"),
 }
 _EVALUATION = ("split", "clips", "windows_s", "max_new_tokens", "decoding", "zero_shot", "forgetting")
 

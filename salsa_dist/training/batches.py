@@ -13,7 +13,6 @@ wrong with a clip raises here: ranks agree about it after the step (`training/ba
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -32,6 +31,7 @@ from salsa_dist.placement.kept_prefix import Known, without_audio
 from salsa_dist.places import Folder, Remote
 from salsa_dist.speech_llms.batch import AdapterBatch
 from salsa_dist.speech_llms.family import Family
+from salsa_dist.training.passes import PassLimits
 
 Window = list[tuple[Clip, Sample]]  # clips joined in one audio window; mostly one
 
@@ -111,8 +111,7 @@ class StepBatches(Dataset[StepShare]):
         self.family = family
         self.rank = rank
         self.world_size = world_size
-        self.micro_batch = micro_batch
-        self.pass_seconds = pass_seconds
+        self.limits = PassLimits(micro_batch, pass_seconds, family.padded_to_s)
         self.steps = max(own.steps for own in adapters)
         self.folder = folder
         self._before = Traffic()
@@ -168,7 +167,7 @@ class StepBatches(Dataset[StepShare]):
 
     def limit_pass(self, clips: int) -> None:
         """A pass has at most `clips` from now on."""
-        self.micro_batch = min(self.micro_batch, clips)
+        self.limits = replace(self.limits, windows=min(self.limits.windows, clips))
 
     def use_kept_prefix(self, known: Mapping[str, Known]) -> None:
         """From now on read no audio: the prefix cache has every clip's hidden states.
@@ -181,9 +180,7 @@ class StepBatches(Dataset[StepShare]):
     def largest_pass(self, step: int, seconds: float) -> int:
         """Most windows that a pass of `step` may have, if each lasts `seconds`."""
         most = -(-max(map(len, self._shares(step))) // self.passes(step))
-        if self.pass_seconds is None:
-            return max(1, most)
-        return max(1, self._packed([seconds] * most, self.pass_seconds)[0][1])
+        return self.limits.largest(most, seconds)
 
     def __len__(self) -> int:
         return self.steps
@@ -196,7 +193,7 @@ class StepBatches(Dataset[StepShare]):
         passes = self.passes(step)
         batches = []
         seconds = padded = 0.0
-        for start, end in self._cuts([sum(c.seconds for c, _ in w) for w in sampled], passes):
+        for start, end in self.limits.cuts([sum(c.seconds for c, _ in w) for w in sampled], passes):
             batch, used, missing = self._batch(sampled[start:end], bad)
             batches.append(batch)
             hopeless += missing
@@ -213,37 +210,10 @@ class StepBatches(Dataset[StepShare]):
 
     def passes(self, step: int) -> int:
         """How many passes each rank makes in `step`: as many as the one with the most to do needs."""
-        shares = self._shares(step)
-        most = max(1, -(-max(map(len, shares)) // self.micro_batch))
-        if self.pass_seconds is None:
-            return most
-        lengths = ([sum(d.entry.seconds for d in window) for _, window in own] for own in shares)
-        return max(most, *(len(self._packed(sorted(own), self.pass_seconds)) for own in lengths))
-
-    def _cuts(self, seconds: Sequence[float], passes: int) -> list[tuple[int, int]]:
-        """First window of each of `passes`, and the one after its last, for windows in rising order."""
-        count = len(seconds)
-        if self.pass_seconds is None:
-            return [(count * i // passes, count * (i + 1) // passes) for i in range(passes)]
-        most = self.pass_seconds
-        # Clips that stand in for others, or were augmented, may be longer than planned.
-        while len(found := self._packed(seconds, most)) > passes:
-            most *= 1.1
-        return found + [(count, count)] * (passes - len(found))
-
-    def _packed(self, seconds: Sequence[float], most: float) -> list[tuple[int, int]]:
-        """Windows in rising order in as few passes as their padded seconds and number allow."""
-        found: list[tuple[int, int]] = []
-        for i, own in enumerate(seconds):
-            unit = self.family.padded_to_s
-            longest = own if unit is None else max(1, math.ceil(own / unit - 1e-6)) * unit
-            first = found[-1][0] if found else 0
-            more = i + 1 - first
-            if found and more <= self.micro_batch and more * longest <= most:
-                found[-1] = (first, i + 1)
-            else:
-                found.append((i, i + 1))
-        return found
+        planned = self._shares(step)
+        return self.limits.passes(
+            [[sum(d.entry.seconds for d in window) for _, window in own] for own in planned]
+        )
 
     def active(self, step: int) -> list[int]:
         """Rows of the adapters that take part in `step`."""

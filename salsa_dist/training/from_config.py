@@ -12,7 +12,7 @@ from salsa_dist.data.augment import from_settings
 from salsa_dist.data.index import ShardIndex
 from salsa_dist.data.mixing import Mix
 from salsa_dist.data.sampling import AdapterPlan
-from salsa_dist.data.subset import take_minutes
+from salsa_dist.data.subset import training_shards
 from salsa_dist.errors import UserError
 from salsa_dist.placement.ranks import Ranks
 from salsa_dist.places import Folder
@@ -89,11 +89,8 @@ def make_batches(config: Config, index: ShardIndex, speech_llm: SpeechLLM, ranks
         # Adapters that sample the same clips share one plan, so its pools are read once.
         drawn = (adapter.languages, adapter.minutes, adapter.seed, adapter.mix.model_dump_json())
         if drawn not in plans:
-            shards = [shard for name in adapter.languages for shard in index.select("train", name)]
-            if adapter.minutes is not None:
-                shards = take_minutes(shards, adapter.minutes, adapter.seed)
             plans[drawn] = AdapterPlan(
-                shards,
+                training_shards(index, adapter.languages, adapter.minutes, adapter.seed),
                 config.data.clips_per_step,
                 config.data.readers,
                 adapter.seed,

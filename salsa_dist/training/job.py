@@ -107,7 +107,7 @@ class Job:
             gone = self._gone()
             self.batches.stop(gone)
             self.session.at(first, "reading clips")
-            limit = self.batches.micro_batch
+            limits = self.batches.limits
             shares = with_next(ahead.shares(first, end), self.copies.works)
             asked = time.monotonic()
             for step, (share, self.following) in enumerate(shares, first):
@@ -116,7 +116,7 @@ class Job:
                 self._measure_if_due(step + 1)
                 self._at(step + 1, "reading clips")
                 # What was read ahead is in passes too large, or of adapters that are gone.
-                if self.batches.micro_batch != limit or self._gone() != gone:
+                if self.batches.limits != limits or self._gone() != gone:
                     end = step + 1
                     break
                 asked = time.monotonic()

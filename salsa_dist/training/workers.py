@@ -95,7 +95,7 @@ class ReadAhead:
         is dropped; adapters that stopped and smaller passes count from here on."""
         own = self._batches
         steps = range(first, len(own) if end is None else end)
-        stopped, most = own.stopped, own.micro_batch
+        stopped, most = own.stopped, own.limits.windows
         self._steps.asked = (_Asked(step, stopped, most) for step in steps)
         return iter(self._loader)
 

@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from clips import noise_shards
 
-from salsa_dist.corpus.writer import Sample, ShardWriter
 from salsa_dist.data import shards as shards_module
 from salsa_dist.data.augment import Augment
 from salsa_dist.data.index import Shard, ShardIndex
@@ -23,22 +23,7 @@ CLIPS, PER_SHARD = 480, 40
 
 
 def write(folder: Path, clips: int = CLIPS, per_shard: int = PER_SHARD) -> ShardIndex:
-    rng = np.random.default_rng(0)
-    with ShardWriter(folder, "noise", 0) as writer:
-        samples = [
-            Sample(
-                key=f"bg/clip-{i}",
-                audio=rng.uniform(-0.1, 0.1, int(rng.integers(400, 1600))).astype(np.float32),
-                text=f"дума {i}",
-                language="bg",
-                speaker=None,
-                licence="CC0",
-                source="made by the tests",
-            )
-            for i in range(clips)
-        ]
-        writer.write("train", "bg", samples, per_shard)
-        return writer.finish({})
+    return noise_shards(folder, clips, per_shard, (400, 1600))
 
 
 @pytest.fixture(scope="module")

@@ -148,11 +148,12 @@ import sys
 from pathlib import Path
 from salsa_dist.errors import UserError
 from salsa_dist.launch.rank import RankCommand
-from salsa_dist.launch.local_cluster import LocalPlan, run_local
+from salsa_dist.launch.local_cluster import run_local
+from salsa_dist.launch.options import Resources
 job = RankCommand("train", "run.yaml", target="stand_in:never_stops", local_port=1)
-plan = LocalPlan(tasks=1, limit_min=4 / 60, signal_delay_s=1)
+resources = Resources.model_construct(time=4 / 60)  # minutes
 try:
-    run_local(job, Path("run"), plan)
+    run_local(job, Path("run"), resources)
 except UserError as error:
     sys.exit(str(error))
 """

@@ -6,35 +6,19 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
+from clips import noise_shards
 from seaweedfs import KEY, SECRET, SeaweedFS, why_not
 from web import Proxy, Web
 
-from salsa_dist.corpus.writer import Sample, ShardWriter
 from salsa_dist.data import shard_cache
 
 
 @pytest.fixture(scope="session")
 def noise(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of eight shards of some 450 kB; 200 clips, of which each has a text of its own."""
-    rng = np.random.default_rng(0)
     folder = tmp_path_factory.mktemp("shards") / "noise"
-    with ShardWriter(folder, "noise", 0) as writer:
-        samples = [
-            Sample(
-                key=f"bg/clip-{i}",
-                audio=rng.uniform(-0.1, 0.1, int(rng.integers(4_000, 16_000))).astype(np.float32),
-                text=f"дума {i}",
-                language="bg",
-                speaker=None,
-                licence="CC0",
-                source="made by the tests",
-            )
-            for i in range(200)
-        ]
-        writer.write("train", "bg", samples, 25)
-        writer.finish({})
+    noise_shards(folder, 200, 25, (4_000, 16_000))
     return folder
 
 
