@@ -3,7 +3,8 @@
     python benchmarks/placement_speed.py --json OUT [--base FOLDER] [--shards FOLDER] [--steps 4]
 
 Each number of ranks is one start of torchrun on this machine, that trains one adapter at every layer
-under each placement in turn; four ranks stand for two nodes of two. The same clips are read and made
+under each placement in turn; four ranks stand for two nodes of two. With `--adapters 2`, two adapters
+are trained at the last half of the encoder, and share the clips. The same clips are read and made
 into batches before anything is timed. The first two steps are not counted, since DeepSpeed records the
 order of modules in them. `gather_share` is of the slowest rank, from a step of its own: what waits for
 weights waits for ranks that are late too, and where there are fewer cores than ranks they are.
@@ -58,13 +59,15 @@ def main() -> None:
     parser.add_argument("--language", default="bg")
     parser.add_argument("--window", type=float, default=5.0, help="audio window in seconds")
     parser.add_argument("--steps", type=int, default=4, help="timed steps")
+    parser.add_argument("--ranks", type=int, nargs="+", choices=PLACEMENTS, default=list(PLACEMENTS))
+    parser.add_argument("--adapters", type=int, default=1, help="adapters that share the clips")
     parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.rank:
         measure_all(options)
         return
     rows = []
-    for ranks in PLACEMENTS:
+    for ranks in options.ranks:
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "rows.json"
             launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(ranks)]
@@ -100,16 +103,22 @@ def measure_all(options: argparse.Namespace) -> None:
 def measure(options: argparse.Namespace, ranks: Ranks, kind: Any) -> dict[str, Any]:
     speech_llm = load_speech_llm(options.base, window_s=options.window, device=ranks.device)
     widths = site_widths(find_layers(speech_llm.model))
-    bank = Bank([AdapterSpec("a", tuple(widths), "salsa")], widths, ranks.device)
+    sites = list(widths)
+    if options.adapters > 1:
+        encoder = [site for site in sites if site.startswith("encoder.")]
+        sites = encoder[len(encoder) // 2 :]
+    rows = list(range(options.adapters))
+    bank = Bank([AdapterSpec(str(row), tuple(sites), "salsa") for row in rows], widths, ranks.device)
     steps = NOT_COUNTED + options.steps + 1
-    optimizer = PackedAdam(bank, [Schedule(0.01, steps, 0.05, "cosine")], 1.0)
+    optimizer = PackedAdam(bank, [Schedule(0.01, steps, 0.05, "cosine") for _ in rows], 1.0)
     clips = read_clips(options, CLIPS * steps)
-    ready = [
-        speech_llm.family.training_batch(
-            clips[step * CLIPS + ranks.rank : (step + 1) * CLIPS : ranks.world_size]
-        )
-        for step in range(steps)
-    ]
+    ready = []
+    for step in range(steps):
+        own = clips[step * CLIPS + ranks.rank : (step + 1) * CLIPS : ranks.world_size]
+        pairs = [replace(clip, row=row) for clip in own for row in rows]
+        family = speech_llm.family
+        alone = options.adapters == 1
+        ready.append(family.training_batch(own) if alone else family.shared_batch(pairs, own))
     base = FrozenBase(speech_llm, bank, ranks, PlacementConfig(kind=kind))
 
     def one_step(step: int) -> float:
@@ -120,9 +129,13 @@ def measure(options: argparse.Namespace, ranks: Ranks, kind: Any) -> dict[str, A
         losses = token_losses(base, ready[step])
         losses.sum().backward()
         base.after_backward()
-        labels = losses.new_full((1,), len(losses))
-        reduced = reduce_step(bank, [0], losses.detach().sum().view(1), labels, stop=False)
-        optimizer.step(reduced.gradients, [0])
+        of_rows, ones = ready[step].label_rows, torch.ones_like(losses)
+        sums, labels = (
+            losses.new_zeros(len(rows)).index_add(0, of_rows, values.detach())
+            for values in (losses, ones)
+        )
+        reduced = reduce_step(bank, rows, sums, labels, stop=False)
+        optimizer.step(reduced.gradients, rows)
         return time.perf_counter() - started
 
     seconds = [one_step(step) for step in range(steps - 1)][NOT_COUNTED:]
@@ -136,6 +149,7 @@ def measure(options: argparse.Namespace, ranks: Ranks, kind: Any) -> dict[str, A
         "placement": kind,
         "ranks": ranks.world_size,
         "ranks_a_copy": base.size,
+        "adapters": options.adapters,
         "clips_per_second": CLIPS / statistics.median(seconds),
         "seconds_per_step": statistics.median(seconds),
         "seconds_fastest": min(seconds),

@@ -15,8 +15,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
+import sys
 import threading
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -237,10 +239,24 @@ def _answer(result: Result, style: str) -> Response:
     return PlainTextResponse(result.text + "\n" if style == "text" else written(result, style))
 
 
+def named(adapters: Sequence[str]) -> dict[str, SteeringVectors]:
+    """Adapters by the name before `=`, or else their own. Raises: UserError: two have one name."""
+    found: dict[str, SteeringVectors] = {}
+    for text in adapters:
+        called, _, path = ("", "", text) if os.path.exists(text) else text.rpartition("=")
+        one = SteeringVectors.load(path)
+        if (name := called or one.name) in found:
+            raise UserError(f"two adapters are called {name!r}: name one by --adapter NAME={path}")
+        found[name] = one
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("base", help="folder or hub name")
-    parser.add_argument("--adapter", action="append", default=[], help="folder or hub name; repeatable")
+    parser.add_argument(
+        "--adapter", action="append", default=[], help="folder or hub name, or NAME=FOLDER; repeatable"
+    )
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--batch", type=int, default=8)
@@ -250,18 +266,21 @@ def main() -> None:
     parser.add_argument("--max-mb", type=float, default=25)
     parser.add_argument("--max-seconds", type=float, default=900)
     options = parser.parse_args()
-    loaded = [SteeringVectors.load(path) for path in options.adapter]
-    scaled = [(one.name, scale, one.scaled(scale)) for one in loaded for scale in SCALES]
-    transcriber = Transcriber(
-        load_speech_llm(
+    try:
+        adapters = named(options.adapter)
+        scaled = [
+            (name, scale, one.scaled(scale)) for name, one in adapters.items() for scale in SCALES
+        ]
+        base = load_speech_llm(
             options.base,
             device=options.device,
             dtype=options.dtype,
             quantization=options.quantization,
-        ),
-        [vectors for _, _, vectors in scaled],
-        batch=options.batch,
-    )
+        )
+        transcriber = Transcriber(base, [vectors for *_, vectors in scaled], batch=options.batch)
+    except UserError as e:
+        print(f"serve: {e}", file=sys.stderr)
+        sys.exit(2)
     rows = {(name, scale): row for row, (name, scale, _) in enumerate(scaled)}
     limits = {"max_mb": options.max_mb, "max_seconds": options.max_seconds}
     app = make_app(transcriber, rows, **limits, hosts=LOOPBACK if options.host in LOOPBACK else None)

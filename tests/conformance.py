@@ -26,7 +26,9 @@ ALONE = Ranks(0, 1, 0, 1, torch.device("cpu"))
 
 
 # Where every clip is padded to the window, the suite's longest clip and no more.
-_WINDOWS = dict.fromkeys(("granite_speech", "granite_speech_plus", "hubert"), 5.5)
+_WINDOWS = dict.fromkeys(
+    ("granite_speech", "granite_speech_plus", "hubert", "nemotron_transcribe"), 5.5
+)
 
 
 def loaded(family: str, folder: Path | str, dtype: str | None = None) -> SpeechLLM:

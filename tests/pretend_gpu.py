@@ -111,6 +111,7 @@ class Watched:
     Attributes:
         waits: how often the host waited, by operation and place in the code.
         launched: operations on the device.
+        sent: bytes copied to the device.
     """
 
     now: ClassVar[Watched | None] = None
@@ -118,6 +119,7 @@ class Watched:
     def __init__(self) -> None:
         self.waits: Counter[str] = Counter()
         self.launched = 0
+        self.sent = 0
 
     def __enter__(self) -> Watched:
         Watched.now = self
@@ -169,6 +171,9 @@ def operate(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     _check(name, args, here, [t for t in tensors if not isinstance(t, OnGpu)])
     if (seen := Watched.now) is not None:
         seen.launched += 1
+        given = args[name == "aten.copy_.default"] if name in COPIES else None
+        if isinstance(given, torch.Tensor) and not isinstance(given, OnGpu):
+            seen.sent += given.nbytes
         if _waits(name, args, kwargs, to_gpu):
             seen.wait(name)
     on_cpu = tree_map(lambda t: t.numbers if isinstance(t, OnGpu) else t, (list(args), kwargs))

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import yaml
 from safetensors.torch import load_file, save_file
 from tiny import make_base, make_config
 
@@ -328,6 +329,14 @@ def test_run_folder_that_can_not_be_written(refused: Refused, trained: Path, tmp
 
 def test_evaluate_before_train(refused: Refused, trained: Path, tmp_path: Path) -> None:
     assert "train it first" in refused("evaluate", trained, f"run={tmp_path / 'run'}")
+
+
+def test_adapters_that_were_trained_elsewhere(run: Run, trained: Path, tmp_path: Path) -> None:
+    there = yaml.safe_load(trained.read_text())["run"]
+    shutil.copytree(Path(there) / "adapters", tmp_path / "run/adapters")
+    few = ("evaluation.zero_shot=false", "evaluation.max_new_tokens=2")
+    assert run("evaluate", trained, f"run={tmp_path / 'run'}", *few).status == 0
+    assert run("report", tmp_path / "run").status == 0
 
 
 def test_clip_damaged_in_its_shard(

@@ -1,5 +1,6 @@
 """examples/serve.py: nothing is lost, steered equals offline to the character, bad uploads are 4xx."""
 
+import dataclasses
 import importlib.util
 import io
 import json
@@ -138,6 +139,23 @@ def test_bad_requests(
     got, body = post(url, audio, **fields)
     assert got == status, body
     assert says in json.loads(body)["error"]["message"]
+
+
+def test_two_adapters_of_one_name_and_a_start_that_fails(
+    adapters: dict[str, SteeringVectors],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    one, other = (str(adapters[name].save(tmp_path / "a0" / name)) for name in ("a0", "a1"))
+    same = str(dataclasses.replace(adapters["a1"], name="a0").save(tmp_path / "same"))
+    assert list(serve.named([one, other])) == ["a0", "a1"]
+    assert list(serve.named([one, f"new={same}"])) == ["a0", "new"]
+    monkeypatch.setattr("sys.argv", ["serve.py", "no-base", "--adapter", one, "--adapter", same])
+    with pytest.raises(SystemExit, match="2"):
+        serve.main()
+    said = capsys.readouterr().err
+    assert said == f"serve: two adapters are called 'a0': name one by --adapter NAME={same}\n"
 
 
 def test_what_waits_is_bounded_and_senders_may_go(

@@ -92,7 +92,7 @@ def transcribe(
     """
     from salsa_dist.steering.vectors import SteeringVectors
     from salsa_dist.transcription import inputs
-    from salsa_dist.transcription.output import output
+    from salsa_dist.transcription.output import form_of, output
     from salsa_dist.transcription.progress import Progress
     from salsa_dist.transcription.recording import AUTO, Recording, Segment
     from salsa_dist.transcription.shared_out import shared_out
@@ -106,6 +106,8 @@ def transcribe(
         raise UserError("--scale and --force are about an adapter: name one with --adapter")
     with shared_out(device) as share:
         found = share.files(lambda: inputs.found(files, sys.stdin.buffer))
+        single = len(found) == 1 and not found[0].path.lower().endswith(".tar")
+        form = form_of(out, form, single, share.count)
         language_of = _languages(language)
         loaded = [_adapter(text, SteeringVectors, scale) for text in adapter or []]
         vectors = [one for _, one in loaded]
@@ -138,8 +140,7 @@ def transcribe(
             **({"vad": True} if vad else {}),
             **({"quantization": quantization} if quantization else {}),
         }
-        single = len(found) == 1 and not found[0].path.lower().endswith(".tar")
-        results = share.after_first(lambda: output(out, form, settings, single, share.count))
+        results = share.after_first(lambda: output(out, form, settings))
         progress = Progress(sum(one.weight for one in found) // share.count)
         missing: set[str] = set()
 
@@ -228,6 +229,7 @@ def _by_language(loaded: Loaded) -> dict[str, int]:
 def _rows(loaded: Loaded) -> Callable[[str, str | None], int | None]:
     """A function from a recording and its listed adapter to a row; None: its language decides."""
     names = {vectors.name: row for row, (_, vectors) in enumerate(loaded)}
+    several = {n for n in names if len({v.digest() for _, v in loaded if v.name == n}) > 1}
     # One that was named for no language steers all.
     all_get = 0 if len(loaded) == 1 and loaded[0][0] is None else None
 
@@ -235,6 +237,10 @@ def _rows(loaded: Loaded) -> Callable[[str, str | None], int | None]:
         if adapter is not None and adapter not in names:
             there = ", ".join(names) or "none"
             raise UserError(f"{name}: no --adapter is called {adapter!r}; there are {there}")
+        if adapter in several:
+            raise UserError(
+                f"{name}: several --adapter are called {adapter!r}: save them by other names"
+            )
         return all_get if adapter is None else names[adapter]
 
     return row_of

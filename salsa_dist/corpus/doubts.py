@@ -11,13 +11,13 @@ A build drops a sample that is in doubt, counts it by kind and names it in dropp
 from __future__ import annotations
 
 import os
-import struct
 from pathlib import Path
 
 import numpy as np
 
 from salsa_dist.corpus.text import same
 from salsa_dist.data.audio import Audio
+from salsa_dist.data.audio_header import HEAD, bytes_claimed, sphere_header
 from salsa_dist.errors import UserError
 
 CUT_OFF, SILENT, CANCELLING, CLIPPED = "cut-off", "silent", "cancelling", "clipped"
@@ -32,28 +32,25 @@ MOST_PER_SECOND, GRACE_S = 35, 0.5
 # Nor is anybody recorded so long for so few words.
 FEWEST_PER_SECOND, PATIENCE_S = 0.2, 10.0
 
-_UNKNOWN = 0x7FFFF000  # a length that a program writes before it knows it, and higher ones
-_HEAD = 1 << 16  # bytes in which a file's sound begins
-
 
 def of_header(source: Path | bytes) -> str | None:
-    """The error of a WAV or NIST SPHERE file with fewer bytes than its header says.
+    """The error of a WAV, AIFF, AU or NIST SPHERE file with fewer bytes than its header says.
 
     Raises:
         UserError: a SPHERE file that nothing here can decode.
     """
     if isinstance(source, bytes):
-        head, size = source[:_HEAD], len(source)
+        head, size = source[:HEAD], len(source)
     else:
         with source.open("rb") as file:
-            head, size = file.read(_HEAD), os.fstat(file.fileno()).st_size
+            head, size = file.read(HEAD), os.fstat(file.fileno()).st_size
     if head[:8] == b"NIST_1A\n" and "shorten" in sphere_header(head).get("sample_coding", ""):
         name = "SPHERE file" if isinstance(source, bytes) else source
         raise UserError(
             f"unreadable audio: {name} is compressed by shorten: convert it, with "
             "'sph2pipe -f wav IN OUT'"
         )
-    claimed = _claimed(head)
+    claimed = bytes_claimed(head)
     if claimed is None or claimed <= size:
         return None
     return f"{CUT_OFF}: {size} of the {claimed} bytes that its header claims"
@@ -88,31 +85,3 @@ def of_audio(audio: Audio, rate: int, text: str, speech: bool = True) -> str | N
 def kind_of(doubt: str) -> str:
     """The kind of what `of_header` or `of_audio` said."""
     return doubt.partition(":")[0]
-
-
-def _claimed(head: bytes) -> int | None:
-    """Bytes that the file must have by its header; None where it does not say."""
-    if head[:4] == b"RIFF" and head[8:12] == b"WAVE":
-        at = 12
-        while at + 8 <= len(head):
-            name, length = struct.unpack_from("<4sI", head, at)
-            if name == b"data":
-                return None if length >= _UNKNOWN else at + 8 + int(length)
-            at += 8 + length + length % 2
-    elif head[:8] == b"NIST_1A\n":
-        fields = sphere_header(head)
-        try:
-            size = [int(fields[k]) for k in ("sample_count", "channel_count", "sample_n_bytes")]
-            return int(head[8:16]) + size[0] * size[1] * size[2]
-        except (KeyError, ValueError):
-            return None
-    return None
-
-
-def sphere_header(head: bytes) -> dict[str, str]:
-    """The fields of a NIST SPHERE header: a name, a type and a value per line."""
-    fields = {}
-    for line in head[16:].partition(b"end_head")[0].decode("ascii", "replace").splitlines():
-        name, _, rest = line.partition(" ")
-        fields[name] = rest.partition(" ")[2].strip()
-    return fields

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing import get_context
@@ -211,5 +212,10 @@ def _each(
 ) -> list[Checked]:
     if min(workers, len(items)) <= 1:
         return [job(item) for item in items]
-    with ProcessPoolExecutor(min(workers, len(items)), mp_context=get_context("spawn")) as pool:
-        return list(pool.map(job, items))
+    try:
+        with ProcessPoolExecutor(min(workers, len(items)), mp_context=get_context("spawn")) as pool:
+            return list(pool.map(job, items))
+    except BrokenProcessPool as e:
+        raise UserError(
+            "a process that read shards was killed (out of memory?): lint again, with fewer --workers"
+        ) from e

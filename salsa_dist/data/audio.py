@@ -25,6 +25,7 @@ import numpy.typing as npt
 import soundfile
 import soxr
 
+from salsa_dist.data.audio_header import HEAD, PAGE, bytes_claimed, has_end_mark
 from salsa_dist.errors import UserError
 
 Audio = npt.NDArray[np.float32]
@@ -55,13 +56,12 @@ _CONTAINERS = (
     Container("ac3", "ac3", 0, (b"\x0bw",)),
     Container("flv", "flv", 0, (b"FLV\x01",)),
 )
-_HEAD = 16  # bytes that tell the container
 SUFFIXES = (  # of files that `mono_blocks` takes: those of soundfile, then those of PyAV
     *("wav", "flac", "ogg", "oga", "opus", "mp3", "aif", "aiff", "aifc", "au", "caf", "w64"),
     *("m4a", "mp4", "m4b", "mov", "3gp", "webm", "mkv", "mka", "weba"),
     *("amr", "wma", "aac", "ac3", "flv"),
 )
-# A container whose end is missing by more than this is cut off.
+# An mp3 or a container whose end is missing by more than this is cut off: their headers round.
 _MISSING_S, _MISSING_SHARE = 1.0, 0.02
 
 
@@ -140,7 +140,11 @@ def mono_blocks(file: IO[bytes], name: str) -> Iterator[tuple[Audio, int]]:
         UserError: it needs PyAV, which is not installed.
     """
     file.seek(0)
-    container = container_of(file.read(_HEAD))
+    head = file.read(HEAD)
+    container = container_of(head)
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - PAGE))
+    ends = not head.startswith(b"OggS") or has_end_mark(file.read(PAGE))
     file.seek(0)
     if container is not None:
         yield from _by_pyav(file, container, name)
@@ -153,6 +157,14 @@ def mono_blocks(file: IO[bytes], name: str) -> Iterator[tuple[Audio, int]]:
             yield mono(part), rate
         if opened.format == "FLAC" and claimed < 1 << 40:  # a stream's header claims no end
             _whole(got, claimed, name)
+        elif opened.format == "MP3":
+            _nearly_whole(got, claimed, rate, name)
+        elif not ends:
+            raise BadAudio(name, f"is cut off after {got / rate:.2f} s: its last page is no end")
+        elif (claimed_bytes := bytes_claimed(head) or 0) > size:
+            missing = got * (claimed_bytes - size) // size
+            if missing > OVERSHOOT_S * rate:
+                _whole(got, got + missing, name)
 
 
 def finite(audio: Audio, name: str) -> Audio:
@@ -247,6 +259,11 @@ def _whole(got: int, claimed: int, name: str) -> None:
         raise BadAudio(name, f"is cut off: it has {got} of {claimed} samples")
 
 
+def _nearly_whole(got: int, claimed: int, rate: int, name: str) -> None:
+    if got < claimed - max(_MISSING_S * rate, _MISSING_SHARE * claimed):
+        _whole(got, claimed, name)
+
+
 def _part(name: str, frames: int, rate: int, start: float, end: float | None) -> tuple[int, int]:
     """First frame and the one behind the last; annotations may overshoot the end by a little."""
     asked = (start * rate, frames if end is None else end * rate)
@@ -282,13 +299,18 @@ def _by_pyav(file: IO[bytes], kind: Container, name: str) -> Iterator[tuple[Audi
                 if floats is None or frame.sample_rate != rate:
                     rate = frame.sample_rate
                     floats = av.AudioResampler(format="fltp")  # keeps rate and channels
-                    if track.duration and track.time_base:
-                        claimed = round(track.duration * track.time_base * rate)
+                    claimed = round(_seconds(container, track) * rate)
                 for made in floats.resample(frame):
                     own: npt.NDArray[Any] = made.to_ndarray()
                     decoded += own.shape[1]
                     yield own.mean(axis=0, dtype=np.float32), rate
     except (av.FFmpegError, OSError, ValueError) as e:
         raise _unreadable(name, e) from e
-    if decoded < claimed - max(_MISSING_S * rate, _MISSING_SHARE * claimed):
-        _whole(decoded, claimed, name)
+    _nearly_whole(decoded, claimed, rate, name)
+
+
+def _seconds(container: Any, track: Any) -> float:
+    """Length of a track by its header; 0: unknown. Matroska tells that of the longest track only."""
+    if track.duration and track.time_base:
+        return float(track.duration * track.time_base)
+    return container.duration / 1e6 if container.duration and len(container.streams) == 1 else 0.0

@@ -5,7 +5,7 @@
 
 A pool's bytes are read when its first step is asked for, and let go as its steps are made. A sample
 that can't be used is replaced by one that depends on the sample alone, so by the same on every number
-of ranks and workers.
+of ranks and workers. training/batches.py makes one reader per adapter, and batches of its clips.
 """
 
 from __future__ import annotations

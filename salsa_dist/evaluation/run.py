@@ -149,8 +149,8 @@ def _ready(
         if max(rows) >= 0:
             attached = stack.enter_context(method.attached(session, speech_llm, rows[-1]))
         session.agree(speech_llm, attached.bank)
-        if not config.method.trains and not RunFolder(config.run).events.exists():
-            session.begin(speech_llm)  # nothing was trained, so nothing has begun the run yet
+        if not RunFolder(config.run).events.exists():
+            session.begin(speech_llm)  # nothing was trained here, so nothing has begun the run yet
         base = stack.enter_context(
             FrozenBase(speech_llm, attached.bank, ranks, session.placed.placement)
         )

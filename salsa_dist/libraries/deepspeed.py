@@ -47,13 +47,14 @@ def start_deepspeed() -> Any:
 def part_keeper(deepspeed: Any, group: Any, settings: dict[str, Any]) -> Callable[[nn.Parameter], None]:
     """A function that partitions a parameter over the ranks of `group`.
 
-    `zero.Init` would first send each whole parameter from the group's first rank to the other ranks.
-    Here every rank has read its own partition, so nothing is sent.
+    `zero.Init` would first copy each whole parameter to the device, and then send it from the group's
+    first rank to the other ranks. Here every rank has read its own partition into the CPU's memory:
+    only that is copied, and nothing is sent.
 
     Assumes that `zero.Init` leaves `torch.nn.functional.linear` alone if `memory_efficient_linear` is
-    off (`FrozenLinear` keeps less), that it calls `_zero_init_param` for each parameter, and that
-    `_convert_to_deepspeed_param` and `param.partition()` partition it: elements [r*n, (r+1)*n) on rank
-    r of k, n = ceil(elements / k).
+    off (`FrozenLinear` keeps less), that `_convert_to_deepspeed_param` and `param.partition()` copy
+    elements [r*n, (r+1)*n) on rank r of k, n = ceil(elements / k), from where the parameter lies to the
+    device of the partitions, and that a parameter is gathered onto the device on which it lies then.
 
     Seen: DeepSpeed 0.19.8.
     Else: an AttributeError before training, or wrong weights, which the comparison of the loaded
@@ -62,12 +63,10 @@ def part_keeper(deepspeed: Any, group: Any, settings: dict[str, Any]) -> Callabl
     """
 
     class Cut(deepspeed.zero.Init):
-        def _zero_init_param(self, param: Any) -> None:
-            self._convert_to_deepspeed_param(param)
-            param.partition()
-
         def keep(self, param: nn.Parameter) -> None:
-            self._convert_to_zero_parameters([param])
+            self._convert_to_deepspeed_param(param)
+            param.partition()  # type: ignore[attr-defined]
+            param.data = torch.empty(0, dtype=param.dtype, device=self.local_device)
 
     settings["zero_optimization"]["memory_efficient_linear"] = False
     # The precision comes from the settings. On devices without fp16, such as the CPU, DeepSpeed 0.19.8
@@ -214,6 +213,29 @@ def fetching(hooks: Any) -> Any:
     Test: test_a_fetch_gathers_and_is_seen
     """
     return hooks.get_param_coordinator()
+
+
+@contextmanager
+def one_pass(hooks: Any) -> Iterator[None]:
+    """Let all calls of the model inside the block, and the backward pass after them, be one pass.
+
+    DeepSpeed prefetches by the order of modules, which it records from one call of the model to the
+    next. Two calls with one backward pass would each break the other's record.
+
+    Assumes that a hook before the model's forward looks up `reset_step` of the coordinator at each
+    call, and that a pass begins there.
+
+    Seen: DeepSpeed 0.19.8.
+    Else: an AttributeError at the first pass with shared clips, or nothing is prefetched in them.
+    Test: test_two_calls_in_one_pass_are_prefetched
+    """
+    coordinator = hooks.get_param_coordinator()
+    coordinator.reset_step()
+    coordinator.reset_step = lambda: None
+    try:
+        yield
+    finally:
+        del coordinator.reset_step  # the class's own is seen again
 
 
 def why_no_async_io() -> str | None:

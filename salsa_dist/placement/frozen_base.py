@@ -105,6 +105,8 @@ class FrozenBase:
         assert batch.marked is not None
         with ExitStack() as stack:
             if batch.shared is not None:
+                if self.zero is not None:
+                    stack.enter_context(self.zero.one_pass())
                 kept = self._kept
                 found = kept.get(batch.shared.keys, self.ranks.device) if kept else self._prefix(batch)
                 stack.enter_context(self.shared.the_rest(batch, found))

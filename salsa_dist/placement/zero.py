@@ -10,9 +10,8 @@ engine, and autograd reaches the steering vectors through the hooks.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +20,7 @@ import torch.distributed as dist
 from torch import nn
 
 from salsa_dist.libraries import deepspeed as deepspeed_library
+from salsa_dist.placement.device_events import Stopwatch
 from salsa_dist.placement.freed_memory import give_back_at_once
 from salsa_dist.placement.frozen_linear import FrozenLinear
 from salsa_dist.placement.loading import Part, Say, fill
@@ -34,7 +34,8 @@ class StepTraffic:
     Attributes:
         gathered_bytes: weights received from other ranks.
         peak_bytes: most bytes of the base held at once: own parts and gathered weights.
-        gather_seconds: time in which modules waited for their weights, other ranks' lateness included.
+        gather_seconds: time in which modules waited for their weights, other ranks' lateness included;
+            by the device's own clock.
     """
 
     gathered_bytes: int = 0
@@ -68,6 +69,7 @@ class ZeroShards:
         give_back_at_once()
         self.model = model
         self.size = size
+        self.device = device
         self.offloaded = _offload_device(settings) != "none"
         # Every rank makes every group, in the same order: torch requires it.
         world = dist.get_world_size()
@@ -100,6 +102,10 @@ class ZeroShards:
             for p in self.model.parameters()
             if deepspeed_library.stays_whole(p)
         )
+
+    def one_pass(self) -> AbstractContextManager[None]:
+        """Calls of the model inside the block, and their backward, are one pass to the prefetch."""
+        return deepspeed_library.one_pass(self._offload)
 
     def release(self) -> None:
         """Let go of what backward left gathered: modules whose input carries no gradient."""
@@ -140,13 +146,13 @@ class ZeroShards:
         coordinator = deepspeed_library.fetching(self._offload)
         fetch = coordinator.fetch_sub_module
         traffic = StepTraffic(peak_bytes=self.resident_bytes())
+        waiting = Stopwatch(self.device)
         parameters = list(self.model.parameters())
 
         def watched_fetch(*args: Any, **kwargs: Any) -> None:
             absent = [p for p in parameters if not deepspeed_library.is_gathered(p)]
-            started = time.perf_counter()
-            fetch(*args, **kwargs)
-            traffic.gather_seconds += time.perf_counter() - started
+            with waiting.running():
+                fetch(*args, **kwargs)
             for p in absent:
                 if deepspeed_library.is_gathered(p):
                     part = deepspeed_library.part_of(p)
@@ -158,6 +164,7 @@ class ZeroShards:
             yield traffic
         finally:
             coordinator.fetch_sub_module = fetch
+        traffic.gather_seconds = waiting.seconds()
 
 
 def _offload_device(settings: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
     RUN/ranks/rank-0003.json   {"schema": …, "rank": 3, "host": "n2", "pid": 4711, "beat": 12,
                                 "place": 391, "step": 118 or null, "phase": "passes",
+                                "ahead": "the sum over all ranks" or null,
                                 "since_s": 0.4, "stack": […] or null}
 
 It watches from the moment that the ranks have met to the end: comparing settings, choosing a placement,
@@ -10,6 +11,9 @@ staging, loading, each step. A thread in every rank rewrites its own file a few 
 beat stands still is stopped, lost or unreachable. Where another one is no further and still moves, it
 is waited for; else the rank ends with status `HUNG`; a launcher ends the others and starts again. The
 stack is there once a rank stood for half of that time.
+
+A GPU works long after its process asked it to. So a rank is where its GPU is, and the one that is late
+is behind the others, although all processes wait in the same call (`ahead`).
 
 Where even the thread can't run (a file system that hangs, a library that keeps the interpreter's
 lock), a timer of faulthandler writes the stacks to the log and ends the process, after twice the time.
@@ -24,10 +28,12 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import psutil
 
@@ -45,6 +51,22 @@ _STDERR = 2  # the descriptor: `sys.stderr` may be no file, as in a notebook
 _READ_BYTES = 2**20  # so much read or written is a move; the files of this module are far smaller
 
 
+class Event(Protocol):
+    """What was asked of a device up to a moment; `torch.cuda.Event` is one."""
+
+    def query(self) -> bool:
+        """Whether all of it is done; never waits."""
+
+
+@dataclass(frozen=True)
+class _Place:
+    number: int  # phases passed so far
+    step: int | None
+    phase: str
+    since: float
+    reads: bool
+
+
 class Watchdog:
     """Inside its block, the main thread says by `at` where it is, and a thread sees that it moves.
 
@@ -52,16 +74,26 @@ class Watchdog:
         run: folder of the run, shared by all ranks.
         rank, world_size: who this is.
         hang_after_s: longest stay at one place, seconds.
+        asked: makes an event of what was asked of this rank's device so far; None from it: all is done.
     """
 
-    def __init__(self, run: Path, rank: int, world_size: int, hang_after_s: float) -> None:
+    def __init__(
+        self,
+        run: Path,
+        rank: int,
+        world_size: int,
+        hang_after_s: float,
+        asked: Callable[[], Event | None] = lambda: None,
+    ) -> None:
         self._folder = RunFolder(run).ranks
         self._rank, self._world_size = rank, world_size
         self._hang_after_s = hang_after_s
         self._main = threading.get_ident()
-        # Replaced whole, since the thread reads it: step, phase, since when, whether it reads files.
-        self._place: tuple[int | None, str, float, bool] = (None, "starting", time.monotonic(), False)
-        self._places = 0
+        self._asked = asked
+        # Replaced whole, since the thread reads it: where the main thread is.
+        self._place = self._reached = _Place(0, None, "starting", time.monotonic(), False)
+        self._ahead: deque[tuple[_Place, Event | None]] = deque()  # where the device is not yet
+        self._device_moved = 0.0
         self._begun = False
         self._beat = 0
         self._read_at = (0.0, 0)  # when this process last moved by reading, and its bytes then
@@ -91,7 +123,6 @@ class Watchdog:
             phase: in words that follow 'is'.
             reads: it reads or copies gigabytes in one call: bytes that come in count as moving.
         """
-        self._places += 1
         begins = step is not None and not self._begun
         if begins:
             self._begun = True
@@ -100,7 +131,9 @@ class Watchdog:
                 self._forget_others()
         if reads:
             self._read_at = (time.monotonic(), _bytes_moved())
-        self._place = (step, phase, time.monotonic(), reads)
+        place = _Place(self._place.number + 1, step, phase, time.monotonic(), reads)
+        self._ahead.append((place, self._asked()))
+        self._place = place
         if begins:
             self._write()  # a rank that is stopped before its next beat is not to be taken for starting
 
@@ -130,8 +163,8 @@ class Watchdog:
                     path.unlink(missing_ok=True)
 
     def _stood_s(self) -> float:
-        _, _, since, reads = self._place
-        if reads:
+        since = max(self._place.since, self._device_moved)
+        if self._place.reads:
             at, count = self._read_at
             now = _bytes_moved()
             if now - count > _READ_BYTES:
@@ -140,19 +173,33 @@ class Watchdog:
             since = max(since, at)
         return time.monotonic() - since
 
+    def _follow(self) -> _Place:
+        """Where the device is: behind its last event that is done, or where the main thread is."""
+        with suppress(RuntimeError):  # a device that failed reports it at every call
+            while self._ahead:
+                place, asked = self._ahead[0]
+                if asked is not None:
+                    if not asked.query():
+                        break
+                    self._device_moved = time.monotonic()
+                self._reached = place
+                self._ahead.popleft()
+        return self._reached
+
     def _write(self) -> None:
         with self._writing:
             self._beat += 1
-            step, phase, _, _ = self._place
+            host, place = self._place, self._follow()
             stood_s = self._stood_s()
             fields = {
                 "rank": self._rank,
                 "host": socket.gethostname(),
                 "pid": os.getpid(),
                 "beat": self._beat,
-                "place": self._places,
-                "step": step,
-                "phase": phase,
+                "place": place.number,
+                "step": place.step,
+                "phase": place.phase,
+                "ahead": host.phase if host.number > place.number else None,
                 "since_s": round(stood_s, 1),
                 "stack": self._stack() if stood_s > self._hang_after_s / 2 else None,
             }
@@ -266,7 +313,10 @@ def _where(rank: int, seen: dict[str, Any]) -> str:
     own = [frame for frame in stack[:-1] if frame.startswith(_PACKAGE)]
     at = "".join(f" at {frame}" for frame in stack[-1:]) + "".join(f" from {f}" for f in own[-1:])
     when = "before the first step" if seen["step"] is None else f"in step {seen['step'] + 1}"
-    return f"rank {rank} (process {seen['pid']} on {seen['host']}) is {when}, {seen['phase']}{at}"
+    ahead = f" on its GPU (its process: {seen['ahead']})" if seen.get("ahead") else ""
+    return (
+        f"rank {rank} (process {seen['pid']} on {seen['host']}) is {when}, {seen['phase']}{ahead}{at}"
+    )
 
 
 def _place_of(seen: dict[str, Any]) -> int:

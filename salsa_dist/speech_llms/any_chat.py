@@ -18,11 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from salsa_dist.data.clip import SAMPLE_RATE
-from salsa_dist.errors import UserError
 from salsa_dist.libraries.transformers import language_names
 from salsa_dist.speech_llms import languages
-from salsa_dist.speech_llms.chat import AUDIO, ChatFamily, Processed, as_text, processed_by
+from salsa_dist.speech_llms.chat import AUDIO, ChatFamily, as_text
 from salsa_dist.speech_llms.family import Checkpoint, FamilyOptions
+from salsa_dist.speech_llms.processed import Processed, processed_by
 from salsa_dist.speech_llms.window import longest
 from salsa_dist.steering.sites import find_layers
 
@@ -111,24 +111,6 @@ class AnyChat(ChatFamily):
             self.end_id = control[0]
             self.end = self.tokenizer.convert_ids_to_tokens(self.end_id)
             self.stop = sorted({*self.stop, self.end_id})
-
-
-def refuse_others(name: str, config: Any, processor: Any) -> None:
-    """Refuse a base without a family file, before weights are read, whose files tell too little.
-
-    Raises:
-        UserError: its processor has no chat template, tokenizer, feature extractor or audio token, or
-            its config no `audio_token_id`.
-    """
-    needed = ("chat_template", "tokenizer", "feature_extractor", "audio_token")
-    lacking = [key.replace("_", " ") for key in needed if not getattr(processor, key, None)]
-    if lacking or getattr(config, "audio_token_id", None) is None:
-        files = "processor" if lacking else "config.json"
-        raise UserError(
-            f"base {name} is a {config.model_type!r} model, which has no family file, and its {files} "
-            f"has no {', no '.join(lacking or ['audio_token_id'])}: it can't be trained; "
-            "docs/adding-a-model.md says how to add one"
-        )
 
 
 def _turn(role: str, content: list[dict[str, Any]]) -> dict[str, Any]:

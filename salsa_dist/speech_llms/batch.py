@@ -22,6 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from salsa_dist.data.clip import Clip
+
 
 @dataclass(frozen=True)
 class SharedAudio:
@@ -71,6 +73,33 @@ class AdapterBatch:
     label_counts: Tensor | None = None
     label_weights: Tensor | None = None
     marked: int | None = None
+
+    @classmethod
+    def of(
+        cls,
+        clips: Sequence[Clip],
+        inputs: dict[str, Tensor],
+        label_positions: Tensor,
+        labels: Sequence[Sequence[int]],
+        encoder_rows: Tensor | None = None,
+    ) -> AdapterBatch:
+        """The batch of `clips`, each with its own labels.
+
+        Args:
+            clips: of the samples.
+            inputs, label_positions: as above.
+            labels: token ids of each clip.
+            encoder_rows: `rows` of the encoder; None: an element is a sample.
+        """
+        rows = torch.tensor([clip.row for clip in clips])
+        return cls(
+            keys=[clip.key for clip in clips],
+            inputs=inputs,
+            label_positions=label_positions,
+            labels=torch.tensor([i for own in labels for i in own], dtype=torch.long),
+            label_rows=rows.repeat_interleave(torch.tensor([len(own) for own in labels])),
+            rows={"encoder": rows if encoder_rows is None else encoder_rows, "llm": rows},
+        )
 
     @property
     def sample_rows(self) -> Tensor:
@@ -144,6 +173,19 @@ class PromptBatch:
     options: dict[str, Any]
     rows: dict[str, Tensor]
     shared: SharedAudio | None = None
+
+    @classmethod
+    def of(
+        cls,
+        clips: Sequence[Clip],
+        inputs: dict[str, Tensor],
+        options: dict[str, Any] | None = None,
+        encoder_rows: Tensor | None = None,
+    ) -> PromptBatch:
+        """The batch of `clips`; `encoder_rows` as in `AdapterBatch.of`."""
+        rows = torch.tensor([clip.row for clip in clips])
+        encoder = rows if encoder_rows is None else encoder_rows
+        return cls(inputs, options or {}, {"encoder": encoder, "llm": rows})
 
     @property
     def sample_rows(self) -> Tensor:

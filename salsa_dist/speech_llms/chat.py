@@ -11,53 +11,29 @@ then put beside others, so that a clip's tensors do not depend on what it is pac
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import pad
 
-from salsa_dist.data.clip import SAMPLE_RATE, Clip
+from salsa_dist.data.clip import Clip
 from salsa_dist.errors import UserError
 from salsa_dist.libraries.transformers import decode_greedily
 from salsa_dist.speech_llms import languages
-from salsa_dist.speech_llms.batch import AdapterBatch, PromptBatch, SharedAudio, Transcript
+from salsa_dist.speech_llms.batch import AdapterBatch, PromptBatch, Transcript
 from salsa_dist.speech_llms.drop_finished import KeepRows
-from salsa_dist.speech_llms.family import Checkpoint, FamilyOptions, auto_processor
+from salsa_dist.speech_llms.family import Checkpoint, FamilyOptions
+from salsa_dist.speech_llms.processed import ClipByClip, Processed, processed_by, side_by_side
 from salsa_dist.speech_llms.window import audio_of
 
 _NO_LANGUAGE = "qqq"  # a code that ISO 639 keeps free
 
 
-@dataclass(frozen=True)
-class Processed:
-    """One clip's audio as the base takes it.
-
-    Attributes:
-        features: the model's audio arguments, (1, …) each, or (chunks, …) for a clip in chunks.
-        tokens: how many placeholders stand for it in the prompt.
-        elements: how much of the first dimension of the encoder layers' outputs is this clip's: 1, its
-            chunks, or its packed tokens.
-        seconds: its length, where the prompt names it.
-    """
-
-    features: dict[str, Tensor]
-    tokens: int
-    elements: int = 1
-    seconds: float = 0.0
-
-    @property
-    def rows(self) -> int:
-        """How many rows the features have."""
-        return len(next(iter(self.features.values())))
-
-
-class ChatFamily(ABC):
+class ChatFamily(ClipByClip):
     """Batches and transcripts of a chat family; the rest says what differs.
 
     Args:
@@ -68,16 +44,7 @@ class ChatFamily(ABC):
         end: the token that ends an answer, as text.
     """
 
-    MODEL_TYPES: ClassVar[tuple[str, ...]]
-    MODEL_CLASS: ClassVar[str | None] = None
-    THINS_PADDING: bool = False
-    RESAMPLES: bool = False
-    LORA: ClassVar[str | None] = None
-    padded_to_s: float | None = None
-
-    @staticmethod
-    def load_processor(name: str, revision: str | None) -> Any:
-        return auto_processor(name, revision)
+    processor: Any
 
     def __init__(
         self,
@@ -110,25 +77,17 @@ class ChatFamily(ABC):
     def prompt_text(self, language: str) -> str:
         """The prompt with one placeholder, up to where the transcript starts."""
 
-    @abstractmethod
     def process(self, audio: NDArray[np.float32]) -> Processed:
         """Features of (samples,) float32 at 16,000 Hz, as they would be of this clip alone."""
+        return processed_by(self.processor, audio)
 
     def full_text(self, language: str, transcript: str) -> str:
         """Prompt, transcript and what ends it."""
         return self.prompt_text(language) + transcript + self.end
 
-    def fit(self, model: Any) -> None:
-        """Most encoders take any length: nothing to change."""
-        return
-
     def announced(self, language: str) -> str:
         """The language as the prompt shall name it."""
         return self.options.language_as.get(language, language)
-
-    def apart(self, language: str) -> int:
-        """Batches are padded on the left: all languages share them."""
-        return 0
 
     def stand_in(self, language: str) -> str | None:
         """A line where the prompt has no name for the language; None: it has one, or names none."""
@@ -192,26 +151,10 @@ class ChatFamily(ABC):
         end = self._end(answer)
         return [*answer, self.end_id] if end is None else answer[: end + 1]
 
-    def training_batch(self, clips: Sequence[Clip]) -> AdapterBatch:
-        processed = [self.process(audio_of(clip, self.window_s)) for clip in clips]
-        return self._batch(clips, processed, side_by_side(processed))
+    def process_clip(self, clip: Clip) -> Processed:
+        return self.process(audio_of(clip, self.window_s))
 
-    def shared_batch(
-        self, clips: Sequence[Clip], distinct: Sequence[Clip], kept: bool = False
-    ) -> AdapterBatch:
-        once = [self.process(audio_of(clip, self.window_s)) for clip in distinct]
-        keys = tuple(clip.key for clip in distinct)
-        clip_of = [keys.index(clip.key) for clip in clips]
-        shared = SharedAudio(
-            keys,
-            side_by_side(once),
-            torch.tensor([h.rows for h in once]),
-            torch.tensor([h.elements for h in once]),
-            torch.tensor(clip_of),
-        )
-        return replace(self._batch(clips, [once[c] for c in clip_of], {}), shared=shared)
-
-    def _batch(
+    def batch_of(
         self, clips: Sequence[Clip], processed: Sequence[Processed], audio: dict[str, Tensor]
     ) -> AdapterBatch:
         prompts = [self.prompt_of(clip, made) for clip, made in zip(clips, processed, strict=True)]
@@ -222,25 +165,15 @@ class ChatFamily(ABC):
         positions = torch.zeros_like(mask, dtype=torch.bool)
         for i, (sequence, answer) in enumerate(zip(sequences, answers, strict=True)):
             positions[i, len(sequence) - len(answer) : len(sequence)] = bool(answer)
-        rows = torch.tensor([clip.row for clip in clips])
-        return AdapterBatch(
-            keys=[clip.key for clip in clips],
-            inputs={"input_ids": ids, "attention_mask": mask, **audio},
-            label_positions=positions,
-            labels=torch.tensor([i for answer in answers for i in answer], dtype=torch.long),
-            label_rows=rows.repeat_interleave(torch.tensor([len(answer) for answer in answers])),
-            rows=_rows(rows, processed),
-        )
+        inputs = {"input_ids": ids, "attention_mask": mask, **audio}
+        return AdapterBatch.of(clips, inputs, positions, answers, _encoder_rows(clips, processed))
 
     def prompt_batch(self, clips: Sequence[Clip]) -> PromptBatch:
-        processed = [self.process(audio_of(clip, self.window_s)) for clip in clips]
+        processed = [self.process_clip(clip) for clip in clips]
         prompts = [self.prompt_of(clip, made) for clip, made in zip(clips, processed, strict=True)]
         ids, mask = _padded(prompts, self._pad_id, left=True)
-        return PromptBatch(
-            inputs={"input_ids": ids, "attention_mask": mask, **side_by_side(processed)},
-            options={},
-            rows=_rows(torch.tensor([clip.row for clip in clips]), processed),
-        )
+        inputs = {"input_ids": ids, "attention_mask": mask, **side_by_side(processed)}
+        return PromptBatch.of(clips, inputs, encoder_rows=_encoder_rows(clips, processed))
 
     def generate(
         self,
@@ -282,40 +215,18 @@ AUDIO: dict[str, Any] = {"type": "audio", "audio": np.zeros(1, np.float32)}
 
 
 def as_text(processor: Any, messages: Sequence[dict[str, Any]]) -> str:
-    """What a processor's chat template writes for `messages`, up to where the answer starts."""
-    return str(
-        processor.apply_chat_template([list(messages)], tokenize=False, add_generation_prompt=True)[0]
-    )
+    """What a processor's chat template writes for `messages`, up to where the answer starts.
 
-
-def processed_by(
-    processor: Any,
-    audio: NDArray[np.float32],
-    *beside: NDArray[np.float32],
-    rate: int = SAMPLE_RATE,
-) -> Processed:
-    """What a transformers processor makes of `audio`, when batched with the clips `beside` it.
-
-    Features may have several rows for `audio`, such as its windows, and must have one for each beside.
+    A template that lets its LLM think first (Nemotron's) is told not to.
     """
-    clips = [audio, *beside]
-    made = processor(
-        text=[processor.audio_token] * len(clips),
-        audio=clips,
-        return_tensors="pt",
-        audio_kwargs={"sampling_rate": rate},
-        **({"text_kwargs": {"padding": True}} if beside else {}),
-    )
-    ids = made.pop("input_ids")[0]
-    made.pop("attention_mask")
-    token = processor.tokenizer.convert_tokens_to_ids(processor.audio_token)
-    features = {name: tensor[: len(tensor) - len(beside)] for name, tensor in made.items()}
-    return Processed(features, int((ids == token).sum()))
+    told = {"add_generation_prompt": True, "enable_thinking": False}
+    return str(processor.apply_chat_template([list(messages)], tokenize=False, **told)[0])
 
 
-def _rows(rows: Tensor, processed: Sequence[Processed]) -> dict[str, Tensor]:
+def _encoder_rows(clips: Sequence[Clip], processed: Sequence[Processed]) -> Tensor:
+    rows = torch.tensor([clip.row for clip in clips])
     elements = torch.tensor([h.elements for h in processed])
-    return {"encoder": rows.repeat_interleave(elements), "llm": rows}
+    return rows.repeat_interleave(elements)
 
 
 def _padded(sequences: Sequence[Sequence[int]], pad_id: int, left: bool) -> tuple[Tensor, Tensor]:
@@ -328,24 +239,3 @@ def _padded(sequences: Sequence[Sequence[int]], pad_id: int, left: bool) -> tupl
         ids[i, place] = torch.tensor(sequence)
         mask[i, place] = 1
     return ids, mask
-
-
-def side_by_side(processed: Sequence[Processed]) -> dict[str, Tensor]:
-    """Each feature of all clips, zeros behind the shorter ones."""
-    batch = {}
-    for name in processed[0].features:
-        tensors = [h.features[name] for h in processed]
-        shape = [max(sizes) for sizes in zip(*(t.shape[1:] for t in tensors), strict=True)]
-        padded = [
-            pad(
-                t,
-                [
-                    n
-                    for most, own in zip(shape[::-1], t.shape[:0:-1], strict=True)
-                    for n in (0, most - own)
-                ],
-            )
-            for t in tensors
-        ]
-        batch[name] = torch.cat(padded)
-    return batch

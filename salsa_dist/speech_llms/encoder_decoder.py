@@ -8,11 +8,11 @@ A prompt may be the start token alone.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,32 +22,29 @@ from salsa_dist.errors import UserError
 from salsa_dist.libraries.transformers import decode_greedily
 from salsa_dist.speech_llms.batch import AdapterBatch, PromptBatch, SharedAudio, Transcript
 from salsa_dist.speech_llms.drop_finished import KeepRows
-from salsa_dist.speech_llms.family import auto_processor
+from salsa_dist.speech_llms.family import Checkpoint, Family, FamilyOptions
 
 
-class EncoderDecoder(ABC):
+class EncoderDecoder(Family):
     """Batches and transcripts of this kind; the rest says what differs.
 
     Attributes:
         tokenizer: of the checkpoint.
+        start: the token that a decoder input begins with.
         eos: the token that ends a transcript.
         pad: what stands behind a shorter one.
         max_tokens: longest decoder input.
+        language_as: as in `FamilyOptions`.
     """
 
-    MODEL_CLASS: ClassVar[str | None] = None
-    THINS_PADDING: bool = False
-    RESAMPLES: bool = False
-    LORA: ClassVar[str | None] = None
-    padded_to_s: float | None = None
-    tokenizer: Any
-    eos: int
     pad: int
     max_tokens: int
 
-    @staticmethod
-    def load_processor(name: str, revision: str | None) -> Any:
-        return auto_processor(name, revision)
+    def __init__(self, checkpoint: Checkpoint, options: FamilyOptions) -> None:
+        self.tokenizer = checkpoint.processor.tokenizer
+        self.start: int = checkpoint.config.decoder_start_token_id
+        self.eos: int = checkpoint.config.eos_token_id
+        self.language_as = options.language_as
 
     @abstractmethod
     def prompt(self, language: str) -> list[int]:
@@ -86,13 +83,8 @@ class EncoderDecoder(ABC):
 
     def prompt_batch(self, clips: Sequence[Clip]) -> PromptBatch:
         """Audio and prompts of `clips`, whose languages have prompts of one length."""
-        rows = torch.tensor([clip.row for clip in clips])
         prompts = torch.tensor([self.prompt(clip.language) for clip in clips])
-        return PromptBatch(
-            inputs={**self.audio(clips), "decoder_input_ids": prompts},
-            options={},
-            rows={"encoder": rows, "llm": rows},
-        )
+        return PromptBatch.of(clips, {**self.audio(clips), "decoder_input_ids": prompts})
 
     def generate(
         self,
@@ -131,7 +123,6 @@ class EncoderDecoder(ABC):
         return [*own, self.eos]
 
     def _batch(self, clips: Sequence[Clip], audio: dict[str, Tensor]) -> AdapterBatch:
-        rows = torch.tensor([clip.row for clip in clips])
         sequences, labels = [], []
         for clip in clips:
             prompt = self.prompt(clip.language)
@@ -150,15 +141,7 @@ class EncoderDecoder(ABC):
         for i, (sequence, label) in enumerate(zip(sequences, labels, strict=True)):
             ids[i, : len(sequence)] = torch.tensor(sequence)
             positions[i, len(sequence) - len(label) : len(sequence)] = bool(label)
-        lengths = torch.tensor([len(label) for label in labels])
-        return AdapterBatch(
-            keys=[clip.key for clip in clips],
-            inputs={**audio, "decoder_input_ids": ids},
-            label_positions=positions,
-            labels=torch.tensor([i for label in labels for i in label], dtype=torch.long),
-            label_rows=rows.repeat_interleave(lengths),
-            rows={"encoder": rows, "llm": rows},
-        )
+        return AdapterBatch.of(clips, {**audio, "decoder_input_ids": ids}, positions, labels)
 
     def transcript(self, ids: Sequence[int]) -> str:
         """The text that token ids stand for."""

@@ -84,7 +84,7 @@ def parts_of_processor(name: str, revision: str | None) -> Parts:
 
 
 class Family(Protocol):
-    """Batches for one kind of base, and its transcripts.
+    """Batches for one kind of base, and its transcripts; families inherit what most of them do.
 
     Attributes:
         window_s: longest clip in seconds.
@@ -99,12 +99,12 @@ class Family(Protocol):
     """
 
     MODEL_TYPES: ClassVar[tuple[str, ...]]
-    MODEL_CLASS: ClassVar[str | None]
-    THINS_PADDING: bool
-    RESAMPLES: bool
-    LORA: ClassVar[str | None]
+    MODEL_CLASS: ClassVar[str | None] = None
+    THINS_PADDING: bool = False
+    RESAMPLES: bool = False
+    LORA: ClassVar[str | None] = None
     window_s: float
-    padded_to_s: float | None
+    padded_to_s: float | None = None
     languages: list[str]
 
     def __init__(self, checkpoint: Checkpoint, options: FamilyOptions) -> None:
@@ -112,13 +112,16 @@ class Family(Protocol):
 
     @staticmethod
     def load_processor(name: str, revision: str | None) -> Any:
-        """Tokenizer and feature extractor, by folder or hub name; `auto_processor` for most."""
+        """Tokenizer and feature extractor, by folder or hub name."""
+        return auto_processor(name, revision)
 
     def fit(self, model: Any) -> None:
         """Change `model` to the window, in place, before its weights are placed.
 
         The model may have no data yet (meta device), so this may only keep the first rows of a weight.
+        Most encoders take any length: nothing to change.
         """
+        return
 
     def prompt(self, language: str) -> list[int]:
         """Token ids up to where the transcript starts, with one placeholder for the audio if the
@@ -126,10 +129,12 @@ class Family(Protocol):
 
     def apart(self, language: str) -> int:
         """Clips of languages with other numbers can't be in one `prompt_batch`."""
+        return 0
 
     def stand_in(self, language: str) -> str | None:
         """A line about what the prompt names in place of a language that the base does not know; None:
         it names that language, or none at all for all languages."""
+        return None
 
     def training_batch(self, clips: Sequence[Clip]) -> AdapterBatch:
         """Audio, prompt and transcript of `clips`; a clip without text has no labels.
@@ -171,19 +176,6 @@ class Family(Protocol):
 
     def transcript(self, ids: Sequence[int]) -> str:
         """The text that generated or label token ids stand for."""
-
-
-@runtime_checkable
-class Thins(Protocol):
-    """What a family offers beside that thins trailing padding.
-
-    Attributes:
-        silence_stride: of a clip whose row has none of its own.
-        silence_strides: of the adapter of each row.
-    """
-
-    silence_stride: int
-    silence_strides: tuple[int, ...]
 
 
 @runtime_checkable

@@ -13,7 +13,7 @@ and feature extractor are loaded by themselves, and Gemma 3n's vision tower is l
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +21,9 @@ from torch import Tensor
 
 from salsa_dist.data.clip import SAMPLE_RATE
 from salsa_dist.errors import UserError
-from salsa_dist.speech_llms.chat import AUDIO, ChatFamily, Processed
+from salsa_dist.speech_llms.chat import AUDIO, ChatFamily
 from salsa_dist.speech_llms.family import Checkpoint, FamilyOptions, parts_of_processor
+from salsa_dist.speech_llms.processed import Processed
 from salsa_dist.speech_llms.window import longest
 
 # As the authors ask: Gemma 4's model card, Audio; ai.google.dev/gemma/docs/capabilities/audio for 3n.
@@ -49,9 +50,7 @@ class Gemma(ChatFamily):
 
     MODEL_TYPES: ClassVar[tuple[str, ...]] = ("gemma3n", "gemma4")
 
-    @staticmethod
-    def load_processor(name: str, revision: str | None) -> Any:
-        return parts_of_processor(name, revision)
+    load_processor = staticmethod(parts_of_processor)
 
     def __init__(self, checkpoint: Checkpoint, options: FamilyOptions) -> None:
         config, self.tokenizer = checkpoint.config, checkpoint.processor.tokenizer

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from salsa_dist.data.clip import SAMPLE_RATE
 from salsa_dist.speech_llms.built_in_lora import BESIDE
-from salsa_dist.speech_llms.chat import ChatFamily, Processed, processed_by
+from salsa_dist.speech_llms.chat import ChatFamily
 from salsa_dist.speech_llms.family import Checkpoint, FamilyOptions
+from salsa_dist.speech_llms.processed import Processed, processed_by
 
 # As the model cards ask: ibm-granite/granite-speech-3.3-2b and -8b on the Hugging Face hub. Plus, which
 # can also write speakers and times, is asked for the text alone.

@@ -25,7 +25,7 @@ from torch import nn
 from salsa_dist.columns import aligned
 from salsa_dist.errors import UserError
 from salsa_dist.libraries.transformers import listed_class, without_weights
-from salsa_dist.speech_llms.any_chat import AnyChat, refuse_others
+from salsa_dist.speech_llms.any_chat import AnyChat
 from salsa_dist.speech_llms.family import Checkpoint, FamilyOptions
 from salsa_dist.speech_llms.load import (
     base_revision,
@@ -37,6 +37,7 @@ from salsa_dist.speech_llms.noise_inputs import noise_inputs
 from salsa_dist.speech_llms.processor import (
     load_processor,
     refuse_failing,
+    refuse_incomplete,
     refuse_other_features,
 )
 from salsa_dist.speech_llms.reading_base import NO_MODEL, reading_base
@@ -143,7 +144,7 @@ def _lacks(name: str, revision: str | None, model: Any) -> str:
         processor = load_processor(name, (name, revision), family.load_processor)
         refuse_other_features(name, config, processor, family.RESAMPLES)
         if family is AnyChat:
-            refuse_others(name, config, processor)
+            refuse_incomplete(name, config, processor)
         checkpoint = Checkpoint(name, config, processor, getattr(model, "generation_config", None))
         refuse_failing(name, family(checkpoint, FamilyOptions(None, None, {}, 1)))
     except UserError as e:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -52,6 +53,7 @@ from salsa_dist.speech_llms.family import Checkpoint, Family, FamilyOptions
 from salsa_dist.speech_llms.processor import (
     load_processor,
     refuse_failing,
+    refuse_incomplete,
     refuse_other_features,
 )
 from salsa_dist.speech_llms.reading_base import reading_base
@@ -164,8 +166,8 @@ def load_speech_llm(
             all, until the family is told otherwise (`training/silence_stride.py`).
 
     Raises:
-        UserError: no such base, a base of an unknown family, one that wants remote code, or one whose
-            checkpoint lacks weights.
+        UserError: no window, no such base, a base of an unknown family, one that wants remote code, or
+            one whose checkpoint lacks weights.
 
     >>> base = load_speech_llm("whisper-base", window_s=1)
     >>> base.window_s, sorted(base.sites)[0]
@@ -174,6 +176,8 @@ def load_speech_llm(
     from transformers import AutoConfig
 
     name = os.path.expanduser(name)
+    if window_s is not None and not 0 < window_s < math.inf:
+        raise UserError(f"window_s is {window_s:g}: give the seconds of an audio window, above 0")
     options = FamilyOptions(window_s, prompt, language_as or {}, silence_stride)
     files = (name, revision) if copy is None else (str(copy), None)
     attention = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
@@ -195,7 +199,7 @@ def load_speech_llm(
     processor = load_processor(name, files, family_class.load_processor)
     refuse_other_features(name, config, processor, family_class.RESAMPLES)
     if family_class is any_chat.AnyChat:
-        any_chat.refuse_others(name, config, processor)
+        refuse_incomplete(name, config, processor)
     quantized = quantizing.loading(quantization, own_method, device, precision)
     lora = lora_files(name, config, files, family_class.LORA)
     if lora is not None and (quantization or own_method):

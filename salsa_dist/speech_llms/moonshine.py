@@ -19,6 +19,9 @@ from torch import Tensor, nn
 
 # The convolutions: widths 127, 7, 3 and strides 64, 3, 2.
 _STRIDE, _WIDTH = 384, 895
+# Samples of a frame of MoonshineStreaming, and of the silence behind a clip: its two convolutions halve
+# the frames and see four behind the last.
+_FRAME, _BEHIND = 80, 2_000
 
 
 def whole_frames(audio: NDArray[np.float32]) -> tuple[NDArray[np.float32], int]:
@@ -31,6 +34,12 @@ def whole_frames(audio: NDArray[np.float32]) -> tuple[NDArray[np.float32], int]:
     audio = np.pad(audio, (0, _WIDTH + _STRIDE * (frames - 1) - len(audio)))
     # The encoder reads the mask at every 384th sample.
     return audio, 1 + _STRIDE * (frames - 1)
+
+
+def silence_behind(audio: NDArray[np.float32]) -> tuple[NDArray[np.float32], int]:
+    """The same for MoonshineStreaming: what it sees behind any clip is silence."""
+    own = len(audio) + -len(audio) % _FRAME
+    return np.pad(audio, (0, own + _BEHIND - len(audio))), own
 
 
 class _OwnFramesNorm(nn.GroupNorm):

@@ -10,12 +10,9 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Any, ClassVar
 
-import numpy as np
-from numpy.typing import NDArray
-
 from salsa_dist.errors import UserError
 from salsa_dist.speech_llms import languages
-from salsa_dist.speech_llms.chat import AUDIO, ChatFamily, Processed, as_text, processed_by
+from salsa_dist.speech_llms.chat import AUDIO, ChatFamily, as_text
 from salsa_dist.speech_llms.family import Checkpoint, FamilyOptions
 from salsa_dist.speech_llms.window import longest
 
@@ -52,9 +49,6 @@ class OmniAsr(ChatFamily):
             for text in (self.full_text(language, transcript), self.prompt_text(language))
         )
         return list(full[len(prompt) :])
-
-    def process(self, audio: NDArray[np.float32]) -> Processed:
-        return processed_by(self.processor, audio)
 
     def _asked(self, told: list[dict[str, Any]]) -> str:
         return as_text(self.processor, [{"role": "user", "content": [AUDIO, *told]}])

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from salsa_dist.data.clip import SAMPLE_RATE
 from salsa_dist.speech_llms.built_in_lora import SPEECH
-from salsa_dist.speech_llms.chat import AUDIO, ChatFamily, Processed
+from salsa_dist.speech_llms.chat import AUDIO, ChatFamily
 from salsa_dist.speech_llms.family import Checkpoint, FamilyOptions, parts_of_processor
+from salsa_dist.speech_llms.processed import Processed
 from salsa_dist.speech_llms.window import longest
 
 # As the authors ask: Phi-4-multimodal's technical report, arXiv 2503.01743, speech recognition.
@@ -39,9 +40,7 @@ class Phi4Multimodal(ChatFamily):
     MODEL_TYPES: ClassVar[tuple[str, ...]] = ("phi4_multimodal",)
     LORA: ClassVar[str | None] = SPEECH
 
-    @staticmethod
-    def load_processor(name: str, revision: str | None) -> Any:
-        return parts_of_processor(name, revision)
+    load_processor = staticmethod(parts_of_processor)
 
     def __init__(self, checkpoint: Checkpoint, options: FamilyOptions) -> None:
         self.features = checkpoint.processor.feature_extractor

@@ -74,6 +74,24 @@ def refuse_other_features(name: str, config: Any, processor: Any, resamples: boo
         )
 
 
+def refuse_incomplete(name: str, config: Any, processor: Any) -> None:
+    """Refuse a base without a family file, before weights are read, whose files tell too little.
+
+    Raises:
+        UserError: its processor has no chat template, tokenizer, feature extractor or audio token, or
+            its config no `audio_token_id`.
+    """
+    needed = ("chat_template", "tokenizer", "feature_extractor", "audio_token")
+    lacking = [key.replace("_", " ") for key in needed if not getattr(processor, key, None)]
+    if lacking or getattr(config, "audio_token_id", None) is None:
+        files = "processor" if lacking else "config.json"
+        raise UserError(
+            f"base {name} is a {config.model_type!r} model, which has no family file, and its {files} "
+            f"has no {', no '.join(lacking or ['audio_token_id'])}: it can't be trained; "
+            "docs/adding-a-model.md says how to add one"
+        )
+
+
 def refuse_failing(name: str, family: Family) -> None:
     """Refuse a processor or chat template that can't make a batch of a second of silence.
 

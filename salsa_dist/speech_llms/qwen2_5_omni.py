@@ -10,14 +10,15 @@ Element of an encoder layer's output: one packed position. All clips' positions 
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from salsa_dist.data.clip import SAMPLE_RATE
-from salsa_dist.speech_llms.chat import ChatFamily, Processed
+from salsa_dist.speech_llms.chat import ChatFamily
 from salsa_dist.speech_llms.family import Checkpoint, FamilyOptions, parts_of_processor
+from salsa_dist.speech_llms.processed import Processed
 from salsa_dist.speech_llms.window import longest
 
 # As the authors ask for transcripts: QwenLM/Qwen2.5-Omni,
@@ -35,9 +36,7 @@ class Qwen25Omni(ChatFamily):
     MODEL_CLASS: ClassVar[str | None] = "Qwen2_5OmniThinkerForConditionalGeneration"
     AUDIO_TOKEN: ClassVar[str] = "<|AUDIO|>"
 
-    @staticmethod
-    def load_processor(name: str, revision: str | None) -> Any:
-        return parts_of_processor(name, revision)  # its whole wants torchvision
+    load_processor = staticmethod(parts_of_processor)  # its whole wants torchvision
 
     def __init__(self, checkpoint: Checkpoint, options: FamilyOptions) -> None:
         self.features = checkpoint.processor.feature_extractor

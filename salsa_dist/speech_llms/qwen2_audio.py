@@ -13,16 +13,15 @@ import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from salsa_dist.data.clip import SAMPLE_RATE, Clip
 from salsa_dist.errors import UserError
 from salsa_dist.speech_llms import languages
 from salsa_dist.speech_llms.batch import PromptBatch
-from salsa_dist.speech_llms.chat import ChatFamily, Processed, processed_by, side_by_side
+from salsa_dist.speech_llms.chat import ChatFamily
 from salsa_dist.speech_llms.family import Checkpoint, FamilyOptions
+from salsa_dist.speech_llms.processed import side_by_side
 from salsa_dist.speech_llms.window import audio_of, fixed, shorten
 
 # As the authors evaluate ASR: QwenLM/Qwen2-Audio, eval_audio/evaluate_asr.py and EVALUATION.md.
@@ -67,17 +66,14 @@ class Qwen2Audio(ChatFamily):
 
     def prompt_text(self, language: str) -> str:
         if self.chats:
-            return self._chat(language, None)
+            return self._turns(language, [None])
         p = self.processor
         return f"{p.audio_bos_token}{p.audio_token}{p.audio_eos_token}{self.request(language)}"
 
     def full_text(self, language: str, transcript: str) -> str:
-        return (
-            self._chat(language, transcript) if self.chats else super().full_text(language, transcript)
-        )
-
-    def process(self, audio: NDArray[np.float32]) -> Processed:
-        return processed_by(self.processor, audio)
+        if self.chats:
+            return self._turns(language, [transcript])
+        return super().full_text(language, transcript)
 
     def in_context_batch(self, clip: Clip, examples: Sequence[Clip]) -> PromptBatch:
         """`clip` behind solved examples: turns of a chat, or requests with their answers in a row."""
@@ -92,31 +88,15 @@ class Qwen2Audio(ChatFamily):
         between = text.split(self.audio_token)
         if len(between) != len(clips) + 1:
             raise UserError(f"clip {clip.key}: an example's transcript holds {self.audio_token}")
-        ids = self.tokenizer(
-            between[0]
-            + "".join(
-                self.audio_token * h.tokens + rest
-                for h, rest in zip(processed, between[1:], strict=True)
-            ),
-            add_special_tokens=False,
-            return_tensors="pt",
-        ).input_ids
-        return PromptBatch(
-            inputs={
-                "input_ids": ids,
-                "attention_mask": torch.ones_like(ids),
-                **side_by_side(processed),
-            },
-            options={},
-            rows={"encoder": torch.full((len(clips),), clip.row), "llm": torch.tensor([clip.row])},
-        )
+        heard = [self.audio_token * h.tokens for h in processed]
+        text = between[0] + "".join(a + b for a, b in zip(heard, between[1:], strict=True))
+        ids = self.tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **side_by_side(processed)}
+        return PromptBatch.of([clip], inputs, encoder_rows=torch.full((len(clips),), clip.row))
 
     def in_context_room(self, max_new_tokens: int) -> float:
         """Tokens left for examples' texts: the LLM reads far more than a window's speech comes to."""
         return math.inf
-
-    def _chat(self, language: str, answer: str | None) -> str:
-        return self._turns(language, [answer])
 
     def _turns(self, language: str, answers: Sequence[str | None]) -> str:
         """A chat with a request for each answer; the last may be open."""

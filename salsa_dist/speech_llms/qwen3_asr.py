@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from salsa_dist.speech_llms import languages
-from salsa_dist.speech_llms.chat import AUDIO, ChatFamily, Processed, as_text, processed_by
+from salsa_dist.speech_llms.chat import AUDIO, ChatFamily, as_text
 from salsa_dist.speech_llms.family import Checkpoint, FamilyOptions
+from salsa_dist.speech_llms.processed import Processed, processed_by
 from salsa_dist.speech_llms.window import longest
 
 # The longest audio that the authors' own package gives the model at once: QwenLM/Qwen3-ASR,

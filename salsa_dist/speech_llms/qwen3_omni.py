@@ -15,8 +15,8 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from salsa_dist.speech_llms.chat import Processed
 from salsa_dist.speech_llms.family import Checkpoint, FamilyOptions
+from salsa_dist.speech_llms.processed import Processed
 from salsa_dist.speech_llms.qwen2_5_omni import Qwen25Omni
 
 # As the authors evaluate it: QwenLM/Qwen3-Omni, README.md, Setting for Evaluation.

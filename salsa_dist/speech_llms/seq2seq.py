@@ -4,11 +4,8 @@
                     ▁<|startofcontext|> … <|el|><|el|><|pnc|> …        текст …        Cohere, Canary
     label                                                              текст …  </s>
 
-Element of an encoder layer's output: one clip.
-
-What is padded behind a clip must not change it. Canary's and Cohere's encoders have masks that see to
-it. Moonshine's normalises over all frames and MoonshineStreaming's looks behind the clip's last frame:
-the first is told each clip's own frames, the second gets the same silence behind every clip.
+Element of an encoder layer's output: one clip. What is padded behind it must not change it: Canary's
+and Cohere's encoders have masks that see to it; for the others see `moonshine.py`.
 """
 
 from __future__ import annotations
@@ -22,18 +19,14 @@ from torch import Tensor
 
 from salsa_dist.data.clip import SAMPLE_RATE, Clip
 from salsa_dist.errors import UserError
-from salsa_dist.speech_llms import languages
-from salsa_dist.speech_llms.chat import Processed, side_by_side
+from salsa_dist.speech_llms import languages, moonshine
 from salsa_dist.speech_llms.encoder_decoder import EncoderDecoder
 from salsa_dist.speech_llms.family import Checkpoint, FamilyOptions
-from salsa_dist.speech_llms.moonshine import keep_what_is_read, own_frames_norm, whole_frames
+from salsa_dist.speech_llms.processed import Processed, extracted, side_by_side
 from salsa_dist.speech_llms.window import audio_of, longest
 
 # Cohere's feature extractor cuts longer clips in parts; the others take more.
 _WINDOW_S = 30.0
-# Samples of a frame of MoonshineStreaming, and of the silence behind a clip: its two convolutions halve
-# the frames and see four behind the last.
-_FRAME, _BEHIND = 80, 2_000
 
 
 class Seq2Seq(EncoderDecoder):
@@ -48,18 +41,15 @@ class Seq2Seq(EncoderDecoder):
     )
 
     def __init__(self, checkpoint: Checkpoint, options: FamilyOptions) -> None:
+        super().__init__(checkpoint, options)
         config = checkpoint.config
         if options.prompt is not None:
             raise UserError("base.prompt: this base takes no instruction: remove it")
         self.kind: str = config.model_type
         self.processor = checkpoint.processor
-        self.tokenizer = checkpoint.processor.tokenizer
         self.window_s = longest(_WINDOW_S, options.window_s)
-        self.start: int = config.decoder_start_token_id
-        self.eos: int = config.eos_token_id
         self.pad: int = self.eos if config.pad_token_id is None else config.pad_token_id
         self.max_tokens: int = getattr(config, "decoder_config", config).max_position_embeddings
-        self.language_as = options.language_as
         self._prompts = self.requests(checkpoint)
         self.languages = sorted(self._prompts)
 
@@ -87,17 +77,17 @@ class Seq2Seq(EncoderDecoder):
     def fit(self, model: Any) -> None:
         """Make what Moonshine's encoder, and MoonshineStreaming's decoder, do depend on one clip."""
         if self.kind == "moonshine":
-            own_frames_norm(model.get_encoder())
+            moonshine.own_frames_norm(model.get_encoder())
         elif self.kind == "moonshine_streaming":
-            keep_what_is_read(model.get_decoder())
+            moonshine.keep_what_is_read(model.get_decoder())
 
     def announced(self, language: str) -> str:
         """The language that the prompt names."""
         asked = self.language_as.get(language)
         if asked is not None and asked not in self._prompts:
+            known = ", ".join(self.languages)
             raise UserError(
-                f"base.language_as: this base knows no language {asked!r}; known are "
-                + ", ".join(self.languages)
+                f"base.language_as: this base knows no language {asked!r}; known are {known}"
             )
         return asked or languages.first_known(language, self._prompts) or "en"
 
@@ -118,17 +108,12 @@ class Seq2Seq(EncoderDecoder):
         return side_by_side([self._process(clip) for clip in clips])
 
     def _process(self, clip: Clip) -> Processed:
-        audio = audio_of(clip, self.window_s)
-        own = len(audio)
+        audio, counted = audio_of(clip, self.window_s), None
         if self.kind == "moonshine":
-            audio, own = whole_frames(audio)
+            audio, counted = moonshine.whole_frames(audio)
         elif self.kind == "moonshine_streaming":
-            own += -own % _FRAME
-            audio = np.pad(audio, (0, own + _BEHIND - len(audio)))
-        made = self.processor.feature_extractor(
-            [audio], sampling_rate=SAMPLE_RATE, return_tensors="pt", return_attention_mask=True
-        )
-        features = {k: t for k, t in made.items() if isinstance(t, Tensor)}
-        if self.kind.startswith("moonshine"):
-            features["attention_mask"] = (torch.arange(len(audio)) < own).long()[None]
+            audio, counted = moonshine.silence_behind(audio)
+        features = extracted(self.processor.feature_extractor, audio)
+        if counted is not None:
+            features["attention_mask"] = (torch.arange(len(audio)) < counted).long()[None]
         return Processed(features, 0)

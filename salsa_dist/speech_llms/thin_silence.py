@@ -15,7 +15,7 @@ The kept positions of a clip depend on that clip alone, not on the batch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +55,39 @@ def kept_positions(
         counts.append(torch.cat([torch.ones(sounding, dtype=torch.long), sizes]))
     pad = nn.utils.rnn.pad_sequence
     return {"kept_positions": pad(kept, batch_first=True), "stand_for": pad(counts, batch_first=True)}
+
+
+class ThinsPadding:
+    """What a family has beside that thins the trailing padding of its window.
+
+    Attributes:
+        window_s: the window in seconds.
+        positions: of the encoder in the window.
+        thins_padding: the model must accept `kept_positions`.
+        silence_stride: of a clip whose row has none of its own.
+        silence_strides: of the adapter of each row.
+    """
+
+    THINS_PADDING: bool = True
+    window_s: float
+    positions: int
+    thins_padding: bool
+    silence_stride: int
+    silence_strides: tuple[int, ...] = ()
+
+    def thin(self, silence_stride: int | Literal["auto"]) -> None:
+        """Take the option; auto: 1 until training tells `silence_strides`."""
+        self.thins_padding = silence_stride != 1
+        self.silence_stride = 1 if silence_stride == "auto" else silence_stride
+
+    def kept(self, clips: Sequence[Clip]) -> dict[str, Tensor]:
+        """The positions that training keeps (`kept_positions`); empty if it keeps all."""
+        own = self.silence_strides
+        rows = [clip.row for clip in clips]
+        strides = [own[r] if 0 <= r < len(own) else self.silence_stride for r in rows]
+        if set(strides) == {1}:
+            return {}
+        return kept_positions(clips, self.positions, self.positions / self.window_s, strides)
 
 
 def thin_out(model: nn.Module, encoder: Sequence[nn.Module], decoder: Sequence[nn.Module]) -> None:

@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 
 from salsa_dist.data.audio import resample
 from salsa_dist.data.clip import SAMPLE_RATE, Clip
-from salsa_dist.speech_llms.chat import AUDIO, ChatFamily, Processed, as_text, processed_by
+from salsa_dist.speech_llms.chat import AUDIO, ChatFamily, as_text
 from salsa_dist.speech_llms.family import Checkpoint, FamilyOptions
+from salsa_dist.speech_llms.processed import Processed, processed_by
 from salsa_dist.speech_llms.window import longest
 
 _ANSWERS = "<|im_start|>assistant\n"

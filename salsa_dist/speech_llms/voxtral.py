@@ -16,24 +16,13 @@ from numpy.typing import NDArray
 from salsa_dist.data.clip import SAMPLE_RATE
 from salsa_dist.errors import UserError
 from salsa_dist.speech_llms import languages
-from salsa_dist.speech_llms.chat import ChatFamily, Processed
-from salsa_dist.speech_llms.family import Checkpoint, FamilyOptions
+from salsa_dist.speech_llms.chat import ChatFamily
+from salsa_dist.speech_llms.family import Checkpoint, FamilyOptions, auto_processor
+from salsa_dist.speech_llms.processed import Processed
 from salsa_dist.speech_llms.window import longest
 
 # "up to 30 minutes for transcription": model card of mistralai/Voxtral-Mini-3B-2507.
 _LONGEST_S = 1800.0
-
-
-def _load_processor(name: str, revision: str | None) -> Any:
-    try:
-        import mistral_common  # noqa: F401
-    except ImportError as e:
-        raise UserError(
-            f"base {name}: Voxtral's tokenizer needs mistral-common: pip install 'salsa-dist[voxtral]'"
-        ) from e
-    from transformers import AutoProcessor
-
-    return AutoProcessor.from_pretrained(name, revision=revision, trust_remote_code=False)
 
 
 class Voxtral(ChatFamily):
@@ -46,7 +35,14 @@ class Voxtral(ChatFamily):
 
     @staticmethod
     def load_processor(name: str, revision: str | None) -> Any:
-        return _load_processor(name, revision)
+        try:
+            import mistral_common  # noqa: F401
+        except ImportError as e:
+            raise UserError(
+                f"base {name}: Voxtral's tokenizer needs mistral-common: pip install "
+                "'salsa-dist[voxtral]'"
+            ) from e
+        return auto_processor(name, revision)
 
     def __init__(self, checkpoint: Checkpoint, options: FamilyOptions) -> None:
         if options.prompt is not None:

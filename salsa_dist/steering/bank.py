@@ -89,7 +89,8 @@ class Bank:
             for width, group in groupby(self.sites, key=lambda site: widths[site])
             if (own := tuple(group))
         ]
-        # An adapter that does not steer a site keeps a zero vector there, which is the identity.
+        # The leaves that backward writes `.grad` to. An adapter that does not steer a site keeps a zero
+        # vector there, which is the identity.
         self.vectors: dict[str, Tensor] = {
             site: vectors.detach().requires_grad_()
             for block in self.blocks

@@ -10,6 +10,21 @@
 In each step, the base computes this rank's share of every adapter's batch. One all-reduce sums
 gradients, losses and label counts. Each adapter is then stepped as if it were alone. Steering vectors
 of all adapters are one job. Methods that train the base's own weights run one job per adapter.
+
+What `train` does, and where. M is the method's file, such as methods/steering.py:
+
+    Session.start     run/session.py    joins the ranks, locks the folder, chooses the placement
+    method.load       M                 loads the base, by speech_llms/load.py
+    opened            opening.py        per job:
+      trainable         M                 the vectors, in a steering/bank.py
+      make_batches      from_config.py    the clips of each step
+      agree, begin      run/session.py    all ranks have the same settings; writing begins
+      FrozenBase        placement/        the base in its placement
+      before_steps      M                 learning rates, from the size of the activations
+    run               this file         per step: forward_backward (job.py), all-reduce (reduce.py),
+                                        checks (guard.py), Adam (optimizer.py), events (record.py),
+                                        checkpoint (job.py)
+    job.finish        job.py            M saves each adapter, by steering/adapter_folder.py
 """
 
 from __future__ import annotations

@@ -20,8 +20,8 @@ from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.placement.measured import as_loaded
 from salsa_dist.run.folder import RunFolder
 from salsa_dist.run.session import Session
-from salsa_dist.speech_llms.family import Thins
 from salsa_dist.speech_llms.load import SpeechLLM
+from salsa_dist.speech_llms.thin_silence import ThinsPadding
 from salsa_dist.training import state as states
 from salsa_dist.training.average import Average
 from salsa_dist.training.batches import StepBatches
@@ -86,8 +86,9 @@ def opened(
             best = _best(config, trainable)
         if config.training.average is not None and batches is not None:
             average = Average(trainable, config.training.average, _ends(config))
-        if batches is not None and config.thinning == "auto" and isinstance(speech_llm.family, Thins):
-            strides = SilenceStrides(speech_llm.family, config.adapter_settings())
+        family = speech_llm.family
+        if batches is not None and config.thinning == "auto" and isinstance(family, ThinsPadding):
+            strides = SilenceStrides(family, config.adapter_settings())
             if found:
                 states.restore(strides, found)
         kept = config.training.prefix_cache != "off"

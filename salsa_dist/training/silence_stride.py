@@ -24,8 +24,8 @@ from torch import Tensor
 from salsa_dist.config import AdapterSettings
 from salsa_dist.data.clip import Clip
 from salsa_dist.placement.frozen_base import FrozenBase
-from salsa_dist.speech_llms.family import Family, Thins
-from salsa_dist.speech_llms.thin_silence import has_padding
+from salsa_dist.speech_llms.family import Family
+from salsa_dist.speech_llms.thin_silence import ThinsPadding, has_padding
 from salsa_dist.training.batches import StepBatches
 from salsa_dist.training.dev_loss import DevClips
 from salsa_dist.training.loss import token_losses
@@ -49,7 +49,7 @@ class SilenceStrides:
         by_row: stride per adapter; 1 until they are measured or restored.
     """
 
-    def __init__(self, family: Thins, adapters: Sequence[AdapterSettings]) -> None:
+    def __init__(self, family: ThinsPadding, adapters: Sequence[AdapterSettings]) -> None:
         self._family = family
         self._adapters = list(adapters)
         self._strides = torch.ones(len(self._adapters), dtype=torch.int64)
@@ -147,7 +147,7 @@ class SilenceStrides:
 
 def stride_of(family: Family, row: int) -> int:
     """1 in how many positions of the trailing padding the adapter of `row` was trained with."""
-    if not isinstance(family, Thins):
+    if not isinstance(family, ThinsPadding):
         return 1
     own = family.silence_strides
     return own[row] if own else family.silence_stride

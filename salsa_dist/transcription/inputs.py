@@ -50,12 +50,17 @@ def found(names: Sequence[str], stdin: IO[bytes]) -> list[Input]:
     """All files that `names` stand for, in their order, each once.
 
     Raises:
-        UserError: a folder or pattern has no audio, or a line of the list is none.
+        UserError: a folder or pattern has no audio, a line of the list is none, or a file is named
+            for two languages or adapters.
     """
     inputs: dict[str, Input] = {}
     for name in names:
         for one in _of_list(stdin) if name == STANDARD_INPUT else _of_name(name):
-            inputs.setdefault(one.path, one)
+            before = inputs.setdefault(one.path, one)
+            if (before.language, before.adapter) != (one.language, one.adapter):
+                raise UserError(
+                    f"{one.path} is named twice, with another language or adapter: name it once"
+                )
     if not inputs:
         raise UserError("no recording is named: name files, folders, patterns, tars or - for a list")
     return list(inputs.values())

@@ -32,38 +32,59 @@ from salsa_dist.whole_file import replace_file
 SCHEMA = "salsa-dist/transcript/1"
 FORMATS = ("text", "json", "srt", "vtt")
 _ENDINGS = {"text": "txt", "json": "json", "srt": "srt", "vtt": "vtt"}
+_SUBTITLES = ("srt", "vtt")
 _ONE_FILE = {".txt": "text", ".tsv": "text", ".jsonl": "json", ".json": "json"}
+_ONE_FILE |= {f".{form}": form for form in _SUBTITLES}  # which are refused
 
 
-def output(
-    out: Path | None, form: str | None, settings: Mapping[str, Any], single: bool, ranks: int = 1
-) -> Output:
-    """The destination of results.
+def form_of(out: Path | None, form: str | None, single: bool, ranks: int = 1) -> str:
+    """The format of the results, one of FORMATS; reads and writes nothing.
 
     Args:
         out: file or folder; None: standard output.
-        form: one of FORMATS; None: by the ending of `out`, else text.
-        settings: what the results depend on.
+        form: the one that was asked for; None: by the ending of `out`, else text.
         single: there is one recording only.
         ranks: how many processes write results at once; a file has lines of one only.
 
     Raises:
-        UserError: the format does not fit, or `out` was made with other settings.
+        UserError: there is no such format, or it does not fit `out`.
     """
     if form is not None and form not in FORMATS:
         raise UserError(f"--format {form}: choose one of {', '.join(FORMATS)}")
     if out is None:
-        if form in ("srt", "vtt") and not single:
+        if form in _SUBTITLES and not single:
             raise UserError(f"--format {form} makes one file per recording: name a folder with --out")
-        return _Stdout(form or "text")
+        return form or "text"
     one = form_of_file(out)
+    if one in _SUBTITLES:
+        raise UserError(
+            f"--out {out} is one file, and subtitles are one file per recording: name a folder, "
+            f"with --format {one}"
+        )
     if one and form and form != one:
         raise UserError(f"--out {out} ends as {one}, and --format is {form}: choose one")
     if one and ranks > 1:
         raise UserError(f"--out {out} is one file, and {ranks} ranks write: name a folder")
+    return one or form or "text"
+
+
+def output(out: Path | None, form: str, settings: Mapping[str, Any]) -> Output:
+    """The destination of results.
+
+    Args:
+        out: file or folder; None: standard output.
+        form: from `form_of`.
+        settings: what the results depend on.
+
+    Raises:
+        UserError: `out` was made with other settings, or can't be written.
+    """
+    if out is None:
+        return _Stdout(form)
+    one = form_of_file(out) is not None
     try:
         (out.parent if one else out).mkdir(parents=True, exist_ok=True)
-        return _File(out, one, settings) if one else _Folder(out, form or "text", settings)
+        return _File(out, form, settings) if one else _Folder(out, form, settings)
     except OSError as e:
         raise UserError(f"--out {out} can't be written ({e.strerror})") from e
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 import tarfile
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 
 from salsa_dist.corpus.build import build
 from salsa_dist.corpus.doubts import KINDS
-from salsa_dist.corpus.lint import Bounds, Problem, lint
+from salsa_dist.corpus.lint import Bounds, Problem, _each, lint
 from salsa_dist.corpus.stats import rows
 from salsa_dist.corpus.stats import said as stats_said
 from salsa_dist.corpus.writer import Sample, ShardWriter
@@ -69,6 +70,15 @@ def pack(path: Path, *files: tuple[str, bytes], kind: bytes = tarfile.REGTYPE) -
 
 def said(problems: list[Problem]) -> str:
     return "\n".join(map(str, problems))
+
+
+def killed(item: object) -> Any:
+    os._exit(9)
+
+
+def test_a_process_that_was_killed_is_one_line() -> None:
+    with pytest.raises(UserError, match=r"was killed .* fewer --workers"):
+        _each(killed, [("a", None), ("b", None)], 2)
 
 
 def test_sound_shards_have_no_problem(tmp_path: Path) -> None:

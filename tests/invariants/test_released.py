@@ -24,12 +24,18 @@ THRESHOLD = {
     "stage3_param_persistence_threshold": 40,
     "stage3_model_persistence_threshold": 200,
 }
+# Both sample the same clips.
+ALIKE = [{"name": "a", "language": "bg"}, {"name": "b", "language": "bg", "rule": "add"}]
 CASES: dict[str, dict[str, Any]] = {
     "every-layer": {"sites": "encoder+llm"},
     "every-layer-checkpointed": {"sites": "encoder+llm", "activation_checkpointing": True},
     # The layers below are run without autograd, and their clips once for both adapters.
-    "last-half": {"sites": "encoder:last-half"},
-    "last-half-checkpointed": {"sites": "encoder:last-half", "activation_checkpointing": True},
+    "last-half": {"sites": "encoder:last-half", "adapters": ALIKE},
+    "last-half-checkpointed": {
+        "sites": "encoder:last-half",
+        "adapters": ALIKE,
+        "activation_checkpointing": True,
+    },
     # They are run before training; in it the encoder starts at its first steered layer.
     "prefix-kept": {"sites": "encoder:last-half", "prefix_cache": "memory"},
     "threshold": {"sites": "encoder+llm", "zero": THRESHOLD},
@@ -44,12 +50,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_shards: Path) -> Path:
     for name, case in CASES.items():
         given = dict(case)
         sites, zero = given.pop("sites"), given.pop("zero", STRICT)
+        adapters = {"adapters": given.pop("adapters")} if "adapters" in given else {}
         (out / f"{name}.ds.json").write_text(json.dumps({"zero_optimization": zero}))
         (out / name).mkdir()
         path = make_config(
             out / name,
             base,
             tiny_shards,
+            **adapters,
             data={"shards": str(tiny_shards), "clips_per_step": 2, "readers": 2},
             steering={"sites": sites, "rule": "salsa"},
             # Two passes a step: what the first leaves, the second meets.
@@ -79,6 +87,17 @@ def test_backward_had_left_weights_to_release(runs: Path, name: str) -> None:
     for seen in facts(runs, name):
         assert len(seen["left"]) >= STEPS
         assert any(seen["left"])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_from_the_third_step_on_the_order_of_modules_is_known(runs: Path, name: str) -> None:
+    """DeepSpeed prefetches only then. A pass with shared clips calls the model twice."""
+    for seen in facts(runs, name):
+        for step in seen["fetches"][2:]:
+            assert set(step) == {"complete"}, seen["fetches"]
+            assert step["complete"] > 50
+        if name.startswith("last-half"):  # else the sharing would not have been tried
+            assert seen["apart"] == len(seen["left"])
 
 
 @pytest.mark.parametrize("name", CASES)

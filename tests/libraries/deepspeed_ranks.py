@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from pretend_gpu import OnGpu, Watched, device
 from torch import nn
 
 from salsa_dist.libraries import deepspeed as library
@@ -37,6 +38,38 @@ class Scaled(nn.Module):
             hidden = nn.functional.grouped_mm(hidden, self.experts.transpose(1, 2), offs=each)
         output: torch.Tensor = last(hidden) * self.scale.sum()
         return output
+
+
+class Movable(nn.Parameter):
+    """A weight whose numbers may come to lie on the pretended GPU, as they may on one that is there."""
+
+    there: OnGpu | None = None
+
+    @property
+    def data(self) -> torch.Tensor:
+        return torch.Tensor.data.__get__(self) if self.there is None else self.there
+
+    @data.setter
+    def data(self, numbers: torch.Tensor) -> None:
+        if isinstance(numbers, OnGpu):
+            self.there = numbers
+        else:
+            torch.Tensor.data.__set__(self, numbers)
+
+
+def on_a_gpu(keep: Any, offloaded: bool) -> dict[str, Any]:
+    """What `keep` copies to a GPU of a weight of 7 elements in fp32, and what lies there then."""
+    weight = Movable(torch.arange(7.0), requires_grad=False)
+    keeper = keep.__self__
+    before = keeper.local_device, keeper.remote_device
+    keeper.local_device, keeper.remote_device = device(), "cpu" if offloaded else device()
+    with Watched() as seen:
+        keep(weight)
+        part = library.part_of(weight)
+        found = {"copied": seen.sent, "gathered_onto": weight.data.device.type}
+        found |= {"lies_on": part.device.type, "part": part.tolist()}
+    keeper.local_device, keeper.remote_device = before
+    return found
 
 
 def main(out: Path) -> None:
@@ -70,6 +103,7 @@ def main(out: Path) -> None:
             "own": whole.flatten()[ranks.rank * 16 : ranks.rank * 16 + 16].tolist(),
             "compiles": deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"],
         }
+        found["on_a_gpu"] = [on_a_gpu(keep, offloaded) for offloaded in (False, True)]
         engine, *_ = deepspeed.initialize(model=model, config=settings, dist_init_required=False)
         hooks = engine.optimizer
         model.eval()
@@ -77,8 +111,11 @@ def main(out: Path) -> None:
         coordinator = library.fetching(hooks)
         fetch, seen = coordinator.fetch_sub_module, []
 
+        recorded: list[bool] = []
+
         def watched(*args: Any, **kwargs: Any) -> None:
             before = library.is_gathered(large)
+            recorded.append(coordinator.is_complete_trace())
             fetch(*args, **kwargs)
             seen.append([before, library.is_gathered(large)])
 
@@ -108,6 +145,14 @@ def main(out: Path) -> None:
         found["gathered_after_backward"] = library.is_gathered(model.scale)
         library.release_leftovers(hooks)
         found["gathered_after_release"] = library.is_gathered(model.scale)
+        found["prefetched"] = []
+        for _ in range(4):
+            recorded.clear()
+            with torch.no_grad(), library.one_pass(hooks):
+                model(torch.randn(2, 4))
+                model.inner(torch.randn(2, 4))  # other modules than in the first call
+                model(torch.randn(2, 4))
+            found["prefetched"].append(recorded.count(True) / len(recorded))
         with torch.no_grad():  # the trace of what is gathered is complete then, and cached
             for _ in range(3):
                 model(torch.randn(2, 4))

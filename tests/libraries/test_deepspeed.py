@@ -21,7 +21,11 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     out = tmp_path_factory.mktemp("deepspeed")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     # No compiler is there: what all of this needs has to do without.
-    environment = {**os.environ, "PYTHONPATH": str(HERE.parents[1]), "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(map(str, HERE.parents[:2])),
+        "OMP_NUM_THREADS": "1",
+    }
     environment |= {"PATH": str(out), "CXX": "a-compiler-nobody-has"}
     done = subprocess.run(
         [*command, str(HERE / "deepspeed_ranks.py"), str(out)],
@@ -46,6 +50,16 @@ def test_a_rank_keeps_one_run_of_elements_and_sends_none(ranks: list[dict[str, A
     for rank in ranks:
         assert rank["part"] == pytest.approx(rank["own"])
         assert rank["broadcast"] == []
+
+
+def test_only_a_ranks_own_part_is_copied_to_the_device(ranks: list[dict[str, Any]]) -> None:
+    """On a pretended GPU: of 7 elements, 4 to the first rank and 3 to the other."""
+    for rank, own in zip(ranks, ([0, 1, 2, 3], [4, 5, 6]), strict=True):
+        held, offloaded = rank["on_a_gpu"]
+        assert held["part"][: len(own)] == offloaded["part"][: len(own)] == own
+        assert [held["copied"], held["lies_on"]] == [4 * len(own), "pretend"]
+        assert [offloaded["copied"], offloaded["lies_on"]] == [0, "cpu"]
+        assert held["gathered_onto"] == offloaded["gathered_onto"] == "pretend"
 
 
 def test_a_partitioned_weight_knows_its_shape_and_its_part(ranks: list[dict[str, Any]]) -> None:
@@ -73,6 +87,12 @@ def test_a_linear_layer_keeps_neither_weight_nor_input(ranks: list[dict[str, Any
     for rank in ranks:
         assert rank["gradient"] == pytest.approx(rank["gradient_by_hand"], rel=1e-5)
         assert sorted(shape for shape in rank["kept"] if shape) == [[2, 8]]
+
+
+def test_two_calls_in_one_pass_are_prefetched(ranks: list[dict[str, Any]]) -> None:
+    """Each call by itself would break the record of the other."""
+    for rank in ranks:
+        assert rank["prefetched"][2:] == [1, 1]
 
 
 def test_a_model_that_is_forgotten_goes(ranks: list[dict[str, Any]]) -> None:

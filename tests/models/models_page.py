@@ -12,7 +12,7 @@ from salsa_dist.steering.probe import SiteReport
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 
 # Complete checkpoints in tests/tiny_families.py that have no file of ours.
-TESTED_BY_PROCESSOR = ("audioflamingo3", "fun_asr_nano")
+TESTED_BY_PROCESSOR = ("audioflamingo3", "fun_asr_nano", "nemo_speechlm")
 
 _HEAD = """\
 # Models
@@ -46,8 +46,7 @@ audio is left out. Only Whisper and Qwen2-Audio accept solved examples (in-conte
 
 Not whole, and why: Kyutai and Voxtral-Realtime write a token for every 80 ms of audio, words at the
 time when they are said and padding between them: their loss needs the times of words, which shards do
-not have. Transducers (RNN-T, TDT) have another loss. For the others, and for Nemotron-3.5-Transcribe,
-which is not on this page, no family was written yet.
+not have. Transducers (RNN-T, TDT) have another loss. For the others, no family was written yet.
 
 | model | transformers class | encoder layers | rows | LLM layers | sites that work | padding changes \
 | whole by |

@@ -15,6 +15,7 @@ from tiny_ctc import CTC, OMNIASR
 from tiny_families import FAMILIES, MORE
 from tiny_gemma import GEMMA
 from tiny_models import EVERY_MODEL, MODELS
+from tiny_nemotron import NEMOTRON
 from tiny_phi4 import PHI4
 from tiny_seq2seq import SEQ2SEQ
 
@@ -23,11 +24,11 @@ from salsa_dist.steering.blocks import layer_of
 
 torch.set_num_threads(1)
 
-EVERY_FAMILY = FAMILIES | MORE | GEMMA | PHI4 | OMNIASR | SEQ2SEQ | CTC
+EVERY_FAMILY = FAMILIES | MORE | GEMMA | PHI4 | NEMOTRON | OMNIASR | SEQ2SEQ | CTC
 
 ROWS = {
     **dict.fromkeys(("whisper", "qwen2_audio", "granite_speech", "granite_speech_plus"), "sample"),
-    **dict.fromkeys(("fun_asr_nano", *GEMMA, *PHI4, *OMNIASR, *SEQ2SEQ), "sample"),
+    **dict.fromkeys(("fun_asr_nano", *GEMMA, *PHI4, *NEMOTRON, *OMNIASR, *SEQ2SEQ), "sample"),
     **dict.fromkeys(("qwen3_asr", "qwen2_5_omni", "qwen3_omni"), "token"),
     **dict.fromkeys(CTC, "sample"),
     "voxtral": "chunk",

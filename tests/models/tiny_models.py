@@ -284,6 +284,18 @@ EVERY_MODEL = {
         },
         since="5.20",
     ),
+    "Nemotron-3.5-Transcribe": TinyModel(
+        "Nemotron3_5TranscribeForConditionalGeneration",
+        "model.audio_tower.asr_encoder.layers",
+        LM,
+        changes={"audio_config.diarization_config.head_config.audio_hidden_size": 32}
+        | {"word_timestamp_config.blank_token_id": 319, "text_config.n_routed_experts": 4}
+        | {"text_config.layers_block_type": ["linear_attention", "moe", "full_attention"]}
+        | {"text_config.mamba_num_heads": 4, "text_config.mamba_head_dim": 16}
+        | {"text_config.n_groups": 2, "text_config.ssm_state_size": 8}
+        | {"text_config.moe_shared_expert_intermediate_size": 16},
+        since="5.24",
+    ),
     "Kyutai": TinyModel(
         "KyutaiSpeechToTextForConditionalGeneration",
         None,

@@ -237,7 +237,9 @@ def test_a_run_waits_for_the_device_as_often_as_it_says(
         of_steps.append(Counter(on_gpu.waits))
         on_gpu.waits.clear()
 
+    followed: list[torch.device] = []
     monkeypatch.setattr(loop, "record_step", noted)
+    monkeypatch.setattr(sessions, "reached", followed.append)
     monkeypatch.setattr(silence_stride, "CLIPS", 1)  # the time of a pass is that of many
     monkeypatch.setattr(silence_stride, "STRIDES", (8,))
     limit, asked = RUNS[kind]
@@ -247,5 +249,7 @@ def test_a_run_waits_for_the_device_as_often_as_it_says(
     # The first step makes what all need, and the placement is measured on the third.
     found = own(of_steps[1])
     assert found.total() <= limit, found
+    assert len(followed) > 4 * 3  # the watchdog follows the device, phase by phase
+    assert set(followed) == {device()}
     evaluate(config)
     assert (tmp_path / "run" / "evaluation").is_dir()

@@ -113,6 +113,54 @@ def test_where_all_live_the_one_furthest_behind_is_named() -> None:
     assert "waiting: rank 0" in text
 
 
+class FakeEvent:
+    """Stands for a CUDA event: done once the GPU has come to it."""
+
+    def __init__(self) -> None:
+        self.done = False
+
+    def query(self) -> bool:
+        return self.done
+
+
+def test_with_fake_events_the_rank_whose_gpu_is_late_is_named(tmp_path: Path) -> None:
+    """The processes of both ranks wait for the sum; one GPU has not come to it."""
+
+    def of_rank(rank: int, reached: int) -> tuple[dict[str, object], dict[str, object]]:
+        events: list[FakeEvent] = []
+        with Watchdog(tmp_path, rank, 2, 60, lambda: events.append(FakeEvent()) or events[-1]) as dog:
+            for phase in ("forward and backward", "the sum over all ranks"):
+                dog.at(4, phase)
+            begun = _read(dog, tmp_path, rank)
+            for event in events[:reached]:
+                event.done = True
+            return begun, _read(dog, tmp_path, rank)
+
+    waiting, late = of_rank(0, 3), of_rank(1, 2)
+    assert [seen["ahead"] for seen in waiting] == ["the sum over all ranks", None]
+    assert (waiting[1]["phase"], late[1]["phase"]) == ("the sum over all ranks", "forward and backward")
+    text = report([waiting[0], late[0]], [waiting[1], late[1]], 2, 60)
+    assert "; rank 1 (process" in text
+    assert "forward and backward on its GPU (its process: the sum over all ranks)" in text
+    assert text.endswith("waiting: rank 0")
+
+
+def test_with_fake_events_a_gpu_that_works_is_no_hang(tmp_path: Path) -> None:
+    event = FakeEvent()
+    with Watchdog(tmp_path, 0, 2, 60, lambda: event) as dog:
+        time.sleep(0.3)
+        assert dog._stood_s() > 0.25
+        event.done = True
+        dog._write()
+        assert dog._stood_s() < 0.25
+
+
+def _read(dog: Watchdog, run: Path, rank: int) -> dict[str, object]:
+    dog._write()
+    seen: dict[str, object] = json.loads((run / f"ranks/rank-{rank:04}.json").read_text())
+    return seen
+
+
 def test_files_of_ranks_that_are_no_more_go_once_the_run_is_surely_this_jobs(tmp_path: Path) -> None:
     left = tmp_path / "ranks" / "rank-0005.json"
     left.parent.mkdir()

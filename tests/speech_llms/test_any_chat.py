@@ -16,11 +16,13 @@ import torch
 from conformance import noise
 from safetensors.torch import load_file, save_file
 from tiny_families import FAMILIES
+from tiny_nemotron import NEMOTRON
 
 from salsa_dist.errors import UserError
-from salsa_dist.speech_llms.any_chat import AnyChat, refuse_others
+from salsa_dist.speech_llms.any_chat import AnyChat
 from salsa_dist.speech_llms.inspection import inspect_base
 from salsa_dist.speech_llms.load import SpeechLLM, load_speech_llm
+from salsa_dist.speech_llms.processor import refuse_incomplete
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +43,19 @@ def test_it_asks_as_the_processor_does(base: SpeechLLM) -> None:
     assert batch.rows["encoder"].tolist() == [0, 0, 0]  # windows of 2 s
     assert (family.window_s, family.end) == (20.0, "<|im_end|>")
     assert family.padded_to_s == 2.0  # a clip has as many windows as it takes
+
+
+@pytest.mark.skipif(not NEMOTRON, reason="this transformers has no Nemotron-3.5-Transcribe")
+def test_a_template_that_thinks_first_is_told_not_to(tmp_path: Path) -> None:
+    family: Any = load_speech_llm(NEMOTRON["nemotron_transcribe"](tmp_path / "base")).family
+    clip = noise(1.2, "", "el", 0)
+    batch = family.prompt_batch([clip])
+    made = family.processor.apply_transcription_request(clip.audio)
+    assert torch.equal(batch.inputs["input_ids"], made["input_ids"])
+    assert family.prompt_text("el").endswith("assistant\n<think></think>")
+    frames = made["input_features"].shape[1]
+    assert torch.equal(batch.inputs["input_features"][:, :frames], made["input_features"])
+    assert not batch.inputs["input_features_mask"][:, frames:].any()
 
 
 def test_a_request_of_the_users(base: SpeechLLM) -> None:
@@ -156,12 +171,12 @@ def test_files_that_name_their_parts_otherwise() -> None:
     config = SimpleNamespace(model_type="other", audio_token_id=7)
     processor = SimpleNamespace(chat_template="{}", tokenizer=1, audio_token="<a>", audio_processor=1)
     with pytest.raises(UserError, match="its processor has no feature extractor: it can't be trained"):
-        refuse_others("base", config, processor)  # as Phi4-Multimodal's
+        refuse_incomplete("base", config, processor)  # as Phi4-Multimodal's
     processor.feature_extractor = 1
-    refuse_others("base", config, processor)
+    refuse_incomplete("base", config, processor)
     del config.audio_token_id
     with pytest.raises(UserError, match=r"its config\.json has no audio_token_id: it can't be trained"):
-        refuse_others("base", config, processor)
+        refuse_incomplete("base", config, processor)
 
 
 def test_inspect_says_what_a_processor_lacks(base: SpeechLLM, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from ranks import run_ranks
 from tiny_ctc import CTC, OMNIASR
 from tiny_families import FAMILIES, MORE
 from tiny_gemma import GEMMA
+from tiny_nemotron import NEMOTRON
 from tiny_phi4 import PHI4
 from tiny_seq2seq import SEQ2SEQ
 from torch.nn.functional import cross_entropy, ctc_loss
@@ -35,7 +36,7 @@ from salsa_dist.steering.vectors import SteeringVectors
 from salsa_dist.training.loss import token_losses
 
 HERE = Path(__file__).parent
-MAKERS = FAMILIES | MORE | GEMMA | PHI4 | OMNIASR | SEQ2SEQ | CTC
+MAKERS = FAMILIES | MORE | GEMMA | PHI4 | NEMOTRON | OMNIASR | SEQ2SEQ | CTC
 
 
 class _Folders(dict[str, Path]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import shutil
 from collections.abc import Callable
@@ -23,7 +24,8 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast
 from salsa_dist.data.clip import SAMPLE_RATE
 from salsa_dist.errors import UserError
 from salsa_dist.speech_llms import languages
-from salsa_dist.speech_llms.load import SpeechLLM, load_speech_llm
+from salsa_dist.speech_llms.load import FAMILIES as FILES
+from salsa_dist.speech_llms.load import SpeechLLM, family_of, load_speech_llm
 from salsa_dist.steering.sites import find_layers, site_modules
 from salsa_dist.steering.widths import output_width, site_widths
 from salsa_dist.training.loss import token_losses
@@ -43,6 +45,13 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Load:
         return load_speech_llm(made[family], **options)
 
     return load
+
+
+def test_a_family_file_has_at_most_120_lines() -> None:
+    files = {inspect.getsourcefile(family) for family in (*FILES.values(), family_of("no such model"))}
+    lines = {file: len(Path(file).read_text(encoding="utf-8").splitlines()) for file in files if file}
+    assert len(lines) > 15
+    assert {file: count for file, count in lines.items() if count > 120} == {}
 
 
 def prompt(base: SpeechLLM, language: str) -> str:

@@ -1,5 +1,6 @@
 """`transcribe` and its command: all inputs, all outputs, torn files, resuming, languages, adapters."""
 
+import dataclasses
 import io
 import json
 import os
@@ -19,7 +20,7 @@ from salsa_dist.cli import main, run_command
 from salsa_dist.data.clip import SAMPLE_RATE
 from salsa_dist.speech_llms.batch import Transcript
 from salsa_dist.speech_llms.load import SpeechLLM
-from salsa_dist.transcription.output import output, written
+from salsa_dist.transcription.output import form_of, written
 from salsa_dist.transcription.progress import Progress
 from salsa_dist.transcription.recording import Piece, Recording, Result, Segment
 from salsa_dist.transcription.transcriber import Transcriber
@@ -189,7 +190,7 @@ def test_two_ranks_share_the_recordings_out(
     assert len(one) > 5
     assert two == one
     with pytest.raises(UserError, match="and 2 ranks write: name a folder"):
-        output(tmp_path / "all.jsonl", None, {}, single=False, ranks=2)
+        form_of(tmp_path / "all.jsonl", None, single=False, ranks=2)
 
 
 def test_the_first_error_ends_the_list(base: SpeechLLM, clips: Path) -> None:
@@ -450,6 +451,15 @@ def test_several_adapters_by_language(
     named = f"{clips / 'a.wav'}\tbg\tel\n".encode()
     _, out, _ = run("transcribe", tiny_base, "-", "--json", *both, stdin=named)
     assert json.loads(out)["adapter"] == "el"
+    again = named + listed
+    _, out, err = run("transcribe", tiny_base, "-", *both, stdin=again)
+    assert (out, err.count("\n")) == ("", 1)
+    assert "a.wav is named twice, with another language or adapter" in err
+    like = dataclasses.replace(loaded["el"], name="bg").save(clips / "like")
+    same = ["--adapter", vectors["bg"], "--adapter", like]
+    _, out, err = run("transcribe", tiny_base, "-", *same, stdin=f"{clips / 'a.wav'}\tbg\tbg".encode())
+    assert (out, err.count("\n")) == ("", 1)
+    assert "several --adapter are called 'bg'" in err
     twice = ["--adapter", vectors["bg"], "--adapter", vectors["bg"]]
     assert "two adapters are for language bg" in run("transcribe", tiny_base, clips, *twice)[2]
     # One adapter steers all, and its language is theirs unless they say another.
@@ -501,6 +511,9 @@ def test_transformers_says_nothing(
         (["--dtype", "int8"], "--dtype int8: choose"),
         (["--format", "docx"], "--format docx: choose one of text, json, srt, vtt"),
         (["--json", "--format", "srt"], "exclude each other"),
+        (["--out", "x.srt"], "x.srt is one file, and subtitles are one file per recording"),
+        (["--window", "0"], "window_s is 0: give"),
+        (["--window", "nan"], "window_s is nan: give"),
         (["--language-as", "tw"], "write it as tw=yo"),
         (["--language", "not a code"], "no language code"),
     ],
@@ -512,6 +525,10 @@ def test_mistakes_are_one_line(
     assert (status, out) == (2, "")
     assert says in err
     assert err.count("\n") == 1
+
+
+def test_a_wrong_format_is_refused_before_the_base_is_read(run: Run, clips: Path) -> None:
+    assert "choose one of text" in run("transcribe", "no-base", clips, "--format", "docx")[2]
 
 
 def test_progress_tells_rate_and_what_is_left() -> None:

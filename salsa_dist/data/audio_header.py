@@ -1,0 +1,55 @@
+"""Whether an audio file is cut off, by what its format says of its end.
+
+WAV, AIFF, AU and NIST SPHERE: bytes in the header. Ogg: a mark on the last page. Of flac, mp3 and
+containers the decoders know how long they are.
+"""
+
+from __future__ import annotations
+
+import struct
+
+HEAD = 1 << 16  # bytes in which a file's sound begins
+PAGE = 65_307  # bytes of the largest page of an ogg file
+_UNKNOWN = 0x7FFFF000  # a length that a program writes before it knows it, and higher ones
+
+
+def bytes_claimed(head: bytes) -> int | None:
+    """Bytes that a file must have by its header, the first `HEAD` bytes; None: it does not say."""
+    if head[:4] == b"RIFF" and head[8:12] == b"WAVE":
+        at = 12
+        while at + 8 <= len(head):
+            name, length = struct.unpack_from("<4sI", head, at)
+            if name == b"data":
+                return _known(at + 8, length)
+            at += 8 + length + length % 2
+    elif head[:4] == b"FORM" and head[8:12] in (b"AIFF", b"AIFC"):
+        return _known(8, *struct.unpack_from(">I", head, 4))
+    elif head[:4] == b".snd" and len(head) >= 12:
+        return _known(*struct.unpack_from(">II", head, 4))
+    elif head[:8] == b"NIST_1A\n":
+        fields = sphere_header(head)
+        try:
+            size = [int(fields[k]) for k in ("sample_count", "channel_count", "sample_n_bytes")]
+            return int(head[8:16]) + size[0] * size[1] * size[2]
+        except (KeyError, ValueError):
+            return None
+    return None
+
+
+def has_end_mark(tail: bytes) -> bool:
+    """Whether the last page in the last `PAGE` bytes of an ogg file is marked as its end (RFC 3533)."""
+    at = tail.rfind(b"OggS") + 5
+    return 5 <= at < len(tail) and bool(tail[at] & 4)
+
+
+def _known(start: int, length: int) -> int | None:
+    return None if length >= _UNKNOWN else start + length
+
+
+def sphere_header(head: bytes) -> dict[str, str]:
+    """The fields of a NIST SPHERE header: a name, a type and a value per line."""
+    fields = {}
+    for line in head[16:].partition(b"end_head")[0].decode("ascii", "replace").splitlines():
+        name, _, rest = line.partition(" ")
+        fields[name] = rest.partition(" ")[2].strip()
+    return fields
