@@ -26,14 +26,10 @@ from salsa_dist.errors import UserError
 from salsa_dist.folding.approximate import Approximate, biases_set
 from salsa_dist.folding.targets import Map, Target, maps, scaled, targets
 from salsa_dist.new_folder import made_beside
+from salsa_dist.speech_llms.base_files import CHECKPOINT_FILES, source_folder
 from salsa_dist.speech_llms.built_in_lora import folders_of
 from salsa_dist.speech_llms.inspection import read_config
-from salsa_dist.speech_llms.load import (
-    CHECKPOINT_FILES,
-    SpeechLLM,
-    load_speech_llm,
-    source_folder,
-)
+from salsa_dist.speech_llms.load import SpeechLLM, load_speech_llm
 from salsa_dist.speech_llms.quantization import own_method
 from salsa_dist.speech_llms.weight_files import StoredTensor
 from salsa_dist.steering.adapter_folder import known_as

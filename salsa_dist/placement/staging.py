@@ -21,8 +21,8 @@ from salsa_dist.config import BaseConfig
 from salsa_dist.new_folder import made_beside
 from salsa_dist.placement.node_disk import Told, node_folder, once_a_node
 from salsa_dist.placement.ranks import Ranks
+from salsa_dist.speech_llms.base_files import CHECKPOINT_FILES, base_revision, source_folder
 from salsa_dist.speech_llms.built_in_lora import folders_of
-from salsa_dist.speech_llms.load import CHECKPOINT_FILES, base_revision, source_folder
 from salsa_dist.whole_file import flush
 
 

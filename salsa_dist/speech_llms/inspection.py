@@ -26,13 +26,9 @@ from salsa_dist.columns import aligned
 from salsa_dist.errors import UserError
 from salsa_dist.libraries.transformers import listed_class, without_weights
 from salsa_dist.speech_llms.any_chat import AnyChat
+from salsa_dist.speech_llms.base_files import base_revision
 from salsa_dist.speech_llms.family import Checkpoint, FamilyOptions
-from salsa_dist.speech_llms.load import (
-    base_revision,
-    family_of,
-    refuse_authors_layout,
-    takes_audio,
-)
+from salsa_dist.speech_llms.load import family_of, refuse_authors_layout, takes_audio
 from salsa_dist.speech_llms.noise_inputs import noise_inputs
 from salsa_dist.speech_llms.processor import (
     load_processor,

@@ -18,8 +18,9 @@ import torch
 from salsa_dist.config import Config
 from salsa_dist.libraries.transformers import without_weights
 from salsa_dist.planner.step_work import DEFAULT_CLIP_S
+from salsa_dist.speech_llms.base_files import base_revision
 from salsa_dist.speech_llms.inspection import class_of, read_config
-from salsa_dist.speech_llms.load import FAMILIES, base_revision, refuse_stride
+from salsa_dist.speech_llms.load import FAMILIES, refuse_stride
 from salsa_dist.steering.blocks import last_layer_below
 from salsa_dist.steering.sites import find_layers, layer_counts, select
 

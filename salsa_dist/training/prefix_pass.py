@@ -22,7 +22,7 @@ from salsa_dist.errors import UserError
 from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.placement.kept_prefix import KeptPrefix, Known
 from salsa_dist.run.folder import RunFolder
-from salsa_dist.speech_llms.load import UNKNOWN
+from salsa_dist.speech_llms.base_files import UNKNOWN
 from salsa_dist.steering.adapter_folder import known_as
 
 

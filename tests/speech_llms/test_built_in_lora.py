@@ -17,7 +17,8 @@ from tiny_phi4 import make_phi4_multimodal, save_lora
 from salsa_dist.config import BaseConfig
 from salsa_dist.errors import UserError
 from salsa_dist.placement.staging import staged
-from salsa_dist.speech_llms.load import SpeechLLM, base_revision, load_speech_llm
+from salsa_dist.speech_llms.base_files import base_revision
+from salsa_dist.speech_llms.load import SpeechLLM, load_speech_llm
 
 
 @pytest.fixture(scope="module")
