@@ -339,6 +339,27 @@ def test_adapters_that_were_trained_elsewhere(run: Run, trained: Path, tmp_path:
     assert run("report", tmp_path / "run").status == 0
 
 
+def test_what_stands_for_an_unknown_language_is_told(
+    run: Run, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = "el has no token, <|en|> is used"
+    monkeypatch.setattr(Whisper, "stand_in", lambda _, code: f"{said}; or x" if code == "el" else None)
+    done = run("train", trained, f"run={tmp_path / 'run'}", "training.steps=1")
+    assert (done.out + done.err).count(said) == 1
+    lines = (tmp_path / "run/events.jsonl").read_text().splitlines()
+    told = [event for event in map(json.loads, lines) if event["event"] == "stand_in"]
+    assert [(event["language"], event["said"]) for event in told] == [("el", f"{said}; or x")]
+    cards = {x: (tmp_path / f"run/adapters/{x}/README.md").read_text() for x in ("bg", "el")}
+    assert {x: f"- Of its prompts: {said}.\n" in card for x, card in cards.items()} == {
+        "bg": False,
+        "el": True,
+    }
+    assert "stand_ins" not in (tmp_path / "run/adapters/bg/adapter.json").read_text()
+    adapter = SteeringVectors.load(tmp_path / "run/adapters/el")
+    assert adapter.data is not None
+    assert adapter.data.stand_ins == {"el": f"{said}; or x"}
+
+
 def test_clip_damaged_in_its_shard(
     refused: Refused, trained: Path, tiny_shards: Path, tmp_path: Path
 ) -> None:

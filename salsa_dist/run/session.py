@@ -45,6 +45,7 @@ from salsa_dist.run.start import open_run, refuse_unwritable, write_start
 from salsa_dist.run.stop_signals import StopSignals
 from salsa_dist.run.trackers import Trackers, refuse_missing
 from salsa_dist.run.watchdog import Watchdog
+from salsa_dist.speech_llms.family import stand_ins
 from salsa_dist.speech_llms.load import SpeechLLM
 from salsa_dist.steering.bank import Bank
 
@@ -77,6 +78,7 @@ class Session:
         self._checked: Preflight | None = None
         self._signals: StopSignals | None = None
         self._trackers: Trackers | None = None
+        self._stand_ins: dict[str, str] = {}
         self._watchdog = stack.enter_context(
             Watchdog(
                 *(config.run, ranks.rank, ranks.world_size, config.training.hang_after_s),
@@ -166,7 +168,16 @@ class Session:
         """Load the base, as its placement needs it."""
         self.at(None, "loading the base", reads=True)
         freed_memory.collect()
-        return load_base(base, self.ranks, self.placed.placement, self.say, silence_stride)
+        loaded = load_base(base, self.ranks, self.placed.placement, self.say, silence_stride)
+        told, self._stand_ins = self._stand_ins, stand_ins(loaded.family, self._languages)
+        if self._stand_ins != told:
+            for line in self._stand_ins.values():
+                self.say(line)
+        return loaded
+
+    @property
+    def _languages(self) -> list[str]:
+        return sorted({code for adapter in self.config.adapters for code in adapter.languages})
 
     def agree(self, speech_llm: SpeechLLM, bank: Bank, first: int = 0) -> None:
         """Stop all ranks, with one line, if one would run other modules or start at another step."""
@@ -185,6 +196,8 @@ class Session:
         self.events = Events(open_run(self.config, self.ranks), self.ranks.is_first)
         self._stack.callback(self.events.close)
         write_start(self.events, self.ranks, speech_llm, first)
+        for language, said in self._stand_ins.items():
+            self.events.write("stand_in", language=language, said=said)
         if self._checked:
             self.events.write("preflight", **self._checked.event())
 

@@ -9,7 +9,7 @@ data workers get a pickled copy.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
@@ -215,3 +215,9 @@ class TellsLanguage(Protocol):
         self, batch: PromptBatch, languages: Sequence[str], rows: Sequence[int]
     ) -> PromptBatch:
         """The same samples with prompts in `languages`, and other rows of the bank."""
+
+
+def stand_ins(family: Family, languages: Iterable[str]) -> dict[str, str]:
+    """`stand_in` of each of `languages` that the base does not know."""
+    told = {language: family.stand_in(language) for language in languages}
+    return {language: said for language, said in told.items() if said}

@@ -78,12 +78,14 @@ class DataFacts(_Facts):
         shards: hash of the list of shards.
         languages: codes of the training clips' languages; an adapter of several has no `language`.
         licence: as its recipe states it; None: not stated.
+        stand_ins: by language without a token or name of its own in the base, what its prompts said.
     """
 
     name: _Name
     shards: _Name
     languages: list[_Name] = []
     licence: str | None = None
+    stand_ins: dict[_Name, str] = {}
 
 
 class TrainingFacts(_Facts):
@@ -186,6 +188,8 @@ def files_of(
     tree = full.model_dump(mode="json", by_alias=True)
     if not full.base.quantization:
         del tree["base"]["quantization"]  # releases that do not know it refuse what they do not know
+    if full.data and not full.data.stand_ins:
+        del tree["data"]["stand_ins"]  # the same
     return {
         VECTORS: raw,
         FACTS: (json.dumps(tree, indent=2, ensure_ascii=False) + "\n").encode(),

@@ -198,6 +198,8 @@ def _limits(facts: Mapping[str, Any]) -> str:
         "- Made for speech like that above; on other voices, rooms and subjects measure it first.",
         "- It keeps the base's own faults, such as words that nobody said.",
     ]
+    for said in ((facts["data"] or {}).get("stand_ins") or {}).values():
+        lines.append(f"- Of its prompts: {_line(said).partition(';')[0]}.")
     if facts["training"]:
         lines.append(
             f"- Learned with an audio window of {facts['training']['window_s']:g} s; with another, "

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from salsa_dist.config import Config
 from salsa_dist.data.index import ShardIndex
+from salsa_dist.speech_llms.family import stand_ins
 from salsa_dist.speech_llms.load import SpeechLLM
 from salsa_dist.steering.adapter_folder import DataFacts, TrainingFacts, known_as
 from salsa_dist.steering.attachment import describe
@@ -43,6 +44,7 @@ def save_adapters(
                 shards=index.hash,
                 languages=list(adapter.languages),
                 licence=licence if isinstance(licence, str) else None,
+                stand_ins=stand_ins(speech_llm.family, adapter.languages),
             ),
             training=TrainingFacts(
                 steps=made.get(spec.name, adapter.steps),
