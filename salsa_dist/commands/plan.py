@@ -92,8 +92,8 @@ def plan(
     from salsa_dist.planner.devices import named
     from salsa_dist.planner.plan import make_plan
     from salsa_dist.planner.plan_of_run import plan_of, user_settings, with_offload
-    from salsa_dist.planner.sizes import parse_size
     from salsa_dist.planner.step_work import Machines, Work
+    from salsa_dist.planner.units import parse_size
     from salsa_dist.versions import warn_if_outside
 
     warn_if_outside()

@@ -48,7 +48,7 @@ from salsa_dist.launch.options import Cluster, Options, Resources, checked, comm
 from salsa_dist.launch.rank import TARGET, RankCommand
 from salsa_dist.launch.sbatch_script import Sbatch, logs_of, sbatch
 from salsa_dist.log import causes, log, result, tell
-from salsa_dist.planner.sizes import parse_size
+from salsa_dist.planner.units import parse_size
 from salsa_dist.run.folder import RunFolder
 from salsa_dist.runs import launches
 

@@ -35,8 +35,8 @@ from salsa_dist.planner.plan_of_run import (
     with_offload,
 )
 from salsa_dist.planner.plan_table import Plan, Row
-from salsa_dist.planner.sizes import size
 from salsa_dist.planner.step_work import GLOO_MESSAGE_BYTES, Machines
+from salsa_dist.planner.units import size
 
 # Switches of DeepSpeed that keep or send weights as int8. On frozen weights cut before `initialize`
 # the int8 parts came out all zero, and cut after it nothing was quantised (tried with 0.19.8).

@@ -19,7 +19,7 @@ import re
 from dataclasses import dataclass
 
 from salsa_dist.errors import UserError
-from salsa_dist.planner.sizes import size
+from salsa_dist.planner.units import size
 
 
 @dataclass(frozen=True)

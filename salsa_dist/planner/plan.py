@@ -21,9 +21,9 @@ from typing import Any
 
 from salsa_dist.planner.base_shape import BaseShape
 from salsa_dist.planner.plan_table import Plan, Row
-from salsa_dist.planner.sizes import size
 from salsa_dist.planner.step_cost import activation_bytes, flops
 from salsa_dist.planner.step_work import USABLE, Machines, Work, steering_numbers
+from salsa_dist.planner.units import size
 from salsa_dist.planner.weight_bytes import gathered_at_peak, gathered_bytes, resident_bytes
 
 _HOST_BANDWIDTH = 25e9  # bytes/s from host memory to one device: PCIe 4.0 x16 is 32e9 on paper

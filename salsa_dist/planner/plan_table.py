@@ -13,8 +13,8 @@ from typing import Any
 
 from salsa_dist.columns import aligned
 from salsa_dist.planner.base_shape import BaseShape
-from salsa_dist.planner.sizes import seconds, size
 from salsa_dist.planner.step_work import USABLE, Machines, Work
+from salsa_dist.planner.units import seconds, size
 
 
 @dataclass(frozen=True)

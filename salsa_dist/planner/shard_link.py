@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from salsa_dist.config import Config
 from salsa_dist.data.index import ShardIndex
-from salsa_dist.planner.sizes import seconds, size
+from salsa_dist.planner.units import seconds, size
 
 
 @dataclass(frozen=True)

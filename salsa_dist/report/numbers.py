@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from salsa_dist.planner.sizes import size
+from salsa_dist.planner.units import size
 
 
 def percent(fraction: float | None) -> str:

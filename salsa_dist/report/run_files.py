@@ -32,7 +32,7 @@ from salsa_dist.evaluation.transcripts import Hypothesis
 from salsa_dist.methods import tuned_file
 from salsa_dist.run.events import History, history
 from salsa_dist.run.folder import RunFolder
-from salsa_dist.steering import adapter_file
+from salsa_dist.steering import adapter_bytes
 from salsa_dist.steering.adapter_folder import FACTS, SCHEMA, VECTORS
 
 
@@ -117,7 +117,7 @@ def _read_adapter(run: Path, name: str, command: str) -> AdapterFile:
     if not file.is_file():
         raise UserError(f"{file} is missing: the run has not ended; continue it with `{command}`")
     try:
-        vectors, metadata = adapter_file.unpack(adapter_file.read(file), file)
+        vectors, metadata = adapter_bytes.unpack(adapter_bytes.read(file), file)
     except UserError as e:
         raise UserError(f"{e}; `{command}` makes it again") from e
     if "language" not in metadata:

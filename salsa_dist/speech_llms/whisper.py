@@ -27,7 +27,7 @@ from salsa_dist.speech_llms.window import audio_of, fixed, shorten
 
 
 class Whisper(ThinsPadding, WhisperDecoding):
-    """Batches for Whisper.
+    """Features and labels for Whisper; `EncoderDecoder` makes batches of them.
 
     The prompt names a language by its token. Where Whisper has none: mixed speech (`zh-en`) gets the
     token of its first part that has one, and so does a regional code (`pt-BR`); any other language,

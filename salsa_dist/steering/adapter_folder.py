@@ -1,7 +1,7 @@
 """An adapter's folder: its vectors, the facts about them, and a model card.
 
     NAME/
-    ├── adapter.safetensors    the vectors, see `adapter_file.py`
+    ├── adapter.safetensors    the vectors, see `adapter_bytes.py`
     ├── adapter.json           `AdapterFacts`
     └── README.md              a model card, made from the same facts
 
@@ -23,7 +23,7 @@ from torch import Tensor
 from salsa_dist.errors import UserError
 from salsa_dist.json_file import first_problem, of_another_release
 from salsa_dist.new_folder import replace_folder
-from salsa_dist.steering import adapter_file
+from salsa_dist.steering import adapter_bytes
 from salsa_dist.steering.model_card import Score, model_card
 
 SCHEMA: Literal["salsa-dist/adapter/1"] = "salsa-dist/adapter/1"
@@ -32,7 +32,7 @@ FACTS = "adapter.json"
 CARD = "README.md"
 
 _MAX_FACTS = 1 << 20  # bytes
-LIMITS = {FACTS: _MAX_FACTS, VECTORS: adapter_file.MAX_FILE}
+LIMITS = {FACTS: _MAX_FACTS, VECTORS: adapter_bytes.MAX_FILE}
 """How many bytes each file of an adapter may have."""
 
 
@@ -164,9 +164,9 @@ def files_of(
         label: names the adapter in errors.
         scores, repository: as in `model_card`.
     """
-    if what := adapter_file.wrong(vectors):
+    if what := adapter_bytes.wrong(vectors):
         raise UserError(f"adapter {label} can't be saved: {what}")
-    raw = adapter_file.pack(
+    raw = adapter_bytes.pack(
         vectors,
         {
             "name": facts["name"],
@@ -212,7 +212,7 @@ def read(folder: Path) -> tuple[dict[str, Tensor], AdapterFacts]:
                 f"no adapter at {folder}: it has no {name}; name a trained adapter's folder"
             )
     facts = _facts_file(folder / FACTS)
-    return unpack({FACTS: facts, VECTORS: adapter_file.read(folder / VECTORS)}, folder)
+    return unpack({FACTS: facts, VECTORS: adapter_bytes.read(folder / VECTORS)}, folder)
 
 
 def unpack(files: Mapping[str, bytes], folder: Path) -> tuple[dict[str, Tensor], AdapterFacts]:
@@ -228,7 +228,7 @@ def unpack(files: Mapping[str, bytes], folder: Path) -> tuple[dict[str, Tensor],
     facts = _read_facts(files[FACTS], folder / FACTS)
     raw = files[VECTORS]
     sha256 = hashlib.sha256(raw).hexdigest()
-    vectors, metadata = adapter_file.unpack(raw, folder / VECTORS)
+    vectors, metadata = adapter_bytes.unpack(raw, folder / VECTORS)
     found = {
         "schema": (facts.schema_, metadata["schema"]),
         "rule": (facts.rule, metadata["rule"]),

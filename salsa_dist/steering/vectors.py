@@ -20,7 +20,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from salsa_dist.errors import UserError
-from salsa_dist.steering import adapter_file, adapter_folder, hub, vector_facts
+from salsa_dist.steering import adapter_bytes, adapter_folder, hub, vector_facts
 from salsa_dist.steering.adapter_folder import AdapterFacts, DataFacts, TrainingFacts
 from salsa_dist.steering.arithmetic import combined, shares
 from salsa_dist.steering.attachment import Attachment, bank_of, fitting_sites, module_of
@@ -97,7 +97,7 @@ class SteeringVectors:
         if path.is_dir():
             return cls._of(*adapter_folder.read(path))
         if path.is_file():
-            vectors, metadata = adapter_file.unpack(adapter_file.read(path), path)
+            vectors, metadata = adapter_bytes.unpack(adapter_bytes.read(path), path)
             known: Any = {k: metadata.get(k, "") for k in ("name", "language", "base", "revision")}
             return cls(vectors, metadata["rule"], **known)
         if (parts := hub.name_and_revision(name)) is None:
@@ -180,7 +180,7 @@ class SteeringVectors:
         if scale == 1:
             return self
         vectors = {site: v * scale for site, v in self.vectors.items()}
-        if what := adapter_file.wrong(vectors):
+        if what := adapter_bytes.wrong(vectors):
             raise UserError(f"adapter {self.name!r} can't be scaled by {scale:g}: {what}")
         return replace(self, vectors=vectors, name=f"{self.name}-x{scale:g}", training=None)
 

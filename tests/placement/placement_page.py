@@ -12,9 +12,9 @@ from transformers import LlamaConfig, Qwen2AudioConfig, VoxtralConfig, WhisperCo
 from salsa_dist.planner.base_shape import BaseShape, read_shape
 from salsa_dist.planner.plan import make_plan
 from salsa_dist.planner.plan_table import Plan, Row
-from salsa_dist.planner.sizes import seconds, size
 from salsa_dist.planner.step_cost import flops
 from salsa_dist.planner.step_work import USABLE, Machines, Work, steering_numbers, tokens_of
+from salsa_dist.planner.units import seconds, size
 
 PAGE = Path(__file__).parents[2] / "docs" / "placement.md"
 NODES = (1, 4, 16, 64, 256)

@@ -30,9 +30,9 @@ from salsa_dist.planner.ds_settings import ds_settings
 from salsa_dist.planner.plan import make_plan
 from salsa_dist.planner.plan_of_run import long_clip, plan_of, plan_text, with_offload, work_of
 from salsa_dist.planner.plan_table import Plan
-from salsa_dist.planner.sizes import parse_size
 from salsa_dist.planner.step_cost import activation_bytes, flops
 from salsa_dist.planner.step_work import Machines, Work
+from salsa_dist.planner.units import parse_size
 from salsa_dist.planner.weight_bytes import resident_bytes
 
 DS_CONFIGS = Path(__file__).parents[2] / "ds_configs"

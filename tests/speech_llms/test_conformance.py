@@ -425,9 +425,7 @@ def two_ranks(
     }
     (out / "ds.json").write_text(json.dumps(settings))
     path = os.pathsep.join([str(HERE.parent), str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
-    done = run_ranks(
-        2, HERE / "zero_ranks.py", out, folder=out, env={"PYTHONPATH": path}, timeout_s=240
-    )
+    done = run_ranks(2, HERE / "zero_ranks.py", out, folder=out, env={"PYTHONPATH": path})
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     return out
 
