@@ -6,7 +6,7 @@
 The encoder is built for 30 s whatever the clip's length. A shorter window keeps the first positions
 of its embedding and pads the features to that window; it costs less and changes the base, so scores
 are shown beside those at the base's own window. Training can thin out the trailing padding
-(`thin_silence.py`); transcripts always use all of it.
+(`thin_silence.py`); transcripts always use all of it. `training_batch` is in encoder_decoder.py.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from salsa_dist.speech_llms.window import audio_of, fixed, shorten
 
 
 class Whisper(ThinsPadding, WhisperDecoding):
-    """Features and labels for Whisper; `EncoderDecoder` makes batches of them.
+    """Features and labels for Whisper; `EncoderDecoder` calls this class for them.
 
     The prompt names a language by its token. Where Whisper has none: mixed speech (`zh-en`) gets the
     token of its first part that has one, and so does a regional code (`pt-BR`); any other language,

@@ -148,6 +148,9 @@ class Job:
         """Compute the gradients of this rank's share; they stay in `.grad`. If a pass is out of memory,
         the step is repeated in smaller passes.
 
+        Args:
+            share: what `steps` gave; `run` of loop.py hands it on.
+
         Returns:
             Sums of the losses of this rank's labels, and of their weights; both (adapters,) fp32.
         """

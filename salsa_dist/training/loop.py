@@ -14,17 +14,17 @@ of all adapters are one job. Methods that train the base's own weights run one j
 What `train` does, and where. M is the method's file, such as methods/steering.py:
 
     Session.start     run/session.py    joins the ranks, locks the folder, chooses the placement
-    method.load       M                 loads the base, by speech_llms/load.py
+    method.load       methods/base.py   loads the base: session.load_base, placement/loading.py
     opened            opening.py        per job:
       trainable         M                 the vectors, in a steering/bank.py
       make_batches      from_config.py    the clips of each step
       agree, begin      run/session.py    all ranks have the same settings; writing begins
       FrozenBase        placement/        the base in its placement
       before_steps      M                 learning rates, from the size of the activations
-    run               this file         per step: forward_backward (job.py), all-reduce (reduce.py),
-                                        checks (guard.py), Adam (optimizer.py), events (record.py),
-                                        checkpoint (job.py)
-    job.finish        job.py            M saves each adapter, by steering/adapter_folder.py
+    run               this file         per step: forward_backward (job.py), all-reduce (optimizer.py,
+                                        by reduce.py), checks (guard.py), Adam (optimizer.py), events
+                                        (record.py), checkpoint (job.py)
+    job.finish        job.py            M saves each adapter: saved_adapters.py, steering/vectors.py
 """
 
 from __future__ import annotations

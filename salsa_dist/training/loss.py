@@ -1,5 +1,7 @@
 """The loss: cross-entropy of each label or the family's own, with the sample's own adapter on.
 
+What `Job._passes` (job.py) does with it:
+
 losses = token_losses(base, batch)    (labels,) fp32
 losses = losses * label_weights(batch, losses)
 losses.sum().backward()               reaches what the job trains and nothing else

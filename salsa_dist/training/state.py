@@ -61,7 +61,7 @@ class RunIdentity:
 
 
 class HasTensors(Protocol):
-    """Anything with named tensors, such as `PackedAdam`."""
+    """Anything with named tensors: a `Job`, or one of its parts."""
 
     def tensors(self) -> dict[str, Tensor]: ...
 
