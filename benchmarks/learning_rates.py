@@ -15,15 +15,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import sys
 import tempfile
 from collections.abc import Sequence
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
+from report_file import machine, write_report
 
 from salsa_dist import train
 from salsa_dist.config import Config, parse_config
@@ -123,13 +122,7 @@ def main() -> None:
             run = options.run or Path(scratch)
             rows = rows_of(run, options.base, options.shards, found, options.rates, more)
         print(*map(json.dumps, rows), sep="\n")
-    head = {
-        "date": str(date.today()),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} CPU threads",
-        "torch": torch.__version__,
-        "command": " ".join(["python", "benchmarks/learning_rates.py", *sys.argv[1:]]),
-    }
-    options.json.write_text(json.dumps({**head, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    write_report(options.json, rows, machine(f"{torch.get_num_threads()} CPU threads"))
 
 
 if __name__ == "__main__":
