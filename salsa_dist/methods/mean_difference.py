@@ -22,7 +22,7 @@ from salsa_dist.data.reading import first_clips
 from salsa_dist.methods.base import Trainable
 from salsa_dist.methods.steering import Steering
 from salsa_dist.run.session import Session
-from salsa_dist.speech_llms.activations import listen
+from salsa_dist.speech_llms.activations import each_output
 from salsa_dist.speech_llms.load import SpeechLLM
 from salsa_dist.training.from_config import make_bank
 from salsa_dist.training.optimizer import PackedAdam
@@ -77,5 +77,5 @@ def mean_activations(
         sums[site] = sums.get(site, 0) + output.double().sum(0)
         counts[site] += len(output)
 
-    listen(speech_llm, sites, clips, add)
+    each_output(speech_llm, sites, clips, add)
     return {site: sums[site] / counts[site] for site in sites}

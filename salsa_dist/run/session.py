@@ -201,7 +201,7 @@ class Session:
         if self._checked:
             self.events.write("preflight", **self._checked.event())
 
-    def listen(self) -> None:
+    def watch_signals(self) -> None:
         """From now on, a stop signal sets `stop_asked`; all ranks then stop after the same step."""
         if self._signals is None:
             self._signals = self._stack.enter_context(StopSignals())

@@ -22,7 +22,7 @@ from salsa_dist.speech_llms.load import SpeechLLM
 
 
 @torch.no_grad()  # not inference_mode: what ZeRO-3 gathers here may be needed in a backward pass
-def listen(
+def each_output(
     speech_llm: SpeechLLM,
     sites: Sequence[str],
     clips: Sequence[Clip],
@@ -71,5 +71,5 @@ def activation_sizes(
         norms.setdefault(site, []).append(output.float().norm(dim=-1) / output.shape[-1] ** 0.5)
 
     wanted = sites if sites is not None else list(speech_llm.sites)
-    listen(speech_llm, wanted, clips, add, device)
+    each_output(speech_llm, wanted, clips, add, device)
     return {site: torch.cat(norms[site]).median().item() for site in wanted if site in norms}

@@ -88,8 +88,8 @@ class Qwen2Audio(ChatFamily):
         between = text.split(self.audio_token)
         if len(between) != len(clips) + 1:
             raise UserError(f"clip {clip.key}: an example's transcript holds {self.audio_token}")
-        heard = [self.audio_token * h.tokens for h in processed]
-        text = between[0] + "".join(a + b for a, b in zip(heard, between[1:], strict=True))
+        audio = [self.audio_token * one.tokens for one in processed]
+        text = between[0] + "".join(a + b for a, b in zip(audio, between[1:], strict=True))
         ids = self.tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **side_by_side(processed)}
         return PromptBatch.of([clip], inputs, encoder_rows=torch.full((len(clips),), clip.row))

@@ -119,7 +119,7 @@ def train(config: Config) -> Trained:
 def run(job: Job) -> int:
     """Do the remaining steps of `job`, up to a signal. Returns the number of finished steps."""
     session, config = job.session, job.config
-    session.listen()
+    session.watch_signals()
     if shows_at_once(session.ranks.device):
         job.try_longest()
     guard, speed = Guard(job), Speed(job)
