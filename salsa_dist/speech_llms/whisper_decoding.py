@@ -110,15 +110,10 @@ class WhisperDecoding(EncoderDecoder):
         synced: bool = False,
         keep_rows: KeepRows | None = None,
     ) -> list[Transcript]:
-        """Transcribe a batch greedily.
+        """Transcribe a batch greedily; arguments as in `Family.generate`.
 
-        Args:
-            model: the Whisper model.
-            batch: from `prompt_batch`; `encoder_outputs` in its options may stand for the features.
-            max_new_tokens: limit of a transcript, in tokens; the base's own limit if that is lower.
-            synced: keep stepping until all ranks are done, as sharded weights need.
-            keep_rows: finished rows are dropped, and this is called with those that are kept; None: no
-                row is dropped.
+        In the options of `batch`, `encoder_outputs` may stand for the features. Of `max_new_tokens` and
+        the base's own limit, the lower one holds.
         """
         batch = batch.on(model)
         begun = batch.inputs.get("decoder_input_ids")

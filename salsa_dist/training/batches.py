@@ -211,9 +211,8 @@ class StepBatches(Dataset[StepShare]):
     def passes(self, step: int) -> int:
         """How many passes each rank makes in `step`: as many as the one with the most to do needs."""
         planned = self._shares(step)
-        return self.limits.passes(
-            [[sum(d.entry.seconds for d in window) for _, window in own] for own in planned]
-        )
+        lengths = ([sum(d.entry.seconds for d in window) for _, window in own] for own in planned)
+        return self.limits.passes(map(len, planned), lengths)
 
     def active(self, step: int) -> list[int]:
         """Rows of the adapters that take part in `step`."""

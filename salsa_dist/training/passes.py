@@ -9,7 +9,7 @@ All ranks make as many passes as the one with the most to do needs.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 
@@ -27,12 +27,17 @@ class PassLimits:
     seconds: float | None
     padded_to_s: float | None
 
-    def passes(self, ranks: Sequence[Sequence[float]]) -> int:
-        """How many passes each rank makes, for the seconds of each rank's windows."""
-        most = max(1, -(-max(map(len, ranks)) // self.windows))
+    def passes(self, windows: Iterable[int], seconds: Iterable[Iterable[float]]) -> int:
+        """How many passes each rank makes.
+
+        Args:
+            windows: how many each rank has.
+            seconds: of each rank's windows; taken only if seconds are limited.
+        """
+        most = max(1, -(-max(windows) // self.windows))
         if self.seconds is None:
             return most
-        return max(most, *(len(self._packed(sorted(own), self.seconds)) for own in ranks))
+        return max(most, *(len(self._packed(sorted(own), self.seconds)) for own in seconds))
 
     def largest(self, windows: int, seconds: float) -> int:
         """How many of `windows` one pass may have, if each lasts `seconds`."""
