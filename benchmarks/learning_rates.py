@@ -100,12 +100,12 @@ def main() -> None:
     rows = []
     if options.tiny:
         sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+        from every_family import EVERY_FAMILY
         from tiny import make_shards
-        from tiny_families import FAMILIES
 
         with tempfile.TemporaryDirectory() as scratch:
             shards = make_shards(Path(scratch) / "shards", train=96, held_out=24)
-            for name, make in FAMILIES.items():
+            for name, make in EVERY_FAMILY.items():
                 base = make(Path(scratch) / name)
                 data = {"clips_per_step": 8, "readers": 2}
                 more = {"data": data, "training": training}
