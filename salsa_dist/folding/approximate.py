@@ -28,7 +28,7 @@ from salsa_dist.folding.targets import Target, own_biases
 from salsa_dist.metrics import error_rates, normalise
 from salsa_dist.places import Folder
 from salsa_dist.speech_llms.load import SpeechLLM
-from salsa_dist.speech_llms.weight_files import StoredTensor
+from salsa_dist.speech_llms.sources import Source
 from salsa_dist.steering.rules.registry import rule_named
 from salsa_dist.steering.vectors import SteeringVectors
 from salsa_dist.transcription.transcribe import transcribe
@@ -82,7 +82,7 @@ class Approximate:
         vectors: SteeringVectors,
         layers: Mapping[str, nn.Module],
         found: Mapping[str, Target],
-        files: Mapping[str, StoredTensor],
+        files: Mapping[str, Source],
     ) -> tuple[dict[str, Sequence[str]], Biases]:
         """The biases of each site by name, and their fitted values as their file will hold them.
 

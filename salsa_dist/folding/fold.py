@@ -31,6 +31,7 @@ from salsa_dist.speech_llms.built_in_lora import folders_of
 from salsa_dist.speech_llms.inspection import read_config
 from salsa_dist.speech_llms.load import SpeechLLM, load_speech_llm
 from salsa_dist.speech_llms.quantization import own_method
+from salsa_dist.speech_llms.sources import Source
 from salsa_dist.speech_llms.weight_files import StoredTensor
 from salsa_dist.steering.adapter_folder import known_as
 from salsa_dist.steering.blocks import layer_of
@@ -98,11 +99,10 @@ def fold(
             f"base {base} can't be folded into: its weights are quantised ({kind}); fold into the "
             "checkpoint that it was made of"
         )
-    files = load_speech_llm(base, revision=revision, filled=False).sources
+    described = load_speech_llm(base, revision=revision, filled=False)
+    files = described.sources
     if files is None:
-        raise UserError(
-            f"base {base} can't be folded into: its checkpoint does not hold each weight of the model"
-        )
+        raise UserError(f"base {base} can't be folded into: {described.why_whole}")
     whole = load_speech_llm(base, revision=revision, dtype="float32", device="cpu")
     layers = {
         site: layer for site, layer in vectors.check(whole, force).items() if site in vectors.vectors
@@ -128,7 +128,11 @@ def fold(
         if rule.affine is not None and not lacking:
             raise UserError(f"adapter {vectors.name!r} folds exactly: leave out --approximate")
         into, moved = approximate(whole, vectors, layers, found, files)
-    stored = {name: files[name] for name in moved}
+    stored = {name: tensor for name in moved if isinstance(tensor := files[name], StoredTensor)}
+    if made := [name for name in moved if name not in stored]:
+        raise UserError(
+            f"base {base} can't be folded into: its checkpoint does not hold {made[0]} as one tensor"
+        )
     own = str(next(iter(stored.values())).dtype).removeprefix("torch.")
     wanted = {}
     for precision in dict.fromkeys(("float32", own)):
@@ -182,7 +186,7 @@ def _exact(
     return into, moved
 
 
-def _write(source: Path, weights: Iterable[StoredTensor], folder: Path) -> None:
+def _write(source: Path, weights: Iterable[Source], folder: Path) -> None:
     """Copy a checkpoint; of its weights, only the files from which the model is read."""
     kinds = tuple(kind for kind in CHECKPOINT_FILES if kind != ".safetensors")
     try:
@@ -191,7 +195,7 @@ def _write(source: Path, weights: Iterable[StoredTensor], folder: Path) -> None:
         for lora in folders_of(source)[1:]:
             shutil.copytree(lora, folder / lora.name)
         beside = set(source.glob("adapter_model.safetensors"))
-        for path in sorted(beside | {tensor.path for tensor in weights}):
+        for path in sorted(beside | {path for tensor in weights for path in tensor.paths}):
             shutil.copyfile(path, folder / path.name)
     except OSError as e:
         raise UserError(f"the checkpoint can't be written beside {folder.parent}: {e.strerror}") from e

@@ -1,4 +1,4 @@
-"""Undocumented behaviour of other packages that our code relies on: one module per package.
+"""Undocumented behaviour of other packages that our code relies on, by package.
 
 Each public function relies on one assumption. Its docstring ends with three lines:
 

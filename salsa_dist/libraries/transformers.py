@@ -1,4 +1,4 @@
-"""transformers' internals: the cache in decoding, names of stored weights, tables of classes."""
+"""transformers' internals: the cache in decoding, tables of classes, what a model is built of."""
 
 from __future__ import annotations
 
@@ -190,36 +190,6 @@ def without_adapter() -> Iterator[None]:
         yield
     finally:
         peft.find_adapter_config_file = find
-
-
-def renaming(model: Any) -> Callable[[str], tuple[str, bool]] | None:
-    """A function from a stored tensor's name to its name in `model`, and whether its values change.
-
-    Assumes that `get_model_conversion_mapping` lists the renames and conversions of a checkpoint, and
-    that `rename_source_key` applies them to one name, as `from_pretrained` does.
-
-    Seen: transformers 5.17 and 5.24.
-    Else: None. Each rank then loads the whole base before it keeps its partition: the same weights,
-        with more host memory.
-    Test: test_stored_names_become_the_models
-    """
-    try:
-        from transformers.conversion_mapping import get_model_conversion_mapping
-        from transformers.core_model_loading import WeightConverter, rename_source_key
-    except ImportError:
-        return None
-    mapping = get_model_conversion_mapping(model)
-    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
-    renamings: list[Any] = [entry for entry in mapping if not isinstance(entry, WeightConverter)]
-    names, prefix = model.state_dict(), model.base_model_prefix
-
-    def rename(key: str) -> tuple[str, bool]:
-        target, pattern = rename_source_key(key, renamings, converters, prefix, names)
-        if target not in names and key in names:
-            target, pattern = rename_source_key(key, [], [], prefix, names)
-        return target, pattern is not None
-
-    return rename
 
 
 def compute_buffers(model: Any) -> None:

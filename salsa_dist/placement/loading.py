@@ -6,9 +6,10 @@
 ZeRO-3 keeps elements [r*n, (r+1)*n) of a weight on rank r of k, n = ceil(elements / k), and in a
 safetensors file these are one run of bytes. So nothing is sent while loading: no weight crosses a link
 between nodes, and a group reads each byte of the checkpoint from storage once, however many nodes it is
-on. Groups inside one node read the same files; the second finds them in the node's page cache, and so
-do the ranks of `replicate`, which load the whole base by transformers' own `from_pretrained`. A rank
-holds its own part and, beside it, its run of one weight.
+on. Of several stored tensors that make one weight, such as experts, a run of each is read
+(`speech_llms/sources.py`). Groups inside one node read the same files; the second finds them in the
+node's page cache, and so do the ranks of `replicate`, which load the whole base by transformers' own
+`from_pretrained`. A rank holds its own part and, beside it, its run of one weight.
 
 What is no parameter (BatchNorm's statistics) is read whole by every rank: it is small.
 """
@@ -27,8 +28,8 @@ from salsa_dist.config import BaseConfig, PlacementConfig
 from salsa_dist.placement.ranks import Ranks, group_size
 from salsa_dist.placement.staging import fetched, staged
 from salsa_dist.speech_llms.load import SpeechLLM, load_speech_llm
+from salsa_dist.speech_llms.sources import Source
 from salsa_dist.speech_llms.unfilled import tensor_of
-from salsa_dist.speech_llms.weight_files import StoredTensor
 
 Say = Callable[[str], None]
 
@@ -73,12 +74,15 @@ def load_base(
     settings = base.model_dump(exclude={"stage_to"}) | {"silence_stride": silence_stride}
     if base.dtype == "auto":
         settings["dtype"] = None
-    return load_speech_llm(**settings, device=ranks.device, copy=copy, filled=not elsewhere)
+    loaded = load_speech_llm(**settings, device=ranks.device, copy=copy, filled=not elsewhere)
+    if loaded.why_whole is not None:
+        say(f"each rank loads the whole base before it keeps its part: {loaded.why_whole}")
+    return loaded
 
 
 def fill(
     model: nn.Module,
-    sources: Mapping[str, StoredTensor],
+    sources: Mapping[str, Source],
     part: Part,
     keep: Callable[[nn.Parameter], None],
     say: Say,

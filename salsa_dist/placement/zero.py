@@ -24,7 +24,7 @@ from salsa_dist.placement.device_events import Stopwatch
 from salsa_dist.placement.freed_memory import give_back_at_once
 from salsa_dist.placement.frozen_linear import FrozenLinear
 from salsa_dist.placement.loading import Part, Say, fill
-from salsa_dist.speech_llms.weight_files import StoredTensor
+from salsa_dist.speech_llms.sources import Source
 
 
 @dataclass
@@ -59,7 +59,7 @@ class ZeroShards:
     def __init__(
         self,
         model: nn.Module,
-        sources: Mapping[str, StoredTensor] | None,
+        sources: Mapping[str, Source] | None,
         size: int,
         settings: dict[str, Any],
         device: torch.device,

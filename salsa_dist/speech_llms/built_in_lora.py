@@ -19,7 +19,7 @@ from safetensors import safe_open
 
 from salsa_dist.errors import UserError
 from salsa_dist.libraries.huggingface_hub import file_in
-from salsa_dist.libraries.transformers import renaming
+from salsa_dist.libraries.transformers_weights import renaming
 from salsa_dist.speech_llms.reading_base import reading_base
 
 SPEECH = "speech-lora"  # of Phi-4-multimodal

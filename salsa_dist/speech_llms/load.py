@@ -55,8 +55,9 @@ from salsa_dist.speech_llms.processor import (
     refuse_other_features,
 )
 from salsa_dist.speech_llms.reading_base import reading_base
-from salsa_dist.speech_llms.unfilled import unfilled
-from salsa_dist.speech_llms.weight_files import StoredTensor, refuse_other_weights
+from salsa_dist.speech_llms.sources import Source
+from salsa_dist.speech_llms.unfilled import Unfilled, unfilled
+from salsa_dist.speech_llms.weight_files import refuse_other_weights
 from salsa_dist.steering.sites import by_site, find_layers, layer_counts, select
 
 _FAMILIES: tuple[type[Family], ...] = (
@@ -94,6 +95,7 @@ class SpeechLLM:
             None: they are as stored.
         sources: by its name in `model`, where each weight lies; None: the model is whole. A weight
             that the window made shorter is the first rows of what is stored.
+        why_whole: where its weights should have stayed in their files, why it is whole; else None.
     """
 
     model: Any
@@ -103,7 +105,8 @@ class SpeechLLM:
     parameters: int
     layers: Mapping[str, str] = field(default_factory=dict)
     quantization: str | None = None
-    sources: Mapping[str, StoredTensor] | None = None
+    sources: Mapping[str, Source] | None = None
+    why_whole: str | None = None
 
     @property
     def window_s(self) -> float:
@@ -190,7 +193,7 @@ def load_speech_llm(
         raise UserError(f"base {name} is a {cls.__name__}, which takes no audio: name a speech-LLM")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     precision = own_dtype(config, device) if dtype is None else getattr(torch, dtype)
-    sources: Mapping[str, StoredTensor] | None = None
+    sources: Mapping[str, Source] | None = None
     processor = load_processor(name, files, family_class.load_processor)
     refuse_other_features(name, config, processor, family_class.RESAMPLES)
     if family_class is any_chat.AnyChat:
@@ -203,8 +206,11 @@ def load_speech_llm(
             "base.quantization out, and take the checkpoint that is not quantised"
         )
     with reading_base(name), without_adapter() if lora else nullcontext():
-        described = None if filled or quantized or lora else unfilled(cls, config, *files, precision)
-        if described is None:
+        described: Unfilled | str | None = None
+        if not filled:
+            added = "its weights are quantised" if quantized else "it has a LoRA" if lora else None
+            described = added or unfilled(cls, config, *files, precision)
+        if not isinstance(described, Unfilled):
             model, info = cls.from_pretrained(
                 files[0],
                 revision=files[1],
@@ -239,6 +245,7 @@ def load_speech_llm(
         layers=layers or {},
         quantization=quantization,
         sources=sources,
+        why_whole=described if isinstance(described, str) else None,
     )
 
 

@@ -26,11 +26,7 @@ _NAMELESS = "Transcribe the audio into text."
 
 
 class Qwen3Omni(Qwen25Omni):
-    """The prompt has no system turn; languages are named as in Qwen2.5-Omni.
-
-    A checkpoint stores each expert by itself, and transformers joins them: so it is loaded whole before
-    a rank keeps its part.
-    """
+    """The prompt has no system turn; languages are named as in Qwen2.5-Omni."""
 
     MODEL_TYPES: ClassVar[tuple[str, ...]] = ("qwen3_omni_moe", "qwen3_omni_moe_thinker")
     MODEL_CLASS: ClassVar[str | None] = "Qwen3OmniMoeThinkerForConditionalGeneration"

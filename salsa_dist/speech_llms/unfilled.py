@@ -3,6 +3,8 @@
     checkpoint                      model on the meta device
     audio_tower.conv1.weight  ───>  model.audio_tower.conv1.weight      of its true shape and dtype
     language_model.embed…     ───>  embed_tokens.weight = lm_head.weight   tied: one parameter
+    …experts.0.down_proj      ─┬─>  …experts.down_proj      joined; `sources.py`
+    …experts.1.down_proj      ─┘
                                     …rotary_emb.inv_freq   computed, not stored: real, on the CPU
 
 transformers' own `from_pretrained` does the renaming, tying, precision and the report of what is
@@ -20,8 +22,11 @@ import torch
 from torch import nn
 
 from salsa_dist.libraries.huggingface_hub import file_in
-from salsa_dist.libraries.transformers import compute_buffers, renaming
-from salsa_dist.speech_llms.weight_files import StoredTensor, safetensors_files, stored_tensors
+from salsa_dist.libraries.transformers import compute_buffers
+from salsa_dist.libraries.transformers_weights import made_of
+from salsa_dist.speech_llms.reading_base import reason_of
+from salsa_dist.speech_llms.sources import Source
+from salsa_dist.speech_llms.weight_files import safetensors_files, stored_tensors
 
 
 @dataclass(frozen=True)
@@ -30,24 +35,24 @@ class Unfilled:
 
     Attributes:
         model: of transformers; parameters and stored buffers are on the meta device.
-        sources: of each of these, by its name in the model, the tensor that it is read from. Tied names
-            share one, which stands under one of them.
+        sources: of each of these, by its name in the model, what it is read from. Tied names share one,
+            which stands under one of them.
         loading_info: what `from_pretrained(…, output_loading_info=True)` reports.
     """
 
     model: Any
-    sources: dict[str, StoredTensor]
+    sources: dict[str, Source]
     loading_info: Mapping[str, Any]
 
 
 def unfilled(
     model_class: Any, config: Any, name: str, revision: str | None, dtype: torch.dtype
-) -> Unfilled | None:
-    """A checkpoint's model without its data; None where its weights are more than renamed.
+) -> Unfilled | str:
+    """A checkpoint's model without its data; or why this checkpoint must be loaded whole.
 
     That is so for checkpoints that are not safetensors, that hold a LoRA beside the base, that leave
-    out weights which transformers makes up, or whose tensors it cuts or joins (fused experts): these
-    must be loaded whole.
+    out weights which transformers makes up, or whose tensors it converts by more than stacking,
+    joining, cutting and transposing.
 
     Args:
         model_class: the transformers class.
@@ -57,8 +62,10 @@ def unfilled(
         dtype: precision of the weights.
     """
     files = safetensors_files(name, revision)
-    if files is None or file_in(name, "adapter_config.json", revision) is not None:
-        return None
+    if files is None:
+        return "its weights are not in safetensors files"
+    if file_in(name, "adapter_config.json", revision) is not None:
+        return "it has a LoRA"
     stored = stored_tensors(files)
     empty = {k: torch.empty(t.shape, dtype=t.dtype, device="meta") for k, t in stored.items()}
     model, loading_info = model_class.from_pretrained(
@@ -71,27 +78,22 @@ def unfilled(
         ignore_mismatched_sizes=True,
     )
     model.config.name_or_path = name
-    rename = renaming(model)
-    if rename is None:
-        return None
-    names = model.state_dict()
-    sources: dict[str, StoredTensor] = {}
-    for key, tensor in stored.items():
-        target, converted = rename(key)
-        if converted:
-            return None
-        if target in names:
-            sources[target] = tensor
+    try:
+        sources: dict[str, Source] = made_of(model, stored)
+    except ImportError:
+        return "this release of transformers does not say where each stored tensor belongs"
+    except Exception as e:  # transformers' own code, on what is no tensor
+        return f"transformers converts its tensors by more than can be followed here ({reason_of(e)})"
     _tie_what_is_stored_twice(model, sources)
     read = {id(tensor_of(model, source)) for source in sources}
     if not loading_info["missing_keys"] and any(id(p) not in read for p in model.parameters()):
-        return None
+        return "its files do not hold each weight of the model"
     _compute_buffers(model, read)
     _take_generation_config(model, name, revision)
     return Unfilled(model, sources, loading_info)
 
 
-def _tie_what_is_stored_twice(model: Any, sources: dict[str, StoredTensor]) -> None:
+def _tie_what_is_stored_twice(model: Any, sources: dict[str, Source]) -> None:
     """Tie two weights that are both in the checkpoint if they are equal there, as transformers does.
 
     On the meta device it can't compare them, and leaves them apart.

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from salsa_dist.errors import UserError
 from salsa_dist.libraries.huggingface_hub import file_in
+from salsa_dist.speech_llms.sources import Source
 
 _DTYPES = {
     "F64": torch.float64,
@@ -39,35 +40,25 @@ _DTYPES = {
     "BOOL": torch.bool,
 }
 _LONGEST_HEADER = 100_000_000  # bytes; what the format allows
-_COMPARED = 1 << 22  # elements compared at once
 
 
 @dataclass(frozen=True)
-class StoredTensor:
-    """Where one tensor lies.
+class StoredTensor(Source):
+    """One tensor of a file.
 
     Attributes:
         path: its file.
-        dtype: as stored.
-        shape: as stored.
         offset: of its first byte in the file.
     """
 
     path: Path
-    dtype: torch.dtype
-    shape: tuple[int, ...]
     offset: int
 
     @property
-    def bytes(self) -> int:
-        return self.dtype.itemsize * torch.Size(self.shape).numel()
+    def paths(self) -> frozenset[Path]:
+        return frozenset((self.path,))
 
     def read(self, begin: int, end: int) -> Tensor:
-        """Elements `begin` to `end`, (end - begin,), of the stored dtype.
-
-        Raises:
-            UserError: the file ends before them, or can't be read.
-        """
         elements = torch.empty(end - begin, dtype=self.dtype)
         numbers: Any = elements.view(torch.uint8).numpy()  # a buffer, whatever its stubs say
         view = memoryview(numbers)
@@ -83,18 +74,6 @@ class StoredTensor:
         except OSError as e:
             raise UserError(f"weight file {self.path} can't be read: {e.strerror}") from e
         return elements
-
-    def equals(self, other: StoredTensor) -> bool:
-        """Whether both hold the same numbers."""
-        if (self.dtype, self.shape) != (other.dtype, other.shape):
-            return False
-        count = torch.Size(self.shape).numel()
-        return all(
-            torch.equal(
-                self.read(i, min(i + _COMPARED, count)), other.read(i, min(i + _COMPARED, count))
-            )
-            for i in range(0, count, _COMPARED)
-        )
 
 
 def stored_tensors(files: Iterable[Path]) -> dict[str, StoredTensor]:
@@ -113,9 +92,8 @@ def stored_tensors(files: Iterable[Path]) -> dict[str, StoredTensor]:
                     "is not quantised"
                 )
             begin, _ = entry["data_offsets"]
-            found[name] = StoredTensor(
-                path, _DTYPES[entry["dtype"]], tuple(entry["shape"]), data + begin
-            )
+            dtype, shape = _DTYPES[entry["dtype"]], tuple(entry["shape"])
+            found[name] = StoredTensor(dtype, shape, path, data + begin)
     return found
 
 

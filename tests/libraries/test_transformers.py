@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import torch
 
 from salsa_dist.libraries import transformers as library
 from salsa_dist.speech_llms.load import load_speech_llm
-from salsa_dist.speech_llms.unfilled import unfilled
 
 
 def _llama() -> Any:
@@ -68,30 +66,6 @@ def test_a_model_is_built_without_weights() -> None:
     made = library.without_weights(lambda config: LlamaForCausalLM(config), _llama(), torch.bfloat16)
     shapes = {n: (p.shape, p.dtype, p.device) for n, p in model.named_parameters()}
     assert {n: (p.shape, p.dtype, p.device) for n, p in made.named_parameters()} == shapes
-
-
-def test_stored_names_become_the_models(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from transformers import AutoConfig, WhisperForConditionalGeneration, WhisperModel
-
-    model = library.without_weights(
-        WhisperForConditionalGeneration, AutoConfig.from_pretrained(tiny_base)
-    )
-    rename = library.renaming(model)
-    assert rename is not None
-    key = "model.encoder.conv1.weight"
-    assert rename(key) == (key, False)
-    body = library.renaming(library.without_weights(WhisperModel, model.config))
-    assert body is not None
-    assert body(key) == ("encoder.conv1.weight", False)
-    # Without transformers' own renames the base is loaded whole.
-    arguments = (WhisperForConditionalGeneration, model.config, str(tiny_base), None, torch.float32)
-    assert unfilled(*arguments) is not None
-    with monkeypatch.context() as absent:
-        absent.setitem(sys.modules, "transformers.core_model_loading", None)
-        assert library.renaming(model) is None
-    monkeypatch.setattr("salsa_dist.speech_llms.unfilled.renaming", lambda model: None)
-    assert unfilled(*arguments) is None
-    assert load_speech_llm(tiny_base, filled=False).sources is None
 
 
 def test_buffers_that_no_file_holds_are_computed() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from ranks import run_ranks
 from safetensors.torch import load_file, save_file
 from tiny import make_base
 from tiny_families import FAMILIES
+from tiny_nemotron import NEMOTRON
 from torch import nn
 
 from salsa_dist import UserError
@@ -21,12 +23,16 @@ from salsa_dist.config import BaseConfig, PlacementConfig
 from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.placement.loading import Part, fill, load_base, silent
 from salsa_dist.placement.measured import as_loaded
-from salsa_dist.placement.ranks import join
+from salsa_dist.placement.ranks import Ranks, join
+from salsa_dist.speech_llms import sources
 from salsa_dist.speech_llms.load import SpeechLLM, family_of, load_speech_llm, model_class
-from salsa_dist.speech_llms.unfilled import unfilled
+from salsa_dist.speech_llms.unfilled import Unfilled, unfilled
+from salsa_dist.speech_llms.weight_files import StoredTensor
 
 HERE = Path(__file__).parent
-MAKERS = {name: make for name, make in FAMILIES.items() if name != "qwen3_omni"}
+MAKERS = {**FAMILIES, **NEMOTRON}
+# Their experts are made of several stored tensors.
+EXPERTS = {name: MAKERS[name] for name in ("qwen3_omni", *NEMOTRON)}
 
 
 @pytest.fixture(scope="module")
@@ -107,24 +113,54 @@ def test_loading_info_is_that_of_transformers(
     told = {"output_loading_info": True, "ignore_mismatched_sizes": True}
     _, wanted = cls.from_pretrained(folder, **told)
     found = unfilled(cls, config, str(folder), None, torch.float32)
-    assert found is not None
+    assert isinstance(found, Unfilled)
     assert found.loading_info == wanted
     assert bool(wanted["missing_keys"]) == (change == "one lacks")
     assert bool(wanted["mismatched_keys"]) == (change == "one is odd")
     assert bool(wanted["unexpected_keys"]) == (change == "one too much")
 
 
-def test_experts_that_are_joined_are_loaded_whole(tmp_path: Path) -> None:
-    base = load_speech_llm(FAMILIES["qwen3_omni"](tmp_path / "base"), filled=False)
+@pytest.mark.parametrize("family", EXPERTS)
+def test_two_ranks_read_half_of_the_experts_each(
+    family: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, counts = StoredTensor.read, dict.fromkeys(range(2), 0)
+
+    def counted(self: StoredTensor, begin: int, end: int) -> torch.Tensor:
+        counts[index] += (end - begin) * self.dtype.itemsize
+        return read(self, begin, end)
+
+    monkeypatch.setattr(StoredTensor, "read", counted)
+    base = load_speech_llm(folders[family], filled=False)
+    assert base.sources is not None
+    experts = {n: s for n, s in base.sources.items() if n.rpartition(".")[0].endswith("experts")}
+    assert len(experts) >= 2
+    for index in counts:
+        for source in experts.values():
+            source.read(*Part(index, 2).run(source.numel))
+    stored = sum(source.bytes for source in experts.values())
+    assert list(counts.values()) == [stored / 2, stored / 2]
+
+
+def test_a_base_that_is_loaded_whole_says_why(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sources._FOLLOWED, torch.cat)
+    lines: list[str] = []
+    ranks = Ranks(0, 2, 0, 2, torch.device("cpu"))
+    name = str(folders["qwen3_omni"])
+    base = load_base(BaseConfig(name=name), ranks, PlacementConfig(kind="node"), lines.append)
     assert base.sources is None
     assert not any(p.is_meta for p in base.model.parameters())
+    assert lines[-1] == (
+        "each rank loads the whole base before it keeps its part: transformers converts its tensors "
+        "by more than can be followed here (torch.cat)"
+    )
 
 
 def changed(source: Path, folder: Path, change: str) -> Path:
     """A copy of a checkpoint with one weight changed."""
-    folder.mkdir()
-    for file in source.iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(source, folder)
     path = folder / "model.safetensors"
     weights = load_file(path)
     name = next(n for n in sorted(weights) if n.endswith("q_proj.weight") or "to_q.weight" in n)

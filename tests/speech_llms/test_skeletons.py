@@ -20,13 +20,14 @@ import pytest
 import torch
 
 from salsa_dist.errors import UserError
-from salsa_dist.libraries.transformers import renaming
+from salsa_dist.libraries.transformers_weights import renaming
 from salsa_dist.placement.loading import Part
 from salsa_dist.planner.base_shape import BaseShape, build_empty, read_shape
 from salsa_dist.planner.ds_settings import ds_settings
 from salsa_dist.planner.weight_bytes import resident_bytes
 from salsa_dist.speech_llms.inspection import read_config
 from salsa_dist.speech_llms.load import load_speech_llm
+from salsa_dist.speech_llms.sources import Source
 from salsa_dist.speech_llms.unfilled import tensor_of, unfilled
 from salsa_dist.speech_llms.weight_files import StoredTensor, refuse_other_weights, stored_tensors
 
@@ -114,6 +115,22 @@ def planned(shape: BaseShape, weights: dict[str, int], ranks: int) -> int:
     return total
 
 
+def bytes_read(source: Source, part: Part) -> int:
+    """Bytes of its files that a rank reads for a weight, counted without their data."""
+    count = 0
+
+    def counted(self: StoredTensor, begin: int, end: int) -> torch.Tensor:
+        nonlocal count
+        assert 0 <= begin < end <= self.numel
+        count += (end - begin) * self.dtype.itemsize
+        return torch.empty(end - begin, dtype=self.dtype)
+
+    with pytest.MonkeyPatch.context() as reader, torch.device("meta"):
+        reader.setattr(StoredTensor, "read", counted)
+        source.read(*part.run(source.numel))
+    return count
+
+
 @pytest.mark.parametrize("path", SKELETONS, ids=lambda path: path.stem)
 def test_every_tensor_of_a_published_checkpoint_has_its_place(path: Path, tmp_path: Path) -> None:
     skeleton = json.loads(path.read_text(encoding="utf-8"))
@@ -128,16 +145,21 @@ def test_every_tensor_of_a_published_checkpoint_has_its_place(path: Path, tmp_pa
     model = build_empty(config, str(folder), shape.dtype)
     assert type(model).__name__ == skeleton["class"]
     targets, joined = by_target(model, stored)
-    assert (joined or "lora" in skeleton) == ("whole" in skeleton)
-    if not joined:
-        described = unfilled(type(model), config, str(folder), None, getattr(torch, shape.dtype))
-        assert (described is None) == ("lora" in skeleton)
-        if described is not None:
-            refuse_other_weights(skeleton["name"], described.model, described.loading_info)
-            assert not described.loading_info["unexpected_keys"]
-            assert set(targets) == set(described.sources)
-            loaded = [(n, p.numel(), p.element_size()) for n, p in described.model.named_parameters()]
-            assert loaded == [(w.name, w.numel, w.itemsize) for w in shape.weights]
+    assert joined == ("joined" in skeleton)
+    described = unfilled(type(model), config, str(folder), None, getattr(torch, shape.dtype))
+    assert isinstance(described, str) == ("lora" in skeleton)
+    if not isinstance(described, str):
+        refuse_other_weights(skeleton["name"], described.model, described.loading_info)
+        assert not described.loading_info["unexpected_keys"]
+        assert set(targets) == set(described.sources)
+        loaded = [(n, p.numel(), p.element_size()) for n, p in described.model.named_parameters()]
+        assert loaded == [(w.name, w.numel, w.itemsize) for w in shape.weights]
+        for source in {s.shape: s for s in described.sources.values() if joined}.values():
+            for ranks in (2, 8):
+                parts = [Part(rank, ranks) for rank in range(ranks)]
+                read = [bytes_read(source, part) for part in parts]
+                runs = [part.run(source.numel) for part in parts]
+                assert read == [(end - begin) * source.dtype.itemsize for begin, end in runs]
 
     names = dict(model.named_parameters(remove_duplicate=False))
     tied = skeleton.get("tied", {})
