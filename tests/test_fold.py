@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,10 @@ from salsa_dist.data.reading import first_clips
 from salsa_dist.folding import approximate
 from salsa_dist.folding import fold as folding
 from salsa_dist.folding.fold import fold, logits, noise_clips, steered_logits
+from salsa_dist.libraries.transformers_weights import made_of
 from salsa_dist.speech_llms.load import SpeechLLM
+from salsa_dist.speech_llms.sources import Reshaped, Source
+from salsa_dist.speech_llms.weight_files import StoredTensor
 from salsa_dist.steering.attachment import describe
 from salsa_dist.steering.rules.registry import RULES
 
@@ -102,6 +106,18 @@ def test_what_can_not_be_folded(
     out.mkdir()
     with pytest.raises(UserError, match="already exists"):
         fold(str(tiny_base), adapter(base), out)
+
+
+def test_a_bias_that_is_no_stored_tensor_is_not_folded_into(
+    base: SpeechLLM, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made(model: Any, stored: dict[str, StoredTensor]) -> dict[str, Source]:
+        return {n: Reshaped(s.dtype, s.shape, s) for n, s in made_of(model, stored).items()}
+
+    monkeypatch.setattr("salsa_dist.speech_llms.unfilled.made_of", made)
+    with pytest.raises(UserError, match=r"does not hold model\.encoder.*\.bias as one tensor"):
+        fold(str(tiny_base), adapter(base), tmp_path / "folded")
+    assert not (tmp_path / "folded").exists()
 
 
 def test_biases_come_near_a_rule_that_keeps_the_norm(
