@@ -113,8 +113,8 @@ def make_batches(config: Config, index: ShardIndex, speech_llm: SpeechLLM, ranks
         ranks.rank,
         ranks.world_size,
         config.training.clips_per_pass,
-        # A method that trains weights inside the encoder has no unsteered prefix to share; neither has a
-        # base without encoder layers.
+        # There is no unsteered prefix where a method trains weights inside the encoder, nor in a base
+        # without encoder layers.
         share=config.training.share_prefix
         and config.method.steers
         and "encoder" in speech_llm.layer_lists,
