@@ -32,6 +32,7 @@ from salsa_dist.speech_llms import (
     gemma,
     glm_asr,
     granite_speech,
+    kyutai,
     omniasr,
     phi4_multimodal,
     qwen2_5_omni,
@@ -75,6 +76,7 @@ _FAMILIES: tuple[type[Family], ...] = (
     seq2seq.Seq2Seq,
     seamless_m4t.SeamlessM4T,
     ctc.Ctc,
+    kyutai.Kyutai,
 )
 FAMILIES = {model_type: family for family in _FAMILIES for model_type in family.MODEL_TYPES}
 
