@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from tiny_ctc import LETTERS
+from tiny_families import write_tekken
 from tiny_weights import randomise
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
@@ -65,6 +67,43 @@ def make_kyutai(folder: Path) -> Path:
     return folder
 
 
+def make_voxtral_realtime(folder: Path) -> Path:
+    """Voxtral-Realtime with 0.32 s of silence before a clip and a delay of 0.16 s."""
+    import transformers as t
+
+    words = write_tekken(
+        folder,
+        {32: "[STREAMING_PAD]", 33: "[STREAMING_WORD]"},
+        "лекнощ",
+        transcription_format="streaming",
+        transcription_delay_ms=160,
+        streaming_look_ahead_ms=2.5,
+        streaming_look_back_ms=52.5,
+        streaming_n_left_pad_tokens=4,
+    )
+    tokenizer = t.MistralCommonBackend.from_pretrained(folder)
+    shape = {"num_hidden_layers": 2, "num_attention_heads": 2, "sliding_window": 64, "head_dim": 12}
+    config = t.VoxtralRealtimeConfig(
+        audio_config={"hidden_size": 24, "intermediate_size": 48, "num_mel_bins": 16, **shape},
+        text_config={
+            "vocab_size": words,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_key_value_heads": 1,
+            "max_position_embeddings": 512,
+            **shape,
+            "head_dim": 16,
+        },
+    )
+    torch.manual_seed(0)
+    model = randomise(t.VoxtralRealtimeForConditionalGeneration(config))
+    model.generation_config.pad_token_id = 11
+    model.save_pretrained(folder)
+    extractor = t.VoxtralRealtimeFeatureExtractor(feature_size=16)
+    t.VoxtralRealtimeProcessor(extractor, tokenizer).save_pretrained(folder)
+    return folder
+
+
 def _pieces() -> Any:
     """As transformers converts Kyutai's sentencepiece model: letters, and bytes for all others."""
     from transformers import PreTrainedTokenizerFast
@@ -95,4 +134,7 @@ def _pieces() -> Any:
     )
 
 
-FRAMES: dict[str, Callable[[Path], Path]] = {"kyutai": make_kyutai}
+FRAMES: dict[str, Callable[[Path], Path]] = {
+    "kyutai": make_kyutai,
+    **({"voxtral_realtime": make_voxtral_realtime} if find_spec("mistral_common") else {}),
+}

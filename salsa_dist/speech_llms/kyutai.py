@@ -17,7 +17,6 @@ delay fit the decoder's context (`sliding_window`): transformers has no sliding 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -29,23 +28,22 @@ from salsa_dist.data.clip import SAMPLE_RATE, Clip
 from salsa_dist.errors import UserError
 from salsa_dist.libraries.transformers import decode_greedily
 from salsa_dist.speech_llms import languages
-from salsa_dist.speech_llms.batch import AdapterBatch, PromptBatch, Transcript
+from salsa_dist.speech_llms.batch import PromptBatch, Transcript
 from salsa_dist.speech_llms.drop_finished import KeepRows
 from salsa_dist.speech_llms.family import Checkpoint, FamilyOptions
-from salsa_dist.speech_llms.processed import ClipByClip, Processed, side_by_side
+from salsa_dist.speech_llms.mimi_codes import AudioBeside
+from salsa_dist.speech_llms.processed import Processed, side_by_side
 from salsa_dist.speech_llms.window import audio_of, longest
-from salsa_dist.speech_llms.word_frames import FRAMES_PER_S, WordFrames
+from salsa_dist.speech_llms.word_frames import FRAMES_PER_S, FrameFamily
 
 _MARK = 0  # `end_of_text_padding_id` of kyutai-labs/moshi, moshi/models/lm.py
-_PADDING_WEIGHT = 0.5
 
 
-class Kyutai(ClipByClip):
+class Kyutai(FrameFamily):
     """It reads no prompt: a language is not announced."""
 
     MODEL_TYPES: ClassVar[tuple[str, ...]] = ("kyutai_speech_to_text",)
     RESAMPLES: bool = True
-    LEARNS_WORD_TIMES: bool = True
 
     def __init__(self, checkpoint: Checkpoint, options: FamilyOptions) -> None:
         for key, value in (("prompt", options.prompt), ("language_as", options.language_as)):
@@ -63,7 +61,7 @@ class Kyutai(ClipByClip):
             config.sliding_window / FRAMES_PER_S - self.later_s - 1.0, options.window_s
         )
         self.languages = languages.named()
-        self.words = WordFrames(config.pad_token_id, _MARK, self._pieces)
+        self.padding, self.mark = config.pad_token_id, _MARK
 
     def fit(self, model: Any) -> None:
         """Have the decoder read audio beside its text, in place."""
@@ -81,25 +79,6 @@ class Kyutai(ClipByClip):
         audio = resample(audio_of(clip, self.window_s), SAMPLE_RATE, rate)
         made: Tensor = self.features(audio, sampling_rate=rate, return_tensors="pt")["input_values"]
         return Processed({"audio": made.view(torch.int32)}, made.shape[-1] // self.frame_size)
-
-    def batch_of(
-        self, clips: Sequence[Clip], processed: Sequence[Processed], audio: dict[str, Tensor]
-    ) -> AdapterBatch:
-        longest_clip = max(h.tokens for h in processed)
-        ids = torch.full((len(clips), longest_clip), self.words.padding)
-        positions = torch.zeros(len(clips), longest_clip, dtype=torch.bool)
-        labels: list[list[int]] = []
-        for i, (clip, made) in enumerate(zip(clips, processed, strict=True)):
-            first = self.prompt(clip.language)
-            known = bool(clip.text.strip()) or not clip.speech
-            written = self.words.of(clip, made.tokens, self._first) if known else []
-            labels.append(written)
-            read = [*first, *written[:-1]]
-            ids[i, : len(read)] = torch.tensor(read)
-            positions[i, : len(written)] = True
-        weights = [w for own in labels for w in self.words.weights(own, _PADDING_WEIGHT)]
-        batch = AdapterBatch.of(clips, {"input_ids": ids, **audio}, positions, labels)
-        return replace(batch, label_weights=torch.tensor(weights))
 
     def prompt_batch(self, clips: Sequence[Clip]) -> PromptBatch:
         processed = [self.process_clip(clip) for clip in clips]
@@ -132,60 +111,16 @@ class Kyutai(ClipByClip):
                 max_new_tokens=max(frames),
                 synced=synced,
                 stop=None,
-                pad=self.words.padding,
+                pad=self.padding,
                 # The model's own encodes audio between passes, which ranks that share weights can't.
                 loop=partial(GenerationMixin.generate, model),
             )
         finally:
             hook.remove()
-        found = [self.words.text(r[:n]) for r, n in zip(ids[:, 1:].tolist(), frames, strict=True)]
-        return [
-            Transcript(self.transcript(own[:max_new_tokens]), len(own) <= max_new_tokens)
-            for own in found
-        ]
+        return self.transcripts(ids[:, 1:].tolist(), frames, max_new_tokens)
 
-    def transcript(self, ids: Sequence[int]) -> str:
-        return str(self.tokenizer.decode(self.words.text(ids), skip_special_tokens=True)).strip()
-
-    def _pieces(self, word: str) -> list[int]:
+    def pieces(self, word: str) -> list[int]:
         return list(self.tokenizer(word, add_special_tokens=False).input_ids)
 
-    def _first(self, start: float, end: float) -> float:
-        return start + self.later_s
-
-
-class AudioBeside:
-    """A hook on the decoder: Mimi's codes of a frame beside the text of the frame before.
-
-    Args:
-        model: the base.
-        audio: (batch, 1, samples), the bits of fp32, of a batch that is being transcribed; None: it comes
-            with each pass.
-    """
-
-    def __init__(self, model: Any, audio: Tensor | None = None) -> None:
-        self._model = model
-        self._audio = audio
-        self._codes: Tensor | None = None
-
-    def __call__(self, module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        audio = kwargs.pop("audio", self._audio)
-        if audio is None:
-            return args, kwargs  # codes are given beside the text
-        if self._audio is None or self._codes is None:
-            self._codes = self._encoded(audio)
-        codes = self._codes
-        ids: Tensor = kwargs["input_ids"]
-        positions = kwargs.get("position_ids")
-        at = torch.arange(ids.shape[1], device=ids.device) if positions is None else positions[0]
-        # A rank that waits for others goes on past its audio.
-        beside = codes[:, (at - 1).clamp(0, codes.shape[1] - 1)]
-        beside = beside.masked_fill((at == 0)[:, None], self._model.config.audio_bos_token_id)
-        return args, {**kwargs, "input_ids": torch.cat([ids[..., None], beside], 2)}
-
-    @torch.no_grad()
-    def _encoded(self, audio: Tensor) -> Tensor:
-        """(batch, frames, codebooks)"""
-        codec = self._model.codec_model
-        wave = audio.view(torch.float32).to(next(codec.parameters()).dtype)
-        return codec.encode(wave).audio_codes.transpose(1, 2)
+    def first_frame(self, start: float, end: float) -> int:
+        return int((start + self.later_s) * FRAMES_PER_S)

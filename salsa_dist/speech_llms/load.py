@@ -43,6 +43,7 @@ from salsa_dist.speech_llms import (
     seq2seq,
     vibevoice_asr,
     voxtral,
+    voxtral_realtime,
     whisper,
 )
 from salsa_dist.speech_llms import quantization as quantizing
@@ -77,6 +78,7 @@ _FAMILIES: tuple[type[Family], ...] = (
     seamless_m4t.SeamlessM4T,
     ctc.Ctc,
     kyutai.Kyutai,
+    voxtral_realtime.VoxtralRealtime,
 )
 FAMILIES = {model_type: family for family in _FAMILIES for model_type in family.MODEL_TYPES}
 

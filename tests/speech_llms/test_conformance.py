@@ -363,7 +363,7 @@ def test_a_clip_without_speech_has_the_end_as_its_only_label(base: SpeechLLM, fa
     batch = base.family.training_batch([clips(base)[1], silent])
     if family in FRAMES:
         own = int(batch.label_positions.sum(1)[1])
-        assert batch.labels[-own:].tolist() == [base.family.words.padding] * own
+        assert batch.labels[-own:].tolist() == [base.family.padding] * own
         return
     assert batch.label_positions.sum(1)[1] == 1
     stop = base.model.generation_config.eos_token_id
