@@ -13,6 +13,7 @@ import pytest
 import torch
 from tiny_ctc import CTC, OMNIASR
 from tiny_families import FAMILIES, MORE
+from tiny_frames import FRAMES
 from tiny_gemma import GEMMA
 from tiny_models import EVERY_MODEL, MODELS
 from tiny_nemotron import NEMOTRON
@@ -24,11 +25,12 @@ from salsa_dist.steering.blocks import layer_of
 
 torch.set_num_threads(1)
 
-EVERY_FAMILY = FAMILIES | MORE | GEMMA | PHI4 | NEMOTRON | OMNIASR | SEQ2SEQ | CTC
+EVERY_FAMILY = FAMILIES | MORE | GEMMA | PHI4 | NEMOTRON | OMNIASR | SEQ2SEQ | CTC | FRAMES
 
 ROWS = {
     **dict.fromkeys(("whisper", "qwen2_audio", "granite_speech", "granite_speech_plus"), "sample"),
     **dict.fromkeys(("fun_asr_nano", *GEMMA, *PHI4, *NEMOTRON, *OMNIASR, *SEQ2SEQ), "sample"),
+    "voxtral_realtime": "sample",
     **dict.fromkeys(("qwen3_asr", "qwen2_5_omni", "qwen3_omni"), "token"),
     **dict.fromkeys(CTC, "sample"),
     "voxtral": "chunk",
@@ -97,7 +99,7 @@ def test_a_complete_checkpoint_of_each_family_is_inspected(
     assert tree["dropped"] == []
     assert tree["lacks"] == ""
     rows = {s["component"]: s["rows"] for s in tree["sites"]}
-    encoder = {} if name == "vibevoice_asr" else {"encoder": ROWS[name]}
+    encoder = {} if name in ("vibevoice_asr", "kyutai") else {"encoder": ROWS[name]}
     assert rows == encoder | ({} if name in CTC else {"llm": "sample"})
 
 
