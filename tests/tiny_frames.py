@@ -1,4 +1,4 @@
-"""Complete tiny checkpoints of bases that write a token per frame of 80 ms, in their publishers' files."""
+"""Complete tiny checkpoints of bases that write a token per frame, in their publishers' files."""
 
 from __future__ import annotations
 

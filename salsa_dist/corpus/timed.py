@@ -1,6 +1,6 @@
 """New shards with word times: `salsa-dist shards align`.
 
-    LANGUAGE/SPLIT-000000.tar ──times_of──► the same samples, "words": [[word, start, end], …] in their JSON
+    LANGUAGE/SPLIT-000000.tar ──times_of──► the same, "words": [[word, start, end], …] in their JSON
 
 Audio is copied byte by byte. Samples that have word times keep them.
 """

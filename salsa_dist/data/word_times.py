@@ -1,6 +1,6 @@
 """Word times of a sample: "words" in its JSON, `[[word, start, end], …]` in seconds.
 
-    facts ──words_of──► ((word, start, end), …), or None: others' tars may have a "words" of another kind
+facts ──words_of──► ((word, start, end), …), or None: others' tars may have a "words" of another kind
 """
 
 from __future__ import annotations
@@ -36,4 +36,6 @@ def _is_word(own: Any) -> bool:
     if not isinstance(own, list) or len(own) != 3 or not isinstance(own[0], str):
         return False
     times = own[1:]
-    return all(type(t) in (int, float) and math.isfinite(t) for t in times) and 0 <= times[0] <= times[1]
+    return (
+        all(type(t) in (int, float) and math.isfinite(t) for t in times) and 0 <= times[0] <= times[1]
+    )

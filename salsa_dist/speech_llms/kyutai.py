@@ -4,14 +4,13 @@
     text    <bos> P   P   W   ▁no ch  P  …
     label   P     P   W   ▁no ch  P   P  …      the text `audio_delay_seconds` behind the audio
 
-The layout is that of kyutai-labs/moshi-finetune, `finetune/data/interleaver.py`: 12.5 frames per second,
-padding 3, mark 0 before a word, pieces from the frame of its start, padding and marks at weight 0.5
-(`text_padding_weight`). Ours: what finds no frame is written later (its `keep_and_shift`), and the
-frames before the delay are labelled as padding, which a transcription starts with.
+The layout is that of kyutai-labs/moshi-finetune, `finetune/data/interleaver.py`: 12.5 frames per
+second, padding 3, mark 0 before a word, pieces from the frame of its start. Silence and delay come on
+top (`scripts/stt_from_file_pytorch.py` of kyutai-labs/delayed-streams-modeling). Ours: what finds no
+frame is written later (its `keep_and_shift`), and the frames before the delay are labels, padding.
 
-Steered in the LLM alone: codes are discrete, no gradient passes them. Mimi runs without gradients inside
-the decoder's forward pass, on the whole clip, and so does `generate`. A clip, its silence and its
-delay fit the decoder's context (`sliding_window`): transformers has no sliding mask in training.
+Steered in the LLM alone: codes are discrete, no gradient passes them. A clip, its silence and its delay
+fit the decoder's context (`sliding_window`): transformers has no sliding mask in training.
 """
 
 from __future__ import annotations
@@ -65,7 +64,7 @@ class Kyutai(FrameFamily):
 
     def fit(self, model: Any) -> None:
         """Have the decoder read audio beside its text, in place."""
-        model.model.register_forward_pre_hook(AudioBeside(model), with_kwargs=True)
+        AudioBeside(model).attached()
         # Else transformers looks for audio before the first pass, to encode all of it.
         model.generation_config.audio_window_size = 1
 
@@ -99,24 +98,18 @@ class Kyutai(FrameFamily):
         batch = batch.on(model)
         frames = batch.options["frames"]
         audio = batch.inputs["audio"]
-        reading = AudioBeside(model, audio)
-        hook = model.model.register_forward_pre_hook(reading, with_kwargs=True, prepend=True)
-        try:
+        options = {key: value for key, value in batch.options.items() if key != "frames"}
+        bos = torch.full((len(audio), 1), self.bos, device=audio.device)
+        with AudioBeside(model, audio).attached():
             ids = decode_greedily(
                 model,
-                {
-                    "input_ids": torch.full((len(audio), 1), self.bos, device=audio.device),
-                    **{k: v for k, v in batch.options.items() if k != "frames"},
-                },
+                {"input_ids": bos, **options},
                 max_new_tokens=max(frames),
                 synced=synced,
                 stop=None,
                 pad=self.padding,
-                # The model's own encodes audio between passes, which ranks that share weights can't.
-                loop=partial(GenerationMixin.generate, model),
+                loop=partial(GenerationMixin.generate, model),  # see mimi_codes.py
             )
-        finally:
-            hook.remove()
         return self.transcripts(ids[:, 1:].tolist(), frames, max_new_tokens)
 
     def pieces(self, word: str) -> list[int]:

@@ -1,7 +1,7 @@
 """Mimi's codes beside the text that Kyutai STT reads.
 
     audio (batch, 1, samples) ── Mimi ──► a0 a1 a2 …
-    text  (batch, frames)     ──────────► [<bos>, <bos>], [t0, a0], [t1, a1] …   (batch, frames, 1 + codes)
+    text  (batch, frames)     ──────────► [<bos>, <bos>], [t0, a0] …   (batch, frames, 1 + codes)
 
 transformers has its `generate` encode audio between the passes of the model, frame by frame. Ranks that
 share weights must all run the same modules, and codes of single frames are not quite those of the whole
@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 
 class AudioBeside:
@@ -21,14 +22,22 @@ class AudioBeside:
 
     Args:
         model: the base.
-        audio: (batch, 1, samples), the bits of fp32, of a batch that is being transcribed; None: it comes
-            with each pass.
+        audio: (batch, 1, samples), the bits of fp32, of a batch that is being transcribed; None: it
+            comes with each pass.
     """
 
     def __init__(self, model: Any, audio: Tensor | None = None) -> None:
         self._model = model
         self._audio = audio
         self._codes: Tensor | None = None
+
+    def attached(self) -> RemovableHandle:
+        """Put the hook before others on the decoder; what is returned takes it off."""
+        decoder = self._model.model
+        handle: RemovableHandle = decoder.register_forward_pre_hook(
+            self, with_kwargs=True, prepend=True
+        )
+        return handle
 
     def __call__(self, module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         audio = kwargs.pop("audio", self._audio)

@@ -7,9 +7,9 @@
 Element of an encoder layer's output: one clip. The prompt is that of Mistral's tokenizer, silence and
 delay included; it names no language. P is `[STREAMING_PAD]`, W `[STREAMING_WORD]` of mistral-common.
 
-The authors (arXiv 2602.11298) train on aligned words, on which they publish no code. The layout here
-is what public users of the weights measured: the first frame behind the prompt is the clip's first, the
-mark stands in the frame in which a word ends, its pieces follow, with a space before them. Ours: padding
+The authors (arXiv 2602.11298) publish no code for the alignment of words. The layout here is what users
+of the weights measured in public: the first frame behind the prompt is the clip's first, the mark
+stands in the frame in which a word ends, its pieces follow, with a space before them. Ours: padding
 and marks weigh half, as Kyutai's do, and no `</s>` is learned.
 """
 

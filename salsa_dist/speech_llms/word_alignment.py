@@ -4,7 +4,7 @@
     words        ╰──── kon ────╯              ╰─ vuk ─╯
 
 The path is the most likely one of all alignments of CTC (Graves et al. 2006), found by Viterbi. It is
-ours because torchaudio's `forced_align` lies in its compiled part, which a torch of another build lacks.
+ours because torchaudio's `forced_align` is compiled, and does not run beside a torch of another build.
 """
 
 from __future__ import annotations

@@ -35,8 +35,8 @@ _PADDING_WEIGHT = 0.5
 def untimed(what: str) -> UserError:
     """The error about `what`, which has no word times."""
     return UserError(
-        f"{what} has no word times, and this base learns when each word is said: 'salsa-dist shards align "
-        "SHARDS OUT --base CTC_BASE' makes shards that have them"
+        f"{what} has no word times, and this base learns when each word is said: 'salsa-dist shards "
+        "align SHARDS OUT --base CTC_BASE' makes shards that have them"
     )
 
 
@@ -88,8 +88,8 @@ class FrameFamily(ClipByClip):
         if waiting or words:
             last = words[-1][0] if words else self.tokenizer.decode(list(waiting))
             raise UserError(
-                f"clip {clip.key}: the end of its text, {last[:40]!r}, finds no frame of 80 ms: check its "
-                "word times, or remove it from the shards"
+                f"clip {clip.key}: the end of its text, {last[:40]!r}, finds no frame of 80 ms: check "
+                "its word times, or remove it from the shards"
             )
         return found
 
@@ -135,7 +135,7 @@ class FrameFamily(ClipByClip):
         own = self.pieces(word)
         if {self.padding, self.mark, *self.tokenizer.all_special_ids} & set(own):
             raise UserError(
-                f"clip {clip.key}: its word {word[:40]!r} holds a control token of this base: remove it "
-                "from the shards"
+                f"clip {clip.key}: its word {word[:40]!r} holds a control token of this base: remove "
+                "it from the shards"
             )
         return own

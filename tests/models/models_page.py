@@ -46,8 +46,8 @@ audio is left out. Only Whisper and Qwen2-Audio accept solved examples (in-conte
 
 Kyutai and Voxtral-Realtime write a token for every 80 ms of audio, words at the time when they are said
 and padding between them. They learn from shards with word times, which `salsa-dist shards align` makes.
-Kyutai has LLM sites alone: it reads discrete codes of the audio, which no gradient passes. Its clips are
-as short as its decoder's context lets them be. Neither takes an instruction, a language or solved
+Kyutai has LLM sites alone: it reads discrete codes of the audio, which no gradient passes. A clip of it
+fits its decoder's context, with silence and delay. Neither takes an instruction, a language or solved
 examples.
 
 Not whole, and why: transducers (RNN-T, TDT) have another loss. For the others, no family was written

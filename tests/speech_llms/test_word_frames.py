@@ -86,11 +86,15 @@ def test_shards_without_times_are_refused_at_once(
     folder: Path, base: SpeechLLM, tiny_shards: Path, tmp_path: Path
 ) -> None:
     config = load_config(make_config(tmp_path, folder, tiny_shards))
-    with pytest.raises(UserError, match=r"^bg/train-.*: sample bg/train-.* has no word times, and this"):
+    with pytest.raises(
+        UserError, match=r"^bg/train-.*: sample bg/train-.* has no word times, and this"
+    ):
         make_batches(config, ShardIndex.load(tiny_shards), base, ALONE)
 
 
-def test_the_audio_is_what_the_processor_makes_of_it(base: SpeechLLM, family: str, folder: Path) -> None:
+def test_the_audio_is_what_the_processor_makes_of_it(
+    base: SpeechLLM, family: str, folder: Path
+) -> None:
     own: Any = base.family
     clip = clips(base)[1]
     if family == "kyutai":
@@ -116,9 +120,7 @@ def test_the_audio_is_what_the_processor_makes_of_it(base: SpeechLLM, family: st
     assert own.delay == wanted["num_delay_tokens"]
 
 
-def test_adapters_share_clips_and_kept_prefixes(
-    base: SpeechLLM, family: str, tmp_path: Path
-) -> None:
+def test_adapters_share_clips_and_kept_prefixes(base: SpeechLLM, family: str, tmp_path: Path) -> None:
     bank = random_bank(base, ["salsa", "add"])
     distinct = clips(base)[:2]
     taken = [replace(clip, row=row) for row in (0, 1) for clip in distinct]
