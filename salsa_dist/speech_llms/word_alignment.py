@@ -69,12 +69,11 @@ class WordTimes:
         found: list[Word] = []
         for i, word in enumerate(words):
             frames = np.flatnonzero(np.isin(path, [j for j, own in enumerate(word_of) if own == i]))
-            end = found[-1][2] if found else 0.0
+            start = end = found[-1][2] if found else 0.0
             if len(frames):
-                times = (int(frames[0]) * frame_s, (int(frames[-1]) + 1) * frame_s)
-            else:
-                times = (end, end)
-            found.append((word, *(round(min(t, clip.seconds), 3) for t in times)))
+                start, end = int(frames[0]) * frame_s, (int(frames[-1]) + 1) * frame_s
+            start, end = (round(min(t, clip.seconds), 3) for t in (start, end))
+            found.append((word, start, end))
         return tuple(found)
 
     def _tokens(self, clip: Clip, words: list[str]) -> tuple[list[int], list[int]]:
