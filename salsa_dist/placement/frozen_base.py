@@ -104,8 +104,7 @@ class FrozenBase:
         batch = batch.to(self.ranks.device, self.dtype)
         assert batch.marked is not None
         with ExitStack() as stack:
-            # Without encoder sites there is no prefix: each sample has its clip's audio.
-            if batch.shared is not None and self.shared.sites:
+            if batch.shared is not None:
                 if self.zero is not None:
                     stack.enter_context(self.zero.one_pass())
                 kept = self._kept

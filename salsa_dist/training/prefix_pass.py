@@ -52,8 +52,8 @@ def keep_prefix(
         raise UserError("training.prefix_cache needs training.share_prefix: true")
     if not base.shared.sites:
         raise UserError(
-            "training.prefix_cache stores an encoder layer's output, and this base has no encoder "
-            "sites: set it to off"
+            f"training.prefix_cache stores the output of the encoder's unsteered layers, and base "
+            f"{config.base.name} has no encoder sites: set it to off"
         )
     wanted = {entry.key: (shard, entry) for shard, entry in needed}
     silence = silent_clip(family.languages[0])
