@@ -28,14 +28,14 @@ from salsa_dist.speech_llms.word_alignment import WordTimes, likeliest
 
 def test_the_alignment_is_the_likeliest_of_all() -> None:
     rng = np.random.default_rng(0)
-    for labels in ([1, 2, 2], [3], [], [1, 1], [2, 3, 1]):
-        scores = np.log(rng.dirichlet(np.ones(4), size=6)).astype(np.float32)
+    for labels in 8 * ([1, 2, 2], [3], [], [1, 1], [2, 3, 1]):
+        scores = np.log(rng.dirichlet(np.ones(4), size=4)).astype(np.float32)
         found = likeliest(scores, labels, blank=0)
 
         def written(path: tuple[int, ...]) -> list[int]:
             return [token for token, _ in itertools.groupby(path) if token]
 
-        paths = [p for p in itertools.product(range(4), repeat=6) if written(p) == labels]
+        paths = [p for p in itertools.product(range(4), repeat=4) if written(p) == labels]
         said = [sum(scores[t, token] for t, token in enumerate(path)) for path in paths]
         best = paths[int(np.argmax(said))]
         assert [0 if i < 0 else labels[i] for i in found] == list(best)

@@ -23,7 +23,6 @@ from salsa_dist.placement.kept_prefix import KeptPrefix, Known, without_audio
 from salsa_dist.speech_llms.load import SpeechLLM, load_speech_llm
 from salsa_dist.training.from_config import make_batches
 from salsa_dist.training.loss import label_weights, token_losses
-from salsa_dist.training.prefix_pass import keep_prefix
 
 torch.set_num_threads(1)
 
@@ -120,7 +119,9 @@ def test_the_audio_is_what_the_processor_makes_of_it(
     assert own.delay == wanted["num_delay_tokens"]
 
 
-def test_adapters_share_clips_and_kept_prefixes(base: SpeechLLM, family: str, tmp_path: Path) -> None:
+def test_adapters_share_clips_and_kept_prefixes(base: SpeechLLM, family: str) -> None:
+    if family == "kyutai":
+        pytest.skip("without encoder sites there is nothing to share")
     bank = random_bank(base, ["salsa", "add"])
     distinct = clips(base)[:2]
     taken = [replace(clip, row=row) for row in (0, 1) for clip in distinct]
@@ -128,12 +129,6 @@ def test_adapters_share_clips_and_kept_prefixes(base: SpeechLLM, family: str, tm
         wanted = token_losses(frozen, base.family.training_batch(taken))
         found = token_losses(frozen, base.family.shared_batch(taken, distinct))
         assert apart(found, wanted) < 1e-6
-        if family == "kyutai":
-            cached = {"steps": 1, "prefix_cache": "memory"}
-            config = load_config(make_config(tmp_path, tmp_path, tmp_path, training=cached))
-            with pytest.raises(UserError, match="this base has no encoder sites: set it to off"):
-                keep_prefix(config, frozen, "", "", [], lambda: None)
-            return
         kept = KeptPrefix(None)
         for clip, hidden in zip(distinct, frozen.prefix_of(distinct), strict=True):
             kept.put(clip.key, Known.of(clip), hidden)
