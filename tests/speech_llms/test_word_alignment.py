@@ -17,10 +17,13 @@ from tiny_ctc import CTC
 
 from salsa_dist import cli
 from salsa_dist.corpus.writer import Sample, ShardWriter
+from salsa_dist.data.augment import Augment
 from salsa_dist.data.clip import Clip
 from salsa_dist.data.index import ShardIndex
 from salsa_dist.data.joining import PAUSE_S, joined
-from salsa_dist.data.reading import first_clips
+from salsa_dist.data.reading import ClipReader, first_clips
+from salsa_dist.data.sampling import AdapterPlan
+from salsa_dist.data.subset import training_shards
 from salsa_dist.errors import UserError
 from salsa_dist.speech_llms.load import load_speech_llm
 from salsa_dist.speech_llms.word_alignment import WordTimes, likeliest
@@ -122,6 +125,13 @@ def test_shards_get_word_times(
     assert two[2][0] == "kon"
     assert two[2][1:] == pytest.approx((a + 0.5 + PAUSE_S, b + 0.5 + PAUSE_S))
     assert joined([clip, replace(clip, words=None)]).words is None
+    # So does a clip that is said at half the speed.
+    plan = AdapterPlan(training_shards(index, ("bg",), None, 0), 2, 1, 0, 30.0)
+    reader = ClipReader(index.folder, plan, 1, 0, 1, 30.0, Augment(speed=(0.5, 0.5)))
+    slow = next(own for own, _ in reader.step(0).clips if own.key == clip.key)
+    assert slow.words is not None
+    assert [w[0] for w in slow.words] == ["kon", "ptica"]
+    assert np.array([w[1:] for w in slow.words]) == pytest.approx(2 * np.array([(a, b), (c, d)]), 1e-3)
 
 
 def test_what_is_no_base_for_times(tiny_base: Path) -> None:
