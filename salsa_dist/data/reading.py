@@ -25,6 +25,7 @@ from salsa_dist.data.patience import Waited
 from salsa_dist.data.sampling import LANES, POOL_STEPS, AdapterPlan, Sample, of_rank, pool_of, steps_of
 from salsa_dist.data.shard_cache import cache_of
 from salsa_dist.data.shards import BadSample, Bytes, read_ranges, read_sample
+from salsa_dist.data.word_times import moved, words_of
 from salsa_dist.places import Folder, Remote
 
 ATTEMPTS = 16  # replacements tried for one sample
@@ -76,7 +77,8 @@ def read_clip(folder: Folder, shard: Shard, entry: Entry, row: int = -1) -> Clip
 def clip_of(key: str, audio: Audio, facts: Mapping[str, Any], language: str, row: int = -1) -> Clip:
     """What `read_sample` gave, as a clip."""
     text, weight = str(facts["text"]), float(facts.get("loss_weight", 1.0))
-    return Clip(key, audio, text, language, row, facts, speech=bool(text.strip()), weight=weight)
+    speech = bool(text.strip())
+    return Clip(key, audio, text, language, row, facts, speech, weight, words_of(facts))
 
 
 def read_samples(
@@ -187,7 +189,8 @@ class ClipReader:
             return None
         if self.augment is not None:
             changed = self.augment(audio, self.plan.seed, clip.key, sample.epoch, self.max_seconds)
-            clip = replace(clip, audio=changed)
+            words = clip.words and moved(clip.words, longer=len(changed) / max(1, len(audio)))
+            clip = replace(clip, audio=changed, words=words)
         return clip, sample
 
     def _bytes(self, t: int, sample: Sample) -> Bytes | BadSample:
