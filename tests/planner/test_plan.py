@@ -217,6 +217,11 @@ def test_memory_is_for_the_long_clips_of_the_run(
     assert activation_bytes(shape, long, 4) == activation_bytes(shape, whole, 4)
     assert activation_bytes(shape, long, 4) > activation_bytes(shape, short, 4)
     assert flops(shape, long) == flops(shape, short)
+    # What is said in three times as long a clip has logits too.
+    silent = dataclasses.replace(long, labels=0, text_tokens=0)
+    logits = 4 * 3 * 4 * (3 * short.labels) * shape.vocabulary
+    assert short.clip_s == 10.0
+    assert activation_bytes(shape, long, 4) >= activation_bytes(shape, silent, 4) + logits
     assert work_of(config, shape, long_s=25.0).long_s == 2.0  # no longer than the window
 
 

@@ -5,6 +5,7 @@ import multiprocessing
 from dataclasses import replace
 from multiprocessing import forkserver
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from salsa_dist.errors import UserError
 from salsa_dist.speech_llms.batch import AdapterBatch
 from salsa_dist.speech_llms.load import SpeechLLM, load_speech_llm
 from salsa_dist.training.batches import AdapterClips, StepBatches, StepShare
+from salsa_dist.training.opening import _tell_clips
 from salsa_dist.training.workers import ReadAhead
 
 
@@ -165,6 +167,22 @@ def test_more_ranks_than_readers_share_their_clips(
         sizes = sorted(len(own) for own in shared)
         adapters = 2 if step < 2 else 1
         assert sizes[-1] - sizes[0] <= adapters, "a rank has much more to do than another"
+
+
+def test_a_step_with_fewer_clips_than_ranks_is_said(llm: SpeechLLM, tiny_shards: Path) -> None:
+    mine = batches(llm, tiny_shards, 0, 32, clips=16)
+    assert [mine.idle(step) for step in range(4)] == [0, 0, 16, 16]  # from step 2 on, one adapter
+    said: list[str] = []
+    session: Any = SimpleNamespace(
+        ranks=SimpleNamespace(world_size=32),
+        events=SimpleNamespace(write=lambda *_, **__: None),
+        say=said.append,
+    )
+    for first in (0, 3):
+        _tell_clips(session, ["bg", "el"], mine, first)
+    assert said == [
+        "step 4 has clips for 16 of 32 ranks, the others wait: more clips per step cost no more time"
+    ]
 
 
 def test_workers_read_what_a_rank_of_many_needs(llm: SpeechLLM, tiny_shards: Path) -> None:
