@@ -107,6 +107,7 @@ class ClipReader:
         rank, world_size: whose share.
         max_seconds: of the longest clip that is used: the training window.
         augment: what is done to the clips; None: nothing.
+        turn: of its draw among those of the run; see `dealt`.
     """
 
     def __init__(
@@ -118,6 +119,7 @@ class ClipReader:
         world_size: int,
         max_seconds: float,
         augment: Augment | None = None,
+        turn: int = 0,
     ) -> None:
         self.folder = folder
         self.plan = plan
@@ -126,13 +128,14 @@ class ClipReader:
         self.world_size = world_size
         self.max_seconds = max_seconds
         self.augment = augment
+        self.turn = turn
         self._held: dict[int, dict[int, Bytes | BadSample]] = {}
         self._ahead = _Ahead()
         self._waited = Waited()  # of the last step
 
     def step(self, t: int) -> StepClips:
         """The clips of step `t` that are this rank's."""
-        own = of_rank(self.plan, t, self.rank, self.world_size)
+        own = of_rank(self.plan, t, self.rank, self.world_size, self.turn)
         self._waited = Waited()
         if isinstance(self.folder, Remote):
             self._fetch_ahead(self.folder, t)
@@ -231,7 +234,7 @@ class ClipReader:
         by_shard: dict[str, tuple[Shard, list[Sample]]] = {}
         for t in steps_of(pool):
             if (t - first) % workers == 0 and first <= t < self.steps:
-                for sample in of_rank(self.plan, t, self.rank, self.world_size):
+                for sample in of_rank(self.plan, t, self.rank, self.world_size, self.turn):
                     by_shard.setdefault(sample.shard.path, (sample.shard, []))[1].append(sample)
         return [by_shard[path] for path in sorted(by_shard)]
 

@@ -64,6 +64,13 @@ class TrainingConfig(Section):
         "cosine of at least 0.99 between gradients and the whole window's, on its first clips, else 1. "
         "1 keeps all",
     )
+    silence_ends_s: Vectors[float | None] = Field(
+        None,
+        ge=0,
+        description="seconds at each end of the trailing padding of which all positions are kept where "
+        "it is thinned; null: a sixtieth of the window with silence_stride auto, 0 with a number, as "
+        "in release 0.1",
+    )
     micro_batch: Neither[Literal["auto"] | Annotated[int, Field(ge=1)]] = Field(
         16,
         description="audio windows per forward pass on one rank; halved if the device is out of "
