@@ -16,7 +16,6 @@ IN_TRAINING = (
 IN_EVALUATION = (
     "set evaluation.batch lower, or share the base among more ranks (evaluation.placement.kind)"
 )
-
 IN_TRANSCRIBING = (
     "take fewer pieces in a pass (--batch), a GPU with more memory (--device), or --dtype bfloat16"
 )
