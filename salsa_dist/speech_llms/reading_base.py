@@ -48,7 +48,9 @@ def reading_base(name: str, what: str = "can't be loaded", advice: str = CHECKPO
     except (*_FILES, *_FILES_OR_BUGS) as e:
         if isinstance(e, _FILES_OR_BUGS) and raised_by_us(e):
             raise
-        raise UserError(f"base {name} {what}: {reason_of(e)} {advice}".rstrip()) from e
+        reason = reason_of(e)
+        stop = "." if advice and reason[-1] not in ".…?!" else ""
+        raise UserError(f"base {name} {what}: {reason}{stop} {advice}".rstrip()) from e
 
 
 def reason_of(error: BaseException) -> str:
