@@ -24,9 +24,10 @@ from typing import Any
 import torch
 from report_file import machine, write_report
 
-from salsa_dist import train
+from salsa_dist import load_speech_llm, train
 from salsa_dist.config import Config, parse_config
 from salsa_dist.run import events
+from salsa_dist.steering.sites import find_layers
 
 CACHE = Path("~/.cache/salsa-dist").expanduser()
 RATES = (0.01, 0.015, 0.02, 0.03, 0.045, 0.05, 0.06, 0.09)
@@ -100,15 +101,16 @@ def main() -> None:
     rows = []
     if options.tiny:
         sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+        from every_family import EVERY_FAMILY
         from tiny import make_shards
-        from tiny_families import FAMILIES
 
         with tempfile.TemporaryDirectory() as scratch:
             shards = make_shards(Path(scratch) / "shards", train=96, held_out=24)
-            for name, make in FAMILIES.items():
+            for name, make in EVERY_FAMILY.items():
                 base = make(Path(scratch) / name)
                 data = {"clips_per_step": 8, "readers": 2}
-                more = {"data": data, "training": training}
+                sites = "+".join(find_layers(load_speech_llm(base).model))
+                more = {"data": data, "steering": {"sites": sites}, "training": training}
                 rows += rows_of(
                     Path(scratch) / f"run-{name}", base, shards, ["bg"], options.rates, more
                 )

@@ -84,7 +84,7 @@ def base_facts(config: Config) -> BaseFacts:
         layers=layer_counts(lists),
         layer_parameters=one,
         width=min(widths, default=0),
-        shares=config.training.share_prefix,
+        shares=config.training.share_prefix and "encoder" in lists,
         encoder_tokens=_FRAMES_PER_S * window_s,
         kept_tokens=_FRAMES_PER_S * kept_s,
         decoded_tokens=_FRAMES_PER_S * (base.window_s or 30.0),

@@ -179,9 +179,12 @@ class Plan:
         return f", {clips:,} clips to decode in {seconds:,.0f} s"
 
     def _sharing(self) -> str:
-        if not self.facts.shares:
-            return "clips are not shared: training.share_prefix is false"
         config = self.sweep.config
+        if not self.facts.shares:
+            why = "the base has no encoder sites"
+            if not config.training.share_prefix:
+                why = "training.share_prefix is false"
+            return f"clips are not shared: {why}"
         if config.data.join_clips > 1 or config.training.silence_stride != 1:
             return (
                 "a prefix can't be kept: data.join_clips and training.silence_stride make other windows"

@@ -82,7 +82,7 @@ class DevClips:
             clips = self._clips(mine[start : start + size]) or [silent_clip(self.languages[0][0])]
             family = base.family
             # What is trained inside the encoder's layers leaves nothing below it to share.
-            shares = self.share and config.training.share_prefix
+            shares = self.share and config.training.share_prefix and bool(base.shared.sites)
             if shares and config.method.steers and config.method.learns:
                 distinct = list({clip.key: clip for clip in clips}.values())
                 batch = family.shared_batch(clips, distinct, kept=self._known is not None)

@@ -113,7 +113,10 @@ def make_batches(config: Config, index: ShardIndex, speech_llm: SpeechLLM, ranks
         ranks.rank,
         ranks.world_size,
         config.training.clips_per_pass,
-        # Methods that train weights inside the encoder have no unsteered prefix to share.
-        share=config.training.share_prefix and config.method.steers,
+        # There is no unsteered prefix where a method trains weights inside the encoder, nor in a base
+        # without encoder layers.
+        share=config.training.share_prefix
+        and config.method.steers
+        and "encoder" in speech_llm.layer_lists,
         pass_seconds=config.training.pass_seconds,
     )

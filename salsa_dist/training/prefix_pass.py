@@ -50,6 +50,11 @@ def keep_prefix(
         raise UserError("training.prefix_cache stores clips as they are: turn data.augment off")
     if not training.share_prefix:
         raise UserError("training.prefix_cache needs training.share_prefix: true")
+    if not base.shared.sites:
+        raise UserError(
+            f"training.prefix_cache stores the output of the encoder's unsteered layers, and base "
+            f"{config.base.name} has no encoder sites: set it to off"
+        )
     wanted = {entry.key: (shard, entry) for shard, entry in needed}
     silence = silent_clip(family.languages[0])
     moved()

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from every_family import EVERY_FAMILY
 from tiny_ctc import CTC, OMNIASR
-from tiny_families import FAMILIES, MORE
 from tiny_gemma import GEMMA
 from tiny_models import EVERY_MODEL, MODELS
 from tiny_nemotron import NEMOTRON
@@ -23,8 +23,6 @@ from salsa_dist import UserError, cli, load_speech_llm
 from salsa_dist.steering.blocks import layer_of
 
 torch.set_num_threads(1)
-
-EVERY_FAMILY = FAMILIES | MORE | GEMMA | PHI4 | NEMOTRON | OMNIASR | SEQ2SEQ | CTC
 
 ROWS = {
     **dict.fromkeys(("whisper", "qwen2_audio", "granite_speech", "granite_speech_plus"), "sample"),

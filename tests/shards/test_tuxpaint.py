@@ -107,9 +107,18 @@ def test_english_is_the_first_line(source: Path) -> None:
 def test_languages_that_are_not_there(source: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no clips in xx; it has bg \(46\), en \(1\)"):
         build("tuxpaint", source, tmp_path / "out", Ask(languages=("xx",)))
-    with pytest.raises(UserError, match="too few"):
-        build("tuxpaint", source, tmp_path / "out", Ask(languages=("bg",)))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_language_with_few_clips(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = few(source, tmp_path / "out")
+    assert {shard.split for shard in index.shards} == {"test"}
+    monkeypatch.setattr(RECIPE, "TEST_CLIPS", 20)
+    with pytest.raises(UserError, match="in bg are too few: test and dev take 80"):
+        few(source, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.usefixtures("few_held_out")
