@@ -53,11 +53,12 @@ def known_config(name: str, files: tuple[str, str | None], **options: Any) -> An
     )
 
 
-def advice(written_by: object) -> str:
+def advice(written_by: object, otherwise: str = CHECKPOINT) -> str:
     """What to do about a base that can't be read.
 
     Args:
         written_by: `transformers_version` of its config.json.
+        otherwise: the advice where that is no newer than ours.
     """
     ours = version_of("transformers")
     try:
@@ -65,7 +66,7 @@ def advice(written_by: object) -> str:
     except InvalidVersion:
         newer = False
     if not newer:
-        return CHECKPOINT
+        return otherwise
     return (
         f"Its config.json was written by transformers {written_by}, and {ours} is installed: install "
         "that release, or name another base."

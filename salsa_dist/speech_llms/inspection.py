@@ -215,7 +215,7 @@ def _load(name: str, revision: str | None, model_class: Any, written_by: object)
 
 def _empty(config: Any, model_class: Any, name: str) -> nn.Module:
     """The model without weights."""
-    with reading_base(name, *NO_MODEL):
+    with reading_base(name, NO_MODEL, advice(getattr(config, "transformers_version", None), "")):
         model: nn.Module = without_weights(model_class, config)
     return model
 

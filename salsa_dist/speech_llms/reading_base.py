@@ -23,7 +23,7 @@ CHECKPOINT = (
     "Name a folder with a Hugging Face checkpoint (config.json, *.safetensors, processor files) or a "
     "hub name."
 )
-NO_MODEL = ("has a config that no model can be built from", "")  # for `reading_base`
+NO_MODEL = "has a config that no model can be built from"
 _FILES = (OSError, ValueError, SafetensorError, StrictDataclassError)
 _FILES_OR_BUGS = (AttributeError, KeyError, TypeError, RuntimeError, ImportError)
 _LONGEST = 240

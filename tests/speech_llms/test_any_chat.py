@@ -19,6 +19,7 @@ from tiny_families import FAMILIES
 from tiny_nemotron import NEMOTRON
 
 from salsa_dist.errors import UserError
+from salsa_dist.planner.base_shape import read_shape
 from salsa_dist.speech_llms.any_chat import AnyChat
 from salsa_dist.speech_llms.inspection import inspect_base
 from salsa_dist.speech_llms.load import SpeechLLM, load_speech_llm
@@ -185,6 +186,21 @@ def test_files_that_do_not_belong_together(
         load_speech_llm(folder)
     assert "\n" not in str(error.value)
     assert len(loaded) <= 1
+
+
+@pytest.mark.parametrize("written_by", ["99.1.0", "4.40.0"])
+def test_a_plan_of_a_config_of_a_newer_release(
+    base: SpeechLLM, tmp_path: Path, written_by: str
+) -> None:
+    folder = changed(tmp_path / "base", base, lambda _: None)
+    text = json.loads((folder / "config.json").read_text())["text_config"] | {
+        "hidden_act": "act_of_2028"
+    }
+    edit("config.json", text_config=text, transformers_version=written_by)(folder)
+    with pytest.raises(UserError, match=r"no model can be built from: 'act_of_2028'") as error:
+        read_shape(folder)
+    said = f"written by transformers {written_by}, " in str(error.value)
+    assert said == (written_by == "99.1.0")
 
 
 def test_features_that_a_model_does_not_take() -> None:
