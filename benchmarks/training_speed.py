@@ -7,14 +7,15 @@ Every way takes the same batches of clips forward and backward and makes an opti
 order in each round, after one round that is not counted. The Trainer's own step is taken
 (`training_step`, AdamW), with features made in each round as in ours; LoRA has r = 8 on q and v of all
 layers. SALSA has vectors at all layers or at the late half of the encoder, on the whole window and with
-`training.silence_stride` 2, 4, 8, 16. The cosine is between the gradient of its vectors and that on the
-whole window, clip by clip, as training begins: its median, and the worst.
+`training.silence_stride` 2, 4, 8, 16, without and with both ends of the padding kept
+(`training.silence_ends_s`), as `auto` keeps them. The cosine is between the gradient of its vectors
+and that on the whole window, clip by clip, as training begins: its median, and the worst.
 
 On the CPU seconds are of the process, on one thread; on a GPU by the clock. `times` is the median over
 rounds of the Trainer's seconds divided by the way's, of the same round.
 
-{"rows": [{"way": "encoder+llm", "silence_stride": 8, "times": 7.1, "quartiles": [7.0, 7.3],
-           "cosine": 0.97, "cosine_worst": 0.91}, …]}
+{"rows": [{"way": "encoder+llm", "silence_stride": 8, "silence_ends_s": 0.0, "times": 7.1,
+           "quartiles": [7.0, 7.3], "cosine": 0.97, "cosine_worst": 0.91}, …]}
 """
 
 from __future__ import annotations
@@ -40,24 +41,30 @@ from salsa_dist.data.reading import first_clips
 from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.placement.ranks import Ranks, join
 from salsa_dist.speech_llms.load import load_speech_llm
+from salsa_dist.speech_llms.thin_silence import ThinsPadding
 from salsa_dist.steering.bank import AdapterSpec, Bank
 from salsa_dist.steering.widths import site_widths
 from salsa_dist.training.loss import token_losses
 
 CACHE = Path("~/.cache/salsa-dist").expanduser()
 SITES = ("encoder+llm", "encoder:last-half")
-STRIDES = (1, 2, 4, 8, 16)
+# Stride, and seconds of each end of the padding that are kept.
+THINNED = ((1, 0.0), *((stride, ends) for stride in (2, 4, 8, 16) for ends in (0.0, 0.5)))
 Step = Callable[[list[Clip]], None]
 
 
 class Salsa:
     """SALSA's vectors at `sites` of a base, and Adam."""
 
-    def __init__(self, options: argparse.Namespace, sites: str, stride: int, ranks: Ranks) -> None:
-        self.way, self.stride = sites, stride
+    def __init__(
+        self, options: argparse.Namespace, sites: str, stride: int, ends_s: float, ranks: Ranks
+    ) -> None:
+        self.way, self.stride, self.ends_s = sites, stride, ends_s
         llm = load_speech_llm(
             options.base, dtype=options.dtype, device=options.device, silence_stride=stride
         )
+        assert isinstance(llm.family, ThinsPadding)
+        llm.family.silence_ends_s = ends_s
         spec = AdapterSpec("a", tuple(llm.select(sites)), "salsa")
         self.bank = Bank([spec], site_widths(llm.layer_lists), ranks.device)
         self.base = FrozenBase(llm, self.bank, ranks, PlacementConfig(kind="replicate"))
@@ -139,7 +146,7 @@ def main() -> None:
     size = options.micro_batch
     batches = [clips[i : i + size] for i in range(0, len(clips), size)]
     with tempfile.TemporaryDirectory() as folder, join(wanted=options.device) as ranks:
-        ways = [Salsa(options, sites, stride, ranks) for sites in SITES for stride in STRIDES]
+        ways = [Salsa(options, sites, *thinned, ranks) for sites in SITES for thinned in THINNED]
         cosines = cosines_of(ways, clips)
         steps: list[Step] = [trainer_step(options, folder), *(way.step for way in ways)]
         order = random.Random(0)
@@ -158,6 +165,7 @@ def main() -> None:
         row = {
             "way": way.way,
             "silence_stride": way.stride,
+            "silence_ends_s": way.ends_s,
             "seconds_per_clip": statistics.median(own) / len(clips),
             "times": statistics.median(times),
             "quartiles": [quartiles[0], quartiles[2]],

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from salsa_dist.config import PlacementConfig
-from salsa_dist.data.clip import SAMPLE_RATE, Clip
+from salsa_dist.data.clip import SAMPLE_RATE, Clip, Word
 from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.placement.ranks import Ranks
 from salsa_dist.speech_llms.load import SpeechLLM, load_speech_llm
@@ -40,7 +40,15 @@ def noise(seconds: float, text: str, language: str, row: int) -> Clip:
     """A clip of noise with a transcript."""
     rng = np.random.default_rng(round(1000 * seconds))
     audio = 0.1 * rng.standard_normal(round(SAMPLE_RATE * seconds))
-    return Clip(f"{language}/{row}/{seconds}", audio.astype(np.float32), text, language, row)
+    key = f"{language}/{row}/{seconds}"
+    return Clip(key, audio.astype(np.float32), text, language, row, words=evenly(text, seconds))
+
+
+def evenly(text: str, seconds: float) -> tuple[Word, ...]:
+    """The words of `text`, each with as much of `seconds` as any other."""
+    words = text.split()
+    each = seconds / max(1, len(words))
+    return tuple((word, i * each, (i + 1) * each) for i, word in enumerate(words))
 
 
 def clips(base: SpeechLLM) -> list[Clip]:

@@ -77,36 +77,9 @@ def make_voxtral(folder: Path) -> Path:
     """Voxtral with 2 s chunks and Mistral's own tokenizer file."""
     import transformers as t
 
-    folder.mkdir(parents=True, exist_ok=True)
-    from mistral_common.tokens.tokenizers.tekken import Tekkenizer
-
-    names = {token["rank"]: str(token["token_str"]) for token in Tekkenizer.DEPRECATED_SPECIAL_TOKENS}
-    names |= {24: "[AUDIO]", 25: "[BEGIN_AUDIO]", 34: "[TRANSCRIBE]"}
-    reserved = 40
-    tekken = {
-        "vocab": [
-            {"rank": i, "token_bytes": base64.b64encode(bytes([i])).decode(), "token_str": None}
-            for i in range(256)
-        ],
-        "special_tokens": [
-            {"rank": i, "token_str": names.get(i, f"<SPECIAL_{i}>"), "is_control": True}
-            for i in range(reserved)
-        ],
-        "config": {
-            "pattern": r"[\s\S]",
-            "num_vocab_tokens": 256,
-            "default_vocab_size": 256 + reserved,
-            "default_num_special_tokens": reserved,
-            "version": "v7",
-        },
-        "audio": {
-            "sampling_rate": 16_000,
-            "frame_rate": 12.5,
-            "audio_encoding_config": {"num_mel_bins": 16, "hop_length": 160, "window_size": 400},
-            "chunk_length_s": 2.0,
-        },
-    }
-    (folder / "tekken.json").write_text(json.dumps(tekken))
+    words = write_tekken(
+        folder, {24: "[AUDIO]", 25: "[BEGIN_AUDIO]", 34: "[TRANSCRIBE]"}, chunk_length_s=2.0
+    )
     tokenizer = t.MistralCommonBackend.from_pretrained(folder)
     audio = {
         "hidden_size": 24,
@@ -117,7 +90,7 @@ def make_voxtral(folder: Path) -> Path:
         "max_source_positions": 100,
     }
     config = t.VoxtralConfig(
-        audio_config=audio, text_config=_qwen_like("llama", 256 + reserved), audio_token_id=24
+        audio_config=audio, text_config=_qwen_like("llama", words), audio_token_id=24
     )
     model = _random(t.VoxtralForConditionalGeneration, config)
     extractor = t.WhisperFeatureExtractor(feature_size=16, chunk_length=2)
@@ -401,6 +374,45 @@ def make_vibevoice_asr(folder: Path) -> Path:
     model.save_pretrained(folder)
     t.VibeVoiceAsrProcessor(extractor, tokenizer, template).save_pretrained(folder)
     return folder
+
+
+def write_tekken(folder: Path, control: dict[int, str], letters: str = "", **audio: Any) -> int:
+    """Mistral's own tokenizer file: control tokens by their number, then every byte and some letters.
+
+    Returns how many tokens it has. `audio` are settings.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    from mistral_common.tokens.tokenizers.tekken import Tekkenizer
+
+    names = {token["rank"]: str(token["token_str"]) for token in Tekkenizer.DEPRECATED_SPECIAL_TOKENS}
+    names |= control
+    reserved = 40
+    tokens = [*(bytes([i]) for i in range(256)), *(letter.encode() for letter in letters)]
+    tekken = {
+        "vocab": [
+            {"rank": i, "token_bytes": base64.b64encode(token).decode(), "token_str": None}
+            for i, token in enumerate(tokens)
+        ],
+        "special_tokens": [
+            {"rank": i, "token_str": names.get(i, f"<SPECIAL_{i}>"), "is_control": True}
+            for i in range(reserved)
+        ],
+        "config": {
+            "pattern": r"[\s\S]",
+            "num_vocab_tokens": len(tokens),
+            "default_vocab_size": len(tokens) + reserved,
+            "default_num_special_tokens": reserved,
+            "version": "v7",
+        },
+        "audio": {
+            "sampling_rate": 16_000,
+            "frame_rate": 12.5,
+            "audio_encoding_config": {"num_mel_bins": 16, "hop_length": 160, "window_size": 400},
+            **audio,
+        },
+    }
+    (folder / "tekken.json").write_text(json.dumps(tekken))
+    return len(tokens) + reserved
 
 
 def byte_tokenizer(special: list[str], **names: str) -> Any:

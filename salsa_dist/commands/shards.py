@@ -1,4 +1,4 @@
-"""`salsa-dist shards`: build | lint | stats | index | reshard."""
+"""`salsa-dist shards`: build | lint | stats | index | reshard | align."""
 
 from __future__ import annotations
 
@@ -203,6 +203,37 @@ def reshard(
     made, left_out = reshard_tars(folder, out, samples_per_shard, size, language, split)
     _report(left_out)
     result(f"{out}: {sum(s.samples for s in made.shards)} samples in {len(made.shards)} shards")
+
+
+@app.command()
+def align(
+    folder: Shards,
+    out: Annotated[Any, typer.Argument(help="folder for the new shards", parser=place)],
+    base: Annotated[
+        str, typer.Option(help="an encoder with CTC for the language: a folder, or a name on the hub")
+    ],
+    revision: Annotated[str | None, typer.Option(help="branch, tag or commit of the base")] = None,
+    max_dropped: Annotated[
+        float, typer.Option(help="maximum share of dropped samples per language; more is an error")
+    ] = 0.1,
+) -> None:
+    """Copy shards with the times of their words, which Kyutai STT and Voxtral-Realtime learn.
+
+    Audio stays as it is. Samples that have word times keep them.
+    """
+    from salsa_dist.corpus.timed import with_times
+    from salsa_dist.data.index import ShardIndex
+    from salsa_dist.speech_llms.load import load_speech_llm
+    from salsa_dist.speech_llms.word_alignment import WordTimes
+
+    longest = max(e.seconds for shard in ShardIndex.load(folder).shards for e in shard.entries)
+    loaded = load_speech_llm(base, revision=revision, window_s=longest + 1.0)
+    by = {"base": loaded.name, "revision": loaded.revision}
+    made, dropped = with_times(folder, out, WordTimes(loaded).of, by, max_dropped)
+    _report(dropped)
+    result(
+        f"{out}: {sum(s.samples for s in made.shards)} samples with word times, {len(dropped)} dropped"
+    )
 
 
 def _report(left_out: list[str]) -> None:

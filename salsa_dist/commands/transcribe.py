@@ -270,6 +270,7 @@ def _base(
 ) -> Any:
     import torch
 
+    from salsa_dist.run.memory import IN_TRANSCRIBING, full_memory_in_one_line
     from salsa_dist.speech_llms.load import load_speech_llm
 
     if dtype not in (None, "float32", "bfloat16", "float16"):
@@ -281,11 +282,12 @@ def _base(
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError) as e:
         raise UserError(f"--device {device} can't be used: {str(e).splitlines()[0]}") from e
-    return load_speech_llm(
-        base,
-        window_s=window_s,
-        dtype=dtype,
-        quantization=quantization,
-        device=place,
-        language_as=dict(text.split("=") for text in language_as),
-    )
+    with full_memory_in_one_line(lambda: f"loading base {base} to {place}", IN_TRANSCRIBING):
+        return load_speech_llm(
+            base,
+            window_s=window_s,
+            dtype=dtype,
+            quantization=quantization,
+            device=place,
+            language_as=dict(text.split("=") for text in language_as),
+        )

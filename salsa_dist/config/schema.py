@@ -135,7 +135,7 @@ class Config(Section):
     def rate(self, method: Method) -> float:
         """Learning rate of an adapter of `method` that names none."""
         relative = method.in_a_bank and self.training.lr_scale == "auto"
-        return self.training.lr or (0.03 if relative else 0.01)
+        return self.training.lr or (0.05 if relative else 0.01)
 
     def adapter_settings(self) -> list[AdapterSettings]:
         """The adapters in row order, each with defaults filled in."""

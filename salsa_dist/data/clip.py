@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 SAMPLE_RATE = 16_000
 
+Word = tuple[str, float, float]  # a word of a transcript, its start and its end in seconds
+
 
 @dataclass(frozen=True)
 class Clip:
@@ -25,6 +27,7 @@ class Clip:
         facts: what else its shard says of it, such as speaker and age.
         speech: false where nobody speaks: training then teaches that the transcript ends at once.
         weight: what the losses of its labels are multiplied by in training.
+        words: those of the transcript with their times; None where they are not known.
     """
 
     key: str
@@ -35,6 +38,7 @@ class Clip:
     facts: Mapping[str, Any] = field(default_factory=dict)
     speech: bool = True
     weight: float = 1.0
+    words: tuple[Word, ...] | None = None
 
     @property
     def seconds(self) -> float:

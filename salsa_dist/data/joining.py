@@ -18,8 +18,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from salsa_dist.data.clip import SAMPLE_RATE, Clip
+from salsa_dist.data.clip import SAMPLE_RATE, Clip, Word
 from salsa_dist.data.sampling import Sample
+from salsa_dist.data.word_times import moved
 
 PAUSE_S = 0.4  # between two clips
 _PAUSE = np.zeros(round(PAUSE_S * SAMPLE_RATE), np.float32)
@@ -61,10 +62,17 @@ def joined(clips: Sequence[Clip]) -> Clip:
     if len(clips) == 1:
         return clips[0]
     audio = [part for clip in clips for part in (_PAUSE, clip.audio)][1:]
+    words: list[Word] | None = []
+    later = 0.0
+    for clip in clips:
+        if words is not None and clip.speech:
+            words = None if clip.words is None else [*words, *moved(clip.words, later)]
+        later += clip.seconds + PAUSE_S
     return replace(
         clips[0],
         key=" + ".join(clip.key for clip in clips),
         audio=np.concatenate(audio),
         text=" ".join(clip.text.strip() for clip in clips if clip.speech),
         speech=any(clip.speech for clip in clips),
+        words=None if words is None else tuple(words),
     )

@@ -25,6 +25,7 @@ from salsa_dist.data.patience import Waited
 from salsa_dist.data.sampling import LANES, POOL_STEPS, AdapterPlan, Sample, of_rank, pool_of, steps_of
 from salsa_dist.data.shard_cache import cache_of
 from salsa_dist.data.shards import BadSample, Bytes, read_ranges, read_sample
+from salsa_dist.data.word_times import moved, words_of
 from salsa_dist.places import Folder, Remote
 
 ATTEMPTS = 16  # replacements tried for one sample
@@ -76,7 +77,8 @@ def read_clip(folder: Folder, shard: Shard, entry: Entry, row: int = -1) -> Clip
 def clip_of(key: str, audio: Audio, facts: Mapping[str, Any], language: str, row: int = -1) -> Clip:
     """What `read_sample` gave, as a clip."""
     text, weight = str(facts["text"]), float(facts.get("loss_weight", 1.0))
-    return Clip(key, audio, text, language, row, facts, speech=bool(text.strip()), weight=weight)
+    speech = bool(text.strip())
+    return Clip(key, audio, text, language, row, facts, speech, weight, words_of(facts))
 
 
 def read_samples(
@@ -105,6 +107,7 @@ class ClipReader:
         rank, world_size: whose share.
         max_seconds: of the longest clip that is used: the training window.
         augment: what is done to the clips; None: nothing.
+        turn: of its draw among those of the run; see `dealt`.
     """
 
     def __init__(
@@ -116,6 +119,7 @@ class ClipReader:
         world_size: int,
         max_seconds: float,
         augment: Augment | None = None,
+        turn: int = 0,
     ) -> None:
         self.folder = folder
         self.plan = plan
@@ -124,13 +128,14 @@ class ClipReader:
         self.world_size = world_size
         self.max_seconds = max_seconds
         self.augment = augment
+        self.turn = turn
         self._held: dict[int, dict[int, Bytes | BadSample]] = {}
         self._ahead = _Ahead()
         self._waited = Waited()  # of the last step
 
     def step(self, t: int) -> StepClips:
         """The clips of step `t` that are this rank's."""
-        own = of_rank(self.plan, t, self.rank, self.world_size)
+        own = of_rank(self.plan, t, self.rank, self.world_size, self.turn)
         self._waited = Waited()
         if isinstance(self.folder, Remote):
             self._fetch_ahead(self.folder, t)
@@ -187,7 +192,8 @@ class ClipReader:
             return None
         if self.augment is not None:
             changed = self.augment(audio, self.plan.seed, clip.key, sample.epoch, self.max_seconds)
-            clip = replace(clip, audio=changed)
+            words = clip.words and moved(clip.words, longer=len(changed) / max(1, len(audio)))
+            clip = replace(clip, audio=changed, words=words)
         return clip, sample
 
     def _bytes(self, t: int, sample: Sample) -> Bytes | BadSample:
@@ -228,7 +234,7 @@ class ClipReader:
         by_shard: dict[str, tuple[Shard, list[Sample]]] = {}
         for t in steps_of(pool):
             if (t - first) % workers == 0 and first <= t < self.steps:
-                for sample in of_rank(self.plan, t, self.rank, self.world_size):
+                for sample in of_rank(self.plan, t, self.rank, self.world_size, self.turn):
                     by_shard.setdefault(sample.shard.path, (sample.shard, []))[1].append(sample)
         return [by_shard[path] for path in sorted(by_shard)]
 

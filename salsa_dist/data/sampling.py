@@ -189,17 +189,21 @@ class AdapterPlan:
         return [steps[i] for i in rng.permutation(POOL_STEPS)]
 
 
-def dealt(samples: Sequence[Sample], readers: int, world_size: int) -> list[int]:
+def dealt(samples: Sequence[Sample], readers: int, world_size: int, turn: int = 0) -> list[int]:
     """The rank of each sample of a step.
 
     A rank has readers of its own, or, where ranks are more than readers, a run of a reader's samples.
     What is sampled does not depend on it.
+
+    Args:
+        turn: the draw's number among those of a run. Each begins one rank further, so that ranks which
+            get more of one get less of another.
     """
     if world_size <= readers:
-        return [rank_of(sample.reader, world_size) for sample in samples]
+        return [rank_of(sample.reader + turn, world_size) for sample in samples]
     ranks = [0] * len(samples)
     for place, i in enumerate(sorted(range(len(samples)), key=lambda i: samples[i].reader)):
-        ranks[i] = place * world_size // len(samples)
+        ranks[i] = rank_of(place * world_size // len(samples) + turn, world_size)
     return ranks
 
 
@@ -300,10 +304,10 @@ def _by_length(readers: Sequence[list[Sample]], rng: np.random.Generator) -> lis
     return steps
 
 
-def of_rank(plan: AdapterPlan, t: int, rank: int, world_size: int) -> list[Sample]:
-    """The samples of step `t` that are a rank's."""
+def of_rank(plan: AdapterPlan, t: int, rank: int, world_size: int, turn: int = 0) -> list[Sample]:
+    """The samples of step `t` that are a rank's; see `dealt`."""
     samples = plan.step(t)
-    ranks = dealt(samples, plan.readers, world_size)
+    ranks = dealt(samples, plan.readers, world_size, turn)
     return [sample for sample, owner in zip(samples, ranks, strict=True) if owner == rank]
 
 

@@ -61,8 +61,9 @@ def decode_greedily(
     *,
     max_new_tokens: int,
     synced: bool,
-    stop: int | list[int],
+    stop: int | list[int] | None,
     pad: int,
+    loop: Callable[..., torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """(batch, tokens) ids that transformers' own loop writes: the prompts, and what follows them.
 
@@ -70,8 +71,9 @@ def decode_greedily(
         inputs: tensors and other arguments of the model's `generate`.
         max_new_tokens: limit of what follows a prompt.
         synced: keep stepping until all ranks are done, as sharded weights need.
-        stop: tokens that end a text.
+        stop: tokens that end a text; None: the model's own, if it has any.
         pad: what stands behind it.
+        loop: what is called in place of the model's own `generate`.
 
     Assumes that `generate` gives no warning but those that `generating_quietly` suppresses.
 
@@ -80,7 +82,7 @@ def decode_greedily(
     Test: test_generate_says_nothing_of_its_own_arguments
     """
     with generating_quietly():
-        ids: torch.Tensor = model.generate(
+        ids: torch.Tensor = (loop or model.generate)(
             **inputs,
             do_sample=False,
             num_beams=1,

@@ -27,22 +27,24 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from salsa_dist.data.clip import Clip
+from salsa_dist.data.clip import Clip, Word
+from salsa_dist.data.word_times import words_of
 from salsa_dist.whole_file import written_whole
 
 
 @dataclass(frozen=True)
 class Known:
-    """Facts about a clip that training needs beside its prefix: transcript and number of samples."""
+    """Facts about a clip that training needs beside its prefix."""
 
     text: str
     samples: int
     speech: bool = True
     weight: float = 1.0
+    words: tuple[Word, ...] | None = None
 
     @classmethod
     def of(cls, clip: Clip) -> Known:
-        return cls(clip.text, len(clip.audio), clip.speech, clip.weight)
+        return cls(clip.text, len(clip.audio), clip.speech, clip.weight, clip.words)
 
 
 class KeptPrefix:
@@ -93,12 +95,13 @@ class KeptPrefix:
         try:
             with safe_open(self._path(key), framework="pt") as file:
                 metadata = file.metadata()
-                own, text, samples, speech, weight = json.loads(metadata["facts"])
+                own, text, samples, speech, weight, words = json.loads(metadata["facts"])
                 whole = own == key and metadata["digest"] == _digest(file.get_tensor("hidden"))
         except (OSError, SafetensorError, ValueError, KeyError, TypeError):
             return False
         if whole:
-            self.known[key] = Known(str(text), int(samples), bool(speech), float(weight))
+            timed = words_of({"text": text, "words": words})
+            self.known[key] = Known(str(text), int(samples), bool(speech), float(weight), timed)
         return whole
 
     def _path(self, key: str) -> Path:
@@ -109,7 +112,8 @@ class KeptPrefix:
 def without_audio(key: str, known: Known, language: str, row: int) -> Clip:
     """A clip whose prefix is kept: no audio is needed but its length."""
     audio = np.zeros(known.samples, np.float32)
-    return Clip(key, audio, known.text, language, row, speech=known.speech, weight=known.weight)
+    marks = known.speech, known.weight, known.words
+    return Clip(key, audio, known.text, language, row, {}, *marks)
 
 
 def _digest(hidden: Tensor) -> str:

@@ -71,7 +71,8 @@ class Work:
         clip_s: length of a clip in seconds.
         long_s: of a long clip, for which memory must suffice; None: `clip_s`.
         window_s: audio window of a base with a fixed window, in seconds; None: the base's own.
-        text_tokens, labels: of one clip: prompt with transcript, and of the transcript alone.
+        text_tokens, labels: of a clip of 10 s at most: prompt with transcript, and of the transcript
+            alone; a longer one has more labels, in proportion.
         checkpointing: activations are made again in backward.
         training: with a backward pass; false: decoding.
     """
@@ -98,7 +99,10 @@ def tokens_of(shape: BaseShape, work: Work) -> dict[str, int]:
         windows = -(-round(work.clip_s * ENCODER_TOKENS_PER_SECOND) // shape.encoder_tokens)
         encoder = max(1, windows) * shape.encoder_tokens
     audio = 0 if shape.encoder_decoder else round(work.clip_s * _LLM_TOKENS_PER_SECOND)
-    return {"encoder": encoder, "llm": audio + work.text_tokens, "labels": work.labels}
+    # More is said in a longer clip.
+    labels = round(work.labels * max(1.0, work.clip_s / DEFAULT_CLIP_S))
+    text = work.text_tokens + labels - work.labels
+    return {"encoder": encoder, "llm": audio + text, "labels": labels}
 
 
 def first_layer(shape: BaseShape, work: Work) -> float:

@@ -39,6 +39,7 @@ from salsa_dist.run.events import Events
 from salsa_dist.run.failing import failure_first
 from salsa_dist.run.kernels import settle_kernels
 from salsa_dist.run.lock import RunLock, held_for_all
+from salsa_dist.run.memory import IN_EVALUATION, IN_TRAINING, full_memory_in_one_line
 from salsa_dist.run.preflight import Preflight, preflight
 from salsa_dist.run.settled import in_steps, settled, settled_as, with_training
 from salsa_dist.run.start import open_run, refuse_unwritable, write_start
@@ -79,6 +80,7 @@ class Session:
         self._signals: StopSignals | None = None
         self._trackers: Trackers | None = None
         self._stand_ins: dict[str, str] = {}
+        self._phase = ""
         self._watchdog = stack.enter_context(
             Watchdog(
                 *(config.run, ranks.rank, ranks.world_size, config.training.hang_after_s),
@@ -126,7 +128,11 @@ class Session:
             session._refuse(training, facts or {})
             session.at(None, "taking the run's lock")
             session._lock = stack.enter_context(held_for_all(config.run, ranks))
-            yield session
+            with full_memory_in_one_line(
+                lambda: f"{session._phase}, rank {ranks.rank}",
+                IN_TRAINING if training else IN_EVALUATION,
+            ):
+                yield session
 
     def _count_epochs(self) -> None:
         if (epochs := self.config.training.epochs) is None:
@@ -162,6 +168,7 @@ class Session:
 
     def at(self, step: int | None, phase: str, *, reads: bool = False) -> None:
         """Tell the watchdog that this rank is in `phase` of `step`; see `Watchdog.at`."""
+        self._phase = phase
         self._watchdog.at(step, phase, reads=reads)
 
     def load_base(self, base: BaseConfig, silence_stride: int | Literal["auto"] = 1) -> SpeechLLM:

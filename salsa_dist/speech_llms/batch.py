@@ -107,11 +107,13 @@ class AdapterBatch:
         return self.rows["llm"]
 
     def weighted(self, weights: Sequence[float]) -> AdapterBatch:
-        """The same with the losses of each sample's labels multiplied by its weight, (batch,)."""
+        """The same with the losses of each sample's labels multiplied by its weight, (batch,), too."""
         if all(weight == 1 for weight in weights):
             return self
         counts = self.label_positions.sum(1) if self.label_counts is None else self.label_counts
-        return replace(self, label_weights=torch.tensor(weights).repeat_interleave(counts.cpu()))
+        each = torch.tensor(weights).repeat_interleave(counts.cpu())
+        own = self.label_weights
+        return replace(self, label_weights=each if own is None else own * each)
 
     def whole(self) -> dict[str, Tensor]:
         """Arguments of the model's forward for every sample."""

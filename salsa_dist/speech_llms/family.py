@@ -93,6 +93,7 @@ class Family(Protocol):
         MODEL_CLASS: transformers class of the model; None: the one its own tables name.
         THINS_PADDING: `silence_stride` thins the trailing padding of a clip.
         RESAMPLES: it gives its processor audio at another rate than that of clips.
+        LEARNS_WORD_TIMES: it is trained on clips that know when each word is said.
         LORA: where a checkpoint has a LoRA of its own (`built_in_lora`); None: it has none.
         padded_to_s: what the encoder runs of a clip is a multiple of so many seconds, and so are the
             costs of a pass; None: its own seconds.
@@ -102,6 +103,7 @@ class Family(Protocol):
     MODEL_CLASS: ClassVar[str | None] = None
     THINS_PADDING: bool = False
     RESAMPLES: bool = False
+    LEARNS_WORD_TIMES: bool = False
     LORA: ClassVar[str | None] = None
     window_s: float
     padded_to_s: float | None = None

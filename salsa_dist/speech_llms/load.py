@@ -32,6 +32,7 @@ from salsa_dist.speech_llms import (
     gemma,
     glm_asr,
     granite_speech,
+    kyutai,
     omniasr,
     phi4_multimodal,
     qwen2_5_omni,
@@ -42,6 +43,7 @@ from salsa_dist.speech_llms import (
     seq2seq,
     vibevoice_asr,
     voxtral,
+    voxtral_realtime,
     whisper,
 )
 from salsa_dist.speech_llms import quantization as quantizing
@@ -76,6 +78,8 @@ _FAMILIES: tuple[type[Family], ...] = (
     seq2seq.Seq2Seq,
     seamless_m4t.SeamlessM4T,
     ctc.Ctc,
+    kyutai.Kyutai,
+    voxtral_realtime.VoxtralRealtime,
 )
 FAMILIES = {model_type: family for family in _FAMILIES for model_type in family.MODEL_TYPES}
 

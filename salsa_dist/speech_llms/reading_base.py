@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
@@ -41,12 +42,12 @@ def reading_base(name: str, what: str = "can't be loaded", advice: str = CHECKPO
     Raises:
         UserError: the base's files are missing, damaged, or not those of the installed versions. What
             was raised is its cause. An AttributeError, KeyError, TypeError, RuntimeError or ImportError
-            that our own code raised passes through.
+            that our own code raised passes through, and so does a GPU's full memory.
     """
     try:
         yield
     except (*_FILES, *_FILES_OR_BUGS) as e:
-        if isinstance(e, _FILES_OR_BUGS) and raised_by_us(e):
+        if isinstance(e, torch.OutOfMemoryError) or (isinstance(e, _FILES_OR_BUGS) and raised_by_us(e)):
             raise
         reason = reason_of(e)
         stop = "." if advice and reason[-1] not in ".…?!" else ""

@@ -58,10 +58,11 @@ class Whisper(ThinsPadding, WhisperDecoding):
 
     def fit(self, model: Any) -> None:
         """Shorten `model`'s encoder to the window, in place, before its weights are placed."""
-        shorten(model.get_encoder(), self.positions)
+        encoder, decoder = model.get_encoder(), model.get_decoder()
+        shorten(encoder, self.positions)
         model.config.max_source_positions = self.positions
         if self.thins_padding:
-            thin_out(model, model.get_encoder().layers, model.get_decoder().layers)
+            thin_out(model, (encoder.conv1, encoder.conv2), encoder.layers, decoder.layers)
 
     def tokens(self, language: str) -> list[str]:
         """The languages whose tokens the prompt has."""

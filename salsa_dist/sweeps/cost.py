@@ -71,7 +71,8 @@ def base_facts(config: Config) -> BaseFacts:
     window_s = config.base_in_training().window_s or 30.0
     clip_s = min(window_s, DEFAULT_CLIP_S)
     stride = config.training.silence_stride
-    kept_s = clip_s + (window_s - clip_s) / (1 if stride == "auto" else stride)
+    ends_s = min(2 * (config.training.silence_ends_s or 0.0), window_s - clip_s)
+    kept_s = clip_s + ends_s + (window_s - clip_s - ends_s) / (1 if stride == "auto" else stride)
     in_llm = 0.0 if hasattr(tree, "max_target_positions") else _AUDIO_TOKENS_PER_S * window_s
     one = {
         component: sum(p.numel() for p in stack[len(stack) // 2].parameters())

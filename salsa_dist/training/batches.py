@@ -130,6 +130,7 @@ class StepBatches(Dataset[StepShare]):
                         *(folder, own.plan, self.steps, rank, world_size),
                         max_seconds=family.window_s,
                         augment=own.augment,
+                        turn=reader_of[same],
                     )
                 )
             self._reader_of.append(reader_of[same])
@@ -316,13 +317,13 @@ class StepBatches(Dataset[StepShare]):
         """
         shares: list[list[tuple[int, list[Sample]]]] = [[] for _ in range(self.world_size)]
         for row in self.active(step):
-            own = self.adapters[row]
+            own, turn = self.adapters[row], self._reader_of[row]
             samples = own.plan.step(step)
             if own.join > 1:
                 for window in windows(samples, own.plan.seed, step, own.join, self.family.window_s):
-                    shares[rank_of(window[0].reader, self.world_size)].append((row, window))
+                    shares[rank_of(window[0].reader + turn, self.world_size)].append((row, window))
                 continue
-            ranks = dealt(samples, own.plan.readers, self.world_size)
+            ranks = dealt(samples, own.plan.readers, self.world_size, turn)
             for sample, rank in zip(samples, ranks, strict=True):
                 shares[rank].append((row, [sample]))
         return shares

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Literal
 
 import torch
@@ -11,13 +12,16 @@ from salsa_dist.config import AdapterSettings, Config, TrainingConfig
 from salsa_dist.data.augment import from_settings
 from salsa_dist.data.index import ShardIndex
 from salsa_dist.data.mixing import Mix
+from salsa_dist.data.reading import read_clip
 from salsa_dist.data.sampling import AdapterPlan
+from salsa_dist.data.shards import BadSample
 from salsa_dist.data.subset import training_shards
 from salsa_dist.errors import UserError
 from salsa_dist.placement.ranks import Ranks
 from salsa_dist.places import Folder
 from salsa_dist.run.console import Console
 from salsa_dist.speech_llms.load import SpeechLLM
+from salsa_dist.speech_llms.word_frames import untimed
 from salsa_dist.steering.bank import AdapterSpec, Bank
 from salsa_dist.steering.rules.registry import rule_named
 from salsa_dist.steering.vectors import SteeringVectors
@@ -106,7 +110,7 @@ def make_batches(config: Config, index: ShardIndex, speech_llm: SpeechLLM, ranks
     if config.data.stage_to is not None:
         used = [s for a in config.adapters for x in a.languages for s in index.select("train", x)]
         folder = staged_shards(index, used, config.data.stage_to, ranks, Console(ranks.is_first))
-    return StepBatches(
+    batches = StepBatches(
         adapters,
         folder,
         speech_llm.family,
@@ -120,3 +124,16 @@ def make_batches(config: Config, index: ShardIndex, speech_llm: SpeechLLM, ranks
         and "encoder" in speech_llm.layer_lists,
         pass_seconds=config.training.pass_seconds,
     )
+    if speech_llm.family.LEARNS_WORD_TIMES:
+        _refuse_untimed(batches)
+    return batches
+
+
+def _refuse_untimed(batches: StepBatches) -> None:
+    """Refuse shards whose first clip has no word times: each of their clips would be a bad sample."""
+    for own in batches.adapters:
+        first = own.plan.step(0)[0]
+        with suppress(BadSample):
+            clip = read_clip(batches.folder, first.shard, first.entry)
+            if clip.speech and clip.words is None:
+                raise untimed(f"{first.shard.path}: sample {clip.key}")

@@ -87,6 +87,8 @@ def opened(
         if config.training.average is not None and batches is not None:
             average = Average(trainable, config.training.average, _ends(config))
         family = speech_llm.family
+        if isinstance(family, ThinsPadding) and config.training.silence_ends_s is not None:
+            family.silence_ends_s = config.training.silence_ends_s
         if batches is not None and config.thinning == "auto" and isinstance(family, ThinsPadding):
             strides = SilenceStrides(family, config.adapter_settings())
             if found:

@@ -3,6 +3,7 @@
     first clips of an adapter ─► gradient of its vectors, whole window ─┐
                               └► the same, 1 in 2, 4, 8, 16 kept ───────┴► median cosine ─► stride
 
+All positions at both ends of the padding are kept besides (`training.silence_ends_s`).
 Measured before step 0, with the vectors as they begin, and kept in the state, so that a resumed run
 goes on with the same strides. An adapter in a bank has that of a run of its own. Adapters that take the
 same clips, and steer the same sites by the same rule from the same start, share a measurement, and
@@ -25,7 +26,7 @@ from salsa_dist.config import AdapterSettings
 from salsa_dist.data.clip import Clip
 from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.speech_llms.family import Family
-from salsa_dist.speech_llms.thin_silence import ThinsPadding, has_padding
+from salsa_dist.speech_llms.thin_silence import ThinsPadding
 from salsa_dist.training.batches import StepBatches
 from salsa_dist.training.dev_loss import DevClips
 from salsa_dist.training.loss import token_losses
@@ -103,7 +104,7 @@ class SilenceStrides:
             if draws[row] not in read:
                 read = {draws[row]: batches.first_clips(draws[row], CLIPS)}
             clips = read[draws[row]]
-            padded = [clip for clip in clips if has_padding(clip, base.family.window_s)]
+            padded = [clip for clip in clips if self._family.has_padding(clip)]
             any_left = torch.tensor(int(number < len(padded)), device=ranks.device)
             dist.all_reduce(any_left, op=dist.ReduceOp.MAX)
             if not any_left:

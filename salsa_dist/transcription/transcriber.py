@@ -21,6 +21,7 @@ from salsa_dist.data.clip import SAMPLE_RATE, Clip
 from salsa_dist.errors import UserError
 from salsa_dist.log import log
 from salsa_dist.placement.freed_memory import give_back_at_once
+from salsa_dist.run.memory import IN_TRANSCRIBING, full_memory_in_one_line
 from salsa_dist.speech_llms import long_audio
 from salsa_dist.speech_llms.batch import PromptBatch, Transcript
 from salsa_dist.speech_llms.family import EncodesApart, TellsLanguage
@@ -109,8 +110,9 @@ class Transcriber:
                 chosen: list[tuple[str, int]] = []
                 texts: Iterator[tuple[Transcript, str, int]] = iter(())
                 if prompts is not None:
-                    prompts, chosen = self._told(spoken, prompts, begun)
-                    decoded = self._decoded(prompts)
+                    with full_memory_in_one_line(lambda: "transcribing", IN_TRANSCRIBING):
+                        prompts, chosen = self._told(spoken, prompts, begun)
+                        decoded = self._decoded(prompts)
                     texts = iter((t, *c) for t, c in zip(decoded, chosen, strict=True))
                 for piece in pieces:
                     if begun is None:

@@ -44,9 +44,14 @@ alone, since transformers runs its encoders without gradients. Its transcripts a
 one segment of the JSON with times and speakers that it writes; the noise that its authors add to the
 audio is left out. Only Whisper and Qwen2-Audio accept solved examples (in-context).
 
-Not whole, and why: Kyutai and Voxtral-Realtime write a token for every 80 ms of audio, words at the
-time when they are said and padding between them: their loss needs the times of words, which shards do
-not have. Transducers (RNN-T, TDT) have another loss. For the others, no family was written yet.
+Kyutai and Voxtral-Realtime write a token for every 80 ms of audio, words at the time when they are said
+and padding between them. They learn from shards with word times, which `salsa-dist shards align` makes.
+Kyutai has LLM sites alone: it reads discrete codes of the audio, which no gradient passes. A clip of it
+fits its decoder's context, with silence and delay. Neither takes an instruction, a language or solved
+examples.
+
+Not whole, and why: transducers (RNN-T, TDT) have another loss. For the others, no family was written
+yet.
 
 | model | transformers class | encoder layers | rows | LLM layers | sites that work | padding changes \
 | whole by |

@@ -27,6 +27,7 @@ torch.set_num_threads(1)
 ROWS = {
     **dict.fromkeys(("whisper", "qwen2_audio", "granite_speech", "granite_speech_plus"), "sample"),
     **dict.fromkeys(("fun_asr_nano", *GEMMA, *PHI4, *NEMOTRON, *OMNIASR, *SEQ2SEQ), "sample"),
+    "voxtral_realtime": "sample",
     **dict.fromkeys(("qwen3_asr", "qwen2_5_omni", "qwen3_omni"), "token"),
     **dict.fromkeys(CTC, "sample"),
     "voxtral": "chunk",
@@ -95,7 +96,7 @@ def test_a_complete_checkpoint_of_each_family_is_inspected(
     assert tree["dropped"] == []
     assert tree["lacks"] == ""
     rows = {s["component"]: s["rows"] for s in tree["sites"]}
-    encoder = {} if name == "vibevoice_asr" else {"encoder": ROWS[name]}
+    encoder = {} if name in ("vibevoice_asr", "kyutai") else {"encoder": ROWS[name]}
     assert rows == encoder | ({} if name in CTC else {"llm": "sample"})
 
 

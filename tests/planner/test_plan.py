@@ -31,7 +31,7 @@ from salsa_dist.planner.plan import make_plan
 from salsa_dist.planner.plan_of_run import long_clip, plan_of, plan_text, with_offload, work_of
 from salsa_dist.planner.plan_table import Plan
 from salsa_dist.planner.step_cost import activation_bytes, flops
-from salsa_dist.planner.step_work import Machines, Work
+from salsa_dist.planner.step_work import Machines, Work, tokens_of
 from salsa_dist.planner.units import parse_size
 from salsa_dist.planner.weight_bytes import resident_bytes
 
@@ -217,6 +217,10 @@ def test_memory_is_for_the_long_clips_of_the_run(
     assert activation_bytes(shape, long, 4) == activation_bytes(shape, whole, 4)
     assert activation_bytes(shape, long, 4) > activation_bytes(shape, short, 4)
     assert flops(shape, long) == flops(shape, short)
+    # In three times as long a clip more is said.
+    ten, thirty = (tokens_of(shape, dataclasses.replace(short, clip_s=s)) for s in (10.0, 30.0))
+    assert thirty["labels"] == 3 * ten["labels"] == 3 * short.labels
+    assert thirty["llm"] == ten["llm"] + 2 * short.labels  # the audio is not in its decoder
     assert work_of(config, shape, long_s=25.0).long_s == 2.0  # no longer than the window
 
 

@@ -21,7 +21,7 @@ from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.placement.ranks import Ranks, join
 from salsa_dist.run.settled import settled
 from salsa_dist.speech_llms.load import load_speech_llm
-from salsa_dist.speech_llms.thin_silence import kept_positions
+from salsa_dist.speech_llms.thin_silence import ThinsPadding, kept_positions
 from salsa_dist.steering.bank import AdapterSpec, Bank
 from salsa_dist.steering.vectors import SteeringVectors
 from salsa_dist.sweeps.cost import base_facts
@@ -89,8 +89,9 @@ def test_it_is_exact_where_silence_is_alike(tiny_base: Path, ranks: Ranks, strid
     whole, thin = Base(tiny_base, ranks, 1), Base(tiny_base, ranks, stride)
     clips = [clip(0.3), clip(0.6, row=1, text="kon", seed=1)]
     batch = kept_positions(clips, window=100, per_second=50, strides=[stride, stride])
+    kept = batch["kept_positions"], batch["stand_for"]
     # What each position's representative is, for all positions.
-    of = torch.stack([h.repeat_interleave(n) for h, n in zip(*batch.values(), strict=True)])
+    of = torch.stack([h.repeat_interleave(n) for h, n in zip(*kept, strict=True)])
     whole.llm.model.get_encoder().layers[0].register_forward_pre_hook(
         lambda module, args: (args[0].gather(1, of[..., None].expand_as(args[0])), *args[1:])
     )
@@ -99,6 +100,35 @@ def test_it_is_exact_where_silence_is_alike(tiny_base: Path, ranks: Ranks, strid
     assert torch.allclose(found, expected, atol=1e-5)
     # What reaches one that stands for n is what would reach all of them.
     assert torch.allclose(own, gradient, atol=1e-5)
+
+
+@pytest.mark.parametrize("with_ends", [False, True])
+def test_what_is_kept_is_computed_as_in_the_whole_window(
+    tiny_base: Path, ranks: Ranks, with_ends: bool
+) -> None:
+    """By convolutions over the kept positions and their neighbours alone."""
+    base, clips = Base(tiny_base, ranks, 16), [clip(0.1), clip(1.1, row=1, seed=1), clip(1.9)]
+    family, encoder = base.llm.family, base.llm.model.get_encoder()
+    assert isinstance(family, ThinsPadding)
+    convolved: list[int] = []
+    inputs: list[Tensor] = []
+    encoder.conv2.register_forward_pre_hook(lambda m, args: convolved.append(args[0].shape[-1] // 2))
+    encoder.layers[0].register_forward_pre_hook(lambda m, args: inputs.append(args[0]))
+    family.silence_ends_s = 0.08 if with_ends else 0.0
+    kept = family.training_batch(clips).inputs["kept_positions"]
+    base.losses(clips)
+    family.silence_stride = 1
+    base.losses(clips)
+    thin, whole = inputs
+    found = whole.gather(1, kept.unsqueeze(-1).expand_as(thin))
+    assert torch.allclose(thin, found, atol=1e-5)
+    # Without the longest clip, most of the window is not computed.
+    family.silence_stride = 16
+    base.losses(clips[:1])
+    assert convolved[2] < 60 < convolved[1] == 100
+    end = 4 if with_ends else 0
+    assert kept[0].tolist()[: 30 + end + 1] == [*range(30 + end), 30 + end + 8]
+    assert (99 in kept[0]) == (98 in kept[0]) == with_ends
 
 
 def test_a_clip_is_processed_alike_in_any_batch(tiny_base: Path, ranks: Ranks) -> None:

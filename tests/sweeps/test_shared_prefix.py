@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,10 +18,11 @@ from salsa_dist.data.index import ShardIndex
 from salsa_dist.metrics.error_rates import score
 from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.placement.shared_prefix import SharedPrefix
+from salsa_dist.speech_llms.base_files import UNKNOWN
 from salsa_dist.steering.bank import AdapterSpec, Bank
 from salsa_dist.steering.sites import whole_layers
 from salsa_dist.training import job as jobs
-from salsa_dist.training import opening
+from salsa_dist.training import opening, prefix_pass
 from salsa_dist.training.from_config import make_batches
 from salsa_dist.training.loss import token_losses
 
@@ -140,6 +142,26 @@ def test_a_damaged_kept_file_is_made_again(
     files[0].write_bytes(raw)
     found = run(tmp_path / "two", tiny_base, tiny_shards, **cached)
     assert all(apart(found, plain, a["name"]) < 1e-5 for a in ADAPTERS)
+
+
+def test_no_two_bases_share_a_folder_of_prefixes(tmp_path: Path) -> None:
+    """Not even of one width, window and commit; what has no known commit gets none."""
+    base: Any = SimpleNamespace(
+        shared=SimpleNamespace(before_first=False, first="encoder.3"),
+        dtype=torch.float32,
+        family=SimpleNamespace(window_s=30.0),
+    )
+    folders = []
+    for name, revision in (("org/a", "1"), ("org/b", "1"), ("org/a", "2"), ("org/a", "1")):
+        asked: Any = SimpleNamespace(
+            base=SimpleNamespace(name=name, quantization=None),
+            training=SimpleNamespace(prefix_cache="disk", prefix_folder=tmp_path),
+        )
+        folders.append(prefix_pass._folder(asked, base, revision, "shards"))
+    assert len(set(folders[:3])) == 3
+    assert folders[3] == folders[0]
+    with pytest.raises(UserError, match="the commit of base org/a is unknown"):
+        prefix_pass._folder(asked, base, UNKNOWN, "shards")
 
 
 def test_too_little_room_for_the_prefix_is_refused(

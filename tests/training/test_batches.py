@@ -5,6 +5,7 @@ import multiprocessing
 from dataclasses import replace
 from multiprocessing import forkserver
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from salsa_dist.errors import UserError
 from salsa_dist.speech_llms.batch import AdapterBatch
 from salsa_dist.speech_llms.load import SpeechLLM, load_speech_llm
 from salsa_dist.training.batches import AdapterClips, StepBatches, StepShare
+from salsa_dist.training.opening import _tell_clips
 from salsa_dist.training.workers import ReadAhead
 
 
@@ -66,8 +68,9 @@ def test_the_global_batch_does_not_depend_on_ranks(
         shared = [batches(llm, tiny_shards, rank, world, 2)[step].batches for rank in range(world)]
         assert sorted(c for parts in shared for c in contents(parts)) == alone
         assert len(alone) == (10 if step < 2 else 5)  # el has two steps
-        # A rank has the samples of its own readers, and no other's.
-        readers = [{int(k.split("-")[1]) // 6 % 4 for k, _ in contents(p)} for p in shared]
+        # A rank has the samples of its own readers, and no other's; the second adapter's begin at
+        # the second rank.
+        readers = [{int(k.split("-")[1]) // 6 % 4 + row for k, row in contents(p)} for p in shared]
         assert all(r % world == rank for rank, own in enumerate(readers) for r in own)
         assert all(readers) or len(alone) < world
         # Every rank makes the same number of passes, be it with a silent clip.
@@ -163,8 +166,30 @@ def test_more_ranks_than_readers_share_their_clips(
         ]
         assert sorted(clip for own in shared for clip in own) == alone
         sizes = sorted(len(own) for own in shared)
-        adapters = 2 if step < 2 else 1
-        assert sizes[-1] - sizes[0] <= adapters, "a rank has much more to do than another"
+        assert sizes[-1] - sizes[0] <= 1, "a rank has much more to do than another"
+
+
+def test_adapters_begin_at_other_ranks(llm: SpeechLLM, tiny_shards: Path) -> None:
+    """So that no rank has the surplus of all adapters, or nothing of any."""
+    for world, sizes in ((3, [12, 12, 8]), (32, [1] * 32)):
+        own = [batches(llm, tiny_shards, rank, world, clips=16)[0] for rank in range(world)]
+        assert [len(contents(share.batches)) for share in own] == sizes
+
+
+def test_a_step_with_fewer_clips_than_ranks_is_said(llm: SpeechLLM, tiny_shards: Path) -> None:
+    mine = batches(llm, tiny_shards, 0, 32, clips=16)
+    assert [mine.idle(step) for step in range(4)] == [0, 0, 16, 16]  # from step 2 on, one adapter
+    said: list[str] = []
+    session: Any = SimpleNamespace(
+        ranks=SimpleNamespace(world_size=32),
+        events=SimpleNamespace(write=lambda *_, **__: None),
+        say=said.append,
+    )
+    for first in (0, 3):
+        _tell_clips(session, ["bg", "el"], mine, first)
+    assert said == [
+        "step 4 has clips for 16 of 32 ranks, the others wait: more clips per step cost no more time"
+    ]
 
 
 def test_workers_read_what_a_rank_of_many_needs(llm: SpeechLLM, tiny_shards: Path) -> None:

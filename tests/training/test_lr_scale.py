@@ -63,7 +63,7 @@ def test_auto_makes_the_first_step_a_share_of_each_layers_activations(
     for folder, language in zip(folders, ("bg", "el"), strict=True):
         adapter = SteeringVectors.load(folder)
         assert adapter.training is not None
-        assert adapter.training.lr == 0.03
+        assert adapter.training.lr == 0.05
         scales = adapter.training.lr_scale
         assert scales is not None
         assert scales.keys() == adapter.vectors.keys()
@@ -74,7 +74,7 @@ def test_auto_makes_the_first_step_a_share_of_each_layers_activations(
         for site, scale in scales.items():
             assert scale == pytest.approx(sizes[site], rel=0.05)  # rounded to two digits
             moved = adapter.vectors[site].abs()
-            assert moved[moved > 0].median() == pytest.approx(0.03 * scale, rel=1e-3)
+            assert moved[moved > 0].median() == pytest.approx(0.05 * scale, rel=1e-3)
     assert len({round(scale, 3) for scale in scales.values()}) > 2, "layers of one size show nothing"
     again = train(config).adapters  # from its last state: measured no more
     assert [SteeringVectors.load(a).training for a in again] == [
@@ -87,7 +87,7 @@ def test_a_run_that_began_with_absolute_rates_keeps_them(tmp_path: Path) -> None
     relative = config.model_copy(
         update={"training": config.training.model_copy(update={"lr_scale": "auto"})}
     )
-    assert relative.adapter_settings()[0].lr == 0.03
+    assert relative.adapter_settings()[0].lr == 0.05
     assert settled(relative, "cpu").training.lr_scale == "auto"
     config.run.mkdir()
     for before in ({"training": {"lr": 0.01}}, {"training": {"lr": 0.01, "lr_scale": {}}}):

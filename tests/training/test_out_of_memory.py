@@ -7,19 +7,21 @@ from typing import Any
 
 import out_of_memory_ranks
 import pytest
+import torch
 from ranks import run_ranks
 from run_results import events, vectors
 from tiny import make_config
 
-from salsa_dist import UserError, load_config, train
+from salsa_dist import UserError, evaluate, load_config, train
 from salsa_dist.data.index import ShardIndex
-from salsa_dist.placement import choose
+from salsa_dist.placement import choose, decode
 from salsa_dist.planner.plan_of_run import long_clip, plan_of
 from salsa_dist.planner.step_work import USABLE, Machines
+from salsa_dist.run import session
 from salsa_dist.run.folder import RunFolder
 from salsa_dist.run.settled import settled
 from salsa_dist.speech_llms.batch import AdapterBatch
-from salsa_dist.training import job, longest_pass, loop
+from salsa_dist.training import dev_loss, job, longest_pass, loop
 from salsa_dist.training.batches import StepBatches
 
 TRAINING = {"steps": 4, "lr": 0.02, "micro_batch": 6}
@@ -141,6 +143,39 @@ def test_one_clip_too_large_is_the_users_to_solve(
     ):
         train(load_config(config))
     assert not (tmp_path / "a/run/adapters").exists()
+
+
+def full(*_: Any, **__: Any) -> Any:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+
+@pytest.mark.parametrize(
+    ("broken", "asked", "said"),
+    [
+        ((session, "load_base"), [], "loading the base, rank 0: .*placement.kind"),
+        ((dev_loss, "token_losses"), [], "measuring on dev clips, rank 0: .*training.micro_batch"),
+        (
+            (decode, "answer"),
+            ["method.kind=zero-shot"],
+            "transcribing at the 2 s window, rank 0: .*evaluation.batch lower.*evaluation.placement",
+        ),
+    ],
+)
+def test_memory_that_is_full_elsewhere_is_one_line_too(
+    tmp_path: Path,
+    tiny_base: Path,
+    tiny_shards: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    broken: tuple[Any, str],
+    asked: list[str],
+    said: str,
+) -> None:
+    monkeypatch.setattr(*broken, full)
+    training = {"steps": 1, "dev_clips": 1}
+    config = load_config(config_of(tmp_path / "a", tiny_base, tiny_shards, training=training), asked)
+    with pytest.raises(UserError, match=said) as caught:
+        evaluate(config) if asked else train(config)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ['{"schema": "salsa-dist/pass-limit/1", "clips": 0}', "{"])

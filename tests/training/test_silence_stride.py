@@ -45,6 +45,7 @@ def expected_cosines(config: Config, languages: list[str], shards: Path) -> list
     gradients: dict[tuple[int, int], list[torch.Tensor]] = {}
     for stride in (1, *silence_stride.STRIDES):
         llm = load_speech_llm(config.base.name, silence_stride=stride)
+        llm.family.silence_ends_s = llm.window_s / 60  # type: ignore[attr-defined]
         bank = make_bank(config, llm, torch.device("cpu"))
         with join() as ranks, FrozenBase(llm, bank, ranks, config.placement) as base:
             for row, language in enumerate(languages):
@@ -53,7 +54,9 @@ def expected_cosines(config: Config, languages: list[str], shards: Path) -> list
                 )
                 first = [*plan.step(0), *plan.step(1)][: silence_stride.CLIPS]
                 clips = [read_clip(shards, sample.shard, sample.entry) for sample in first]
-                for clip in (own for own in clips if own.seconds + 0.5 < llm.window_s):
+                for clip in (
+                    own for own in clips if own.seconds + 0.5 + llm.window_s / 30 < llm.window_s
+                ):
                     for vector in bank.vectors.values():
                         vector.grad = None
                     batch = llm.family.training_batch([replace(clip, row=row)])
@@ -112,12 +115,11 @@ def test_ranks_with_whole_copies_divide_the_clips(monkeypatch: pytest.MonkeyPatc
     batches: Any = SimpleNamespace(draws=lambda: [0], first_clips=lambda draw, count: clips)
     for rank in range(3):
         adapters: Any = [SimpleNamespace(name="bg", start_from=None)]
-        family: Any = SimpleNamespace()
+        family: Any = SimpleNamespace(has_padding=lambda clip: True)
         strides = SilenceStrides(family, adapters)
         base: Any = SimpleNamespace(
             bank=SimpleNamespace(specs=[SimpleNamespace(sites=(), rule="salsa")]),
             ranks=SimpleNamespace(world_size=3, rank=rank, device=torch.device("cpu")),
-            family=SimpleNamespace(window_s=30.0),
             size=1,
         )
         strides.measure(base, batches, lambda: None)

@@ -116,6 +116,15 @@ def test_the_encoder_takes_one_piece_at_a_time_with_its_adapter(
     assert texts[0] != texts[1]
 
 
+def test_full_memory_is_one_line(base: SpeechLLM, clips: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    monkeypatch.setattr(Transcriber, "_decoded", full)
+    with pytest.raises(UserError, match=r"transcribing: out of memory: take fewer .*--batch"):
+        transcribe(base, [clips / "a.wav"], "bg")
+
+
 def test_batches_of_any_size_give_the_same(base: SpeechLLM, clips: Path) -> None:
     files = sorted(clips.iterdir())
     each = list(transcribe_each(base, files, "bg", batch=1))

@@ -15,7 +15,7 @@ from salsa_dist.steering.rules.registry import RULES
 class Section(BaseModel):
     """A part of the config tree: it can't be changed, and an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
 
 
 def _known_rule(name: str) -> str:

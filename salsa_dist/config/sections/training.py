@@ -35,7 +35,7 @@ class TrainingConfig(Section):
     lr: Rate[float | None] = Field(
         None,
         gt=0,
-        description="highest learning rate; null: 0.03 with lr_scale auto, else 0.01",
+        description="highest learning rate; null: 0.05 with lr_scale auto, else 0.01",
     )
     lr_scale: RateScale[Literal["auto"] | dict[str, Annotated[float, Field(gt=0)]]] = Field(
         "auto",
@@ -63,6 +63,13 @@ class TrainingConfig(Section):
         "pads every clip to 30 s. auto: per adapter the largest of 2, 4, 8 and 16 with a median "
         "cosine of at least 0.99 between gradients and the whole window's, on its first clips, else 1. "
         "1 keeps all",
+    )
+    silence_ends_s: Vectors[float | None] = Field(
+        None,
+        ge=0,
+        description="seconds at each end of the trailing padding of which all positions are kept where "
+        "it is thinned; null: a sixtieth of the window with silence_stride auto, 0 with a number, as "
+        "in release 0.1",
     )
     micro_batch: Neither[Literal["auto"] | Annotated[int, Field(ge=1)]] = Field(
         16,

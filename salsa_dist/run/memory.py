@@ -1,0 +1,38 @@
+"""A device whose memory is full, as one line that names the settings to change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+from salsa_dist.errors import UserError
+
+IN_TRAINING = (
+    "set training.micro_batch and evaluation.batch lower, set training.activation_checkpointing true, "
+    "or share the base among more ranks (placement.kind)"
+)
+IN_EVALUATION = (
+    "set evaluation.batch lower, or share the base among more ranks (evaluation.placement.kind)"
+)
+IN_TRANSCRIBING = (
+    "take fewer pieces in a pass (--batch), a GPU with more memory (--device), or --dtype bfloat16"
+)
+
+
+@contextmanager
+def full_memory_in_one_line(place: Callable[[], str], advice: str) -> Iterator[None]:
+    """Inside the block, memory that runs out is an error of the user's.
+
+    Args:
+        place: says what was done, when it happens.
+        advice: what to change.
+
+    Raises:
+        UserError: memory ran out.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(f"{place()}: out of memory: {advice}") from error
