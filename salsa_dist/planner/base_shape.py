@@ -26,6 +26,7 @@ from torch import nn
 from salsa_dist.errors import UserError
 from salsa_dist.libraries.transformers import without_weights
 from salsa_dist.planner.modules import Module, modules_of
+from salsa_dist.speech_llms.base_config import advice
 from salsa_dist.speech_llms.inspection import class_of, read_config
 from salsa_dist.speech_llms.load import FAMILIES
 from salsa_dist.speech_llms.quantization import LIBRARIES, own_method, planned_bytes, refuse_twice
@@ -176,7 +177,7 @@ def build_empty(config: Any, name: str, dtype: str) -> nn.Module:
         model_class = getattr(transformers, family.MODEL_CLASS)
     else:
         model_class = class_of(config, name)
-    with reading_base(name, *NO_MODEL):
+    with reading_base(name, NO_MODEL, advice(getattr(config, "transformers_version", None), "")):
         model: nn.Module = without_weights(model_class, config, getattr(torch, dtype))
     return model.eval()
 

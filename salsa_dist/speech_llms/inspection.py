@@ -26,6 +26,7 @@ from salsa_dist.columns import aligned
 from salsa_dist.errors import UserError
 from salsa_dist.libraries.transformers import listed_class, without_weights
 from salsa_dist.speech_llms.any_chat import AnyChat
+from salsa_dist.speech_llms.base_config import advice, known_config
 from salsa_dist.speech_llms.base_files import base_revision
 from salsa_dist.speech_llms.family import Checkpoint, FamilyOptions
 from salsa_dist.speech_llms.load import family_of, refuse_authors_layout, takes_audio
@@ -111,7 +112,11 @@ def inspect_base(
             f"base {name} is a {model_class.__name__}, which takes no audio: name a speech-LLM"
         )
     has_weights = _has_weights(Path(name))
-    model = _load(name, revision, model_class) if has_weights else _empty(config, model_class, name)
+    if has_weights:
+        written_by = getattr(config, "transformers_version", None)
+        model = _load(name, revision, model_class, written_by)
+    else:
+        model = _empty(config, model_class, name)
     model.eval().requires_grad_(False)
     lacks = _lacks(name, revision, model) if has_weights else ""
     if has_weights:
@@ -150,8 +155,6 @@ def _lacks(name: str, revision: str | None, model: Any) -> str:
 
 def read_config(name: str, revision: str | None = None) -> Any:
     """The config of a base, of a class that transformers has."""
-    from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
-
     folder = Path(name)
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise UserError(
@@ -161,24 +164,11 @@ def read_config(name: str, revision: str | None = None) -> Any:
         raise UserError(
             f"base {name} can't be loaded: no such folder; name one with a Hugging Face checkpoint"
         )
-    with reading_base(name):
-        tree, _ = PreTrainedConfig.get_config_dict(name, revision=revision)
-        model_type = tree.get("model_type")
-        if model_type in CONFIG_MAPPING:
-            config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
-            refuse_authors_layout(name, config)
-            thinker = getattr(config, "thinker_config", None)
-            # Of a model that also talks, the part that listens and writes.
-            return config if thinker is None else thinker
-    if tree.get("auto_map"):
-        raise UserError(
-            f"base {name} wants to run Python code of its own ({model_type or 'no model_type'}), "
-            "which is not done here: name a model that transformers itself has"
-        )
-    raise UserError(
-        f"base {name}: transformers does not know the model type {model_type!r}; "
-        "name a speech-LLM of the installed version, or install a newer one"
-    )
+    config = known_config(name, (name, revision))
+    refuse_authors_layout(name, config)
+    thinker = getattr(config, "thinker_config", None)
+    # Of a model that also talks, the part that listens and writes.
+    return config if thinker is None else thinker
 
 
 def class_of(config: Any, name: str) -> Any:
@@ -209,8 +199,8 @@ def _has_weights(folder: Path) -> bool:
     return False
 
 
-def _load(name: str, revision: str | None, model_class: Any) -> Any:
-    with reading_base(name):
+def _load(name: str, revision: str | None, model_class: Any, written_by: object) -> Any:
+    with reading_base(name, advice=advice(written_by)):
         model, info = model_class.from_pretrained(
             name,
             revision=revision,
@@ -225,7 +215,7 @@ def _load(name: str, revision: str | None, model_class: Any) -> Any:
 
 def _empty(config: Any, model_class: Any, name: str) -> nn.Module:
     """The model without weights."""
-    with reading_base(name, *NO_MODEL):
+    with reading_base(name, NO_MODEL, advice(getattr(config, "transformers_version", None), "")):
         model: nn.Module = without_weights(model_class, config)
     return model
 

@@ -47,6 +47,7 @@ from salsa_dist.speech_llms import (
     whisper,
 )
 from salsa_dist.speech_llms import quantization as quantizing
+from salsa_dist.speech_llms.base_config import advice, known_config
 from salsa_dist.speech_llms.base_files import base_revision
 from salsa_dist.speech_llms.built_in_lora import add_lora, lora_files
 from salsa_dist.speech_llms.family import Checkpoint, Family, FamilyOptions
@@ -175,18 +176,13 @@ def load_speech_llm(
     >>> base.window_s, sorted(base.sites)[0]
     (1.0, 'encoder.0')
     """
-    from transformers import AutoConfig
-
     name = os.path.expanduser(name)
     if window_s is not None and not 0 < window_s < math.inf:
         raise UserError(f"window_s is {window_s:g}: give the seconds of an audio window, above 0")
     options = FamilyOptions(window_s, prompt, language_as or {}, silence_stride)
     files = (name, revision) if copy is None else (str(copy), None)
     attention = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
-    with reading_base(name):
-        config = AutoConfig.from_pretrained(
-            files[0], revision=files[1], trust_remote_code=False, **attention
-        )
+    config = known_config(name, files, **attention)
     refuse_authors_layout(name, config)
     family_class = family_of(config.model_type)
     refuse_stride(name, config.model_type, silence_stride)
@@ -209,7 +205,8 @@ def load_speech_llm(
             f"base {name}: its LoRA for speech can't be added to quantised weights: leave "
             "base.quantization out, and take the checkpoint that is not quantised"
         )
-    with reading_base(name), without_adapter() if lora else nullcontext():
+    what_to_do = advice(config.transformers_version)
+    with reading_base(name, advice=what_to_do), without_adapter() if lora else nullcontext():
         described: Unfilled | str | None = None
         if not filled:
             added = "its weights are quantised" if quantized else "it has a LoRA" if lora else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,10 @@ from salsa_dist.errors import UserError
 from salsa_dist.speech_llms.chat import ChatFamily
 from salsa_dist.speech_llms.family import Family
 from salsa_dist.speech_llms.reading_base import reading_base, reason_of
+from salsa_dist.versions import version_of
 
+# What configs call the mel bins of a frame; `input_feat_size`: Gemma 3n, `input_size`: Phi-4.
+_BINS = ("num_mel_bins", "input_feat_size", "input_size")
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken", "tekken.json")
 
 
@@ -43,11 +47,34 @@ def load_processor(
         getattr(processor, "audio_processor", None),
     )
     if not any(hasattr(part, "sampling_rate") for part in parts):
+        if unknown := _unknown_class(folder):
+            raise UserError(
+                f"base {name}: its processor's files name {unknown}, which transformers "
+                f"{version_of('transformers')} does not have: take all files from one revision, or "
+                "install the release that wrote them"
+            ) from cause
         raise UserError(
             f"base {name} lacks its processor ({reason}): put preprocessor_config.json, the "
             "tokenizer's files and, where it has one, processor_config.json beside its weights"
         ) from cause
     return processor
+
+
+def _unknown_class(folder: Path) -> str | None:
+    """A class that a processor's files in `folder` name and transformers lacks; None: no such class."""
+    import transformers
+
+    there = set(dir(transformers))
+    for file in ("processor_config.json", "preprocessor_config.json"):
+        try:
+            tree = json.loads((folder / file).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        for part in (tree, tree.get("feature_extractor") or {}, tree.get("audio_processor") or {}):
+            for key in ("processor_class", "feature_extractor_type"):
+                if key in part and part[key] not in there:
+                    return str(part[key])
+    return None
 
 
 def refuse_other_features(name: str, config: Any, processor: Any, resamples: bool) -> None:
@@ -65,13 +92,29 @@ def refuse_other_features(name: str, config: Any, processor: Any, resamples: boo
             f"base {name}: its processor takes audio at {rate} Hz, and clips have {SAMPLE_RATE}: take "
             "its files from the revision of its weights, or another base"
         )
-    size = getattr(getattr(processor, "feature_extractor", None), "feature_size", None)
-    bins = getattr(getattr(config, "audio_config", config), "num_mel_bins", None)
-    if isinstance(size, int) and isinstance(bins, int) and size != bins:
+    extractor = getattr(processor, "feature_extractor", None)
+    size, bins = getattr(extractor, "feature_size", None), _bins(config, extractor)
+    if isinstance(size, int) and bins is not None and size != bins:
         raise UserError(
             f"base {name}: its processor makes {size} mel bins, config.json wants {bins}: take all "
             "files from one revision"
         )
+
+
+def _bins(config: Any, extractor: Any) -> int | None:
+    """Mel bins of a frame that a model of `config` takes; None: it does not say."""
+    width = getattr(config, "feature_projection_input_dim", None)  # of SeamlessM4T: joined frames
+    if isinstance(width, int):
+        return width // getattr(extractor, "stride", 1)
+    parts = [getattr(config, name, None) for name in ("audio_config", "encoder_config")]
+    for part in (*parts, config):
+        named = [getattr(part, key, None) for key in _BINS]
+        # Gemma 4 has as many bins as its first convolution has channels.
+        channels = getattr(part, "subsampling_conv_channels", None)
+        named += channels[:1] if isinstance(channels, list) else []
+        if found := [bins for bins in named if isinstance(bins, int)]:
+            return found[0]
+    return None
 
 
 def refuse_incomplete(name: str, config: Any, processor: Any) -> None:

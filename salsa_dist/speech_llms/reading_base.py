@@ -24,7 +24,7 @@ CHECKPOINT = (
     "Name a folder with a Hugging Face checkpoint (config.json, *.safetensors, processor files) or a "
     "hub name."
 )
-NO_MODEL = ("has a config that no model can be built from", "")  # for `reading_base`
+NO_MODEL = "has a config that no model can be built from"
 _FILES = (OSError, ValueError, SafetensorError, StrictDataclassError)
 _FILES_OR_BUGS = (AttributeError, KeyError, TypeError, RuntimeError, ImportError)
 _LONGEST = 240
@@ -49,7 +49,9 @@ def reading_base(name: str, what: str = "can't be loaded", advice: str = CHECKPO
     except (*_FILES, *_FILES_OR_BUGS) as e:
         if isinstance(e, torch.OutOfMemoryError) or (isinstance(e, _FILES_OR_BUGS) and raised_by_us(e)):
             raise
-        raise UserError(f"base {name} {what}: {reason_of(e)} {advice}".rstrip()) from e
+        reason = reason_of(e)
+        stop = "." if advice and reason[-1] not in ".…?!" else ""
+        raise UserError(f"base {name} {what}: {reason}{stop} {advice}".rstrip()) from e
 
 
 def reason_of(error: BaseException) -> str:

@@ -19,10 +19,11 @@ from tiny_families import FAMILIES
 from tiny_nemotron import NEMOTRON
 
 from salsa_dist.errors import UserError
+from salsa_dist.planner.base_shape import read_shape
 from salsa_dist.speech_llms.any_chat import AnyChat
 from salsa_dist.speech_llms.inspection import inspect_base
 from salsa_dist.speech_llms.load import SpeechLLM, load_speech_llm
-from salsa_dist.speech_llms.processor import refuse_incomplete
+from salsa_dist.speech_llms.processor import refuse_incomplete, refuse_other_features
 
 
 @pytest.fixture(scope="module")
@@ -151,20 +152,80 @@ EIGHT_BINS = {"feature_size": 8, "feature_extractor_type": "WhisperFeatureExtrac
             edit("processor_config.json", feature_extractor=EIGHT_BINS),
             "its processor makes 8 mel bins, config.json wants 16",
         ),
-        (edit("config.json", model_type="llm_of_2028"), r"can't be loaded: .*model type `llm_of_2028`"),
+        (
+            edit("processor_config.json", feature_extractor={"feature_extractor_type": "Own"}),
+            r"its processor's files name Own, which transformers \S+ does not have: take all files",
+        ),
+        (edit("config.json", model_type="llm_of_2028"), "does not know the model type 'llm_of_2028'"),
+        (
+            edit("config.json", model_type="llm_of_2028", transformers_version="99.1.0"),
+            r"model type 'llm_of_2028'\. Its config\.json was written by transformers 99\.1\.0, and",
+        ),
+        (
+            edit("config.json", text_config={"model_type": "own"}, transformers_version="99.1.0"),
+            r"can't be loaded: .*\bown\b.* written by transformers 99\.1\.0, .*: install that release",
+        ),
         (
             edit("config.json", model_type="own", auto_map={"AutoConfig": "own.Config"}),
-            r"can't be loaded: .*contains custom code",
+            r"wants to run Python code of its own \(own\), which is not done here: name a model",
         ),
     ],
 )
 def test_files_that_do_not_belong_together(
-    base: SpeechLLM, tmp_path: Path, change: Callable[[Path], None], reason: str
+    base: SpeechLLM,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[Path], None],
+    reason: str,
 ) -> None:
     folder = changed(tmp_path / "base", base, change)
+    kind, loaded = type(base.model), []
+    load = kind.from_pretrained
+    monkeypatch.setattr(kind, "from_pretrained", lambda *a, **k: (loaded.append(a), load(*a, **k))[1])
     with pytest.raises(UserError, match=reason) as error:
         load_speech_llm(folder)
     assert "\n" not in str(error.value)
+    assert len(loaded) <= 1
+
+
+@pytest.mark.parametrize("written_by", ["99.1.0", "4.40.0"])
+def test_a_plan_of_a_config_of_a_newer_release(
+    base: SpeechLLM, tmp_path: Path, written_by: str
+) -> None:
+    folder = changed(tmp_path / "base", base, lambda _: None)
+    text = json.loads((folder / "config.json").read_text())["text_config"] | {
+        "hidden_act": "act_of_2028"
+    }
+    edit("config.json", text_config=text, transformers_version=written_by)(folder)
+    with pytest.raises(UserError, match=r"no model can be built from: 'act_of_2028'") as error:
+        read_shape(folder)
+    said = f"written by transformers {written_by}, " in str(error.value)
+    assert said == (written_by == "99.1.0")
+
+
+def test_features_that_a_model_does_not_take() -> None:
+    import transformers
+
+    wanted = {
+        "Gemma3nConfig": ({}, 128),
+        "Gemma4Config": ({"audio_config": {}}, 128),
+        "Phi4MultimodalConfig": ({}, 80),
+        "ParakeetCTCConfig": ({}, 80),
+        "SeamlessM4Tv2Config": ({}, 80),
+        "CohereAsrConfig": ({}, 128),
+        "GraniteSpeechConfig": ({}, None),  # it does not say
+    }
+    for name, (settings, bins) in wanted.items():
+        if not hasattr(transformers, name):
+            continue  # an older release
+        config = getattr(transformers, name)(**settings)
+        extractor = SimpleNamespace(feature_size=bins, sampling_rate=16_000, stride=2)
+        processor = SimpleNamespace(feature_extractor=extractor)
+        refuse_other_features(name, config, processor, False)
+        extractor.feature_size = 4
+        if bins is not None:
+            with pytest.raises(UserError, match=f"makes 4 mel bins, config.json wants {bins}"):
+                refuse_other_features(name, config, processor, False)
 
 
 def test_files_that_name_their_parts_otherwise() -> None:
