@@ -35,6 +35,20 @@ def test_the_prompt_is_its_authors(base: SpeechLLM) -> None:
         assert rest.startswith(" speech segment in Greek into Greek text.\n\nFollow these specific")
         assert rest.endswith("and write 3 instead of three.<turn|>\n<|turn>model\n")
     assert "in Greek" not in family.tokenizer.decode(family.prompt("tw"))
+    # As the template renders it, with the marks that the processor puts around the audio.
+    tokenizer = family.tokenizer
+    request = (
+        text[text.index("Transcribe") :].partition("<turn|>")[0].partition("\n\n<start_of_audio>")[0]
+    )
+    turn = [{"type": "text", "text": request}, {"type": "audio", "audio": "clip.wav"}]
+    rendered = tokenizer.apply_chat_template(
+        [{"role": "user", "content": turn if family.is_3n else turn[::-1]}],
+        tokenize=False,
+        add_generation_prompt=True,
+    )
+    around = "\n\n" if family.is_3n else ""
+    marked = f"{around}{tokenizer.boa_token}{tokenizer.audio_token}{tokenizer.eoa_token}{around}"
+    assert text == rendered.replace(tokenizer.audio_token, marked)
 
 
 def test_placeholders_are_what_the_encoder_makes(base: SpeechLLM) -> None:

@@ -1,4 +1,5 @@
-"""Prompts are what the processor's own template renders of the authors' request."""
+"""Prompts are what the processor's own template renders of the authors' request, or what transformers'
+own `generate` begins with."""
 
 from __future__ import annotations
 
@@ -75,3 +76,17 @@ def test_a_decoder_begins_as_the_processor_says(name: str, tmp_path: Path) -> No
     else:
         wanted = family.processor.apply_transcription_request(clip.audio, "el")["decoder_input_ids"]
     assert family.prompt("el")[-len(wanted[0]) :] == torch.as_tensor(wanted[0]).tolist()
+
+
+@pytest.mark.parametrize("language", ["bg", "el"])
+def test_whisper_begins_as_its_own_generate_does(language: str, tmp_path: Path) -> None:
+    base = load_speech_llm(FAMILIES["whisper"](tmp_path / "base"))
+    begun: list[torch.Tensor] = []
+
+    def note(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        begun.append(kwargs["input_ids"])
+
+    base.model.get_decoder().register_forward_pre_hook(note, with_kwargs=True)
+    features = base.family.prompt_batch([noise(0.3, "", language, 0)]).inputs["input_features"]
+    base.model.generate(features, language=language, task="transcribe", max_new_tokens=1)
+    assert begun[0][0].tolist() == base.family.prompt(language)
