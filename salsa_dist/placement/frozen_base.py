@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from salsa_dist.config import PlacementConfig
 from salsa_dist.data.clip import Clip
+from salsa_dist.errors import UserError
 from salsa_dist.placement.kept_prefix import KeptPrefix
 from salsa_dist.placement.loading import Say, silent
 from salsa_dist.placement.ranks import Ranks, group_size
@@ -92,7 +93,13 @@ class FrozenBase:
         """The unsteered prefix's output for each of `clips`, (elements, …, hidden) each."""
         batch = self.family.shared_batch(clips, clips).to(self.ranks.device, self.dtype)
         assert batch.shared is not None
-        return list(self._prefix(batch).split(batch.shared.elements.tolist()))
+        prefix = self._prefix(batch)
+        if prefix is None:
+            raise UserError(
+                "training.prefix_cache: this base encodes a window in chunks, one after the other: set "
+                "it to off"
+            )
+        return list(prefix.split(batch.shared.elements.tolist()))
 
     def start_from(self, kept: KeptPrefix) -> None:
         """From now on take the unsteered prefix's output from `kept`."""
@@ -104,26 +111,29 @@ class FrozenBase:
         batch = batch.to(self.ranks.device, self.dtype)
         assert batch.marked is not None
         with ExitStack() as stack:
-            if batch.shared is not None:
+            if batch.shared is not None and not self.shared.in_chunks:
                 if self.zero is not None:
                     stack.enter_context(self.zero.one_pass())
                 kept = self._kept
                 found = kept.get(batch.shared.keys, self.ranks.device) if kept else self._prefix(batch)
-                stack.enter_context(self.shared.the_rest(batch, found))
+                if found is not None:
+                    stack.enter_context(self.shared.the_rest(batch, found))
             stack.enter_context(self.bank.rows(batch.rows))  # for the hooks that add the vectors
             stack.enter_context(_narrowed_head(self.model, batch.label_positions, batch.marked))
             logits: Tensor = self.model(**batch.whole(), use_cache=False).logits
         return logits.squeeze(0)
 
     @torch.no_grad()
-    def _prefix(self, batch: AdapterBatch) -> Tensor:
-        """(elements, …, hidden) of the clips of `batch`, each once."""
+    def _prefix(self, batch: AdapterBatch) -> Tensor | None:
+        """(elements, …, hidden) of the clips of `batch`, each once; None if it is in chunks."""
         inputs = batch.of_clips()
         clips = len(batch.shared.keys) if batch.shared else 0
         nothing = torch.zeros_like(batch.label_positions[:1]).expand(clips, -1)
         with self.shared.prefix_alone() as found, _narrowed_head(self.model, nothing, 0):
             self.model(**inputs, use_cache=False)
-        return found[0]
+        # All ranks find the same: where they share weights, they run as many chunks.
+        self.shared.in_chunks = len(found) > 1
+        return None if self.shared.in_chunks else found[0]
 
     def after_backward(self) -> None:
         """Release what backward left gathered."""

@@ -52,6 +52,10 @@ class SharedPrefix:
         bank: whose adapters share clips. Its own hooks must come after these.
         modules: every layer by its site.
         encoder: the module that holds the encoder's layers; its convolutions are below the first.
+
+    Attributes:
+        in_chunks: the encoder runs its layers several times a pass (Nemotron-3.5-Transcribe), so that
+            nothing can be shared; known after the first pass.
     """
 
     def __init__(self, bank: Bank, modules: Mapping[str, nn.Module], encoder: nn.Module | None) -> None:
@@ -64,6 +68,7 @@ class SharedPrefix:
         self._input: Tensor | None = None  # of the first layer, where the prefix ends before it
         self._hooks = ExitStack()
         self._stage: list[int] = []
+        self.in_chunks = False
         if not self.sites or not bank.specs:
             return
         self._stage = stages(bank.specs, len(self.sites))
@@ -232,9 +237,13 @@ class _Alike:
 
     def kept(self, is_hidden: bool, name: str, value: Any) -> Any:
         """An argument of the layer, for those that run."""
+        if isinstance(value, tuple):
+            return tuple(self.kept(False, name, part) for part in value)
         if not isinstance(value, Tensor):
             return value
-        if is_hidden or (name == "attention_mask" and value.shape[0] == self.starts[-1]):
+        # Masks, and some encoders' positions, have a row for each element; tables of distances do not.
+        by_element = "mask" in name or name == "position_embeddings"
+        if is_hidden or (by_element and value.shape[0] == self.starts[-1]):
             return value.index_select(0, self.keep)
         return self._segments(value) if name == "cu_seqlens" else value
 

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from conformance import ALONE, apart, noise
+from every_family import EVERY_FAMILY
 from tiny_ctc import CTC
 from tiny_families import FAMILIES
 
 from salsa_dist.config import PlacementConfig
 from salsa_dist.data.clip import Clip
+from salsa_dist.errors import UserError
 from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.placement.kept_prefix import KeptPrefix, Known, without_audio
 from salsa_dist.speech_llms.load import SpeechLLM, load_speech_llm
@@ -93,6 +95,17 @@ def test_shared_clips_give_the_gradients_of_clips_apart(base: SpeechLLM, job: st
         assert gradient.norm() > 1e-3, name
         assert apart(found[name], gradient) < 1e-5, name
     frozen.close()
+
+
+@pytest.mark.parametrize("family", [name for name in EVERY_FAMILY if name not in FAMILIES])
+def test_so_do_those_of_the_other_families(family: str, tmp_path: Path) -> None:
+    base = load_speech_llm(EVERY_FAMILY[family](tmp_path / "base"))
+    if "encoder" not in base.layer_lists or base.family.LEARNS_WORD_TIMES:
+        pytest.skip("clips have nothing to share, or no word times here")
+    test_shared_clips_give_the_gradients_of_clips_apart(base, "early and late")
+    if family == "nemotron_transcribe":
+        with pytest.raises(UserError, match="encodes a window in chunks"):
+            frozen_base(base, "late").prefix_of(samples(base)[0])
 
 
 @pytest.mark.parametrize("where", ["memory", "disk"])
