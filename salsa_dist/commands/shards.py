@@ -14,7 +14,9 @@ from salsa_dist.errors import UserError
 from salsa_dist.log import result
 from salsa_dist.places import place
 
-app = typer.Typer(help="Build, check and reshard tar shards of speech.", no_args_is_help=True)
+app = typer.Typer(
+    help="Build, check, index, reshard and align tar shards of speech.", no_args_is_help=True
+)
 
 # Click reads only what is no UserError as a usage error of its own.
 Shards = Annotated[Any, typer.Argument(help="folder of shards, or s3://bucket/prefix …", parser=place)]

@@ -49,6 +49,7 @@ def with_times(
     old = ShardIndex.load(folder)
     dropped: list[str] = []
     lost: Counter[str] = Counter()
+    first: dict[str, str] = {}  # why the first sample of a language was dropped
     shards: list[Shard] = []
     with made_at(out) as new:
         for shard in old.shards:
@@ -56,14 +57,16 @@ def with_times(
             samples = _timed(folder, shard, times_of, dropped)
             made = write_tar(new, shard.path, shard.split, shard.language, samples)
             lost[shard.language] += len(dropped) - before
+            for why in dropped[before : before + 1]:
+                first.setdefault(shard.language, why)
             shards += [made] if made.samples else []
             log.info(f"{shard.path}: {made.samples} of {shard.samples} samples")
         for language, count in sorted(lost.items()):
             total = sum(shard.samples for shard in old.shards if shard.language == language)
             if count > max_dropped * total:
                 raise UserError(
-                    f"{language}: {count} of {total} samples were dropped, such as {dropped[0]}: take "
-                    "another base, or allow more with --max-dropped"
+                    f"{language}: {count} of {total} samples were dropped, such as {first[language]}: "
+                    "take another base, or allow more with --max-dropped"
                 )
         if not shards:
             raise UserError(f"{folder}: no sample is left, such as {dropped[0]}")

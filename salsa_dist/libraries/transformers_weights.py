@@ -45,8 +45,8 @@ def made_of(model: Any, stored: Mapping[str, Any]) -> dict[str, Any]:
     `dot_natural_key`, and that `convert` makes the weight of them.
 
     Seen: transformers 5.17 and 5.24.
-    Else: each rank loads the whole base before it keeps its partition, or wrong weights, which the
-        comparison of the loaded weights detects.
+    Else: each rank loads the whole base before it keeps its partition, or wrong weights, which only
+        the test detects.
     Test: test_weights_are_made_of_stored_tensors
     """
     from transformers.core_model_loading import dot_natural_key

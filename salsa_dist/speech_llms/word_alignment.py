@@ -85,10 +85,10 @@ class WordTimes:
             ids = tokenizer(text, add_special_tokens=False).input_ids
             return [i for i in ids if i not in not_said]
 
-        ids = self._family.text_ids(clip)
-        for spelled in (words, [w.lower() for w in words], [w.upper() for w in words]):
-            if ids_of(" ".join(spelled)) == ids:
-                break
+        self._family.text_ids(clip)  # refuses a text of which the base can write little
+        # The case that it can write most of.
+        cases = (words, [w.lower() for w in words], [w.upper() for w in words])
+        spelled = max(cases, key=lambda case: len(ids_of(" ".join(case))))
         read = 0
         kept: list[int] = []
         word_of: list[int] = []
@@ -100,6 +100,8 @@ class WordTimes:
                     kept.append(token)
                     word_of.append(-1 if between else i)
             read = len(so_far)
+        if not kept:
+            raise UserError(f"clip {clip.key}: the base can write no letter of its text")
         return kept, word_of
 
 

@@ -63,6 +63,9 @@ def test_words_have_the_times_of_their_letters(ctc: Path) -> None:
 
     base.model.forward = lambda **features: SimpleNamespace(logits=scores)
     words = WordTimes(base).of(clip)
+    for space in ("  ", "\t", "\u00a0"):  # what divides words changes no time
+        spaced = replace(clip, text=clip.text.replace(" ", space))
+        assert WordTimes(base).of(spaced) == words
     seconds = 1.0 / frames
     assert [word for word, _, _ in words] == ["Kon", "—", "vuk"]
     times = np.array([w[1:] for w in words])
