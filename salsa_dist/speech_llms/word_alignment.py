@@ -9,6 +9,7 @@ ours because torchaudio's `forced_align` is compiled, and does not run beside a 
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,8 @@ class WordTimes:
                 f"base {base.name} is no encoder with CTC: name one with --base, such as "
                 "facebook/wav2vec2-large-960h"
             )
-        self._family: Ctc = base.family
+        self._family: Ctc = copy(base.family)
+        self._family.padded_to_s = None  # each clip runs alone, so it needs no padding
         self._model: Any = base.model
 
     @torch.no_grad()

@@ -13,6 +13,7 @@ from functools import partial
 from salsa_dist.config import Config
 from salsa_dist.config.fingerprint import digest
 from salsa_dist.config.release_0_1 import digest_of_release_0_1
+from salsa_dist.data.reading import read_clip
 from salsa_dist.errors import UserError
 from salsa_dist.methods.base import Method, Trainable
 from salsa_dist.metrics.error_rates import misnamed
@@ -82,6 +83,9 @@ def opened(
             dev = DevClips(
                 index, config.adapter_settings(), config.training.dev_clips, speech_llm.window_s
             )
+            if speech_llm.family.LEARNS_WORD_TIMES:
+                for shard, entry in dev.all_clips():  # one without times is refused before step 1
+                    speech_llm.family.training_batch([read_clip(index.folder, shard, entry)])
         if config.training.dev_every is not None and batches is not None:
             best = _best(config, trainable)
         if config.training.average is not None and batches is not None:

@@ -21,7 +21,9 @@ from salsa_dist.data.index import ShardIndex
 from salsa_dist.errors import UserError
 from salsa_dist.placement.kept_prefix import KeptPrefix, Known, without_audio
 from salsa_dist.speech_llms.load import SpeechLLM, load_speech_llm
+from salsa_dist.training import from_config
 from salsa_dist.training.from_config import make_batches
+from salsa_dist.training.loop import train
 from salsa_dist.training.loss import label_weights, token_losses
 
 torch.set_num_threads(1)
@@ -89,6 +91,20 @@ def test_shards_without_times_are_refused_at_once(
         UserError, match=r"^bg/train-.*: sample bg/train-.* has no word times, and this"
     ):
         make_batches(config, ShardIndex.load(tiny_shards), base, ALONE)
+
+
+def test_dev_clips_without_times_are_refused_before_a_step(
+    folder: Path, tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(from_config, "_refuse_untimed", lambda batches: None)
+    training = {"steps": 2, "dev_clips": 2}
+    steering = {"sites": "llm", "rule": "salsa"}
+    config = load_config(
+        make_config(tmp_path, folder, tiny_shards, training=training, steering=steering)
+    )
+    with pytest.raises(UserError, match=r"^clip bg/dev-.* has no word times"):
+        train(config)
+    assert not (tmp_path / "run" / "state").exists()
 
 
 def test_the_audio_is_what_the_processor_makes_of_it(
