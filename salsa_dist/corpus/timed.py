@@ -57,8 +57,8 @@ def with_times(
             samples = _timed(folder, shard, times_of, dropped)
             made = write_tar(new, shard.path, shard.split, shard.language, samples)
             lost[shard.language] += len(dropped) - before
-            for why in dropped[before : before + 1]:
-                first.setdefault(shard.language, why)
+            if len(dropped) > before:
+                first.setdefault(shard.language, dropped[before])
             shards += [made] if made.samples else []
             log.info(f"{shard.path}: {made.samples} of {shard.samples} samples")
         for language, count in sorted(lost.items()):
