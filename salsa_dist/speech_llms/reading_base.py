@@ -50,7 +50,7 @@ def reading_base(name: str, what: str = "can't be loaded", advice: str = CHECKPO
         if isinstance(e, torch.OutOfMemoryError) or (isinstance(e, _FILES_OR_BUGS) and raised_by_us(e)):
             raise
         reason = reason_of(e)
-        stop = "." if advice and reason[-1] not in ".…?!" else ""
+        stop = "." if advice and not reason.endswith((".", "…", "?", "!")) else ""
         raise UserError(f"base {name} {what}: {reason}{stop} {advice}".rstrip()) from e
 
 
