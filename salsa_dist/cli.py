@@ -180,8 +180,11 @@ def run_command(command: str, config_path: str, overrides: list[str]) -> None:
         if verb == "train":
             from salsa_dist.training.loop import train as train_run
 
-            if not train_run(config).finished:
-                return  # stopped before its end: there is nothing to evaluate yet
+            trained = train_run(config)
+            if trained.stopped_by is not None:
+                # A shell's status for a signal: a job that is not finished must not count as a success,
+                # or Slurm would not start it again and would start the jobs that wait for it.
+                sys.exit(128 + trained.stopped_by)
         else:
             from salsa_dist.evaluation.run import evaluate as evaluate_run
 

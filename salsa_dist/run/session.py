@@ -16,6 +16,7 @@ refused job leaves no trace, and all files of earlier jobs stay.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
@@ -217,6 +218,12 @@ class Session:
     def stop_asked(self) -> bool:
         """Whether this rank received a stop signal."""
         return self._signals is not None and bool(self._signals.received)
+
+    @property
+    def stopped_by(self) -> int:
+        """The number of the stop signal; SIGTERM's on a rank that only followed another."""
+        received = self._signals.received if self._signals is not None else []
+        return received[0] if received else signal.SIGTERM
 
     def track(self, step: int, adapters: Mapping[str, Mapping[str, float | None]]) -> None:
         """Log one step's numbers to the run's trackers; see `Trackers.step`."""

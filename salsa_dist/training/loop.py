@@ -57,11 +57,16 @@ _MEASURED_STEP = 2
 
 @dataclass(frozen=True)
 class Trained:
-    """The result of `train`: the last step, whether training is finished, and the adapters' folders."""
+    """The result of `train`: the last step, the adapters' folders, and the signal that stopped it."""
 
     step: int
-    finished: bool
     adapters: list[Path]
+    stopped_by: int | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether every step was done."""
+        return self.stopped_by is None
 
 
 def train(config: Config) -> Trained:
@@ -105,7 +110,7 @@ def train(config: Config) -> Trained:
                         f"stopped at step {step} of {len(job)}; the same command resumes from there"
                     )
                     session.end(step)
-                    return Trained(step, False, [])
+                    return Trained(step, [], session.stopped_by)
                 job.finish()
             before += steps
         if session.begun:  # by the first job; if all adapters were trained before, there is no job
@@ -113,7 +118,7 @@ def train(config: Config) -> Trained:
         folder = RunFolder(config.run)
         session.say(f"trained: {len(settings)} adapters in {folder.adapters}")
         session.end(step)
-        return Trained(step, True, [folder.adapter(adapter.name) for adapter in settings])
+        return Trained(step, [folder.adapter(adapter.name) for adapter in settings])
 
 
 def run(job: Job) -> int:

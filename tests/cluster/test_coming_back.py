@@ -71,8 +71,8 @@ class Bench:
 
 def ends_as_if_nothing_happened(bench: Bench, run: Run, tolerance: float = 0) -> None:
     run.wait_for_end()
-    # One restart for each fault. More were seen where the runs of all faults kept the machine busy, and
-    # why is not known: they are told with what the daemons say of them, and go on from disk as well.
+    # One restart for each fault. A node that was cut off may end the tasks of the first start a minute
+    # late, when the second one's run there: that is one restart more, and goes on from disk as well.
     starts = len(run.resumed_at())
     assert starts >= 2, run.logs()
     if starts > 2:
@@ -192,6 +192,15 @@ def stop_while_saving(rank: int, state: Path, moments: random.Random) -> str:
     raise AssertionError("no checkpoint was seen while it was written")
 
 
+def fault_terminated(bench: Bench) -> None:
+    """SIGTERM that nobody's `scancel` sent, as ahead of a preemption: saved, and started again."""
+    run = bench.run("terminated", save_every_s=600)
+    run.wait_for_step(5)
+    bench.cluster.slurm("scancel", "--signal=TERM", run.job)
+    run.wait_for_requeue(SOON_S)
+    ends_as_if_nothing_happened(bench, run)
+
+
 def fault_submitits_interrupt(bench: Bench) -> None:
     run = bench.run("interrupt", save_every_s=600)  # saved as it stops, or not at all
     run.wait_for_step(5)
@@ -298,7 +307,10 @@ def fault_rank_stopped(bench: Bench) -> None:
 
 
 def fault_second_submission(bench: Bench) -> None:
-    """Two jobs in one run folder: the second is refused and not tried again, the first goes on."""
+    """Two jobs in one run folder: the second is refused and not tried again, the first goes on.
+
+    Once cancelled, the first has saved its state and stays cancelled.
+    """
     first = bench.run("twice", steps=100_000)
     first.wait_for_step(1)
     second = Run(bench.cluster, first.config, *first.options).launch()
@@ -308,6 +320,9 @@ def fault_second_submission(bench: Bench) -> None:
     assert f"is in use by another job (job {first.job}, process " in log
     assert first.state() == "RUNNING"
     bench.cluster.slurm("scancel", first.job)
+    first.wait_for_end("CANCELLED")
+    assert "the same command resumes from there" in first.logs()
+    assert first.restarts() == 0
 
 
 def fault_disk_full(bench: Bench) -> None:

@@ -69,7 +69,8 @@ def test_stopped_and_resumed_is_bit_equal(
     (process,) = begin(config, 1)
     wait_for_step(tmp_path / "run", 4)
     process.send_signal(how)
-    process.wait(timeout=60)
+    # A stopped run is no success: a shell's `&&`, or a job that waits for this one, must not go on.
+    assert process.wait(timeout=60) == (-how if how == signal.SIGKILL else 128 + how)
     assert not (tmp_path / "run" / "adapters").exists()
     done = train(load_config(config))
     assert done.finished
