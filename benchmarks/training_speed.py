@@ -7,7 +7,7 @@ Every way takes the same batches of clips forward and backward and makes an opti
 order in each round, after one round that is not counted. The Trainer's own step is taken
 (`training_step`, AdamW), with features made in each round as in ours; LoRA has r = 8 on q and v of all
 layers. SALSA has vectors at all layers or at the late half of the encoder, on the whole window and with
-`training.silence_stride` 2, 4, 8, 16, without and with both ends of the padding kept
+`training.silence_stride` 2, 4, 8, 16, 24, without and with both ends of the padding kept
 (`training.silence_ends_s`), as `auto` keeps them. The cosine is between the gradient of its vectors
 and that on the whole window, clip by clip, as training begins: its median, and the worst.
 
@@ -49,7 +49,7 @@ from salsa_dist.training.loss import token_losses
 CACHE = Path("~/.cache/salsa-dist").expanduser()
 SITES = ("encoder+llm", "encoder:last-half")
 # Stride, and seconds of each end of the padding that are kept.
-THINNED = ((1, 0.0), *((stride, ends) for stride in (2, 4, 8, 16) for ends in (0.0, 0.5)))
+THINNED = ((1, 0.0), *((stride, ends) for stride in (2, 4, 8, 16, 24) for ends in (0.0, 0.5)))
 Step = Callable[[list[Clip]], None]
 
 

@@ -38,6 +38,7 @@ from starlette.routing import Route
 from salsa_dist import SteeringVectors, UserError, load_speech_llm
 from salsa_dist.data import audio_input
 from salsa_dist.data.clip import SAMPLE_RATE
+from salsa_dist.run.memory import IN_LOADING, full_memory_in_one_line
 from salsa_dist.transcription.output import written
 from salsa_dist.transcription.recording import Recording, Result
 from salsa_dist.transcription.transcriber import Transcriber
@@ -271,12 +272,13 @@ def main() -> None:
         scaled = [
             (name, scale, one.scaled(scale)) for name, one in adapters.items() for scale in SCALES
         ]
-        base = load_speech_llm(
-            options.base,
-            device=options.device,
-            dtype=options.dtype,
-            quantization=options.quantization,
-        )
+        with full_memory_in_one_line(lambda: f"loading base {options.base}", IN_LOADING):
+            base = load_speech_llm(
+                options.base,
+                device=options.device,
+                dtype=options.dtype,
+                quantization=options.quantization,
+            )
         transcriber = Transcriber(base, [vectors for *_, vectors in scaled], batch=options.batch)
     except UserError as e:
         print(f"serve: {e}", file=sys.stderr)

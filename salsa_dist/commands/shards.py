@@ -225,11 +225,14 @@ def align(
     """
     from salsa_dist.corpus.timed import with_times
     from salsa_dist.data.index import ShardIndex
+    from salsa_dist.run.memory import IN_LOADING, full_memory_in_one_line
     from salsa_dist.speech_llms.load import load_speech_llm
-    from salsa_dist.speech_llms.word_alignment import WordTimes
+    from salsa_dist.speech_llms.word_alignment import WordTimes, refuse_without_ctc
 
+    refuse_without_ctc(base, revision)
     longest = max(e.seconds for shard in ShardIndex.load(folder).shards for e in shard.entries)
-    loaded = load_speech_llm(base, revision=revision, window_s=longest + 1.0)
+    with full_memory_in_one_line(lambda: f"loading base {base}", IN_LOADING):
+        loaded = load_speech_llm(base, revision=revision, window_s=longest + 1.0)
     by = {"base": loaded.name, "revision": loaded.revision}
     made, dropped = with_times(folder, out, WordTimes(loaded).of, by, max_dropped)
     _report(dropped)

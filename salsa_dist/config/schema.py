@@ -23,7 +23,7 @@ from pydantic import Field, model_validator
 from salsa_dist.config.decides import Neither, Place
 from salsa_dist.config.sections.adapters import AdapterConfig, AdapterSettings, SteeringConfig
 from salsa_dist.config.sections.base import BaseConfig
-from salsa_dist.config.sections.data import DataConfig
+from salsa_dist.config.sections.data import AugmentConfig, DataConfig
 from salsa_dist.config.sections.evaluation import EvaluationConfig
 from salsa_dist.config.sections.method import Method, SalsaMethod
 from salsa_dist.config.sections.placement import PlacementConfig
@@ -111,7 +111,13 @@ class Config(Section):
                 "data.join_clips makes new windows in each epoch, and training.prefix_cache stores "
                 "clips: use one of them"
             )
-        if self.training.silence_stride not in (1, "auto") and self.training.prefix_cache != "off":
+        if self.training.prefix_cache == "off":
+            return
+        if self.data.augment != AugmentConfig():
+            raise ValueError("training.prefix_cache stores clips as they are: turn data.augment off")
+        if not self.training.share_prefix:
+            raise ValueError("training.prefix_cache needs training.share_prefix: true")
+        if self.training.silence_stride not in (1, "auto"):
             raise ValueError(
                 "training.silence_stride keeps part of a window, and training.prefix_cache stores "
                 "whole ones: use one of them"

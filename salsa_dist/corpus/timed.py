@@ -48,13 +48,14 @@ def with_times(
         raise UserError(f"{out} is there: name another folder")
     old = ShardIndex.load(folder)
     dropped: list[str] = []
+    replaced: list[str] = []  # samples with another kind of "words"
     lost: Counter[str] = Counter()
     first: dict[str, str] = {}  # why the first sample of a language was dropped
     shards: list[Shard] = []
     with made_at(out) as new:
         for shard in old.shards:
             before = len(dropped)
-            samples = _timed(folder, shard, times_of, dropped)
+            samples = _timed(folder, shard, times_of, dropped, replaced)
             made = write_tar(new, shard.path, shard.split, shard.language, samples)
             lost[shard.language] += len(dropped) - before
             if len(dropped) > before:
@@ -68,6 +69,11 @@ def with_times(
                     f"{language}: {count} of {total} samples were dropped, such as {first[language]}: "
                     "take another base, or allow more with --max-dropped"
                 )
+        if replaced:
+            log.warning(
+                f'{len(replaced)} samples, such as {replaced[0]}, had "words" that are not those of '
+                "their text with times: the new shards have the times in their place"
+            )
         if not shards:
             raise UserError(f"{folder}: no sample is left, such as {dropped[0]}")
         facts = {**old.recipe, "aligned": {**by, "dropped": dict(lost), "from": old.hash}}
@@ -77,7 +83,11 @@ def with_times(
 
 
 def _timed(
-    folder: Folder, shard: Shard, times_of: Callable[[Clip], Sequence[Word]], dropped: list[str]
+    folder: Folder,
+    shard: Shard,
+    times_of: Callable[[Clip], Sequence[Word]],
+    dropped: list[str],
+    replaced: list[str],
 ) -> Iterator[Packed]:
     own = {entry.key: entry.seconds for entry in shard.entries}
     try:
@@ -91,6 +101,8 @@ def _timed(
                     sample.key, resample(mono(several), rate, SAMPLE_RATE), facts, shard.language
                 )
                 words = times_of(clip) if clip.words is None else clip.words
+                if clip.words is None and "words" in facts:
+                    replaced.append(f"{shard.path}: sample {sample.key}")
             except (BadAudio, BadSample) as e:
                 dropped.append(str(e))
                 continue

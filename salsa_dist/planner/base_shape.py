@@ -33,6 +33,7 @@ from salsa_dist.speech_llms.quantization import LIBRARIES, own_method, planned_b
 from salsa_dist.speech_llms.reading_base import NO_MODEL, reading_base
 from salsa_dist.speech_llms.weight_files import cached_safetensors_files, read_header
 from salsa_dist.speech_llms.window import longest, shorten
+from salsa_dist.speech_llms.word_frames import FRAMES_PER_S
 from salsa_dist.steering.blocks import layer_of, with_blocks
 from salsa_dist.steering.sites import find_layers, output_head, select
 from salsa_dist.steering.widths import output_width
@@ -81,6 +82,7 @@ class BaseShape:
         vocabulary: numbers of one logit row.
         encoder_decoder: text goes to a decoder by itself, and audio by cross-attention (Whisper).
         encoder_tokens: rows of an encoder built for one window; None: it takes any length.
+        labels_per_s: of a base that writes a token per frame; None: as many as the text has.
         stored: bytes of the weights on disk, as the headers say; None: only a config is at hand.
         quantized: how its linear weights are quantised, while loading or in the checkpoint; None: they
             are not.
@@ -98,6 +100,7 @@ class BaseShape:
     vocabulary: int
     encoder_decoder: bool
     encoder_tokens: int | None
+    labels_per_s: float | None
     stored: int | None
     quantized: str | None
     held: int | None = None
@@ -200,6 +203,8 @@ def shape_of(
     config = model.config if config is None else config
     encoder_tokens = _window_rows(model)
     head = output_head(model)
+    family = FAMILIES.get(config.model_type)
+    per_frame = family is not None and family.LEARNS_WORD_TIMES
     smaller = planned_bytes(model, quantized) if quantized in LIBRARIES else {}
     return BaseShape(
         name=name,
@@ -213,6 +218,7 @@ def shape_of(
         vocabulary=0 if head is None else int(next(head.parameters()).shape[0]),
         encoder_decoder=bool(getattr(model.config, "is_encoder_decoder", False)),
         encoder_tokens=encoder_tokens,
+        labels_per_s=FRAMES_PER_S if per_frame else None,
         stored=stored,
         quantized=quantized,
     )

@@ -98,6 +98,9 @@ def tokens_of(shape: BaseShape, work: Work) -> dict[str, int]:
         # An encoder with a fixed window processes whole windows, trailing padding included.
         windows = -(-round(work.clip_s * ENCODER_TOKENS_PER_SECOND) // shape.encoder_tokens)
         encoder = max(1, windows) * shape.encoder_tokens
+    if shape.labels_per_s is not None:  # a label per frame; the audio is added to the text
+        labels = round(work.clip_s * shape.labels_per_s)
+        return {"encoder": encoder, "llm": work.text_tokens - work.labels + labels, "labels": labels}
     audio = 0 if shape.encoder_decoder else round(work.clip_s * _LLM_TOKENS_PER_SECOND)
     # More is said in a longer clip.
     labels = round(work.labels * max(1.0, work.clip_s / DEFAULT_CLIP_S))

@@ -16,6 +16,7 @@ IN_TRAINING = (
 IN_EVALUATION = (
     "set evaluation.batch lower, or share the base among more ranks (evaluation.placement.kind)"
 )
+IN_LOADING = "take a GPU with more memory, or a smaller base or dtype"
 IN_TRANSCRIBING = (
     "take fewer pieces in a pass (--batch), a GPU with more memory (--device), or --dtype bfloat16"
 )

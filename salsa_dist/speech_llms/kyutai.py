@@ -96,9 +96,8 @@ class Kyutai(FrameFamily):
         from transformers import GenerationMixin
 
         batch = batch.on(model)
-        frames = batch.options["frames"]
+        frames, options = self.without_frames(batch)
         audio = batch.inputs["audio"]
-        options = {key: value for key, value in batch.options.items() if key != "frames"}
         bos = torch.full((len(audio), 1), self.bos, device=audio.device)
         with AudioBeside(model, audio).attached():
             ids = decode_greedily(

@@ -127,6 +127,12 @@ class SpeechLLM:
         """Every site with the module whose output is steered there."""
         return by_site(self.layer_lists)
 
+    @property
+    def has_encoder_sites(self) -> bool:
+        """Whether layers of the encoder can be steered: below the first steered one lies a prefix that
+        adapters can share."""
+        return "encoder" in self.layer_lists
+
     def select(self, words: str) -> list[str]:
         """The sites that an expression such as `encoder:last-half` names; see `sites.select`."""
         return select(words, layer_counts(self.layer_lists))

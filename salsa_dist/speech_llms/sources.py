@@ -7,8 +7,8 @@
     experts.1.up_proj   ─┴─ stack ─┘
 
 transformers makes some weights by stacking, joining, cutting or transposing what is stored. A `Source`
-takes these functions of torch as a tensor does, and notes them. A run of the weight's elements is then
-read from the runs of the stored tensors that it is made of, and nothing else is.
+stands for a stored tensor in these functions of torch and records them. For a range of the weight's
+elements, it then reads only the ranges of the stored tensors that they come from.
 """
 
 from __future__ import annotations

@@ -50,8 +50,8 @@ def unfilled(
 ) -> Unfilled | str:
     """A checkpoint's model without its data; or why this checkpoint must be loaded whole.
 
-    That is so for checkpoints that are not safetensors, that hold a LoRA beside the base, that leave
-    out weights which transformers makes up, or whose tensors it converts by more than stacking,
+    Loaded whole are checkpoints that are not safetensors, hold a LoRA beside the base, or leave out
+    weights which transformers makes up, and those whose tensors it converts by more than stacking,
     joining, cutting and transposing.
 
     Args:

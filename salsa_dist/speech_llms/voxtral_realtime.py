@@ -101,14 +101,13 @@ class VoxtralRealtime(FrameFamily):
         keep_rows: KeepRows | None = None,
     ) -> list[Transcript]:
         batch = batch.on(model)
-        frames = batch.options["frames"]
+        frames, options = self.without_frames(batch)
         inputs, first = dict(batch.inputs), batch.inputs["input_ids"].shape[1]
         if synced:  # ranks step along with the one that has the longest audio, and need as much
             most = torch.tensor(max(frames), device=inputs["input_ids"].device)
             dist.all_reduce(most, dist.ReduceOp.MAX)
             more = self.per_token * (int(most) - max(frames))
             inputs["input_features"] = pad(inputs["input_features"], (0, more))
-        options = {key: value for key, value in batch.options.items() if key != "frames"}
         ids = decode_greedily(
             model,
             {**inputs, **options},

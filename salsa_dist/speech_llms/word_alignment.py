@@ -20,8 +20,22 @@ from salsa_dist.data.clip import SAMPLE_RATE, Clip, Word
 from salsa_dist.errors import UserError
 from salsa_dist.speech_llms.ctc import Ctc
 from salsa_dist.speech_llms.ctc_alignment import spread_over
-from salsa_dist.speech_llms.load import SpeechLLM
+from salsa_dist.speech_llms.inspection import read_config
+from salsa_dist.speech_llms.load import SpeechLLM, family_of
 from salsa_dist.speech_llms.window import audio_of
+
+
+def refuse_without_ctc(name: str, revision: str | None) -> None:
+    """Refuse a base that is no encoder with CTC, before its weights are read.
+
+    Raises:
+        UserError: it is none, or can't be read.
+    """
+    if not issubclass(family_of(read_config(name, revision).model_type), Ctc):
+        raise UserError(
+            f"base {name} is no encoder with CTC: name one with --base, such as "
+            "facebook/wav2vec2-large-960h"
+        )
 
 
 class WordTimes:
@@ -29,17 +43,10 @@ class WordTimes:
 
     Args:
         base: an encoder with CTC.
-
-    Raises:
-        UserError: it is none.
     """
 
     def __init__(self, base: SpeechLLM) -> None:
-        if not isinstance(base.family, Ctc):
-            raise UserError(
-                f"base {base.name} is no encoder with CTC: name one with --base, such as "
-                "facebook/wav2vec2-large-960h"
-            )
+        assert isinstance(base.family, Ctc)
         self._family: Ctc = copy(base.family)
         self._family.padded_to_s = None  # each clip runs alone, so it needs no padding
         self._model: Any = base.model

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from salsa_dist.data.clip import Clip
 from salsa_dist.errors import UserError
-from salsa_dist.speech_llms.batch import AdapterBatch, Transcript
+from salsa_dist.speech_llms.batch import AdapterBatch, PromptBatch, Transcript
 from salsa_dist.speech_llms.processed import ClipByClip, Processed
 
 FRAMES_PER_S = 12.5
@@ -108,6 +108,11 @@ class FrameFamily(ClipByClip):
         weights = [_PADDING_WEIGHT if self._silent(i) else 1.0 for own in labels for i in own]
         batch = AdapterBatch.of(clips, {"input_ids": ids, **audio}, positions, labels)
         return replace(batch, label_weights=torch.tensor(weights))
+
+    @staticmethod
+    def without_frames(batch: PromptBatch) -> tuple[list[int], dict[str, Any]]:
+        """How many frames each clip of a prompt batch has, and its other options."""
+        return batch.options["frames"], {k: v for k, v in batch.options.items() if k != "frames"}
 
     def transcripts(
         self, rows: Iterable[Sequence[int]], frames: Sequence[int], most: int

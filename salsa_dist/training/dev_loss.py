@@ -25,7 +25,7 @@ from salsa_dist.metrics.normalise import Rules
 from salsa_dist.placement.decode import generate
 from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.placement.kept_prefix import Known, without_audio
-from salsa_dist.training.loss import token_losses
+from salsa_dist.training.loss import label_weights, token_losses
 
 
 class DevClips:
@@ -68,7 +68,8 @@ class DevClips:
     def losses(
         self, base: FrozenBase, config: Config, rows: Sequence[int], moved: Callable[[], None]
     ) -> dict[int, float]:
-        """Mean loss a label of the adapters of `rows`; the same on all ranks, which all call this.
+        """Mean loss a label of the adapters of `rows`, labels weighted as in training; the same on all
+        ranks, which all call this.
 
         Args:
             moved: called before each pass, as often on all ranks.
@@ -91,8 +92,9 @@ class DevClips:
             with torch.no_grad():
                 losses = token_losses(base, batch)
             label_rows = batch.label_rows.to(ranks.device)
-            sums[0].index_add_(0, label_rows, losses)
-            sums[1].index_add_(0, label_rows, torch.ones_like(losses))
+            weights = label_weights(batch, losses)
+            sums[0].index_add_(0, label_rows, losses * weights)
+            sums[1].index_add_(0, label_rows, weights)
         dist.all_reduce(sums)
         means = (sums[0] / sums[1]).tolist()
         return {row: means[row] for row in rows}

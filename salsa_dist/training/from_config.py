@@ -119,9 +119,7 @@ def make_batches(config: Config, index: ShardIndex, speech_llm: SpeechLLM, ranks
         config.training.clips_per_pass,
         # There is no unsteered prefix where a method trains weights inside the encoder, nor in a base
         # without encoder layers.
-        share=config.training.share_prefix
-        and config.method.steers
-        and "encoder" in speech_llm.layer_lists,
+        share=config.training.share_prefix and config.method.steers and speech_llm.has_encoder_sites,
         pass_seconds=config.training.pass_seconds,
     )
     if speech_llm.family.LEARNS_WORD_TIMES:

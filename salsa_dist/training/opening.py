@@ -91,14 +91,24 @@ def opened(
         if config.training.average is not None and batches is not None:
             average = Average(trainable, config.training.average, _ends(config))
         family = speech_llm.family
-        if isinstance(family, ThinsPadding) and config.training.silence_ends_s is not None:
-            family.silence_ends_s = config.training.silence_ends_s
+        if (ends_s := config.training.silence_ends_s) is not None:
+            if not isinstance(family, ThinsPadding):
+                raise UserError(
+                    f"training.silence_ends_s is {ends_s:g}, and base {config.base.name} has no "
+                    "trailing padding that can be thinned, which Whisper has: remove it"
+                )
+            family.silence_ends_s = ends_s
         if batches is not None and config.thinning == "auto" and isinstance(family, ThinsPadding):
             strides = SilenceStrides(family, config.adapter_settings())
             if found:
                 states.restore(strides, found)
         kept = config.training.prefix_cache != "off"
         stride = config.thinning if strides is None else max(strides.by_row)
+        if kept and not speech_llm.has_encoder_sites:
+            raise UserError(
+                f"training.prefix_cache stores the output of the encoder's unsteered layers, and base "
+                f"{config.base.name} has no encoder sites: set it to off"
+            )
         if kept and batches is not None and stride not in (1, "auto"):
             raise UserError(
                 "training.prefix_cache stores whole windows, and this run began with "

@@ -14,7 +14,6 @@ import torch
 import torch.distributed as dist
 
 from salsa_dist.config import Config
-from salsa_dist.data.augment import from_settings
 from salsa_dist.data.clip import silent_clip
 from salsa_dist.data.index import Entry, Shard
 from salsa_dist.data.reading import read_clip
@@ -46,15 +45,6 @@ def keep_prefix(
     """
     training = config.training
     family = base.family
-    if from_settings(config.data.augment.model_dump()) is not None:
-        raise UserError("training.prefix_cache stores clips as they are: turn data.augment off")
-    if not training.share_prefix:
-        raise UserError("training.prefix_cache needs training.share_prefix: true")
-    if not base.shared.sites:
-        raise UserError(
-            f"training.prefix_cache stores the output of the encoder's unsteered layers, and base "
-            f"{config.base.name} has no encoder sites: set it to off"
-        )
     wanted = {entry.key: (shard, entry) for shard, entry in needed}
     silence = silent_clip(family.languages[0])
     moved()

@@ -171,8 +171,13 @@ def test_training_by_it_is_another_run(tmp_path: Path, tiny_base: Path, tiny_sha
     assert own[0] == own[1] != own[2]
     whole, thin = (SteeringVectors.load(train(c).adapters[0]).vectors for c in configs)
     assert not torch.allclose(whole["encoder.0"], thin["encoder.0"])
-    with pytest.raises(UserError, match="silence_stride keeps part of a window"):
-        load_config(path, ["training.silence_stride=4", "training.prefix_cache=memory"])
+    for setting, said in (
+        ("training.silence_stride=4", "silence_stride keeps part of a window"),
+        ("data.augment.time_masks=1", r"stores clips as they are: turn data\.augment off"),
+        ("training.share_prefix=false", r"prefix_cache needs training\.share_prefix: true"),
+    ):
+        with pytest.raises(UserError, match=said):
+            load_config(path, [setting, "training.prefix_cache=memory"])
 
 
 def test_a_base_without_trailing_padding_refuses_it_unread(tmp_path: Path, tiny_shards: Path) -> None:
@@ -184,3 +189,11 @@ def test_a_base_without_trailing_padding_refuses_it_unread(tmp_path: Path, tiny_
     path = make_config(tmp_path, folder, tiny_shards, training={"steps": 2, "silence_stride": 8})
     with pytest.raises(UserError, match=r"silence_stride is 8, and base .* has no trailing padding"):
         base_facts(load_config(path))
+
+
+def test_ends_of_a_padding_that_is_not_there_are_refused(tmp_path: Path, tiny_shards: Path) -> None:
+    folder = make_qwen2_audio(tmp_path / "base")
+    path = make_config(tmp_path, folder, tiny_shards, training={"steps": 2, "silence_ends_s": 0.5})
+    with pytest.raises(UserError, match=r"silence_ends_s is 0\.5, and base .* has no trailing padding"):
+        train(load_config(path))
+    assert not (tmp_path / "run" / "state").exists()

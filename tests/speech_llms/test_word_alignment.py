@@ -26,7 +26,7 @@ from salsa_dist.data.sampling import AdapterPlan
 from salsa_dist.data.subset import training_shards
 from salsa_dist.errors import UserError
 from salsa_dist.speech_llms.load import load_speech_llm
-from salsa_dist.speech_llms.word_alignment import WordTimes, likeliest
+from salsa_dist.speech_llms.word_alignment import WordTimes, likeliest, refuse_without_ctc
 
 
 def test_the_alignment_is_the_likeliest_of_all() -> None:
@@ -139,4 +139,4 @@ def test_shards_get_word_times(
 
 def test_what_is_no_base_for_times(tiny_base: Path) -> None:
     with pytest.raises(UserError, match="is no encoder with CTC: name one with --base"):
-        WordTimes(load_speech_llm(tiny_base))
+        refuse_without_ctc(str(tiny_base), None)

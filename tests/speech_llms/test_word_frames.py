@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from conformance import ALONE, apart, clips, noise, placed, random_bank
 from tiny import make_config
 from tiny_frames import FRAMES
@@ -20,8 +21,11 @@ from salsa_dist.data.clip import SAMPLE_RATE, Clip
 from salsa_dist.data.index import ShardIndex
 from salsa_dist.errors import UserError
 from salsa_dist.placement.kept_prefix import KeptPrefix, Known, without_audio
+from salsa_dist.planner.base_shape import shape_of
+from salsa_dist.planner.step_work import Work, tokens_of
 from salsa_dist.speech_llms.load import SpeechLLM, load_speech_llm
 from salsa_dist.training import from_config
+from salsa_dist.training.dev_loss import DevClips
 from salsa_dist.training.from_config import make_batches
 from salsa_dist.training.loop import train
 from salsa_dist.training.loss import label_weights, token_losses
@@ -142,9 +146,13 @@ def test_adapters_share_clips_and_kept_prefixes(base: SpeechLLM, family: str) ->
     distinct = clips(base)[:2]
     taken = [replace(clip, row=row) for row in (0, 1) for clip in distinct]
     with placed(base, bank) as frozen, torch.no_grad():
-        wanted = token_losses(frozen, base.family.training_batch(taken))
-        found = token_losses(frozen, base.family.shared_batch(taken, distinct))
+        apart_batch = base.family.training_batch(taken)
+        shared_batch = base.family.shared_batch(taken, distinct)
+        wanted, found = token_losses(frozen, apart_batch), token_losses(frozen, shared_batch)
         assert apart(found, wanted) < 1e-6
+        weights = [label_weights(batch, found) for batch in (apart_batch, shared_batch)]
+        assert torch.equal(*weights)
+        assert set(weights[0].tolist()) == {0.5, 1.0}
         kept = KeptPrefix(None)
         for clip, hidden in zip(distinct, frozen.prefix_of(distinct), strict=True):
             kept.put(clip.key, Known.of(clip), hidden)
@@ -153,6 +161,33 @@ def test_adapters_share_clips_and_kept_prefixes(base: SpeechLLM, family: str) ->
         known = [replace(silent[c.key], row=c.row) for c in taken]
         batch = base.family.shared_batch(known, list(silent.values()), kept=True)
         assert torch.equal(token_losses(frozen, batch), found)
+
+
+def test_dev_loss_weighs_labels_as_training_does(
+    folder: Path, base: SpeechLLM, tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = ShardIndex.load(tiny_shards)
+    config = load_config(make_config(tmp_path, folder, tiny_shards))
+    dev = DevClips(index, config.adapter_settings(), 2, base.window_s)
+    clip = timed(*WORDS)
+    monkeypatch.setattr(dev, "_clips", lambda samples: [replace(clip, row=row) for _, row in samples])
+    monkeypatch.setattr(dist, "all_reduce", lambda sums: None)  # one process has all of it
+    bank = random_bank(base, ["salsa", "add"])
+    with placed(base, bank) as frozen, torch.no_grad():
+        found = dev.losses(frozen, config, [0, 1], lambda: None)
+        for row in (0, 1):
+            batch = base.family.training_batch([replace(clip, row=row)])
+            losses = token_losses(frozen, batch)
+            weights = label_weights(batch, losses)
+            wanted = float((losses * weights).sum() / weights.sum())
+            assert found[row] == pytest.approx(wanted, rel=1e-5)
+
+
+def test_a_plan_counts_a_label_per_frame(base: SpeechLLM) -> None:
+    shape = shape_of(base.model, base.name, "float32")
+    tokens = tokens_of(shape, Work(clips=1, micro_batch=1, sites=((),), clip_s=30.0))
+    assert tokens["labels"] == 375
+    assert tokens["llm"] == 375 + 32  # the audio is added to the text, it is not beside it
 
 
 def test_training_teaches_the_frames(folder: Path) -> None:
@@ -168,7 +203,7 @@ def test_training_teaches_the_frames(folder: Path) -> None:
         sums = []
         for _ in range(12):
             losses = token_losses(frozen, batch)
-            sums.append(float((losses * label_weights(batch, losses)).sum()))
+            sums.append(float((losses.detach() * label_weights(batch, losses)).sum()))
             adam.zero_grad()
             losses.sum().backward()
             adam.step()

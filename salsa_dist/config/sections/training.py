@@ -67,9 +67,9 @@ class TrainingConfig(Section):
     silence_ends_s: Vectors[float | None] = Field(
         None,
         ge=0,
-        description="seconds at each end of the trailing padding of which all positions are kept where "
-        "it is thinned; null: a sixtieth of the window with silence_stride auto, 0 with a number, as "
-        "in release 0.1",
+        description="with thinned padding: seconds at each of its two ends in which every position is "
+        "kept. null: a sixtieth of the window with silence_stride auto, 0 with a number, as in release "
+        "0.1",
     )
     micro_batch: Neither[Literal["auto"] | Annotated[int, Field(ge=1)]] = Field(
         16,
