@@ -5,7 +5,8 @@
 
 Weights are random, in bf16; every layer of the encoder and of the LLM is steered. The rows are the base
 whole (`replicate`) and kept by ZeRO-3 in a group of one rank, each with and without activation
-checkpointing. Where there is no CUDA GPU the rows say 'not measured'.
+checkpointing; and whole with the update rule, or the layers too, compiled (`training.compile`). Where
+there is no CUDA GPU the rows say 'not measured'.
 
 The shape is that of the config.json of Qwen/Qwen2-Audio-7B on the Hugging Face hub: Whisper-large-v3's
 encoder, pooled to 750 tokens a clip, and Qwen-7B.
@@ -20,7 +21,7 @@ causal.
     flops = sum over parts of positions * 4 * |W|  +  12 * layers * n^2 * d * (1/2 if causal)
     mfu   = clips a second * flops of a clip / peak FLOPs of the GPU
 
-{"rows": [{"placement": "replicate", "checkpointing": false, "status": "measured",
+{"rows": [{"placement": "replicate", "checkpointing": false, "compile": "off", "status": "measured",
            "clips_per_second": …, "mfu": …, "peak_bytes": …, "cost_1": "aten::mm", "share_1": …}, …]}
 """
 
@@ -32,9 +33,8 @@ import os
 import statistics
 import time
 from collections.abc import Callable
-from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -102,6 +102,12 @@ TINY: dict[str, Any] = {
 PROMPT, LABELS = 12, 40
 # Dense bf16 without sparsity, in TFLOP/s, from NVIDIA's data sheets.
 NOT_COUNTED = 2
+Compiled = Literal["off", "rule", "layers"]
+WAYS: tuple[tuple[str, bool, Compiled], ...] = (
+    *((placement, again, "off") for placement in ("replicate", "zero-3") for again in (False, True)),
+    ("replicate", False, "rule"),
+    *(("replicate", again, "layers") for again in (False, True)),
+)
 
 
 def main() -> None:
@@ -114,10 +120,10 @@ def main() -> None:
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []
     with join() as ranks:
-        for placement, checkpointing in product(("replicate", "zero-3"), (False, True)):
-            row: dict[str, Any] = {"placement": placement, "checkpointing": checkpointing}
+        for way in WAYS:
+            row: dict[str, Any] = dict(zip(("placement", "checkpointing", "compile"), way, strict=True))
             if options.tiny or ranks.device.type == "cuda":
-                row |= {"status": "measured", **measure(options, ranks, placement, checkpointing)}
+                row |= {"status": "measured", **measure(options, ranks, *way)}
                 gc.collect()  # hooks and their base hold each other; the next row needs the memory
                 torch.cuda.empty_cache()
             else:
@@ -135,7 +141,7 @@ def main() -> None:
 
 
 def measure(
-    options: argparse.Namespace, ranks: Ranks, placement: str, checkpointing: bool
+    options: argparse.Namespace, ranks: Ranks, placement: str, checkpointing: bool, compiled: Compiled
 ) -> dict[str, Any]:
     from transformers import Qwen2AudioConfig, Qwen2AudioForConditionalGeneration
 
@@ -154,7 +160,8 @@ def measure(
     bank = Bank([AdapterSpec("a", tuple(widths), "salsa")], widths, ranks.device)
     optimizer = PackedAdam(bank, [Schedule(1e-3, 100, 0.0, "none")], 1.0)
     llm = SpeechLLM(model, None, "random", "random", parameters)  # type: ignore[arg-type]
-    base = FrozenBase(llm, bank, ranks, PlacementConfig(kind="replicate"), checkpointing)
+    whole = PlacementConfig(kind="replicate")
+    base = FrozenBase(llm, bank, ranks, whole, checkpointing, compiled=compiled)
     batch = make_batch(shape, options.clips)
 
     def step() -> None:

@@ -67,7 +67,8 @@ class Salsa:
         llm.family.silence_ends_s = ends_s
         spec = AdapterSpec("a", tuple(llm.select(sites)), "salsa")
         self.bank = Bank([spec], site_widths(llm.layer_lists), ranks.device)
-        self.base = FrozenBase(llm, self.bank, ranks, PlacementConfig(kind="replicate"))
+        whole = PlacementConfig(kind="replicate")
+        self.base = FrozenBase(llm, self.bank, ranks, whole, compiled=options.compile)
         self.adam = torch.optim.Adam(self.bank.vectors.values(), 1e-6)
 
     def backward(self, clips: list[Clip]) -> None:
@@ -137,6 +138,7 @@ def main() -> None:
     parser.add_argument("--micro-batch", type=int, default=4)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--compile", default="off", choices=["off", "rule", "layers"], help="SALSA's")
     options = parser.parse_args()
     if options.device == "cpu":
         torch.set_num_threads(1)
@@ -180,6 +182,7 @@ def main() -> None:
         base=Path(options.base).name,
         dtype=options.dtype,
         device=options.device,
+        compile=options.compile,
         clips=len(clips),
         seconds_of_a_clip=statistics.median(clip.seconds for clip in clips),
         trainer_seconds_per_clip=statistics.median(seconds[0]) / len(clips),

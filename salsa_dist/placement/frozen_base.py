@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from salsa_dist.config import PlacementConfig
 from salsa_dist.data.clip import Clip
 from salsa_dist.errors import UserError
+from salsa_dist.placement.compiled_layers import compile_layers, refuse_without_compiler
 from salsa_dist.placement.kept_prefix import KeptPrefix
 from salsa_dist.placement.loading import Say, silent
 from salsa_dist.placement.ranks import Ranks, group_size
@@ -45,6 +46,7 @@ class FrozenBase:
         ranks: this process.
         placement: how many ranks share one copy.
         activation_checkpointing: recompute the layers' inner activations in the backward pass.
+        compiled: what torch.compile makes kernels of: nothing, the update rule, or the layers too.
         say: gets a line every few seconds while weights are read.
     """
 
@@ -56,6 +58,7 @@ class FrozenBase:
         placement: PlacementConfig,
         activation_checkpointing: bool = False,
         say: Say = silent,
+        compiled: Literal["off", "rule", "layers"] = "off",
     ) -> None:
         self.model: Any = speech_llm.model
         self.family = speech_llm.family
@@ -66,7 +69,15 @@ class FrozenBase:
         self.dtype = self.model.dtype
         self.base_bytes = bytes_of(self.model)
         self.zero: ZeroShards | None = None
-        if self.size > 1 or placement.offload != "none":
+        shared = self.size > 1 or placement.offload != "none"
+        if compiled == "layers" and shared:
+            raise UserError(
+                "training.compile: layers need a whole copy of the base on each rank, and placement "
+                f"{placement.kind} has none: set it to rule, or placement.kind to replicate"
+            )
+        if compiled != "off":
+            refuse_without_compiler(ranks.device)
+        if shared:
             settings = ds_settings(
                 placement.ds_config,
                 placement.kind,
@@ -84,7 +95,10 @@ class FrozenBase:
         # Before the bank: what it gives to each sample is not yet steered.
         self.shared = SharedPrefix(bank, layers, _holder(self.model, layers.get("encoder.0")))
         self._hooks.callback(self.shared.close)
+        bank.compiled = compiled != "off"
         self._hooks.enter_context(bank.attached(sites))
+        if compiled == "layers":
+            self._hooks.callback(compile_layers(layers.values()))
         if activation_checkpointing:
             self._hooks.callback(recompute_in_backward(layers.values(), bank))
 

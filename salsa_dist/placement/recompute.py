@@ -30,7 +30,7 @@ def recompute_in_backward(layers: Iterable[nn.Module], bank: Bank) -> Callable[[
 
     def undo() -> None:
         for layer in wrapped:
-            del layer.forward  # the class's own is seen again
+            layer.__dict__.pop("forward", None)  # the class's own is seen again
 
     return undo
 

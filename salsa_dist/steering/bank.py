@@ -101,6 +101,7 @@ class Bank:
         # (adapters,) the place of each row's rule among them.
         self._rule_of = torch.tensor([names.index(spec.rule) for spec in specs], device=device)
         self._rows: Mapping[str, Tensor] | int | None = None
+        self.compiled = False  # apply rules in one kernel each, where they have it
 
     def set_row(self, row: int, vectors: Mapping[str, Tensor]) -> None:
         """Copy one adapter's numbers, (parts * hidden,) per site, into the bank; fewer: the first."""
@@ -219,7 +220,8 @@ class Bank:
                 site, output, self._rows[site if site in self._rows else component]
             )
 
-        return steer
+        # A site inside a compiled layer is a break in its kernel: whose row is whose is asked here.
+        return torch.compiler.disable(steer) if self.compiled else steer
 
     def steer_output(self, site: str, output: Any, rows: Tensor | int) -> Any:
         """A layer's output, steered: a tensor, or a tuple whose first entry is the activation.
@@ -261,7 +263,7 @@ class Bank:
         vector = vector.view(shape)
         # All rules for all, then the right one of each: asking which are here would make a GPU wait.
         steered, *others = [
-            rule.apply(
+            (rule.compiled if self.compiled and rule.compiled else rule.apply)(
                 hidden, vector if rule.parts == self._parts else vector[..., : rule.parts * width]
             )
             for rule in self._rules

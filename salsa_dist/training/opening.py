@@ -128,7 +128,7 @@ def opened(
         base = stack.enter_context(
             FrozenBase(
                 *(speech_llm, trainable.bank, ranks, session.placed.placement),
-                *(config.training.activation_checkpointing, session.say),
+                *(config.training.activation_checkpointing, session.say, config.training.compile),
             )
         )
         session.say(as_loaded(base))

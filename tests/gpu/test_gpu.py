@@ -40,6 +40,7 @@ from salsa_dist.placement.ranks import Ranks, join
 from salsa_dist.run.kernels import settle_kernels
 from salsa_dist.speech_llms.load import load_speech_llm
 from salsa_dist.steering.bank import AdapterSpec, Bank
+from salsa_dist.steering.rules.salsa import salsa_compiled
 from salsa_dist.training.optimizer import PackedAdam, Schedule
 
 ROOT = Path(__file__).parents[2]
@@ -169,6 +170,25 @@ def test_packing_changes_nothing(told: dict[str, Any], tmp_path: Path) -> None:
     far = max(apart(sum(own[site] for own in alone), packed[site]) for site in packed)  # type: ignore[arg-type]
     told["packing_apart"] = far
     assert far < 1e-5
+
+
+def test_compiled_kernels_change_rounding_alone(told: dict[str, Any], tmp_path: Path) -> None:
+    base = load_speech_llm(make_base(tmp_path / "base"), dtype="float32", device=DEVICE)
+    found = []
+    for compiled in ("off", "rule", "layers"):
+        bank = random_bank(base, ["salsa", "add", "salsa"], where=DEVICE)
+        whole = PlacementConfig(kind="replicate")
+        with FrozenBase(base, bank, ALONE, whole, compiled=compiled) as placed:
+            found.append(gradients(placed, clips(base))[1])
+    plain, *others = found
+    far = [max(apart(own[site], plain[site]) for site in plain) for own in others]
+    told["compiled_apart"] = dict(zip(("rule", "layers"), far, strict=True))
+    assert max(far) < 1e-4
+    for dtype in (torch.float32, torch.bfloat16):
+        for width in (512, 3584, 8192):
+            hidden = torch.randn(4, 300, width, device=DEVICE).to(dtype)
+            zero = torch.zeros(4, 1, width, device=DEVICE)
+            assert torch.equal(salsa_compiled(hidden, zero), hidden)
 
 
 @pytest.mark.parametrize("adapters", [1, 40, 160])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shutil import which
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from salsa_dist.steering.bank import AdapterSpec, Bank
 from salsa_dist.steering.rules.add import add
 from salsa_dist.steering.rules.registry import RULES
 from salsa_dist.steering.rules.rule import UpdateRule
-from salsa_dist.steering.rules.salsa import salsa
+from salsa_dist.steering.rules.salsa import salsa, salsa_compiled
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -115,6 +116,33 @@ def test_salsas_own_gradient_is_that_of_the_formula(size: float) -> None:
     for own, wanted in zip(found, gradients(written_out, hidden, vector, weights), strict=True):
         keep = wanted.abs() < 1e3  # where the vector cancels the activation the slope has no end
         assert torch.allclose(own[keep], wanted[keep], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_compiled_rule_is_the_rule(dtype: torch.dtype) -> None:
+    hidden, vector, weights = draw(3, 50, 64, dtype=dtype), draw(3, 1, 64, seed=1), draw(3, 50, 64)
+    hidden[0, :2], hidden[2, 1] = 0.0, 1e-15  # rows without a direction
+    vector[1] = 0.0
+    out = salsa_compiled(hidden, vector)
+    assert out.dtype == dtype
+    assert torch.equal(out[1], hidden[1])
+    assert torch.equal(out[0, :2], hidden[0, :2])
+    near = {"rtol": 1e-2, "atol": 1e-2} if dtype == torch.bfloat16 else {"rtol": 1e-5, "atol": 1e-6}
+    torch.testing.assert_close(out, salsa(hidden, vector), **near)
+    pairs = (gradients(apply, hidden, vector, weights) for apply in (salsa_compiled, salsa))
+    for own, wanted in zip(*pairs, strict=True):
+        assert (own.double() - wanted.double()).norm() < (0.01 if dtype == torch.bfloat16 else 1e-5) * (
+            wanted.double().norm()
+        )
+    # The vector alone, as at the first steered layer, and another number of clips and positions.
+    one = vector[:2].clone().requires_grad_()
+    salsa_compiled(hidden[:2, :7], one).sum().backward()
+    other = vector[:2].clone().requires_grad_()
+    salsa(hidden[:2, :7], other).sum().backward()
+    assert one.grad is not None
+    assert other.grad is not None
+    torch.testing.assert_close(one.grad, other.grad, rtol=1e-2, atol=1e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -91,6 +91,12 @@ class TrainingConfig(Section):
     activation_checkpointing: Neither[bool] = Field(
         False, description="recompute activations in the backward pass: less memory, more time"
     )
+    compile: Neither[Literal["off", "rule", "layers"]] = Field(
+        "off",
+        description="torch.compile for training. rule: the update rule is one kernel. layers: the "
+        "base's layers too, where each rank has a whole copy. Results are the same up to rounding; "
+        "the first steps take a minute longer",
+    )
     share_prefix: Neither[bool] = Field(
         True,
         description="run the unsteered prefix once per clip, for all adapters that sample the clip",

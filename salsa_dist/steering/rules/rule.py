@@ -28,6 +28,7 @@ class UpdateRule:
         keeps_norm: whether the norm of every activation stays.
         affine: for h' = a · h + b: takes the numbers of a site, (parts * hidden,), gives a and b,
             (hidden,) each, a being None where it is 1; None: the rule is of no such form.
+        compiled: `apply` in one kernel (`training.compile`); None: there is nothing to fuse.
     """
 
     apply: Callable[[Tensor, Tensor], Tensor]
@@ -36,3 +37,4 @@ class UpdateRule:
     parts: int = 1
     keeps_norm: bool = False
     affine: Callable[[Tensor], tuple[Tensor | None, Tensor]] | None = None
+    compiled: Callable[[Tensor, Tensor], Tensor] | None = None

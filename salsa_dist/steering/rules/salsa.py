@@ -31,9 +31,18 @@ def salsa(hidden: Tensor, vector: Tensor) -> Tensor:
     return steered
 
 
+def salsa_compiled(hidden: Tensor, vector: Tensor) -> Tensor:
+    """`salsa` in one kernel; with `vector` all zero to the bit as well, else up to rounding."""
+    from salsa_dist.steering.rules.salsa_function import CompiledSalsa
+
+    steered: Tensor = CompiledSalsa.apply(hidden, vector)
+    return steered
+
+
 SALSA = UpdateRule(
     salsa,
     "s = h + v, h' = s · |h| / |s|",
     does="keeps the norm of each activation",
     keeps_norm=True,
+    compiled=salsa_compiled,
 )

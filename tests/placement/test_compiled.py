@@ -1,0 +1,74 @@
+"""`training.compile`: kernels of torch.compile give what the base gives without them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from shutil import which
+from typing import Any
+
+import pytest
+import torch
+from conformance import ALONE, apart, clips, gradients, random_bank
+from tiny import make_config
+
+from salsa_dist import SteeringVectors, UserError, load_config, load_speech_llm, train
+from salsa_dist.config import PlacementConfig
+from salsa_dist.placement.frozen_base import FrozenBase
+
+needs_compiler = pytest.mark.skipif(which("g++") is None, reason="torch.compile needs a C++ compiler")
+
+
+@needs_compiler
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_compiled_layers_change_rounding_alone(tiny_base: Path, checkpointed: bool) -> None:
+    base = load_speech_llm(tiny_base)
+    batch = [clip for clip in clips(base) if clip.row >= 0]
+    found = []
+    for compiled in ("off", "layers"):
+        bank = random_bank(base, ["salsa", "add", "salsa"])
+        frozen = FrozenBase(
+            *(base, bank, ALONE, PlacementConfig(kind="replicate"), checkpointed),
+            compiled=compiled,
+        )
+        assert bank.compiled == (compiled == "layers")
+        found.append(gradients(frozen, batch))
+        frozen.close()
+        assert not any("forward" in vars(layer) for layer in base.sites.values())
+    (plain, of_plain), (fused, of_fused) = found
+    assert apart(fused, plain) < 1e-5
+    for site, gradient in of_plain.items():
+        assert gradient.any()
+        assert apart(of_fused[site], gradient) < 1e-4, site
+
+
+@needs_compiler
+def test_a_run_trains_and_decodes_with_compiled_layers(
+    tiny_base: Path, tiny_shards: Path, tmp_path: Path
+) -> None:
+    vectors = []
+    for how in ("off", "layers"):
+        (tmp_path / how).mkdir()
+        training = {"steps": 3, "compile": how, "dev_every": 2, "dev_clips": 2, "dev_metric": "cer"}
+        path = make_config(tmp_path / how, tiny_base, tiny_shards, training=training)
+        vectors.append(SteeringVectors.load(train(load_config(path)).adapters[0]).vectors)
+    plain, fused = vectors
+    for site, vector in plain.items():
+        torch.testing.assert_close(fused[site], vector, rtol=1e-3, atol=1e-6)
+
+
+def test_where_it_can_not_be_had_it_is_refused(
+    tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = load_speech_llm(tiny_base)
+    bank = random_bank(base, ["salsa"])
+    offloaded = PlacementConfig(kind="full", offload="cpu")
+    with pytest.raises(UserError, match=r"training\.compile: layers need a whole copy of the base"):
+        FrozenBase(base, bank, ALONE, offloaded, compiled="layers")
+
+    def no_compiler(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("InvalidCxxCompiler: No working C++ compiler found\nmore")
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    said = r"makes no kernel for cpu here \(InvalidCxxCompiler: No working .* found\): install a C\+\+"
+    with pytest.raises(UserError, match=said):
+        FrozenBase(base, bank, ALONE, PlacementConfig(kind="replicate"), compiled="rule")
