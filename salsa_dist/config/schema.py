@@ -68,6 +68,7 @@ class Config(Section):
         self._rungs_fit()
         self._windows_nest()
         self._clips_may_be_kept()
+        self._kernels_suit()
         self._languages_suit_the_method()
         return self
 
@@ -121,6 +122,18 @@ class Config(Section):
             raise ValueError(
                 "training.silence_stride keeps part of a window, and training.prefix_cache stores "
                 "whole ones: use one of them"
+            )
+
+    def _kernels_suit(self) -> None:
+        compiled = self.training.compile
+        if compiled != "off" and not self.method.in_a_bank:
+            raise ValueError(
+                f"training.compile is {compiled}, and is for steering vectors, not for method "
+                f"{self.method.kind}: set it to off"
+            )
+        if compiled == "layers" and self.base.quantization is not None:
+            raise ValueError(
+                "training.compile: layers are not compiled with base.quantization: set it to rule"
             )
 
     def _languages_suit_the_method(self) -> None:

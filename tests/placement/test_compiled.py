@@ -57,8 +57,15 @@ def test_a_run_trains_and_decodes_with_compiled_layers(
 
 
 def test_where_it_can_not_be_had_it_is_refused(
-    tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_base: Path, tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    path = make_config(tmp_path, tiny_base, tiny_shards)
+    for settings, said in (
+        (["training.compile=rule", "method.kind=lora"], "is for steering vectors, not for method lora"),
+        (["training.compile=layers", "base.quantization=int8"], "not compiled with base.quantization"),
+    ):
+        with pytest.raises(UserError, match=said):
+            load_config(path, settings)
     base = load_speech_llm(tiny_base)
     bank = random_bank(base, ["salsa"])
     offloaded = PlacementConfig(kind="full", offload="cpu")
