@@ -12,6 +12,7 @@ from salsa_dist.config.sections.base import BaseConfig
 from salsa_dist.config.sections.data import AugmentConfig, DataConfig
 from salsa_dist.config.sections.evaluation import Alike, DecodingConfig, EvaluationConfig, Normaliser
 from salsa_dist.config.sections.method import (
+    BeftMethod,
     BiasMethod,
     InContextMethod,
     LoraMethod,
@@ -30,6 +31,7 @@ __all__ = [
     "Alike",
     "AugmentConfig",
     "BaseConfig",
+    "BeftMethod",
     "BiasMethod",
     "Config",
     "DataConfig",

@@ -5,7 +5,7 @@ Config
 ├── device       cpu or cuda; auto: a GPU where there is one
 ├── base         base.py: which speech-LLM, its precision, its audio window
 ├── data         data.py: where the shards are, how many clips an adapter step has
-├── method       method.py: salsa, or a method to compare with: lora, bias, mean-difference …
+├── method       method.py: salsa, or a method to compare with: lora, beft, mean-difference …
 ├── steering     adapters.py: sites and rule, the defaults of every adapter
 ├── adapters     adapters.py: a list: one entry, one adapter, one row of the bank
 ├── training     training.py: steps, learning rate, checkpoints

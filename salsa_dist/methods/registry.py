@@ -9,6 +9,7 @@ from typing import Any
 
 from salsa_dist.config import AdapterSettings, Config
 from salsa_dist.methods.base import Method
+from salsa_dist.methods.beft import Beft
 from salsa_dist.methods.bias import Bias
 from salsa_dist.methods.in_context import InContext
 from salsa_dist.methods.lora import Lora
@@ -19,6 +20,7 @@ from salsa_dist.methods.zero_shot import ZeroShot
 METHODS: dict[str, type[Method]] = {
     "salsa": Steering,
     "lora": Lora,
+    "beft": Beft,
     "bias": Bias,
     "mean-difference": MeanDifference,
     "in-context": InContext,

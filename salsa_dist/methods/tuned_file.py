@@ -1,4 +1,4 @@
-"""The file of trained LoRA weights or biases: safetensors, with their base and settings.
+"""The file of trained weights of LoRA or BEFT, or of biases: safetensors, with their base and settings.
 
 RUN/adapters/NAME/tuned.safetensors
 └── metadata "tuned": schema, base revision, method, sites, language, trained numbers, how trained

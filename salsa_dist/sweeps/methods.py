@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from salsa_dist.config import (
+    BeftMethod,
     BiasMethod,
     InContextMethod,
     LoraMethod,
@@ -159,6 +160,20 @@ class Lora(_Entry):
         return _trained(method, self.sites or steering.sites, steering.rule, self.lr)
 
 
+class Beft(_Entry):
+    kind: Literal["beft"]
+    targets: list[str] = Field(["v_proj"], min_length=1)
+    sites: str | None = None
+    lr: Rates | None = None
+
+    def label(self, steering: SteeringConfig) -> str:
+        return self.name or f"BEFT on {', '.join(self.targets)} of {self.sites or steering.sites}"
+
+    def settings(self, steering: SteeringConfig) -> list[Setting]:
+        method = BeftMethod(kind="beft", targets=self.targets)
+        return _trained(method, self.sites or steering.sites, steering.rule, self.lr)
+
+
 class Salsa(_Entry):
     kind: Literal["salsa"]
     sites: str | None = None
@@ -180,7 +195,7 @@ class Salsa(_Entry):
 
 
 MethodEntry = Annotated[
-    ZeroShot | InContext | MeanDifference | Bias | Lora | Salsa, Field(discriminator="kind")
+    ZeroShot | InContext | MeanDifference | Bias | Beft | Lora | Salsa, Field(discriminator="kind")
 ]
 
 

@@ -1,6 +1,7 @@
 """What steering is compared with: each method does what it says, on the clips vectors would get."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,12 @@ from tiny_families import FAMILIES
 
 from salsa_dist import load_config, load_speech_llm
 from salsa_dist.cli import run_command
-from salsa_dist.config import InContextMethod, LoraMethod
+from salsa_dist.config import BeftMethod, InContextMethod, LoraMethod
 from salsa_dist.data.clip import SAMPLE_RATE, Clip
 from salsa_dist.data.index import ShardIndex
 from salsa_dist.data.reading import first_clips
 from salsa_dist.errors import UserError
-from salsa_dist.methods import bias, lora
+from salsa_dist.methods import beft, bias, lora
 from salsa_dist.methods.in_context import Solver
 from salsa_dist.methods.mean_difference import mean_activations
 from salsa_dist.report.one_run import build_report
@@ -51,7 +52,19 @@ def losses(run: Path, adapter: str) -> list[float]:
     return [e["adapters"][adapter]["loss"] for e in steps if adapter in e["adapters"]]
 
 
-@pytest.mark.parametrize("method", ["lora", "bias"])
+def installed(method: str, model: Any, layers: Any) -> Any:
+    if method == "lora":
+        return lora.install(LoraMethod(kind="lora"), model, layers, seed=0)
+    if method == "beft":
+        return beft.install(BeftMethod(kind="beft"), model, layers, seed=0)
+    return bias.install(model, layers)
+
+
+needs_beft = pytest.mark.skipif(not find_spec("peft.tuners.beft"), reason="this PEFT has no BEFT")
+WITH_WEIGHTS = ["lora", pytest.param("beft", marks=needs_beft), "bias"]
+
+
+@pytest.mark.parametrize("method", WITH_WEIGHTS)
 def test_untrained_it_changes_no_logit_and_touches_only_its_layers(
     tiny_base: Path, method: str
 ) -> None:
@@ -61,11 +74,7 @@ def test_untrained_it_changes_no_logit_and_touches_only_its_layers(
     modules = site_modules(llm.model)
     layers = {"encoder.1": modules["encoder.1"]}
     own = [(name, id(p)) for name, p in llm.model.named_parameters()]
-    with (
-        lora.install(LoraMethod(kind="lora"), llm.model, layers, seed=0)
-        if method == "lora"
-        else bias.install(llm.model, layers)
-    ) as weights:
+    with installed(method, llm.model, layers) as weights:
         assert torch.equal(llm.model(**batch.inputs).logits, before)
         assert all(".layers.1." in name and "encoder" in name for name in weights)
         trainable = {name for name, p in llm.model.named_parameters() if p.requires_grad}
@@ -91,6 +100,16 @@ def test_loras_numbers_are_rank_times_both_sides(tiny_base: Path) -> None:
     assert sum(p.numel() for p in weights.values()) == 2 * 3 * sides  # q and v
 
 
+@needs_beft
+def test_befts_numbers_are_one_vector_per_target(tiny_base: Path) -> None:
+    llm = load_speech_llm(tiny_base)
+    layer = site_modules(llm.model)["encoder.0"]
+    method = BeftMethod(kind="beft", targets=["v_proj", "fc2"])
+    with beft.install(method, llm.model, {"encoder.0": layer}, seed=0) as weights:
+        found = sorted(p.numel() for p in weights.values())
+    assert found == [layer.self_attn.v_proj.out_features, layer.fc2.out_features]
+
+
 def test_a_target_that_is_not_there_is_refused_with_those_that_are(tiny_base: Path) -> None:
     llm = load_speech_llm(tiny_base)
     method = LoraMethod(kind="lora", targets=["query"])
@@ -99,7 +118,10 @@ def test_a_target_that_is_not_there_is_refused_with_those_that_are(tiny_base: Pa
         pass
 
 
-@pytest.mark.parametrize("overrides", [LORA, ["method.kind=bias"]])
+@pytest.mark.parametrize(
+    "overrides",
+    [LORA, pytest.param(["method.kind=beft"], marks=needs_beft), ["method.kind=bias"]],
+)
 def test_trained_by_commands_and_decoded_beside_zero_shot(
     config_file: Path, overrides: list[str]
 ) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from salsa_dist.requeue import verdict
 from salsa_dist.training.job import Job
 
 METHODS = {"lora": ["method.kind=lora", "method.rank=2"], "bias": ["method.kind=bias"]}
+if find_spec("peft.tuners.beft"):
+    METHODS["beft"] = ["method.kind=beft"]
 
 
 class Killed(BaseException):

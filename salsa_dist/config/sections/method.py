@@ -61,6 +61,15 @@ class LoraMethod(_Method):
     )
 
 
+class BeftMethod(_Method):
+    """A vector added to the output of linear modules in the layers of the sites, by PEFT."""
+
+    kind: Vectors[Literal["beft"]]
+    targets: Vectors[list[str]] = Field(
+        ["v_proj"], min_length=1, description="names of linear modules inside a layer"
+    )
+
+
 class BiasMethod(_Method):
     """Every bias in the layers of the sites."""
 
@@ -106,4 +115,12 @@ class ZeroShotMethod(_Method):
     kind: Vectors[Literal["zero-shot"]]
 
 
-Method = SalsaMethod | LoraMethod | BiasMethod | MeanDifferenceMethod | InContextMethod | ZeroShotMethod
+Method = (
+    SalsaMethod
+    | LoraMethod
+    | BeftMethod
+    | BiasMethod
+    | MeanDifferenceMethod
+    | InContextMethod
+    | ZeroShotMethod
+)
