@@ -6,6 +6,7 @@ What has commands of its own, such as `shards`, is a file in `commands/`.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -181,10 +182,14 @@ def run_command(command: str, config_path: str, overrides: list[str]) -> None:
             from salsa_dist.training.loop import train as train_run
 
             trained = train_run(config)
-            if trained.stopped_by is not None:
-                # A shell's status for a signal: a job that is not finished must not count as a success,
-                # or Slurm would not start it again and would start the jobs that wait for it.
+            if trained.stopped_by is None:
+                continue
+            # A shell's status for a signal: a job that is not finished must not count as a success, or
+            # Slurm would not start it again and would start the jobs that wait for it. The first rank
+            # says so for all: another's failure would end it while it asks for its next start.
+            if os.environ.get("RANK", "0") == "0":
                 sys.exit(128 + trained.stopped_by)
+            return
         else:
             from salsa_dist.evaluation.run import evaluate as evaluate_run
 

@@ -126,9 +126,9 @@ class Config(Section):
 
     def _kernels_suit(self) -> None:
         compiled = self.training.compile
-        if compiled != "off" and not self.method.in_a_bank:
+        if compiled != "off" and self.method.learns and not self.method.steers:
             raise ValueError(
-                f"training.compile is {compiled}, and is for steering vectors, not for method "
+                f"training.compile is {compiled}, and is for training steering vectors, not for method "
                 f"{self.method.kind}: set it to off"
             )
         if compiled == "layers" and self.base.quantization is not None:

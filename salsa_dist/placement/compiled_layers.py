@@ -9,6 +9,7 @@ their shapes change with each token.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from functools import wraps
 from typing import Any
@@ -35,16 +36,20 @@ def compile_layers(layers: Iterable[nn.Module]) -> Callable[[], None]:
 def refuse_without_compiler(device: torch.device) -> None:
     """Compile a trifle for `device`, before anything depends on it.
 
+    Kernels are compiled in this process: a signal ahead of a time limit goes to all processes of a
+    rank, and would end the compiler's.
+
     Raises:
         UserError: torch.compile makes no kernel here.
     """
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     try:
         torch.compile(torch.square)(torch.ones(2, device=device))
     except Exception as error:  # of the compiler's own kinds, and of what it starts
         reason = str(error).strip().partition("\n")[0]
         raise UserError(
-            f"training.compile: torch.compile makes no kernel for {device} here ({reason}): install a "
-            "C++ compiler, or set it to off"
+            f"training.compile: torch.compile makes no kernel for {device} here ({reason}): it needs a "
+            "C++ compiler, and Triton on a GPU; or set it to off"
         ) from error
 
 

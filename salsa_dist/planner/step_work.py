@@ -20,6 +20,9 @@ USABLE = 0.9
 # Tokens that a second of audio takes in the LLM: Qwen2-Audio and Qwen2.5-Omni 25, the most of the
 # known families (Voxtral and GLM-ASR 12.5, Qwen3-ASR 13, Granite 10).
 _LLM_TOKENS_PER_SECOND = 25
+# What a base that writes a token per frame reads around a clip: silence, a delay, the second behind it.
+# Most has kyutai/stt-2.6b-en, by its config.json: 1 s, 2.5 s and 1 s.
+_SILENCE_S = 4.5
 DEFAULT_CLIP_S = 10.0
 # Frames and acknowledgements around each message of gloo's ring all-reduce, as counted by
 # benchmarks/bytes_between_nodes.py: 849 with four ranks, 876 with eight.
@@ -99,7 +102,7 @@ def tokens_of(shape: BaseShape, work: Work) -> dict[str, int]:
         windows = -(-round(work.clip_s * ENCODER_TOKENS_PER_SECOND) // shape.encoder_tokens)
         encoder = max(1, windows) * shape.encoder_tokens
     if shape.labels_per_s is not None:  # a label per frame; the audio is added to the text
-        labels = round(work.clip_s * shape.labels_per_s)
+        labels = round((work.clip_s + _SILENCE_S) * shape.labels_per_s)
         return {"encoder": encoder, "llm": work.text_tokens - work.labels + labels, "labels": labels}
     audio = 0 if shape.encoder_decoder else round(work.clip_s * _LLM_TOKENS_PER_SECOND)
     # More is said in a longer clip.

@@ -59,6 +59,8 @@ def job_config(sweep: Sweep, experiments: Sequence[Experiment]) -> dict[str, Any
     ]
     first = experiments[0]
     tree["method"] = first.method.model_dump(mode="json")
+    if not first.method.in_a_bank:
+        tree["training"]["compile"] = "off"  # it is for vectors
     if first.stage:
         tree["evaluation"] |= evaluation(sweep, first)
     if first.stage == "final" and first.method.steers:

@@ -82,6 +82,16 @@ def test_stopped_and_resumed_is_bit_equal(
     assert all(torch.equal(found[name], wanted) for name, wanted in uninterrupted.items())
 
 
+def test_rank_0_says_that_all_were_stopped(tmp_path: Path, tiny_base: Path, tiny_shards: Path) -> None:
+    """The signal reaches the other rank: it ends quietly, or srun would end rank 0 for it."""
+    config = make_config(tmp_path, tiny_base, tiny_shards, training=settings(60))
+    both = begin(config, 2)
+    wait_for_step(tmp_path / "run", 4)
+    both[1].send_signal(signal.SIGTERM)
+    assert [process.wait(timeout=60) for process in both] == [128 + signal.SIGTERM, 0]
+    assert list((tmp_path / "run" / "state").glob("step-*"))
+
+
 def test_other_number_of_ranks_goes_on(
     uninterrupted: dict[str, torch.Tensor], tmp_path: Path, tiny_base: Path, tiny_shards: Path
 ) -> None:

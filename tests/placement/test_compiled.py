@@ -10,9 +10,12 @@ import pytest
 import torch
 from conformance import ALONE, apart, clips, gradients, random_bank
 from tiny import make_config
+from torch._dynamo.utils import counters
 
 from salsa_dist import SteeringVectors, UserError, load_config, load_speech_llm, train
 from salsa_dist.config import PlacementConfig
+from salsa_dist.placement import frozen_base
+from salsa_dist.placement.compiled_layers import compile_layers
 from salsa_dist.placement.frozen_base import FrozenBase
 
 needs_compiler = pytest.mark.skipif(which("g++") is None, reason="torch.compile needs a C++ compiler")
@@ -23,8 +26,10 @@ needs_compiler = pytest.mark.skipif(which("g++") is None, reason="torch.compile 
 def test_compiled_layers_change_rounding_alone(tiny_base: Path, checkpointed: bool) -> None:
     base = load_speech_llm(tiny_base)
     batch = [clip for clip in clips(base) if clip.row >= 0]
-    found = []
+    torch._dynamo.reset()
+    found, frames = [], []
     for compiled in ("off", "layers"):
+        counters["frames"].clear()
         bank = random_bank(base, ["salsa", "add", "salsa"])
         frozen = FrozenBase(
             *(base, bank, ALONE, PlacementConfig(kind="replicate"), checkpointed),
@@ -32,8 +37,12 @@ def test_compiled_layers_change_rounding_alone(tiny_base: Path, checkpointed: bo
         )
         assert bank.compiled == (compiled == "layers")
         found.append(gradients(frozen, batch))
+        frames.append(counters["frames"]["ok"])
         frozen.close()
         assert not any("forward" in vars(layer) for layer in base.sites.values())
+    assert frames[0] == 0
+    # A frame for each kind of layer, and for both directions of the rule.
+    assert frames[1] >= 4
     (plain, of_plain), (fused, of_fused) = found
     assert apart(fused, plain) < 1e-5
     for site, gradient in of_plain.items():
@@ -43,14 +52,23 @@ def test_compiled_layers_change_rounding_alone(tiny_base: Path, checkpointed: bo
 
 @needs_compiler
 def test_a_run_trains_and_decodes_with_compiled_layers(
-    tiny_base: Path, tiny_shards: Path, tmp_path: Path
+    tiny_base: Path, tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    compiled: list[int] = []
+
+    def noted(layers: Any) -> Any:
+        own = list(layers)
+        compiled.append(len(own))
+        return compile_layers(own)
+
+    monkeypatch.setattr(frozen_base, "compile_layers", noted)
     vectors = []
     for how in ("off", "layers"):
         (tmp_path / how).mkdir()
         training = {"steps": 3, "compile": how, "dev_every": 2, "dev_clips": 2, "dev_metric": "cer"}
         path = make_config(tmp_path / how, tiny_base, tiny_shards, training=training)
         vectors.append(SteeringVectors.load(train(load_config(path)).adapters[0]).vectors)
+    assert compiled == [6]  # the layers of the base, in one run of the two
     plain, fused = vectors
     for site, vector in plain.items():
         torch.testing.assert_close(fused[site], vector, rtol=1e-3, atol=1e-6)
@@ -61,7 +79,10 @@ def test_where_it_can_not_be_had_it_is_refused(
 ) -> None:
     path = make_config(tmp_path, tiny_base, tiny_shards)
     for settings, said in (
-        (["training.compile=rule", "method.kind=lora"], "is for steering vectors, not for method lora"),
+        (
+            ["training.compile=rule", "method.kind=lora"],
+            "steering vectors, not for method lora",
+        ),
         (["training.compile=layers", "base.quantization=int8"], "not compiled with base.quantization"),
     ):
         with pytest.raises(UserError, match=said):
@@ -76,6 +97,6 @@ def test_where_it_can_not_be_had_it_is_refused(
         raise RuntimeError("InvalidCxxCompiler: No working C++ compiler found\nmore")
 
     monkeypatch.setattr(torch, "compile", no_compiler)
-    said = r"makes no kernel for cpu here \(InvalidCxxCompiler: No working .* found\): install a C\+\+"
+    said = r"makes no kernel for cpu here \(InvalidCxxCompiler: No working .* found\): it needs a C\+\+"
     with pytest.raises(UserError, match=said):
         FrozenBase(base, bank, ALONE, PlacementConfig(kind="replicate"), compiled="rule")
