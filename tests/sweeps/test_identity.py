@@ -81,6 +81,15 @@ def test_what_decides_a_result_makes_another_adapter(tmp_path: Path) -> None:
     assert not set(identities(tmp_path, "grid", ("training.max_loss", 7)).values()) & set(grid.values())
 
 
+def test_only_jobs_of_trained_vectors_compile_kernels(tmp_path: Path) -> None:
+    sweep, experiments = sweep_of(tmp_path, "methods", ("training.compile", "rule"))
+    found = {e.method.kind: job_config(sweep, [e]) for e in experiments}
+    assert {kind: tree["training"]["compile"] for kind, tree in found.items()} == {
+        kind: "rule" if kind == "salsa" else "off" for kind in found
+    }
+    assert {"salsa", "lora", "zero-shot", "in-context"} <= set(found)
+
+
 @pytest.mark.parametrize("name", ["grid", "methods"])
 def test_jobs_of_release_0_1_are_found_again(tmp_path: Path, name: str) -> None:
     # That release scored at the base's own window where the config named none.
