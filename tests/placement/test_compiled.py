@@ -17,8 +17,13 @@ from salsa_dist.config import PlacementConfig
 from salsa_dist.placement import frozen_base
 from salsa_dist.placement.compiled_layers import compile_layers
 from salsa_dist.placement.frozen_base import FrozenBase
+from salsa_dist.steering.bank import AdapterSpec, Bank
+from salsa_dist.steering.widths import site_widths
 
 needs_compiler = pytest.mark.skipif(which("g++") is None, reason="torch.compile needs a C++ compiler")
+
+
+RULES = ("salsa", "add", "salsa")
 
 
 @needs_compiler
@@ -27,10 +32,18 @@ def test_compiled_layers_change_rounding_alone(tiny_base: Path, checkpointed: bo
     base = load_speech_llm(tiny_base)
     batch = [clip for clip in clips(base) if clip.row >= 0]
     torch._dynamo.reset()
+    # One site inside a layer: a break in its kernel.
+    sites = (*base.select("encoder+llm"), "encoder.attention.0")
+    widths = {site: width for site, width in site_widths(base.layer_lists).items() if site in sites}
     found, frames = [], []
+    kept: list[dict[str, torch.Tensor]] = []  # the first bank's numbers
     for compiled in ("off", "layers"):
         counters["frames"].clear()
-        bank = random_bank(base, ["salsa", "add", "salsa"])
+        bank = Bank([AdapterSpec(f"a{i}", sites, r) for i, r in enumerate(RULES)], widths)
+        for row in range(len(bank.specs)):
+            own = {site: 0.3 * torch.randn(width) for site, width in widths.items()}
+            bank.set_row(row, own if not found else kept[row])
+            kept.append(own)
         frozen = FrozenBase(
             *(base, bank, ALONE, PlacementConfig(kind="replicate"), checkpointed),
             compiled=compiled,
