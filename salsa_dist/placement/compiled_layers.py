@@ -33,8 +33,8 @@ def compile_layers(layers: Iterable[nn.Module]) -> Callable[[], None]:
     return undo
 
 
-def refuse_without_compiler(device: torch.device) -> None:
-    """Compile a trifle for `device`, before anything depends on it.
+def prepare_compiler(device: torch.device) -> None:
+    """Set torch.compile up, and compile a trifle for `device` before anything depends on it.
 
     Kernels are compiled in this process: a signal ahead of a time limit goes to all processes of a
     rank, and would end the compiler's.

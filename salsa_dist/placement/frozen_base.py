@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from salsa_dist.config import PlacementConfig
 from salsa_dist.data.clip import Clip
 from salsa_dist.errors import UserError
-from salsa_dist.placement.compiled_layers import compile_layers, refuse_without_compiler
+from salsa_dist.placement.compiled_layers import compile_layers, prepare_compiler
 from salsa_dist.placement.kept_prefix import KeptPrefix
 from salsa_dist.placement.loading import Say, silent
 from salsa_dist.placement.ranks import Ranks, group_size
@@ -76,7 +76,7 @@ class FrozenBase:
                 f"{placement.kind} has none: set it to rule, or placement.kind to replicate"
             )
         if compiled != "off":
-            refuse_without_compiler(ranks.device)
+            prepare_compiler(ranks.device)
         if shared:
             settings = ds_settings(
                 placement.ds_config,

@@ -19,8 +19,10 @@ from salsa_dist.data.clip import SAMPLE_RATE, Clip
 from salsa_dist.data.index import ShardIndex
 from salsa_dist.data.reading import first_clips
 from salsa_dist.errors import UserError
-from salsa_dist.methods import beft, bias, lora
+from salsa_dist.methods import bias
+from salsa_dist.methods.beft import Beft
 from salsa_dist.methods.in_context import Solver
+from salsa_dist.methods.lora import Lora
 from salsa_dist.methods.mean_difference import mean_activations
 from salsa_dist.report.one_run import build_report
 from salsa_dist.report.write import write_report
@@ -54,9 +56,9 @@ def losses(run: Path, adapter: str) -> list[float]:
 
 def installed(method: str, model: Any, layers: Any) -> Any:
     if method == "lora":
-        return lora.install(LoraMethod(kind="lora"), model, layers, seed=0)
+        return Lora.install(LoraMethod(kind="lora"), model, layers, seed=0)
     if method == "beft":
-        return beft.install(BeftMethod(kind="beft"), model, layers, seed=0)
+        return Beft.install(BeftMethod(kind="beft"), model, layers, seed=0)
     return bias.install(model, layers)
 
 
@@ -95,7 +97,7 @@ def test_loras_numbers_are_rank_times_both_sides(tiny_base: Path) -> None:
     q = layer.self_attn.q_proj
     sides = q.in_features + q.out_features
     method = LoraMethod(kind="lora", rank=3)
-    with lora.install(method, llm.model, {"encoder.0": layer}, seed=0) as weights:
+    with Lora.install(method, llm.model, {"encoder.0": layer}, seed=0) as weights:
         pass
     assert sum(p.numel() for p in weights.values()) == 2 * 3 * sides  # q and v
 
@@ -105,7 +107,7 @@ def test_befts_numbers_are_one_vector_per_target(tiny_base: Path) -> None:
     llm = load_speech_llm(tiny_base)
     layer = site_modules(llm.model)["encoder.0"]
     method = BeftMethod(kind="beft", targets=["v_proj", "fc2"])
-    with beft.install(method, llm.model, {"encoder.0": layer}, seed=0) as weights:
+    with Beft.install(method, llm.model, {"encoder.0": layer}, seed=0) as weights:
         found = sorted(p.numel() for p in weights.values())
     assert found == [layer.self_attn.v_proj.out_features, layer.fc2.out_features]
 
@@ -114,7 +116,7 @@ def test_a_target_that_is_not_there_is_refused_with_those_that_are(tiny_base: Pa
     llm = load_speech_llm(tiny_base)
     method = LoraMethod(kind="lora", targets=["query"])
     refused = pytest.raises(UserError, match=r"query: the chosen layers have no such .* q_proj")
-    with refused, lora.install(method, llm.model, site_modules(llm.model), 0):
+    with refused, Lora.install(method, llm.model, site_modules(llm.model), 0):
         pass
 
 

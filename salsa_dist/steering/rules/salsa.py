@@ -27,15 +27,15 @@ def salsa(hidden: Tensor, vector: Tensor) -> Tensor:
     """
     from salsa_dist.steering.rules.salsa_function import Salsa
 
-    steered: Tensor = Salsa.apply(hidden, vector)
+    steered: Tensor = Salsa.apply(hidden, vector, False)
     return steered
 
 
 def salsa_compiled(hidden: Tensor, vector: Tensor) -> Tensor:
     """`salsa` in one kernel; with `vector` all zero to the bit as well, else up to rounding."""
-    from salsa_dist.steering.rules.salsa_function import CompiledSalsa
+    from salsa_dist.steering.rules.salsa_function import Salsa
 
-    steered: Tensor = CompiledSalsa.apply(hidden, vector)
+    steered: Tensor = Salsa.apply(hidden, vector, True)
     return steered
 
 

@@ -3,7 +3,7 @@
     turn(hidden, vector)                          out, |h|, |h + v|
     slopes(hidden, vector, …, gradient)           the gradients of both
 
-`Salsa` runs them as they are, `CompiledSalsa` as one kernel each, made by torch.compile.
+`Salsa` runs them as they are, or compiled: as one kernel each, made by torch.compile.
 """
 
 from __future__ import annotations
@@ -81,34 +81,23 @@ class Salsa(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, vector: Tensor) -> Tensor:
-        out, before, after = turn(hidden, vector)
+    def forward(ctx: Any, hidden: Tensor, vector: Tensor, compiled: bool) -> Tensor:
+        run = _compiled(turn) if compiled else turn
+        out, before, after = run(hidden, vector, guarded=compiled)
         ctx.save_for_backward(hidden, vector, before, after)
+        ctx.compiled = compiled
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         hidden, vector, before, after = ctx.saved_tensors
-        return slopes(hidden, vector, before, after, gradient, ctx.needs_input_grad)
-
-
-class CompiledSalsa(torch.autograd.Function):
-    """The same in one kernel forward and one backward."""
-
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, vector: Tensor) -> Tensor:
-        out, before, after = _compiled(turn)(hidden, vector, guarded=True)
-        ctx.save_for_backward(hidden, vector, before, after)
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        found: tuple[Tensor | None, Tensor | None] = _compiled(slopes)(
-            *ctx.saved_tensors, gradient.contiguous(), ctx.needs_input_grad
-        )
-        return found
+        run = slopes
+        if ctx.compiled:  # a kernel is of one layout
+            run, gradient = _compiled(slopes), gradient.contiguous()
+        wanted = ctx.needs_input_grad[:2]
+        of_hidden, of_vector = run(hidden, vector, before, after, gradient, wanted)
+        return of_hidden, of_vector, None
 
 
 @cache
