@@ -12,8 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 import salsa_dist  # noqa: F401
+
+# An example's time says nothing on a machine that runs other tests beside it.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 # A shell that starts the tests in the background has Ctrl-C ignored, in what the tests start too.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

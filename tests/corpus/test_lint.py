@@ -322,7 +322,7 @@ COUNTS = st.dictionaries(st.sampled_from(REASONS), st.integers(1, 999_999_999))
 
 
 @given(st.lists(ROW, min_size=1, max_size=6), COUNTS)
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_stats_fit_whatever_they_say(found: list[dict[str, Any]], dropped: dict[str, int]) -> None:
     found.sort(key=lambda row: (row["language"], row["split"]))
     facts = {"dropped": {row["language"]: dropped for row in found}}

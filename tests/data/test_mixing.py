@@ -43,7 +43,7 @@ def test_the_order_of_languages_has_no_pattern() -> None:
     assert chisquare(counts).pvalue > 0.01
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.lists(st.floats(0.001, 100), min_size=1, max_size=50),
     st.integers(0, 3),

@@ -72,7 +72,7 @@ def make(shape: dict[str, object], reverse: bool = False) -> AdapterPlan:
     )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(plans, st.integers(0, 50))
 def test_going_on_at_any_step_gives_the_same_samples(shape: dict[str, object], start: int) -> None:
     through = keys(make(shape), range(start + 5))
@@ -80,7 +80,7 @@ def test_going_on_at_any_step_gives_the_same_samples(shape: dict[str, object], s
     assert keys(make(shape, reverse=True), range(start, start + 5)) == through[start:]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(plans, st.integers(1, 8), st.integers(1, 8), st.integers(1, 7), st.integers(0, 40))
 def test_stopping_and_going_on_with_other_ranks_and_workers_changes_no_step(
     shape: dict[str, object], world: int, other_world: int, workers: int, stop: int
@@ -101,7 +101,7 @@ def test_stopping_and_going_on_with_other_ranks_and_workers_changes_no_step(
     assert before + after == wanted
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(plans)
 def test_each_sample_is_in_one_step_and_a_reader_has_each_clip_once_per_epoch(
     shape: dict[str, object],

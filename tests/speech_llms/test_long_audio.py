@@ -20,7 +20,7 @@ def noise(seconds: float, seed: int = 0) -> np.ndarray:
     return (0.1 * rng.standard_normal(round(seconds * SAMPLE_RATE))).astype(np.float32)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.floats(0.05, 9), st.floats(0.1, 3), st.integers(0, 99))
 def test_pieces_are_the_clip_and_fit_the_window(seconds: float, window_s: float, seed: int) -> None:
     clip = Clip("a", noise(seconds, seed), "text", "bg", row=3)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import MODELS
 from torch import nn
@@ -97,7 +97,6 @@ def test_unknown_components_are_refused_with_those_there_are(words: str) -> None
 counts = st.integers(1, 80)
 
 
-@settings(deadline=None)
 @given(counts, st.data())
 def test_every_way_to_write_a_range_means_the_same(count: int, data: st.DataObject) -> None:
     first = data.draw(st.integers(0, count - 1))
@@ -111,7 +110,6 @@ def test_every_way_to_write_a_range_means_the_same(count: int, data: st.DataObje
     assert select(f"encoder:{first}..", layers) == [f"encoder.{i}" for i in range(first, count)]
 
 
-@settings(deadline=None)
 @given(
     counts, st.sampled_from(["first", "middle", "last"]), st.sampled_from(["half", "third", "quarter"])
 )
@@ -124,7 +122,6 @@ def test_a_share_is_a_stretch_of_about_that_size(count: int, where: str, share: 
     assert where != "last" or chosen[-1] == count - 1
 
 
-@settings(deadline=None)
 @given(st.text(alphabet="encoderlm:+-.,0123456789 hastfi", max_size=24))
 def test_any_words_give_known_sites_or_one_clear_line(words: str) -> None:
     layers = {"encoder": 6, "llm": 4}
