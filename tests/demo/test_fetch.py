@@ -208,8 +208,8 @@ def test_main_prints_one_line_and_no_traceback(
     assert fetch.main() == 2
     assert capsys.readouterr().err.startswith("error: the cache ")
     assert fetch.main(["moonshine", "fillet"]) == 2
-    wanted = "error: nothing is called fillet: known are whisper, tuxpaint, moonshine, fillets\n"
-    assert capsys.readouterr().err == wanted
+    known = "whisper, tuxpaint, moonshine, fillets, asterisk"
+    assert capsys.readouterr().err == f"error: nothing is called fillet: known are {known}\n"
 
 
 def test_files_of_several_packages_are_laid_over_each_other(
@@ -238,6 +238,38 @@ def test_files_of_several_packages_are_laid_over_each_other(
     assert {path.relative_to(folder).as_posix() for path in folder.rglob("*.*")} == {
         *("script/key/dialogs_cs.lua", "sound/key/bubble.ogg"),
         *("sound/key/cs/a.ogg", "sound/key/nl/a.ogg"),
+    }
+
+
+def test_folders_of_two_packages(
+    fetch: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "archives").mkdir()
+    for deb in fetch.ASTERISK:
+        (tmp_path / "archives" / deb.file).write_bytes(b"")
+    monkeypatch.setattr(fetch, "_check", lambda *_: None)
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    prompts, words = "asterisk/sounds/en_US_f_Allison", "doc/asterisk-core-sounds-en"
+
+    def unpacks(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        package = Path(command[2]).name.partition("_")[0]
+        files = {
+            "asterisk-core-sounds-en": [f"{words}/core-sounds-en.txt.gz", f"{words}/copyright"],
+            "asterisk-core-sounds-en-gsm": [
+                *(f"{prompts}/digits/1.gsm", f"{prompts}/hello.gsm", "doc/x-gsm/copyright"),
+            ],
+        }[package]
+        for file in [Path(command[3], "usr/share", file) for file in files]:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(package)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", unpacks)
+    folder = fetch.fetch_asterisk(tmp_path)
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert found == {
+        *(f"{prompts}/digits/1.gsm", f"{prompts}/hello.gsm"),
+        *(f"{words}/core-sounds-en.txt.gz", f"{words}/copyright", "copyright"),
     }
 
 
