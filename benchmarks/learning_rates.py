@@ -1,7 +1,7 @@
 """Which learning rate is best on dev clips, and how far is the default from it?
 
     python benchmarks/learning_rates.py --json OUT [--base DIR --shards DIR --languages bg,el --run DIR]
-    python benchmarks/learning_rates.py --json OUT --tiny          every family's tiny checkpoint
+    python benchmarks/learning_rates.py --json OUT --tiny [FAMILY …]   tiny checkpoints: these, or all
 
 One bank per base has an adapter for each rate and language, all with the same seed and so with the same
 clips. Rates are relative to the activations (`training.lr_scale: auto`). After the last step each
@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--stride", type=int, default=16, help="training.silence_stride")
     parser.add_argument("--run", type=Path, help="folder of its run, to go on after a stop")
-    parser.add_argument("--tiny", action="store_true", help="every family's tiny checkpoint instead")
+    parser.add_argument("--tiny", nargs="*", help="tiny checkpoints instead: of these families, or all")
     options = parser.parse_args()
     training = {
         "steps": options.steps,
@@ -99,7 +99,7 @@ def main() -> None:
         "hang_after_s": 3600,  # a step of many adapters takes long where others use the machine
     }
     rows = []
-    if options.tiny:
+    if options.tiny is not None:
         sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
         from every_family import EVERY_FAMILY
         from tiny import make_shards
@@ -108,8 +108,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as scratch:
             shards = make_shards(Path(scratch) / "shards", train=96, held_out=24)
             for name, make in EVERY_FAMILY.items():
-                if name in FRAMES:
-                    continue  # they learn word times, which these shards do not have
+                if name in FRAMES or (options.tiny and name not in options.tiny):
+                    continue  # FRAMES learn word times, which these shards do not have
                 base = make(Path(scratch) / name)
                 data = {"clips_per_step": 8, "readers": 2}
                 sites = "+".join(find_layers(load_speech_llm(base).model))
@@ -118,6 +118,7 @@ def main() -> None:
                     Path(scratch) / f"run-{name}", base, shards, ["bg"], options.rates, more
                 )
                 print(json.dumps(rows[-1]), flush=True)
+                report(options.json, rows)
     else:
         data = {"clips_per_step": 6, "join_clips": 2, "readers": 2}
         training["silence_stride"] = options.stride
@@ -127,7 +128,11 @@ def main() -> None:
             run = options.run or Path(scratch)
             rows = rows_of(run, options.base, options.shards, found, options.rates, more)
         print(*map(json.dumps, rows), sep="\n")
-    write_report(options.json, rows, machine(f"{torch.get_num_threads()} CPU threads"))
+        report(options.json, rows)
+
+
+def report(path: Path, rows: list[Row]) -> None:
+    write_report(path, rows, machine(f"{torch.get_num_threads()} CPU threads"))
 
 
 if __name__ == "__main__":
