@@ -143,7 +143,7 @@ def test_the_child_reads_the_texts_of_fillets_in_its_splits(
     assert [split for split, _ in kept.values()].count("train") == 10
     assert index.recipe["dropped"]["cs"] == {"more of train than is used": 36 - len(kept)}
     assert lint(index.folder, Bounds()) == ([], len(kept))
-    adults = load_recipe("fillets").read(fillets, Ask(), fillets)
+    adults = load_recipe("fillets").read(fillets, Ask(languages=("cs",)), fillets)
     same = {f"cs/{u.key}": u.split for u in adults.utterances}
     assert all(same[key] == split for key, (split, _) in kept.items())
     _, facts = next(iter(kept.values()))
