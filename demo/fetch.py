@@ -11,8 +11,10 @@
     ├── tuxpaint-stamps/                      copyright and stamps/: clips and their texts (GPL-2)
     ├── moonshine-base-ort/                   Moonshine-base and its tokenizer (MIT)
     ├── fish-fillets/                         copyright, script/ and sound/: dialogues (GPL-2)
-    └── asterisk-prompts/                     copyright, asterisk/ and doc/: telephone prompts and
-                                              their texts (CC-BY-SA-3.0)
+    ├── asterisk-prompts/                     copyright, asterisk/ and doc/: telephone prompts and
+    │                                         their texts (CC-BY-SA-3.0)
+    └── mixed/                                copyright, ogg/: Mandarin syllables (GPL-3 and CC-BY-3),
+                                              en/: English words (GPL-2)
 
 A file appears under its final name only when it is whole and right. A second run downloads nothing.
 """
@@ -26,7 +28,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,7 +51,8 @@ class Archive:
 
 
 def _deb(package: str, version: str, sha256: str) -> Archive:
-    return Archive(f"{package}_{version}_all.deb", package, version, sha256)
+    file = f"{package}_{version.replace(':', '%3a')}_all.deb"
+    return Archive(file, package, version, sha256)
 
 
 def _wheel(package: str, version: str, sha256: str, platform: str = "any") -> Archive:
@@ -125,6 +128,18 @@ ASTERISK = (
         "ddc33205a56aebf54c73a0fb95c3a0d8131087878d74857a4e54bcab2b0d72ae",
     ),
 )
+MIXED = (
+    _deb(
+        "gcin-voice",
+        "0~20170223-3",
+        "6a0353f0294d06f7bd901bada3d5d9eec63b66c2ec029f92da3124d93d45de70",
+    ),
+    _deb(
+        "ktuberling-data",
+        "4:22.12.3-1",
+        "fba44c875bfa31ea488dadd9263e87a4dcaea0bd47d28817f6c0dc6d2af970ed",
+    ),
+)
 _WHISPER_FILES = r"[^/]+/data/[^/]+"
 _MOONSHINE_FILES = r"(?:[^/]+/)*(?:(?:encoder_model|decoder_model_merged)\.ort|tokenizer\.json)"
 # apt drops root's rights for downloads, and may then not write into a private folder.
@@ -140,7 +155,7 @@ def fetch_base(cache: Path) -> Path:
 
 def fetch_speech(cache: Path) -> Path:
     """The folder of the unpacked stamps (`animals/…/wombat_desc_bg.ogg`), downloaded if missing."""
-    return _unpack_debs(cache, "tuxpaint-stamps", [STAMPS], "tuxpaint", ("stamps",)) / "stamps"
+    return _unpack_debs(cache, "tuxpaint-stamps", [STAMPS], {"tuxpaint/stamps": "stamps"}) / "stamps"
 
 
 def fetch_moonshine(cache: Path) -> Path:
@@ -150,15 +165,22 @@ def fetch_moonshine(cache: Path) -> Path:
 
 def fetch_fillets(cache: Path) -> Path:
     """The folder of Fish Fillets' dialogues (`script`, `sound`), downloaded if missing."""
-    debs = [(deb,) for deb in FILLETS]
-    return _unpack_debs(cache, "fish-fillets", debs, "games/fillets-ng", ("script", "sound"))
+    folders = {f"games/fillets-ng/{part}": part for part in ("script", "sound")}
+    return _unpack_debs(cache, "fish-fillets", [(deb,) for deb in FILLETS], folders)
+
+
+def fetch_mixed(cache: Path) -> Path:
+    """The folder of Mandarin syllables (`ogg`) and of English words (`en`), downloaded if missing."""
+    folders = {"gcin-voice/ogg": "ogg", "ktuberling/sounds/en": "en"}
+    return _unpack_debs(cache, "mixed", [(deb,) for deb in MIXED], folders)
 
 
 def fetch_asterisk(cache: Path) -> Path:
     """The folder of Asterisk's English prompts and their texts, downloaded if missing."""
-    debs = [(deb,) for deb in ASTERISK]
-    folders = ("asterisk/sounds/en_US_f_Allison", "doc/asterisk-core-sounds-en")
-    return _unpack_debs(cache, "asterisk-prompts", debs, "", folders)
+    folders = {
+        part: part for part in ("asterisk/sounds/en_US_f_Allison", "doc/asterisk-core-sounds-en")
+    }
+    return _unpack_debs(cache, "asterisk-prompts", [(deb,) for deb in ASTERISK], folders)
 
 
 def _unpack_wheels(
@@ -183,25 +205,27 @@ def _unpack_wheels(
 
 
 def _unpack_debs(
-    cache: Path, name: str, packages: Sequence[tuple[Archive, ...]], below: str, folders: Sequence[str]
+    cache: Path, name: str, packages: Sequence[tuple[Archive, ...]], folders: Mapping[str, str]
 ) -> Path:
-    """A folder with the `folders` in usr/share/`below` of packages; each names its known releases."""
-    target, below = cache / name, f"usr/share/{below}".rstrip("/")
+    """A folder with parts of packages' usr/share, from each to its place in the folder; each package
+    names its known releases."""
+    target, wanted = cache / name, " and ".join(f"usr/share/{part}" for part in folders)
     if _unpacked(target):
         return target
     debs = [_have_deb(cache, releases) for releases in packages]
     with made_beside(target) as folder, tempfile.TemporaryDirectory(dir=cache) as tree:
         for deb in debs:
-            _need("dpkg-deb", f"unpack {deb} by hand, and put what is in its {below} into {target}")
+            _need("dpkg-deb", f"unpack {deb} by hand, and put its {wanted} into {target}")
             _run(["dpkg-deb", "-x", str(deb), tree], f"{deb} can't be unpacked; is the disk full?")
-        for part in folders:
-            found = Path(tree) / below / part
+        for part, place in folders.items():
+            found = Path(tree) / "usr/share" / part
             if not found.is_dir():
-                raise UserError(f"{debs[0]} holds no {below}/{part}: remove it and run again")
-            (folder / part).parent.mkdir(parents=True, exist_ok=True)
-            found.rename(folder / part)
-        for licence in Path(tree).glob("usr/share/doc/*/copyright"):
-            shutil.copy(licence, folder / "copyright")
+                held = " and ".join(map(str, debs))
+                raise UserError(f"no usr/share/{part} is in {held}: remove them and run again")
+            (folder / place).parent.mkdir(parents=True, exist_ok=True)
+            found.rename(folder / place)
+        licences = {path.read_bytes() for path in Path(tree).glob("usr/share/doc/*/copyright")}
+        (folder / "copyright").write_bytes(b"\n".join(sorted(licences)))
     _console.print(f"unpacked {target}")
     return target
 
@@ -353,6 +377,7 @@ NAMED = {
     "moonshine": fetch_moonshine,
     "fillets": fetch_fillets,
     "asterisk": fetch_asterisk,
+    "mixed": fetch_mixed,
 }
 DEMO = ("whisper", "tuxpaint")
 

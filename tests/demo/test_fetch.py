@@ -208,7 +208,7 @@ def test_main_prints_one_line_and_no_traceback(
     assert fetch.main() == 2
     assert capsys.readouterr().err.startswith("error: the cache ")
     assert fetch.main(["moonshine", "fillet"]) == 2
-    known = "whisper, tuxpaint, moonshine, fillets, asterisk"
+    known = "whisper, tuxpaint, moonshine, fillets, asterisk, mixed"
     assert capsys.readouterr().err == f"error: nothing is called fillet: known are {known}\n"
 
 
@@ -271,6 +271,36 @@ def test_folders_of_two_packages(
         *(f"{prompts}/digits/1.gsm", f"{prompts}/hello.gsm"),
         *(f"{words}/core-sounds-en.txt.gz", f"{words}/copyright", "copyright"),
     }
+
+
+def test_folders_and_licences_of_several_packages(
+    fetch: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "archives").mkdir()
+    for deb in fetch.MIXED:
+        (tmp_path / "archives" / deb.file).write_bytes(b"")
+    assert (tmp_path / "archives/ktuberling-data_4%3a22.12.3-1_all.deb").exists()  # as apt calls it
+    monkeypatch.setattr(fetch, "_check", lambda *_: None)
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+
+    def unpacks(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        tree, package = Path(command[3]), Path(command[2]).name.partition("_")[0]
+        files = {
+            "gcin-voice": ["gcin-voice/ogg/ㄚ/3.ogg"],
+            "ktuberling-data": ["ktuberling/sounds/en/hat.ogg", "ktuberling/sounds/de/hut.ogg"],
+        }[package]
+        for file in [*files, f"doc/{package}/copyright"]:
+            path = tree / "usr/share" / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"of {package}")
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", unpacks)
+    folder = fetch.fetch_mixed(tmp_path)
+    assert {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} == {
+        *("ogg/ㄚ/3.ogg", "en/hat.ogg", "copyright")
+    }
+    assert (folder / "copyright").read_text() == "of gcin-voice\nof ktuberling-data"
 
 
 def test_files_of_a_wheel_by_name(
