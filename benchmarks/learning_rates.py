@@ -105,12 +105,14 @@ def main() -> None:
         from tiny import make_shards
         from tiny_frames import FRAMES
 
+        known = [name for name in EVERY_FAMILY if name not in FRAMES]
+        if unknown := set(options.tiny) - set(known):
+            parser.error(f"--tiny: {', '.join(sorted(unknown))}: known are {', '.join(known)}")
         with tempfile.TemporaryDirectory() as scratch:
             shards = make_shards(Path(scratch) / "shards", train=96, held_out=24)
-            for name, make in EVERY_FAMILY.items():
-                if name in FRAMES or (options.tiny and name not in options.tiny):
-                    continue  # FRAMES learn word times, which these shards do not have
-                base = make(Path(scratch) / name)
+            # Those of FRAMES learn word times, which these shards do not have.
+            for name in options.tiny or known:
+                base = EVERY_FAMILY[name](Path(scratch) / name)
                 data = {"clips_per_step": 8, "readers": 2}
                 sites = "+".join(find_layers(load_speech_llm(base).model))
                 more = {"data": data, "steering": {"sites": sites}, "training": training}

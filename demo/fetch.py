@@ -209,18 +209,19 @@ def _unpack_debs(
 ) -> Path:
     """A folder with parts of packages' usr/share, from each to its place in the folder; each package
     names its known releases."""
-    target, wanted = cache / name, " and ".join(f"usr/share/{part}" for part in folders)
+    target = cache / name
+    by_hand = " and ".join(f"their usr/share/{part} at {target / at}" for part, at in folders.items())
     if _unpacked(target):
         return target
     debs = [_have_deb(cache, releases) for releases in packages]
     with made_beside(target) as folder, tempfile.TemporaryDirectory(dir=cache) as tree:
+        held = " and ".join(map(str, debs))
+        _need("dpkg-deb", f"unpack {held} by hand, and put {by_hand}")
         for deb in debs:
-            _need("dpkg-deb", f"unpack {deb} by hand, and put its {wanted} into {target}")
             _run(["dpkg-deb", "-x", str(deb), tree], f"{deb} can't be unpacked; is the disk full?")
         for part, place in folders.items():
             found = Path(tree) / "usr/share" / part
             if not found.is_dir():
-                held = " and ".join(map(str, debs))
                 raise UserError(f"no usr/share/{part} is in {held}: remove them and run again")
             (folder / place).parent.mkdir(parents=True, exist_ok=True)
             found.rename(folder / place)

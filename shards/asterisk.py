@@ -9,8 +9,8 @@ CC-BY-SA-3.0: the folder usr/share of both. `python demo/fetch.py asterisk` fetc
     asterisk/sounds/en_US_f_Allison/vm-deleted.gsm       GSM 06.10 without a header, 8 kHz, mono
     asterisk/sounds/en_US_f_Allison/digits/h-11.gsm
 
-All clips are of one speaker, Allison Smith. A third are single words: numbers, months, letters, the
-words by which letters are spelled. The others are prompts, whole or in parts, such as "Press 1 for".
+All clips are of one speaker, Allison Smith. A third are numbers, months, letters and the words by which
+letters are spelled. The others are prompts, whole or in parts, such as "Press 1 for" or "at".
 Most clips are short; three have more than 30 s.
 
 Prompts resemble each other, so those that share six words in a row are in one split, and no text is in
@@ -46,7 +46,7 @@ LIST = "doc/asterisk-core-sounds-en/core-sounds-en.txt.gz"
 SOUNDS = "asterisk/sounds/en_US_f_Allison"
 # Texts with so many words in a row in common are in one split.
 WORDS_IN_A_ROW = 6
-BY_WORDS = f"by text, {WORDS_IN_A_ROW} words in a row in one split alone"
+BY_WORDS = f"by text, those that share {WORDS_IN_A_ROW} words in a row in one split"
 # Folders of single words; what is elsewhere is a prompt.
 _WORDS = ("digits", "letters", "phonetic")
 _RATE = 8_000

@@ -3,7 +3,7 @@
 Source: Debian's `gcin-voice` (GPL-3 and CC-BY-3) and `ktuberling-data` (GPL-2), unpacked into one
 folder; `python demo/fetch.py mixed` fetches and unpacks them.
 
-    ogg/ㄊㄧㄢ/3.ogg       a Mandarin syllable: Zhuyin, a tone from 2 to 4, speaker (3 or 5)
+    ogg/ㄊㄧㄢ/3.ogg       a Mandarin syllable: Zhuyin, a tone (1 stands for none), speaker (3 or 5)
     en/egypt_camel.ogg    an English word by another speaker, which its file names
 
     今天我有 camel  ─►  ㄐㄧㄣ ㄊㄧㄢ ㄨㄛ3 ㄧㄡ3 camel, without silence, equally loud  ─►  joined
@@ -13,8 +13,9 @@ show that a run works on mixed speech, with its error rates by language and at s
 about code-switching can rest on them.
 
 Each sentence below is said with each word of its split, the two Mandarin speakers by turns. Splits
-share both speakers, but no sentence, no Mandarin syllable and no English word. A clip has two voices,
-so `speaker` is not set; `mandarin_speaker` is kept. All characters are alike in both Chinese scripts.
+share all speakers, but no sentence, no Mandarin syllable with its tone and no English word. A clip has
+two voices, so `speaker` is not set; `mandarin_speaker` is kept. All characters are alike in both
+Chinese scripts.
 """
 
 from __future__ import annotations
@@ -58,6 +59,8 @@ READINGS = {said[0]: said[1:] for said in _READINGS.split()}
 # Their files' names are two words, or misspelt.
 UNCLEAR = ("palmtree", "fallingstar", "sphynx", "broccolli")
 
+_WORD = re.compile("[a-z]+")
+
 RATE = 16_000
 LOUDNESS = 0.05  # root mean square of a piece, of which a peak of 20 times as much still fits
 QUIET = 0.02  # of the peak: what is below it at both ends of a piece is cut off …
@@ -66,8 +69,14 @@ MARGIN_S = 0.03  # … but for so much, which holds weak consonants
 
 def read(source: Path, ask: Ask, scratch: Path) -> Corpus:
     """Every sentence with every word of its split; the words are dealt by seed."""
-    found: list[Utterance] = []
     dealt = deal(sorted(words(source)), ask.seed)
+    for reading in READINGS.values():
+        for speaker in SPEAKERS:
+            if not (syllable := source / "ogg" / reading / f"{speaker}.ogg").is_file():
+                raise UserError(
+                    f"{syllable} is not there: name the folder that `python demo/fetch.py mixed` makes"
+                )
+    found: list[Utterance] = []
     for split, sentences in SENTENCES.items():
         for number, sentence in enumerate(sentences):
             for turn, word in enumerate(dealt[split]):
@@ -87,7 +96,11 @@ def read(source: Path, ask: Ask, scratch: Path) -> Corpus:
         found,
         "GPL-3 (Mandarin, 3), CC-BY-3 (Mandarin, 5: ChionMeilin, vocal source Chu Lo), GPL-2 (English)",
         "spliced: syllables of Debian gcin-voice, words of Debian ktuberling-data",
-        facts={"splits": {LANGUAGE: "by text, no sentence, syllable or English word in two splits"}},
+        facts={
+            "splits": {
+                LANGUAGE: "by text, no sentence, syllable with its tone or English word in two splits"
+            }
+        },
     )
 
 
@@ -95,7 +108,7 @@ def audio_of(utterance: Utterance) -> bytes:
     """The pieces of the text, one after the other, a FLAC."""
     source, speaker = utterance.audio, utterance.extra["mandarin_speaker"]
     pieces = []
-    for piece in re.findall(r"[a-z]+|\S", utterance.text):
+    for piece in re.findall(rf"{_WORD.pattern}|\S", utterance.text):
         if piece in READINGS:
             pieces.append(sound(source / "ogg" / READINGS[piece] / f"{speaker}.ogg"))
         else:
@@ -107,7 +120,7 @@ def audio_of(utterance: Utterance) -> bytes:
 def words(source: Path) -> dict[str, Path]:
     """The English words, by what their files' names say. Raises: UserError: there are too few."""
     files = {path.stem.rpartition("_")[2]: path for path in sorted(source.glob("en/*.ogg"))}
-    found = {word: path for word, path in files.items() if word not in UNCLEAR}
+    found = {w: path for w, path in files.items() if _WORD.fullmatch(w) and w not in UNCLEAR}
     if len(found) <= DEV_WORDS + TEST_WORDS:
         raise UserError(
             f"{source} holds {len(found)} English words in its folder en, and dev and test take "

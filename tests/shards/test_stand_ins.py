@@ -78,7 +78,8 @@ def test_spliced_sentences(mixed: Path, tmp_path: Path) -> None:
     assert len(speakers) == 6
     assert not [key for key in kept if "palmtree" in key]
     assert build("stand_in_mixed", mixed, tmp_path / "again").hash == index.hash
-    assert build("stand_in_mixed", mixed, tmp_path / "other", Ask(seed=1)).hash != index.hash
+    by_seed = [MIXED.deal(sorted(MIXED.words(mixed)), seed) for seed in (0, 1)]
+    assert by_seed[0]["test"] != by_seed[1]["test"]
 
 
 def test_pieces_are_joined_without_silence_and_equally_loud(mixed: Path) -> None:
@@ -96,10 +97,24 @@ def test_pieces_are_joined_without_silence_and_equally_loud(mixed: Path) -> None
 def test_spliced_sentences_of_what_is_not_there(mixed: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"holds 0 English words in its folder en.*fetch.py mixed"):
         build("stand_in_mixed", tmp_path, tmp_path / "out")
-    tone(mixed / "ogg/ㄋㄧ3/3.ogg", 200, 0.0)
-    shutil.rmtree(mixed / "ogg/ㄕ4")
+    shutil.copytree(mixed, tmp_path / "silent")
+    for syllable in ("ㄋㄧ3", "ㄉㄜ1"):
+        for speaker in MIXED.SPEAKERS:
+            tone(tmp_path / f"silent/ogg/{syllable}/{speaker}.ogg", 200, 0.0)
     with pytest.raises(UserError, match="can't be used"):
-        build("stand_in_mixed", mixed, tmp_path / "out")
+        build("stand_in_mixed", tmp_path / "silent", tmp_path / "out")
+    shutil.rmtree(mixed / "ogg/ㄕ4")
+    with pytest.raises(UserError, match=r"ㄕ4/3\.ogg is not there: name the folder"):
+        build("stand_in_mixed", mixed, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_name_that_is_no_word_is_left_out(mixed: Path, tmp_path: Path) -> None:
+    known = set(MIXED.words(mixed))
+    shutil.copytree(mixed, tmp_path / "more")
+    for name in ("t-shirt", "tv2", "Hat"):
+        tone(tmp_path / f"more/en/{name}.ogg", 200, 0.6)
+    assert set(MIXED.words(tmp_path / "more")) == known
 
 
 @pytest.fixture
