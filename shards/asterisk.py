@@ -24,19 +24,16 @@ the Spanish texts lack accents, the Italian ones some letters; French and Russia
 from __future__ import annotations
 
 import gzip
-import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import soundfile
-
 from salsa_dist.corpus.recipes import load_recipe
 from salsa_dist.corpus.text import same
 from salsa_dist.corpus.texts import Texts, asterisk
 from salsa_dist.corpus.utterance import Ask, Corpus, Utterance, key
-from salsa_dist.data.audio import flac
+from salsa_dist.data.audio import flac, gsm
 from salsa_dist.errors import UserError
 
 LICENCE = "CC-BY-SA-3.0"
@@ -49,7 +46,6 @@ WORDS_IN_A_ROW = 6
 BY_WORDS = f"by text, those that share {WORDS_IN_A_ROW} words in a row in one split"
 # Folders of single words; what is elsewhere is a prompt.
 _WORDS = ("digits", "letters", "phonetic")
-_RATE = 8_000
 
 
 def read(source: Path, ask: Ask, scratch: Path) -> Corpus:
@@ -76,18 +72,7 @@ def read(source: Path, ask: Ask, scratch: Path) -> Corpus:
 
 def audio_of(utterance: Utterance) -> bytes:
     """The clip as FLAC; a `.gsm` has no header to know it by."""
-    try:
-        samples, _ = soundfile.read(
-            os.fsencode(utterance.audio),
-            dtype="float32",
-            format="RAW",
-            subtype="GSM610",
-            samplerate=_RATE,
-            channels=1,
-        )
-    except (soundfile.SoundFileError, OSError) as e:
-        raise UserError(f"{utterance.audio}: {e}") from e
-    return flac(samples, _RATE)
+    return flac(*gsm(utterance.audio))
 
 
 def utterances(written: Path, sounds: Path, texts: Texts) -> Iterator[Utterance]:

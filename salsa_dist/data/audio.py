@@ -167,6 +167,28 @@ def mono_blocks(file: IO[bytes], name: str) -> Iterator[tuple[Audio, int]]:
                 _whole(got, got + missing, name)
 
 
+def gsm(path: Path) -> tuple[Audio, int]:
+    """Decode a file of GSM 06.10 frames, which has no header: `(samples,)` float32, and 8,000 Hz.
+
+    Raises:
+        BadAudio: unreadable or empty.
+    """
+    try:
+        samples, rate = soundfile.read(
+            os.fsencode(path),
+            dtype="float32",
+            format="RAW",
+            subtype="GSM610",
+            samplerate=8_000,
+            channels=1,
+        )
+    except (soundfile.SoundFileError, OSError, TypeError, ValueError) as e:
+        raise _unreadable(str(path), e) from e
+    if not len(samples):
+        raise BadAudio(str(path), "holds no audio")
+    return samples, rate
+
+
 def finite(audio: Audio, name: str) -> Audio:
     """The same audio. Raises: BadAudio: a sample is not finite."""
     if not np.isfinite(audio).all():

@@ -9,7 +9,7 @@ import pytest
 import soundfile
 
 import salsa_dist
-from salsa_dist.data.audio import Audio, channels, mono, resample, resampler
+from salsa_dist.data.audio import Audio, BadAudio, channels, gsm, mono, resample, resampler
 from salsa_dist.errors import UserError
 
 
@@ -89,6 +89,20 @@ ALLOWED = {
     ("salsa_dist/data/audio.py", "av"),
     ("salsa_dist/data/augment.py", "torchaudio"),  # masks: neither a file nor a rate
 }
+
+
+def test_gsm_frames_have_no_header(tmp_path: Path) -> None:
+    path = tmp_path / "clip.gsm"
+    soundfile.write(path, tone(8_000), 8_000, format="RAW", subtype="GSM610")
+    assert path.stat().st_size == 25 * 33  # 25 frames of 20 ms
+    audio, rate = gsm(path)
+    assert (audio.shape, rate) == ((4_000,), 8_000)
+    loudest = np.abs(np.fft.rfft(audio)).argmax() / 0.5
+    assert abs(loudest - 440) < 4
+    path.write_bytes(b"")
+    for bad in (path, tmp_path / "none.gsm"):
+        with pytest.raises(BadAudio, match=bad.name):
+            gsm(bad)
 
 
 def test_one_module_decodes_and_resamples() -> None:
