@@ -5,8 +5,10 @@ import importlib.util
 import shutil
 import subprocess
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -212,28 +214,41 @@ def test_main_prints_one_line_and_no_traceback(
     assert capsys.readouterr().err == f"error: nothing is called fillet: known are {known}\n"
 
 
-def test_files_of_several_packages_are_laid_over_each_other(
-    fetch: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def unpacks_to(
+    fetch: ModuleType,
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    debs: Sequence[Any],
+    files: dict[str, list[str]],
 ) -> None:
-    (tmp_path / "archives").mkdir()
-    for deb in fetch.FILLETS:
-        (tmp_path / "archives" / deb.file).write_bytes(b"")
+    """`debs` are in the cache, and dpkg-deb unpacks these files of each package's usr/share."""
+    (cache / "archives").mkdir()
+    for deb in debs:
+        (cache / "archives" / deb.file).write_bytes(b"")
     monkeypatch.setattr(fetch, "_check", lambda *_: None)
     monkeypatch.setattr(shutil, "which", lambda name: name)
 
     def unpacks(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
-        tree, package = Path(command[3]), Path(command[2]).name.partition("_")[0]
-        files = {
-            "fillets-ng-data": ["script/key/dialogs_cs.lua", "sound/key/bubble.ogg", "images/key.png"],
-            "fillets-ng-data-cs": ["sound/key/cs/a.ogg"],
-            "fillets-ng-data-nl": ["sound/key/nl/a.ogg"],
-        }[package]
-        for file in [f"usr/share/games/fillets-ng/{file}" for file in files]:
-            (tree / file).parent.mkdir(parents=True, exist_ok=True)
-            (tree / file).write_text(package)
+        package = Path(command[2]).name.partition("_")[0]
+        for file in [Path(command[3], "usr/share", file) for file in files[package]]:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(f"of {package}")
         return subprocess.CompletedProcess(command, 0, "", "")
 
     monkeypatch.setattr(subprocess, "run", unpacks)
+
+
+def test_files_of_several_packages_are_laid_over_each_other(
+    fetch: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    below = "games/fillets-ng"
+    dialogues = [f"{below}/script/key/dialogs_cs.lua", f"{below}/sound/key/bubble.ogg"]
+    files = {
+        "fillets-ng-data": [*dialogues, f"{below}/images/key.png"],
+        "fillets-ng-data-cs": [f"{below}/sound/key/cs/a.ogg"],
+        "fillets-ng-data-nl": [f"{below}/sound/key/nl/a.ogg"],
+    }
+    unpacks_to(fetch, tmp_path, monkeypatch, fetch.FILLETS, files)
     folder = fetch.fetch_fillets(tmp_path)
     assert {path.relative_to(folder).as_posix() for path in folder.rglob("*.*")} == {
         *("script/key/dialogs_cs.lua", "sound/key/bubble.ogg"),
@@ -244,27 +259,14 @@ def test_files_of_several_packages_are_laid_over_each_other(
 def test_folders_of_two_packages(
     fetch: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "archives").mkdir()
-    for deb in fetch.ASTERISK:
-        (tmp_path / "archives" / deb.file).write_bytes(b"")
-    monkeypatch.setattr(fetch, "_check", lambda *_: None)
-    monkeypatch.setattr(shutil, "which", lambda name: name)
     prompts, words = "asterisk/sounds/en_US_f_Allison", "doc/asterisk-core-sounds-en"
-
-    def unpacks(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
-        package = Path(command[2]).name.partition("_")[0]
-        files = {
-            "asterisk-core-sounds-en": [f"{words}/core-sounds-en.txt.gz", f"{words}/copyright"],
-            "asterisk-core-sounds-en-gsm": [
-                *(f"{prompts}/digits/1.gsm", f"{prompts}/hello.gsm", "doc/x-gsm/copyright"),
-            ],
-        }[package]
-        for file in [Path(command[3], "usr/share", file) for file in files]:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(package)
-        return subprocess.CompletedProcess(command, 0, "", "")
-
-    monkeypatch.setattr(subprocess, "run", unpacks)
+    files = {
+        "asterisk-core-sounds-en": [f"{words}/core-sounds-en.txt.gz", f"{words}/copyright"],
+        "asterisk-core-sounds-en-gsm": [
+            *(f"{prompts}/digits/1.gsm", f"{prompts}/hello.gsm", "doc/x-gsm/copyright"),
+        ],
+    }
+    unpacks_to(fetch, tmp_path, monkeypatch, fetch.ASTERISK, files)
     folder = fetch.fetch_asterisk(tmp_path)
     found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert found == {
@@ -276,26 +278,13 @@ def test_folders_of_two_packages(
 def test_folders_and_licences_of_several_packages(
     fetch: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "archives").mkdir()
-    for deb in fetch.MIXED:
-        (tmp_path / "archives" / deb.file).write_bytes(b"")
+    english = ["ktuberling/sounds/en/hat.ogg", "ktuberling/sounds/de/hut.ogg"]
+    files = {
+        "gcin-voice": ["gcin-voice/ogg/ㄚ/3.ogg", "doc/gcin-voice/copyright"],
+        "ktuberling-data": [*english, "doc/ktuberling-data/copyright"],
+    }
+    unpacks_to(fetch, tmp_path, monkeypatch, fetch.MIXED, files)
     assert (tmp_path / "archives/ktuberling-data_4%3a22.12.3-1_all.deb").exists()  # as apt calls it
-    monkeypatch.setattr(fetch, "_check", lambda *_: None)
-    monkeypatch.setattr(shutil, "which", lambda name: name)
-
-    def unpacks(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
-        tree, package = Path(command[3]), Path(command[2]).name.partition("_")[0]
-        files = {
-            "gcin-voice": ["gcin-voice/ogg/ㄚ/3.ogg"],
-            "ktuberling-data": ["ktuberling/sounds/en/hat.ogg", "ktuberling/sounds/de/hut.ogg"],
-        }[package]
-        for file in [*files, f"doc/{package}/copyright"]:
-            path = tree / "usr/share" / file
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(f"of {package}")
-        return subprocess.CompletedProcess(command, 0, "", "")
-
-    monkeypatch.setattr(subprocess, "run", unpacks)
     folder = fetch.fetch_mixed(tmp_path)
     assert {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} == {
         *("ogg/ㄚ/3.ogg", "en/hat.ogg", "copyright")
