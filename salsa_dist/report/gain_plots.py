@@ -16,9 +16,7 @@ from statistics import mean
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
-from salsa_dist.report.svg import INK, drawn, literal, style
-
-_MOST = 46  # letters that fit the figure's width
+from salsa_dist.report.svg import INK, drawn, lines, literal, style
 
 
 @dataclass(frozen=True)
@@ -52,10 +50,6 @@ class Trained:
         return mean(self.gains.values())
 
 
-def _cut(label: str) -> str:
-    return literal(label if len(label) <= _MOST else label[: _MOST - 1] + "…")
-
-
 def gains(name: str, rows: Sequence[tuple[str, Mapping[str, Gain]]]) -> str:
     """Gain in CER of each row: one dot with its interval per language, and a bar for their mean.
 
@@ -63,6 +57,8 @@ def gains(name: str, rows: Sequence[tuple[str, Mapping[str, Gain]]]) -> str:
     """
     languages = sorted({language for _, own in rows for language in own})
     lanes = max(1, len(languages))
+    named = [lines(f"{label}, {_mean_of(own)}" if own else label) for label, own in rows]
+    most = max((name.count("\n") for name in named), default=0)
 
     def draw(axes: Axes) -> None:
         for i, language in enumerate(languages):
@@ -73,13 +69,12 @@ def gains(name: str, rows: Sequence[tuple[str, Mapping[str, Gain]]]) -> str:
             spread = list(zip(*(gain.arms for _, gain in points), strict=True))
             axes.errorbar(x, y, xerr=spread, linestyle="", markersize=5, elinewidth=1,
                           label=literal(language), **style(i))  # fmt: skip
-        for row, (label, own) in enumerate(rows):
+        for row, ((_, own), said) in enumerate(zip(rows, named, strict=True)):
             if not own:
                 continue
-            middle = 100 * mean(gain.value for gain in own.values())
             if len(languages) > 1:
+                middle = 100 * mean(gain.value for gain in own.values())
                 axes.plot([middle, middle], [row, row + 0.44], color=INK, linewidth=2)
-            said = f"{_cut(label)}, {middle:.0f}%".replace("-0%", "0%").replace(", -", ", −")
             axes.text(0.0, row - 0.04, said, transform=axes.get_yaxis_transform(), va="bottom", size=9)
         values = [100 * gain.value for _, own in rows for gain in own.values()]
         room = 5 + 0.3 * (max(values) - min(values))
@@ -94,7 +89,14 @@ def gains(name: str, rows: Sequence[tuple[str, Mapping[str, Gain]]]) -> str:
         axes.spines["left"].set_visible(False)
         axes.set_xlabel("gain in CER, %")
 
-    return drawn(name, 0.9 + 0.05 * len(languages) + (0.28 + 0.075 * lanes) * len(rows), draw)
+    row_height = 0.28 + 0.075 * lanes + 0.22 * most
+    return drawn(name, 0.9 + 0.05 * len(languages) + row_height * len(rows), draw)
+
+
+def _mean_of(gains: Mapping[str, Gain]) -> str:
+    """Their mean in whole %, such as −12%."""
+    middle = round(100 * mean(gain.value for gain in gains.values()))
+    return f"{middle}%".replace("-", "−")
 
 
 def gain_by_numbers(points: Mapping[str, Sequence[Trained]]) -> str:
@@ -122,7 +124,7 @@ def gain_by_numbers(points: Mapping[str, Sequence[Trained]]) -> str:
                 axes.plot([x] * len(ys), ys, color=shape["color"], linestyle="", marker="_",
                           markersize=5, alpha=0.8)  # fmt: skip
             axes.plot([place(m) for m in own], [100 * m.mean for m in own], linestyle="", markersize=6,
-                      label=_cut(max(own, key=lambda m: m.mean).name), **shape)  # fmt: skip
+                      label=literal(max(own, key=lambda m: m.mean).name), **shape)  # fmt: skip
         axes.set_xscale("log")
         axes.set_xlim(few / 1.6, many * 1.6)
         axes.axhline(0, color=INK, linewidth=0.8)

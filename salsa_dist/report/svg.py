@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import re
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ COLOURS = [f"#0a0b{10 + i:02x}" for i in range(SERIES)]
 MARKERS = "osD^vP"
 _INKED = ["text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"]
 LONG_LABEL = 22  # letters; two columns of longer ones would be cut off
+_LINE = 46  # letters of the figure's width
+_LINE_INCHES = 0.15  # of a further line in a legend
 _WIDTH = 4.1  # inches: shown at about this size on a phone too, so that its text stays legible
 
 
@@ -41,12 +44,20 @@ def literal(text: str) -> str:
     return text.lstrip("_") or "-"
 
 
+def lines(text: str) -> str:
+    """`text` as a label, in as many lines as the figure's width asks for."""
+    # Sites have no spaces: a line may end behind any +.
+    parts = literal(text).replace("+", "+\u2060 ")
+    filled = textwrap.fill(parts, _LINE, break_on_hyphens=False)
+    return filled.replace("\u2060 ", "").replace("\u2060", "")
+
+
 def drawn(name: str, height: float, draw: Callable[[Axes], None]) -> str:
     """The SVG of what `draw` puts into the axes, with a legend above them.
 
     Args:
         name: of the figure, unlike any other's on its page.
-        height: inches, of 4.1 of width.
+        height: inches, of 4.1 of width; further lines of long names in the legend are added to it.
     """
     settings: dict[Any, Any] = {
         "text.parse_math": False,  # names are no formulas
@@ -64,11 +75,15 @@ def drawn(name: str, height: float, draw: Callable[[Axes], None]) -> str:
         figure.patch.set_visible(False)
         axes.grid(color=INK, alpha=0.15)
         draw(axes)
-        if labels := axes.get_legend_handles_labels()[1]:
+        handles, labels = axes.get_legend_handles_labels()
+        if labels:
             # Above the axes, where it covers no line.
             longest = max(map(len, labels))
             columns = 1 if longest > LONG_LABEL else 2 if longest > 7 else 4
-            figure.legend(loc="outside upper left", ncols=columns, frameon=False, fontsize=9)
+            labels = [lines(label) for label in labels]
+            figure.set_figheight(height + _LINE_INCHES * sum(label.count("\n") for label in labels))
+            figure.legend(handles, labels, loc="outside upper left", ncols=columns, frameon=False,
+                          fontsize=9)  # fmt: skip
         buffer = io.StringIO()
         no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(buffer, format="svg", metadata=no_metadata)

@@ -19,6 +19,7 @@ from safetensors.numpy import save_file
 from salsa_dist.errors import UserError
 from salsa_dist.report.comparison import Told, compare
 from salsa_dist.report.numbers import percent
+from salsa_dist.report.plots import Point, error_rates
 from salsa_dist.report.scales import curves_of
 from salsa_dist.report.tables import ERRORS, RATES
 from salsa_dist.report.write import write_comparison
@@ -501,6 +502,15 @@ def test_page_csv_json_and_latex_hold_the_same_numbers(tmp_path: Path) -> None:
     assert [r["cer_gain"] for r in forgotten] == [str(r["cer"]["gain"]) for r in tree["forgetting"]]
     by = csv.DictReader(io.StringIO((out / "comparison-by.csv").read_text()))
     assert [r["cer_rate"] for r in by] == [str(r["cer"]["rate"]) for r in tree["by"]]
+
+
+def test_long_names_are_whole_in_a_legend_and_take_their_lines() -> None:
+    name = "SALSA (gain), encoder+encoder.attention+encoder.feed_forward+llm"
+    svgs = [error_rates("CER", [("bg", [Point(label, 0.3, 0.2, 0.4)])]) for label in (name, name[:30])]
+    texts = re.findall(r">([^<>]*SALSA[^<>]*|[^<>]*llm[^<>]*)</", svgs[0])
+    assert "".join(texts).replace(" +", "+") == name
+    tall, low = (float(re.search(r'viewBox="0 0 [\d.]+ ([\d.]+)"', svg)[1]) for svg in svgs)
+    assert tall > low + 8
 
 
 def test_the_page_stands_alone_with_all_its_figures(tmp_path: Path) -> None:
