@@ -1,14 +1,15 @@
-"""Which learning rate is best on dev clips, and how far is the default from it?
+"""Which learning rate is best on dev clips, and how far from it is the estimate of training itself?
 
     python benchmarks/learning_rates.py --json OUT [--base DIR --shards DIR --languages bg,el --run DIR]
     python benchmarks/learning_rates.py --json OUT --tiny [FAMILY …]   tiny checkpoints: these, or all
 
-One bank per base has an adapter for each rate and language, all with the same seed and so with the same
-clips. Rates are relative to the activations (`training.lr_scale: auto`). After the last step each
-adapter has a loss on dev clips. The untrained loss is that of one step at a rate too small to matter.
+One bank per base has an adapter for each rate and language, and one that estimates its rate, all with
+the same seed and so with the same clips. Rates are relative to the activations (`training.lr_scale:
+auto`). After the last step each adapter has a loss on dev clips. The untrained loss is that of one step
+at a rate too small to matter.
 
 {"rows": [{"base": …, "language": "bg", "untrained": 2.1, "losses": {"0.03": 1.31, …}, "best": 0.045,
-           "default_over_best": 1.02}, …]}
+           "estimated": {"rate": 0.033, "loss": 1.33}, "estimated_over_best": 1.02}, …]}
 """
 
 from __future__ import annotations
@@ -27,10 +28,12 @@ from report_file import machine, write_report
 from salsa_dist import load_speech_llm, train
 from salsa_dist.config import Config, parse_config
 from salsa_dist.run import events
+from salsa_dist.run.folder import RunFolder
 from salsa_dist.steering.sites import find_layers
+from salsa_dist.steering.vectors import SteeringVectors
 
 CACHE = Path("~/.cache/salsa-dist").expanduser()
-RATES = (0.01, 0.015, 0.02, 0.03, 0.045, 0.05, 0.06, 0.09)
+RATES = (0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2)
 UNTRAINED = 1e-9
 Row = dict[str, Any]
 
@@ -48,9 +51,9 @@ def rows_of(
         "run": str(run),
         "base": {"name": str(base)},
         "adapters": [
-            {"name": f"{language}-{rate:g}", "language": language, "lr": rate, "steps": steps}
+            {"name": _name(language, rate), "language": language, "lr": rate, "steps": steps}
             for language in languages
-            for rate, steps in ((UNTRAINED, 1), *((rate, None) for rate in rates))
+            for rate, steps in ((UNTRAINED, 1), (None, None), *((rate, None) for rate in rates))
         ],
         "trackers": [],
         **more,
@@ -63,19 +66,25 @@ def rows_of(
     return [_row(config, base.name, language, rates, measured["adapters"]) for language in languages]
 
 
+def _name(language: str, rate: float | None) -> str:
+    return f"{language}-estimated" if rate is None else f"{language}-{rate:g}"
+
+
 def _row(
     config: Config, base: str, language: str, rates: Sequence[float], found: dict[str, float]
 ) -> Row:
-    losses = {rate: found.get(f"{language}-{rate:g}", float("inf")) for rate in rates}
+    losses = {rate: found.get(_name(language, rate), float("inf")) for rate in rates}
     best = min(losses, key=lambda rate: losses[rate])
-    default = config.rate(config.method)
+    own = SteeringVectors.load(RunFolder(config.run).adapter(_name(language, None))).training
+    loss = found[_name(language, None)]
     return {
         "base": base,
         "language": language,
-        "untrained": round(found[f"{language}-{UNTRAINED:g}"], 4),
+        "untrained": round(found[_name(language, UNTRAINED)], 4),
         "losses": {f"{rate:g}": round(loss, 4) for rate, loss in losses.items()},
         "best": best,
-        "default_over_best": round(losses[default] / losses[best], 4),
+        "estimated": {"rate": own.lr if own else None, "loss": round(loss, 4)},
+        "estimated_over_best": round(loss / losses[best], 4),
     }
 
 
@@ -85,7 +94,7 @@ def main() -> None:
     parser.add_argument("--base", type=Path, default=CACHE / "whisper-base")
     parser.add_argument("--shards", type=Path, default=CACHE / "shards/tuxpaint-bg-el")
     parser.add_argument("--languages", default="bg,el")
-    parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="the default among them")
+    parser.add_argument("--rates", type=float, nargs="+", default=RATES)
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--stride", type=int, default=16, help="training.silence_stride")
     parser.add_argument("--run", type=Path, help="folder of its run, to go on after a stop")

@@ -151,10 +151,10 @@ class Config(Section):
         stride = self.training.silence_stride
         return 1 if stride == "auto" and (compared or not self.method.in_a_bank) else stride
 
-    def rate(self, method: Method) -> float:
-        """Learning rate of an adapter of `method` that names none."""
+    def rate(self, method: Method) -> float | None:
+        """Learning rate of an adapter of `method` that names none; None: estimated in training."""
         relative = method.in_a_bank and self.training.lr_scale == "auto"
-        return self.training.lr or (0.05 if relative else 0.01)
+        return self.training.lr or (None if relative else 0.01)
 
     def adapter_settings(self) -> list[AdapterSettings]:
         """The adapters in row order, each with defaults filled in."""

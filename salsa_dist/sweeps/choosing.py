@@ -213,7 +213,7 @@ def _cells(sweep: Sweep) -> list[tuple[str, float | None, str, list[Setting]]]:
                     replace(_filled(s, sweep), seeds=method.seeds)
                     for s in method.settings(sweep.config.steering)
                 ]
-                trains = settings[0].lr is not None
+                trains = settings[0].method.learns
                 if trains or number == 0:
                     label = method.label(sweep.config.steering)
                     cells.append((corpus, minutes if trains else None, label, settings))
@@ -225,7 +225,7 @@ def _filled(setting: Setting, sweep: Sweep) -> Setting:
     if setting.lr is not None or not setting.method.learns:
         return setting
     rate = sweep.config.rate(setting.method)
-    return replace(setting, lr=rate, tried=f"lr{rate:g}")
+    return setting if rate is None else replace(setting, lr=rate, tried=f"lr{rate:g}")
 
 
 def _experiment(

@@ -142,7 +142,8 @@ class Experiment:
 
     Attributes:
         corpus: "" for the config's own shards.
-        lr, seed: None where the method has none.
+        lr: None where the method has none, or estimates it.
+        seed: None where the method has none.
         minutes: of training speech; None for all.
         label: of its method in the report.
         stage: "" of a grid; "try", measured on dev; "final", measured on the split of the config.
@@ -262,7 +263,8 @@ def _matches(chosen: dict[str, Any], out: Choice) -> bool:
 
 def _experiment(choice: dict[str, Any]) -> Experiment:
     minutes = choice.pop("size")
-    what = [choice["sites"], choice["rule"], f"lr{choice['lr']:g}"]
+    rate = [] if choice["lr"] is None else [f"lr{choice['lr']:g}"]
+    what = [choice["sites"], choice["rule"], *rate]
     name = experiment_name(choice["corpus"], choice["language"], what, choice["seed"], minutes)
     return Experiment(name=name, minutes=minutes, **choice)
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from salsa_dist.steering.bank import Bank
+from salsa_dist.training.estimated_rates import RateEstimates
 from salsa_dist.training.reduce import Reduced, all_reduce
 
 BETAS = (0.9, 0.999)
@@ -24,22 +25,27 @@ EPS = 1e-8
 
 @dataclass(frozen=True)
 class Schedule:
-    """Learning rate of one adapter over its own steps: linear warm-up, then cosine to zero, or flat."""
+    """Learning rate of one adapter over its own steps: linear warm-up, then cosine to zero, or flat.
 
-    lr: float
+    Attributes:
+        lr: the highest rate; None: it is estimated while training.
+    """
+
+    lr: float | None
     steps: int
     warmup: float
     decay: str
 
-    def __call__(self, step: int) -> float:
-        """Rate of step `step`, the first being 0."""
+    def __call__(self, step: int, found: float = 1.0) -> float:
+        """Rate of step `step`, the first being 0. `found` is the highest rate where it is estimated."""
+        highest = found if self.lr is None else self.lr
         rising = self.warmup * self.steps
         if step < rising:
-            return self.lr * (step + 1) / (rising + 1)
+            return highest * (step + 1) / (rising + 1)
         if self.decay == "none":
-            return self.lr
+            return highest
         done = (step - rising) / max(1.0, self.steps - rising)
-        return self.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+        return highest * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
 def reduce_step(
@@ -83,6 +89,8 @@ def reduce_step(
 class PackedAdam:
     """Adam (Kingma and Ba, arXiv 1412.6980); each adapter has its own step count.
 
+    Where an adapter's rate is estimated, the optimizer is Prodigy (`estimated_rates.py`).
+
     Args:
         bank: the vectors to train.
         schedules: one per adapter.
@@ -115,6 +123,18 @@ class PackedAdam:
             for site, own in block.by_site(of_rows).items()
         }
         self.steps = torch.zeros(len(schedules), dtype=torch.int64)
+        estimated = [schedule.lr is None for schedule in self.schedules]
+        self._estimates = RateEstimates(bank, estimated, BETAS[1] ** 0.5) if any(estimated) else None
+
+    def highest_rate(self, row: int) -> float:
+        """Highest learning rate of adapter `row`, given or estimated so far; 0 if nothing is stepped."""
+        if not self.schedules:
+            return 0.0
+        lr = self.schedules[row].lr
+        if lr is None:
+            assert self._estimates is not None
+            return float(self._estimates.found[row])
+        return lr
 
     def scale_by(self, row: int, scales: Mapping[str, float]) -> None:
         """Multiply the rates of adapter `row` by a factor per site."""
@@ -149,6 +169,7 @@ class PackedAdam:
             for site, moment in block.by_site(moments[number]).items()
         }
         own = {f"scales/{site}": v for site, v in self.scales.items()} if self.own_scales else {}
+        own |= self._estimates.tensors() if self._estimates is not None else {}
         return {"steps": self.steps, **self.learned(), **of_sites, **own}
 
     def learned(self) -> dict[str, Tensor]:
@@ -175,38 +196,65 @@ class PackedAdam:
             gradient.double().square_().sum(1).view(len(block.sites), -1)
             for block, gradient in zip(blocks, whole, strict=True)
         ]
-        norms = torch.cat(squares).sum(0).sqrt().cpu()
-        found, made = norms.tolist(), self.steps.tolist()
+        norms = torch.cat(squares).sum(0).sqrt()
+        made = self.steps.tolist()
+        highest = [self.highest_rate(row) for row in range(len(made))]
+        by_row = [s(*now) for s, *now in zip(self.schedules, made, highest, strict=True)]
+        measured = norms[:0]
+        if self._estimates is None:
+            norms = norms.cpu()
+        else:
+            corrected = [rate / _bias(step + 1) for rate, step in zip(by_row, made, strict=True)]
+            limit = math.inf if self.clip_norm is None else self.clip_norm
+            clip = (limit / norms.clamp_min(1e-30)).clamp_max(1.0)
+            measured = self._estimates.measure(whole, self._scales, clip, corrected)
+            told = torch.cat([norms.unsqueeze(0), measured]).cpu()  # one wait for a GPU
+            norms, measured = told[0], told[1:]
+        found = norms.tolist()
         moving = [row for row in active if math.isfinite(found[row]) and found[row] > 0]
-        by_row = [0.0] * len(self.schedules)
-        for row in moving:
-            by_row[row] = self.schedules[row](made[row])
-        rates = torch.tensor(by_row, dtype=torch.float64)
+        rates = [rate if row in moving else 0.0 for row, rate in enumerate(by_row)]
         if not moving:
-            return norms, rates
+            return norms, torch.tensor(rates, dtype=torch.float64)
+        clipped = [self._clip(norm) for norm in found]
+        if self._estimates is not None:
+            self._estimates.update(measured, clipped, moving)
         self.steps[moving] += 1
-        counts = self.steps[moving].double()
-        # Per adapter: clipping factor, learning rate, bias correction of the second moment.
-        factors = torch.ones(3, len(self.schedules))
-        if self.clip_norm is not None:
-            factors[0] = (self.clip_norm / norms.clamp_min(1e-30)).clamp_max(1.0)
-        factors[1, moving] = (rates[moving] / (1 - BETAS[0] ** counts)).float()
-        factors[2, moving] = (1 - BETAS[1] ** counts).sqrt().float()
+        # Prodigy's moments are of d·g; those at a given rate are of g.
+        weights = [d if s.lr is None else 1.0 for s, d in zip(self.schedules, highest, strict=True)]
+        # Per adapter: clipping factor and weight, learning rate, bias correction of the second moment,
+        # epsilon.
+        factors = torch.tensor(
+            [
+                [clip * weight for clip, weight in zip(clipped, weights, strict=True)],
+                [rate / (1 - BETAS[0] ** (n + 1)) for rate, n in zip(rates, made, strict=True)],
+                [(1 - BETAS[1] ** (n + 1)) ** 0.5 for n in made],
+                [EPS * weight for weight in weights],
+            ]
+        )
         factors = factors.to(self.bank.device, non_blocking=True)
         # Only at the sites of each adapter: at other sites its vector stays zero.
         for number, (at, rows) in enumerate(self.bank.places(moving)):
             values, (first, second) = blocks[number].values, self._moments[number]
-            scale, rate, correction = factors[:, rows].unsqueeze(2)
+            scale, rate, correction, epsilon = factors[:, rows].unsqueeze(2)
             g = whole[number][at] * scale
             mean = first[at].lerp(g, 1 - BETAS[0])
             variance = second[at].lerp(g * g, 1 - BETAS[1])
             first[at] = mean
             second[at] = variance
-            change = mean / (variance.sqrt() / correction + EPS) * rate
+            change = mean / (variance.sqrt() / correction + epsilon) * rate
             # A rule's further numbers per channel have no unit, so the activation's size is not theirs.
             change[:, : blocks[number].hidden] *= self._scales[number][at].unsqueeze(1)
             values[at] -= change
-        return norms, rates
+        return norms, torch.tensor(rates, dtype=torch.float64)
+
+    def _clip(self, norm: float) -> float:
+        """What a gradient of this norm is multiplied by."""
+        return 1.0 if self.clip_norm is None else min(1.0, self.clip_norm / max(norm, 1e-30))
+
+
+def _bias(steps: int) -> float:
+    """What Adam's moments after `steps` steps lack, for both together; the rate is divided by it."""
+    return float((1 - BETAS[0] ** steps) / (1 - BETAS[1] ** steps) ** 0.5)
 
 
 def _grad(vector: Tensor) -> Tensor:

@@ -48,7 +48,7 @@ def save_adapters(
             ),
             training=TrainingFacts(
                 steps=made.get(spec.name, adapter.steps),
-                lr=adapter.lr,
+                lr=float(f"{trained.highest_rate(row):.6g}"),
                 lr_scale=scales_of(trained, row, spec.sites),
                 seed=adapter.seed,
                 window_s=speech_llm.window_s,

@@ -12,7 +12,7 @@ from salsa_dist import SteeringVectors, load_config, train
 STEPS = 50
 ADAPTERS: list[dict[str, Any]] = [
     {"name": "bg", "language": "bg"},
-    # Other sites, rule, rate and seed, and absent from the last 20 steps.
+    # Other sites, rule and seed, a given rate, and absent from the last 20 steps.
     {
         "name": "el",
         "language": "el",
@@ -36,7 +36,7 @@ def run(folder: Path, base: Path, shards: Path, adapters: list[dict[str, Any]]) 
     # Clipped in most steps, so that clipping over the whole bank would show.
     # What is saved is the mean after each of an adapter's own last steps.
     auto = {"lr_scale": "auto", "silence_stride": "auto"}
-    training = {"steps": STEPS, "lr": 0.01, **auto, "clip_norm": 0.3, "average": 10}
+    training = {"steps": STEPS, **auto, "clip_norm": 0.3, "average": 10}
     config = load_config(make_config(folder, base, shards, adapters=adapters, training=training))
     done = train(config)
     assert done.finished

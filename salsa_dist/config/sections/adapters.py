@@ -86,14 +86,14 @@ class AdapterConfig(Section):
 
 @dataclass(frozen=True)
 class AdapterSettings:
-    """One adapter with all settings filled in."""
+    """One adapter with all settings filled in; `lr` is None where the rate is estimated in training."""
 
     name: str
     languages: tuple[str, ...]
     mix: MixConfig
     sites: str
     rule: str
-    lr: float
+    lr: float | None
     steps: int
     seed: int
     minutes: float | None = None
