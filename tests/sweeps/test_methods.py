@@ -29,6 +29,7 @@ from salsa_dist.sweeps import local_jobs
 from salsa_dist.sweeps.choosing import choose, finals_of, trials_of
 from salsa_dist.sweeps.folder import JobFolder
 from salsa_dist.sweeps.grid import load_sweep
+from salsa_dist.sweeps.job_config import job_config
 from salsa_dist.sweeps.plan import make_plan
 
 METHODS: list[dict[str, Any]] = [
@@ -235,6 +236,23 @@ def test_a_choice_is_for_each_language_or_for_all(
     assert diverged[0].chosen.lr == 0.2
     with pytest.raises(UserError, match="no trial in bg, el has a finite result"):
         choose(sweep, dict.fromkeys(names))
+
+
+def test_a_rate_that_training_estimates_needs_no_trial(
+    tmp_path: Path, tiny_base: Path, tiny_shards: Path
+) -> None:
+    methods = [{"kind": "salsa"}, {"kind": "lora", "rank": 1, "lr": [0.1, 0.2]}]
+    sweep = load_sweep(
+        write(tmp_path, tiny_base, tiny_shards, methods=methods, tuning={"uneven": True})
+    )
+    trials = trials_of(sweep)
+    assert [(e.method.kind, e.lr) for e in trials] == [("lora", 0.1), ("lora", 0.2)]
+    finals = finals_of(sweep, choose(sweep, {e.name: 0.5 for e in trials}))
+    steered = [e for e in finals if e.method.kind == "salsa"]
+    assert [(e.name, e.lr) for e in steered] == [
+        (f"bg_SALSA-salsa-encoder_s{seed}", None) for seed in (0, 1)
+    ]
+    assert [a["lr"] for a in job_config(sweep, steered)["adapters"]] == [None, None]
 
 
 def test_trials_in_some_languages_serve_all_and_an_experiment_may_have_fewer_seeds(
