@@ -127,7 +127,7 @@ class PackedAdam:
         self._estimates = RateEstimates(bank, estimated, BETAS[1] ** 0.5) if any(estimated) else None
 
     def highest_rate(self, row: int) -> float:
-        """Highest learning rate of adapter `row`, given or estimated so far; 0 if nothing is stepped."""
+        """Highest learning rate of adapter `row`, given or estimated so far; 0 if none is stepped."""
         if not self.schedules:
             return 0.0
         lr = self.schedules[row].lr
