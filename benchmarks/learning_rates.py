@@ -8,7 +8,7 @@ the same seed and so with the same clips. Rates are relative to the activations 
 auto`). After the last step each adapter has a loss on dev clips. The untrained loss is that of one step
 at a rate too small to matter.
 
-{"rows": [{"base": …, "language": "bg", "untrained": 2.1, "losses": {"0.03": 1.31, …}, "best": 0.045,
+{"rows": [{"base": …, "language": "bg", "untrained": 2.1, "losses": {"0.03": 1.31, …}, "best": 0.05,
            "estimated": {"rate": 0.033, "loss": 1.33}, "estimated_over_best": 1.02}, …]}
 """
 
@@ -76,7 +76,7 @@ def _row(
     losses = {rate: found.get(_name(language, rate), float("inf")) for rate in rates}
     best = min(losses, key=lambda rate: losses[rate])
     own = SteeringVectors.load(RunFolder(config.run).adapter(_name(language, None))).training
-    loss = found[_name(language, None)]
+    loss = found.get(_name(language, None), float("inf"))
     return {
         "base": base,
         "language": language,

@@ -109,7 +109,13 @@ def own(count: int) -> list[dict[str, Any]]:
     """Adapters whose clips are their own, as those of many languages are."""
     languages = ["bg", "el"]
     return [
-        {"name": f"a{i}", "language": languages[i % 2], "seed": i, "sites": "encoder:last-half"}
+        {
+            "name": f"a{i}",
+            "language": languages[i % 2],
+            "seed": i,
+            "sites": "encoder:last-half",
+            "lr": 0.03,
+        }
         for i in range(count)
     ]
 

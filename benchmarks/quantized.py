@@ -46,7 +46,7 @@ def row_of(kind: str, options: argparse.Namespace) -> dict[str, Any]:
         "data": {"shards": str(options.shards), "clips_per_step": 8, "readers": 2},
         "steering": {"sites": "encoder+llm"},
         "adapters": [{"name": options.language, "language": options.language}],
-        "training": {"steps": options.steps, "hang_after_s": 3600},
+        "training": {"steps": options.steps, "lr": 0.03, "hang_after_s": 3600},
         "evaluation": {"split": "test", "clips": options.clips, "max_new_tokens": 24},
         "trackers": [],
     }

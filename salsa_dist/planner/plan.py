@@ -96,7 +96,8 @@ def _row(
         peak += gathered_at_peak(shape, work.checkpointing and work.training, settings)
     bank, reduced = steering_numbers(shape, work)
     steering = 4 * (2 * bank + reduced) if work.training else 4 * bank
-    optimizer = 8 * bank if work.training else 0
+    # Two moments, and where a rate is estimated two tensors more.
+    optimizer = 16 * bank if work.training else 0
     activations = activation_bytes(shape, work, -(-share // passes))
     device = peak + activations + steering + optimizer
     parts = sum(-(-w.numel // ranks) * w.itemsize for w in shape.weights)

@@ -29,7 +29,7 @@ class Row:
         peak_base_bytes: held at the peak of a step, gathered weights with it.
         activation_bytes: kept for backward, logits with it (an estimate).
         steering_bytes: all vectors, their gradients and the buffer that is reduced.
-        optimizer_bytes: Adam's two moments.
+        optimizer_bytes: Adam's two moments, and as much for estimated learning rates.
         device_bytes: all of these, with the base at its peak.
         offloaded_bytes_per_node: in host memory or on disk.
         gathered_bytes_per_step: weights that a rank receives from others.

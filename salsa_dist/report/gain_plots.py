@@ -95,8 +95,8 @@ def gains(name: str, rows: Sequence[tuple[str, Mapping[str, Gain]]]) -> str:
 
 def _mean_of(gains: Mapping[str, Gain]) -> str:
     """Their mean in whole %, such as −12%."""
-    middle = round(100 * mean(gain.value for gain in gains.values()))
-    return f"{middle}%".replace("-", "−")
+    middle = f"{100 * mean(gain.value for gain in gains.values()):.0f}"
+    return f"{'0' if middle == '-0' else middle.replace('-', '−')}%"
 
 
 def gain_by_numbers(points: Mapping[str, Sequence[Trained]]) -> str:

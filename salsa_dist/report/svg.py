@@ -46,6 +46,8 @@ def literal(text: str) -> str:
 
 def lines(text: str) -> str:
     """`text` as a label, in as many lines as the figure's width asks for."""
+    if len(text) <= _LINE:
+        return literal(text)
     # Sites have no spaces: a line may end behind any +.
     parts = literal(text).replace("+", "+\u2060 ")
     filled = textwrap.fill(parts, _LINE, break_on_hyphens=False)

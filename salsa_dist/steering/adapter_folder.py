@@ -93,7 +93,7 @@ class TrainingFacts(_Facts):
 
     Attributes:
         steps: of the optimizer.
-        lr: the highest learning rate.
+        lr: the highest learning rate, given or as last estimated; 0 where nothing was stepped.
         lr_scale: per site, what its rates were multiplied by; None: not recorded.
         seed: of its samples from the shards.
         window_s: audio window of the base, in seconds.

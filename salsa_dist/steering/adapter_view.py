@@ -155,10 +155,11 @@ def _training(tree: Mapping[str, Any]) -> list[str]:
     if not training:
         return [speech]
     relative = " relative to each layer's activations" if training.get("lr_scale") else ""
+    steps = f"{training['steps']} steps, learning rate {training['lr']:g}{relative} at most"
     return [
         speech,
-        f"{training['steps']} steps, learning rate {training['lr']:g}{relative} at most, seed "
-        f"{training['seed']}, window {training['window_s']:g} s, salsa-dist {training['salsa_dist']}",
+        f"{steps if training['lr'] else 'computed without steps'}, seed {training['seed']}, "
+        f"window {training['window_s']:g} s, salsa-dist {training['salsa_dist']}",
     ]
 
 

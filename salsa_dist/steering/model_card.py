@@ -161,8 +161,9 @@ def _training(facts: Mapping[str, Any]) -> str:
         lines.append("The speech that it was trained on is not recorded.")
     if training:
         relative = " relative to each layer's activations" if training.get("lr_scale") else ""
+        steps = f"{training['steps']} steps at a learning rate of {training['lr']:g}{relative} at most"
         lines.append(
-            f"{training['steps']} steps at a learning rate of {training['lr']:g}{relative} at most, "
+            f"{steps if training['lr'] else 'Computed without steps'}, "
             f"seed {training['seed']}, audio window {training['window_s']:g} s, by salsa-dist "
             f"{training['salsa_dist']}; the base's own loss on transcripts (cross-entropy, or CTC)."
         )

@@ -1,15 +1,15 @@
 """Learning rates that training estimates for each adapter while it trains: Prodigy's distance estimate.
 
 With γ an adapter's schedule (1 at its highest) with Adam's bias correction, g its clipped gradient, x
-its numbers and x₀ what they were at first, all in units of each layer's activations:
+its numbers and x₀ what they were at first, the vectors in units of each layer's activations:
 
     numerator ← √β₂ · numerator + (d² / START) γ ⟨g, x₀ - x⟩
     gradients ← √β₂ · gradients + (d² / START) γ g
     d         ← max(d, FACTOR · numerator / ‖gradients‖₁)
 
-An adapter's rate is d times its schedule. d begins at START and only rises, mostly within 20 steps.
-Adam's moments are of d·g, so that steps at a lower rate count less. Mishchenko and Defazio,
-"Prodigy: An Expeditiously Adaptive Parameter-Free Learner" (arXiv 2306.06101, algorithm 4).
+An adapter's rate is d times its schedule. d begins at START and only rises. Adam's moments are of d·g,
+so that steps at a smaller d count less. Mishchenko and Defazio, "Prodigy: An Expeditiously Adaptive
+Parameter-Free Learner" (arXiv 2306.06101, algorithm 4).
 
     rate_found, rate_numerator                  (adapters,) fp64 on the host
     rate_gradients/SITE, rate_start/SITE        (adapters, parts * hidden) fp32
@@ -101,14 +101,14 @@ class RateEstimates:
         """
         for number, (at, _) in enumerate(self.bank.places(moving)):
             self._gradients[number][at] = self._next[number][at]
-        products, sums = measured.chunk(2)
+        self._next = []
+        products, sums = (half.T.tolist() for half in measured.chunk(2))
+        found, numerators = self.found.tolist(), self._numerators.tolist()
         for row in moving:
-            if not self.estimated[row]:
-                continue
             # Exact sums: they do not depend on the other adapters' sites.
-            product = clipped[row] * math.fsum(products[:, row].tolist())
-            total = math.fsum(sums[:, row].tolist())
-            self._numerators[row] = self._numerators[row] * self.decay + self._weights[row] * product
-            if total > 0:
-                found = FACTOR * float(self._numerators[row]) / total
-                self.found[row] = max(float(self.found[row]), found)
+            product, total = clipped[row] * math.fsum(products[row]), math.fsum(sums[row])
+            if self.estimated[row] and total > 0:
+                numerators[row] = numerators[row] * self.decay + self._weights[row] * product
+                found[row] = max(found[row], FACTOR * numerators[row] / total)
+        self.found.copy_(torch.tensor(found, dtype=torch.float64))
+        self._numerators.copy_(torch.tensor(numerators, dtype=torch.float64))

@@ -126,15 +126,10 @@ class PackedAdam:
         estimated = [schedule.lr is None for schedule in self.schedules]
         self._estimates = RateEstimates(bank, estimated, BETAS[1] ** 0.5) if any(estimated) else None
 
-    def highest_rate(self, row: int) -> float:
-        """Highest learning rate of adapter `row`, given or estimated so far; 0 if none is stepped."""
-        if not self.schedules:
-            return 0.0
-        lr = self.schedules[row].lr
-        if lr is None:
-            assert self._estimates is not None
-            return float(self._estimates.found[row])
-        return lr
+    def highest_rates(self) -> list[float]:
+        """Highest learning rate of each adapter, given or estimated so far."""
+        found = self._estimates.found.tolist() if self._estimates is not None else []
+        return [found[row] if s.lr is None else s.lr for row, s in enumerate(self.schedules)]
 
     def scale_by(self, row: int, scales: Mapping[str, float]) -> None:
         """Multiply the rates of adapter `row` by a factor per site."""
@@ -198,8 +193,9 @@ class PackedAdam:
         ]
         norms = torch.cat(squares).sum(0).sqrt()
         made = self.steps.tolist()
-        highest = [self.highest_rate(row) for row in range(len(made))]
-        by_row = [s(*now) for s, *now in zip(self.schedules, made, highest, strict=True)]
+        highest = self.highest_rates()
+        now = zip(self.schedules, made, highest, strict=True)
+        by_row = [schedule(step, rate) for schedule, step, rate in now]
         measured = norms[:0]
         if self._estimates is None:
             norms = norms.cpu()
@@ -212,7 +208,8 @@ class PackedAdam:
             norms, measured = told[0], told[1:]
         found = norms.tolist()
         moving = [row for row in active if math.isfinite(found[row]) and found[row] > 0]
-        rates = [rate if row in moving else 0.0 for row, rate in enumerate(by_row)]
+        steps = set(moving)
+        rates = [rate if row in steps else 0.0 for row, rate in enumerate(by_row)]
         if not moving:
             return norms, torch.tensor(rates, dtype=torch.float64)
         clipped = [self._clip(norm) for norm in found]

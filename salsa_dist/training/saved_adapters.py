@@ -32,6 +32,7 @@ def save_adapters(
     """
     licence = index.recipe.get("licence")
     bank, paths = trained.bank, []
+    rates = trained.highest_rates() or [0.0] * len(bank.specs)  # a mean difference has none
     for row, (spec, adapter) in enumerate(zip(bank.specs, config.adapter_settings(), strict=True)):
         vectors = SteeringVectors(
             bank.row(row),
@@ -48,7 +49,7 @@ def save_adapters(
             ),
             training=TrainingFacts(
                 steps=made.get(spec.name, adapter.steps),
-                lr=float(f"{trained.highest_rate(row):.6g}"),
+                lr=float(f"{rates[row]:.6g}"),
                 lr_scale=scales_of(trained, row, spec.sites),
                 seed=adapter.seed,
                 window_s=speech_llm.window_s,

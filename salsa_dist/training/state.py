@@ -4,6 +4,7 @@
     ├── vectors/encoder.0, first/encoder.0, second/encoder.0, …    (adapters, hidden) fp32
     │   or weights/NAME, first/NAME, second/NAME, …                of the base's own weights
     ├── steps                                                      (adapters,) int64, Adam's
+    ├── rate_found, rate_numerator, rate_gradients/…, rate_start/…  where rates are estimated
     └── metadata "state": JSON, and "digest": SHA-256 of the tensors
             schema, step, adapters, revision, shards, config
 

@@ -191,15 +191,16 @@ def test_compiled_kernels_change_rounding_alone(told: dict[str, Any], tmp_path: 
             assert torch.equal(salsa_compiled(hidden, zero), hidden)
 
 
+@pytest.mark.parametrize("lr", [1e-3, None], ids=["given", "estimated"])
 @pytest.mark.parametrize("adapters", [1, 40, 160])
-def test_stepping_waits_twice(adapters: int, told: dict[str, Any]) -> None:
+def test_stepping_waits_twice(adapters: int, lr: float | None, told: dict[str, Any]) -> None:
     widths = {"encoder": 1280, "llm": 4096} if ON_GPU else {"encoder": 8, "llm": 16}
     sites = {f"{part}.{i}": width for part, width in widths.items() for i in range(32)}
     with join() as ranks:
         bank = Bank(
             [AdapterSpec(str(i), tuple(sites), "salsa") for i in range(adapters)], sites, ranks.device
         )
-        adam = PackedAdam(bank, [Schedule(1e-3, 100, 0.0, "none")] * adapters, 1.0)
+        adam = PackedAdam(bank, [Schedule(lr, 100, 0.0, "none")] * adapters, 1.0)
         rows = list(range(adapters))
         sums = torch.ones(adapters, device=ranks.device)
 
@@ -213,7 +214,8 @@ def test_stepping_waits_twice(adapters: int, told: dict[str, Any]) -> None:
         with Waits() as waited:
             step()
         seconds = timed(step)
-    told.setdefault("optimizer_step", {})[str(adapters)] = {"waits": len(waited), "seconds": seconds}
+    case = f"{adapters} adapters, {'estimated' if lr is None else 'given'} rates"
+    told.setdefault("optimizer_step", {})[case] = {"waits": len(waited), "seconds": seconds}
     assert len(waited) <= 2, [str(w.message) for w in waited]
 
 

@@ -199,7 +199,7 @@ For a weight of n elements of e bytes, shard group size k, and w ranks in all:
                        ranks receives if its shard group spans several nodes, and nothing otherwise
     the vectors        4 bytes per element, all-reduced once per step: a node sends 2 (w - 1) / w of that,
                        in 2 (w - 1) messages (with gloo over TCP, plus 860 bytes of frames each)
-    vectors and Adam   (2 + 2) · 4 bytes per element of the bank, and the buffer that is reduced
+    vectors and Adam   (2 + 4) · 4 bytes per element of the bank, and the buffer that is reduced
     FLOPs              forward: 2 · matrix elements · tokens; backward: as many, for activations alone,
                        from the first steered layer on. Attention: 4 · T · T · width forward, twice that
                        backward. Checkpointing adds a forward of the layers that have a backward

@@ -35,8 +35,8 @@ class TrainingConfig(Section):
     lr: Rate[float | None] = Field(
         None,
         gt=0,
-        description="highest learning rate; null: with lr_scale auto estimated per adapter while it "
-        "trains (Prodigy), else 0.01",
+        description="highest learning rate; null: for steering vectors with lr_scale auto, each "
+        "adapter's is estimated in training (Prodigy); else 0.01",
     )
     lr_scale: RateScale[Literal["auto"] | dict[str, Annotated[float, Field(gt=0)]]] = Field(
         "auto",
