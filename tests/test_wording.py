@@ -15,7 +15,7 @@ PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("*/README.md")]
 MODULES = [
     p
     for folder in ("salsa_dist", "shards", "demo", "launchers")
-    for p in ROOT.rglob(f"{folder}/**/*.py")
+    for p in (ROOT / folder).rglob("*.py")
 ]
 
 INSTEAD = {
