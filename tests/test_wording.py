@@ -13,9 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("*/README.md")]
 MODULES = [
-    p
-    for folder in ("salsa_dist", "shards", "demo", "launchers")
-    for p in (ROOT / folder).rglob("*.py")
+    p for folder in ("salsa_dist", "shards", "demo", "launchers") for p in (ROOT / folder).rglob("*.py")
 ]
 
 INSTEAD = {

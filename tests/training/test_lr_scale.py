@@ -97,3 +97,21 @@ def test_a_run_that_began_with_absolute_rates_keeps_them(tmp_path: Path) -> None
         assert kept.adapter_settings()[0].lr == 0.01
     (config.run / "config.yaml").write_text(json.dumps({"training": {"lr_scale": "auto"}}))
     assert settled(relative, "cpu").training.lr_scale == "auto"
+
+
+def test_a_run_that_began_before_rates_were_estimated_keeps_its_rate(
+    tmp_path: Path, tiny_base: Path, tiny_shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What it began with is in no config of that time, but its checkpoints have no estimate."""
+    training = {"steps": 3, "lr_scale": "auto", "save_every_s": 0}
+    path = make_config(tmp_path, tiny_base, tiny_shards, training=training)
+    first = train(load_config(path, ["training.lr=0.05"])).adapters
+    wanted = [SteeringVectors.load(a).digest() for a in first]
+    capsys.readouterr()
+    again = train(load_config(path)).adapters
+    assert "training.lr stays 0.05, as at the first start of the run" in capsys.readouterr().out
+    assert [SteeringVectors.load(a).digest() for a in again] == wanted
+    new = train(load_config(path, [f"run={tmp_path / 'new'}"])).adapters
+    assert train(load_config(path, [f"run={tmp_path / 'new'}"])).adapters == new
+    assert "stays" not in capsys.readouterr().out
+    assert [SteeringVectors.load(a).digest() for a in new] != wanted
