@@ -161,11 +161,12 @@ def _training(facts: Mapping[str, Any]) -> str:
         lines.append("The speech that it was trained on is not recorded.")
     if training:
         relative = " relative to each layer's activations" if training.get("lr_scale") else ""
-        steps = f"{training['steps']} steps at a learning rate of {training['lr']:g}{relative} at most"
+        by = f"audio window {training['window_s']:g} s, by salsa-dist {training['salsa_dist']}"
         lines.append(
-            f"{steps if training['lr'] else 'Computed without steps'}, "
-            f"seed {training['seed']}, audio window {training['window_s']:g} s, by salsa-dist "
-            f"{training['salsa_dist']}; the base's own loss on transcripts (cross-entropy, or CTC)."
+            f"{training['steps']} steps at a learning rate of {training['lr']:g}{relative} at most, "
+            f"seed {training['seed']}, {by}; the base's own loss on transcripts (cross-entropy or CTC)."
+            if training["lr"]
+            else f"Computed without steps from mean activations, {by}."
         )
     else:
         lines.append("No training run of its own is recorded: it may be scaled or averaged.")

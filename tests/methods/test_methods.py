@@ -26,6 +26,7 @@ from salsa_dist.methods.lora import Lora
 from salsa_dist.methods.mean_difference import mean_activations
 from salsa_dist.report.one_run import build_report
 from salsa_dist.report.write import write_report
+from salsa_dist.steering.adapter_folder import CARD
 from salsa_dist.steering.sites import site_modules
 from salsa_dist.steering.vectors import SteeringVectors
 
@@ -206,6 +207,9 @@ def test_mean_difference_is_the_difference_of_the_means(
     torch.testing.assert_close(saved.vectors[site].double(), wanted, rtol=1e-5, atol=1e-7)
     own = SteeringVectors.load(config.run / "adapters" / "el").vectors[site]
     assert not own.any()  # the contrast itself
+    card = (config.run / "adapters" / "bg" / CARD).read_text(encoding="utf-8")
+    assert "Computed without steps from mean activations, audio window 2 s" in card
+    assert "learning rate" not in card
     run_command("evaluate", str(config_file), overrides)
     assert {x["method"] for x in lines(config.run)} == {"zero-shot", "mean-difference"}
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from run_results import events
 from tiny import make_config
 
 from salsa_dist import load_config, train
@@ -17,6 +18,7 @@ from salsa_dist.run.settled import settled
 from salsa_dist.speech_llms.activations import activation_sizes
 from salsa_dist.speech_llms.load import load_speech_llm
 from salsa_dist.steering.vectors import SteeringVectors
+from salsa_dist.training.estimated_rates import START
 
 ONE_STEP = {"steps": 1, "warmup": 0, "decay": "none"}
 
@@ -115,3 +117,8 @@ def test_a_run_that_began_before_rates_were_estimated_keeps_its_rate(
     assert train(load_config(path, [f"run={tmp_path / 'new'}"])).adapters == new
     assert "stays" not in capsys.readouterr().out
     assert [SteeringVectors.load(a).digest() for a in new] != wanted
+    rates = [e["adapters"]["bg"]["lr"] for e in events(tmp_path / "new", "step")]
+    told = SteeringVectors.load(new[0]).training
+    assert told is not None
+    assert 0 < max(rates) <= told.lr
+    assert told.lr >= START
