@@ -29,7 +29,7 @@ COLOURS = [f"#0a0b{10 + i:02x}" for i in range(SERIES)]
 MARKERS = "osD^vP"
 _INKED = ["text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"]
 LONG_LABEL = 22  # letters; two columns of longer ones would be cut off
-_LINE = 46  # letters of the figure's width
+_LINE = 50  # letters of the figure's width
 _LINE_INCHES = 0.15  # of a further line in a legend
 _WIDTH = 4.1  # inches: shown at about this size on a phone too, so that its text stays legible
 
