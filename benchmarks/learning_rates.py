@@ -58,6 +58,7 @@ def rows_of(
         "trackers": [],
         **more,
     }
+    tree["training"] = {"lr": "auto", **tree["training"]}
     tree["data"] = {"shards": str(shards), **tree["data"]}
     config = parse_config(tree, "benchmark")
     if not train(config).finished:

@@ -69,6 +69,7 @@ class Config(Section):
         self._windows_nest()
         self._clips_may_be_kept()
         self._kernels_suit()
+        self._rates_suit()
         self._languages_suit_the_method()
         return self
 
@@ -136,6 +137,12 @@ class Config(Section):
                 "training.compile: layers are not compiled with base.quantization: set it to rule"
             )
 
+    def _rates_suit(self) -> None:
+        if self.training.lr == "auto" and self.training.lr_scale != "auto":
+            raise ValueError(
+                "training.lr: auto is relative to the activations: set training.lr_scale to auto"
+            )
+
     def _languages_suit_the_method(self) -> None:
         several = [a.name for a in self.adapters if len(a.languages) > 1]
         if several and self.method.adapts and not self.method.learns:
@@ -154,7 +161,9 @@ class Config(Section):
     def rate(self, method: Method) -> float | None:
         """Learning rate of an adapter of `method` that names none; None: estimated in training."""
         relative = method.in_a_bank and self.training.lr_scale == "auto"
-        return self.training.lr or (None if relative else 0.01)
+        if self.training.lr == "auto":
+            return None if relative else 0.01
+        return self.training.lr or (0.05 if relative else 0.01)
 
     def adapter_settings(self) -> list[AdapterSettings]:
         """The adapters in row order, each with defaults filled in."""

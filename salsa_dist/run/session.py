@@ -122,7 +122,7 @@ class Session:
                 session._count_epochs()
             if config.base.dtype == "auto" and first.base.dtype != "float32":
                 session.say(f"base.dtype auto takes {first.base.dtype}")
-            for key in ("lr", "lr_scale", "silence_stride"):
+            for key in ("lr_scale", "silence_stride"):
                 kept = getattr(session.config.training, key)
                 if getattr(config.training, key) != kept:
                     session.say(f"training.{key} stays {kept}, as at the first start of the run")

@@ -3,7 +3,6 @@
 settled(config, "cuda")     base.dtype: float32 or bfloat16 instead of auto
                             training.lr_scale: {} where the run's folder says so, from before auto
                             training.silence_stride, micro_batch: the number that the run's folder says
-                            training.lr: 0.05 where the run began before rates were estimated
 in_steps(config, index)     adapters[].steps instead of training.epochs
 
 A run goes on, and is evaluated, in the precision that it began with, on whatever device: its folder
@@ -14,13 +13,11 @@ to the activations, does so to its end.
 from __future__ import annotations
 
 import math
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 
 from salsa_dist.config import BaseConfig, Config, read_yaml
 from salsa_dist.data.entries import seconds_of
@@ -34,7 +31,6 @@ from salsa_dist.speech_llms.load import own_dtype
 _KNOWN = ("float32", "bfloat16", "float16")
 # Of `training`: keys that may be auto, and what stood in their place before they could.
 _BEFORE: dict[str, Any] = {"silence_stride": 1, "micro_batch": "auto", "lr_scale": {}}
-_RATE_BEFORE = 0.05
 
 
 def settled(config: Config, device: str) -> Config:
@@ -50,8 +46,6 @@ def settled(config: Config, device: str) -> Config:
         begun = _began_with(config.run, "training", key, _BEFORE[key])
         if isinstance(begun, int) or begun == {}:
             config = with_training(config, **{key: begun})
-    if config.rate(config.method) is None and _began_without_estimates(config.run):
-        config = with_training(config, lr=_RATE_BEFORE)
     if config.base.dtype != "auto":
         return config
     own = "float32" if config.method.in_fp32 else begun_in(config.run) or _own(config.base, device)
@@ -65,8 +59,7 @@ def settled_as(first: Config, config: Config) -> Config:
     """
     if config.base.dtype == "auto":
         config = with_precision(config, first.base.dtype)
-    keys = [*_auto_keys(config), *(["lr"] if config.training.lr is None else [])]
-    return with_training(config, **{key: getattr(first.training, key) for key in keys})
+    return with_training(config, **{key: getattr(first.training, key) for key in _auto_keys(config)})
 
 
 def in_steps(config: Config, index: ShardIndex) -> Config:
@@ -124,14 +117,6 @@ def _began_with(run: Path, section: str, key: str, unknown: Any) -> Any:
         return None  # it is about to be written anew
     known = tree.get(section)
     return known.get(key, unknown) if isinstance(known, dict) else None
-
-
-def _began_without_estimates(run: Path) -> bool:
-    """Whether a run's newest checkpoint that can be read has no estimate of a learning rate."""
-    for path in sorted(RunFolder(run).state.glob("step-*.safetensors"), reverse=True):
-        with suppress(SafetensorError, OSError), safe_open(path, framework="pt") as file:
-            return "rate_found" not in file.keys()  # noqa: SIM118
-    return False
 
 
 def _own(base: BaseConfig, device: str) -> str:

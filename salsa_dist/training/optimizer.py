@@ -89,7 +89,7 @@ def reduce_step(
 class PackedAdam:
     """Adam (Kingma and Ba, arXiv 1412.6980); each adapter has its own step count.
 
-    Where an adapter's rate is estimated, the optimizer is Prodigy (`estimated_rates.py`).
+    With `training.lr: auto` the optimizer is Prodigy (`estimated_rates.py`).
 
     Args:
         bank: the vectors to train.

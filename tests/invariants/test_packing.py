@@ -36,7 +36,7 @@ def run(folder: Path, base: Path, shards: Path, adapters: list[dict[str, Any]]) 
     # Clipped in most steps, so that clipping over the whole bank would show.
     # What is saved is the mean after each of an adapter's own last steps.
     auto = {"lr_scale": "auto", "silence_stride": "auto"}
-    training = {"steps": STEPS, **auto, "clip_norm": 0.3, "average": 10}
+    training = {"steps": STEPS, "lr": "auto", **auto, "clip_norm": 0.3, "average": 10}
     config = load_config(make_config(folder, base, shards, adapters=adapters, training=training))
     done = train(config)
     assert done.finished

@@ -31,7 +31,7 @@ FEATURES: dict[str, tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]]
     "join_clips": ({"join_clips": 3}, {}, ONE),
     "mix": (
         {},
-        {"lr": None, "lr_scale": "auto", "silence_stride": "auto"},
+        {"lr": "auto", "lr_scale": "auto", "silence_stride": "auto"},
         [{"name": "both", "language": ["bg", "el"], "mix": {"weights": {"bg": 2, "el": 1}}}],
     ),
     "augment": ({"augment": {"speed": [0.9, 1.1], "noise_db": [10, 30], "time_masks": 2}}, {}, ONE),

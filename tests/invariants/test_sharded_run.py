@@ -15,9 +15,8 @@ from salsa_dist.config import Config
 
 # 24 transcripts in batches of five: three calls of generate() for one rank, two for the other.
 EVALUATION = {"windows_s": [None], "batch": 8, "max_new_tokens": 8}
-TRAINING = {
-    "steps": 6, "lr_scale": "auto", "save_every_s": 0, "average": 2, "dev_clips": 3, "dev_every": 3
-}  # fmt: skip
+DEV = {"average": 2, "dev_clips": 3, "dev_every": 3}
+TRAINING = {"steps": 6, "lr": "auto", "lr_scale": "auto", "save_every_s": 0, **DEV}
 
 
 def config_in(folder: Path, base: Path, shards: Path, **sections: Any) -> Config:

@@ -243,7 +243,12 @@ def test_a_rate_that_training_estimates_needs_no_trial(
 ) -> None:
     methods = [{"kind": "salsa"}, {"kind": "lora", "rank": 1, "lr": [0.1, 0.2]}]
     sweep = load_sweep(
-        write(tmp_path, tiny_base, tiny_shards, methods=methods, tuning={"uneven": True})
+        write(
+            *(tmp_path, tiny_base, tiny_shards),
+            methods=methods,
+            tuning={"uneven": True},
+            overrides={"training.lr": "auto"},
+        )
     )
     trials = trials_of(sweep)
     assert [(e.method.kind, e.lr) for e in trials] == [("lora", 0.1), ("lora", 0.2)]

@@ -89,7 +89,7 @@ def test_a_run_that_began_with_absolute_rates_keeps_them(tmp_path: Path) -> None
     relative = config.model_copy(
         update={"training": config.training.model_copy(update={"lr_scale": "auto"})}
     )
-    assert relative.adapter_settings()[0].lr is None  # estimated
+    assert relative.adapter_settings()[0].lr == 0.05
     assert settled(relative, "cpu").training.lr_scale == "auto"
     config.run.mkdir()
     for before in ({"training": {"lr": 0.01}}, {"training": {"lr": 0.01, "lr_scale": {}}}):
@@ -101,24 +101,16 @@ def test_a_run_that_began_with_absolute_rates_keeps_them(tmp_path: Path) -> None
     assert settled(relative, "cpu").training.lr_scale == "auto"
 
 
-def test_a_run_that_began_before_rates_were_estimated_keeps_its_rate(
-    tmp_path: Path, tiny_base: Path, tiny_shards: Path, capsys: pytest.CaptureFixture[str]
+def test_an_estimated_rate_is_what_the_steps_took(
+    tmp_path: Path, tiny_base: Path, tiny_shards: Path
 ) -> None:
-    """What it began with is in no config of that time, but its checkpoints have no estimate."""
-    training = {"steps": 3, "lr_scale": "auto", "save_every_s": 0}
+    training = {"steps": 4, "lr": "auto", "lr_scale": "auto", "save_every_s": 0}
     path = make_config(tmp_path, tiny_base, tiny_shards, training=training)
-    first = train(load_config(path, ["training.lr=0.05"])).adapters
-    wanted = [SteeringVectors.load(a).digest() for a in first]
-    capsys.readouterr()
-    again = train(load_config(path)).adapters
-    assert "training.lr stays 0.05, as at the first start of the run" in capsys.readouterr().out
-    assert [SteeringVectors.load(a).digest() for a in again] == wanted
-    new = train(load_config(path, [f"run={tmp_path / 'new'}"])).adapters
-    assert train(load_config(path, [f"run={tmp_path / 'new'}"])).adapters == new
-    assert "stays" not in capsys.readouterr().out
-    assert [SteeringVectors.load(a).digest() for a in new] != wanted
-    rates = [e["adapters"]["bg"]["lr"] for e in events(tmp_path / "new", "step")]
-    told = SteeringVectors.load(new[0]).training
+    folders = train(load_config(path)).adapters
+    rates = [e["adapters"]["bg"]["lr"] for e in events(tmp_path / "run", "step")]
+    told = SteeringVectors.load(folders[0]).training
     assert told is not None
     assert 0 < max(rates) <= told.lr
     assert told.lr >= START
+    with pytest.raises(UserError, match=r"set training\.lr_scale to auto"):
+        load_config(path, ["training.lr_scale={}"])

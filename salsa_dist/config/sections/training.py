@@ -32,11 +32,10 @@ class TrainingConfig(Section):
         description="number of times that the adapter's training clips are sampled, instead of "
         "training.steps; null: training.steps",
     )
-    lr: Rate[float | None] = Field(
+    lr: Rate[Literal["auto"] | Annotated[float, Field(gt=0)] | None] = Field(
         None,
-        gt=0,
-        description="highest learning rate; null: for steering vectors with lr_scale auto, each "
-        "adapter's is estimated in training (Prodigy); else 0.01",
+        description="highest learning rate; null: 0.05 with lr_scale auto, else 0.01. auto: for "
+        "steering vectors, estimated per adapter in training (Prodigy), and 0.01 for other methods",
     )
     lr_scale: RateScale[Literal["auto"] | dict[str, Annotated[float, Field(gt=0)]]] = Field(
         "auto",
