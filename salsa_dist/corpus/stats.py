@@ -86,7 +86,9 @@ _SHOWN.append("megabytes")
 
 def _shown(name: str, value: Any) -> str:
     if name.endswith("_s"):
-        return f"{value:.1f}"
+        # Percentiles of long recordings in whole seconds, or three of them would not fit.
+        whole = value >= 1000 and name != "longest_s"
+        return f"{value:.0f}" if whole else f"{value:.1f}"
     if name in ("hours", "megabytes"):
         return f"{value:.3g}" if value < 100 else f"{value:.0f}"
     return str(value)
