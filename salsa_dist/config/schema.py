@@ -160,10 +160,12 @@ class Config(Section):
 
     def rate(self, method: Method) -> float | None:
         """Learning rate of an adapter of `method` that names none; None: estimated in training."""
-        relative = method.in_a_bank and self.training.lr_scale == "auto"
-        if self.training.lr == "auto":
-            return None if relative else 0.01
-        return self.training.lr or (0.05 if relative else 0.01)
+        given = self.training.lr
+        if given is not None and given != "auto":
+            return given
+        if not method.in_a_bank or self.training.lr_scale != "auto":
+            return 0.01
+        return 0.05 if given is None else None
 
     def adapter_settings(self) -> list[AdapterSettings]:
         """The adapters in row order, each with defaults filled in."""

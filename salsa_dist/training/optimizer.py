@@ -201,9 +201,8 @@ class PackedAdam:
             norms = norms.cpu()
         else:
             corrected = [rate / _bias(step + 1) for rate, step in zip(by_row, made, strict=True)]
-            limit = math.inf if self.clip_norm is None else self.clip_norm
-            clip = (limit / norms.clamp_min(1e-30)).clamp_max(1.0)
-            measured = self._estimates.measure(whole, self._scales, clip, corrected)
+            clipped = self._clipped(norms)
+            measured = self._estimates.measure(whole, self._scales, clipped, corrected)
             told = torch.cat([norms.unsqueeze(0), measured]).cpu()  # one wait for a GPU
             norms, measured = told[0], told[1:]
         found = norms.tolist()
@@ -212,9 +211,9 @@ class PackedAdam:
         rates = [rate if row in steps else 0.0 for row, rate in enumerate(by_row)]
         if not moving:
             return norms, torch.tensor(rates, dtype=torch.float64)
-        clipped = [self._clip(norm) for norm in found]
+        clips = self._clipped(norms).tolist()
         if self._estimates is not None:
-            self._estimates.update(measured, clipped, moving)
+            self._estimates.update(measured, clips, moving)
         self.steps[moving] += 1
         # Prodigy's moments are of d·g; those at a given rate are of g.
         weights = [d if s.lr is None else 1.0 for s, d in zip(self.schedules, highest, strict=True)]
@@ -222,7 +221,7 @@ class PackedAdam:
         # epsilon.
         factors = torch.tensor(
             [
-                [clip * weight for clip, weight in zip(clipped, weights, strict=True)],
+                [clip * weight for clip, weight in zip(clips, weights, strict=True)],
                 [rate / (1 - BETAS[0] ** (n + 1)) for rate, n in zip(rates, made, strict=True)],
                 [(1 - BETAS[1] ** (n + 1)) ** 0.5 for n in made],
                 [EPS * weight for weight in weights],
@@ -244,9 +243,11 @@ class PackedAdam:
             values[at] -= change
         return norms, torch.tensor(rates, dtype=torch.float64)
 
-    def _clip(self, norm: float) -> float:
-        """What a gradient of this norm is multiplied by."""
-        return 1.0 if self.clip_norm is None else min(1.0, self.clip_norm / max(norm, 1e-30))
+    def _clipped(self, norms: Tensor) -> Tensor:
+        """(adapters,) what gradients of these norms are multiplied by."""
+        if self.clip_norm is None:
+            return torch.ones_like(norms)
+        return (self.clip_norm / norms.clamp_min(1e-30)).clamp_max(1.0)
 
 
 def _bias(steps: int) -> float:

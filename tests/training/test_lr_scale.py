@@ -55,7 +55,7 @@ def test_auto_makes_the_first_step_a_share_of_each_layers_activations(
     """Measured on the adapter's own first clips, written into the adapter and kept in the state."""
     path = make_config(
         *(tmp_path, tiny_base, tiny_shards),
-        training={**ONE_STEP, "lr": 0.05, "lr_scale": "auto"},
+        training={**ONE_STEP, "lr_scale": "auto"},
         data={"shards": str(tiny_shards), "clips_per_step": 4, "readers": 1},
     )
     config = load_config(path)
