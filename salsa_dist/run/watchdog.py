@@ -266,14 +266,19 @@ def silent_for(run: Path) -> Iterator[tuple[dict[str, Any], float]]:
 def waits_for_a_mover(
     rank: int, before: list[dict[str, Any]], after: list[dict[str, Any]], hang_after_s: float
 ) -> bool:
-    """Whether a rank that is no further than `rank` still moves, from all files three beats apart."""
+    """Whether a rank that is no further than `rank` still moves, from all files three beats apart.
+
+    A file that is gone is of a rank that has just ended: `rank` may go on at any moment.
+    """
     mine = _place_of(after[rank])
     return any(
-        now.get("beat") != then.get("beat")
+        bool(then)
+        if not now
+        else now.get("beat") != then.get("beat")
         and _place_of(now) <= mine
         and now.get("since_s", 0.0) < hang_after_s
         for other, (then, now) in enumerate(zip(before, after, strict=True))
-        if other != rank and now
+        if other != rank
     )
 
 
@@ -308,7 +313,7 @@ def report(
 
 def _where(rank: int, seen: dict[str, Any]) -> str:
     if not seen:
-        return f"rank {rank} was never seen"
+        return f"rank {rank} has no report: it never began, or it has ended"
     stack = seen.get("stack") or []
     own = [frame for frame in stack[:-1] if frame.startswith(_PACKAGE)]
     at = "".join(f" at {frame}" for frame in stack[-1:]) + "".join(f" from {f}" for f in own[-1:])

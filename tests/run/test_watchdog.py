@@ -9,7 +9,7 @@ import threading
 import time
 from pathlib import Path
 
-from salsa_dist.run.watchdog import HUNG, Watchdog, report
+from salsa_dist.run.watchdog import HUNG, Watchdog, report, waits_for_a_mover
 
 RANK = """
 import sys, time
@@ -113,6 +113,19 @@ def test_where_all_live_the_one_furthest_behind_is_named() -> None:
     assert "waiting: rank 0" in text
 
 
+def test_a_rank_that_has_just_ended_is_one_that_moved() -> None:
+    """Its file goes between two readings, while its peer has yet to see what it left."""
+
+    def seen(beat: int) -> dict[str, object]:
+        place = {"place": 3, "step": 0, "phase": "saving the state", "since_s": 9.0}
+        return {"beat": beat, "pid": 1, "host": "n1", **place}
+
+    assert waits_for_a_mover(0, [seen(1), seen(1)], [seen(4), {}], 3)
+    assert not waits_for_a_mover(0, [seen(1), {}], [seen(4), {}], 3)
+    text = report([seen(1), {}], [seen(4), {}], 2, 3)
+    assert "rank 1 has no report: it never began, or it has ended" in text
+
+
 class FakeEvent:
     """Stands for a CUDA event: done once the GPU has come to it."""
 
@@ -159,17 +172,6 @@ def _read(dog: Watchdog, run: Path, rank: int) -> dict[str, object]:
     dog._write()
     seen: dict[str, object] = json.loads((run / f"ranks/rank-{rank:04}.json").read_text())
     return seen
-
-
-def test_files_of_ranks_that_are_no_more_go_once_the_run_is_surely_this_jobs(tmp_path: Path) -> None:
-    left = tmp_path / "ranks" / "rank-0005.json"
-    left.parent.mkdir()
-    left.write_text("{}")
-    with Watchdog(tmp_path, 0, 2, 60) as watchdog:
-        watchdog.at(None, "taking the run's lock")
-        assert left.exists()  # another job may hold it
-        watchdog.at(0, "clips")
-        assert not left.exists()
 
 
 def test_what_ranks_left_that_are_no_more_is_forgotten_with_the_first_step(tmp_path: Path) -> None:
