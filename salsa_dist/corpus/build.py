@@ -144,10 +144,11 @@ def plan(
             drops.add(language, "no text", u.place)
     missing = [language for language in ask.languages or () if language not in there]
     if missing or not by_language:
+        # A recipe may read only the languages asked for, so `there` may lack what the source has.
         known = ", ".join(f"{language} ({n})" for language, n in sorted(there.items()))
         raise UserError(
-            f"{source} has no utterances in {', '.join(missing) or 'any language'}; it has "
-            f"{known or 'none at all'}: look at the source and the languages asked"
+            f"{source} has no utterances in {', '.join(missing) or 'any language'}"
+            f"{f'; it has {known}' if known else ''}: look at the source and the languages asked"
         )
     tasks, how = [], {}
     for language, utterances in sorted(by_language.items()):

@@ -109,7 +109,7 @@ def test_the_codec_is_decoded(source: Path, tmp_path: Path) -> None:
 
 
 def test_what_is_not_there(source: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no utterances in bg"):
+    with pytest.raises(UserError, match="no utterances in bg: look at the source"):
         build("asterisk", source, tmp_path / "out", Ask(languages=("bg",)))
     written = source / "doc/asterisk-core-sounds-en/core-sounds-en.txt.gz"
     written.write_bytes(written.read_bytes()[:50])
