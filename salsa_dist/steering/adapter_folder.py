@@ -94,19 +94,23 @@ class TrainingFacts(_Facts):
     Attributes:
         steps: of the optimizer.
         lr: the highest learning rate, given or as last estimated; 0 where nothing was stepped.
+        lr_estimated: whether training estimated it.
         lr_scale: per site, what its rates were multiplied by; None: not recorded.
         seed: of its samples from the shards.
         window_s: audio window of the base, in seconds.
         silence_stride: 1 in this many encoder positions of the trailing padding was kept.
+        silence_ends_s: seconds at each end of that padding whose positions were all kept.
         salsa_dist: version that trained it.
     """
 
     steps: int
     lr: FiniteFloat
+    lr_estimated: bool = False
     lr_scale: dict[_Name, FiniteFloat] | None = None
     seed: int
     window_s: FiniteFloat
     silence_stride: int = 1
+    silence_ends_s: FiniteFloat = 0.0
     salsa_dist: _Name
 
 

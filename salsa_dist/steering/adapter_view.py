@@ -155,7 +155,8 @@ def _training(tree: Mapping[str, Any]) -> list[str]:
     if not training:
         return [speech]
     relative = " relative to each layer's activations" if training.get("lr_scale") else ""
-    steps = f"{training['steps']} steps, learning rate {training['lr']:g}{relative} at most"
+    estimated = ", estimated" if training.get("lr_estimated") else ""
+    steps = f"{training['steps']} steps, learning rate {training['lr']:g}{relative} at most{estimated}"
     return [
         speech,
         f"{steps if training['lr'] else 'computed without steps'}, seed {training['seed']}, "

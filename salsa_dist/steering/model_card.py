@@ -161,9 +161,11 @@ def _training(facts: Mapping[str, Any]) -> str:
         lines.append("The speech that it was trained on is not recorded.")
     if training:
         relative = " relative to each layer's activations" if training.get("lr_scale") else ""
+        estimated = " (estimated)" if training.get("lr_estimated") else ""
+        lr = f"{training['lr']:g}{relative} at most{estimated}"
         by = f"audio window {training['window_s']:g} s, by salsa-dist {training['salsa_dist']}"
         lines.append(
-            f"{training['steps']} steps at a learning rate of {training['lr']:g}{relative} at most, "
+            f"{training['steps']} steps at a learning rate of {lr}, "
             f"seed {training['seed']}, {by}; the base's own loss on transcripts (cross-entropy or CTC)."
             if training["lr"]
             else f"Computed without steps from mean activations, {by}."

@@ -14,7 +14,7 @@ from salsa_dist.steering.adapter_folder import DataFacts, TrainingFacts, known_a
 from salsa_dist.steering.attachment import describe
 from salsa_dist.steering.vectors import SteeringVectors
 from salsa_dist.training.optimizer import PackedAdam
-from salsa_dist.training.silence_stride import stride_of
+from salsa_dist.training.silence_stride import ends_of, stride_of
 
 
 def save_adapters(
@@ -50,10 +50,12 @@ def save_adapters(
             training=TrainingFacts(
                 steps=made.get(spec.name, adapter.steps),
                 lr=float(f"{rates[row]:.6g}"),
+                lr_estimated=trained.schedules[row].lr is None,
                 lr_scale=scales_of(trained, row, spec.sites),
                 seed=adapter.seed,
                 window_s=speech_llm.window_s,
                 silence_stride=stride_of(speech_llm.family, row),
+                silence_ends_s=ends_of(speech_llm.family, row),
                 salsa_dist=version("salsa-dist"),
             ),
         )

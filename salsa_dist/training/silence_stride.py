@@ -154,6 +154,13 @@ def stride_of(family: Family, row: int) -> int:
     return own[row] if own else family.silence_stride
 
 
+def ends_of(family: Family, row: int) -> float:
+    """Seconds at each end of the trailing padding that were kept whole; 0 if nothing was thinned."""
+    if not isinstance(family, ThinsPadding) or stride_of(family, row) == 1:
+        return 0.0
+    return family.silence_ends_s
+
+
 def _cosine(whole: Tensor, thinned: Tensor) -> float:
     """0 where one of them is zero or not finite: such a clip speaks for no thinning."""
     cosine = (whole @ thinned / (whole.norm() * thinned.norm())).item()

@@ -104,7 +104,8 @@ def test_a_trained_adapter_says_where_it_comes_from(
     assert facts["trained_numbers"] == 6 * 32
     assert facts["data"]["name"] == "tiny"
     assert facts["training"] == {
-        "steps": 6, "lr": 0.02, "lr_scale": None, "seed": 0, "window_s": 2.0, "silence_stride": 1,
+        "steps": 6, "lr": 0.02, "lr_estimated": False, "lr_scale": None, "seed": 0, "window_s": 2.0,
+        "silence_stride": 1, "silence_ends_s": 0.0,
         "salsa_dist": "0.1.0",
     }  # fmt: skip
     for content in files(folder).values():

@@ -7,6 +7,7 @@ import pytest
 import torch
 import yaml
 from run_results import events
+from safetensors.torch import load_file
 from tiny import make_config
 
 from salsa_dist import load_config, train
@@ -14,6 +15,7 @@ from salsa_dist.data.index import ShardIndex
 from salsa_dist.data.reading import read_clip
 from salsa_dist.data.sampling import AdapterPlan
 from salsa_dist.errors import UserError
+from salsa_dist.run.folder import RunFolder
 from salsa_dist.run.settled import settled
 from salsa_dist.speech_llms.activations import activation_sizes
 from salsa_dist.speech_llms.load import load_speech_llm
@@ -112,5 +114,23 @@ def test_an_estimated_rate_is_what_the_steps_took(
     assert told is not None
     assert 0 < max(rates) <= told.lr
     assert told.lr >= START
+    assert told.lr_estimated
     with pytest.raises(UserError, match=r"set training\.lr_scale to auto"):
         load_config(path, ["training.lr_scale={}"])
+
+
+def test_an_estimate_that_starts_from_an_adapter_measures_the_way_from_it(
+    tmp_path: Path, tiny_base: Path, tiny_shards: Path
+) -> None:
+    training = {"steps": 2, "lr_scale": "auto", "save_every_s": 0}
+    path = make_config(tmp_path, tiny_base, tiny_shards, training=training)
+    folder = train(load_config(path)).adapters[0]
+    begun = SteeringVectors.load(folder)
+    assert begun.training is not None
+    assert not begun.training.lr_estimated
+    again = load_config(path).adapters[0].model_dump(mode="json", exclude_defaults=True)
+    again["start_from"] = str(folder)
+    words = [f"run={tmp_path / 'again'}", "training.lr=auto", f"adapters={json.dumps([again])}"]
+    train(load_config(path, words))
+    state = load_file(RunFolder(tmp_path / "again").state / "step-00000002.safetensors")
+    assert all(torch.equal(state[f"rate_start/{site}"][0], v) for site, v in begun.vectors.items())

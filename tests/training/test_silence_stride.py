@@ -93,6 +93,7 @@ def test_each_adapter_takes_the_largest_stride_whose_gradients_are_near(
         stride = max((n for n, c in own.items() if c >= silence_stride.COSINE), default=1)
         assert facts is not None
         assert facts.silence_stride == event["adapters"][name] == stride
+        assert facts.silence_ends_s == (facts.window_s / 60 if stride > 1 else 0.0)
     assert event["adapters"]["bg"] != event["adapters"]["el"]
     # Going on measures no more: whatever would be found now, strides are those of the state.
     monkeypatch.setattr(silence_stride, "COSINE", 2.0)
