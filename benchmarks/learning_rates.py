@@ -3,13 +3,14 @@
     python benchmarks/learning_rates.py --json OUT [--base DIR --shards DIR --languages bg,el --run DIR]
     python benchmarks/learning_rates.py --json OUT --tiny [FAMILY …]   tiny checkpoints: these, or all
 
-One bank per base has an adapter for each rate and language, and one that estimates its rate, all with
-the same seed and so with the same clips. Rates are relative to the activations (`training.lr_scale:
-auto`). After the last step each adapter has a loss on dev clips. The untrained loss is that of one step
-at a rate too small to matter.
+One bank per base has an adapter for each language, seed and rate, and one that estimates its rate.
+Adapters of one seed have the same clips. Rates are relative to the activations (`training.lr_scale:
+auto`). After the last step each adapter has a loss on dev clips; losses and estimates are means over
+the seeds. The untrained loss is that of one step at a rate too small to matter.
 
-{"rows": [{"base": …, "language": "bg", "untrained": 2.1, "losses": {"0.03": 1.31, …}, "best": 0.05,
-           "estimated": {"rate": 0.033, "loss": 1.33}, "estimated_over_best": 1.02}, …]}
+{"rows": [{"base": …, "language": "bg", "seeds": 1, "untrained": 2.1, "losses": {"0.03": 1.31, …},
+           "best": 0.05, "estimated": {"rate": 0.033, "loss": 1.33}, "estimated_over_best": 1.02,
+           "by_seed": {"0.03": [1.31], …, "estimated": [1.33]}}, …]}
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -45,14 +47,22 @@ def rows_of(
     languages: list[str],
     rates: Sequence[float],
     more: dict[str, Any],
+    seeds: Sequence[int] = (0,),
 ) -> list[Row]:
     """What each rate comes to in each language, in one job, in the folder `run`."""
     tree = {
         "run": str(run),
         "base": {"name": str(base)},
         "adapters": [
-            {"name": _name(language, rate), "language": language, "lr": rate, "steps": steps}
+            {
+                "name": _name(language, rate, seed),
+                "language": language,
+                "seed": seed,
+                "lr": rate,
+                "steps": steps,
+            }
             for language in languages
+            for seed in seeds
             for rate, steps in ((UNTRAINED, 1), (None, None), *((rate, None) for rate in rates))
         ],
         "trackers": [],
@@ -64,28 +74,41 @@ def rows_of(
     if not train(config).finished:
         raise SystemExit(f"stopped: with --run {run} the same command goes on")
     measured = [e for e in events.read(config.run) if e["event"] == "dev_loss"][-1]
-    return [_row(config, base.name, language, rates, measured["adapters"]) for language in languages]
+    found = measured["adapters"]
+    return [_row(config, base.name, language, rates, seeds, found) for language in languages]
 
 
-def _name(language: str, rate: float | None) -> str:
-    return f"{language}-estimated" if rate is None else f"{language}-{rate:g}"
+def _name(language: str, rate: float | None, seed: int) -> str:
+    return f"{language}-{'estimated' if rate is None else f'{rate:g}'}-{seed}"
 
 
 def _row(
-    config: Config, base: str, language: str, rates: Sequence[float], found: dict[str, float]
+    config: Config,
+    base: str,
+    language: str,
+    rates: Sequence[float],
+    seeds: Sequence[int],
+    found: dict[str, float],
 ) -> Row:
-    losses = {rate: found.get(_name(language, rate), float("inf")) for rate in rates}
+    def by_seed(rate: float | None) -> list[float]:
+        return [found.get(_name(language, rate, seed), float("inf")) for seed in seeds]
+
+    losses = {rate: fmean(by_seed(rate)) for rate in rates}
     best = min(losses, key=lambda rate: losses[rate])
-    own = SteeringVectors.load(RunFolder(config.run).adapter(_name(language, None))).training
-    loss = found.get(_name(language, None), float("inf"))
+    folders = [RunFolder(config.run).adapter(_name(language, None, seed)) for seed in seeds]
+    own = [facts.lr for folder in folders if (facts := SteeringVectors.load(folder).training)]
+    loss = fmean(by_seed(None))
+    every = {**{f"{rate:g}": by_seed(rate) for rate in rates}, "estimated": by_seed(None)}
     return {
         "base": base,
         "language": language,
-        "untrained": round(found[_name(language, UNTRAINED)], 4),
+        "seeds": len(seeds),
+        "untrained": round(fmean(by_seed(UNTRAINED)), 4),
         "losses": {f"{rate:g}": round(loss, 4) for rate, loss in losses.items()},
         "best": best,
-        "estimated": {"rate": own.lr if own else None, "loss": round(loss, 4)},
+        "estimated": {"rate": float(f"{fmean(own):.4g}"), "loss": round(loss, 4)},
         "estimated_over_best": round(loss / losses[best], 4),
+        "by_seed": {name: [round(loss, 4) for loss in own] for name, own in every.items()},
     }
 
 
@@ -96,6 +119,7 @@ def main() -> None:
     parser.add_argument("--shards", type=Path, default=CACHE / "shards/tuxpaint-bg-el")
     parser.add_argument("--languages", default="bg,el")
     parser.add_argument("--rates", type=float, nargs="+", default=RATES)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--stride", type=int, default=16, help="training.silence_stride")
     parser.add_argument("--run", type=Path, help="folder of its run, to go on after a stop")
@@ -126,9 +150,8 @@ def main() -> None:
                 data = {"clips_per_step": 8, "readers": 2}
                 sites = "+".join(find_layers(load_speech_llm(base).model))
                 more = {"data": data, "steering": {"sites": sites}, "training": training}
-                rows += rows_of(
-                    Path(scratch) / f"run-{name}", base, shards, ["bg"], options.rates, more
-                )
+                run = Path(scratch) / f"run-{name}"
+                rows += rows_of(run, base, shards, ["bg"], options.rates, more, options.seeds)
                 print(json.dumps(rows[-1]), flush=True)
                 report(options.json, rows)
     else:
@@ -138,7 +161,7 @@ def main() -> None:
         more = {"data": data, "training": training}
         with tempfile.TemporaryDirectory() as scratch:
             run = options.run or Path(scratch)
-            rows = rows_of(run, options.base, options.shards, found, options.rates, more)
+            rows = rows_of(run, options.base, options.shards, found, options.rates, more, options.seeds)
         print(*map(json.dumps, rows), sep="\n")
         report(options.json, rows)
 
