@@ -32,7 +32,9 @@ def save_adapters(
     """
     licence = index.recipe.get("licence")
     bank, paths = trained.bank, []
-    rates = trained.highest_rates() or [0.0] * len(bank.specs)  # a mean difference has none
+    # A mean difference has neither.
+    rates = trained.highest_rates() or [0.0] * len(bank.specs)
+    estimated = [schedule.lr is None for schedule in trained.schedules] or [False] * len(bank.specs)
     for row, (spec, adapter) in enumerate(zip(bank.specs, config.adapter_settings(), strict=True)):
         vectors = SteeringVectors(
             bank.row(row),
@@ -50,7 +52,7 @@ def save_adapters(
             training=TrainingFacts(
                 steps=made.get(spec.name, adapter.steps),
                 lr=float(f"{rates[row]:.6g}"),
-                lr_estimated=trained.schedules[row].lr is None,
+                lr_estimated=estimated[row],
                 lr_scale=scales_of(trained, row, spec.sites),
                 seed=adapter.seed,
                 window_s=speech_llm.window_s,
