@@ -266,20 +266,19 @@ def silent_for(run: Path) -> Iterator[tuple[dict[str, Any], float]]:
 def waits_for_a_mover(
     rank: int, before: list[dict[str, Any]], after: list[dict[str, Any]], hang_after_s: float
 ) -> bool:
-    """Whether a rank that is no further than `rank` still moves, from all files three beats apart.
+    """Whether a rank that is no further than `rank` still moves, from all files three beats apart."""
 
-    A file that is gone is of a rank that has just ended: `rank` may go on at any moment.
-    """
-    mine = _place_of(after[rank])
-    return any(
-        bool(then)
-        if not now
-        else now.get("beat") != then.get("beat")
-        and _place_of(now) <= mine
-        and now.get("since_s", 0.0) < hang_after_s
-        for other, (then, now) in enumerate(zip(before, after, strict=True))
-        if other != rank
-    )
+    def moves(then: dict[str, Any], now: dict[str, Any]) -> bool:
+        if not now:
+            return bool(then)  # it has just ended, so `rank` may go on at any moment
+        return (
+            now.get("beat") != then.get("beat")
+            and _place_of(now) <= _place_of(after[rank])
+            and now.get("since_s", 0.0) < hang_after_s
+        )
+
+    pairs = zip(before, after, strict=True)
+    return any(moves(then, now) for other, (then, now) in enumerate(pairs) if other != rank)
 
 
 def report(
