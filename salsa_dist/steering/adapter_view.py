@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from salsa_dist.columns import aligned
 from salsa_dist.steering import vector_facts
+from salsa_dist.steering.model_card import rate_in_words
 from salsa_dist.steering.vector_facts import site_order
 from salsa_dist.steering.vectors import SteeringVectors
 
@@ -154,9 +155,7 @@ def _training(tree: Mapping[str, Any]) -> list[str]:
         speech = "the speech that it was trained on is not recorded"
     if not training:
         return [speech]
-    relative = " relative to each layer's activations" if training.get("lr_scale") else ""
-    estimated = ", estimated" if training.get("lr_estimated") else ""
-    steps = f"{training['steps']} steps, learning rate {training['lr']:g}{relative} at most{estimated}"
+    steps = f"{training['steps']} steps, learning rate {rate_in_words(training)}"
     return [
         speech,
         f"{steps if training['lr'] else 'computed without steps'}, seed {training['seed']}, "

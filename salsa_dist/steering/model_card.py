@@ -160,12 +160,9 @@ def _training(facts: Mapping[str, Any]) -> str:
     else:
         lines.append("The speech that it was trained on is not recorded.")
     if training:
-        relative = " relative to each layer's activations" if training.get("lr_scale") else ""
-        estimated = " (estimated)" if training.get("lr_estimated") else ""
-        lr = f"{training['lr']:g}{relative} at most{estimated}"
         by = f"audio window {training['window_s']:g} s, by salsa-dist {training['salsa_dist']}"
         lines.append(
-            f"{training['steps']} steps at a learning rate of {lr}, "
+            f"{training['steps']} steps at a learning rate of {rate_in_words(training)}, "
             f"seed {training['seed']}, {by}; the base's own loss on transcripts (cross-entropy or CTC)."
             if training["lr"]
             else f"Computed without steps from mean activations, {by}."
@@ -173,6 +170,13 @@ def _training(facts: Mapping[str, Any]) -> str:
     else:
         lines.append("No training run of its own is recorded: it may be scaled or averaged.")
     return " ".join(lines)
+
+
+def rate_in_words(training: Mapping[str, Any]) -> str:
+    """The learning rate of the facts about an adapter's training, with what it is relative to."""
+    relative = " relative to each layer's activations" if training.get("lr_scale") else ""
+    estimated = " (estimated)" if training.get("lr_estimated") else ""
+    return f"{training['lr']:g}{relative} at most{estimated}"
 
 
 def _results(facts: Mapping[str, Any], scores: Sequence[Score]) -> str:

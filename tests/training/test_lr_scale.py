@@ -115,6 +115,8 @@ def test_an_estimated_rate_is_what_the_steps_took(
     assert 0 < max(rates) <= told.lr
     assert told.lr >= START
     assert told.lr_estimated
+    words = f"{told.lr:g} relative to each layer's activations at most (estimated)"
+    assert words in (folders[0] / "README.md").read_text()
     with pytest.raises(UserError, match=r"set training\.lr_scale to auto"):
         load_config(path, ["training.lr_scale={}"])
 
