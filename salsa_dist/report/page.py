@@ -15,6 +15,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from salsa_dist.evaluation.transcripts import ZERO_SHOT
 from salsa_dist.metrics import error_rates, normalise
 from salsa_dist.report import numbers, scales, tables
 from salsa_dist.report.figures import comparison_figures, run_figures
@@ -48,6 +49,7 @@ def _page(
         run=report.facts if report else None,
         config_text=report.config_text if report else "",
         best=tables.best_rates(cells),
+        best_mean=_best_mean(c),
         languages=sorted({cell["language"] for cell in cells}),
         places=_places(c, sort=report is None),
         splits={cell["split"] for cell in cells},
@@ -56,6 +58,7 @@ def _page(
         rows=_rows(c),
         beside=_beside(c),
         tuning=_tuning(c),
+        untried=_untried(c),
         by=_by(c),
         forgetting=_forgetting(c, each=report is not None),
         untouched=_untouched(c),
@@ -131,6 +134,20 @@ def _tuning(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
                 told = tried["tried"], measure, tried["tried"] == choice["chosen"]
                 row["languages"].setdefault(language, []).append(told)
     return [{"method": method, **row} for method, row in made.items()]
+
+
+def _untried(comparison: Mapping[str, Any]) -> list[str]:
+    """Methods with one setting, and so no trials; zero-shot has none to try."""
+    choices = (comparison["tuning"] or {"choices": []})["choices"]
+    named = [x["method"] for x in choices if len(x["tries"]) < 2 and x["method"] != ZERO_SHOT]
+    return list(dict.fromkeys(named))
+
+
+def _best_mean(comparison: Mapping[str, Any]) -> float | None:
+    """The highest mean gain in CER of the methods that have all languages."""
+    languages = {cell["language"] for cell in comparison["cells"]}
+    means = [row["cer"] for row in comparison["mean"] if len(row["languages"]) == len(languages)]
+    return max((x for x in means if x is not None), default=None)
 
 
 def _mean(values: Collection[float | None]) -> float | None:

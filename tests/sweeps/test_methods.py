@@ -24,6 +24,7 @@ from salsa_dist import UserError
 from salsa_dist.cli import run_command
 from salsa_dist.commands import sweep as commands
 from salsa_dist.metrics.error_rates import score
+from salsa_dist.report.page import comparison_page
 from salsa_dist.steering.vectors import SteeringVectors
 from salsa_dist.sweeps import local_jobs
 from salsa_dist.sweeps.choosing import choose, finals_of, trials_of
@@ -135,7 +136,8 @@ def test_the_best_on_dev_is_chosen_and_runs_with_all_seeds_on_test(whole: Path) 
     page = (sweep / "report" / "comparison.html").read_text()
     assert "<h1>All methods</h1>" in page
     assert "<p>One language alone.</p>\n<p>Noise.</p>" in page
-    assert page.count("2 trials per method") == 1
+    assert page.count("2 trials per method</summary>") == 1
+    assert "Without trials" not in page
     assert all(f"lr{lr}: " in page for lr in ("0.001", "0.05", "0.1"))
     assert "lora, trials" in page
     assert trained["mean difference to el, encoder"] == trained["zero-shot"] == 0
@@ -143,6 +145,21 @@ def test_the_best_on_dev_is_chosen_and_runs_with_all_seeds_on_test(whole: Path) 
     finals = [r for r in rows if r["stage"] == "final"]
     assert {r["steps"] for r in finals if r["lr"]} == {4}
     assert {r["steps"] for r in rows if r["stage"] == "try" and r["lr"]} == {2}
+
+
+def test_the_page_names_methods_without_trials_and_marks_the_best_mean(whole: Path) -> None:
+    tree = json_of(whole.parent / "sweep" / "report" / "comparison.json")
+    for choice in tree["tuning"]["choices"]:
+        if choice["method"] == "on the LLM":
+            choice["tries"] = choice["tries"][:1]
+    for i, row in enumerate(tree["mean"]):
+        row["cer"] = 0.5 - i / 100
+    page = comparison_page(tree)
+    assert "Without trials: on the LLM.</p>" in page
+    assert "2 trials per method with trials</summary>" in page
+    table = page.split("mean, CER</th>", 1)[1].split("</table>", 1)[0]
+    assert table.count("<td><b>") == 1
+    assert "<td><b>50.0</b>" in table
 
 
 def test_trials_use_dev_clips_alone_and_the_base_is_decoded_once(whole: Path) -> None:
