@@ -30,6 +30,7 @@ from salsa_dist.errors import UserError
 
 LANGUAGE = "cs"
 VOICE = "czech_krb"
+VOICE_FOLDER = Path("/usr/share/festival/voices/czech") / VOICE
 # Festival starts anew for each clip, which takes a third of a second.
 TRAIN_CLIPS = 400
 CODING = "iso-8859-2"  # what the Czech voices read
@@ -62,6 +63,12 @@ def read(source: Path, ask: Ask, scratch: Path) -> Corpus:
 def audio_of(utterance: Utterance) -> bytes:
     """The text as the child's voice reads it, a WAV."""
     return spoken(utterance.text)
+
+
+def made_of(utterance: Utterance) -> list[Path]:
+    """Festival and the voice's files, where Debian has them."""
+    program = shutil.which(_PROGRAM)
+    return [*([Path(program)] if program else []), *sorted(VOICE_FOLDER.rglob("*"))]
 
 
 def spoken(text: str) -> bytes:

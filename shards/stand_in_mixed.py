@@ -106,14 +106,18 @@ def read(source: Path, ask: Ask, scratch: Path) -> Corpus:
 
 def audio_of(utterance: Utterance) -> bytes:
     """The pieces of the text, one after the other, a FLAC."""
+    return flac(np.concatenate([sound(piece) for piece in made_of(utterance)]), RATE)
+
+
+def made_of(utterance: Utterance) -> list[Path]:
+    """The files of the pieces, in the order of the text."""
     source, speaker = utterance.audio, utterance.extra["mandarin_speaker"]
-    pieces = []
-    for piece in re.findall(rf"{_WORD.pattern}|\S", utterance.text):
-        if piece in READINGS:
-            pieces.append(sound(source / "ogg" / READINGS[piece] / f"{speaker}.ogg"))
-        else:
-            pieces.append(sound(words(source)[piece]))
-    return flac(np.concatenate(pieces), RATE)
+    return [
+        source / "ogg" / READINGS[piece] / f"{speaker}.ogg"
+        if piece in READINGS
+        else words(source)[piece]
+        for piece in re.findall(rf"{_WORD.pattern}|\S", utterance.text)
+    ]
 
 
 @lru_cache

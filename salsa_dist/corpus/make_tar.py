@@ -50,10 +50,14 @@ class Task:
         ask = self.ask
         head = (self.recipe, self.path, ask.rate, ask.min_seconds, ask.max_seconds, ask.keep)
         digest.update(repr((*head, self.licence, self.source, resampler())).encode())
+        recipe = load_recipe(self.recipe)
+        if hasattr(recipe, "audio_of") and recipe.__file__:  # what it makes is decided by its code
+            digest.update(Path(recipe.__file__).read_bytes())
+        made_of = getattr(recipe, "made_of", lambda utterance: [utterance.audio])
         for u in self.utterances:
             about = (*(getattr(u, name) for name in u.__slots__ if name != "extra"), dict(u.extra))
             digest.update(repr(about).encode("utf-8", "surrogatepass"))
-            digest.update(repr(_stamp(u.audio)).encode())
+            digest.update(repr([_stamp(path) for path in made_of(u)]).encode())
         return digest.hexdigest()
 
 

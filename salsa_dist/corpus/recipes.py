@@ -2,6 +2,7 @@
 
 read(source: Path, ask: Ask) -> Corpus         what the corpus holds; decodes no audio
 audio_of(utterance) -> Path | bytes            only where an utterance's audio is not a file
+made_of(utterance) -> list[Path]               only where `audio_of` reads files that are not `audio`
 """
 
 from __future__ import annotations

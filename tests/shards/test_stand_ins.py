@@ -1,5 +1,6 @@
 """The stand-ins: splits and audio, on made-up sources; Festival itself where it is installed."""
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -10,9 +11,10 @@ import soundfile
 
 from salsa_dist.corpus.build import build
 from salsa_dist.corpus.lint import Bounds, lint
+from salsa_dist.corpus.make_tar import Task
 from salsa_dist.corpus.recipes import load_recipe
 from salsa_dist.corpus.tar_samples import found
-from salsa_dist.corpus.utterance import Ask
+from salsa_dist.corpus.utterance import Ask, Utterance
 from salsa_dist.data.audio import channels
 from salsa_dist.data.index import ShardIndex
 from salsa_dist.data.shards import read_facts
@@ -20,7 +22,6 @@ from salsa_dist.errors import UserError
 from salsa_dist.metrics.switching import languages_of
 
 CHILD, MIXED = load_recipe("stand_in_child"), load_recipe("stand_in_mixed")
-FESTIVAL = Path("/usr/share/festival/voices/czech/czech_krb")
 
 
 def samples(index: ShardIndex) -> dict[str, tuple[str, dict[str, object]]]:
@@ -92,6 +93,45 @@ def test_pieces_are_joined_without_silence_and_equally_loud(mixed: Path) -> None
     first, word = audio[800:2_400], audio[-2_400:-800]
     assert np.sqrt(np.mean(first**2)) == pytest.approx(MIXED.LOUDNESS, rel=0.15)
     assert np.sqrt(np.mean(word**2)) == pytest.approx(MIXED.LOUDNESS, rel=0.15)
+
+
+def test_a_changed_piece_makes_its_shards_anew(mixed: Path) -> None:
+    corpus = MIXED.read(mixed, Ask(), mixed)
+    task = Task(
+        "stand_in_mixed", "a.tar", "train", "zh-en", tuple(corpus.utterances[:1]), Ask(), "", ""
+    )
+    before = task.digest
+    assert task.digest == before
+    piece, other = MIXED.made_of(corpus.utterances[0])[0], MIXED.made_of(corpus.utterances[-1])[0]
+    os.utime(other, (1, 1))
+    assert task.digest == before
+    os.utime(piece, (1, 1))
+    assert task.digest != before
+
+
+def test_changed_code_of_a_recipe_that_makes_sound_makes_its_shards_anew(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.py"
+    recipe.write_text(Path(str(MIXED.__file__)).read_text(encoding="utf-8"), encoding="utf-8")
+    task = Task(str(recipe), "a.tar", "train", "zh-en", (), Ask(), "", "")
+    before = task.digest
+    with recipe.open("a", encoding="utf-8") as code:
+        code.write("LOUDNESS = 0.04\n")
+    assert task.digest != before
+
+
+def test_the_childs_sound_is_made_of_festivals_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CHILD, "VOICE_FOLDER", tmp_path)
+    monkeypatch.setattr(CHILD.shutil, "which", lambda name: f"/usr/bin/{name}")
+    (tmp_path / "group").mkdir()
+    (tmp_path / "group/krb.group").write_bytes(b"diphones")
+    clip = Utterance("a", tmp_path / "unused", "Ano.", "cs")
+    assert CHILD.made_of(clip) == [
+        Path("/usr/bin/text2wave"),
+        tmp_path / "group",
+        tmp_path / "group/krb.group",
+    ]
 
 
 def test_spliced_sentences_of_what_is_not_there(mixed: Path, tmp_path: Path) -> None:
@@ -184,7 +224,7 @@ def test_without_festival_or_its_voice(
 
 
 @pytest.mark.skipif(
-    shutil.which("text2wave") is None or not FESTIVAL.is_dir(),
+    shutil.which("text2wave") is None or not CHILD.VOICE_FOLDER.is_dir(),
     reason="needs Debian's festival and festvox-czech-krb",
 )
 def test_festival_speaks() -> None:
