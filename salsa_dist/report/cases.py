@@ -3,7 +3,7 @@
     RUN, RUN, … ──read_run──> RunFiles ──read_cases──> [Case, …]
 
     Case
-    ├── language, split, method, window_s, kind, sites, rule, minutes     what it is
+    ├── language, split, method, window_s, kind, sites, rule, minutes, steps     what it is
     ├── learned       the languages that it was trained in; `language` is another in a forgetting row
     ├── seeds         seed -> scored utterances by key
     ├── texts         seed -> hypotheses by key
@@ -48,7 +48,8 @@ class Case:
         trained: numbers that were trained, 0 for none.
         rule: update rule of trained steering vectors; empty for other methods.
         minutes: of speech that it was trained on; None where that is not known.
-        family: its name without the minutes.
+        steps: of its training; None where there are none.
+        family: its name without the minutes and steps.
     """
 
     language: str
@@ -62,6 +63,7 @@ class Case:
     sites: str = ""
     rule: str = ""
     minutes: float | None = None
+    steps: int | None = None
     family: str = ""
     learned: tuple[str, ...] = ()
     seeds: dict[int, dict[str, Scored]] = field(default_factory=dict)
@@ -131,14 +133,15 @@ def read_cases(
     By language and split; in each zero-shot first, then methods in the order of runs and adapters.
 
     Args:
-        names: by run and adapter, what it is compared as but for its minutes, others being left out;
-            None: all adapters, by what was chosen of their method.
+        names: by run and adapter, what it is compared as but for its minutes and steps, others being
+            left out; None: all adapters, by what was chosen of their method.
         each: every adapter goes by its own name, and transcripts of all splits count.
 
     Raises:
         UserError: one method and seed is there twice, or its seeds were decoded on different clips.
     """
     cases: dict[tuple[Any, ...], Case] = {}
+    lengths = _lengths(runs, files, names)
     # What a run of the base alone decoded is the zero-shot of all; other runs' is only there beside it.
     alone = any(not file.config.method.adapts for file in files)
     for run, file in zip(runs, files, strict=True):
@@ -170,7 +173,9 @@ def read_cases(
                 own = settings[adapter]
                 windows = {w for x, s, a, w in groups if (x, s, a) == key[:3]}
                 family = names[run, adapter] if names else label_of(file.config.method, own)
-                made = _case(file, own, adapter if each else family, hypotheses[0], named=each)
+                several = not each and len(lengths[family, own.languages]) > 1
+                shown = adapter if each else family
+                made = _case(file, own, shown, hypotheses[0], named=each, by_steps=several)
                 made = replace(made, compared=window == _compared_window(file.config, windows))
                 seed = own.seed
             case = cases.setdefault((language, split, made.method, window, made.learned), made)
@@ -194,17 +199,38 @@ def read_cases(
     ]
 
 
+def _lengths(
+    runs: Sequence[Path], files: Sequence[RunFiles], names: Mapping[tuple[Path, str], str] | None
+) -> dict[tuple[str, tuple[str, ...]], set[int]]:
+    """By family and languages, the numbers of steps that its adapters were trained for."""
+    lengths: dict[tuple[str, tuple[str, ...]], set[int]] = defaultdict(set)
+    for run, file in zip(runs, files, strict=True):
+        for own in file.config.adapter_settings() if file.config.method.learns else ():
+            if names is None or (run, own.name) in names:
+                family = names[run, own.name] if names else label_of(file.config.method, own)
+                lengths[family, own.languages].add(own.steps)
+    return lengths
+
+
 def _case(
-    file: RunFiles, adapter: AdapterSettings, family: str, first: Hypothesis, *, named: bool
+    file: RunFiles,
+    adapter: AdapterSettings,
+    family: str,
+    first: Hypothesis,
+    *,
+    named: bool,
+    by_steps: bool,
 ) -> Case:
     kind = file.config.method.kind
     learned = file.config.method.learns
     trained = {a.name: a.trained_numbers for a in file.adapters if learned}
     used = next((d.minutes for d in file.data if d.adapter == adapter.name), None)
+    minutes = f", {adapter.minutes:g} min" if adapter.minutes is not None and not named else ""
+    steps = f", {adapter.steps:,} steps" if by_steps else ""
     return Case(
         language=first.language,
         split=first.split,
-        method=family if named or adapter.minutes is None else f"{family}, {adapter.minutes:g} min",
+        method=f"{family}{minutes}{steps}",
         window_s=first.window_s,
         kind=kind,
         adapter=adapter.name,
@@ -212,6 +238,7 @@ def _case(
         sites=adapter.sites if file.config.method.trains else "",
         rule=adapter.rule if file.config.method.steers and learned else "",
         minutes=used if adapter.minutes is None else adapter.minutes,
+        steps=adapter.steps if learned else None,
         family=family,
         learned=adapter.languages,
     )

@@ -15,6 +15,7 @@ comparison
 ├── untouched   the base with adapters off beside the base without any
 ├── sites       gain of each choice of sites: single layers, halves, thirds, LLM
 ├── minutes     gain against minutes of training speech
+├── steps       gain against training steps
 ├── norms, cosines, losses     of what was trained
 ├── examples    utterances, as each kind of method transcribed them
 ├── cost        of each run, trials among them
@@ -86,8 +87,8 @@ def compare(
     Args:
         runs: folders of runs.
         by: fields of the shards' samples whose values get rows of their own.
-        names: by run and adapter, what it is compared as but for its minutes, others being left out;
-            None: all adapters, by what was chosen of their method.
+        names: by run and adapter, what it is compared as but for its minutes and steps, others being
+            left out; None: all adapters, by what was chosen of their method.
         told: what a sweep adds.
 
     Raises:
@@ -140,7 +141,8 @@ def tree_of(
             row for run, file in zip(runs, files, strict=True) for row in untouched(run, file)
         ],
         "sites": _sites(cases, cells),
-        "minutes": _minutes(cases, cells),
+        "minutes": _curve("minutes", cases, cells),
+        "steps": _curve("steps", cases, cells),
         "norms": [
             {"language": e.language, "method": e.method, "norms": _mean_norms(e)}
             for e in cases
@@ -243,7 +245,13 @@ def untouched(run: Path | str, file: RunFiles) -> list[dict[str, Any]]:
 
 
 def _sites(cases: Sequence[Case], cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Gain in CER of each choice of sites, of steering vectors; `layer` where it is a single one."""
+    """Gain in CER of each choice of sites, of steering vectors; `layer` where it is a single one.
+
+    Of several lengths of training the longest counts.
+    """
+    longest: dict[tuple[str, str], int] = defaultdict(int)
+    for e in cases:
+        longest[e.language, e.family] = max(e.steps or 0, longest[e.language, e.family])
     return [
         {
             "language": e.language,
@@ -255,26 +263,28 @@ def _sites(cases: Sequence[Case], cells: Sequence[Mapping[str, Any]]) -> list[di
             **{kind: c["cer"][kind] for kind in ("gain", "gain_low", "gain_high")},
         }
         for e, c in zip(cases, cells, strict=True)
-        if e.rule and e.method == e.family
+        if e.rule and e.method in (e.family, f"{e.family}, {longest[e.language, e.family]:,} steps")
     ]
 
 
-def _minutes(cases: Sequence[Case], cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Gain in CER against minutes of training speech, where a language has a method at several."""
-    sizes: dict[tuple[str, str], set[float]] = defaultdict(set)
+def _curve(of: str, cases: Sequence[Case], cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Gain in CER against `minutes` of training speech or `steps`, where a language has several."""
+    places: dict[tuple[str, str], set[float]] = defaultdict(set)
     for e in cases:
-        if e.minutes is not None:
-            sizes[e.language, e.family].add(e.minutes)
+        if getattr(e, of) is not None:
+            places[e.language, e.family].add(getattr(e, of))
     return [
         {
             "language": e.language,
             "method": e.family,
             "sized": e.method,
-            "minutes": e.minutes,
+            of: getattr(e, of),
             **{kind: c["cer"][kind] for kind in ("gain", "gain_low", "gain_high")},
         }
         for e, c in zip(cases, cells, strict=True)
-        if e.minutes is not None and e.method != ZERO_SHOT and len(sizes[e.language, e.family]) > 1
+        if getattr(e, of) is not None
+        and e.method != ZERO_SHOT
+        and len(places[e.language, e.family]) > 1
     ]
 
 

@@ -119,7 +119,8 @@ def _gain_figures(
         if cell["cer"]["gain"] is not None:
             cells[cell["method"]][cell["language"]] = cell["cer"]
     elsewhere = {row["method"] for row in comparison["sites"] if row["layer"] is not None}
-    elsewhere |= {row["sized"] for row in comparison["minutes"] if row["sized"] != row["method"]}
+    smaller = _smaller(comparison)
+    elsewhere |= smaller
     rows = [
         (row["method"], {language: _gain(c) for language, c in sorted(cells[row["method"]].items())})
         for row in comparison["mean"]
@@ -127,7 +128,6 @@ def _gain_figures(
     ]
     if rows:
         figures["gains"] = gain_plots.gains("gains", rows)
-    smaller = {row["sized"] for row in comparison["minutes"] if row["sized"] != row["method"]}
     numbers: dict[str, list[Trained]] = defaultdict(list)
     for row in comparison["mean"]:
         found = {language: c["gain"] for language, c in cells[row["method"]].items()}
@@ -165,6 +165,21 @@ def _gain_figures(
                 curves[row["language"]].append((row["minutes"], _gain(row)))
         about["minutes"] = family
         figures["minutes"] = gain_plots.gain_by_minutes(dict(sorted(curves.items())))
+    by_steps: dict[str, dict[int, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
+    for row in comparison["steps"]:
+        if row["gain"] is not None:
+            by_steps[row["method"]][row["steps"]][row["language"]] = row["gain"]
+    if by_steps:
+        figures["steps"] = gain_plots.gain_by_steps(by_steps)
+
+
+def _smaller(comparison: Mapping[str, Any]) -> set[str]:
+    """Methods that are another with less speech or fewer steps: figures of curves show them."""
+    less = {row["sized"] for row in comparison["minutes"] if row["sized"] != row["method"]}
+    most: dict[str, int] = {}
+    for row in comparison["steps"]:
+        most[row["method"]] = max(row["steps"], most.get(row["method"], 0))
+    return less | {row["sized"] for row in comparison["steps"] if row["steps"] < most[row["method"]]}
 
 
 def _gain(row: Mapping[str, Any]) -> Gain:

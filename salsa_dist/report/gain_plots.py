@@ -4,6 +4,7 @@ gains            [(method or sites, {language: Gain}), …]   one row each, one 
 gain_by_numbers  {kind: [Trained, …]}                       one mark per method, on a log scale
 layer_curve      {language: [(layer, gain), …]}             one line per language, and their mean
 gain_by_minutes  {language: [(minutes, Gain), …]}           one line per language
+gain_by_steps    {method: {steps: {language: gain}}}        one line per method
 """
 
 from __future__ import annotations
@@ -174,6 +175,27 @@ def gain_by_minutes(curves: Mapping[str, Sequence[tuple[float, Gain]]]) -> str:
         axes.set_ylabel("gain in CER, %")
 
     return drawn("minutes", 3.0, draw)
+
+
+def gain_by_steps(curves: Mapping[str, Mapping[int, Mapping[str, float]]]) -> str:
+    """Mean gain in CER over languages against training steps: a line per method, ticks per language."""
+
+    def draw(axes: Axes) -> None:
+        for i, (method, own) in enumerate(curves.items()):
+            shape = style(i)
+            points = [(steps, mean(gains.values())) for steps, gains in sorted(own.items())]
+            for steps, gains in own.items() if max(map(len, own.values())) > 1 else ():
+                axes.plot([steps] * len(gains), [100 * gain for gain in gains.values()], linestyle="",
+                          color=shape["color"], marker="_", markersize=5, alpha=0.8)  # fmt: skip
+            axes.plot([steps for steps, _ in points], [100 * gain for _, gain in points],
+                      linewidth=1.5, label=literal(method), **shape)  # fmt: skip
+        axes.set_xscale("log")
+        _ticks_at(axes, sorted({steps for own in curves.values() for steps in own}), 1.25, "{:,.0f}")
+        axes.axhline(0, color=INK, linewidth=0.8)
+        axes.set_xlabel("training steps")
+        axes.set_ylabel("gain in CER, %")
+
+    return drawn("steps", 3.0 + 0.2 * len(curves), draw)
 
 
 def _ticks_at(axes: Axes, places: Sequence[float], apart: float, text: str) -> None:

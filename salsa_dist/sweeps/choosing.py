@@ -14,6 +14,7 @@ measure is no number never.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -51,7 +52,7 @@ class Choice:
 def trials_of(sweep: Sweep) -> list[Experiment]:
     """Every trial of every method that has more than one setting."""
     tuning = sweep.file.tuning
-    steps = tuning.steps or sweep.config.training.steps
+    steps = tuning.steps or max(sweep.final_steps)
     return [
         _experiment(corpus, language, minutes, label, setting, tuning.seed, steps, "try")
         for corpus, minutes, label, settings in _cells(sweep)
@@ -104,17 +105,19 @@ def finals_of(sweep: Sweep, choices: Sequence[Choice], guess: bool = False) -> l
     Args:
         guess: also of what is not yet, with the first setting of each.
     """
-    grid, steps = sweep.file.grid, sweep.config.training.steps
+    grid = sweep.file.grid
     finals: dict[str, Experiment] = {}
     for choice in choices:
         setting = choice.chosen or (choice.trials[0][0] if guess else None)
         if setting is None:
             continue
         for language in choice.languages:
-            for seed in (grid.seed or [sweep.config.training.seed])[: setting.seeds]:
+            seeds = (grid.seed or [sweep.config.training.seed])[: setting.seeds]
+            lengths = sweep.final_steps if setting.method.learns else sweep.final_steps[:1]
+            for seed, steps in itertools.product(seeds, lengths):
                 experiment = _experiment(
                     *(choice.corpus, language, choice.minutes, choice.method, setting),
-                    *(seed, steps, "final"),
+                    *(seed, steps, "final", grid.steps is not None and setting.method.learns),
                 )
                 finals.setdefault(experiment.name, experiment)  # without a seed, one row
     return list(finals.values())
@@ -127,7 +130,7 @@ def chosen_tree(sweep: Sweep, choices: Sequence[Choice]) -> dict[str, Any]:
         "schema": SCHEMA,
         "choose_by": tuning.choose_by,
         "dev_clips": sweep.file.dev_clips,
-        "steps": tuning.steps or sweep.config.training.steps,
+        "steps": tuning.steps or max(sweep.final_steps),
         "seed": tuning.seed,
         "choices": [
             {
@@ -237,12 +240,14 @@ def _experiment(
     seed: int,
     steps: int,
     stage: str,
+    named: bool = False,
 ) -> Experiment:
+    """A trial or final row. `named`: its name tells the steps."""
     own_seed = seed if setting.seeded else None
     what = [_slug(label), *([_slug(setting.tried)] if setting.tried else [])]
     what += ["try"] if stage == "try" else []
     return Experiment(
-        name=experiment_name(corpus, language, what, own_seed, minutes),
+        name=experiment_name(corpus, language, what, own_seed, minutes, steps if named else None),
         corpus=corpus,
         language=language,
         sites=setting.sites,

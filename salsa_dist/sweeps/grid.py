@@ -11,6 +11,7 @@ grid:                           every combination is an adapter
   lr: [0.01, 0.03]
   seed: [0]
   size: [10min, 1h, all]        speech to train on; the smaller ones lie inside the larger
+  steps: [64, 256, 1024]        left out: the config's training.steps
 include: [{language: bg, sites: llm}]        what is left out is the first of its list
 exclude: [{language: el, lr: 0.03}]
 jobs: {adapters: 64}
@@ -80,6 +81,7 @@ class Grid(Section):
     lr: list[float] | None = Field(None, min_length=1)
     seed: list[int] | None = Field(None, min_length=1)
     size: list[Minutes] = Field([None], min_length=1)
+    steps: list[Annotated[int, Field(ge=1)]] | None = Field(None, min_length=1)
 
 
 class Choice(Section):
@@ -92,6 +94,7 @@ class Choice(Section):
     lr: float | None = None
     seed: int | None = None
     size: Minutes = None
+    steps: int | None = None
 
 
 class Jobs(Section):
@@ -147,6 +150,7 @@ class Experiment:
         minutes: of training speech; None for all.
         label: of its method in the report.
         stage: "" of a grid; "try", measured on dev; "final", measured on the split of the config.
+        steps: None: the config's training.steps.
     """
 
     name: str
@@ -191,6 +195,11 @@ class Sweep:
         """Names of its methods, in the file's order."""
         return [entry.label(self.config.steering) for entry in self.file.methods]
 
+    @property
+    def final_steps(self) -> list[int]:
+        """Training steps of a comparison's final rows: each trained method has a row for each."""
+        return self.file.grid.steps or [self.config.training.steps]
+
 
 def load_sweep(path: str | Path) -> Sweep:
     """Read a sweep file and the config that it names.
@@ -229,6 +238,8 @@ def _shared_config(file: SweepFile, path: Path) -> Config:
     if tree["training"].get("silence_stride", "auto") == "auto":
         tree["training"]["silence_stride"] = 1  # the same for all that are compared
     config = parse_config(tree, f"sweep {path}, config")
+    if file.halving and file.grid.steps:
+        raise UserError(f"sweep {path}: halving needs equal steps: remove grid.steps or halving")
     if config.training.epochs is not None:
         raise UserError(
             f"sweep {path}: training.epochs gives adapters unequal steps, and a sweep compares them at "
@@ -249,6 +260,7 @@ def _experiments(
         "lr": grid.lr or [config.rate(config.method)],
         "seed": grid.seed or [config.training.seed],
         "size": list(grid.size),
+        "steps": grid.steps or [None],
     }
     chosen = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
     chosen = [c for c in chosen if not any(_matches(c, out) for out in file.exclude)]
@@ -265,12 +277,19 @@ def _experiment(choice: dict[str, Any]) -> Experiment:
     minutes = choice.pop("size")
     rate = [] if choice["lr"] is None else [f"lr{choice['lr']:g}"]
     what = [choice["sites"], choice["rule"], *rate]
-    name = experiment_name(choice["corpus"], choice["language"], what, choice["seed"], minutes)
+    name = experiment_name(
+        choice["corpus"], choice["language"], what, choice["seed"], minutes, choice["steps"]
+    )
     return Experiment(name=name, minutes=minutes, **choice)
 
 
 def experiment_name(
-    corpus: str, language: str, what: Sequence[str], seed: int | None, minutes: float | None
+    corpus: str,
+    language: str,
+    what: Sequence[str],
+    seed: int | None,
+    minutes: float | None,
+    steps: int | None = None,
 ) -> str:
     """A readable name of an adapter, fit for a folder."""
     parts = [
@@ -279,6 +298,7 @@ def experiment_name(
         *what,
         *([] if seed is None else [f"s{seed}"]),
         *([] if minutes is None else [f"{minutes:g}min"]),
+        *([] if steps is None else [f"{steps}steps"]),
     ]
     plain = "_".join(re.sub(r"[^A-Za-z0-9.-]+", "-", str(part)).strip("-") for part in parts)
     # A name says all that it can; what was lost of it is told apart by a short hash.

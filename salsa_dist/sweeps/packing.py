@@ -1,10 +1,10 @@
 """Packs adapters into jobs, and estimates the cost of each job.
 
-Adapters that take the same clips in each step (corpus, language, seed, size) go into one job, where
-those clips are computed once below the first steered layer; with halving all that compete do. Such
-groups are dealt to jobs, the dearest first, always to the cheapest job that has room. Other methods
-than salsa have jobs of their own: one for each language where a base is loaded for each adapter,
-zero-shot and mean differences one for all languages.
+Adapters that take the same clips in each step (corpus, language, seed, size, steps) go into one job,
+where those clips are computed once below the first steered layer; with halving all that compete do.
+Such groups are dealt to jobs, the dearest first, always to the cheapest job that has room. Other
+methods than salsa have jobs of their own: one for each language where a base is loaded for each
+adapter, zero-shot and mean differences one for all languages.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def _pack_bank(
         for e in missing:
             if e.corpus == corpus:
                 seed = None if sweep.file.halving else e.seed
-                groups.setdefault((e.language, seed, e.minutes), []).append(e)
+                groups.setdefault((e.language, seed, e.minutes, e.steps), []).append(e)
         cut = [g[i : i + most] for g in groups.values() for i in range(0, len(g), most)]
         index = indexes[corpus]
         priced = [(_cost(group, sweep, facts, index).packed, group) for group in cut]
@@ -114,7 +114,7 @@ def _cost(experiments: list[Experiment], sweep: Sweep, facts: BaseFacts, index: 
         return Packed(list(experiments), flop, flop, decoded=decoded)
     groups: dict[tuple[Any, ...], list[Experiment]] = {}
     for e in experiments:
-        groups.setdefault((e.language, e.seed, e.minutes), []).append(e)
+        groups.setdefault((e.language, e.seed, e.minutes, e.steps), []).append(e)
     packed = separate = kept = kept_clips = 0.0
     for group in groups.values():
         sites = [e.sites for e in group]

@@ -154,9 +154,11 @@ class Plan:
         if tuning.languages is not None:
             per = f"all languages by {', '.join(tuning.languages)}"
         lines.append(
-            f"trials: {tuning.steps or config.training.steps} steps, seed {tuning.seed}; the best by "
-            f"{tuning.choose_by} on {self.sweep.file.dev_clips} dev clips per language, for {per}; "
-            f"final rows: {config.training.steps} steps, evaluated on {config.evaluation.split}"
+            f"trials: {tuning.steps or max(self.sweep.final_steps)} steps, seed {tuning.seed}; "
+            f"the best by {tuning.choose_by} on {self.sweep.file.dev_clips} dev clips per language, "
+            f"for {per}; "
+            f"final rows: {', '.join(map(str, self.sweep.final_steps))} steps, evaluated on "
+            f"{config.evaluation.split}"
         )
         left = [*self.new, *self.later]
         if left:

@@ -18,7 +18,9 @@ from safetensors.numpy import save_file
 
 from salsa_dist.errors import UserError
 from salsa_dist.report.comparison import Told, compare
+from salsa_dist.report.figures import comparison_figures
 from salsa_dist.report.numbers import percent
+from salsa_dist.report.page import comparison_page
 from salsa_dist.report.plots import Point, error_rates
 from salsa_dist.report.scales import curves_of
 from salsa_dist.report.tables import ERRORS, RATES
@@ -45,6 +47,7 @@ def made_run(
     clips: int = CLIPS,
     languages: tuple[str, ...] = ("bg",),
     minutes: float | None = None,
+    trained_steps: int = 4,
     fields: Callable[[int], dict[str, Any]] = lambda i: {},
     harder: Callable[[int], int] = lambda i: 0,
     forgetting: int | None = None,
@@ -66,7 +69,7 @@ def made_run(
         "base": {"name": "org/base"},
         "data": {"shards": "shards"},
         "steering": {"sites": sites},
-        "training": {"seed": seed},
+        "training": {"seed": seed, "steps": trained_steps},
         "adapters": [{**a, "minutes": minutes} for a in own] if minutes else own,
     }
     if method:
@@ -422,6 +425,51 @@ def test_gain_against_minutes_of_speech(tmp_path: Path) -> None:
         (10, pytest.approx(0.5)),
         (40, pytest.approx(0.75)),
     ]
+
+
+def test_gain_against_training_steps(tmp_path: Path) -> None:
+    runs = [
+        made_run(tmp_path, "s64", 6, trained_steps=64),
+        made_run(tmp_path, "s1024", 2, trained_steps=1024),
+        made_run(tmp_path, "llm64", 4, trained_steps=64, sites="llm"),
+        made_run(tmp_path, "llm1024", 4, trained_steps=1024, sites="llm"),
+        made_run(tmp_path, "layer", 2, sites="encoder:1", trained_steps=8),  # one length is no curve
+    ]
+    comparison = compare(runs)
+    assert [
+        (r["sized"], r["steps"], r["gain"]) for r in comparison["steps"] if "encoder" in r["sized"]
+    ] == [
+        ("SALSA (salsa), encoder, 64 steps", 64, pytest.approx(0.25)),
+        ("SALSA (salsa), encoder, 1,024 steps", 1024, pytest.approx(0.75)),
+    ]
+    assert {row["method"] for row in comparison["mean"]} == {
+        *("SALSA (salsa), encoder, 64 steps", "SALSA (salsa), encoder, 1,024 steps"),
+        *("SALSA (salsa), llm, 64 steps", "SALSA (salsa), llm, 1,024 steps"),
+        "SALSA (salsa), encoder:1",
+    }
+    # The longer one stands for its sites, and in the figures that show methods side by side.
+    assert {row["sites"]: row["gain"] for row in comparison["sites"]} == {
+        "encoder": pytest.approx(0.75),
+        "encoder:1": pytest.approx(0.75),
+        "llm": pytest.approx(0.5),
+    }
+    figures, _ = comparison_figures(comparison)
+    assert figures["steps"].count("SALSA (salsa), encoder<") == 1
+    assert "1,024 steps" in figures["gains"]
+    assert "64 steps" not in figures["gains"] + figures["numbers"]
+    page = comparison_page(comparison)
+    assert "<h2>Gain by sites and by training steps</h2>" in page
+    assert "a line per method for its mean over languages</figcaption>" in page
+
+
+def test_languages_of_other_lengths_are_no_curve(tmp_path: Path) -> None:
+    runs = [
+        made_run(tmp_path, "bg", 6, trained_steps=64, languages=("bg",)),
+        made_run(tmp_path, "el", 4, trained_steps=1024, languages=("el",)),
+    ]
+    comparison = compare(runs)
+    assert comparison["steps"] == []
+    assert {row["method"] for row in comparison["mean"]} == {"SALSA (salsa), encoder"}
 
 
 def test_languages_of_other_sizes_are_no_curve(tmp_path: Path) -> None:

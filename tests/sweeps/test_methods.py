@@ -277,6 +277,38 @@ def test_a_rate_that_training_estimates_needs_no_trial(
     assert [a["lr"] for a in job_config(sweep, steered)["adapters"]] == [None, None]
 
 
+def test_trained_methods_have_a_final_row_for_each_length_of_training(
+    tmp_path: Path, tiny_base: Path, tiny_shards: Path
+) -> None:
+    methods = [
+        {"kind": "zero-shot"},
+        {"kind": "salsa", "sites": "encoder", "lr": [0.01, 0.02]},
+        {"kind": "lora", "rank": 1, "targets": ["v_proj"], "sites": "encoder", "lr": [0.001, 0.01]},
+    ]
+    grid = {"language": ["bg"], "seed": [0], "steps": [4, 2]}
+    path = write(tmp_path, tiny_base, tiny_shards, methods=methods, grid=grid, tuning={})
+    sweep = load_sweep(path)
+    trials = trials_of(sweep)
+    assert [(e.lr, e.steps) for e in trials] == [(lr, 4) for lr in (0.01, 0.02, 0.001, 0.01)]
+    finals = finals_of(sweep, choose(sweep, {e.name: 0.5 for e in trials}))
+    assert [(e.method.kind, e.steps) for e in finals] == [
+        *(("zero-shot", 4), ("salsa", 4), ("salsa", 2), ("lora", 4), ("lora", 2)),
+    ]
+    assert finals[2].name == "bg_SALSA-salsa-encoder_lr0.01_s0_2steps"
+    assert "final rows: 4, 2 steps, evaluated on test" in make_plan(sweep).text()
+    run_here(path)
+    rows = json_of(tmp_path / "sweep/results.json")["rows"]
+    made = [(r["kind"], r["steps"]) for r in rows if r["stage"] == "final" and r["lr"]]
+    assert made == [("salsa", 4), ("salsa", 2), ("lora", 4), ("lora", 2)]
+    comparison = json_of(tmp_path / "sweep/report/comparison.json")
+    labels = ("SALSA (salsa), encoder", "LoRA r=1 on v_proj of encoder")
+    assert {(r["sized"], r["steps"]) for r in comparison["steps"]} == {
+        (f"{label}, {steps} steps", steps) for label in labels for steps in (2, 4)
+    }
+    page = (tmp_path / "sweep/report/comparison.html").read_text()
+    assert "Gain in CER against training steps" in page
+
+
 def test_trials_in_some_languages_serve_all_and_an_experiment_may_have_fewer_seeds(
     tmp_path: Path, tiny_base: Path, tiny_shards: Path
 ) -> None:

@@ -83,6 +83,19 @@ def test_names_that_would_be_alike_get_a_hash(write: Any) -> None:
     assert len(set(names)) == 2
 
 
+def test_adapters_of_unequal_lengths_of_training(write: Any) -> None:
+    path = write({"steps": [2, 3]})
+    names = ["bg_encoder_salsa_lr0.01_s0_2steps", "bg_encoder_salsa_lr0.01_s0_3steps"]
+    assert [e.name for e in load_sweep(path).experiments] == names
+    made = plan(path)
+    assert len(set(made.identities)) == 2
+    assert sorted(train_all(made)) == names
+    rows = {row["name"]: row["steps"] for row in plan(path).rows()}
+    assert rows == dict(zip(names, (2, 3), strict=True))
+    with pytest.raises(UserError, match=r"halving needs equal steps: remove grid\.steps or halving"):
+        load_sweep(write({"steps": [2, 3]}, halving={"rungs": [1]}))
+
+
 def test_a_smaller_size_lies_inside_a_larger_one(tiny_shards: Path) -> None:
     shards = ShardIndex.load(tiny_shards).select("train", "bg")
     keys = {
