@@ -153,11 +153,15 @@ class Plan:
         per = "each language" if tuning.per == "language" else "all languages together"
         if tuning.languages is not None:
             per = f"all languages by {', '.join(tuning.languages)}"
-        lines.append(
+        tried = (
             f"trials: {tuning.steps or max(self.sweep.final_steps)} steps, seed {tuning.seed}; "
             f"the best by {tuning.choose_by} on {self.sweep.file.dev_clips} dev clips per language, "
-            f"for {per}; "
-            f"final rows: {', '.join(map(str, self.sweep.final_steps))} steps, evaluated on "
+            f"for {per}"
+            if any(e.stage == "try" for e in self.sweep.experiments)
+            else "no trials"
+        )
+        lines.append(
+            f"{tried}; final rows: {', '.join(map(str, self.sweep.final_steps))} steps, evaluated on "
             f"{config.evaluation.split}"
         )
         left = [*self.new, *self.later]

@@ -295,7 +295,12 @@ def test_trained_methods_have_a_final_row_for_each_length_of_training(
         *(("zero-shot", 4), ("salsa", 4), ("salsa", 2), ("lora", 4), ("lora", 2)),
     ]
     assert finals[2].name == "bg_SALSA-salsa-encoder_lr0.01_s0_2steps"
+    assert "trials: 4 steps, seed 0; the best by cer on 2 dev clips" in make_plan(sweep).text()
     assert "final rows: 4, 2 steps, evaluated on test" in make_plan(sweep).text()
+    untried = write(tmp_path / "untried", tiny_base, tiny_shards, methods=[{"kind": "salsa"}])
+    assert (
+        "\nno trials; final rows: 4 steps, evaluated on test" in make_plan(load_sweep(untried)).text()
+    )
     run_here(path)
     rows = json_of(tmp_path / "sweep/results.json")["rows"]
     made = [(r["kind"], r["steps"]) for r in rows if r["stage"] == "final" and r["lr"]]
