@@ -92,7 +92,7 @@ def status(file: FileArgument) -> None:
     if chosen:
         done = sum(c.chosen is not None for c in chosen)
         waiting = sum(len(p.experiments) for p in made.later)
-        result(f"chosen: {done} of {len(chosen)}; {waiting} final rows wait for trials")
+        result(f"chosen: {done} of {len(chosen)}; {waiting} final rows wait for other jobs")
     open_ = [job.path for job in made.there if not job.done]
     for found in statuses(open_):
         number = f"  job {found.job.job}" if found.job else ""

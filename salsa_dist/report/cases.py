@@ -50,6 +50,7 @@ class Case:
         minutes: of speech that it was trained on; None where that is not known.
         steps: of its training; None where there are none.
         family: its name without the minutes and steps.
+        smaller: whether it had less speech, or fewer steps than the longest of its family.
     """
 
     language: str
@@ -65,6 +66,7 @@ class Case:
     minutes: float | None = None
     steps: int | None = None
     family: str = ""
+    smaller: bool = False
     learned: tuple[str, ...] = ()
     seeds: dict[int, dict[str, Scored]] = field(default_factory=dict)
     texts: dict[int, dict[str, Hypothesis]] = field(default_factory=dict)
@@ -173,9 +175,10 @@ def read_cases(
                 own = settings[adapter]
                 windows = {w for x, s, a, w in groups if (x, s, a) == key[:3]}
                 family = names[run, adapter] if names else label_of(file.config.method, own)
-                several = not each and len(lengths[family, own.languages]) > 1
+                several = set() if each else lengths[family, own.languages]
+                most = max(several) if len(several) > 1 else None
                 shown = adapter if each else family
-                made = _case(file, own, shown, hypotheses[0], named=each, by_steps=several)
+                made = _case(file, own, shown, hypotheses[0], named=each, most=most)
                 made = replace(made, compared=window == _compared_window(file.config, windows))
                 seed = own.seed
             case = cases.setdefault((language, split, made.method, window, made.learned), made)
@@ -219,14 +222,15 @@ def _case(
     first: Hypothesis,
     *,
     named: bool,
-    by_steps: bool,
+    most: int | None,
 ) -> Case:
+    """A case without its transcripts. `most`: steps of the longest, where its name tells the steps."""
     kind = file.config.method.kind
     learned = file.config.method.learns
     trained = {a.name: a.trained_numbers for a in file.adapters if learned}
     used = next((d.minutes for d in file.data if d.adapter == adapter.name), None)
     minutes = f", {adapter.minutes:g} min" if adapter.minutes is not None and not named else ""
-    steps = f", {adapter.steps:,} steps" if by_steps else ""
+    steps = f", {adapter.steps:,} steps" if most is not None else ""
     return Case(
         language=first.language,
         split=first.split,
@@ -240,6 +244,7 @@ def _case(
         minutes=used if adapter.minutes is None else adapter.minutes,
         steps=adapter.steps if learned else None,
         family=family,
+        smaller=bool(minutes) or (most is not None and adapter.steps < most),
         learned=adapter.languages,
     )
 

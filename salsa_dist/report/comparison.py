@@ -245,13 +245,7 @@ def untouched(run: Path | str, file: RunFiles) -> list[dict[str, Any]]:
 
 
 def _sites(cases: Sequence[Case], cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Gain in CER of each choice of sites, of steering vectors; `layer` where it is a single one.
-
-    Of several lengths of training the longest counts.
-    """
-    longest: dict[tuple[str, str], int] = defaultdict(int)
-    for e in cases:
-        longest[e.language, e.family] = max(e.steps or 0, longest[e.language, e.family])
+    """Gain in CER of each choice of sites, of steering vectors; `layer` where it is a single one."""
     return [
         {
             "language": e.language,
@@ -263,7 +257,7 @@ def _sites(cases: Sequence[Case], cells: Sequence[Mapping[str, Any]]) -> list[di
             **{kind: c["cer"][kind] for kind in ("gain", "gain_low", "gain_high")},
         }
         for e, c in zip(cases, cells, strict=True)
-        if e.rule and e.method in (e.family, f"{e.family}, {longest[e.language, e.family]:,} steps")
+        if e.rule and not e.smaller
     ]
 
 

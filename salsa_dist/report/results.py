@@ -172,11 +172,12 @@ def beside(results: Sequence[Result], means: Sequence[Mapping[str, Any]]) -> lis
     """Each other method, in each language, with a SALSA row of the same languages.
 
     That of the nearest number of trained numbers, by their ratio; beside what trains nothing, any. Of
-    several the one with the highest mean gain.
+    several the one with the highest mean gain. A mean of seeds' vectors, of several trainings, is none.
     """
     cases = [result.case for result in results]
     found = {(e.language, e.method, e.window_s): e for e in cases if rates(e.seeds, "cer")}
-    whole = {e.method for e in cases if e.method == e.family}  # not of some of the speech
+    whole = {e.method for e in cases if not e.smaller}
+    trained = {e.method for e in cases if any(e.losses.values())}
     rows: list[dict[str, Any]] = []
     for other in means:
         if steers(other["kind"], trained=True) or other["method"] not in whole:
@@ -186,7 +187,7 @@ def beside(results: Sequence[Result], means: Sequence[Mapping[str, Any]]) -> lis
             row
             for row in means
             if steers(row["kind"], trained=True)
-            and row["method"] in whole
+            and row["method"] in whole & trained
             and row["cer"] is not None
             and set(other["languages"]) <= set(row["languages"])
         ]

@@ -14,7 +14,6 @@ measure is no number never.
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import re
@@ -114,12 +113,16 @@ def finals_of(sweep: Sweep, choices: Sequence[Choice], guess: bool = False) -> l
         for language in choice.languages:
             seeds = (grid.seed or [sweep.config.training.seed])[: setting.seeds]
             lengths = sweep.final_steps if setting.method.learns else sweep.final_steps[:1]
-            for seed, steps in itertools.product(seeds, lengths):
-                experiment = _experiment(
-                    *(choice.corpus, language, choice.minutes, choice.method, setting),
-                    *(seed, steps, "final", grid.steps is not None and setting.method.learns),
-                )
-                finals.setdefault(experiment.name, experiment)  # without a seed, one row
+            for steps in lengths:
+                named = grid.steps is not None and setting.method.learns
+                where, rest = (choice.corpus, language, choice.minutes), (steps, "final", named)
+                own = [_experiment(*where, choice.method, setting, seed, *rest) for seed in seeds]
+                if setting.average_seeds:
+                    label = f"{choice.method}, mean of {len(own)} seeds"
+                    mean = _experiment(*where, label, replace(setting, seeded=False), 0, *rest)
+                    own.append(replace(mean, seeds_of=tuple(own)))
+                for experiment in own:
+                    finals.setdefault(experiment.name, experiment)  # without a seed, one row
     return list(finals.values())
 
 
@@ -171,6 +174,12 @@ def problems_of(sweep: Sweep) -> list[str]:
         f"two methods are called {label!r}: give one another name"
         for i, label in enumerate(labels)
         if slugs[i] in slugs[:i]
+    ]
+    seeds = len(grid.seed or [sweep.config.training.seed])
+    problems += [
+        f"{label}: average_seeds needs two seeds or more: name them in grid.seed"
+        for _, _, label, settings in _cells(sweep)
+        if settings[0].average_seeds and min(seeds, settings[0].seeds or seeds) < 2
     ]
     counts = {label: len(settings) for _, _, label, settings in _cells(sweep) if _tunable(settings)}
     told = ", ".join(f"{label} {count}" for label, count in counts.items())

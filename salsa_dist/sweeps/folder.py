@@ -41,6 +41,7 @@ from salsa_dist.new_folder import made_beside
 from salsa_dist.run import events
 from salsa_dist.run.folder import RunFolder
 from salsa_dist.steering.adapter_folder import FACTS
+from salsa_dist.steering.vectors import SteeringVectors
 from salsa_dist.training import halving
 from salsa_dist.whole_file import replace_file
 
@@ -122,6 +123,7 @@ def make_job(
     config: Mapping[str, Any],
     verbs: Sequence[str] = ("train",),
     stage: str = "job",
+    adapters: Sequence[SteeringVectors] = (),
 ) -> JobFolder:
     """Write a new job's folder; its name comes from its adapters.
 
@@ -130,6 +132,7 @@ def make_job(
         config: settings tree; the run's folder is filled in.
         verbs: commands that it takes, in their order.
         stage: first part of the folder's name.
+        adapters: those that it does not train, by their names.
     """
     digest = hashlib.sha256(json.dumps(sorted(identities.values())).encode()).hexdigest()
     path = sweep / "jobs" / f"{stage}-{digest[:8]}"
@@ -137,6 +140,8 @@ def make_job(
         with made_beside(path) as folder:
             text = yaml.safe_dump({**config, "run": str(path)}, sort_keys=False, allow_unicode=True)
             replace_file(RunFolder(folder).config, text)
+            for adapter in adapters:
+                adapter.save(RunFolder(folder).adapter(adapter.name))
             job = {"adapters": dict(identities), "verbs": list(verbs)}
             json_file.write(RunFolder(folder).job, SCHEMA, job)
     return JobFolder(path, dict(identities), tuple(verbs))

@@ -55,7 +55,7 @@ from salsa_dist.errors import UserError
 from salsa_dist.sweeps.methods import MethodEntry, Tuning
 
 _LONGEST_NAME = 80
-_NOT_IN_ROWS = ("method", "label", "stage", "steps", "start_from")
+_NOT_IN_ROWS = ("method", "label", "stage", "steps", "start_from", "seeds_of")
 
 
 def _minutes(size: Any) -> float | None:
@@ -151,6 +151,7 @@ class Experiment:
         label: of its method in the report.
         stage: "" of a grid; "try", measured on dev; "final", measured on the split of the config.
         steps: None: the config's training.steps.
+        seeds_of: the rows whose vectors' mean it is; it is not trained.
     """
 
     name: str
@@ -166,6 +167,7 @@ class Experiment:
     stage: str = ""
     steps: int | None = None
     start_from: Path | None = None
+    seeds_of: tuple[Experiment, ...] = ()
 
     def row(self) -> dict[str, Any]:
         """The settings as a flat row of a table."""

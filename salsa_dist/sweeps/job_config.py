@@ -17,7 +17,7 @@ from salsa_dist.sweeps.grid import Experiment, Sweep
 
 def verbs(sweep: Sweep, experiment: Experiment) -> list[str]:
     """The verbs of a job of such experiments."""
-    train = ["train"] if experiment.method.trains else []
+    train = ["train"] if experiment.method.trains and not experiment.seeds_of else []
     by_loss = sweep.file.tuning.choose_by == "loss"
     decodes = experiment.stage == "final" or (experiment.stage == "try" and not by_loss)
     return [*train, *(["evaluate"] if decodes else [])]
@@ -90,7 +90,9 @@ def identity(experiment: Experiment, sweep: Sweep, facts: BaseFacts, index: Shar
     )
     tree: dict[str, Any] = {"revision": facts.revision, "shards": index.hash}
     does = verbs(sweep, experiment)
-    if "train" in does:
+    if experiment.seeds_of:
+        tree["mean"] = [identity(e, sweep, facts, index) for e in experiment.seeds_of]
+    elif "train" in does:
         decided = settings(config, "vectors")
         decided["adapters.0.sites"] = select(experiment.sites, facts.layers)
         if experiment.start_from is not None:

@@ -42,6 +42,7 @@ class Setting:
         tried: what tells it from the method's other trials; "" where there is none.
         seeded: whether a seed changes anything.
         seeds: its final rows take the first so many seeds of the grid; None: all.
+        average_seeds: whether the mean of those seeds' vectors is a row of its own.
     """
 
     method: Method
@@ -52,6 +53,7 @@ class Setting:
     seeded: bool
     start_from: str | None = None
     seeds: int | None = None
+    average_seeds: bool = False
 
 
 def _listed(value: Any) -> Any:
@@ -182,6 +184,9 @@ class Salsa(_Entry):
     start_from: str | None = Field(
         None, description="adapter to start training from; {language} becomes the code"
     )
+    average_seeds: bool = Field(
+        False, description="a further row: one adapter per language, the mean of its seeds' vectors"
+    )
 
     def label(self, steering: SteeringConfig) -> str:
         rule, sites = self.rule or steering.rule, self.sites or steering.sites
@@ -191,7 +196,7 @@ class Salsa(_Entry):
     def settings(self, steering: SteeringConfig) -> list[Setting]:
         rule, sites = self.rule or steering.rule, self.sites or steering.sites
         made = _trained(SalsaMethod(), sites, rule, self.lr)
-        return [replace(setting, start_from=self.start_from) for setting in made]
+        return [replace(s, start_from=self.start_from, average_seeds=self.average_seeds) for s in made]
 
 
 MethodEntry = Annotated[

@@ -60,8 +60,9 @@ def pack(
             alone.setdefault((e.stage, e.corpus, method, language), []).append(e)
     packed += [_cost(own, sweep, facts, indexes[own[0].corpus]) for own in alone.values()]
     own = [e for e in missing if e.method.in_a_bank]
-    for stage in dict.fromkeys(e.stage for e in own):
-        packed += _pack_bank([e for e in own if e.stage == stage], sweep, facts, indexes, nodes)
+    for stage in dict.fromkeys((e.stage, bool(e.seeds_of)) for e in own):
+        these = [e for e in own if (e.stage, bool(e.seeds_of)) == stage]
+        packed += _pack_bank(these, sweep, facts, indexes, nodes)
     return packed
 
 
@@ -106,7 +107,7 @@ def _cost(experiments: list[Experiment], sweep: Sweep, facts: BaseFacts, index: 
     """The FLOP of a job, packed and separate, and the number of clips that it decodes."""
     config = sweep.config
     decoded = sum(_decoded(e, sweep, index) for e in experiments)
-    if not experiments[0].method.trains:
+    if not experiments[0].method.trains or experiments[0].seeds_of:
         return Packed(list(experiments), 0.0, 0.0, decoded=decoded)
     if not experiments[0].method.learns:
         clips = experiments[0].method.clips_computed({e.language for e in experiments})

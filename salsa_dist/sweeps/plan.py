@@ -4,14 +4,16 @@
           ─► Plan ── kept: jobs that are there        Plan.write() ─► SWEEP/jobs/<id>/config.yaml
                   └─ new: Packed jobs                 Plan.text()  ─► for people
 
-Of a comparison, what is known so far is planned: all trials, and the final rows of what has been chosen
-among trials that are done. So the same call gives the next jobs once the ones before are done.
+Of a comparison, what is known so far is planned: all trials, the final rows of what has been chosen
+among trials that are done, and the means of seeds that are done. So the same call gives the next jobs
+once the ones before are done.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +22,9 @@ from salsa_dist.config import Config
 from salsa_dist.data.index import ShardIndex
 from salsa_dist.errors import UserError
 from salsa_dist.metrics.error_rates import CHOSEN_BY
+from salsa_dist.run.folder import RunFolder
 from salsa_dist.run.settled import begun_in, settled, with_precision
+from salsa_dist.steering.vectors import SteeringVectors
 from salsa_dist.sweeps.choosing import (
     Choice,
     choose,
@@ -49,7 +53,8 @@ class Plan:
         new: jobs for the others.
         flop_per_s: measured over the sweep's own steps so far; None: none was made.
         choices: of a comparison, what was chosen so far.
-        later: of a comparison, jobs for final rows that wait for trials, by a guess of what is chosen.
+        later: of a comparison, jobs for final rows that wait for trials, by a guess of what is chosen,
+            or for the seeds whose mean they are.
         older: what release 0.1 knew the adapters by, see `older_identities`.
     """
 
@@ -77,10 +82,19 @@ class Plan:
                 job_config(self.sweep, packed.experiments),
                 verbs(self.sweep, packed.experiments[0]),
                 packed.experiments[0].stage or "job",
+                [self._mean(e) for e in packed.experiments if e.seeds_of],
             )
             for packed in self.new
         ]
         return [job for job in [*self.there, *made] if not job.done]
+
+    def _mean(self, experiment: Experiment) -> SteeringVectors:
+        """The mean of the vectors of an experiment's seeds, which are done."""
+        named = {e.name: i for e, i in zip(self.sweep.experiments, self.identities, strict=True)}
+        where = {i: (job.path, name) for job in self.there for name, i in job.adapters.items()}
+        folders = [where[named[e.name]] for e in experiment.seeds_of]
+        own = [SteeringVectors.load(RunFolder(run).adapter(name)) for run, name in folders]
+        return replace(SteeringVectors.average(own), name=experiment.name)
 
     def rows(self) -> list[dict[str, Any]]:
         """The current table of results."""
@@ -144,7 +158,7 @@ class Plan:
         lines = []
         for label in self.sweep.labels():
             trials = [e for e in self.sweep.experiments if e.label == label and e.stage == "try"]
-            rows = [e for e in finals if e.label == label]
+            rows = [e for e in finals if (e.seeds_of[0] if e.seeds_of else e).label == label]
             done = [sum(state.get(e.name) == "done" for e in own) for own in (trials, rows)]
             lines.append(
                 f"{label}: {len(trials)} trials ({done[0]} done), {len(rows)} final rows "
@@ -239,10 +253,12 @@ def make_plan(sweep: Sweep, nodes: int = 1, device: str | None = None) -> Plan:
             rows = result_rows([e.row() for e in trials], own, job_folders(folder, older))
             by = CHOSEN_BY.get(sweep.file.tuning.choose_by, "dev_loss")
             choices = choose(sweep, {r["name"]: r[by] for r in rows if r["state"] == "done"})
-            finals = finals_of(sweep, choices)
+            decided = finals_of(sweep, choices)
+            done = _done_in(folder, decided, sweep, facts, indexes)
+            finals = [e for e in decided if done.issuperset(x.name for x in e.seeds_of)]
             known = {e.name for e in finals}
-            decided = [c for c in choices if c.chosen is None]
-            waiting = [e for e in finals_of(sweep, decided, guess=True) if e.name not in known]
+            guessed = finals_of(sweep, [c for c in choices if c.chosen is None], guess=True)
+            waiting = [e for e in [*decided, *guessed] if e.name not in known]
             sweep = replace(sweep, experiments=[*trials, *finals])
         else:
             sweep = replace(sweep, experiments=everything)
@@ -279,6 +295,19 @@ def make_plan(sweep: Sweep, nodes: int = 1, device: str | None = None) -> Plan:
         later=pack(waiting, sweep, facts, indexes, nodes),
         older=older,
     )
+
+
+def _done_in(
+    folder: Path,
+    experiments: Sequence[Experiment],
+    sweep: Sweep,
+    facts: BaseFacts,
+    indexes: Mapping[str, ShardIndex],
+) -> set[str]:
+    """Names of the trained experiments whose jobs are done."""
+    older = older_identities(experiments, sweep, facts, indexes)
+    done = {i for job in job_folders(folder, older) if job.done for i in job.adapters.values()}
+    return {e.name for e in experiments if identity(e, sweep, facts, indexes[e.corpus]) in done}
 
 
 def _in_one_precision(sweep: Sweep, device: str | None) -> Config:

@@ -314,6 +314,50 @@ def test_trained_methods_have_a_final_row_for_each_length_of_training(
     assert "Gain in CER against training steps" in page
 
 
+def test_the_mean_of_seeds_is_a_row_of_its_own(
+    tmp_path: Path, tiny_base: Path, tiny_shards: Path
+) -> None:
+    methods = [
+        {"kind": "zero-shot"},
+        {"kind": "salsa", "sites": "encoder", "lr": 0.05, "average_seeds": True},
+        {"kind": "lora", "rank": 1, "targets": ["v_proj"], "sites": "encoder", "lr": 0.001},
+    ]
+    grid = {"language": ["bg", "el"], "seed": [0, 1, 2]}
+    path = write(tmp_path, tiny_base, tiny_shards, methods=methods, grid=grid)
+    label = "SALSA (salsa), encoder, mean of 3 seeds"
+    before = make_plan(load_sweep(path))
+    assert label not in {e.label for e in before.sweep.experiments}
+    assert {e.label for p in before.later for e in p.experiments} == {label}
+    assert "SALSA (salsa), encoder: 0 trials (0 done), 8 final rows (0 done)" in before.text()
+    run_here(path)
+    made = make_plan(load_sweep(path))
+    assert made.finished
+    jobs = {name: job for job in made.there for name in job.adapters}
+    seeds = [f"bg_SALSA-salsa-encoder_lr0.05_s{seed}" for seed in grid["seed"]]
+    name = "bg_SALSA-salsa-encoder-mean-of-3-seeds_lr0.05"
+    assert jobs[name].verbs == ("evaluate",)
+    own, *parts = (SteeringVectors.load(jobs[x].path / "adapters" / x) for x in (name, *seeds))
+    assert own.name == name
+    for site, vector in own.vectors.items():
+        assert torch.allclose(vector, sum(p.vectors[site] for p in parts) / 3)
+        assert vector.abs().max() > 0
+    comparison = json_of(tmp_path / "sweep/report/comparison.json")
+    rows = {(c["method"], c["language"]): c["seeds"] for c in comparison["cells"]}
+    assert rows[label, "bg"] == rows[label, "el"] == [0]
+    assert rows["SALSA (salsa), encoder", "bg"] == [0, 1, 2]
+    assert {r["salsa"] for r in comparison["beside"]} == {"SALSA (salsa), encoder"}
+    # Other seeds make another mean.
+    tree = yaml.safe_load(path.read_text())
+    tree["grid"]["seed"] = [0, 1]
+    path.write_text(yaml.safe_dump(tree))
+    fewer = make_plan(load_sweep(path))
+    assert {e.label for p in fewer.new for e in p.experiments} == {label.replace("3", "2")}
+    tree["grid"]["seed"] = [0]
+    path.write_text(yaml.safe_dump(tree))
+    with pytest.raises(UserError, match="average_seeds needs two seeds or more"):
+        make_plan(load_sweep(path))
+
+
 def test_trials_in_some_languages_serve_all_and_an_experiment_may_have_fewer_seeds(
     tmp_path: Path, tiny_base: Path, tiny_shards: Path
 ) -> None:
