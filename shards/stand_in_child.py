@@ -68,7 +68,8 @@ def audio_of(utterance: Utterance) -> bytes:
 def made_of(utterance: Utterance) -> list[Path]:
     """Festival and the voice's files, where Debian has them."""
     program = shutil.which(_PROGRAM)
-    return [*([Path(program)] if program else []), *sorted(VOICE_FOLDER.rglob("*"))]
+    language = VOICE_FOLDER.parents[2].glob("czech*")  # how text is read
+    return [*([Path(program)] if program else []), *sorted([*VOICE_FOLDER.rglob("*"), *language])]
 
 
 def spoken(text: str) -> bytes:

@@ -90,9 +90,10 @@ def status(file: FileArgument) -> None:
     result(", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)))
     chosen = [c for c in made.choices if len(c.trials) > 1]
     if chosen:
-        done = sum(c.chosen is not None for c in chosen)
+        result(f"chosen: {sum(c.chosen is not None for c in chosen)} of {len(chosen)}")
+    if made.later:
         waiting = sum(len(p.experiments) for p in made.later)
-        result(f"chosen: {done} of {len(chosen)}; {waiting} final rows wait for other jobs")
+        result(f"{waiting} final rows wait for jobs: run the sweep once more when they are done")
     open_ = [job.path for job in made.there if not job.done]
     for found in statuses(open_):
         number = f"  job {found.job.job}" if found.job else ""

@@ -53,11 +53,12 @@ class Task:
         recipe = load_recipe(self.recipe)
         if hasattr(recipe, "audio_of") and recipe.__file__:  # what it makes is decided by its code
             digest.update(Path(recipe.__file__).read_bytes())
-        made_of = getattr(recipe, "made_of", lambda utterance: [utterance.audio])
+        made_of = getattr(recipe, "made_of", lambda utterance: ())
         for u in self.utterances:
             about = (*(getattr(u, name) for name in u.__slots__ if name != "extra"), dict(u.extra))
             digest.update(repr(about).encode("utf-8", "surrogatepass"))
-            digest.update(repr([_stamp(path) for path in made_of(u)]).encode())
+            digest.update(repr(_stamp(u.audio)).encode())
+            digest.update("".join(repr(_stamp(path)) for path in made_of(u)).encode())
         return digest.hexdigest()
 
 

@@ -16,7 +16,8 @@
 `--nodes` is how many nodes the sweep may use at once, `--array-parallelism` how many jobs; nodes and
 ranks of one job are in the sweep file. The same command submits what is missing, failed or was
 stopped; jobs that wait or run are left alone. A task that fails is requeued without the others. A
-comparison is submitted twice: its trials, and once these are done the final rows of what was chosen.
+comparison is submitted again: its trials, once these are done the final rows of what was chosen, and
+once those are done the means of seeds.
 """
 
 from __future__ import annotations

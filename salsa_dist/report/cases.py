@@ -50,7 +50,9 @@ class Case:
         minutes: of speech that it was trained on; None where that is not known.
         steps: of its training; None where there are none.
         family: its name without the minutes and steps.
-        smaller: whether it had less speech, or fewer steps than the longest of its family.
+        few_minutes: whether it had a part of the speech.
+        few_steps: whether it had fewer steps than the longest of its family.
+        averaged: whether it is a mean of adapters, and was not trained itself.
     """
 
     language: str
@@ -66,7 +68,9 @@ class Case:
     minutes: float | None = None
     steps: int | None = None
     family: str = ""
-    smaller: bool = False
+    few_minutes: bool = False
+    few_steps: bool = False
+    averaged: bool = False
     learned: tuple[str, ...] = ()
     seeds: dict[int, dict[str, Scored]] = field(default_factory=dict)
     texts: dict[int, dict[str, Hypothesis]] = field(default_factory=dict)
@@ -83,6 +87,11 @@ class Case:
         """Component and number of the layer, if only one layer is steered."""
         component, _, rest = self.sites.partition(":")
         return (component, int(rest)) if self.rule and rest.isdigit() else None
+
+    @property
+    def smaller(self) -> bool:
+        """Whether its family has a case of more speech or steps, which stands for it beside others."""
+        return self.few_minutes or self.few_steps
 
     def part(self, keys: Collection[str]) -> Case:
         """Only these utterances."""
@@ -175,8 +184,7 @@ def read_cases(
                 own = settings[adapter]
                 windows = {w for x, s, a, w in groups if (x, s, a) == key[:3]}
                 family = names[run, adapter] if names else label_of(file.config.method, own)
-                several = set() if each else lengths[family, own.languages]
-                most = max(several) if len(several) > 1 else None
+                most = None if each else lengths.get((family, own.languages))
                 shown = adapter if each else family
                 made = _case(file, own, shown, hypotheses[0], named=each, most=most)
                 made = replace(made, compared=window == _compared_window(file.config, windows))
@@ -204,15 +212,23 @@ def read_cases(
 
 def _lengths(
     runs: Sequence[Path], files: Sequence[RunFiles], names: Mapping[tuple[Path, str], str] | None
-) -> dict[tuple[str, tuple[str, ...]], set[int]]:
-    """By family and languages, the numbers of steps that its adapters were trained for."""
-    lengths: dict[tuple[str, tuple[str, ...]], set[int]] = defaultdict(set)
+) -> dict[tuple[str, tuple[str, ...]], int]:
+    """By family and languages the most steps, where its adapters were trained for several numbers.
+
+    Not where each seed has one number: seeds of as many epochs differ in steps.
+    """
+    lengths: dict[tuple[str, tuple[str, ...]], dict[int, set[int]]] = {}
     for run, file in zip(runs, files, strict=True):
         for own in file.config.adapter_settings() if file.config.method.learns else ():
             if names is None or (run, own.name) in names:
                 family = names[run, own.name] if names else label_of(file.config.method, own)
-                lengths[family, own.languages].add(own.steps)
-    return lengths
+                seeds = lengths.setdefault((family, own.languages), defaultdict(set))
+                seeds[own.seed].add(own.steps)
+    return {
+        key: max(steps for own in seeds.values() for steps in own)
+        for key, seeds in lengths.items()
+        if any(len(own) > 1 for own in seeds.values())
+    }
 
 
 def _case(
@@ -227,7 +243,8 @@ def _case(
     """A case without its transcripts. `most`: steps of the longest, where its name tells the steps."""
     kind = file.config.method.kind
     learned = file.config.method.learns
-    trained = {a.name: a.trained_numbers for a in file.adapters if learned}
+    adapters = {a.name: a for a in file.adapters if learned}
+    saved = adapters.get(adapter.name)
     used = next((d.minutes for d in file.data if d.adapter == adapter.name), None)
     minutes = f", {adapter.minutes:g} min" if adapter.minutes is not None and not named else ""
     steps = f", {adapter.steps:,} steps" if most is not None else ""
@@ -238,13 +255,15 @@ def _case(
         window_s=first.window_s,
         kind=kind,
         adapter=adapter.name,
-        trained=trained.get(adapter.name, 0),
+        trained=saved.trained_numbers if saved else 0,
         sites=adapter.sites if file.config.method.trains else "",
         rule=adapter.rule if file.config.method.steers and learned else "",
         minutes=used if adapter.minutes is None else adapter.minutes,
         steps=adapter.steps if learned else None,
         family=family,
-        smaller=bool(minutes) or (most is not None and adapter.steps < most),
+        few_minutes=bool(minutes),
+        few_steps=most is not None and adapter.steps < most,
+        averaged=saved is not None and saved.averaged,
         learned=adapter.languages,
     )
 

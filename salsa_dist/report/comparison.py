@@ -262,10 +262,14 @@ def _sites(cases: Sequence[Case], cells: Sequence[Mapping[str, Any]]) -> list[di
 
 
 def _curve(of: str, cases: Sequence[Case], cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Gain in CER against `minutes` of training speech or `steps`, where a language has several."""
+    """Gain in CER against `minutes` of training speech or `steps`, where a language has several.
+
+    The other of the two is at its largest.
+    """
+    shown = [not (e.few_steps if of == "minutes" else e.few_minutes) for e in cases]
     places: dict[tuple[str, str], set[float]] = defaultdict(set)
-    for e in cases:
-        if getattr(e, of) is not None:
+    for e, counts in zip(cases, shown, strict=True):
+        if counts and getattr(e, of) is not None:
             places[e.language, e.family].add(getattr(e, of))
     return [
         {
@@ -275,8 +279,9 @@ def _curve(of: str, cases: Sequence[Case], cells: Sequence[Mapping[str, Any]]) -
             of: getattr(e, of),
             **{kind: c["cer"][kind] for kind in ("gain", "gain_low", "gain_high")},
         }
-        for e, c in zip(cases, cells, strict=True)
-        if getattr(e, of) is not None
+        for e, c, counts in zip(cases, cells, shown, strict=True)
+        if counts
+        and getattr(e, of) is not None
         and e.method != ZERO_SHOT
         and len(places[e.language, e.family]) > 1
     ]

@@ -7,7 +7,7 @@ comparison.json's tree ──comparison_figures> {name: SVG}, {name: what its ca
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import mean
 from typing import Any
 
@@ -65,8 +65,9 @@ def comparison_figures(comparison: Mapping[str, Any]) -> tuple[dict[str, str], d
     figures: dict[str, str] = {}
     about: dict[str, str] = {}
     ranked = comparison["mean"]
-    best_of_kind = {row["kind"]: row["method"] for row in reversed(ranked)}
-    shown = [row["method"] for row in ranked if best_of_kind[row["kind"]] == row["method"]]
+    shown = _best_of_kind(ranked)
+    averaged = {cell["method"] for cell in comparison["cells"] if cell["averaged"]}
+    learned = [row for row in ranked if row["method"] not in averaged]  # in one training for each seed
     _gain_figures(comparison, figures, about)
     _scale_figure(comparison, figures)
     rows: dict[str, list[plots.Point]] = defaultdict(list)
@@ -82,14 +83,14 @@ def comparison_figures(comparison: Mapping[str, Any]) -> tuple[dict[str, str], d
         figures["cer"] = plots.error_rates("CER", sorted(rows.items()))
     trained: dict[str, dict[float, list[float]]] = {}
     for row in comparison["losses"]:
-        if row["method"] in shown:
+        if row["method"] in _best_of_kind(learned):
             at = trained.setdefault(row["method"], defaultdict(list))
             for step, loss in row["points"]:
                 at[step].append(loss)
     if trained:
         curves = {m: [(s, mean(x)) for s, x in sorted(p.items())] for m, p in trained.items()}
         figures["loss"] = plots.loss_curves(curves)
-    steered = [row["method"] for row in ranked if steers(row["kind"])]
+    steered = [row["method"] for row in learned if steers(row["kind"])]
     norms = [row for row in comparison["norms"] if row["method"] == next(iter(steered), None)]
     if norms:
         about["norms"] = norms[0]["method"]
@@ -104,6 +105,12 @@ def comparison_figures(comparison: Mapping[str, Any]) -> tuple[dict[str, str], d
         about["cosines"] = method
         figures["cosines"] = plots.cosines(names, [[pair[a, b] for b in names] for a in names])
     return figures, about
+
+
+def _best_of_kind(ranked: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The first method of each kind, in their order."""
+    best = {row["kind"]: row["method"] for row in reversed(ranked)}
+    return [row["method"] for row in ranked if best[row["kind"]] == row["method"]]
 
 
 def _scale_figure(tree: Mapping[str, Any], figures: dict[str, str]) -> None:
@@ -175,11 +182,9 @@ def _gain_figures(
 
 def _smaller(comparison: Mapping[str, Any]) -> set[str]:
     """Methods that are another with less speech or fewer steps: figures of curves show them."""
-    less = {row["sized"] for row in comparison["minutes"] if row["sized"] != row["method"]}
-    most: dict[str, int] = {}
-    for row in comparison["steps"]:
-        most[row["method"]] = max(row["steps"], most.get(row["method"], 0))
-    return less | {row["sized"] for row in comparison["steps"] if row["steps"] < most[row["method"]]}
+    cells = comparison["cells"]
+    whole = {cell["method"] for cell in cells if not cell["smaller"]}
+    return {cell["method"] for cell in cells} - whole
 
 
 def _gain(row: Mapping[str, Any]) -> Gain:

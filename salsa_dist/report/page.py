@@ -49,7 +49,7 @@ def _page(
         run=report.facts if report else None,
         config_text=report.config_text if report else "",
         best=tables.best_rates(cells),
-        best_mean=_best_mean(c),
+        best_means=_best_means(c),
         languages=sorted({cell["language"] for cell in cells}),
         places=_places(c, sort=report is None),
         splits={cell["split"] for cell in cells},
@@ -143,11 +143,13 @@ def _untried(comparison: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(named))
 
 
-def _best_mean(comparison: Mapping[str, Any]) -> float | None:
-    """The highest mean gain in CER of the methods that have all languages."""
+def _best_means(comparison: Mapping[str, Any]) -> set[tuple[str, float]]:
+    """The methods, at their windows, of the highest mean gain in CER over all languages."""
     languages = {cell["language"] for cell in comparison["cells"]}
-    means = [row["cer"] for row in comparison["mean"] if len(row["languages"]) == len(languages)]
-    return max((x for x in means if x is not None), default=None)
+    whole = [row for row in comparison["mean"] if len(row["languages"]) == len(languages)]
+    best = max((row["cer"] for row in whole if row["cer"] is not None), default=None)
+    known = [row for row in whole if row["cer"] is not None and row["cer"] == best]
+    return {(row["method"], row["window_s"]) for row in known}
 
 
 def _mean(values: Collection[float | None]) -> float | None:

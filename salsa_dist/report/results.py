@@ -96,6 +96,8 @@ def cell_of(result: Result) -> dict[str, Any]:
         "window_s": case.window_s,
         "trained_numbers": case.trained,
         "minutes": case.minutes,
+        "smaller": case.smaller,
+        "averaged": case.averaged,
         "seeds": sorted(case.seeds),
         "unit": normalise.unit(case.language),
         **{name: getattr(s, name) for name in _COUNTS},
@@ -177,7 +179,7 @@ def beside(results: Sequence[Result], means: Sequence[Mapping[str, Any]]) -> lis
     cases = [result.case for result in results]
     found = {(e.language, e.method, e.window_s): e for e in cases if rates(e.seeds, "cer")}
     whole = {e.method for e in cases if not e.smaller}
-    trained = {e.method for e in cases if any(e.losses.values())}
+    averaged = {e.method for e in cases if e.averaged}
     rows: list[dict[str, Any]] = []
     for other in means:
         if steers(other["kind"], trained=True) or other["method"] not in whole:
@@ -187,7 +189,7 @@ def beside(results: Sequence[Result], means: Sequence[Mapping[str, Any]]) -> lis
             row
             for row in means
             if steers(row["kind"], trained=True)
-            and row["method"] in whole & trained
+            and row["method"] in whole - averaged
             and row["cer"] is not None
             and set(other["languages"]) <= set(row["languages"])
         ]

@@ -50,6 +50,8 @@ class AdapterFile:
     """Audio window that it was trained at; None where its facts do not say so."""
     silence_stride: int
     """1 in this many positions of the trailing padding was kept in training."""
+    averaged: bool
+    """Whether it is made of other adapters, and was not trained itself."""
     vectors: dict[str, NDArray[np.float32]]
     """By site, each `(hidden,)`; none where another method was trained."""
 
@@ -108,6 +110,7 @@ def _read_tuned(run: Path, name: str) -> AdapterFile:
         trained_numbers=facts["trained_numbers"],
         window_s=_trained_with(facts, "window_s"),
         silence_stride=1,
+        averaged=False,
         vectors={},
     )
 
@@ -135,6 +138,7 @@ def _read_adapter(run: Path, name: str, command: str) -> AdapterFile:
         trained_numbers=sum(v.numel() for v in vectors.values()),
         window_s=_trained_with(facts, "window_s"),
         silence_stride=int(_trained_with(facts, "silence_stride") or 1),
+        averaged=facts.get("training", "not said") is None,
         vectors={site: v.numpy() for site, v in vectors.items()},
     )
 

@@ -111,14 +111,15 @@ def finals_of(sweep: Sweep, choices: Sequence[Choice], guess: bool = False) -> l
         if setting is None:
             continue
         for language in choice.languages:
-            seeds = (grid.seed or [sweep.config.training.seed])[: setting.seeds]
-            lengths = sweep.final_steps if setting.method.learns else sweep.final_steps[:1]
+            seeds = _seeds(sweep)[: setting.seeds]
+            learns = setting.method.learns
+            lengths = sweep.final_steps if learns else [sweep.config.training.steps]
             for steps in lengths:
-                named = grid.steps is not None and setting.method.learns
+                named = grid.steps is not None and learns
                 where, rest = (choice.corpus, language, choice.minutes), (steps, "final", named)
                 own = [_experiment(*where, choice.method, setting, seed, *rest) for seed in seeds]
                 if setting.average_seeds:
-                    label = f"{choice.method}, mean of {len(own)} seeds"
+                    label = _mean_label(choice.method, seeds)
                     mean = _experiment(*where, label, replace(setting, seeded=False), 0, *rest)
                     own.append(replace(mean, seeds_of=tuple(own)))
                 for experiment in own:
@@ -168,18 +169,19 @@ def problems_of(sweep: Sweep) -> list[str]:
         for what in ("include", "exclude", "halving")
         if getattr(file, what)
     ]
+    averaged = {label: s[0] for _, _, label, s in _cells(sweep) if s[0].average_seeds}
     labels = sweep.labels()
+    labels += [_mean_label(label, _seeds(sweep)[: s.seeds]) for label, s in averaged.items()]
     slugs = [_slug(label) for label in labels]
     problems += [
         f"two methods are called {label!r}: give one another name"
         for i, label in enumerate(labels)
         if slugs[i] in slugs[:i]
     ]
-    seeds = len(grid.seed or [sweep.config.training.seed])
     problems += [
         f"{label}: average_seeds needs two seeds or more: name them in grid.seed"
-        for _, _, label, settings in _cells(sweep)
-        if settings[0].average_seeds and min(seeds, settings[0].seeds or seeds) < 2
+        for label, setting in averaged.items()
+        if len(_seeds(sweep)[: setting.seeds]) < 2
     ]
     counts = {label: len(settings) for _, _, label, settings in _cells(sweep) if _tunable(settings)}
     told = ", ".join(f"{label} {count}" for label, count in counts.items())
@@ -270,6 +272,15 @@ def _experiment(
         steps=steps,
         start_from=_start(setting, language),
     )
+
+
+def _seeds(sweep: Sweep) -> list[int]:
+    """The seeds of final rows, each once."""
+    return list(dict.fromkeys(sweep.file.grid.seed or [sweep.config.training.seed]))
+
+
+def _mean_label(label: str, seeds: Sequence[int]) -> str:
+    return f"{label}, mean of {len(seeds)} seeds"
 
 
 def _start(setting: Setting, language: str) -> Path | None:

@@ -70,10 +70,15 @@ class JobFolder:
     def to_do(self) -> list[str]:
         """Unfinished verbs: `train` is done when adapters are saved, `evaluate` by its summary."""
         made = {
-            "train": all(self._has_adapter(name) for name in self.adapters),
+            "train": self.whole,
             "evaluate": RunFolder(self.path).evaluation_summary.is_file(),
         }
         return [verb for verb in self.verbs if not made[verb]]
+
+    @property
+    def whole(self) -> bool:
+        """Whether all its adapters are there."""
+        return all(self._has_adapter(name) for name in self.adapters)
 
     def _has_adapter(self, name: str) -> bool:
         folder = RunFolder(self.path).adapter(name)
@@ -140,10 +145,10 @@ def make_job(
         with made_beside(path) as folder:
             text = yaml.safe_dump({**config, "run": str(path)}, sort_keys=False, allow_unicode=True)
             replace_file(RunFolder(folder).config, text)
-            for adapter in adapters:
-                adapter.save(RunFolder(folder).adapter(adapter.name))
             job = {"adapters": dict(identities), "verbs": list(verbs)}
             json_file.write(RunFolder(folder).job, SCHEMA, job)
+    for adapter in adapters:
+        adapter.save(RunFolder(path).adapter(adapter.name))
     return JobFolder(path, dict(identities), tuple(verbs))
 
 

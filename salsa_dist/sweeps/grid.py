@@ -16,8 +16,8 @@ include: [{language: bg, sites: llm}]        what is left out is the first of it
 exclude: [{language: el, lr: 0.03}]
 jobs: {adapters: 64}
 
-With `methods` (see `methods.py`) it is a comparison: the grid says languages, seeds and sizes, and
-`choosing.py` makes trials and final rows of them.
+With `methods` (see `methods.py`) it is a comparison: the grid says languages, seeds, sizes and steps,
+and `choosing.py` makes trials and final rows of them.
 
 Experiment ── one adapter: name, corpus, language, sites, rule, lr, seed, minutes; method, label …
 """
@@ -55,7 +55,7 @@ from salsa_dist.errors import UserError
 from salsa_dist.sweeps.methods import MethodEntry, Tuning
 
 _LONGEST_NAME = 80
-_NOT_IN_ROWS = ("method", "label", "stage", "steps", "start_from", "seeds_of")
+_NOT_IN_ROWS = ("method", "label", "stage", "steps", "start_from", "seeds_of", "digests")
 
 
 def _minutes(size: Any) -> float | None:
@@ -94,7 +94,7 @@ class Choice(Section):
     lr: float | None = None
     seed: int | None = None
     size: Minutes = None
-    steps: int | None = None
+    steps: int | None = Field(None, ge=1)
 
 
 class Jobs(Section):
@@ -152,6 +152,7 @@ class Experiment:
         stage: "" of a grid; "try", measured on dev; "final", measured on the split of the config.
         steps: None: the config's training.steps.
         seeds_of: the rows whose vectors' mean it is; it is not trained.
+        digests: of those vectors, once they are there.
     """
 
     name: str
@@ -168,6 +169,7 @@ class Experiment:
     steps: int | None = None
     start_from: Path | None = None
     seeds_of: tuple[Experiment, ...] = ()
+    digests: tuple[str, ...] = ()
 
     def row(self) -> dict[str, Any]:
         """The settings as a flat row of a table."""
@@ -218,6 +220,8 @@ def load_sweep(path: str | Path) -> Sweep:
     config = _shared_config(file, path)
     corpora = file.grid.corpus or {"": config.data.shards}
     experiments = [] if file.methods else _experiments(file, config, corpora)
+    if file.halving and len({e.steps or config.training.steps for e in experiments}) > 1:
+        raise UserError(f"sweep {path}: halving needs adapters of equal steps: remove steps or halving")
     return Sweep(path, file, config, corpora, experiments)
 
 
@@ -240,8 +244,6 @@ def _shared_config(file: SweepFile, path: Path) -> Config:
     if tree["training"].get("silence_stride", "auto") == "auto":
         tree["training"]["silence_stride"] = 1  # the same for all that are compared
     config = parse_config(tree, f"sweep {path}, config")
-    if file.halving and file.grid.steps:
-        raise UserError(f"sweep {path}: halving needs equal steps: remove grid.steps or halving")
     if config.training.epochs is not None:
         raise UserError(
             f"sweep {path}: training.epochs gives adapters unequal steps, and a sweep compares them at "
@@ -265,14 +267,16 @@ def _experiments(
         "steps": grid.steps or [None],
     }
     chosen = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
-    chosen = [c for c in chosen if not any(_matches(c, out) for out in file.exclude)]
+    steps = config.training.steps
+    chosen = [c for c in chosen if not any(_matches(c, out, steps) for out in file.exclude)]
     first = {axis: values[0] for axis, values in axes.items()}
     chosen += [{**first, **choice.model_dump(exclude_unset=True)} for choice in file.include]
     return [_experiment(choice) for choice in chosen]
 
 
-def _matches(chosen: dict[str, Any], out: Choice) -> bool:
-    return all(chosen[axis] == value for axis, value in out.model_dump(exclude_unset=True).items())
+def _matches(chosen: dict[str, Any], out: Choice, steps: int) -> bool:
+    own = {**chosen, "steps": chosen["steps"] or steps}
+    return all(own[axis] == value for axis, value in out.model_dump(exclude_unset=True).items())
 
 
 def _experiment(choice: dict[str, Any]) -> Experiment:

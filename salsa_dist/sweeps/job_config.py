@@ -91,7 +91,7 @@ def identity(experiment: Experiment, sweep: Sweep, facts: BaseFacts, index: Shar
     tree: dict[str, Any] = {"revision": facts.revision, "shards": index.hash}
     does = verbs(sweep, experiment)
     if experiment.seeds_of:
-        tree["mean"] = [identity(e, sweep, facts, index) for e in experiment.seeds_of]
+        tree["mean"] = sorted(experiment.digests)
     elif "train" in does:
         decided = settings(config, "vectors")
         decided["adapters.0.sites"] = select(experiment.sites, facts.layers)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -254,8 +253,7 @@ def make_plan(sweep: Sweep, nodes: int = 1, device: str | None = None) -> Plan:
             by = CHOSEN_BY.get(sweep.file.tuning.choose_by, "dev_loss")
             choices = choose(sweep, {r["name"]: r[by] for r in rows if r["state"] == "done"})
             decided = finals_of(sweep, choices)
-            done = _done_in(folder, decided, sweep, facts, indexes)
-            finals = [e for e in decided if done.issuperset(x.name for x in e.seeds_of)]
+            finals = _with_means(decided, sweep, facts, indexes)
             known = {e.name for e in finals}
             guessed = finals_of(sweep, [c for c in choices if c.chosen is None], guess=True)
             waiting = [e for e in [*decided, *guessed] if e.name not in known]
@@ -280,7 +278,10 @@ def make_plan(sweep: Sweep, nodes: int = 1, device: str | None = None) -> Plan:
         raise UserError(f"sweep {sweep.path} can't run, {count} problems:{listed}")
     wanted = set(identities)
     older = older_identities(sound, sweep, facts, indexes)
+    means = {i for e, i in zip(sound, identities, strict=True) if e.seeds_of}
     there = [j for j in job_folders(folder, older) if wanted & set(j.adapters.values())]
+    # A mean that was removed is made again; what is trained again needs its job.
+    there = [j for j in there if j.whole or not means & set(j.adapters.values())]
     if sweep.file.halving is None:
         # What an earlier halving cut short is not done for a sweep that has none.
         there = [j for j in there if not (j.done and j.dropped())]
@@ -297,17 +298,31 @@ def make_plan(sweep: Sweep, nodes: int = 1, device: str | None = None) -> Plan:
     )
 
 
-def _done_in(
-    folder: Path,
-    experiments: Sequence[Experiment],
+def _with_means(
+    finals: Sequence[Experiment],
     sweep: Sweep,
     facts: BaseFacts,
     indexes: Mapping[str, ShardIndex],
-) -> set[str]:
-    """Names of the trained experiments whose jobs are done."""
-    older = older_identities(experiments, sweep, facts, indexes)
-    done = {i for job in job_folders(folder, older) if job.done for i in job.adapters.values()}
-    return {e.name for e in experiments if identity(e, sweep, facts, indexes[e.corpus]) in done}
+) -> list[Experiment]:
+    """The final rows without the means whose seeds are not done; the others know their vectors."""
+    trained = [e for e in finals if not e.seeds_of]
+    if len(trained) == len(finals):
+        return trained
+    older = older_identities(trained, sweep, facts, indexes)
+    done = {
+        own: RunFolder(job.path).adapter(name)
+        for job in job_folders(sweep.file.sweep, older)
+        if job.done
+        for name, own in job.adapters.items()
+    }
+    where = {e.name: done.get(identity(e, sweep, facts, indexes[e.corpus])) for e in trained}
+    found = []
+    for e in finals:
+        folders = [where[seed.name] for seed in e.seeds_of]
+        if None not in folders:
+            digests = tuple(SteeringVectors.load(folder).digest() for folder in folders if folder)
+            found.append(replace(e, digests=digests))
+    return found
 
 
 def _in_one_precision(sweep: Sweep, device: str | None) -> Config:

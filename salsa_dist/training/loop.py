@@ -47,6 +47,7 @@ from salsa_dist.training.longest_pass import shows_at_once
 from salsa_dist.training.opening import opened
 from salsa_dist.training.pass_limit import kept_limit
 from salsa_dist.training.record import record_placement, record_step
+from salsa_dist.training.saved_adapters import refuse_averaged
 from salsa_dist.training.speed import Speed
 from salsa_dist.training.step_counts import StepCounts
 
@@ -88,6 +89,7 @@ def train(config: Config) -> Trained:
             "base.dtype float16 has no loss scaling here, so small gradients would become zero: train "
             "in bfloat16 or float32; the adapters can be decoded in float16"
         )
+    refuse_averaged(config.run, [adapter.name for adapter in config.adapters])
     method = method_of(config)
     done = [a.name for row, a in enumerate(config.adapters) if method.done(row)]
     facts = {

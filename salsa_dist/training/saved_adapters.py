@@ -6,11 +6,14 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+from salsa_dist import json_file
 from salsa_dist.config import Config
 from salsa_dist.data.index import ShardIndex
+from salsa_dist.errors import UserError
+from salsa_dist.run.folder import RunFolder
 from salsa_dist.speech_llms.family import stand_ins
 from salsa_dist.speech_llms.load import SpeechLLM
-from salsa_dist.steering.adapter_folder import DataFacts, TrainingFacts, known_as
+from salsa_dist.steering.adapter_folder import FACTS, SCHEMA, DataFacts, TrainingFacts, known_as
 from salsa_dist.steering.attachment import describe
 from salsa_dist.steering.vectors import SteeringVectors
 from salsa_dist.training.optimizer import PackedAdam
@@ -63,6 +66,21 @@ def save_adapters(
         )
         paths.append(vectors.save(folder / spec.name))
     return paths
+
+
+def refuse_averaged(run: Path, names: Sequence[str]) -> None:
+    """Refuse to train in a run that holds a mean of adapters: it would be replaced.
+
+    Raises:
+        UserError: one of its adapters was not trained.
+    """
+    for name in names:
+        folder = RunFolder(run).adapter(name)
+        if json_file.peek(folder / FACTS, SCHEMA).get("training", "not said") is None:
+            raise UserError(
+                f"{folder} is a mean of adapters, which training would replace: evaluate it, or train "
+                "in another run"
+            )
 
 
 def scales_of(trained: PackedAdam, row: int, sites: Sequence[str]) -> dict[str, float] | None:

@@ -462,6 +462,33 @@ def test_gain_against_training_steps(tmp_path: Path) -> None:
     assert "a line per method for its mean over languages</figcaption>" in page
 
 
+def test_curves_of_minutes_and_of_steps_are_apart(tmp_path: Path) -> None:
+    runs = [
+        made_run(tmp_path, f"{minutes}-{steps}", errors, minutes=minutes, trained_steps=steps)
+        for errors, minutes, steps in ((7, 5, 64), (6, 5, 1024), (4, None, 64), (2, None, 1024))
+    ]
+    comparison = compare(runs)
+    assert [(r["minutes"], r["gain"]) for r in comparison["minutes"]] == [
+        (5, pytest.approx(0.25)),
+        (40, pytest.approx(0.75)),
+    ]
+    assert [(r["steps"], r["gain"]) for r in comparison["steps"]] == [
+        (64, pytest.approx(0.5)),
+        (1024, pytest.approx(0.75)),
+    ]
+    figures, _ = comparison_figures(comparison)
+    assert {"gains", "numbers", "minutes", "steps"} <= set(figures)
+    assert "64 steps" not in figures["gains"] + figures["numbers"]
+
+
+def test_seeds_of_unequal_steps_are_seeds_of_one_method(tmp_path: Path) -> None:
+    """As seeds of as many epochs are."""
+    runs = [made_run(tmp_path, str(s), 4, seed=s, trained_steps=36 + s) for s in (0, 1, 2)]
+    comparison = compare(runs)
+    assert [(r["method"], r["seeds"]) for r in comparison["mean"]] == [("SALSA (salsa), encoder", [3])]
+    assert comparison["steps"] == []
+
+
 def test_languages_of_other_lengths_are_no_curve(tmp_path: Path) -> None:
     runs = [
         made_run(tmp_path, "bg", 6, trained_steps=64, languages=("bg",)),

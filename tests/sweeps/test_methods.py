@@ -20,10 +20,11 @@ from ranks import run_ranks, start
 from stand_in_hub import StandInHub
 from tiny_families import FAMILIES
 
-from salsa_dist import UserError
+from salsa_dist import UserError, load_config, train
 from salsa_dist.cli import run_command
 from salsa_dist.commands import sweep as commands
 from salsa_dist.metrics.error_rates import score
+from salsa_dist.report.figures import comparison_figures
 from salsa_dist.report.page import comparison_page
 from salsa_dist.steering.vectors import SteeringVectors
 from salsa_dist.sweeps import local_jobs
@@ -346,6 +347,24 @@ def test_the_mean_of_seeds_is_a_row_of_its_own(
     assert rows[label, "bg"] == rows[label, "el"] == [0]
     assert rows["SALSA (salsa), encoder", "bg"] == [0, 1, 2]
     assert {r["salsa"] for r in comparison["beside"]} == {"SALSA (salsa), encoder"}
+    # Where it is the best, figures of training and of several seeds still show the trained ones.
+    comparison["mean"].sort(key=lambda row: row["method"] != label)
+    figures, about = comparison_figures(comparison)
+    assert about["norms"] == about["cosines"] == "SALSA (salsa), encoder"
+    assert ">SALSA (salsa), encoder</" in figures["loss"]
+    # It is not trained; when it is lost it is made again, and another one if a seed is another.
+    with pytest.raises(UserError, match="is a mean of adapters, which training would replace"):
+        train(load_config(jobs[name].config))
+    digest = own.digest()
+    shutil.rmtree(jobs[name].path / "adapters" / name)
+    again = make_plan(load_sweep(path))
+    assert [e.name for p in again.new for e in p.experiments if e.language == "bg"] == [name]
+    assert again.write() == []  # its transcripts are there
+    assert SteeringVectors.load(jobs[name].path / "adapters" / name).digest() == digest
+    (parts[0].scaled(2.0)).save(jobs[seeds[0]].path / "adapters" / seeds[0])
+    [remade] = make_plan(load_sweep(path)).write()
+    assert SteeringVectors.load(remade.path / "adapters" / name).digest() != digest
+    parts[0].save(jobs[seeds[0]].path / "adapters" / seeds[0])
     # Other seeds make another mean.
     tree = yaml.safe_load(path.read_text())
     tree["grid"]["seed"] = [0, 1]
@@ -355,6 +374,13 @@ def test_the_mean_of_seeds_is_a_row_of_its_own(
     tree["grid"]["seed"] = [0]
     path.write_text(yaml.safe_dump(tree))
     with pytest.raises(UserError, match="average_seeds needs two seeds or more"):
+        make_plan(load_sweep(path))
+    tree["grid"]["seed"] = [0, 1]
+    tree["methods"].append(
+        {"kind": "salsa", "sites": "llm", "lr": 0.05, "name": label.replace("3", "2")}
+    )
+    path.write_text(yaml.safe_dump(tree))
+    with pytest.raises(UserError, match=r"two methods are called 'SALSA .*mean of 2 seeds'"):
         make_plan(load_sweep(path))
 
 

@@ -92,8 +92,15 @@ def test_adapters_of_unequal_lengths_of_training(write: Any) -> None:
     assert sorted(train_all(made)) == names
     rows = {row["name"]: row["steps"] for row in plan(path).rows()}
     assert rows == dict(zip(names, (2, 3), strict=True))
-    with pytest.raises(UserError, match=r"halving needs equal steps: remove grid\.steps or halving"):
-        load_sweep(write({"steps": [2, 3]}, halving={"rungs": [1]}))
+    kept = load_sweep(write({"steps": [2, 3]}, exclude=[{"steps": 2}])).experiments
+    assert [e.steps for e in kept] == [3]
+    with pytest.raises(UserError, match="the grid is empty"):
+        plan(write(exclude=[{"steps": 3}]))  # training.steps
+    for unequal in ({"grid": {"steps": [2, 3]}}, {"include": [{"steps": 8}]}):
+        with pytest.raises(UserError, match="halving needs adapters of equal steps"):
+            load_sweep(write(unequal.pop("grid", None), halving={"rungs": [1]}, **unequal))
+    with pytest.raises(UserError, match=r"include.*steps.*greater than or equal to 1"):
+        load_sweep(write(include=[{"steps": 0}]))
 
 
 def test_a_smaller_size_lies_inside_a_larger_one(tiny_shards: Path) -> None:
