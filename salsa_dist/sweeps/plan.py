@@ -304,7 +304,7 @@ def _with_means(
     facts: BaseFacts,
     indexes: Mapping[str, ShardIndex],
 ) -> list[Experiment]:
-    """The final rows without the means whose seeds are not done; the others know their vectors."""
+    """The final rows; a mean only once its seeds are done, with the digests of their vectors."""
     trained = [e for e in finals if not e.seeds_of]
     if len(trained) == len(finals):
         return trained
