@@ -183,7 +183,7 @@ def read_cases(
             else:
                 own = settings[adapter]
                 windows = {w for x, s, a, w in groups if (x, s, a) == key[:3]}
-                family = names[run, adapter] if names else label_of(file.config.method, own)
+                family = _family(run, file, own, names)
                 most = None if each else lengths.get((family, own.languages))
                 shown = adapter if each else family
                 made = _case(file, own, shown, hypotheses[0], named=each, most=most)
@@ -221,14 +221,24 @@ def _lengths(
     for run, file in zip(runs, files, strict=True):
         for own in file.config.adapter_settings() if file.config.method.learns else ():
             if names is None or (run, own.name) in names:
-                family = names[run, own.name] if names else label_of(file.config.method, own)
-                seeds = lengths.setdefault((family, own.languages), defaultdict(set))
+                key = _family(run, file, own, names), own.languages
+                seeds = lengths.setdefault(key, defaultdict(set))
                 seeds[own.seed].add(own.steps)
     return {
         key: max(steps for own in seeds.values() for steps in own)
         for key, seeds in lengths.items()
         if any(len(own) > 1 for own in seeds.values())
     }
+
+
+def _family(
+    run: Path,
+    file: RunFiles,
+    adapter: AdapterSettings,
+    names: Mapping[tuple[Path, str], str] | None,
+) -> str:
+    """What an adapter is compared as, but for its minutes and steps."""
+    return names[run, adapter.name] if names else label_of(file.config.method, adapter)
 
 
 def _case(

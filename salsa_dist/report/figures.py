@@ -81,9 +81,10 @@ def comparison_figures(comparison: Mapping[str, Any]) -> tuple[dict[str, str], d
         for points in rows.values():  # zero-shot first, and the others by their mean gain
             points.sort(key=lambda point: shown.index(point.label) if point.label in shown else -1)
         figures["cer"] = plots.error_rates("CER", sorted(rows.items()))
+    with_losses = _best_of_kind(learned)
     trained: dict[str, dict[float, list[float]]] = {}
     for row in comparison["losses"]:
-        if row["method"] in _best_of_kind(learned):
+        if row["method"] in with_losses:
             at = trained.setdefault(row["method"], defaultdict(list))
             for step, loss in row["points"]:
                 at[step].append(loss)

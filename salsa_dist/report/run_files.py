@@ -33,7 +33,7 @@ from salsa_dist.methods import tuned_file
 from salsa_dist.run.events import History, history
 from salsa_dist.run.folder import RunFolder
 from salsa_dist.steering import adapter_bytes
-from salsa_dist.steering.adapter_folder import FACTS, SCHEMA, VECTORS
+from salsa_dist.steering.adapter_folder import FACTS, SCHEMA, VECTORS, is_mean
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def _read_adapter(run: Path, name: str, command: str) -> AdapterFile:
         trained_numbers=sum(v.numel() for v in vectors.values()),
         window_s=_trained_with(facts, "window_s"),
         silence_stride=int(_trained_with(facts, "silence_stride") or 1),
-        averaged=facts.get("training", "not said") is None,
+        averaged=is_mean(facts),
         vectors={site: v.numpy() for site, v in vectors.items()},
     )
 

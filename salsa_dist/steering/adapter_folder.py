@@ -137,6 +137,11 @@ def known_as(base: str) -> str:
     return "".join(c if c.isprintable() and c != "\\" else "_" for c in base)
 
 
+def is_mean(facts: Mapping[str, Any]) -> bool:
+    """Whether facts of `adapter.json` are of a mean or sum of adapters, which was not trained."""
+    return facts.get("training", "not said") is None
+
+
 def write(folder: Path, vectors: Mapping[str, Tensor], facts: dict[str, Any]) -> Path:
     """Write an adapter's folder; one that is there already is replaced, if it is an adapter's.
 

@@ -51,7 +51,7 @@ class Choice:
 def trials_of(sweep: Sweep) -> list[Experiment]:
     """Every trial of every method that has more than one setting."""
     tuning = sweep.file.tuning
-    steps = tuning.steps or max(sweep.final_steps)
+    steps = sweep.trial_steps
     return [
         _experiment(corpus, language, minutes, label, setting, tuning.seed, steps, "try")
         for corpus, minutes, label, settings in _cells(sweep)
@@ -111,7 +111,7 @@ def finals_of(sweep: Sweep, choices: Sequence[Choice], guess: bool = False) -> l
         if setting is None:
             continue
         for language in choice.languages:
-            seeds = _seeds(sweep)[: setting.seeds]
+            seeds = _seeds(sweep, setting)
             learns = setting.method.learns
             lengths = sweep.final_steps if learns else [sweep.config.training.steps]
             for steps in lengths:
@@ -134,7 +134,7 @@ def chosen_tree(sweep: Sweep, choices: Sequence[Choice]) -> dict[str, Any]:
         "schema": SCHEMA,
         "choose_by": tuning.choose_by,
         "dev_clips": sweep.file.dev_clips,
-        "steps": tuning.steps or max(sweep.final_steps),
+        "steps": sweep.trial_steps,
         "seed": tuning.seed,
         "choices": [
             {
@@ -171,7 +171,7 @@ def problems_of(sweep: Sweep) -> list[str]:
     ]
     averaged = {label: s[0] for _, _, label, s in _cells(sweep) if s[0].average_seeds}
     labels = sweep.labels()
-    labels += [_mean_label(label, _seeds(sweep)[: s.seeds]) for label, s in averaged.items()]
+    labels += [_mean_label(label, _seeds(sweep, s)) for label, s in averaged.items()]
     slugs = [_slug(label) for label in labels]
     problems += [
         f"two methods are called {label!r}: give one another name"
@@ -181,7 +181,7 @@ def problems_of(sweep: Sweep) -> list[str]:
     problems += [
         f"{label}: average_seeds needs two seeds or more: name them in grid.seed"
         for label, setting in averaged.items()
-        if len(_seeds(sweep)[: setting.seeds]) < 2
+        if len(_seeds(sweep, setting)) < 2
     ]
     counts = {label: len(settings) for _, _, label, settings in _cells(sweep) if _tunable(settings)}
     told = ", ".join(f"{label} {count}" for label, count in counts.items())
@@ -274,9 +274,10 @@ def _experiment(
     )
 
 
-def _seeds(sweep: Sweep) -> list[int]:
-    """The seeds of final rows, each once."""
-    return list(dict.fromkeys(sweep.file.grid.seed or [sweep.config.training.seed]))
+def _seeds(sweep: Sweep, setting: Setting) -> list[int]:
+    """The seeds of a setting's final rows, each once."""
+    every = sweep.file.grid.seed or [sweep.config.training.seed]
+    return list(dict.fromkeys(every))[: setting.seeds]
 
 
 def _mean_label(label: str, seeds: Sequence[int]) -> str:

@@ -204,6 +204,11 @@ class Sweep:
         """Training steps of a comparison's final rows: each trained method has a row for each."""
         return self.file.grid.steps or [self.config.training.steps]
 
+    @property
+    def trial_steps(self) -> int:
+        """Training steps of a comparison's trials."""
+        return self.file.tuning.steps or max(self.final_steps)
+
 
 def load_sweep(path: str | Path) -> Sweep:
     """Read a sweep file and the config that it names.

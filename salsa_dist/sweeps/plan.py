@@ -167,7 +167,7 @@ class Plan:
         if tuning.languages is not None:
             per = f"all languages by {', '.join(tuning.languages)}"
         tried = (
-            f"trials: {tuning.steps or max(self.sweep.final_steps)} steps, seed {tuning.seed}; "
+            f"trials: {self.sweep.trial_steps} steps, seed {tuning.seed}; "
             f"the best by {tuning.choose_by} on {self.sweep.file.dev_clips} dev clips per language, "
             f"for {per}"
             if any(e.stage == "try" for e in self.sweep.experiments)

@@ -13,7 +13,14 @@ from salsa_dist.errors import UserError
 from salsa_dist.run.folder import RunFolder
 from salsa_dist.speech_llms.family import stand_ins
 from salsa_dist.speech_llms.load import SpeechLLM
-from salsa_dist.steering.adapter_folder import FACTS, SCHEMA, DataFacts, TrainingFacts, known_as
+from salsa_dist.steering.adapter_folder import (
+    FACTS,
+    SCHEMA,
+    DataFacts,
+    TrainingFacts,
+    is_mean,
+    known_as,
+)
 from salsa_dist.steering.attachment import describe
 from salsa_dist.steering.vectors import SteeringVectors
 from salsa_dist.training.optimizer import PackedAdam
@@ -76,7 +83,7 @@ def refuse_averaged(run: Path, names: Sequence[str]) -> None:
     """
     for name in names:
         folder = RunFolder(run).adapter(name)
-        if json_file.peek(folder / FACTS, SCHEMA).get("training", "not said") is None:
+        if is_mean(json_file.peek(folder / FACTS, SCHEMA)):
             raise UserError(
                 f"{folder} is a mean of adapters, which training would replace: evaluate it, or train "
                 "in another run"
