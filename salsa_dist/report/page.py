@@ -107,7 +107,7 @@ def _rows(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _beside(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A row per other method: {language: its CER, SALSA's CER and p}."""
+    """A row per other method: {language: its error rates, SALSA's, and p of either}."""
     made: dict[str, dict[str, Any]] = {}
     for row in comparison["beside"]:
         table = made.setdefault(row["method"], {**row, "languages": {}})

@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import product
 from statistics import mean
 from typing import Any
 
@@ -34,6 +35,9 @@ _CHANGES = {
     "gain_high": "high",
     **{name: name for name in ("improved", "unchanged", "worse")},
 }
+
+
+_P_NAMES: dict[Metric, str] = {"cer": "p", "wer": "p_wer"}
 
 
 @dataclass(frozen=True)
@@ -207,23 +211,23 @@ def beside(results: Sequence[Result], means: Sequence[Mapping[str, Any]]) -> lis
             own = found.get((language, salsa["method"], salsa["window_s"]))
             if theirs is None or own is None:
                 continue
-            rows.append(
-                {
-                    "language": language,
-                    "method": other["method"],
-                    "kind": other["kind"],
-                    "trained_numbers": numbers,
-                    "salsa": salsa["method"],
-                    "salsa_trained_numbers": salsa["trained_numbers"],
-                    "cer": mean(rates(theirs.seeds, "cer")),
-                    "salsa_cer": mean(rates(own.seeds, "cer")),
-                    "p": _p(own, theirs, "cer"),
-                }
-            )
-    for language in sorted({e.language for e in cases}):
-        own_rows = [row for row in rows if row["language"] == language]
-        for row, p in zip(own_rows, significance.holm([r["p"] for r in own_rows]), strict=True):
-            row["p"] = p
+            row: dict[str, Any] = {
+                "language": language,
+                "method": other["method"],
+                "kind": other["kind"],
+                "trained_numbers": numbers,
+                "salsa": salsa["method"],
+                "salsa_trained_numbers": salsa["trained_numbers"],
+            }
+            for metric, p_name in _P_NAMES.items():
+                both = rates(theirs.seeds, metric), rates(own.seeds, metric)
+                row[metric], row[f"salsa_{metric}"] = (mean(x) if x else None for x in both)
+                row[p_name] = _p(own, theirs, metric) if all(both) else None
+            rows.append(row)
+    for language, p_name in product(sorted({e.language for e in cases}), _P_NAMES.values()):
+        tested = [row for row in rows if row["language"] == language and row[p_name] is not None]
+        for row, p in zip(tested, significance.holm([r[p_name] for r in tested]), strict=True):
+            row[p_name] = p
     return rows
 
 

@@ -190,19 +190,25 @@ def test_methods_that_are_better_on_different_clips_do_not_differ(tmp_path: Path
 
 def test_each_other_method_stands_beside_the_salsa_of_nearest_size(tmp_path: Path) -> None:
     # Both SALSAs train 4 numbers; the better one is taken. Eight wrong letters of ten are zero-shot's.
+    # A clip is one word, so a method with any wrong letters has a WER of 100%.
     both = ("bg", "el")
     runs = [
         made_run(tmp_path, "a", 4, languages=both),
-        made_run(tmp_path, "b", 2, sites="llm", languages=both),
+        made_run(tmp_path, "b", 0, sites="llm", languages=both, harder=lambda i: 2 * (i < 10)),
         made_run(tmp_path, "few", 1, minutes=5, sites="llm", languages=both),
         made_run(tmp_path, "bg", 0, sites="encoder:0"),  # it lacks a language
         made_run(tmp_path, "ic", 6, method={"kind": "in-context", "examples": 2}, languages=both),
     ]
     rows = compare(runs)["beside"]
     assert [(r["language"], r["salsa"], r["cer"], r["salsa_cer"]) for r in rows] == [
-        (x, "SALSA (salsa), llm", pytest.approx(0.6), pytest.approx(0.2)) for x in both
+        (x, "SALSA (salsa), llm", pytest.approx(0.6), pytest.approx(0.1)) for x in both
     ]
+    assert [(r["wer"], r["salsa_wer"]) for r in rows] == [(1.0, 0.5)] * 2
+    # Ten clips differ in WER, each by one word: all are on one side in 2 of 2^10 permutations.
     assert all(r["p"] < 0.001 for r in rows)
+    assert all(0.001 < r["p_wer"] < 0.004 for r in rows)
+    text = text_of(write_comparison(runs, tmp_path / "out").read_text())
+    assert "60.0 → 10.0 p &lt;0.001 WER 100.0 → 50.0 p 0.00" in text
 
 
 @pytest.mark.parametrize("rate", ["cer", "mer"])
