@@ -36,7 +36,8 @@ class Console:
         self._clock = clock
         self._began = self._said = clock()
         self._bar: Progress | None = None
-        self._ends: deque[tuple[int, float]] = deque(maxlen=_PACE + 1)
+        # After each step: its number, the steps of all adapters so far, the time.
+        self._ends: deque[tuple[int, int, float]] = deque(maxlen=_PACE + 1)
 
     def __call__(self, line: str) -> None:
         if not self.enabled:
@@ -46,29 +47,40 @@ class Console:
         else:
             self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    def progress(self, done: int, of: int, text: Callable[[], str]) -> None:
-        """Show that `done` of `of` steps are done; `text` is made only when it is shown."""
+    def progress(
+        self, done: int, of: int, text: Callable[[], str], adapters: int = 1, left: int | None = None
+    ) -> None:
+        """Show that `done` of `of` steps are done.
+
+        Args:
+            done: steps of the adapter with the most.
+            of: all of its steps.
+            text: is made only when it is shown.
+            adapters: that took part in the last step.
+            left: steps to go, summed over the adapters; None: those of one adapter. What is left is
+                told from it, since steps are shorter once some adapters have ended.
+        """
         if not self.enabled:
             return
         now = self._clock()
         if self._ends and done <= self._ends[-1][0]:  # another job of the same run
             self._ends.clear()
-        self._ends.append((done, now))
+        self._ends.append((done, adapters + (self._ends[-1][1] if self._ends else 0), now))
+        shown = self._left(of - done if left is None else left)
         if sys.stdout.isatty():
-            self._draw(done, of, text() + self._left(of))
+            self._draw(done, of, text() + shown)
             return
         period = min(_LATEST_S, max(_SOONEST_S, _SHARE * (now - self._began)))
         if done == of or now - self._said >= period:
             self._said = now
-            self(f"step {done}/{of}  {text()}{self._left(of)}")
+            self(f"step {done}/{of}  {text()}{shown}")
 
-    def _left(self, of: int) -> str:
-        """The time that is left at the mean pace of the last steps; nothing where that is not known."""
-        (first, since), (last, now) = self._ends[0], self._ends[-1]
-        if first == last or last >= of:
+    def _left(self, steps: int) -> str:
+        """The time for so many steps at the mean pace of the last; nothing where that is not known."""
+        (_, before, since), (_, after, now) = self._ends[0], self._ends[-1]
+        if before == after or steps <= 0:
             return ""
-        left = (of - last) * (now - since) / (last - first)
-        return f"  {timedelta(seconds=round(left))} left"
+        return f"  {timedelta(seconds=round(steps * (now - since) / (after - before)))} left"
 
     def close(self) -> None:
         """Stop the progress bar and keep its last state on the screen."""

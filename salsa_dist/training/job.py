@@ -130,6 +130,13 @@ class Job:
         """Rows of the adapters that take part in `step`."""
         return self.batches.active(step) if self.batches is not None else []
 
+    def steps_left(self, done: int) -> int:
+        """Steps after `done`, summed over the adapters; as far as is known, since some stop early."""
+        if self.batches is None:
+            return 0
+        ends = [own.steps for own in self.batches.adapters] if self.best is None else self.best.last
+        return sum(max(0, ends[row] - done) for row in self.active(done))
+
     def try_longest(self) -> None:
         """Make a pass of the longest clips, and halve the limit of a pass where it is out of memory."""
         kept = self.config.training.prefix_cache != "off"

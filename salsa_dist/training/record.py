@@ -64,7 +64,7 @@ def record_step(
         losses = "  ".join(f"{job.names[row]} {loss_of[row]:.3f}" for row in active[:8])
         return f"loss {losses}  {clips / seconds:.1f} clips/s"
 
-    job.session.say.progress(step + 1, len(job), text)
+    job.session.say.progress(step + 1, len(job), text, len(active), job.steps_left(step + 1))
 
 
 def record_placement(session: Session, measured: dict[str, Any]) -> None:

@@ -139,6 +139,32 @@ def test_one_slow_step_changes_little_of_what_is_left(capsys: pytest.CaptureFixt
     assert capsys.readouterr().out.splitlines()[-1] == "step 2/200    3:18:00 left"
 
 
+def test_what_is_left_counts_the_adapters_that_go_on(capsys: pytest.CaptureFixture[str]) -> None:
+    # Three adapters of 10 steps and one of 100; a step takes 2 s for each adapter in it.
+    now = [0.0]
+    console = Console(True, lambda: now[0])
+    for step in range(1, 101):
+        adapters = 4 if step <= 10 else 1
+        now[0] += 2 * adapters
+        left = (100 - step) + 3 * max(0, 10 - step)
+        console.progress(step, 100, lambda: "", adapters, left)
+    left_of = dict(re.findall(r"step (\d+)/100 +([0-9:]+) left", capsys.readouterr().out))
+    assert left_of["5"] == "0:03:40"  # 95 steps of one adapter and 5 of three others
+    assert left_of["13"] == "0:02:54"
+
+
+def test_a_job_tells_the_steps_of_the_adapters_that_go_on(
+    tmp_path: Path, tiny_base: Path, tiny_shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[int, ...]] = []
+    monkeypatch.setattr(Console, "progress", lambda self, done, of, text, *more: told.append(more))
+    adapters = [{"name": "bg", "language": "bg", "steps": 2}, {"name": "el", "language": "el"}]
+    training = {"steps": 4, "lr": 0.02}
+    config = make_config(tmp_path, tiny_base, tiny_shards, adapters=adapters, training=training)
+    train(load_config(config))
+    assert told == [(2, 1 + 3), (2, 2), (1, 1), (1, 0)]
+
+
 def test_a_terminal_gets_a_bar(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
