@@ -35,9 +35,7 @@ _CHANGES = {
     "gain_high": "high",
     **{name: name for name in ("improved", "unchanged", "worse")},
 }
-
-
-_P_NAMES: dict[Metric, str] = {"cer": "p", "wer": "p_wer"}
+_P_NAMES: dict[Metric, str] = {"cer": "p", "wer": "p_wer"}  # in a row of `beside`
 
 
 @dataclass(frozen=True)

@@ -47,9 +47,7 @@ class Console:
         else:
             self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    def progress(
-        self, done: int, of: int, text: Callable[[], str], adapters: int = 1, left: int | None = None
-    ) -> None:
+    def progress(self, done: int, of: int, text: Callable[[], str], adapters: int, left: int) -> None:
         """Show that `done` of `of` steps are done.
 
         Args:
@@ -57,8 +55,8 @@ class Console:
             of: all of its steps.
             text: is made only when it is shown.
             adapters: that took part in the last step.
-            left: steps to go, summed over the adapters; None: those of one adapter. What is left is
-                told from it, since steps are shorter once some adapters have ended.
+            left: steps to go, summed over the adapters. The time that is left is told from it, since
+                steps are shorter once some adapters have ended.
         """
         if not self.enabled:
             return
@@ -66,7 +64,7 @@ class Console:
         if self._ends and done <= self._ends[-1][0]:  # another job of the same run
             self._ends.clear()
         self._ends.append((done, adapters + (self._ends[-1][1] if self._ends else 0), now))
-        shown = self._left(of - done if left is None else left)
+        shown = self._left(left)
         if sys.stdout.isatty():
             self._draw(done, of, text() + shown)
             return

@@ -85,9 +85,7 @@ class Job:
 
     def __len__(self) -> int:
         """Number of steps of the longest adapter, as far as is known: adapters may stop early."""
-        if self.batches is None:
-            return 0
-        return max(self.best.last) if self.best is not None else len(self.batches)
+        return max(self._steps_of_rows(), default=0)
 
     def steps(self) -> Iterator[tuple[int, StepShare]]:
         """Each step with this rank's share. Reading ahead ends at a rung, which drops adapters."""
@@ -132,10 +130,14 @@ class Job:
 
     def steps_left(self, done: int) -> int:
         """Steps after `done`, summed over the adapters; as far as is known, since some stop early."""
+        steps = self._steps_of_rows()
+        return sum(max(0, steps[row] - done) for row in self.active(done))
+
+    def _steps_of_rows(self) -> list[int]:
+        """Steps of each adapter in all, as far as is known."""
         if self.batches is None:
-            return 0
-        ends = [own.steps for own in self.batches.adapters] if self.best is None else self.best.last
-        return sum(max(0, ends[row] - done) for row in self.active(done))
+            return []
+        return self.best.last if self.best is not None else [a.steps for a in self.batches.adapters]
 
     def try_longest(self) -> None:
         """Make a pass of the longest clips, and halve the limit of a pass where it is out of memory."""

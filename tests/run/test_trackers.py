@@ -114,7 +114,7 @@ def test_a_log_gets_a_line_a_period_and_the_last_step(capsys: pytest.CaptureFixt
     made = []
     for step in range(1, 20_001):  # a second each: five and a half hours
         now[0] += 1
-        console.progress(step, 20_000, lambda: made.append(1) or "loss bg 1.0")  # type: ignore[func-returns-value]
+        console.progress(step, 20_000, lambda: made.append(1) or "loss bg 1.0", 1, 20_000 - step)  # type: ignore[func-returns-value]
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "step 5/20000  loss bg 1.0  5:33:15 left"
     assert lines[-1] == "step 20000/20000  loss bg 1.0"
@@ -128,14 +128,14 @@ def test_one_slow_step_changes_little_of_what_is_left(capsys: pytest.CaptureFixt
     console = Console(True, lambda: now[0])
     for step in range(1, 101):
         now[0] += 60 if step == 100 else 6
-        console.progress(step, 200, lambda: "")
+        console.progress(step, 200, lambda: "", 1, 200 - step)
     lines = capsys.readouterr().out.splitlines()
     before, after = (line.rpartition("  ")[2] for line in lines[-2:])
     assert before == "0:10:12 left"
     assert after == "0:11:24 left"  # 64 steps took 438 s; the slow one alone would have said 1:40:00
-    console.progress(1, 200, lambda: "")  # the next adapter's first step: no pace is known
+    console.progress(1, 200, lambda: "", 1, 199)  # the next adapter's first step: no pace is known
     now[0] += 60
-    console.progress(2, 200, lambda: "")
+    console.progress(2, 200, lambda: "", 1, 198)
     assert capsys.readouterr().out.splitlines()[-1] == "step 2/200    3:18:00 left"
 
 
@@ -171,12 +171,12 @@ def test_a_terminal_gets_a_bar(
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "120")
     console = Console(True)
-    console.progress(1, 4, lambda: "loss bg 1.0")
+    console.progress(1, 4, lambda: "loss bg 1.0", 1, 3)
     console("a line between [brackets]")
-    console.progress(4, 4, lambda: "loss bg 0.5")
+    console.progress(4, 4, lambda: "loss bg 0.5", 1, 0)
     console.close()
     shown = capsys.readouterr().out
     assert "a line between [brackets]" in shown
     assert "4/4 loss bg 0.5" in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown)
-    Console(False).progress(1, 4, lambda: "never")
+    Console(False).progress(1, 4, lambda: "never", 1, 3)
     assert capsys.readouterr().out == ""
