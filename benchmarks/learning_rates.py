@@ -29,6 +29,7 @@ from report_file import machine, write_report
 
 from salsa_dist import load_speech_llm, train
 from salsa_dist.config import Config, parse_config
+from salsa_dist.corpus.timed import with_times
 from salsa_dist.run import events
 from salsa_dist.run.folder import RunFolder
 from salsa_dist.steering.sites import find_layers
@@ -37,6 +38,8 @@ from salsa_dist.steering.vectors import SteeringVectors
 CACHE = Path("~/.cache/salsa-dist").expanduser()
 RATES = (0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2)
 UNTRAINED = 1e-9
+LONG = (4.0, 6.0)  # seconds of noise for bases that need word times or have few frames per second
+FEW_FRAMES = ("parakeet_ctc", "omniasr_ctc")
 Row = dict[str, Any]
 
 
@@ -135,18 +138,22 @@ def main() -> None:
     rows = []
     if options.tiny is not None:
         sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+        from conformance import evenly
         from every_family import EVERY_FAMILY
         from tiny import make_shards
         from tiny_frames import FRAMES
 
-        known = [name for name in EVERY_FAMILY if name not in FRAMES]
-        if unknown := set(options.tiny) - set(known):
-            parser.error(f"--tiny: {', '.join(sorted(unknown))}: known are {', '.join(known)}")
+        if unknown := set(options.tiny) - set(EVERY_FAMILY):
+            parser.error(f"--tiny: {', '.join(sorted(unknown))}: known are {', '.join(EVERY_FAMILY)}")
         with tempfile.TemporaryDirectory() as scratch:
-            shards = make_shards(Path(scratch) / "shards", train=96, held_out=24)
-            # Those of FRAMES learn word times, which these shards do not have.
-            for name in options.tiny or known:
+            short = make_shards(Path(scratch) / "short", train=96, held_out=24)
+            plain = make_shards(Path(scratch) / "plain", train=96, held_out=24, seconds=LONG)
+            timed = Path(scratch) / "timed"
+            with_times(plain, timed, lambda clip: evenly(clip.text, clip.seconds), by={})
+            training["max_loss"] = 1000  # random weights and hundreds of frames per label
+            for name in options.tiny or EVERY_FAMILY:
                 base = EVERY_FAMILY[name](Path(scratch) / name)
+                shards = timed if name in FRAMES or name in FEW_FRAMES else short
                 data = {"clips_per_step": 8, "readers": 2}
                 sites = "+".join(find_layers(load_speech_llm(base).model))
                 more = {"data": data, "steering": {"sites": sites}, "training": training}

@@ -94,9 +94,14 @@ def make_base(folder: Path, seed: int = 0, **shape: int) -> Path:
 
 
 def make_shards(
-    folder: Path, train: int = 24, held_out: int = 6, per_shard: int = 6, weighted: bool = False
+    folder: Path,
+    train: int = 24,
+    held_out: int = 6,
+    per_shard: int = 6,
+    weighted: bool = False,
+    seconds: tuple[float, float] = (0.4, 1.8),
 ) -> Path:
-    """Write shards of noise clips in two languages, of unequal lengths and texts.
+    """Write shards of noise clips in two languages, of unequal lengths (`seconds`) and texts.
 
     Of each four clips that are `weighted`, one has no speech and two have weights of their own.
     """
@@ -106,8 +111,8 @@ def make_shards(
             for split, count in (("train", train), ("dev", held_out), ("test", held_out)):
                 samples = []
                 for i in range(count):
-                    seconds = rng.uniform(0.4, 1.8)
-                    audio = rng.standard_normal(int(16_000 * seconds)).astype(np.float32)
+                    length = int(16_000 * rng.uniform(*seconds))
+                    audio = rng.standard_normal(length).astype(np.float32)
                     words = rng.choice(WORDS, size=rng.integers(1, 5))
                     samples.append(
                         Sample(
