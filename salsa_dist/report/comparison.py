@@ -213,9 +213,10 @@ def notes_of(cases: Sequence[Case], found: Sequence[Result]) -> list[str]:
                 "compared at; set base.window_s or add it to evaluation.windows_s"
             )
     if truncated := sum(r.summary.truncated for r in found):
+        cut, its = ("hypothesis was", "its") if truncated == 1 else ("hypotheses were", "their")
         notes.append(
-            f"{truncated} hypotheses were cut off at the token limit while still shorter than "
-            "their reference: a larger evaluation.max_new_tokens may lower the error rates"
+            f"{truncated} {cut} cut off at the token limit while still shorter than {its} reference: "
+            "a larger evaluation.max_new_tokens may lower the error rates"
         )
     return notes
 
