@@ -6,6 +6,7 @@ noise with made-up words. Nothing is learned from them that makes sense; gradien
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,14 +101,15 @@ def make_shards(
     per_shard: int = 6,
     weighted: bool = False,
     seconds: tuple[float, float] = (0.4, 1.8),
+    languages: Sequence[str] = ("bg", "el"),
 ) -> Path:
-    """Write shards of noise clips in two languages, of unequal lengths (`seconds`) and texts.
+    """Write shards of noise clips in `languages`, of unequal lengths (`seconds`) and texts.
 
     Of each four clips that are `weighted`, one has no speech and two have weights of their own.
     """
     rng = np.random.default_rng(0)
     with ShardWriter(folder, "tiny", seed=0) as writer:
-        for language in ("bg", "el"):
+        for language in languages:
             for split, count in (("train", train), ("dev", held_out), ("test", held_out)):
                 samples = []
                 for i in range(count):
