@@ -272,6 +272,7 @@ def _base(
 
     from salsa_dist.run.memory import IN_TRANSCRIBING, full_memory_in_one_line
     from salsa_dist.speech_llms.load import load_speech_llm
+    from salsa_dist.speech_llms.precision import warn_if_slow
 
     if dtype not in (None, "float32", "bfloat16", "float16"):
         raise UserError(f"--dtype {dtype}: choose float32, bfloat16 or float16")
@@ -282,6 +283,7 @@ def _base(
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError) as e:
         raise UserError(f"--device {device} can't be used: {str(e).splitlines()[0]}") from e
+    warn_if_slow(dtype, place, "--dtype float32")
     with full_memory_in_one_line(lambda: f"loading base {base} to {place}", IN_TRANSCRIBING):
         return load_speech_llm(
             base,

@@ -29,6 +29,7 @@ from salsa_dist.config.sections.method import Method, SalsaMethod
 from salsa_dist.config.sections.placement import PlacementConfig
 from salsa_dist.config.sections.section import Folder, Section
 from salsa_dist.config.sections.training import TrainingConfig
+from salsa_dist.steering.rules.registry import rule_named
 
 
 class Config(Section):
@@ -158,14 +159,14 @@ class Config(Section):
         stride = self.training.silence_stride
         return 1 if stride == "auto" and (compared or not self.method.in_a_bank) else stride
 
-    def rate(self, method: Method) -> float | None:
-        """Learning rate of an adapter of `method` that names none; None: estimated in training."""
+    def rate(self, method: Method, rule: str) -> float | None:
+        """Learning rate of an adapter that names none; None: estimated in training."""
         given = self.training.lr
         if given is not None and given != "auto":
             return given
         if not method.in_a_bank or self.training.lr_scale != "auto":
             return 0.01
-        return 0.05 if given is None else None
+        return rule_named(rule).lr if given is None else None
 
     def adapter_settings(self) -> list[AdapterSettings]:
         """The adapters in row order, each with defaults filled in."""
@@ -177,7 +178,7 @@ class Config(Section):
                 mix=a.mix,
                 sites=a.sites or self.steering.sites,
                 rule=a.rule or self.steering.rule,
-                lr=a.lr or self.rate(self.method),
+                lr=a.lr or self.rate(self.method, a.rule or self.steering.rule),
                 steps=a.steps or t.steps,
                 seed=t.seed if a.seed is None else a.seed,
                 minutes=a.minutes,

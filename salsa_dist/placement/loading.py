@@ -28,6 +28,7 @@ from salsa_dist.config import BaseConfig, PlacementConfig
 from salsa_dist.placement.ranks import Ranks, group_size
 from salsa_dist.placement.staging import fetched, staged
 from salsa_dist.speech_llms.load import SpeechLLM, load_speech_llm
+from salsa_dist.speech_llms.precision import warn_if_slow
 from salsa_dist.speech_llms.sources import Source
 from salsa_dist.speech_llms.unfilled import tensor_of
 
@@ -70,6 +71,7 @@ def load_base(
     """
     elsewhere = group_size(placement.kind, ranks) > 1 or placement.offload != "none"
     copy = staged(base, ranks, say) if base.stage_to is not None else fetched(base, ranks, say)
+    warn_if_slow(base.dtype, ranks.device, "base.dtype: float32")
     say(f"loading base {base.name}")
     settings = base.model_dump(exclude={"stage_to"}) | {"silence_stride": silence_stride}
     if base.dtype == "auto":

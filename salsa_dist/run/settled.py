@@ -26,7 +26,7 @@ from salsa_dist.data.subset import training_shards
 from salsa_dist.errors import UserError
 from salsa_dist.run.folder import RunFolder
 from salsa_dist.speech_llms.inspection import read_config
-from salsa_dist.speech_llms.load import own_dtype
+from salsa_dist.speech_llms.precision import own_dtype
 
 _KNOWN = ("float32", "bfloat16", "float16")
 # Of `training`: keys that may be auto, and what stood in their place before they could.

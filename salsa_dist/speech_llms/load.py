@@ -51,6 +51,7 @@ from salsa_dist.speech_llms.base_config import advice, known_config
 from salsa_dist.speech_llms.base_files import base_revision
 from salsa_dist.speech_llms.built_in_lora import add_lora, lora_files
 from salsa_dist.speech_llms.family import Checkpoint, Family, FamilyOptions
+from salsa_dist.speech_llms.precision import own_dtype
 from salsa_dist.speech_llms.processor import (
     load_processor,
     refuse_failing,
@@ -279,15 +280,6 @@ def refuse_authors_layout(name: str, config: Any) -> None:
             "transformers does not read: name their checkpoint for transformers, such as "
             "Qwen/Qwen3-ASR-1.7B-hf for Qwen/Qwen3-ASR-1.7B"
         )
-
-
-def own_dtype(config: Any, device: torch.device) -> torch.dtype:
-    """The precision that a checkpoint of `config` is used in where nobody names one."""
-    if device.type == "cpu":
-        return torch.float32  # half precision is slow on most
-    parts = [config, *(part for part in vars(config).values() if hasattr(part, "to_dict"))]
-    found = [own for part in parts if isinstance(own := getattr(part, "dtype", None), torch.dtype)]
-    return found[0] if found else torch.float32
 
 
 def refuse_stride(name: str, model_type: str, silence_stride: int | Literal["auto"]) -> None:

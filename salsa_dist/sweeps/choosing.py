@@ -238,7 +238,7 @@ def _filled(setting: Setting, sweep: Sweep) -> Setting:
     """A method with the config's learning rate, if it trains and has no own one."""
     if setting.lr is not None or not setting.method.learns:
         return setting
-    rate = sweep.config.rate(setting.method)
+    rate = sweep.config.rate(setting.method, setting.rule)
     return setting if rate is None else replace(setting, lr=rate, tried=f"lr{rate:g}")
 
 

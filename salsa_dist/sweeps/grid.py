@@ -266,17 +266,26 @@ def _experiments(
         "language": grid.language,
         "sites": grid.sites or [config.steering.sites],
         "rule": grid.rule or [config.steering.rule],
-        "lr": grid.lr or [config.rate(config.method)],
+        "lr": grid.lr or [None],
         "seed": grid.seed or [config.training.seed],
         "size": list(grid.size),
         "steps": grid.steps or [None],
     }
     chosen = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+    chosen = [_with_rate(c, config) for c in chosen]
     steps = config.training.steps
     chosen = [c for c in chosen if not any(_matches(c, out, steps) for out in file.exclude)]
     first = {axis: values[0] for axis, values in axes.items()}
-    chosen += [{**first, **choice.model_dump(exclude_unset=True)} for choice in file.include]
+    included = [{**first, **choice.model_dump(exclude_unset=True)} for choice in file.include]
+    chosen += [_with_rate(c, config) for c in included]
     return [_experiment(choice) for choice in chosen]
+
+
+def _with_rate(choice: dict[str, Any], config: Config) -> dict[str, Any]:
+    """The choice with the learning rate of its rule, where the sweep names none."""
+    if choice["lr"] is not None:
+        return choice
+    return {**choice, "lr": config.rate(config.method, choice["rule"])}
 
 
 def _matches(chosen: dict[str, Any], out: Choice, steps: int) -> bool:

@@ -9,7 +9,8 @@ from transformers import AutoConfig
 
 from salsa_dist.errors import UserError
 from salsa_dist.placement.ranks import Ranks
-from salsa_dist.speech_llms.load import load_speech_llm, own_dtype
+from salsa_dist.speech_llms.load import load_speech_llm
+from salsa_dist.speech_llms.precision import own_dtype, slowness, warn_if_slow
 from salsa_dist.training.workers import own_workers
 
 
@@ -46,3 +47,33 @@ def test_workers_come_from_a_ranks_cores(monkeypatch: pytest.MonkeyPatch) -> Non
         assert own_workers("auto", gpu) == found  # all 64: eight for each of eight ranks
     assert own_workers("auto", cpu) == 0
     assert own_workers(3, gpu) == own_workers(3, cpu) == 3
+
+
+@pytest.mark.parametrize(
+    ("asked", "kind", "times", "warned"),
+    [
+        ("bfloat16", "cpu", 8.2, True),
+        ("float16", "cpu", 8.2, True),
+        ("bfloat16", "cpu", 1.1, False),  # this CPU has instructions for it
+        ("bfloat16", "cuda", 8.2, False),
+        ("float32", "cpu", 8.2, False),
+        (None, "cpu", 8.2, False),
+    ],
+)
+def test_slow_half_precision_is_told(
+    asked: str | None,
+    kind: str,
+    times: float,
+    warned: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("salsa_dist.speech_llms.precision.slowness", lambda precision: times)
+    warn_if_slow(asked, torch.device(kind), "--dtype float32")
+    told = capsys.readouterr().err
+    assert told.startswith("warning: ") == bool(told) == warned
+    assert not warned or ("takes 8 times as long" in told and "--dtype float32" in told)
+
+
+def test_slowness_is_in_units_of_float32() -> None:
+    assert 0.2 < slowness(torch.float32) < 5

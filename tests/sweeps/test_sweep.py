@@ -67,6 +67,17 @@ def test_every_combination_is_an_adapter_with_a_readable_name(write: Any) -> Non
     assert not [n for n in names if n.startswith("el") and "lr0.1_" in n]
 
 
+def test_each_rule_has_its_own_default_rate(write: Any) -> None:
+    path = write(
+        {"rule": ["salsa", "gain"], "lr": None},
+        include=[{"rule": "add"}, {"rule": "gain", "lr": 0.5}],
+    )
+    rates = [(e.rule, e.lr) for e in load_sweep(path).experiments]
+    assert rates == [("salsa", 0.05), ("gain", 0.01), ("add", 0.05), ("gain", 0.5)]
+    estimated = load_sweep(write({"lr": None}, overrides={"training.lr": "auto"})).experiments
+    assert [e.lr for e in estimated] == [None]
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [("- a list", "holds no settings"), ("a: [", "not valid YAML"), (None, "can't be read")],

@@ -86,6 +86,20 @@ def test_auto_makes_the_first_step_a_share_of_each_layers_activations(
     ]
 
 
+def test_each_rule_has_its_own_default_rate(tmp_path: Path) -> None:
+    rules = ("salsa", "add", "gain")
+    adapters = [{"name": rule, "language": "bg", "rule": rule} for rule in rules]
+    adapters.append({"name": "given", "language": "bg", "rule": "gain", "lr": 0.5})
+    more = {"adapters": adapters, "steering": {"sites": "encoder", "rule": "gain"}}
+    path = make_config(tmp_path, tmp_path, tmp_path, training={"lr_scale": "auto"}, **more)
+    assert [a.lr for a in load_config(path).adapter_settings()] == [0.05, 0.05, 0.01, 0.5]
+    absolute = load_config(path, ["training.lr_scale={}"])
+    assert [a.lr for a in absolute.adapter_settings()] == [0.01, 0.01, 0.01, 0.5]
+    more["adapters"] = [{"name": "bg", "language": "bg"}]
+    of_all = make_config(tmp_path, tmp_path, tmp_path, training={"lr_scale": "auto"}, **more)
+    assert [a.lr for a in load_config(of_all).adapter_settings()] == [0.01]
+
+
 def test_a_run_that_began_with_absolute_rates_keeps_them(tmp_path: Path) -> None:
     config = load_config(make_config(tmp_path, tmp_path, tmp_path, training={}), ["device=cpu"])
     relative = config.model_copy(

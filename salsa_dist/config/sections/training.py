@@ -34,8 +34,9 @@ class TrainingConfig(Section):
     )
     lr: Rate[Literal["auto"] | Annotated[float, Field(gt=0)] | None] = Field(
         None,
-        description="highest learning rate; null: 0.05 with lr_scale auto, else 0.01. auto: for "
-        "steering vectors, estimated per adapter in training (Prodigy), and 0.01 for other methods",
+        description="highest learning rate; null: with lr_scale auto that of the rule (gain: 0.01, "
+        "others: 0.05), else 0.01. auto: for steering vectors, estimated per adapter in training "
+        "(Prodigy), and 0.01 for other methods",
     )
     lr_scale: RateScale[Literal["auto"] | dict[str, Annotated[float, Field(gt=0)]]] = Field(
         "auto",

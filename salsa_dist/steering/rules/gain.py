@@ -26,4 +26,6 @@ def _affine(numbers: Tensor) -> tuple[Tensor, Tensor]:
     return 1 + gains, vector
 
 
-GAIN = UpdateRule(gain, "h' = h · (1 + g) + v", does="scales each channel", parts=2, affine=_affine)
+GAIN = UpdateRule(
+    gain, "h' = h · (1 + g) + v", does="scales each channel", parts=2, affine=_affine, lr=0.01
+)

@@ -28,6 +28,7 @@ class UpdateRule:
         keeps_norm: whether the norm of every activation stays.
         affine: for h' = a · h + b: takes the numbers of a site, (parts * hidden,), gives a and b,
             (hidden,) each, a being None where it is 1; None: the rule is of no such form.
+        lr: the learning rate where the config names none, relative to the activation's size.
         compiled: `apply` in one kernel (`training.compile`); None: there is nothing to fuse.
     """
 
@@ -37,4 +38,5 @@ class UpdateRule:
     parts: int = 1
     keeps_norm: bool = False
     affine: Callable[[Tensor], tuple[Tensor | None, Tensor]] | None = None
+    lr: float = 0.05
     compiled: Callable[[Tensor, Tensor], Tensor] | None = None
