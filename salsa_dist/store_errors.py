@@ -36,6 +36,9 @@ def clean_error(e: BaseException) -> OSError:
     ):
         return FileNotFoundError(errno.ENOENT, "there is no such file, folder or bucket")
     kind = type(e).__name__
+    if kind == "OfflineModeIsEnabled":  # of huggingface_hub; no other try changes it
+        why = "HF_HUB_OFFLINE is set, so no hub is asked: set it to 0, or use a folder"
+        return PermissionError(errno.EACCES, why)
     denied = isinstance(e, PermissionError) or _status(e) in (401, 403) or _DENIED.search(kind)
     if denied or str(e).startswith("Forbidden:"):  # of gcsfs
         return PermissionError(

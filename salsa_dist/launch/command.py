@@ -48,6 +48,7 @@ from salsa_dist.launch.options import Cluster, Options, Resources, checked, comm
 from salsa_dist.launch.rank import TARGET, RankCommand
 from salsa_dist.launch.sbatch_script import Sbatch, logs_of, sbatch
 from salsa_dist.log import causes, log, result, tell
+from salsa_dist.places import Folder
 from salsa_dist.planner.units import parse_size
 from salsa_dist.run.folder import RunFolder
 from salsa_dist.runs import launches
@@ -99,6 +100,7 @@ def launch(context: typer.Context, words: list[str] | None, **given: Any) -> int
     if asked.array_parallelism is not None and command != "sweep":
         raise UserError("--array-parallelism works only with sweep: this launch is one job")
     plan, work, config_path = None, None, ""
+    shards: list[Folder] = []
     if command == transcription.COMMAND:
         transcription.refuse_what_needs_a_config(asked)
         wanted = transcription.asked(overrides)
@@ -109,12 +111,16 @@ def launch(context: typer.Context, words: list[str] | None, **given: Any) -> int
         device = "cuda" if resources.asks_for_gpus else None
         plan = sweep.planned(overrides, resources.nodes, device)
         overrides = [*staging, *_device(resources, plan.sweep.config)]
+        shards = [*plan.sweep.corpora.values()]
     else:
         overrides += staging
         config_path = str(_config_path(asked).resolve())
         config = load_config(config_path, overrides)
         overrides += _device(resources, config)
         work = Work(config.run, _seen(config), partial(_plan, config, resources))
+        shards = [config.data.shards]
+    if asked.cluster is Cluster.slurm:
+        resources = _reaching(resources, shards)
     if asked.cluster is Cluster.slurm and not asked.dry_run and shutil.which("sbatch") is None:
         raise UserError(
             "there is no Slurm here (no sbatch on the PATH): add --cluster local to run on this "
@@ -200,6 +206,13 @@ def _launch_sweep(job: RankCommand, plan: Plan, asked: Options, resources: Resou
     else:
         sweep.submit(executor, job, plan, parallel, again)
     return 0
+
+
+def _reaching(resources: Resources, shards: Sequence[Folder]) -> Resources:
+    """A job whose shards are on a hub must reach it, unless the user sets HF_HUB_OFFLINE."""
+    if not any(str(place).startswith("hf://") for place in shards):
+        return resources
+    return resources.model_copy(update={"env": {"HF_HUB_OFFLINE": "0", **resources.env}})
 
 
 def _device(resources: Resources, config: Config) -> list[str]:

@@ -142,7 +142,7 @@ class Resources(Section):
         3,
         ge=0,
         description="attempts in a row that may fail without progress before the job is not requeued; "
-        "0: never requeue",
+        "0: not after a failure",
     )
     gpu_memory: Annotated[str, SLURM] = Field(
         "80GB", description="memory per device, for the plan of --dry-run"

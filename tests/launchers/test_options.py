@@ -53,6 +53,13 @@ def test_a_site_writes_its_account_once(desk: Desk) -> None:
     assert (big["partition"], big["mem"], big.get("account")) == ("big", "500GB", None)
 
 
+def test_only_jobs_with_shards_on_a_hub_may_ask_one(desk: Desk) -> None:
+    assert "export HF_HUB_OFFLINE=1\n" in dry(desk)
+    there = "data.shards=hf://datasets/user/name"
+    assert "export HF_HUB_OFFLINE=0\n" in dry(desk, "train", there)
+    assert "export HF_HUB_OFFLINE=1\n" in dry(desk, "--env", "HF_HUB_OFFLINE=1", "train", there)
+
+
 def test_no_launch_waits_for_torch(desk: Desk) -> None:
     """Nor does --help: only a plan of a base that is on this machine needs it."""
     code = """

@@ -20,7 +20,7 @@ _HEAD = """\
 The tests write this page (`SALSA_WRITE_DOCS=1 pytest tests/models`); do not edit it. Each line is
 a tiny model of that architecture with random weights. Its layers were found by structure, without
 a table of module paths, and tested with one forward and backward pass on noise. For each model and
-both rules:
+the rules `salsa` and `add`:
 
 - zero vectors change no logit by one bit;
 - other vectors change the logits;

@@ -125,6 +125,16 @@ def as_a_new_process() -> None:
     shard_cache._caches.clear()
 
 
+def test_offline_it_is_not_tried_again(
+    hub: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    place = Remote(f"hf://datasets/{NAME}", Cache(tmp_path / "cache", retry_s=600.0))
+    with pytest.raises(UserError, match="HF_HUB_OFFLINE is set, so no hub is asked: set it to 0"):
+        ShardIndex.load(place)
+    assert "trying again" not in capsys.readouterr().err
+
+
 def test_it_gives_the_clips_of_a_folder_and_each_byte_once(
     hub: Proxy, noise: Path, tmp_path: Path
 ) -> None:

@@ -114,7 +114,7 @@ class TrainingConfig(Section):
     save_every_s: Neither[float] = Field(60, ge=0, description="seconds between two checkpoints")
     keep: Neither[int] = Field(2, ge=1, description="number of checkpoints to keep")
     max_skipped: Vectors[int] = Field(
-        10, ge=0, description="skipped steps in a row before the run stops"
+        10, ge=0, description="steps in a row that may skip an adapter; after one more the run stops"
     )
     max_loss: Vectors[float | None] = Field(
         30.0,
