@@ -71,7 +71,7 @@ def load_base(
     """
     elsewhere = group_size(placement.kind, ranks) > 1 or placement.offload != "none"
     copy = staged(base, ranks, say) if base.stage_to is not None else fetched(base, ranks, say)
-    warn_if_slow(base.dtype, ranks.device, "base.dtype: float32")
+    warn_if_slow(base.dtype, ranks.device, "base.dtype: float32, in a new run folder,")
     say(f"loading base {base.name}")
     settings = base.model_dump(exclude={"stage_to"}) | {"silence_stride": silence_stride}
     if base.dtype == "auto":

@@ -55,12 +55,11 @@ def test_workers_come_from_a_ranks_cores(monkeypatch: pytest.MonkeyPatch) -> Non
         ("bfloat16", "cpu", 8.2, True),
         ("float16", "cpu", 8.2, True),
         ("bfloat16", "cpu", 1.1, False),  # this CPU has instructions for it
-        ("bfloat16", "cuda", 8.2, False),
         ("float32", "cpu", 8.2, False),
         (None, "cpu", 8.2, False),
     ],
 )
-def test_slow_half_precision_is_told(
+def test_slow_half_precision_is_told_once(
     asked: str | None,
     kind: str,
     times: float,
@@ -68,12 +67,34 @@ def test_slow_half_precision_is_told(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    warn_if_slow.cache_clear()
     monkeypatch.setattr("salsa_dist.speech_llms.precision.slowness", lambda precision: times)
-    warn_if_slow(asked, torch.device(kind), "--dtype float32")
+    for _ in range(2):
+        warn_if_slow(asked, torch.device(kind), "--dtype float32")
     told = capsys.readouterr().err
-    assert told.startswith("warning: ") == bool(told) == warned
-    assert not warned or ("takes 8 times as long" in told and "--dtype float32" in told)
+    assert told.count("warning: ") == told.count("\n") == warned
+    assert not warned or ("take up to 8 times as long" in told and "--dtype float32 is faster" in told)
+
+
+@pytest.mark.parametrize(("capability", "warned"), [((7, 5), True), ((8, 0), False), ((9, 0), False)])
+def test_a_gpu_that_emulates_bfloat16_is_told(
+    capability: tuple[int, int],
+    warned: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Played: no GPU is asked."""
+    warn_if_slow.cache_clear()
+    monkeypatch.setattr("torch.version.hip", None)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: capability)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "Tesla T4")
+    warn_if_slow("bfloat16", torch.device("cuda", 0), "base.dtype: float32")
+    assert ("Tesla T4 has no instructions for bfloat16" in capsys.readouterr().err) == warned
+    warn_if_slow("float16", torch.device("cuda", 0), "base.dtype: float32")
+    assert not capsys.readouterr().err
 
 
 def test_slowness_is_in_units_of_float32() -> None:
+    threads = torch.get_num_threads()
     assert 0.2 < slowness(torch.float32) < 5
+    assert torch.get_num_threads() == threads
