@@ -66,6 +66,16 @@ def read_clip(folder: Folder, shard: Shard, entry: Entry, row: int = -1) -> Clip
     Raises:
         BadSample: it can't be used.
     """
+    try:
+        return _read_once(folder, shard, entry, row)
+    except BadSample as e:
+        if e.kind not in DAMAGED or not isinstance(folder, Remote):
+            raise
+        cache_of(folder.cache).doubt(folder, shard)
+    return _read_once(folder, shard, entry, row)
+
+
+def _read_once(folder: Folder, shard: Shard, entry: Entry, row: int) -> Clip:
     path = folder / shard.path
     ((_, _, raw),) = read_samples(folder, [(shard, [entry])])
     if isinstance(raw, BadSample):

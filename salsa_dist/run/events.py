@@ -2,9 +2,9 @@
 
     {"schema": "salsa-dist/events/1", "event": "step", "time": 1764000000.0, "step": 12, …}
 
-Events: start, preflight, data, placement, step, dev, dev_loss, rung, bad_samples, checkpoint, skipped,
-out_of_memory, end. A run that was stopped and went on has a second `start`, and may repeat the steps
-after its last checkpoint: the last line of a step counts.
+Events: start, preflight, data, dev_clips, placement, step, dev, dev_loss, rung, bad_samples,
+checkpoint, skipped, out_of_memory, end. A run that was stopped and went on has a second `start`, and may
+repeat the steps after its last checkpoint: the last line of a step counts.
 """
 
 from __future__ import annotations
@@ -81,6 +81,12 @@ def read_forgiving(run: Path) -> list[dict[str, Any]]:
 def last_start(run: Path) -> dict[str, Any] | None:
     """The event of a run's last start; None if the run has not started."""
     return next((e for e in reversed(read(run)) if e["event"] == "start"), None)
+
+
+def dev_loss_told(run: Path) -> bool:
+    """Whether the adapters were measured on dev clips after the last step so far."""
+    kinds = [e.get("event") for e in read_forgiving(run)]
+    return next((kind for kind in reversed(kinds) if kind in ("step", "dev_loss")), "") == "dev_loss"
 
 
 class _Event(Record):

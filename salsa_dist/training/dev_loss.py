@@ -1,5 +1,7 @@
 """Adapters measured on dev clips: mean loss per label, or error rate.
 
+first dev clips of each language ─► each rank tries a share ─► all leave out those that can't be used
+
 dev clips of a language x its adapters ─┬► token losses ─► (adapters,) sums and label counts ─┬► reduced
                                         └► transcripts ──► (adapters,) errors and characters ─┘
 """
@@ -16,7 +18,8 @@ import torch.distributed as dist
 from salsa_dist.config import AdapterSettings, Config
 from salsa_dist.data.clip import Clip, silent_clip
 from salsa_dist.data.index import Entry, Shard, ShardIndex
-from salsa_dist.data.reading import read_clip
+from salsa_dist.data.reading import Bad, read_clip
+from salsa_dist.data.shards import BadSample
 from salsa_dist.data.share import share_of
 from salsa_dist.data.subset import first_entries
 from salsa_dist.errors import UserError
@@ -25,6 +28,8 @@ from salsa_dist.metrics.normalise import Rules
 from salsa_dist.placement.decode import generate
 from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.placement.kept_prefix import Known, without_audio
+from salsa_dist.placement.ranks import Ranks
+from salsa_dist.speech_llms.family import Family
 from salsa_dist.training.loss import label_weights, token_losses
 
 
@@ -60,6 +65,54 @@ class DevClips:
         """All dev clips: any rank may measure on any of them."""
         for clips in self.clips.values():
             yield from clips
+
+    def leave_out_bad(self, family: Family, ranks: Ranks, moved: Callable[[], None]) -> list[Bad]:
+        """Try every clip, and leave out those that can't be read or that the base can't be trained on.
+
+        All ranks call this before the first step, and leave out the same. That depends on the clips and
+        the base alone, so a resumed run, and another trial of a sweep, leave out the same too.
+
+        Args:
+            moved: called before each clip, as often on all ranks.
+
+        Returns:
+            Those that are left out.
+
+        Raises:
+            UserError: a language has no clip left, or a shard can't be read; the same on all ranks.
+        """
+        mine, share = share_of(list(self.all_clips()), ranks.rank, ranks.world_size)
+        own: list[Bad] = []
+        for clip in range(share):
+            moved()
+            own += self._tried(family, *mine[clip]) if clip < len(mine) else []
+        everyones: list[list[Bad]] = [[]] * ranks.world_size
+        dist.all_gather_object(everyones, own)
+        bad = sorted((b for of_rank in everyones for b in of_rank), key=lambda b: (b.shard, b.key))
+        for one in bad:
+            # A store or a disk that fails may work again: the choice must not depend on that.
+            if one.kind == "shard":
+                raise UserError(f"{one.why}; training.dev_clips asks for it: fetch the shard again")
+        gone = {(b.shard, b.key) for b in bad}
+        for language, clips in self.clips.items():
+            self.clips[language] = [c for c in clips if (c[0].path, c[1].key) not in gone]
+            if not self.clips[language]:
+                first = (clips[0][0].path, clips[0][1].key)
+                why = next(b.why for b in bad if (b.shard, b.key) == first)
+                raise UserError(
+                    f"{language}: none of the {len(clips)} dev clips can be used. The first: {why}"
+                )
+        return bad
+
+    def _tried(self, family: Family, shard: Shard, entry: Entry) -> list[Bad]:
+        """Why a clip can't be used; nothing where it can."""
+        try:
+            family.training_batch([read_clip(self.folder, shard, entry, row=0)])
+        except BadSample as e:
+            return [Bad(e.kind, shard.path, entry.key, str(e))]
+        except UserError as e:
+            return [Bad("refused", shard.path, entry.key, str(e))]
+        return []
 
     def use_kept_prefix(self, known: Mapping[str, Known]) -> None:
         """From now on, read no audio for losses: see `StepBatches.use_kept_prefix`."""

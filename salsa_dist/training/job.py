@@ -23,6 +23,8 @@ from salsa_dist.config import Config
 from salsa_dist.log import log
 from salsa_dist.methods.base import Method, Trainable
 from salsa_dist.placement.frozen_base import FrozenBase
+from salsa_dist.placement.ranks import from_first
+from salsa_dist.run.events import dev_loss_told
 from salsa_dist.run.folder import RunFolder
 from salsa_dist.run.session import Session
 from salsa_dist.speech_llms.batch import AdapterBatch
@@ -227,7 +229,7 @@ class Job:
             self.save(len(self))
         if self.average is not None:
             self.average.put_in()
-        if self.dev is not None and (self.first < len(self) or self.batches is None):
+        if self.to_measure():
             if self.best is not None:
                 losses = self.best.losses
             else:
@@ -247,6 +249,15 @@ class Job:
             shutil.rmtree(self.state, ignore_errors=True)
         dist.barrier()
         return [folder.adapter(name) for name in self.names]
+
+    def to_measure(self) -> bool:
+        """Whether `finish` measures on dev clips: not where an earlier start of the run did, after all
+        steps. All ranks call this."""
+        if self.dev is None:
+            return False
+        if self.batches is None or self.first < len(self):
+            return True
+        return not from_first(self.session.ranks, lambda: dev_loss_told(self.config.run))
 
     def _save(self, made: dict[str, int], folder: Path) -> None:
         if self.session.ranks.is_first:

@@ -13,7 +13,7 @@ from functools import partial
 from salsa_dist.config import Config
 from salsa_dist.config.fingerprint import digest
 from salsa_dist.config.release_0_1 import digest_of_release_0_1
-from salsa_dist.data.reading import read_clip
+from salsa_dist.data.reading import Bad
 from salsa_dist.errors import UserError
 from salsa_dist.methods.base import Method, Trainable
 from salsa_dist.metrics.error_rates import misnamed
@@ -25,6 +25,7 @@ from salsa_dist.speech_llms.load import SpeechLLM
 from salsa_dist.speech_llms.thin_silence import ThinsPadding
 from salsa_dist.training import state as states
 from salsa_dist.training.average import Average
+from salsa_dist.training.bad_sample_limit import NAMED
 from salsa_dist.training.batches import StepBatches
 from salsa_dist.training.best import Best
 from salsa_dist.training.copies import CopiesAhead
@@ -79,13 +80,13 @@ def opened(
         session.agree(speech_llm, trainable.bank, first)
         method.compute(session, speech_llm, trainable)
         dev = best = average = halving = strides = None
+        left_out: list[Bad] = []
         if config.training.dev_clips:
             dev = DevClips(
                 index, config.adapter_settings(), config.training.dev_clips, speech_llm.window_s
             )
-            if speech_llm.family.LEARNS_WORD_TIMES:
-                for shard, entry in dev.all_clips():  # one without times is refused before step 1
-                    speech_llm.family.training_batch([read_clip(index.folder, shard, entry)])
+            trying = partial(session.at, None, "trying the dev clips", reads=True)
+            left_out = dev.leave_out_bad(speech_llm.family, ranks, trying)
         if config.training.dev_every is not None and batches is not None:
             best = _best(config, trainable)
         if config.training.average is not None and batches is not None:
@@ -124,6 +125,8 @@ def opened(
             session.say(f"resuming after step {first} of {len(batches or ())}")
         if batches is not None:
             _tell_clips(session, names, batches, first)
+        if dev is not None:
+            _tell_dev_clips(session, dev, left_out)
         session.at(None, "placing the base", reads=True)
         base = stack.enter_context(
             FrozenBase(
@@ -166,7 +169,7 @@ def opened(
             strides=strides,
             copies=CopiesAhead(ranks.device, base.dtype),
         )
-        if config.method.steers and config.training.prefix_cache != "off" and first < len(made):
+        if config.method.steers and kept and (first < len(made) or made.to_measure()):
             _keep_prefix(made)
         yield made
 
@@ -227,6 +230,22 @@ def _tell_clips(session: Session, names: list[str], batches: StepBatches, first:
         session.say(
             f"step {first + 1} has clips for {world - idle} of {world} ranks, the others wait: more "
             "clips per step cost no more time"
+        )
+
+
+def _tell_dev_clips(session: Session, dev: DevClips, left_out: list[Bad]) -> None:
+    """Write the `dev_clips` event, and say which clips are left out."""
+    session.events.write(
+        "dev_clips",
+        clips={language: len(clips) for language, clips in dev.clips.items()},
+        left_out=[{"kind": b.kind, "shard": b.shard, "key": b.key, "why": b.why} for b in left_out],
+    )
+    if left_out:
+        more = "; the others are in events.jsonl" if len(left_out) > NAMED else ""
+        session.say(
+            f"dev clips that can't be used are left out, {len(left_out)} in all: "
+            + "; ".join(bad.why for bad in left_out[:NAMED])
+            + more
         )
 
 

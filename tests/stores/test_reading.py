@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from web import Proxy, Rule
 
@@ -263,6 +264,18 @@ def test_bytes_that_lie_are_fetched_again(
     # And none is bad.
     assert heard(place, steps) == {t: c for t, c in of_folder(noise).items() if t < steps}
     assert proxy.done == [do] * 2
+
+
+def test_a_single_clip_that_came_damaged_is_fetched_again(
+    noise: Path, served: tuple[Path, Proxy], tmp_path: Path
+) -> None:
+    _, proxy = served
+    place = remote(proxy, tmp_path)
+    shard = ShardIndex.load(place).shards[0]
+    proxy.rules.append(Rule("lie"))
+    found = reading.read_clip(place, shard, shard.entries[0])
+    assert np.array_equal(found.audio, reading.read_clip(noise, shard, shard.entries[0]).audio)
+    assert proxy.done == ["lie"]
 
 
 def test_a_shard_that_is_there_whole_is_checked(served: tuple[Path, Proxy], tmp_path: Path) -> None:
