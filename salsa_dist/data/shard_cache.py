@@ -1,9 +1,13 @@
 """Shards of a store on this node's disk: all processes of the node fetch each block only once.
 
     FOLDER/                       data.cache; bounded by data.cache_gb
-    ├── 3f9c2a71….shard           one a shard, by its name and the sha256 that the index has of it
-    │                             (cached_shard.py)
+    ├── 3f9c2a71….shard           one a shard and node, by the node's host name, the shard's name and
+    │                             the sha256 that the index has of it (cached_shard.py)
     └── evict.lock                held by whoever removes the shards used longest ago
+
+Nodes may share the folder, such as one in a home on NFS: each has its own files, since blocks and marks
+that one node writes reach another in any order. The limit of size counts the files of all nodes, also
+of those that are gone. A host's name stays after a reboot, and so does what is complete.
 
 Where processes and threads want the same blocks, one fetches (fetching.py), the others find them. What
 a machine that went down may have torn is fetched again. A shard whose blocks are all there is checked
@@ -19,6 +23,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import socket
 import threading
 import time
 import zlib
@@ -229,8 +234,8 @@ class ShardCache:
         raise OSError(errno.EIO, f"the cache {self.folder} is being emptied by another program")
 
     def _path(self, remote: Remote, shard: Shard) -> Path:
-        name = hashlib.sha256(f"{remote}\n{shard.sha256}\n{shard.bytes}".encode()).hexdigest()[:32]
-        return self.folder / f"{name}.shard"
+        facts = f"{socket.gethostname()}\n{remote}\n{shard.sha256}\n{shard.bytes}"
+        return self.folder / f"{hashlib.sha256(facts.encode()).hexdigest()[:32]}.shard"
 
     def _forget(self, remote: Remote, shard: Shard, file: CachedShard) -> None:
         """Remove the cached blocks of a shard, unless another process has just started it anew."""

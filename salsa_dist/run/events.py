@@ -3,8 +3,8 @@
     {"schema": "salsa-dist/events/1", "event": "step", "time": 1764000000.0, "step": 12, …}
 
 Events: start, preflight, data, dev_clips, placement, step, dev, dev_loss, rung, bad_samples,
-checkpoint, skipped, out_of_memory, end. A run that was stopped and went on has a second `start`, and may
-repeat the steps after its last checkpoint: the last line of a step counts.
+checkpoint, skipped, out_of_memory, end. A run that was stopped and went on has a second `start`, and
+may repeat the steps after its last checkpoint: the last line of a step counts.
 """
 
 from __future__ import annotations

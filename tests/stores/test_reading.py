@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
 import os
 import re
+import socket
 import time
 from functools import cache
 from pathlib import Path
@@ -357,6 +359,61 @@ def test_what_a_crash_of_the_machine_may_have_torn_is_fetched_again(
             file.write(bytes(BLOCK))  # marked as there, and never written
     monkeypatch.setattr(cached_shard, "_boot", lambda: "another")
     assert heard(place) == of_folder(noise)
+
+
+class Node:
+    """A node that shares a cache folder with others."""
+
+    def __init__(self, folder: Path, patched: pytest.MonkeyPatch) -> None:
+        self.cache, self.patched = shard_cache.ShardCache(Cache(folder)), patched
+
+    def fetched(self, place: Remote, count: int, host: str, boot: str) -> int:
+        """Bytes that it fetches for the first clips of the first shard."""
+        self.patched.setattr(socket, "gethostname", lambda: host)
+        self.patched.setattr(cached_shard, "_boot", lambda: boot)
+        shard, before = ShardIndex.load(place).shards[0], traffic()
+        for *_, raw in self.cache.read(place, [(shard, shard.entries[:count])], patience.Waited()):
+            assert not isinstance(raw, Exception)
+        return traffic().since(before).fetched_bytes
+
+
+def test_nodes_that_share_a_folder_fetch_each_block_once_a_node(
+    served: tuple[Path, Proxy], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, proxy = served
+    place, node = remote(proxy, tmp_path), Node(tmp_path / "cache", monkeypatch)
+    found = [node.fetched(place, 1, host, host) for host in ("a", "b") * 3]
+    assert found == [BLOCK, BLOCK, 0, 0, 0, 0]
+
+
+def test_only_a_complete_shard_survives_a_reboot(
+    served: tuple[Path, Proxy], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, proxy = served
+    place, node = remote(proxy, tmp_path), Node(tmp_path / "cache", monkeypatch)
+    whole = ShardIndex.load(place).shards[0]
+    assert node.fetched(place, 1, "a", "first") == BLOCK
+    assert node.fetched(place, len(whole.entries), "a", "second") == whole.bytes
+    assert node.fetched(place, len(whole.entries), "a", "third") == 0
+
+
+def test_files_of_other_nodes_and_of_earlier_versions_count(
+    noise: Path, served: tuple[Path, Proxy], tmp_path: Path
+) -> None:
+    _, proxy = served
+    most = 1_000_000
+    place = remote(proxy, tmp_path)
+    shard = ShardIndex.load(place).shards[0]
+    # As version 0.1 named it, without a host.
+    facts = f"{place / shard.path}\n{shard.sha256}\n{shard.bytes}"
+    old = tmp_path / f"cache/shards/{hashlib.sha256(facts.encode()).hexdigest()[:32]}.shard"
+    old.parent.mkdir(parents=True)
+    old.write_bytes(bytes([1]) * 2 * most)
+    os.utime(old, (0, 0))
+    assert heard(place, 1) == {0: of_folder(noise)[0]}
+    assert old.stat().st_size == 2 * most  # neither read nor written
+    assert heard(remote(proxy, tmp_path, bytes=most)) == of_folder(noise)
+    assert not old.exists()
 
 
 def _read_all(place: Remote, start: Any) -> None:
