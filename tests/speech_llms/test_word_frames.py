@@ -106,9 +106,7 @@ def test_dev_clips_without_times_are_refused_before_a_step(
     config = load_config(
         make_config(tmp_path, folder, tiny_shards, training=training, steering=steering)
     )
-    with pytest.raises(
-        UserError, match=r"^bg: none of the 2 dev clips .* bg/dev-.* has no word times"
-    ):
+    with pytest.raises(UserError, match=r"^bg: none of the 2 dev clips .* bg/dev-.* has no word times"):
         train(config)
     assert not (tmp_path / "run" / "state").exists()
 

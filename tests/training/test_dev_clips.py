@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 from ranks import run_ranks
-from run_results import events, vectors
+from run_results import events
+from safetensors.torch import load_file
 from tiny import make_config
 
 from salsa_dist import UserError, load_config, train
 from salsa_dist.config import Config
 from salsa_dist.corpus.writer import Sample, ShardWriter
 from salsa_dist.data.index import ShardIndex
+from salsa_dist.run.events import Events, dev_loss_told
 from salsa_dist.training.dev_loss import DevClips
 
 LONG = "vuk lisa " * 20  # more than the base can write
@@ -76,10 +78,12 @@ def sound_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config_of(folder: Path, base: Path, shards: Path, **training: Any) -> Path:
     folder.mkdir(exist_ok=True)
+    method = training.pop("method", {"kind": "salsa"})
     training = {"steps": 2, "lr": 0.02, "save_every_s": 0, "dev_clips": 4, **training}
     data = {"shards": str(shards), "clips_per_step": 4, "readers": 4}
     adapters = [{"name": "bg", "language": "bg"}]
     sections = {"training": training, "data": data, "adapters": adapters, "trackers": []}
+    sections["method"] = method
     return make_config(folder, base, shards, **sections)
 
 
@@ -162,7 +166,12 @@ def test_a_shard_of_dev_clips_that_is_gone_is_refused_before_a_step(
     assert not (config.run / "events.jsonl").exists()
 
 
-@pytest.mark.parametrize("training", [{}, {"dev_every": 2}, {"prefix_cache": "memory"}])
+LORA = {"kind": "lora", "rank": 2, "alpha": 4}
+
+
+@pytest.mark.parametrize(
+    "training", [{}, {"dev_every": 2}, {"prefix_cache": "memory"}, {"method": LORA}]
+)
 def test_what_failed_after_the_last_step_is_done_at_the_next_start(
     tmp_path: Path,
     tiny_base: Path,
@@ -193,11 +202,26 @@ def test_what_failed_after_the_last_step_is_done_at_the_next_start(
         for run in (config.run, whole.run)
     ]
     assert kinds[0] == kinds[1]
-    found, wanted = vectors(config.run), vectors(whole.run)
-    assert found.keys() == wanted.keys()
-    assert all(found[name].equal(vector) for name, vector in wanted.items())
     files = [sorted(p.relative_to(run) for p in run.rglob("*")) for run in (config.run, whole.run)]
     assert files[0] == files[1]
+    tensors = [
+        path for path in files[0] if path.parts[0] == "adapters" and path.suffix == ".safetensors"
+    ]
+    assert tensors
+    for path in tensors:
+        found, wanted = load_file(config.run / path), load_file(whole.run / path)
+        assert all(found[name].equal(tensor) for name, tensor in wanted.items())
     # Once it is told, no further start measures again.
     train(config)
     assert losses(config.run) == losses(whole.run)
+
+
+def test_dev_losses_of_one_adapter_are_not_those_of_the_next(tmp_path: Path) -> None:
+    """Where adapters are trained one after another."""
+    told = []
+    written = Events(tmp_path, enabled=True)
+    for event in ("start", "step", "dev_loss", "end", "start", "step", "checkpoint", "start"):
+        written.write(event)
+        told.append(dev_loss_told(tmp_path))
+    written.close()
+    assert told == [False, False, True, True, True, False, False, False]
