@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 import torch.distributed as dist
 
@@ -25,6 +24,7 @@ from salsa_dist.config import Config, PlacementConfig
 from salsa_dist.data.index import ShardIndex
 from salsa_dist.errors import UserError
 from salsa_dist.libraries.deepspeed import why_no_async_io
+from salsa_dist.machine import free_memory, memory
 from salsa_dist.placement.ranks import Ranks, from_first, group_size
 from salsa_dist.planner.base_shape import BaseShape
 from salsa_dist.planner.plan_of_run import (
@@ -177,17 +177,17 @@ def decide(plan: Plan, placement: PlacementConfig, section: str, even: bool = Tr
 def this_job(ranks: Ranks) -> Machines:
     """The machines of the running job: of all ranks' memories the least, so that all agree."""
     if ranks.device.type == "cuda":
-        memory = float(torch.cuda.get_device_properties(ranks.device).total_memory)
-        host = float(psutil.virtual_memory().total)
+        own = float(torch.cuda.get_device_properties(ranks.device).total_memory)
+        host = memory()
     else:
-        host = float(psutil.virtual_memory().available)
-        memory = host / ranks.local_world_size
-    least = torch.tensor([memory, host], dtype=torch.float64, device=ranks.device)
+        host = free_memory()
+        own = host / ranks.local_world_size
+    least = torch.tensor([own, host], dtype=torch.float64, device=ranks.device)
     dist.all_reduce(least, op=dist.ReduceOp.MIN)
-    memory, host = least.tolist()
+    own, host = least.tolist()
     nodes = max(1, ranks.world_size // ranks.local_world_size)
     frames = GLOO_MESSAGE_BYTES if ranks.device.type == "cpu" else 0
-    return Machines(nodes, ranks.world_size // nodes, memory, host, message_bytes=frames)
+    return Machines(nodes, ranks.world_size // nodes, own, host, message_bytes=frames)
 
 
 def _even_ranks(ranks: Ranks) -> bool:

@@ -103,7 +103,7 @@ class Jobs(Section):
     ranks_per_node: int = Field(1, ge=1)
     at_once: int = Field(1, ge=1, description="parallel jobs, if the sweep runs on this machine")
     memory_gb: float | None = Field(
-        None, gt=0, description="memory of one rank; null: that of this machine, or of its GPU"
+        None, gt=0, description="memory of one rank; null: its share of this machine's, or its GPU's"
     )
 
 

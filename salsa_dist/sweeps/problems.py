@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 import torch
@@ -10,6 +9,7 @@ import torch
 from salsa_dist.data.index import ShardIndex
 from salsa_dist.data.subset import training_shards
 from salsa_dist.errors import UserError
+from salsa_dist.machine import memory as own_memory
 from salsa_dist.methods.registry import METHODS
 from salsa_dist.metrics.error_rates import misnamed
 from salsa_dist.placement.ranks import Ranks, group_size
@@ -144,7 +144,7 @@ def memory(sweep: Sweep, facts: BaseFacts) -> tuple[float, list[str]]:
     whole = 4 if config.base.dtype == "float32" else 2
     each = BYTES_EACH[config.base.quantization] if config.base.quantization else whole
     beside = activation_bytes(facts, config) + _PROCESS_BYTES
-    have = jobs.memory_gb * 1e9 if jobs.memory_gb else _own_memory()
+    have, beside_it = _memory_of_a_rank(sweep)
     needs = {size: facts.parameters * each / size + beside for size in sizes}
     sharing = next((size for size, need in needs.items() if need <= have), sizes[-1])
     need = needs[sharing]
@@ -152,16 +152,28 @@ def memory(sweep: Sweep, facts: BaseFacts) -> tuple[float, list[str]]:
         problems.append(
             f"it can never fit: a rank needs about {need / 1e9:.1f} GB (base "
             f"{facts.parameters * each / 1e9:.1f} GB over {sharing} ranks, a micro-batch of "
-            f"{config.training.clips_per_pass}) and has {have / 1e9:.1f}; "
-            "share the base among more ranks (placement.kind), or lower training.micro_batch"
+            f"{config.training.clips_per_pass}) and has {have / 1e9:.1f}{beside_it}; "
+            "share the base among more ranks (placement.kind), lower training.micro_batch or "
+            "jobs.at_once, or say in jobs.memory_gb what a rank has where the jobs run"
         )
     return need, problems
 
 
-def _own_memory() -> float:
-    if torch.cuda.is_available():
-        return float(torch.cuda.get_device_properties(0).total_memory)
-    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+def _memory_of_a_rank(sweep: Sweep) -> tuple[float, str]:
+    """The bytes that a rank has, and a text about the ranks that share them with it."""
+    jobs = sweep.file.jobs
+    if jobs.memory_gb:
+        return jobs.memory_gb * 1e9, ""
+    if torch.cuda.is_available() and sweep.config.device != "cpu":
+        return float(torch.cuda.get_device_properties(0).total_memory), ""
+    sharing = jobs.ranks_per_node * jobs.at_once  # a GPU has one rank, a machine's memory all of them
+    if sharing == 1:
+        return own_memory(), ""
+    whole = own_memory()
+    shared = (
+        f", of {whole / 1e9:.1f} for {jobs.at_once} jobs at once of {jobs.ranks_per_node} ranks each"
+    )
+    return whole / sharing, shared
 
 
 def refuse_prefix(sweep: Sweep, new: Sequence[Packed]) -> None:

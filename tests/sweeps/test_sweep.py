@@ -10,7 +10,7 @@ import pytest
 import yaml
 from run_results import events
 
-from salsa_dist import UserError, load_config, train
+from salsa_dist import UserError, load_config, machine, train
 from salsa_dist.data.index import ShardIndex
 from salsa_dist.data.subset import take_minutes
 from salsa_dist.sweeps.cost import activation_bytes, base_facts, clip_cost
@@ -152,6 +152,24 @@ def test_all_that_is_wrong_is_told_at_once_and_nothing_is_written(write: Any, tm
     ):
         assert what in text
     assert not (tmp_path / "sweep").exists()
+
+
+def test_ranks_that_run_side_by_side_share_the_memory(
+    write: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rank needs 1.0 GB here, and the cgroup has 5."""
+    (tmp_path / "own").write_text("0::/")
+    (tmp_path / "memory.max").write_text("5000000000")
+    monkeypatch.setattr(machine, "CGROUPS", tmp_path)
+    monkeypatch.setattr(machine, "OWN_CGROUPS", tmp_path / "own")
+    shared: dict[str, Any] = {"overrides": {"device": "cpu"}}
+    for jobs in ({"at_once": 4}, {"ranks_per_node": 2}, {"at_once": 6, "memory_gb": 2}):
+        plan(write(jobs=jobs, **shared))
+    for jobs in ({"at_once": 6}, {"ranks_per_node": 2, "at_once": 3}):
+        with pytest.raises(
+            UserError, match=r"needs about 1\.0 GB .* has 0\.8, of 5\.0 for . jobs at once"
+        ):
+            plan(write(jobs=jobs, **shared))
 
 
 def test_the_plan_says_what_a_kept_prefix_saves_and_takes(write: Any) -> None:
