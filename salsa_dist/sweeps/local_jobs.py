@@ -69,6 +69,7 @@ def run_jobs(jobs: Sequence[JobFolder], ranks: int, at_once: int = 1) -> int:
             if stopped:
                 return None
             if code or verb in job.to_do():
+                log.error(f"{job.path.name}: {verb} {_ending(code)}")
                 return job.path
         return None
 
@@ -87,6 +88,15 @@ def run_jobs(jobs: Sequence[JobFolder], ranks: int, at_once: int = 1) -> int:
             + ", ".join(str(RunFolder(path).config) for path in failed)
         )
     return 0
+
+
+def _ending(code: int) -> str:
+    """How a job that failed came to its end. One that was killed has not said so itself."""
+    if code == -signal.SIGKILL:
+        return "was ended by SIGKILL, mostly for lack of memory"
+    if code < 0:
+        return f"was ended by {signal.Signals(-code).name}"
+    return f"exited with {code}" if code else "exited with 0, and is not done"
 
 
 def _places(ranks: int, at_once: int) -> list[dict[str, str]]:

@@ -95,7 +95,7 @@ def test_jobs_side_by_side_without_a_gpu_each_are_refused(
 
 
 def test_a_job_that_fails_is_told_when_the_others_are_done(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     jobs: list[Any] = [Job(tmp_path / name) for name in "abc"]
 
@@ -110,5 +110,28 @@ def test_a_job_that_fails_is_told_when_the_others_are_done(
     monkeypatch.setattr(local_jobs, "_command", command)
     with pytest.raises(UserError, match=r"1 of 3 jobs failed.*a/config\.yaml"):
         local_jobs.run_jobs(jobs, 1)
+    assert capsys.readouterr().err == "a: train exited with 1\n"
     assert (tmp_path / "b").exists()
     assert (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ("import os; os.kill(os.getpid(), 9)", "was ended by SIGKILL, mostly for lack of memory"),
+        ("import os; os.kill(os.getpid(), 15)", "was ended by SIGTERM"),
+        ("pass", "exited with 0, and is not done"),
+    ],
+)
+def test_the_end_of_a_job_that_says_nothing_is_told(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    code: str,
+    told: str,
+) -> None:
+    monkeypatch.setattr(local_jobs, "_command", lambda *_: [sys.executable, "-c", code])
+    job: Any = Job(tmp_path / "a")
+    with pytest.raises(UserError, match="1 of 1 jobs failed"):
+        local_jobs.run_jobs([job], 1)
+    assert capsys.readouterr().err == f"a: train {told}\n"
