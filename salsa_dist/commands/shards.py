@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +11,7 @@ import typer
 
 from salsa_dist.errors import UserError
 from salsa_dist.log import result
+from salsa_dist.machine import cores
 from salsa_dist.places import place
 
 app = typer.Typer(
@@ -102,7 +102,7 @@ def build(
         subset=subset,
         splits=tuple(part for part in (split or "").split(",") if part),
     )
-    build_shards(recipe, source, out, ask, _cores(workers), max_dropped)
+    build_shards(recipe, source, out, ask, _processes(workers), max_dropped)
 
 
 @app.command()
@@ -127,7 +127,7 @@ def lint(
     from salsa_dist.corpus.lint import lint as lint_shards
 
     bounds = Bounds(min_seconds, max_seconds, rate)
-    problems, samples = lint_shards(folder, bounds, _cores(workers))
+    problems, samples = lint_shards(folder, bounds, _processes(workers))
     if as_json:
         result(json.dumps({"samples": samples, "problems": [asdict(p) for p in problems]}))
     else:
@@ -248,5 +248,5 @@ def _report(left_out: list[str]) -> None:
         result(f"… and {len(left_out) - 20} more")
 
 
-def _cores(workers: int | None) -> int:
-    return len(os.sched_getaffinity(0)) if workers is None else workers
+def _processes(workers: int | None) -> int:
+    return cores() if workers is None else workers

@@ -105,6 +105,8 @@ class RankCommand:
     def _set_environment(self) -> None:
         from submitit.helpers import TorchDistributedEnvironment
 
+        from salsa_dist.machine import cores
+
         if self.local_port is not None:
             os.environ["MASTER_PORT"] = str(self.local_port)
         world = TorchDistributedEnvironment()  # takes MASTER_PORT from the environment
@@ -112,7 +114,7 @@ class RankCommand:
         world.export(set_cuda_visible_devices=False, overwrite=True)
         if self.local_port is not None:  # the host's own name need not resolve
             os.environ["MASTER_ADDR"] = "127.0.0.1"
-        threads = self.cpus_per_task or _cores() // world.local_world_size
+        threads = self.cpus_per_task or cores() // world.local_world_size
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, threads)))
 
 
@@ -123,13 +125,6 @@ def _take_code_from(folder: str) -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join(paths)  # for this rank's own children
     with contextlib.suppress(OSError):
         os.utime(folder)  # in use: not to be cleared as old
-
-
-def _cores() -> int:
-    """Cores this process may use, which inside a job are fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1  # macOS
 
 
 def _write_failure(rank: int, error: Exception, user_error: bool, final: bool) -> None:

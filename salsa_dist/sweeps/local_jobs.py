@@ -21,6 +21,7 @@ from types import FrameType
 
 from salsa_dist.errors import UserError
 from salsa_dist.log import log
+from salsa_dist.machine import cores
 from salsa_dist.run.folder import RunFolder
 from salsa_dist.sweeps.folder import JobFolder
 
@@ -59,7 +60,7 @@ def run_jobs(jobs: Sequence[JobFolder], ranks: int, at_once: int = 1) -> int:
             process = subprocess.Popen(
                 _command(verb, job, ranks),
                 start_new_session=True,
-                env={**_environment(at_once), **place},
+                env={**_environment(at_once * ranks), **place},
             )
             running.add(process)
             if stopped:  # by a signal that came while the process was being made
@@ -121,12 +122,14 @@ def _places(ranks: int, at_once: int) -> list[dict[str, str]]:
     return [{"CUDA_VISIBLE_DEVICES": ",".join(names)} for names in own]
 
 
-def _environment(at_once: int) -> dict[str, str]:
-    """Jobs side by side share the cores, unless the user has said how many threads each takes."""
-    if at_once == 1:
+def _environment(side_by_side: int) -> dict[str, str]:
+    """Ranks side by side share the cores, unless the user has said how many threads each takes.
+
+    torchrun alone would give each rank one.
+    """
+    if side_by_side == 1:
         return dict(os.environ)
-    threads = max(1, len(os.sched_getaffinity(0)) // at_once)
-    return {"OMP_NUM_THREADS": str(threads), **os.environ}
+    return {"OMP_NUM_THREADS": str(max(1, cores() // side_by_side)), **os.environ}
 
 
 def _command(verb: str, job: JobFolder, ranks: int) -> list[str]:

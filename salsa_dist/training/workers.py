@@ -13,6 +13,7 @@ from typing import Literal
 
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from salsa_dist.machine import cores, own_cores
 from salsa_dist.placement.ranks import Ranks
 from salsa_dist.speech_llms.family import Family
 from salsa_dist.training.batches import StepBatches, StepShare
@@ -27,10 +28,11 @@ def own_workers(wanted: int | Literal["auto"], ranks: Ranks) -> int:
         return wanted
     if ranks.device.type == "cpu":
         return 0
-    cores = len(os.sched_getaffinity(0))
-    if cores == os.cpu_count():  # the ranks of a node were not given cores of their own
-        cores //= ranks.local_world_size
-    return next((n for n in (6, 4, 3, 2, 1) if n < cores), 0)
+    given, own = cores(), own_cores()
+    # The ranks of a node were not given cores of their own, or share a container's quota.
+    if own == os.cpu_count() or given < own:
+        given //= ranks.local_world_size
+    return next((n for n in (6, 4, 3, 2, 1) if n < given), 0)
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,12 @@ import signal
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from launching import Desk
 
+from salsa_dist import machine
 from salsa_dist.launch import rank as launched
 
 
@@ -70,12 +72,26 @@ def test_setup_and_gpus_reach_local_ranks(desk: Desk) -> None:
     setup = ("--setup", "export FROM_SETUP='a b'", "--setup", "false")
     result = desk.local("show", "--gpus-per-node", "2", *setup)
     assert result.status == 0
-    cores = len(os.sched_getaffinity(0))
     for rank in (0, 1):
         seen = desk.seen(rank)
         assert seen["FROM_SETUP"] == "a b"
         assert seen["CUDA_VISIBLE_DEVICES"] == "4,5"
-        assert seen["OMP_NUM_THREADS"] == str(max(1, cores // 2))
+        assert seen["OMP_NUM_THREADS"] == str(max(1, machine.cores() // 2))
+
+
+def test_the_ranks_of_a_container_share_its_quota(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = SimpleNamespace(local_world_size=2, export=lambda **_: None)
+    monkeypatch.setattr("submitit.helpers.TorchDistributedEnvironment", lambda: world)
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(64)), raising=False)
+    (tmp_path / "own").write_text("0::/")
+    (tmp_path / "cpu.max").write_text("600000 100000")
+    monkeypatch.setattr(machine, "CGROUPS", tmp_path)
+    monkeypatch.setattr(machine, "OWN_CGROUPS", tmp_path / "own")
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    launched.RankCommand("train", "demo.yaml")._set_environment()
+    assert os.environ["OMP_NUM_THREADS"] == "3"
 
 
 def test_a_user_error_in_the_ranks_is_one_line_and_status_2(desk: Desk) -> None:

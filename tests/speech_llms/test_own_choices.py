@@ -7,6 +7,7 @@ import torch
 from tiny_families import FAMILIES
 from transformers import AutoConfig
 
+from salsa_dist import machine
 from salsa_dist.errors import UserError
 from salsa_dist.placement.ranks import Ranks
 from salsa_dist.speech_llms.load import load_speech_llm
@@ -39,7 +40,8 @@ def test_attention_kernels_are_those_asked_for(tiny_base: Path) -> None:
         load_speech_llm(tiny_base, device="cpu", attn_implementation="none_such")
 
 
-def test_workers_come_from_a_ranks_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_come_from_a_ranks_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "OWN_CGROUPS", tmp_path / "none")
     gpu, cpu = (Ranks(0, 8, 0, 8, torch.device(kind)) for kind in ("cuda", "cpu"))
     monkeypatch.setattr("os.cpu_count", lambda: 64)
     for given, found in ((64, 6), (12, 6), (6, 4), (2, 1), (1, 0)):
@@ -47,6 +49,20 @@ def test_workers_come_from_a_ranks_cores(monkeypatch: pytest.MonkeyPatch) -> Non
         assert own_workers("auto", gpu) == found  # all 64: eight for each of eight ranks
     assert own_workers("auto", cpu) == 0
     assert own_workers(3, gpu) == own_workers(3, cpu) == 3
+
+
+@pytest.mark.parametrize("bound", [64, 32])
+@pytest.mark.parametrize(("quota", "found"), [(31, 2), (16, 1), (8, 0)])
+def test_the_ranks_of_a_container_share_its_quota(
+    quota: int, found: int, bound: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own").write_text("0::/")
+    (tmp_path / "cpu.max").write_text(f"{quota}00000 100000")
+    monkeypatch.setattr(machine, "CGROUPS", tmp_path)
+    monkeypatch.setattr(machine, "OWN_CGROUPS", tmp_path / "own")
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(bound)), raising=False)
+    assert own_workers("auto", Ranks(0, 8, 0, 8, torch.device("cuda"))) == found
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,12 @@ from salsa_dist.errors import UserError
 from salsa_dist.sweeps import local_jobs
 
 MEET = """
-import os, pathlib, sys, time
+import pathlib, sys, time
 own, other = map(pathlib.Path, sys.argv[1:])
 own.mkdir()
 until = time.monotonic() + 60
 while not other.exists() and time.monotonic() < until:
     time.sleep(0.01)
-(own / "threads").write_text(os.environ.get("OMP_NUM_THREADS", ""))
 sys.exit(0 if other.exists() else 3)
 """
 
@@ -40,9 +39,7 @@ def test_two_jobs_at_once_meet_each_other(tmp_path: Path, monkeypatch: pytest.Mo
         return [sys.executable, "-c", MEET, str(job.path), str(other.path)]
 
     monkeypatch.setattr(local_jobs, "_command", command)
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert local_jobs.run_jobs(jobs, 1, at_once=2) == 0
-    assert all(int((job.path / "threads").read_text()) >= 1 for job in jobs)
 
 
 SHOW = """
@@ -92,6 +89,38 @@ def test_jobs_side_by_side_without_a_gpu_each_are_refused(
     with pytest.raises(UserError, match=r"jobs.at_once is 3, of 1 ranks each, and .* shows 2 GPUs"):
         run_on_gpus(tmp_path, monkeypatch, 2, ranks=1, at_once=3)
     assert set(run_on_gpus(tmp_path, monkeypatch, 0, ranks=1, at_once=3)) == {"all"}
+
+
+@pytest.mark.parametrize(
+    ("ranks", "at_once", "users", "found"),
+    [
+        (1, 1, None, ""),
+        (2, 1, None, "6"),
+        (1, 2, None, "6"),
+        (2, 2, None, "3"),
+        (8, 2, None, "1"),
+        (2, 2, "5", "5"),
+    ],
+)
+def test_the_ranks_of_all_jobs_share_the_cores(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    ranks: int,
+    at_once: int,
+    users: str | None,
+    found: str,
+) -> None:
+    own = tmp_path / "a"
+    code = f"import os; os.mkdir({str(own)!r} + os.environ.get('OMP_NUM_THREADS', ''))"
+    monkeypatch.setattr(local_jobs, "_command", lambda *_: [sys.executable, "-c", code])
+    monkeypatch.setattr(local_jobs, "cores", lambda: 12)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if users:
+        monkeypatch.setenv("OMP_NUM_THREADS", users)
+    job: Any = Job(own)
+    job.to_do = lambda: [] if any(tmp_path.iterdir()) else ["train"]
+    assert local_jobs.run_jobs([job], ranks, at_once) == 0
+    assert [path.name for path in tmp_path.iterdir()] == [f"a{found}"]
 
 
 def test_a_job_that_fails_is_told_when_the_others_are_done(
