@@ -136,6 +136,19 @@ class AdapterBatch:
         """The same in memory from which a GPU copies without a wait; the data loader calls this."""
         return self._each(Tensor.pin_memory)
 
+    def share_memory(self) -> None:
+        """Move all tensors to /dev/shm, from where another process takes them without a copy.
+
+        Raises:
+            RuntimeError: it is full.
+        """
+        audio, counts = self.shared, self.label_counts
+        small = [] if audio is None else [audio.rows, audio.elements, audio.clip_of]
+        small += [] if counts is None else [counts]
+        for tensor in [*self.tensors(), *small]:
+            if tensor.numel():
+                tensor.share_memory_()
+
     def tensors(self) -> list[Tensor]:
         """What `to` moves."""
         audio = {} if self.shared is None else self.shared.inputs

@@ -11,12 +11,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
+from salsa_dist.errors import UserError
 from salsa_dist.machine import cores, own_cores
 from salsa_dist.placement.ranks import Ranks
 from salsa_dist.speech_llms.family import Family
 from salsa_dist.training.batches import StepBatches, StepShare
+
+# In PyTorch's errors about shared memory; the other one is of systems that do not refuse it at first.
+_FULL = ("No space left on device", "Bus error")
 
 
 def own_workers(wanted: int | Literal["auto"], ranks: Ranks) -> int:
@@ -61,7 +65,13 @@ class _Shares(Dataset[StepShare]):
     def __getitem__(self, asked: _Asked) -> StepShare:
         self.batches.stop(asked.stopped)
         self.batches.limit_pass(asked.micro_batch)
-        return self.batches[asked.step]
+        share = self.batches[asked.step]
+        if get_worker_info() is not None:
+            # Here, since an error goes to the rank. PyTorch would do it where an error is only printed,
+            # and the rank would wait for ever.
+            for batch in share.batches:
+                batch.share_memory()
+        return share
 
 
 class ReadAhead:
@@ -99,7 +109,25 @@ class ReadAhead:
         steps = range(first, len(own) if end is None else end)
         stopped, most = own.stopped, own.limits.windows
         self._steps.asked = (_Asked(step, stopped, most) for step in steps)
-        return iter(self._loader)
+        return _with_full_memory_told(iter(self._loader))
+
+
+def _with_full_memory_told(shares: Iterator[StepShare]) -> Iterator[StepShare]:
+    """The same shares.
+
+    Raises:
+        UserError: the workers could not hand theirs over.
+    """
+    try:
+        yield from shares
+    except RuntimeError as error:
+        text = str(error)
+        if "shared memory" not in text or not any(sign in text for sign in _FULL):
+            raise
+        raise UserError(
+            "/dev/shm is full, through which data.workers hand over the clips that they read: give it "
+            "more room (Docker: --shm-size=8g), or set data.workers lower; with 0 it is not used"
+        ) from error
 
 
 def _modules_of(family: Family) -> list[str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from run_results import events, vectors
 from tiny import make_base, make_config
 
@@ -194,6 +195,32 @@ def test_a_read_only_run_folder_is_one_line_and_the_checkpoint_stays(
     assert "the one before it is whole" in saving
     assert f"run folder {folder / 'run'} can't be written" in starting
     assert newest == "newest: 1 step-00000001.safetensors"
+
+
+SMALL_SHARED_MEMORY = """
+import subprocess, sys
+from salsa_dist import UserError, load_config, train
+
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", "/dev/shm"], check=True)
+try:
+    train(load_config(sys.argv[1]))
+except UserError as e:
+    print("one line:", e)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small /dev/shm")
+def test_a_full_dev_shm_is_one_line(tmp_path: Path, tiny_base: Path, tiny_shards: Path) -> None:
+    config = make_config(tmp_path, tiny_base, tiny_shards)
+    tree = yaml.safe_load(config.read_text())
+    tree["data"] |= {"workers": 2, "clips_per_step": 12}
+    config.write_text(yaml.safe_dump(tree))
+    words = ["unshare", "--mount", sys.executable, "-c", SMALL_SHARED_MEMORY, str(config)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=240, check=False)
+    if done.stderr.startswith("unshare: "):
+        pytest.skip(f"no namespaces here: {done.stderr.strip()}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith("one line: /dev/shm is full, ")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
