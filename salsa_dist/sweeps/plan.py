@@ -262,7 +262,7 @@ def make_plan(sweep: Sweep, nodes: int = 1, device: str | None = None) -> Plan:
             sweep = replace(sweep, experiments=everything)
     wrong = {id(e): wrong_with(e, sweep, facts, indexes) for e in sweep.experiments}
     problems += [p for own in wrong.values() for p in own]
-    rank_bytes, too_large = memory(sweep, facts)
+    rank_bytes, too_large = memory(sweep, facts, device)
     problems += too_large
     sound = [e for e in sweep.experiments if not wrong[id(e)]]
     identities = [identity(e, sweep, facts, indexes[e.corpus]) for e in sound]

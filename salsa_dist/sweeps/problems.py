@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -124,8 +125,8 @@ def twice(experiments: Sequence[Experiment], identities: Sequence[str]) -> list[
     return problems or [f"two adapters are called {n}" for n in set(names) if names.count(n) > 1]
 
 
-def memory(sweep: Sweep, facts: BaseFacts) -> tuple[float, list[str]]:
-    """The memory in bytes that one rank of a job needs, and errors about it."""
+def memory(sweep: Sweep, facts: BaseFacts, device: str | None = None) -> tuple[float, list[str]]:
+    """The bytes of memory that one rank of a job needs, and errors; `device`: see `make_plan`."""
     jobs, config = sweep.file.jobs, sweep.config
     world = jobs.nodes * jobs.ranks_per_node
     ranks = Ranks(0, world, 0, jobs.ranks_per_node, torch.device("cpu"))
@@ -144,7 +145,7 @@ def memory(sweep: Sweep, facts: BaseFacts) -> tuple[float, list[str]]:
     whole = 4 if config.base.dtype == "float32" else 2
     each = BYTES_EACH[config.base.quantization] if config.base.quantization else whole
     beside = activation_bytes(facts, config) + _PROCESS_BYTES
-    have, beside_it = _memory_of_a_rank(sweep)
+    have, beside_it = _memory_of_a_rank(sweep, device)
     needs = {size: facts.parameters * each / size + beside for size in sizes}
     sharing = next((size for size, need in needs.items() if need <= have), sizes[-1])
     need = needs[sharing]
@@ -159,13 +160,16 @@ def memory(sweep: Sweep, facts: BaseFacts) -> tuple[float, list[str]]:
     return need, problems
 
 
-def _memory_of_a_rank(sweep: Sweep) -> tuple[float, str]:
+def _memory_of_a_rank(sweep: Sweep, device: str | None) -> tuple[float, str]:
     """The bytes that a rank has, and a text about the ranks that share them with it."""
-    jobs = sweep.file.jobs
+    jobs, set_device = sweep.file.jobs, sweep.config.device
     if jobs.memory_gb:
         return jobs.memory_gb * 1e9, ""
-    if torch.cuda.is_available() and sweep.config.device != "cpu":
+    kind = device if set_device == "auto" else set_device
+    if torch.cuda.is_available() and kind != "cpu":
         return float(torch.cuda.get_device_properties(0).total_memory), ""
+    if kind == "cuda":  # jobs for a cluster, planned where no GPU is: they check it as they start
+        return math.inf, ""
     sharing = jobs.ranks_per_node * jobs.at_once  # a GPU has one rank, a machine's memory all of them
     if sharing == 1:
         return own_memory(), ""

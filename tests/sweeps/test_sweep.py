@@ -170,6 +170,8 @@ def test_ranks_that_run_side_by_side_share_the_memory(
             UserError, match=r"needs about 1\.0 GB .* has 0\.8, of 5\.0 for . jobs at once"
         ):
             plan(write(jobs=jobs, **shared))
+    # Jobs with GPUs, planned where there is none.
+    make_plan(load_sweep(write(jobs={"at_once": 6})), device="cuda")
 
 
 def test_the_plan_says_what_a_kept_prefix_saves_and_takes(write: Any) -> None:
