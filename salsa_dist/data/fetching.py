@@ -14,6 +14,7 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
+from salsa_dist.data import last_read
 from salsa_dist.data.index import Shard
 from salsa_dist.data.patience import Patience, Waited
 from salsa_dist.data.store_object import AnotherObject, Replaced, StoreObject, opened
@@ -83,6 +84,7 @@ class ShardFetcher:
         if len(raw) != end - start:
             raise OSError(errno.EIO, f"the store gave {len(raw)} bytes of {end - start}")
         count(fetched_bytes=len(raw))
+        last_read.now()  # a sample may be many requests
         self._put_back(remote, found)
         return raw
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from torch.utils.data import get_worker_info
 
+from salsa_dist.data import last_read
 from salsa_dist.data.audio import Audio
 from salsa_dist.data.augment import Augment
 from salsa_dist.data.clip import Clip
@@ -100,11 +101,16 @@ def read_samples(
         waited: by the step that needs them, for others; None: for none.
     """
     if isinstance(folder, Remote):
-        yield from cache_of(folder.cache).read(folder, wanted, waited or Waited())
-        return
-    for shard, entries in wanted:
-        for entry, raw in read_ranges(folder / shard.path, entries):
-            yield shard, entry, raw
+        found = cache_of(folder.cache).read(folder, wanted, waited or Waited())
+    else:
+        found = (
+            (shard, entry, raw)
+            for shard, entries in wanted
+            for entry, raw in read_ranges(folder / shard.path, entries)
+        )
+    for sample in found:
+        last_read.now()
+        yield sample
 
 
 class ClipReader:
@@ -186,6 +192,7 @@ class ClipReader:
             if isinstance(raw, BadSample):
                 raise raw
             audio, facts = read_sample(raw, path, sample.entry.key)
+            last_read.now()  # decoded: a step may have thousands
             # Its `row` comes later, from `StepBatches`: adapters share what is read.
             clip = clip_of(sample.entry.key, audio, facts, sample.shard.language)
             clip = replace(clip, facts={})  # held until its step

@@ -8,6 +8,7 @@
         agree     session.agree(…)                      all ranks would run the same modules
         write     session.begin(…)                      config.yaml, events.jsonl: not before this
         …         session.at(step, phase)               tells the watchdog this rank's phase
+        …         session.moved()                       it goes on within the phase
         session.end()
 
 Training with any method and evaluation use it. Nothing in the folder changes before `begin`. So a
@@ -172,11 +173,17 @@ class Session:
         self._phase = phase
         self._watchdog.at(step, phase, reads=reads)
 
+    def moved(self) -> None:
+        """Tell the watchdog that this rank goes on within its phase; see `Watchdog.moved`."""
+        self._watchdog.moved()
+
     def load_base(self, base: BaseConfig, silence_stride: int | Literal["auto"] = 1) -> SpeechLLM:
         """Load the base, as its placement needs it."""
         self.at(None, "loading the base", reads=True)
         freed_memory.collect()
         loaded = load_base(base, self.ranks, self.placed.placement, self.say, silence_stride)
+        # Each pass in any phase, and each token that is decoded.
+        loaded.model.register_forward_hook(lambda *_: self.moved())
         told, self._stand_ins = self._stand_ins, stand_ins(loaded.family, self._languages)
         if self._stand_ins != told:
             for line in self._stand_ins.values():

@@ -7,7 +7,8 @@
 
 It watches from the moment that the ranks have met to the end: comparing settings, choosing a placement,
 staging, loading, each step. A thread in every rank rewrites its own file a few times in
-`hang_after_s`. Only when its rank itself has not moved for that long does it read the others': whose
+`hang_after_s`. A rank moves with each phase, each pass and token within a phase, and each clip that it
+or a process of its own reads. Only when it has not moved for that long does it read the others': whose
 beat stands still is stopped, lost or unreachable. Where another one is no further and still moves, it
 is waited for; else the rank ends with status `HUNG`; a launcher ends the others and starts again. The
 stack is there once a rank stood for half of that time.
@@ -38,6 +39,7 @@ from typing import Any, Protocol
 import psutil
 
 from salsa_dist import json_file
+from salsa_dist.data import last_read
 from salsa_dist.errors import UserError
 from salsa_dist.run.failure_file import write_failure
 from salsa_dist.run.folder import RunFolder
@@ -93,7 +95,7 @@ class Watchdog:
         # Replaced whole, since the thread reads it: where the main thread is.
         self._place = self._reached = _Place(0, None, "starting", time.monotonic(), False)
         self._ahead: deque[tuple[_Place, Event | None]] = deque()  # where the device is not yet
-        self._device_moved = 0.0
+        self._moved_at = self._device_moved = 0.0
         self._begun = False
         self._beat = 0
         self._read_at = (0.0, 0)  # when this process last moved by reading, and its bytes then
@@ -137,6 +139,13 @@ class Watchdog:
         if begins:
             self._write()  # a rank that is stopped before its next beat is not to be taken for starting
 
+    def moved(self) -> None:
+        """The main thread has done a part of its phase, such as a pass. It stays at its place, which is
+        compared between ranks: one that was out of memory makes more passes than others."""
+        self._moved_at = time.monotonic()
+        if (asked := self._asked()) is not None:
+            self._ahead.append((self._place, asked))
+
     def whereabouts(self) -> str:
         """The ranks that are furthest behind, with their phase, from their files."""
         seen = self._others()
@@ -163,7 +172,7 @@ class Watchdog:
                     path.unlink(missing_ok=True)
 
     def _stood_s(self) -> float:
-        since = max(self._place.since, self._device_moved)
+        since = max(self._place.since, self._moved_at, self._device_moved, last_read.at())
         if self._place.reads:
             at, count = self._read_at
             now = _bytes_moved()
@@ -286,7 +295,8 @@ def report(
 ) -> str:
     """The ranks that hang, from two readings of every rank's file, three heartbeats apart.
 
-    Ranks whose beat stands still are named first; where all beat, those furthest behind.
+    Ranks whose beat stands still are named first; where all beat, those furthest behind. These may be
+    only slow, so the setting is named too.
     """
     silent = [
         rank
@@ -307,6 +317,8 @@ def report(
     if waiting:
         names = ", ".join(map(str, waiting[:_NAMED])) + (" …" if len(waiting) > _NAMED else "")
         lines.append(f"waiting: rank {names}")
+    if not silent:
+        lines.append("if ranks are only slow here, raise training.hang_after_s")
     return head + "; ".join(lines)
 
 

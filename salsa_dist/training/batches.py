@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 
 from torch.utils.data import Dataset
 
+from salsa_dist.data import last_read
 from salsa_dist.data.augment import Augment
 from salsa_dist.data.clip import Clip, silent_clip
 from salsa_dist.data.joining import joined, windows
@@ -196,6 +197,7 @@ class StepBatches(Dataset[StepShare]):
         seconds = padded = 0.0
         for start, end in self.limits.cuts([sum(c.seconds for c, _ in w) for w in sampled], passes):
             batch, used, missing = self._batch(sampled[start:end], bad)
+            last_read.now()  # features of a pass
             batches.append(batch)
             hopeless += missing
             seconds += sum(clip.seconds for clip in used)

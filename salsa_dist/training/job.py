@@ -203,6 +203,7 @@ class Job:
                 self.copies.forget()
                 return len(batch.keys)
             self.base.after_backward()
+            self.session.moved()
             rows = batch.label_rows.to(losses.device)
             losses.index_add_(0, rows, of_labels.detach())
             labels.index_add_(0, rows, weights)

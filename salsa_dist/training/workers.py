@@ -13,6 +13,7 @@ from typing import Literal
 
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
+from salsa_dist.data import last_read
 from salsa_dist.errors import UserError
 from salsa_dist.machine import cores, own_cores
 from salsa_dist.placement.ranks import Ranks
@@ -99,7 +100,7 @@ class ReadAhead:
             multiprocessing_context=context,
             prefetch_factor=2 if workers else None,
             persistent_workers=workers > 0,
-            worker_init_fn=partial(_end_with, os.getpid()) if workers else None,
+            worker_init_fn=partial(_begin, os.getpid(), last_read.shared()) if workers else None,
         )
 
     def shares(self, first: int, end: int | None = None) -> Iterator[StepShare]:
@@ -137,7 +138,13 @@ def _modules_of(family: Family) -> list[str]:
     return sorted({type(part).__module__ for part in parts} - {"builtins"})
 
 
-def _end_with(rank: int, worker: int) -> None:
+def _begin(rank: int, moment: last_read.Moment, worker: int) -> None:
+    """In a new worker: note what it reads for its rank, and end with it."""
+    last_read.note_in(moment)
+    _end_with(rank)
+
+
+def _end_with(rank: int) -> None:
     """End this worker when the process of its rank ends, however that ends.
 
     PyTorch's own watch looks at the parent: the fork server, which lives as long as its workers.

@@ -78,7 +78,8 @@ def test_a_rank_that_hangs_in_loading_is_named_with_its_stack(held_up: Started) 
         assert "is before the first step, loading the base at " in text
         assert "reads_for_ever" in text
         assert "session.py" in text  # and who called it
-        assert text.endswith("waiting: rank 0")
+        assert "; waiting: rank 0; " in text
+        assert text.endswith("raise training.hang_after_s")
         assert f"error: {text}" in logs[rank]
     # Every line of its own stack. Where rank 1 ends first, rank 0 has left its collective by an error.
     last = max(found)

@@ -7,8 +7,12 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
+from salsa_dist.data import last_read
 from salsa_dist.run.watchdog import HUNG, Watchdog, report, waits_for_a_mover
 
 RANK = """
@@ -110,7 +114,8 @@ def test_where_all_live_the_one_furthest_behind_is_named() -> None:
     text = report([seen(1, 5), seen(1, 4)], [seen(4, 5), seen(4, 4)], 2, 60)
     assert "all ranks live" in text
     assert "rank 1 (process 1 on n1) is in step 5, saving the state" in text
-    assert "waiting: rank 0" in text
+    assert "; waiting: rank 0; " in text
+    assert text.endswith("; if ranks are only slow here, raise training.hang_after_s")
 
 
 def test_a_rank_that_has_just_ended_is_one_that_moved() -> None:
@@ -155,7 +160,7 @@ def test_with_fake_events_the_rank_whose_gpu_is_late_is_named(tmp_path: Path) ->
     text = report([waiting[0], late[0]], [waiting[1], late[1]], 2, 60)
     assert "; rank 1 (process" in text
     assert "forward and backward on its GPU (its process: the sum over all ranks)" in text
-    assert text.endswith("waiting: rank 0")
+    assert "; waiting: rank 0; " in text
 
 
 def test_with_fake_events_a_gpu_that_works_is_no_hang(tmp_path: Path) -> None:
@@ -166,6 +171,47 @@ def test_with_fake_events_a_gpu_that_works_is_no_hang(tmp_path: Path) -> None:
         event.done = True
         dog._write()
         assert dog._stood_s() < 0.25
+
+
+def test_with_fake_events_a_part_of_a_phase_is_done_when_the_gpu_has_done_it(tmp_path: Path) -> None:
+    """The process has asked for both passes; the GPU is in the first, then in the second."""
+    events: list[FakeEvent] = []
+    with Watchdog(tmp_path, 0, 2, 600, lambda: events.append(FakeEvent()) or events[-1]) as dog:
+        dog.at(4, "forward and backward")
+        dog.moved()
+        dog.moved()
+        dog.at(4, "the sum over all ranks")
+        first, second = events[2:4]
+        for event in events[:2]:
+            event.done = True
+        begun = _read(dog, tmp_path, 0)
+        dog._device_moved = 0.0
+        first.done = True
+        after_one = _read(dog, tmp_path, 0)
+        assert dog._device_moved > 0
+        second.done = True
+        assert _read(dog, tmp_path, 0)["place"] == after_one["place"] == begun["place"]
+        assert after_one["phase"] == "forward and backward"
+        assert after_one["ahead"] == "the sum over all ranks"
+        events[-1].done = True
+        assert _read(dog, tmp_path, 0)["phase"] == "the sum over all ranks"
+
+
+def test_a_part_of_a_phase_renews_the_time_and_not_the_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ranks make unequal numbers of passes after one was out of memory, and places are compared."""
+    monkeypatch.setattr(last_read, "_last", last_read._Own())
+    with Watchdog(tmp_path, 0, 2, 6000) as dog:
+        for moves in (dog.moved, last_read.now):
+            dog.at(4, "forward and backward")
+            dog._place = replace(dog._place, since=dog._place.since - 500)
+            dog._moved_at = 0.0
+            place = _read(dog, tmp_path, 0)["place"]
+            assert dog._stood_s() >= 500
+            moves()
+            assert dog._stood_s() < 400
+            assert _read(dog, tmp_path, 0)["place"] == place
 
 
 def _read(dog: Watchdog, run: Path, rank: int) -> dict[str, object]:
