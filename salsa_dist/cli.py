@@ -29,6 +29,7 @@ from salsa_dist.commands import (
 )
 from salsa_dist.commands.libraries import prepare_libraries
 from salsa_dist.errors import UserError
+from salsa_dist.full_disk import full_disk_in_one_line
 from salsa_dist.log import causes, choose, log, result, tell
 from salsa_dist.places import place
 from salsa_dist.versions import named_in, table
@@ -199,7 +200,8 @@ def run_command(command: str, config_path: str, overrides: list[str]) -> None:
 def main() -> None:
     """The command line: a user's mistake is one line and exit status 2."""
     try:
-        app()
+        with full_disk_in_one_line():
+            app()
     except UserError as error:
         tell(f"salsa-dist: {error}", causes(error))
         sys.exit(2)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 from salsa_dist.errors import UserError
+from salsa_dist.full_disk import names
 from salsa_dist.json_file import Damaged, of_another_release
 
 
@@ -19,6 +21,13 @@ def append(path: Path) -> IO[str]:
             with open(path, "r+b") as file:
                 file.truncate(raw.rfind(b"\n") + 1)
     return open(path, "a", encoding="utf-8")
+
+
+@contextmanager
+def appending(path: Path) -> Iterator[IO[str]]:
+    """As `append`, for the block; errors of a full disk name `path`."""
+    with names(path), append(path) as file:
+        yield file
 
 
 def lines(

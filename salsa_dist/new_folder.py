@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from salsa_dist.full_disk import names
 from salsa_dist.whole_file import flush, put
 
 
@@ -18,9 +19,10 @@ def made_beside(target: Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
-        yield folder
-        folder.chmod(0o755)
-        put(folder, target)
+        with names(target):
+            yield folder
+            folder.chmod(0o755)
+            put(folder, target)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -36,10 +38,11 @@ def replace_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(part, ignore_errors=True)
     try:
-        part.mkdir()
-        for name, content in files.items():
-            (part / name).write_bytes(content)
-        flush(part)
+        with names(folder):
+            part.mkdir()
+            for name, content in files.items():
+                (part / name).write_bytes(content)
+            flush(part)
         if folder.exists():
             shutil.rmtree(old, ignore_errors=True)
             os.replace(folder, old)

@@ -44,7 +44,7 @@ def verdict(run: Path, logs: Path, status: int, tries: int) -> tuple[bool, str]:
     if mistakes:
         return False, f"not started again, since another attempt would end the same: {mistakes[0]}"
     now = progress(run)._asdict()
-    with jsonl.append(logs / NAME) as file:
+    with jsonl.appending(logs / NAME) as file:
         file.write(json.dumps({"time": round(time.time(), 3), "status": status, **now}) + "\n")
     lines = [json.loads(line) for line in (logs / NAME).read_text().splitlines()]
     stuck = [*(now.items() <= line.items() for line in reversed(lines)), False].index(False)

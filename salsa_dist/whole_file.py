@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from salsa_dist.full_disk import names
+
 
 @contextmanager
 def written_whole(path: Path, *, flushed: bool = True, writer: str = "") -> Iterator[Path]:
@@ -24,8 +26,9 @@ def written_whole(path: Path, *, flushed: bool = True, writer: str = "") -> Iter
     """
     part = path.with_name(f"{path.name}{'.' * bool(writer)}{writer}.part")
     try:
-        yield part
-        put(part, path, flushed=flushed)
+        with names(path):
+            yield part
+            put(part, path, flushed=flushed)
     except BaseException:
         with suppress(OSError):  # on a read-only disk
             part.unlink(missing_ok=True)

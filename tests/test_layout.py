@@ -13,8 +13,8 @@ ROOT = Path(__file__).parents[1] / "salsa_dist"
 
 # A package or module of salsa_dist/ imports only what stands above it here.
 ORDER = [
-    *("errors", "log", "built_in", "whole_file", "json_file", "new_folder", "jsonl", "columns"),
-    "machine",
+    *("errors", "log", "built_in", "full_disk", "whole_file"),
+    *("json_file", "new_folder", "jsonl", "columns", "machine"),
     *("store_errors", "places", "libraries", "versions"),
     *("steering", "config", "data", "corpus", "speech_llms", "metrics"),
     *("planner", "placement", "run", "training", "methods", "loop", "evaluation", "transcription"),

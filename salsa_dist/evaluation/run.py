@@ -215,7 +215,7 @@ def _decode(session: Session, rows: Sequence[int], decoder: _Decoder, scale: flo
         return clips, decoder.prepare(clips)
 
     with (
-        jsonl.append(transcripts.path_of(config.run, window, ranks.rank)) as out,
+        jsonl.appending(transcripts.path_of(config.run, window, ranks.rank)) as out,
         ThreadPoolExecutor(1) as reader,
     ):
         coming = [reader.submit(prepared, batch) for batch in mine[:1]]

@@ -43,7 +43,7 @@ class Begun:
         """Add a piece of `recording`, in the given or detected language."""
         about = {"schema": SCHEMA, "file": recording.name, "bytes": recording.weight}
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        with jsonl.append(self._path) as file:
+        with jsonl.appending(self._path) as file:
             file.write(json.dumps({**about, "language": language, **vars(segment)}) + "\n")
 
     def end(self) -> None:
