@@ -23,6 +23,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from salsa_dist.data import last_read
+
 BLOCK = 1 << 16
 MOST_A_REQUEST = 8 << 20  # bytes
 _HEAD = 1024  # bytes, the mark of a verified shard behind it
@@ -146,6 +148,7 @@ def locked(file: CachedShard, first: int, last: int, most_s: float) -> Iterator[
                 fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _flock(first, last))
                 break
             except BlockingIOError:
+                last_read.now()  # whoever holds the lock may ask a store again and again
                 time.sleep(_LOCKED_S)
         yield
     finally:

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from salsa_dist.data import last_read
 from salsa_dist.log import log
 
 T = TypeVar("T")
@@ -150,6 +151,7 @@ def tried(
         failed = state.outcome.exception() if state.outcome else None
         if failed is not None and (state.seconds_since_start or 0.0) >= TELL_S:
             _teller.tell(name, failed, left_s(state))
+        last_read.now()  # for at most `retry_s`: a rank that waits for a store does not hang
         again()
 
     return Retrying(

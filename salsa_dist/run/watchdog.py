@@ -8,10 +8,10 @@
 It watches from the moment that the ranks have met to the end: comparing settings, choosing a placement,
 staging, loading, each step. A thread in every rank rewrites its own file a few times in
 `hang_after_s`. A rank moves with each phase, each pass and token within a phase, and each clip that it
-or a process of its own reads. Only when it has not moved for that long does it read the others': whose
-beat stands still is stopped, lost or unreachable. Where another one is no further and still moves, it
-is waited for; else the rank ends with status `HUNG`; a launcher ends the others and starts again. The
-stack is there once a rank stood for half of that time.
+or a process of its own reads, or tries again to read from a store. Only when it has not moved for that
+long does it read the others': whose beat stands still is stopped, lost or unreachable. Where another
+one is no further and still moves, it is waited for; else the rank ends with status `HUNG`; a launcher
+ends the others and starts again. The stack is there once a rank stood for half of that time.
 
 A GPU works long after its process asked it to. So a rank is where its GPU is, and the one that is late
 is behind the others, although all processes wait in the same call (`ahead`).

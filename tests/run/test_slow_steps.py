@@ -1,4 +1,4 @@
-"""A run whose steps are slow moves all the time: with each pass, each token, each clip."""
+"""A slow run moves all the time: with each pass, each token, each clip, each try of a store."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import pytest
 from tiny import make_config
 
 from salsa_dist.config import load_config
-from salsa_dist.data import last_read
+from salsa_dist.data import last_read, patience
+from salsa_dist.data.cached_shard import CachedShard, locked
 from salsa_dist.data.index import ShardIndex
 from salsa_dist.data.reading import read_clip
 from salsa_dist.evaluation.run import evaluate
@@ -75,11 +76,16 @@ def batches(base: Path, shards: Path) -> StepBatches:
     )
 
 
-def test_each_clip_that_is_read_is_noted(
-    tiny_base: Path, tiny_shards: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    own, noted = batches(tiny_base, tiny_shards), []
-    monkeypatch.setattr(last_read, "now", lambda: noted.append(None))
+@pytest.fixture
+def noted(monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """One entry per call of `last_read.now` in this process."""
+    calls: list[None] = []
+    monkeypatch.setattr(last_read, "now", lambda: calls.append(None))
+    return calls
+
+
+def test_each_clip_that_is_read_is_noted(tiny_base: Path, tiny_shards: Path, noted: list[None]) -> None:
+    own = batches(tiny_base, tiny_shards)
     shard = ShardIndex.load(tiny_shards).shards[0]
     read_clip(tiny_shards, shard, shard.entries[0])
     assert len(noted) == 1
@@ -95,3 +101,31 @@ def test_what_workers_read_is_noted_for_their_rank(tiny_base: Path, tiny_shards:
     before = last_read.at()
     assert len(list(reading.shares(0))) == 4
     assert last_read.at() > before
+
+
+def test_each_try_of_a_store_is_noted_up_to_its_end(noted: list[None]) -> None:
+    answers = iter([OSError("503"), OSError("503"), b"bytes"])
+
+    def read() -> bytes:
+        answer = next(answers)
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    assert patience.tried("s3://x/a.tar", 60.0, read) == b"bytes"
+    assert len(noted) == 2
+
+    def never() -> bytes:
+        raise OSError("503")
+
+    with pytest.raises(OSError, match="503"):
+        patience.tried("s3://x/a.tar", 0.0, never)  # given up
+    assert len(noted) == 2
+
+
+def test_waiting_for_what_another_process_fetches_is_noted(noted: list[None]) -> None:
+    file = CachedShard.in_memory(1000, "etag", False)
+    with locked(file, 0, 1, 10.0):
+        assert not noted
+        with locked(file, 0, 1, 0.05):
+            assert noted
