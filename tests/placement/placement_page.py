@@ -144,10 +144,10 @@ a local disk between uses. `auto` selects offload only if nothing else fits. Eva
 `evaluation.placement`, also `auto` by default. There, a placement without gathers saves most, because every
 decoded token uses the decoder's weights again.
 
-`auto` chooses once, at the start, equally on all ranks. It uses the smallest memory of any rank (on CPU:
-the free memory, divided by the ranks of a node). The run's first lines and its `placement` event show the
-choice and the reason. After loading, a line shows how many bytes of the base a rank holds. After the third
-step, a line shows the bytes that one step gathers and sends.
+`auto` chooses once, at the start, equally on all ranks. It uses the smallest memory of any rank (on CPU: the free
+memory, divided by the ranks of a node; a limit of a container or of Slurm counts). The run's first lines and its
+`placement` event show the choice and the reason. After loading, a line shows how many bytes of the base a rank
+holds. After the third step, a line shows the bytes that one step gathers and sends.
 
 All ranks refuse an impossible placement before any weight is read, and print the table:
 
