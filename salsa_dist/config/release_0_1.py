@@ -48,9 +48,8 @@ def digest_of_release_0_1(config: Config) -> str | None:
     if not all(_knew(key.split("."), _KEYS) for key in settings(config, "vectors")):
         return None
     tree = config.model_dump(mode="json", include=_KEYS)
-    tree["training"]["lr"] = config.rate(
-        config.method, config.steering.rule
-    )  # then never left to the method
+    # Then never left to the method.
+    tree["training"]["lr"] = config.rate(config.method, config.steering.rule)
     data, training, halving = config.data, config.training, config.training.halving
     # It left these out where they were off.
     off = {

@@ -70,10 +70,17 @@ def read_clip(folder: Folder, shard: Shard, entry: Entry, row: int = -1) -> Clip
     try:
         return _read_once(folder, shard, entry, row)
     except BadSample as e:
-        if e.kind not in DAMAGED or not isinstance(folder, Remote):
+        if not _fetch_again(folder, shard, e):
             raise
-        cache_of(folder.cache).doubt(folder, shard)
     return _read_once(folder, shard, entry, row)
+
+
+def _fetch_again(folder: Folder, shard: Shard, error: BadSample) -> bool:
+    """Whether a sample may be sound if fetched again; what is cached of its shard is then in doubt."""
+    if error.kind not in DAMAGED or not isinstance(folder, Remote):
+        return False
+    cache_of(folder.cache).doubt(folder, shard)
+    return True
 
 
 def _read_once(folder: Folder, shard: Shard, entry: Entry, row: int) -> Clip:
@@ -201,8 +208,7 @@ class ClipReader:
                 why = f"lasts {clip.seconds:.1f} s, {claimed}: more than the audio window"
                 raise BadSample(path, sample.entry.key, why, "bounds")
         except BadSample as e:
-            if again and e.kind in DAMAGED and isinstance(self.folder, Remote):
-                cache_of(self.folder.cache).doubt(self.folder, sample.shard)
+            if again and _fetch_again(self.folder, sample.shard, e):
                 ((_, _, raw),) = self._read([(sample.shard, [sample.entry])])
                 return self._usable(sample, raw, bad, again=False)
             bad.append(Bad(e.kind, sample.shard.path, sample.entry.key, str(e)))

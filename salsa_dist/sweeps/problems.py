@@ -170,10 +170,10 @@ def _memory_of_a_rank(sweep: Sweep, device: str | None) -> tuple[float, str]:
         return float(torch.cuda.get_device_properties(0).total_memory), ""
     if kind == "cuda":  # jobs for a cluster, planned where no GPU is: they check it as they start
         return math.inf, ""
+    whole = own_memory()
     sharing = jobs.ranks_per_node * jobs.at_once  # a GPU has one rank, a machine's memory all of them
     if sharing == 1:
-        return own_memory(), ""
-    whole = own_memory()
+        return whole, ""
     shared = (
         f", of {whole / 1e9:.1f} for {jobs.at_once} jobs at once of {jobs.ranks_per_node} ranks each"
     )
