@@ -5,10 +5,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 import select
+import signal
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from typing import Literal
 
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
@@ -91,6 +94,7 @@ class ReadAhead:
             context.set_forkserver_preload(["__main__", __name__, *_modules_of(batches.family)])
         self._batches = batches
         self._steps = _Steps()
+        self._processes: list[BaseProcess] = []
         self._loader = DataLoader(
             _Shares(batches),
             sampler=self._steps,
@@ -110,25 +114,43 @@ class ReadAhead:
         steps = range(first, len(own) if end is None else end)
         stopped, most = own.stopped, own.limits.windows
         self._steps.asked = (_Asked(step, stopped, most) for step in steps)
-        return _with_full_memory_told(iter(self._loader))
+        others = multiprocessing.active_children()
+        shares = iter(self._loader)
+        self._processes += [p for p in multiprocessing.active_children() if p not in others]
+        return self._with_lost_workers_told(shares)
 
+    def _with_lost_workers_told(self, shares: Iterator[StepShare]) -> Iterator[StepShare]:
+        """The same shares.
 
-def _with_full_memory_told(shares: Iterator[StepShare]) -> Iterator[StepShare]:
-    """The same shares.
+        Raises:
+            UserError: the workers could not hand theirs over, or one was killed.
+        """
+        try:
+            yield from shares
+        # A worker that is killed while it hands over closes a connection: EOFError or OSError.
+        except (RuntimeError, OSError, EOFError) as error:
+            text = str(error)
+            if "shared memory" in text and any(sign in text for sign in _FULL):
+                raise UserError(
+                    "/dev/shm is full, through which data.workers hand over the clips that they read: "
+                    "give it more room (Docker: --shm-size=8g), or set data.workers lower; with 0 it "
+                    "is not used"
+                ) from error
+            # Any other end of a worker is a fault of ours or of a library, whose traceback is needed.
+            killed = self._killed()
+            if not killed:
+                raise
+            raise UserError(
+                f"a process that reads clips ahead was killed (SIGKILL, process {', '.join(killed)}): "
+                "mostly because memory ran out; set data.workers lower, or give the job more memory "
+                "(Slurm: --mem); the same command resumes from the last checkpoint"
+            ) from error
 
-    Raises:
-        UserError: the workers could not hand theirs over.
-    """
-    try:
-        yield from shares
-    except RuntimeError as error:
-        text = str(error)
-        if "shared memory" not in text or not any(sign in text for sign in _FULL):
-            raise
-        raise UserError(
-            "/dev/shm is full, through which data.workers hand over the clips that they read: give it "
-            "more room (Docker: --shm-size=8g), or set data.workers lower; with 0 it is not used"
-        ) from error
+    def _killed(self) -> list[str]:
+        """The process ids of workers that ended by SIGKILL."""
+        if self._processes:
+            wait([p.sentinel for p in self._processes], timeout=5)  # until the first end is known
+        return [str(p.pid) for p in self._processes if p.exitcode == -signal.SIGKILL]
 
 
 def _modules_of(family: Family) -> list[str]:
@@ -156,8 +178,8 @@ def _end_with(rank: int) -> None:
     except OSError:
         return  # Linux before 5.3
 
-    def wait() -> None:
+    def watch() -> None:
         select.select([process], [], [])
         os._exit(1)
 
-    threading.Thread(target=wait, daemon=True, name="salsa-rank").start()
+    threading.Thread(target=watch, daemon=True, name="salsa-rank").start()

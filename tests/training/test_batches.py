@@ -106,6 +106,18 @@ def test_workers_give_the_same_batches_in_order(llm: Any, tiny_shards: Path) -> 
     assert {type(llm.family).__module__, type(llm.family.tokenizer).__module__} <= set(there)
 
 
+def test_a_killed_worker_is_one_line(llm: Any, tiny_shards: Path) -> None:
+    reading = ReadAhead(batches(llm, tiny_shards, 0, 2), 2)
+    before = set(multiprocessing.active_children())
+    shares = reading.shares(0)
+    next(shares)
+    workers = set(multiprocessing.active_children()) - before
+    for worker in workers:
+        worker.kill()
+    with pytest.raises(UserError, match=r"reads clips ahead was killed \(SIGKILL, process \d+"):
+        list(shares)
+
+
 def test_features_made_clip_by_clip_are_those_of_a_batch(llm: Any) -> None:
     audio = [clip.audio for clip in clips(llm)]
     whole = llm.family.features(audio, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features
