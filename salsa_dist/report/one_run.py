@@ -31,6 +31,7 @@ from salsa_dist.report.cases import Case, read_cases
 from salsa_dist.report.comparison import Told, notes_of, parts, plain, tree_of
 from salsa_dist.report.results import Result, results_of
 from salsa_dist.report.run_files import RunFiles, read_run
+from salsa_dist.run.events import BadSample
 from salsa_dist.runs.cost import cost
 from salsa_dist.steering import vector_facts
 
@@ -216,20 +217,27 @@ def _window_notes(files: RunFiles, cases: Sequence[Case]) -> list[str]:
 
 
 def _data_notes(files: RunFiles) -> list[str]:
-    """Notes about training clips that were not used."""
+    """Notes about training and dev clips that were not used."""
     notes = [
         f"{data.adapter}: {data.left_out} clips longer than the audio window were not trained on"
         for data in files.data
         if data.left_out
     ]
-    if files.bad_samples:
-        kinds = Counter(bad.kind for bad in files.bad_samples)
-        listed = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+    if bad := files.bad_samples:
         notes.append(
-            f"{len(files.bad_samples)} samples could not be used ({listed}); others were used in "
-            "their place; events.jsonl names them"
+            f"{len(bad)} samples could not be used ({_kinds(bad)}); others were used in their place; "
+            "events.jsonl names them"
+        )
+    if bad := files.bad_dev_clips:
+        notes.append(
+            f"{len(bad)} dev clips could not be used ({_kinds(bad)}) and are not in the dev losses; "
+            "events.jsonl names them"
         )
     return notes
+
+
+def _kinds(bad: Sequence[BadSample]) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in Counter(b.kind for b in bad).most_common())
 
 
 def _training(run: Path, files: RunFiles) -> dict[str, Any]:

@@ -143,6 +143,10 @@ class _BadSamples(Record):
     samples: list[BadSample]
 
 
+class _DevClips(Record):
+    left_out: list[BadSample]
+
+
 class AdapterStep(Record):
     loss: float | None
 
@@ -200,6 +204,8 @@ class History:
     data: list[Data]
     bad_samples: list[BadSample]
     """Each once, however often it was sampled."""
+    bad_dev_clips: list[BadSample]
+    """Dev clips that were left out, each once."""
     steps: list[Step]
     """The last of each number."""
     dev: list[Dev]
@@ -222,6 +228,7 @@ def history(run: Path) -> History:
     placement: Placement | None = None
     data: dict[str, Data] = {}
     bad: dict[tuple[str, str], BadSample] = {}
+    bad_dev: dict[tuple[str, str], BadSample] = {}
     steps: dict[int, Step] = {}
     dev: dict[tuple[int, frozenset[str]], Dev] = {}
     had: Counter[str] | None = None
@@ -238,6 +245,9 @@ def history(run: Path) -> History:
             elif event == "bad_samples":
                 for sample in parsed(_BadSamples, tree, where, advice).samples:
                     bad.setdefault((sample.shard, sample.key), sample)
+            elif event == "dev_clips":
+                for clip in parsed(_DevClips, tree, where, advice).left_out:
+                    bad_dev[clip.shard, clip.key] = clip
             elif event == "dev":
                 measured = parsed(Dev, tree, where, advice)
                 dev[measured.step, frozenset(measured.best)] = measured
@@ -257,6 +267,7 @@ def history(run: Path) -> History:
         placement=placement,
         data=list(data.values()),
         bad_samples=list(bad.values()),
+        bad_dev_clips=list(bad_dev.values()),
         steps=[steps[number] for number in sorted(steps)],
         dev=sorted(dev.values(), key=lambda measured: measured.step),
         store=None if had is None else Store(**had),

@@ -17,6 +17,7 @@ from salsa_dist import UserError, load_config, train
 from salsa_dist.config import Config
 from salsa_dist.corpus.writer import Sample, ShardWriter
 from salsa_dist.data.index import ShardIndex
+from salsa_dist.report.one_run import build_report
 from salsa_dist.run.events import Events, dev_loss_told
 from salsa_dist.training.dev_loss import DevClips
 
@@ -121,6 +122,8 @@ def test_bad_dev_clips_are_left_out(
     assert "left out, 2 in all" in line
     assert all(clip["why"] in line for clip in event["left_out"])
     assert "clip bg/dev-2: prompt and transcript take 184 tokens, the base has 48" in line
+    (note,) = [note for note in build_report(config.run)["notes"] if "dev clips" in note]
+    assert note.startswith("2 dev clips could not be used (1 audio, 1 refused) and are not in ")
 
 
 def test_two_ranks_leave_out_the_same(
