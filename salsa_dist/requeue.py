@@ -12,6 +12,9 @@ A rank that dies ends the others, and the job. Only the next attempt can tell a 
 defect, so the job is requeued until `TRIES` attempts in a row ended with no new checkpoint, adapter or
 transcript. A user's mistake is not tried again. No torch here: it must be quick
 and work when that doesn't.
+
+Slurm's controller may be away just then: it is restarted, or another machine takes over. It is asked
+again for `ANSWER_S`, since nobody else would start the job again.
 """
 
 from __future__ import annotations
@@ -29,6 +32,8 @@ from salsa_dist.run.failure_file import failures
 from salsa_dist.run.progress import progress
 
 NAME = "tries.jsonl"
+ANSWER_S = 900.0  # for so long the controller may be away; the nodes are held meanwhile
+PAUSE_S = 10.0  # scontrol itself tries for a while, longer than this
 
 
 def verdict(run: Path, logs: Path, status: int, tries: int) -> tuple[bool, str]:
@@ -66,11 +71,50 @@ def _is_this_start(job: str) -> bool:
     If not it was cancelled, preempted, or requeued already by whatever stopped the ranks; seen from a
     node that was cut off, it may run elsewhere by now.
     """
-    command = ["scontrol", "show", "job", "--oneliner", job]
-    shown = subprocess.run(command, capture_output=True, text=True).stdout
-    facts = dict(word.split("=", 1) for word in shown.split() if "=" in word)
+    facts = dict(word.split("=", 1) for word in _shown(job).split() if "=" in word)
     own = os.environ.get("SLURM_RESTART_COUNT") or "0"
     return (facts.get("JobState"), facts.get("Restarts")) == ("RUNNING", own)
+
+
+def _shown(job: str) -> str:
+    """What Slurm shows of `job`; empty if it knows no such job, or has not answered for `ANSWER_S`."""
+    until = time.monotonic() + ANSWER_S
+    told = False
+    while True:
+        done = subprocess.run(
+            ["scontrol", "show", "job", "--oneliner", job], capture_output=True, text=True
+        )
+        if done.returncode == 0:
+            return done.stdout
+        said = " ".join(done.stderr.split())
+        if "Invalid job id" in said:
+            return ""
+        if time.monotonic() > until:
+            log.error(
+                f"salsa-dist: not started again, since Slurm does not answer ({said}): launch again to "
+                "go on from what is there"
+            )
+            return ""
+        if not told:
+            told = True
+            log.warning(
+                f"salsa-dist: Slurm does not answer ({said}); it is asked again for "
+                f"{ANSWER_S / 60:.0f} minutes"
+            )
+        time.sleep(PAUSE_S)
+
+
+def _requeue(job: str) -> int:
+    """Requeue `job`. A refusal counts once Slurm answers: if it was away, it is asked a second time."""
+    for _ in range(2):
+        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
+        if done.returncode == 0 or not _is_this_start(job):
+            return 0
+    log.error(
+        f"salsa-dist: Slurm does not requeue job {job} ({' '.join(done.stderr.split())}): launch again "
+        "to go on from what is there"
+    )
+    return done.returncode
 
 
 def main(arguments: list[str]) -> int:
@@ -82,9 +126,7 @@ def main(arguments: list[str]) -> int:
         return 0
     again, why = verdict(Path(run), Path(logs), int(status), int(tries))
     log.warning(f"salsa-dist: {why}")
-    if again:
-        return subprocess.run(["scontrol", "requeue", job]).returncode
-    return 0
+    return _requeue(job) if again else 0
 
 
 if __name__ == "__main__":
