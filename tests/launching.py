@@ -248,13 +248,13 @@ sys.exit(max(task.wait() for task in tasks))
 """
 
 
-def submit(desk: Desk, function: str) -> tuple[Result, Path]:
+def submit(desk: Desk, function: str, *more: str) -> tuple[Result, Path]:
     for name, text in (("sbatch", SBATCH), ("srun", SRUN.format(python=sys.executable))):
         (desk.folder / name).write_text(text)
         (desk.folder / name).chmod(0o755)
     desk.environment["PATH"] = f"{desk.folder}{os.pathsep}{desk.environment['PATH']}"
     desk.environment |= {"SLURM_NTASKS": "9", "MASTER_PORT": "1"}
     desk.environment |= {"SLURM_CONF": "/etc/its.conf", "SBATCH_ACCOUNT": "mine"}
-    options = ("--nodes", "2", "--tasks-per-node", "2", "training.steps=7")
+    options = ("--nodes", "2", "--tasks-per-node", "2", *more, "training.steps=7")
     result = desk.finish(desk.launch_stand_in(function, *options))
     return result, desk.folder / "run" / "logs" / "4242"

@@ -154,11 +154,12 @@ def _launch_one(
     if asked.cluster is Cluster.local:
         here = on_this_machine(resources)
         return run_local(_snapshotted(job, work.run, resources, arguments), work.run, here)
-    executor = _sbatch(job.command, work, resources)
+    executor = _sbatch(job, work, resources)  # what it refuses is refused before anything is written
     if asked.dry_run:
         result("\n".join(filter(None, [executor.script(), work.plan()])))
         return 0
-    return _submit(executor, _snapshotted(job, work.run, resources, arguments), work.run, resources)
+    job = _snapshotted(job, work.run, resources, arguments)
+    return _submit(_sbatch(job, work, resources), job, work.run, resources)
 
 
 def _snapshotted(
@@ -169,7 +170,7 @@ def _snapshotted(
     folder = snapshot.take(run, config)
     kept = folder / "config.yaml" if config else None
     snapshot.write_submit(run, folder, arguments, kept)
-    snapshot.clear_old(run, resources.keep_snapshots)
+    snapshot.clear_old(run, resources.keep_snapshots, folder)
     return replace(job, config_path=str(kept or ""), code=str(folder))
 
 
@@ -183,7 +184,7 @@ def _launch_sweep(job: RankCommand, plan: Plan, asked: Options, resources: Resou
     if not asked.dry_run:
         folder = plan.sweep.file.sweep
         code = snapshot.take(folder, plan.sweep.path)
-        snapshot.clear_old(folder, resources.keep_snapshots)
+        snapshot.clear_old(folder, resources.keep_snapshots, code)
         job = replace(job, code=str(code))
 
     def again(folder: JobFolder) -> None:
@@ -196,7 +197,7 @@ def _launch_sweep(job: RankCommand, plan: Plan, asked: Options, resources: Resou
 
     def executor(run: Path) -> Sbatch:
         config = plan.sweep.config.model_copy(update={"run": run})
-        return _sbatch(job.command, Work(run, _seen(config)), resources)
+        return _sbatch(job, Work(run, _seen(config)), resources)
 
     if asked.cluster is not Cluster.slurm:
         start = partial(run_local, resources=on_this_machine(resources))
@@ -237,9 +238,9 @@ def _seen(config: Config) -> list[Path]:
     ]
 
 
-def _sbatch(command: str, work: Work, resources: Resources) -> Sbatch:
-    name = f"salsa-{command}-{work.run.name}"
-    return sbatch(work.run, name, resources, [Path.cwd(), *work.sees])
+def _sbatch(job: RankCommand, work: Work, resources: Resources) -> Sbatch:
+    name = f"salsa-{job.command}-{work.run.name}"
+    return sbatch(work.run, name, resources, [Path.cwd(), *work.sees], job.code)
 
 
 def _submit(executor: Sbatch, job: RankCommand, run: Path, resources: Resources) -> int:

@@ -29,11 +29,12 @@ class Sbatch(RewritingExecutor):
         run: folder of the run; logs go below it.
         tries: most attempts in a row without a new checkpoint.
         python: that the ranks run.
+        code: see `with_requeue`.
     """
 
-    def __init__(self, run: Path, tries: int, python: str) -> None:
+    def __init__(self, run: Path, tries: int, python: str, code: str | None) -> None:
         super().__init__(logs_of(run), python=python)
-        self._run, self._tries = run, tries
+        self._run, self._tries, self._code = run, tries, code
 
     @property
     def minutes(self) -> int:
@@ -68,7 +69,7 @@ class Sbatch(RewritingExecutor):
         return sbatch_text(command, RunFolder(self._run.absolute()).logs, **parameters)
 
     def rewrite(self, script: str) -> str:
-        return with_requeue(script, self._run, self.folder, self._tries)
+        return with_requeue(script, self._run, self.folder, self._tries, self._code)
 
 
 TASK_SCRIPT = "task.sh"  # in the folder of each run of an array
@@ -79,7 +80,9 @@ def logs_of(run: Path) -> Path:
     return RunFolder(run.absolute()).logs / "%j"
 
 
-def sbatch(run: Path, name: str, resources: Resources, mounts: Sequence[Path]) -> Sbatch:
+def sbatch(
+    run: Path, name: str, resources: Resources, mounts: Sequence[Path], code: str | None
+) -> Sbatch:
     """The executor of one job.
 
     Args:
@@ -87,10 +90,11 @@ def sbatch(run: Path, name: str, resources: Resources, mounts: Sequence[Path]) -
         name: of the job.
         resources: what is asked for.
         mounts: folders that a container must see under their own names.
+        code: folder of the job's snapshot; None: of a dry run, which makes none.
     """
     _refuse_own_options(resources)
     tries = 0 if "no_requeue" in resources.sbatch else resources.tries
-    executor = Sbatch(run, tries, _python(resources, mounts))
+    executor = Sbatch(run, tries, _python(resources, mounts), code)
     executor.update_parameters(**_parameters(name, resources, mounts))
     return executor
 

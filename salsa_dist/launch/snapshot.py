@@ -24,6 +24,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from importlib.metadata import metadata, version
 from pathlib import Path
 
@@ -82,11 +83,15 @@ def take(run: Path, config: Path | None) -> Path:
     return folder
 
 
-def clear_old(run: Path, days: int) -> None:
-    """Remove the snapshots of `run` that nothing has used for `days`."""
+def clear_old(run: Path, days: int, newest: Path) -> None:
+    """Remove the snapshots of `run` that nothing has used for `days`, but for the `newest`.
+
+    That of this launch is used soon, even if `days` is 0 or the file system's clock is late.
+    """
     for folder in sorted(RunFolder(run).snapshots.glob("*")):
-        if folder.stat().st_mtime < time.time() - days * 86400:
-            shutil.rmtree(folder, ignore_errors=True)
+        with suppress(FileNotFoundError):  # a launch beside this one was first
+            if folder.name != newest.name and folder.stat().st_mtime < time.time() - days * 86400:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_submit(run: Path, folder: Path, arguments: Sequence[str], config: Path | None) -> Path:

@@ -40,6 +40,26 @@ def test_a_job_runs_the_code_and_the_config_of_its_launch(desk: Desk) -> None:
         assert Path(desk.seen(rank)["arguments"][1]).read_bytes() == config
 
 
+def test_a_failed_job_asks_to_be_started_again_by_the_code_of_its_launch(desk: Desk) -> None:
+    """Whatever the source is by then, and if the user's own setup ends a script at its first error."""
+    submit(desk, "show", "--setup", "set -eu")
+    (desk.folder / "salsa_dist").mkdir()
+    (desk.folder / "salsa_dist/__init__.py").write_text("raise SystemExit('not the snapshot')")
+    shows = 'echo "JobState=RUNNING Restarts=0"'
+    for name, text in (
+        ("srun", "exit 9"),
+        ("scontrol", f'[ "$1" = show ] && {shows} || echo "$@" >asked'),
+    ):
+        (desk.folder / name).write_text(f"#!/bin/sh\ncd {desk.folder}\n{text}\n")
+        (desk.folder / name).chmod(0o755)
+    desk.environment["SLURM_JOB_ID"] = "4242"
+    logs = desk.folder / "run" / "logs" / "4242"
+    job = desk.finish(desk.start("bash", str(logs / "4242_submission.sh")))
+    assert job.status == 9, job.err
+    assert "the ranks ended with status 9 after step 0: they are started again" in job.err
+    assert (desk.folder / "asked").read_text() == "requeue 4242\n"
+
+
 def test_the_snapshot_holds_what_a_run_needs(desk: Desk) -> None:
     submit(desk, "show")
     (snapshot,) = snapshots(desk)
@@ -100,3 +120,14 @@ def test_a_local_run_has_a_snapshot_too(desk: Desk) -> None:
     assert Path(desk.seen(1)["code"]) == snapshot / "salsa_dist"
     assert str(LAUNCHERS) not in (desk.folder / "run" / "submit.sh").read_text()
     assert sys.executable in (desk.folder / "run" / "submit.sh").read_text()
+
+
+def test_the_snapshot_of_a_launch_is_kept_whatever_the_days(desk: Desk) -> None:
+    submit(desk, "show")
+    (old,) = snapshots(desk)
+    desk.config.write_text(desk.config.read_text() + "device: cpu\n")
+    result, _ = submit(desk, "show", "--keep-snapshots", "0")
+    assert result.status == 0, result.err
+    (new,) = snapshots(desk)
+    assert new != old
+    assert str(new) in (desk.folder / "run" / "submit.sh").read_text()
