@@ -93,7 +93,8 @@ def logs(
     followers = [Follower(out, sys.stdout), Follower(err, sys.stderr)]
     asked = time.monotonic()
     while True:
-        over = not found.active  # asked before the last look, so that nothing is missed
+        # Asked before the last look, so that nothing is missed.
+        over = not (found.active or found.unanswered)
         for follower in followers:
             follower.pump()
         if over or not follow:
@@ -115,6 +116,7 @@ def cancel(name: Name, root: Root = Path("runs")) -> None:
     from salsa_dist.runs.status import status as status_of
 
     found = status_of(find(name, root))
+    found.refuse_unanswered()
     if not found.active or found.job is None:
         raise UserError(f"run {found.run} is {found.word}: there is no job to cancel")
     if found.job.cluster == "slurm":
@@ -132,6 +134,7 @@ def resume(name: Name, root: Root = Path("runs")) -> None:
     from salsa_dist.runs.status import status as status_of
 
     found = status_of(find(name, root))
+    found.refuse_unanswered()
     if found.active:
         job = f" as job {found.job.job}" if found.job else ""
         raise UserError(f"run {found.run} is {found.word}{job}: cancel it first")
@@ -159,5 +162,6 @@ def _tell(found: Status) -> None:
         result(f"logs    {found.logs}")
     if found.cost is not None:
         result(f"cost    {found.cost.text}")
-    if not found.active and found.word != "finished" and RunFolder(found.run).submit.is_file():
+    over = not (found.active or found.unanswered)
+    if over and found.word != "finished" and RunFolder(found.run).submit.is_file():
         result(f"again   salsa-dist runs resume {found.run}")

@@ -164,9 +164,14 @@ def run_here(
 
 
 def _idle(folders: Sequence[JobFolder]) -> list[JobFolder]:
-    """The jobs that are not running and not waiting in the queue."""
+    """The jobs that are not running and not waiting in the queue.
+
+    Raises:
+        UserError: Slurm does not answer. To submit them all would make two jobs of each that waits.
+    """
     idle = []
     for folder, found in zip(folders, statuses([folder.path for folder in folders]), strict=True):
+        found.refuse_unanswered()
         if found.job is not None and found.active:
             log.info(f"{folder.path.name} is {found.word} as job {found.job.job}: skipped")
         else:

@@ -6,7 +6,7 @@
     stopped    ended in order before its end; the same command goes on
     cancelled  by somebody
     failed     a rank or its node broke; see `failure`
-    unknown    Slurm forgot the job, and its files don't say
+    unknown    Slurm forgot the job, and its files don't say; or it does not answer
 
 A job counts by what Slurm says, or for a local one by whether its launcher lives; a run without a
 job of the launcher (torchrun, or one process) by its files alone.
@@ -23,12 +23,13 @@ from typing import Any
 
 import psutil
 
+from salsa_dist.errors import UserError
 from salsa_dist.run.failure_file import failures
 from salsa_dist.run.watchdog import silent_for
 from salsa_dist.runs import launches
 from salsa_dist.runs.cost import Cost, cost
 from salsa_dist.runs.failures import Failure, first_failure
-from salsa_dist.runs.slurm_jobs import SlurmJob, slurm_jobs
+from salsa_dist.runs.slurm_jobs import NO_ANSWER, SlurmJob, slurm_jobs
 
 SILENT_S = 25.0  # nobody moves for so long, and for ten steps' time: hung; a rank beats in 10
 
@@ -46,10 +47,20 @@ class Status:
     cost: Cost | None = None
     waiting: list[str] = field(default_factory=list)
     """Of a hung run: each rank and where it stands."""
+    unanswered: bool = False
+    """Slurm did not answer: the job may wait or run."""
 
     @property
     def active(self) -> bool:
         return self.word in ("pending", "running", "hung")
+
+    def refuse_unanswered(self) -> None:
+        """Raises: UserError: it is not known whether the job waits or runs."""
+        if self.unanswered and self.job is not None:
+            raise UserError(
+                f"Slurm does not answer, so job {self.job.job} of run {self.run} may still wait or "
+                "run: try again in some minutes (squeue shows whether it answers)"
+            )
 
 
 def statuses(runs: Sequence[Path]) -> list[Status]:
@@ -72,18 +83,21 @@ def _status(
         word, detail = _by_files(run, spent)
         return _with_hang(Status(run, word, detail, cost=spent))
     launch, logs = jobs[-1]
+    known = slurm.get(launch.job)
     if launch.cluster == "slurm":
-        known = slurm.get(launch.job)
         word, detail = _by_slurm(launch, logs, known, spent)
     else:
         word, detail = _by_launcher(launch, logs, spent)
     failure = first_failure(logs, launch.job) if word == "failed" else None
-    return _with_hang(Status(run, word, detail, launch, logs, failure, spent))
+    found = Status(run, word, detail, launch, logs, failure, spent)
+    return _with_hang(replace(found, unanswered=known is NO_ANSWER))
 
 
 def _by_slurm(
     launch: launches.Launch, logs: Path, job: SlurmJob | None, spent: Cost | None
 ) -> tuple[str, str]:
+    if job is NO_ANSWER:  # what its files say may be of a start before this one
+        return "unknown", "Slurm does not answer"
     if job is None:
         if _done(launch, spent):
             return "finished", ""

@@ -78,6 +78,14 @@ def test_what_sbatch_refuses_is_one_line_and_what_it_takes_has_a_pickle_a_task(
     pickles = tmp_path.glob("sweep/jobs/*/logs/*/*submitted.pkl")
     assert sorted(path.parent.name for path in pickles) == ["17_0", "17_1", "17_2"]
     assert len(list(tmp_path.glob("sweep/jobs/*/submit.sh"))) == 3
+    # The same command once more, while nobody can say whether these jobs wait or run.
+    squeue = tmp_path / "squeue"
+    squeue.write_text("#!/bin/sh\necho 'Socket timed out' >&2; exit 1\n")
+    squeue.chmod(0o755)
+    assert main(["sweep", str(own), "--nodes", "8"]) == 2
+    out, err = capsys.readouterr()
+    assert "Slurm does not answer, so job 17_" in err
+    assert "submitted" not in out
     assert main(["sweep", str(own), "training.steps=3"]) == 2
     assert "write them under its overrides" in capsys.readouterr().err
 

@@ -143,11 +143,57 @@ def test_a_job_that_slurm_forgot_is_judged_by_its_files(cluster: Cluster) -> Non
     cluster.job("done")
     cluster.events("done", ("start", 5, start()), ("end", 9, {"step": 1}))
     failure(cluster.job("bad"), 1, 2, "out of memory")
+    cluster.answers("squeue", "")
     _, out = cluster.runs("list")
     assert {x.split()[0]: x.split()[1] for x in out.splitlines()[1:]} == {
         "done": "finished",
         "bad": "failed",
     }
+
+
+def test_while_slurm_does_not_answer_a_job_may_run_and_nothing_is_done_about_it(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.job("run")
+    cluster.events("run", ("start", 5, start()), ("step", 9, step(0)))
+    script = cluster.folder / "runs/run/submit.sh"
+    script.write_text(f"#!/bin/sh\n: >{cluster.folder}/again\n")
+    script.chmod(0o755)
+    cluster.answers("squeue", "slurm_load_jobs error: Socket timed out on send/recv operation", 1)
+    status, out = cluster.runs("status", "run")
+    assert (status, "run: unknown  job 17  (Slurm does not answer)" in out) == (0, True)
+    assert "again " not in out
+    for command in ("resume", "cancel"):
+        status, out = cluster.runs(command, "run")
+        assert (status, "Slurm does not answer, so job 17 of run" in out) == (2, True)
+    assert not (cluster.folder / "again").exists()
+    # A machine without Slurm: the lock of the run is what counts.
+    (cluster.bin / "squeue").unlink()
+    monkeypatch.setenv("PATH", str(cluster.bin))
+    assert cluster.runs("resume", "run")[0] == 0
+    assert (cluster.folder / "again").exists()
+
+
+def test_a_log_is_followed_while_slurm_does_not_answer(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("salsa_dist.commands.runs.POLL_S", 0.01)
+    monkeypatch.setattr("salsa_dist.commands.runs.ASK_S", 0.0)
+    logs = cluster.job("run")
+    (logs / "17_0_log.out").write_text("step 1\n")
+    asked = cluster.bin / "squeue.asked"
+    over = f"[ $(grep -c . {asked}) -gt 2 ] && echo '17|FAILED|n1|None'"
+    cluster.answers("squeue", "")
+    (cluster.bin / "squeue").write_text(f"#!/bin/sh\necho asked >>{asked}\n{over}\n")
+    status, out = cluster.runs("logs", "run", "--follow")
+    assert (status, "step 1\n" in out) == (1, True)
+    assert cluster.asked("squeue") == "asked\n" * 3
+
+
+def test_a_job_that_was_requeued_and_is_held_waits(cluster: Cluster) -> None:
+    cluster.job("held")
+    cluster.answers("squeue", "17|SPECIAL_EXIT||job requeued in held state\n")
+    assert "held: pending" in cluster.runs("status", "held")[1]
 
 
 def test_completed_before_its_last_step_is_stopped(cluster: Cluster) -> None:
