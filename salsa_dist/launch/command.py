@@ -46,7 +46,7 @@ from salsa_dist.launch import snapshot, sweep, transcription
 from salsa_dist.launch.local_cluster import on_this_machine, run_local
 from salsa_dist.launch.options import Cluster, Options, Resources, checked, command_line, read_profile
 from salsa_dist.launch.rank import TARGET, RankCommand
-from salsa_dist.launch.sbatch_script import Sbatch, logs_of, sbatch
+from salsa_dist.launch.sbatch_script import Sbatch, logs_of, own_variables, sbatch
 from salsa_dist.log import causes, log, result, tell
 from salsa_dist.places import Folder
 from salsa_dist.planner.units import parse_size
@@ -135,8 +135,7 @@ def launch(context: typer.Context, words: list[str] | None, **given: Any) -> int
         cpus_per_task=resources.cpus_per_task,
         local_port=None if asked.cluster is Cluster.slurm else _free_port(),
     )
-    # What the site or the user sets for every sbatch, and where Slurm's configuration is, stays.
-    own = {k: v for k, v in os.environ.items() if k == "SLURM_CONF" or k.startswith("SBATCH_")}
+    own = own_variables(resources)
     with clean_env():  # else a launch from inside a Slurm job would inherit that job's shape
         os.environ.update(own)
         if plan is not None:

@@ -9,6 +9,7 @@ An array's tasks are runs of their own, each with the script that it would have 
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -99,6 +100,34 @@ def sbatch(
     return executor
 
 
+def own_variables(resources: Resources) -> dict[str, str]:
+    """The variables of Slurm that sbatch is to see: the site's configuration, and SBATCH_ACCOUNT etc.
+
+    sbatch takes these before the lines of a script, so what is asked for here has none. The default
+    time limit is not asked for.
+    """
+    asked = [key for key in Resources.marked(SBATCH) if getattr(resources, key) is not None]
+    asked += ["time"] if resources.time else []
+    asked += [*resources.sbatch, *_ALWAYS_ASKED]
+    hidden = {f"SBATCH_{name}" for key in asked for name in _VARIABLES.get(key, [key.upper()])}
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name == "SLURM_CONF" or (name.startswith("SBATCH_") and name not in hidden)
+    }
+
+
+_ALWAYS_ASKED = ("job_name", "output", "error", "open_mode", "signal", "requeue", "array")
+_MEMORY = ["MEM_PER_NODE", "MEM_PER_CPU", "MEM_PER_GPU"]  # one rules out the others
+# Of options whose variable has another name.
+_VARIABLES = {
+    "array": ["ARRAY_INX"],
+    "requeue": ["REQUEUE", "NO_REQUEUE"],
+    "time": ["TIMELIMIT"],
+    **dict.fromkeys(("mem", "mem_per_cpu", "mem_per_gpu"), _MEMORY),
+}
+
+
 def _parameters(name: str, resources: Resources, mounts: Sequence[Path]) -> dict[str, Any]:
     extra: dict[str, str | bool] = {} if "no_requeue" in resources.sbatch else {"requeue": True}
     extra |= _range_of_nodes(resources)
@@ -133,7 +162,9 @@ def _range_of_nodes(resources: Resources) -> dict[str, str | bool]:
 
 def _srun(resources: Resources, mounts: Sequence[Path]) -> list[str]:
     # One rank that dies ends the others at once: they would wait for it in a collective.
-    arguments = ["--kill-on-bad-exit=1"]
+    # With sbatch's --export=NONE, which some sites set for all, srun too would hand on nothing of what
+    # the script sets.
+    arguments = ["--kill-on-bad-exit=1", "--export=ALL"]
     if resources.takes_fewer:
         arguments.append(f"--ntasks-per-node={resources.ranks_per_node}")
     if resources.cpus_per_task:  # srun has not inherited it from sbatch since Slurm 22.05

@@ -217,7 +217,9 @@ def fault_scontrol_requeue(bench: Bench) -> None:
 
 
 def fault_task_killed(bench: Bench) -> None:
-    run = bench.run("killed")
+    """Where jobs inherit nothing of the login host, and the user's setup ends a script at an error."""
+    alone = ("--sbatch", "export=NONE", "--env", "OMP_NUM_THREADS=1", "--setup", "set -eu")
+    run = bench.run("killed", *alone)
     run.wait_for_step(5)
     for pid in run.tasks("n2"):
         os.kill(pid, signal.SIGKILL)

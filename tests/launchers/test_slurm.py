@@ -75,6 +75,7 @@ def test_the_script_holds_what_was_asked_for(desk: Desk) -> None:
     assert "module load cuda\nexport A='b c'\n" in before_srun
     assert "--cpus-per-task=4" in srun, "srun does not inherit it from sbatch"
     assert "--kill-on-bad-exit=1" in srun
+    assert "--export=ALL" in srun, "else ranks lack HF_HUB_OFFLINE where sbatch has --export=NONE"
 
 
 def test_a_short_limit_is_not_signalled_before_python_is_up(desk: Desk) -> None:
@@ -143,6 +144,24 @@ def test_a_slurm_job_is_submitted_and_its_ranks_know_each_other(desk: Desk) -> N
     assert (command, overrides) == ("train", ["training.steps=7"])
     assert Path(config).read_bytes() == desk.config.read_bytes()
     assert seen_everywhere(ranks, "HF_HUB_OFFLINE") == "1", "compute nodes have no way out"
+
+
+def test_what_is_asked_for_counts_before_the_users_variables_for_every_sbatch(desk: Desk) -> None:
+    submit(desk, "show")
+    text = f"#!/bin/sh\nenv | grep ^SBATCH_ | sort >{desk.folder}/seen\necho Submitted batch job 7\n"
+    (desk.folder / "sbatch").write_text(text)
+    for name in (
+        *("ACCOUNT", "PARTITION", "TIMELIMIT", "MEM_PER_CPU", "NO_REQUEUE", "OUTPUT", "SIGNAL"),
+        *("JOB_NAME", "ARRAY_INX", "RESERVATION", "EXPORT"),
+    ):
+        desk.environment[f"SBATCH_{name}"] = "theirs"
+    options = "--partition gpu --mem 9GB --sbatch reservation=night"
+    result = desk.slurm_py("--config", str(desk.config), *options.split())
+    assert result.status == 0, result.err
+    seen = (desk.folder / "seen").read_text().split()
+    assert seen == ["SBATCH_ACCOUNT=theirs", "SBATCH_EXPORT=theirs", "SBATCH_TIMELIMIT=theirs"]
+    assert desk.slurm_py("--config", str(desk.config), "--time", "5").status == 0
+    assert "TIMELIMIT" not in (desk.folder / "seen").read_text()
 
 
 def test_what_sbatch_refuses_is_one_line_and_status_2(desk: Desk) -> None:
