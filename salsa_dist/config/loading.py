@@ -8,6 +8,7 @@ An unknown key or a wrong type is a `UserError` that names the place and the nea
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -20,7 +21,14 @@ from salsa_dist.config.schema import Config
 from salsa_dist.errors import UserError
 
 # libyaml's, ten times as fast: a sweep reads the config of each job.
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_Loader = type("_Loader", (getattr(yaml, "CSafeLoader", yaml.SafeLoader),), {})
+# A clock time stays text. YAML 1.1 counts its seconds: 12:00:00, the way to write a time limit on
+# Slurm, would be 43200 without a word.
+_CLOCK = ("tag:yaml.org,2002:str", re.compile(r"[-+]?\d[\d_]*(:[0-5]?\d)+(\.[\d_]*)?$"))
+_Loader.yaml_implicit_resolvers = {  # type: ignore[attr-defined]
+    first: [_CLOCK, *known] if first in "-+0123456789" else known
+    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:

@@ -17,6 +17,7 @@ to it. A field's title is what the help calls its value.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from enum import Enum
 from inspect import Parameter, Signature
@@ -47,7 +48,15 @@ class Cluster(str, Enum):
 
 
 def _pairs(value: Any) -> Any:
-    """Pairs of a command line: `["mail-type=END", "exclusive"]` -> {"mail_type": "END", …: True}."""
+    """Pairs of a command line: `["mail-type=END", "exclusive"]` -> {"mail_type": "END", …: True}.
+
+    Those of a profile are `{mail-type: END, exclusive: true}`, with the same names.
+    """
+    if isinstance(value, dict):
+        for key, said in value.items():
+            if said is False:
+                raise ValueError(f"`{key}: false` is no option: remove it, or quote a 'no'")
+        return {str(key).replace("-", "_"): _text(said) for key, said in value.items()}
     if not isinstance(value, list):
         return value
     pairs: dict[str, str | bool] = {}
@@ -59,9 +68,17 @@ def _pairs(value: Any) -> Any:
     return pairs
 
 
+def _text(value: Any) -> Any:
+    """A number as text: YAML reads one in `mem: 0`, and `gpus_per_task: 1` is not `true`."""
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
 def _variables(value: Any) -> Any:
     if isinstance(value, dict):  # YAML reads `OMP_NUM_THREADS: 4` as a number
-        return {str(name): str(said) for name, said in value.items()}
+        return {
+            str(name): str(said).lower() if isinstance(said, bool) else str(said)
+            for name, said in value.items()
+        }
     for text in value:
         name, equals, _ = text.partition("=")
         if not equals or not name.isidentifier():
@@ -71,7 +88,7 @@ def _variables(value: Any) -> Any:
 
 Pairs = Annotated[dict[str, str | bool], BeforeValidator(_pairs), SLURM]
 Variables = Annotated[dict[str, str], BeforeValidator(_variables), RANKS]
-OfSbatch = Annotated[str | None, SBATCH, SLURM]
+OfSbatch = Annotated[str | None, BeforeValidator(_text), SBATCH, SLURM]
 
 
 class Resources(Section):
@@ -214,7 +231,8 @@ class Resources(Section):
     @property
     def ranks_per_node(self) -> int:
         """Ranks per node; by default, one per GPU."""
-        return self.tasks_per_node or self.gpus_per_node or 1
+        gpus = gpus_in(self.gres or "") if self.gpus_per_node is None else self.gpus_per_node
+        return self.tasks_per_node or gpus or 1
 
     @property
     def signal_delay_s(self) -> int:
@@ -259,6 +277,16 @@ class Options(Resources):
 
 
 _Asked = TypeVar("_Asked", bound=Resources)
+
+
+def gpus_in(gres: str) -> int:
+    """GPUs that `--gres` asks for on a node: 4 by `gpu:4`, 3 by `gpu:a100:2(S:0-1),gpu:h100,nvme:1`."""
+    count = 0
+    for part in re.sub(r"\(.*?\)", "", gres).split(","):
+        kind, *rest = part.strip().split(":")
+        if kind == "gpu":
+            count += int(rest[-1]) if rest and rest[-1].isdigit() else 1
+    return count
 
 
 def flag_of(name: str) -> str:

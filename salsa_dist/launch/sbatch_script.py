@@ -215,6 +215,12 @@ def _refuse_own_options(resources: Resources) -> None:
     for name in resources.sbatch:
         if own := _OWN_OPTIONS.get(name):
             raise UserError(f"--sbatch {name.replace('_', '-')}: {own}")
+    gpus = str(resources.sbatch.get("gpus", "0")).rpartition(":")[2]
+    if gpus.isdigit() and int(gpus) > resources.nodes and resources.tasks_per_node is None:
+        raise UserError(
+            f"--sbatch gpus={resources.sbatch['gpus']} does not say how many a node has, and so how "
+            "many ranks: use --gpus-per-node or --gres instead, or add --tasks-per-node"
+        )
     for name in resources.srun:
         if name in ("output", "error", "ntasks", "ntasks_per_node", "nodes"):
             raise UserError(f"--srun {name}: the launcher sets it itself")

@@ -131,6 +131,37 @@ def test_a_container_sees_the_run_under_its_own_path(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize(
+    ("given", "ranks"),
+    [
+        ({"gres": "gpu:4"}, 4),
+        ({"gres": "gpu:a100:2(S:0-1),gpu:h100,nvme:1"}, 3),
+        ({"gres": "gpu:4", "tasks_per_node": 2}, 2),
+        ({"gres": "gpu:4", "gpus_per_node": 0}, 1),
+        ({"gres": "nvme:4"}, 1),
+    ],
+)
+def test_each_gpu_has_a_rank_however_it_is_asked_for(given: dict[str, object], ranks: int) -> None:
+    assert checked(Resources, given, "here").ranks_per_node == ranks
+
+
+def test_a_profile_is_read_as_sbatch_would_read_it(desk: Desk) -> None:
+    """Whatever YAML makes of the values; and with hyphens or without."""
+    (desk.folder / "cluster.yaml").write_text(
+        "default: {mem: 0, account: 17, env: {TOKENIZERS_PARALLELISM: false},"
+        " sbatch: {no-requeue: true, gpus-per-task: 1, nice: 100}, srun: {wait: 0}}"
+    )
+    script = dry(desk)
+    asked = sbatch_lines(script)
+    names = ("mem", "account", "gpus-per-task", "nice")
+    assert [asked[name] for name in names] == ["0", "17", "1", "100"]
+    assert " --wait=0 " in script
+    assert "export TOKENIZERS_PARALLELISM=false\n" in script
+    assert "no-requeue" in asked
+    assert "requeue" not in asked
+    assert "salsa_dist.requeue" not in script
+
+
+@pytest.mark.parametrize(
     ("given", "gpus"),
     [
         ({"gpus_per_node": 4}, True),
@@ -169,6 +200,10 @@ def test_the_dry_run_tells_the_placement(desk: Desk, tiny_base: Path) -> None:
         ("default: {acount: a}", (), "did you mean 'account'"),
         ("default: {time: soon}", (), "default: time: "),
         ("account: a", (), "write `default:`"),
+        ("default: {time: 12:00:00}", (), "default: time: "),
+        ("default: {sbatch: {requeue: false}}", (), "`requeue: false` is no option"),
+        ("default: {sbatch: {ntasks-per-node: 2}}", (), "use --tasks-per-node instead"),
+        ("{}", ("--sbatch", "gpus=8"), "does not say how many a node has"),
         ("default: {", (), "not valid YAML"),
         (PROFILES, ("--profile", "bg"), "there are default, big"),
         (PROFILES, ("--profile", "big", "--cluster", "local"), "--dry-run"),
