@@ -139,7 +139,7 @@ def launch(context: typer.Context, words: list[str] | None, **given: Any) -> int
     with clean_env():  # else a launch from inside a Slurm job would inherit that job's shape
         os.environ.update(own)
         if plan is not None:
-            return _launch_sweep(job, plan, asked, resources)
+            return _launch_sweep(job, plan, asked, resources, shards)
         assert work is not None
         return _launch_one(job, work, asked, resources, setting.arguments)
 
@@ -173,7 +173,9 @@ def _snapshotted(
     return replace(job, config_path=str(kept or ""), code=str(folder))
 
 
-def _launch_sweep(job: RankCommand, plan: Plan, asked: Options, resources: Resources) -> int:
+def _launch_sweep(
+    job: RankCommand, plan: Plan, asked: Options, resources: Resources, shards: Sequence[Folder]
+) -> int:
     """Launch a sweep. `resources.nodes` limits all jobs together; the plan sizes each job."""
     shape = plan.sweep.file.jobs
     parallel = sweep.at_once(plan, resources.nodes, resources.array_parallelism)
@@ -196,7 +198,9 @@ def _launch_sweep(job: RankCommand, plan: Plan, asked: Options, resources: Resou
 
     def executor(run: Path) -> Sbatch:
         config = plan.sweep.config.model_copy(update={"run": run})
-        return _sbatch(job, Work(run, _seen(config)), resources)
+        # The sweep's folder has the code of its jobs, and what they share.
+        sees = [plan.sweep.file.sweep.absolute(), *_seen(config), *_folders(shards)]
+        return _sbatch(job, Work(run, sees), resources)
 
     if asked.cluster is not Cluster.slurm:
         start = partial(run_local, resources=on_this_machine(resources))
@@ -228,13 +232,16 @@ def _config_path(asked: Options) -> Path:
 
 def _seen(config: Config) -> list[Path]:
     """The run, its shards and its base, where they are folders."""
-    shards = config.data.shards
     base = Path(config.base.name)
     return [
         config.run.absolute(),
-        *([shards.absolute()] if isinstance(shards, Path) else []),
+        *_folders([config.data.shards]),
         *([base.absolute()] if base.is_dir() else []),
     ]
+
+
+def _folders(shards: Sequence[Folder]) -> list[Path]:
+    return [place.absolute() for place in shards if isinstance(place, Path)]
 
 
 def _sbatch(job: RankCommand, work: Work, resources: Resources) -> Sbatch:

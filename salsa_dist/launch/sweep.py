@@ -109,8 +109,9 @@ def submit(
         one = f"{array}_{number}"
         paths = JobPaths(logs_of(folder.path), one)
         paths.folder.mkdir(parents=True, exist_ok=True)
-        launches.note(paths.folder, one, "slurm", "train", shape.nodes, shape.ranks_per_node)
-        delayed = DelayedSubmission(_of(job, folder))
+        own = _of(job, folder)
+        launches.note(paths.folder, one, "slurm", own.command, shape.nodes, shape.ranks_per_node)
+        delayed = DelayedSubmission(own)
         delayed.set_timeout(minutes, max_num_timeout=3)  # as submitit's own executor counts them
         with written_whole(paths.submitted_pickle) as part:  # its task waits for that
             delayed.dump(part)

@@ -74,10 +74,16 @@ def test_what_sbatch_refuses_is_one_line_and_what_it_takes_has_a_pickle_a_task(
         out, err = capsys.readouterr()
         refused = f"error: sbatch refused the sweep: {says}\n" if says else ""
         assert (status, err) == (2 if says else 0, refused)
+        if says:  # it may have a job that trains nothing, such as the mean of seeds
+            only = min(tmp_path.glob("sweep/jobs/*/job.json"))
+            only.write_text(json.dumps({**json.loads(only.read_text()), "verbs": ["evaluate"]}))
     assert out.count("submitted job 17_") == 3
     pickles = tmp_path.glob("sweep/jobs/*/logs/*/*submitted.pkl")
     assert sorted(path.parent.name for path in pickles) == ["17_0", "17_1", "17_2"]
     assert len(list(tmp_path.glob("sweep/jobs/*/submit.sh"))) == 3
+    notes = [json.loads(p.read_text()) for p in tmp_path.glob("sweep/jobs/*/logs/*/launch.json")]
+    # `runs list` waits for the last step of those that train, to call them finished.
+    assert sorted(note["command"] for note in notes) == ["evaluate", "train", "train"]
     # The same command once more, while nobody can say whether these jobs wait or run.
     squeue = tmp_path / "squeue"
     squeue.write_text("#!/bin/sh\necho 'Socket timed out' >&2; exit 1\n")
@@ -88,6 +94,28 @@ def test_what_sbatch_refuses_is_one_line_and_what_it_takes_has_a_pickle_a_task(
     assert "submitted" not in out
     assert main(["sweep", str(own), "training.steps=3"]) == 2
     assert "write them under its overrides" in capsys.readouterr().err
+
+
+def test_a_container_sees_the_sweep_and_all_its_shards(
+    file: Path,
+    tiny_shards: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Where none of it is below the working folder. The code of its jobs is in the sweep's folder."""
+    tree = yaml.safe_load(file.read_text(encoding="utf-8")) | {"sweep": str(tmp_path / "sweep")}
+    shards = shutil.copytree(tiny_shards, tmp_path / "shards")
+    tree["grid"] |= {"corpus": {"own": str(shards)}}
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    words = ["sweep", str(tmp_path / "sweep.yaml"), "--nodes", "8", "--container", "salsa.sif"]
+    assert main([*words, "--dry-run"]) == 0
+    (srun,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("srun ")]
+    mounts = srun.split(" --bind ")[1].split()[0].split(",")
+    for folder in (tmp_path / "sweep", shards):
+        assert f"{folder}:{folder}" in mounts
 
 
 def test_jobs_that_get_gpus_are_planned_for_gpus(shown: str) -> None:
