@@ -33,7 +33,7 @@ from salsa_dist.errors import UserError
 HERE = Path(__file__).parent
 RANK = lambda: os.environ["RANK"]
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
-         "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "FROM_SETUP", "HF_HUB_OFFLINE")
+         "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "FROM_SETUP", "HF_HUB_OFFLINE", "SLURM_TMPDIR")
 
 def note(what):
     (HERE / f"{what}.{RANK()}").write_text(str(os.getpid()))

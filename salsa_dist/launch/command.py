@@ -135,7 +135,10 @@ def launch(context: typer.Context, words: list[str] | None, **given: Any) -> int
         cpus_per_task=resources.cpus_per_task,
         local_port=None if asked.cluster is Cluster.slurm else _free_port(),
     )
-    own = own_variables(resources)
+    # Ranks on this machine may use what a Slurm job around them has, such as its disk.
+    own = {name: value for name, value in os.environ.items() if name.startswith("SLURM_")}
+    if asked.cluster is Cluster.slurm:
+        own = own_variables(resources)
     with clean_env():  # else a launch from inside a Slurm job would inherit that job's shape
         os.environ.update(own)
         if plan is not None:

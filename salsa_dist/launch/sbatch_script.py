@@ -215,6 +215,11 @@ def _refuse_own_options(resources: Resources) -> None:
     for name in resources.sbatch:
         if own := _OWN_OPTIONS.get(name):
             raise UserError(f"--sbatch {name.replace('_', '-')}: {own}")
+    signal = str(resources.sbatch.get("signal", ""))
+    if signal.startswith(("B:", "BR:", "RB:")):  # to the batch script alone, which would die of it
+        raise UserError(
+            f"--sbatch signal={signal}: the ranks themselves take it, so name signal=USR2@SECONDS"
+        )
     gpus = str(resources.sbatch.get("gpus", "0")).rpartition(":")[2]
     if gpus.isdigit() and int(gpus) > resources.nodes and resources.tasks_per_node is None:
         raise UserError(

@@ -22,6 +22,7 @@ once those are done the means of seeds.
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -103,7 +104,14 @@ def submit(
     done = subprocess.run(["sbatch", "--parsable", str(script)], capture_output=True, text=True)
     if done.returncode:
         raise UserError(f"sbatch refused the sweep: {' '.join(done.stderr.split())}")
-    array = done.stdout.split(";")[0].strip()
+    # Some sites' sbatch says more than the number, and the cluster where there are several.
+    numbers = re.findall(r"^(\d+)(?:;\S*)?$", done.stdout, re.MULTILINE)
+    if len(numbers) != 1:
+        said = " ".join(done.stdout.split())
+        raise UserError(
+            f"sbatch did not tell the sweep's job in its answer, {said!r}: scancel that job"
+        )
+    (array,) = numbers
     shape, minutes = plan.sweep.file.jobs, executor(sweep).minutes
     for number, folder in enumerate(folders):
         one = f"{array}_{number}"

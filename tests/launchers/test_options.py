@@ -178,9 +178,11 @@ def test_gpus_come_by_several_options_of_slurm(given: dict[str, object], gpus: b
 
 
 def test_staging_is_a_setting_of_the_run(desk: Desk) -> None:
+    desk.environment["SLURM_TMPDIR"] = "/scratch/17"  # of a job that the ranks are started in
     assert desk.local("show", "--stage-to", "$SLURM_TMPDIR").status == 0
     _, _, overrides = desk.seen(0)["arguments"]
     assert "data.stage_to=$SLURM_TMPDIR" in overrides
+    assert desk.seen(0)["SLURM_TMPDIR"] == "/scratch/17"
 
 
 def test_the_dry_run_tells_the_placement(desk: Desk, tiny_base: Path) -> None:
@@ -204,6 +206,7 @@ def test_the_dry_run_tells_the_placement(desk: Desk, tiny_base: Path) -> None:
         ("default: {sbatch: {requeue: false}}", (), "`requeue: false` is no option"),
         ("default: {sbatch: {ntasks-per-node: 2}}", (), "use --tasks-per-node instead"),
         ("{}", ("--sbatch", "gpus=8"), "does not say how many a node has"),
+        ("{}", ("--sbatch", "signal=B:USR2@300"), "the ranks themselves take it"),
         ("default: {", (), "not valid YAML"),
         (PROFILES, ("--profile", "bg"), "there are default, big"),
         (PROFILES, ("--profile", "big", "--cluster", "local"), "--dry-run"),

@@ -66,7 +66,7 @@ def test_what_sbatch_refuses_is_one_line_and_what_it_takes_has_a_pickle_a_task(
     sbatch = tmp_path / "sbatch"
     for answer, says in (
         ("echo 'no such partition' >&2; exit 1", "no such partition"),
-        ("echo 17", ""),
+        ("echo '--> Checking your quota… OK'; echo '17;tests'", ""),
     ):
         sbatch.write_text(f"#!/bin/sh\n{answer}\n")
         sbatch.chmod(0o755)
