@@ -234,13 +234,14 @@ def _config_path(asked: Options) -> Path:
 
 
 def _seen(config: Config) -> list[Path]:
-    """The run, its shards and its base, where they are folders."""
-    base = Path(config.base.name)
-    return [
-        config.run.absolute(),
-        *_folders([config.data.shards]),
-        *([base.absolute()] if base.is_dir() else []),
-    ]
+    """The run and its shards, and of what else it reads the folders that are there: base, adapters to
+    start from, prefix cache, DeepSpeed config."""
+    own = [Path(config.base.name), config.training.prefix_folder, config.placement.ds_config]
+    own += [adapter.start_from for adapter in config.adapters]
+    local = [path.absolute() for path in own if isinstance(path, Path)]
+    folders = [path.parent if path.is_file() else path for path in local]
+    there = [folder for folder in folders if folder.is_dir()]
+    return [config.run.absolute(), *_folders([config.data.shards]), *there]
 
 
 def _folders(shards: Sequence[Folder]) -> list[Path]:

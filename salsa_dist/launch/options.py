@@ -86,6 +86,24 @@ def _variables(value: Any) -> Any:
     return dict(text.split("=", 1) for text in value)
 
 
+def _minutes(value: Any) -> Any:
+    """A time limit as sbatch reads it: minutes, M:S, H:M:S, D-H, D-H:M or D-H:M:S; seconds count up."""
+    if not isinstance(value, str):
+        return value
+    if value.strip().isdecimal():
+        return int(value)
+    form = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", value.strip())
+    if form is None:
+        raise ValueError(f"{value!r} is no time: write minutes, or 12:00:00, or 1-12 for 36 hours")
+    days, *parts = form.groups()
+    given = [int(part) for part in parts if part is not None]
+    if days is not None:
+        hours, minutes, seconds = [*given, 0, 0][:3]
+    else:
+        hours, minutes, seconds = [0, *given] if len(given) == 2 else given
+    return 24 * 60 * int(days or 0) + 60 * hours + minutes + (seconds + 59) // 60
+
+
 Pairs = Annotated[dict[str, str | bool], BeforeValidator(_pairs), SLURM]
 Variables = Annotated[dict[str, str], BeforeValidator(_variables), RANKS]
 OfSbatch = Annotated[str | None, BeforeValidator(_text), SBATCH, SLURM]
@@ -110,8 +128,12 @@ class Resources(Section):
     cpus_per_task: Annotated[int | None, SBATCH] = Field(None, ge=1, description="cores per rank")
     gres: OfSbatch = Field(None, description="such as gpu:a100:4 or nvme:1")
     mem: OfSbatch = Field(None, description="memory of a node, such as 64GB")
-    time: Annotated[int | None, RANKS] = Field(
-        None, ge=1, description=f"limit in minutes; default: {SLURM_MINUTES} on Slurm, none locally"
+    time: Annotated[int | None, BeforeValidator(_minutes), RANKS] = Field(
+        None,
+        ge=1,
+        title="TIME",
+        description="limit in minutes, or as Slurm writes it, such as 12:00:00 or 1-12; "
+        f"default: {SLURM_MINUTES} on Slurm, none locally",
     )
     partition: OfSbatch = Field(None, description="partition to run in")
     account: OfSbatch = Field(None, description="account to charge")
@@ -343,7 +365,10 @@ def _parameter(name: str, field: FieldInfo) -> Parameter:
         min=next((check.ge for check in field.metadata if hasattr(check, "ge")), None),
         show_default=str(default) if default else False,
     )
-    kind = Annotated[list[str] | None if many else field.annotation | None, option]  # type: ignore
+    # What has a reader of its own here is text on the command line.
+    text = any(isinstance(part, BeforeValidator) for part in field.metadata)
+    one = str if text else field.annotation
+    kind = Annotated[list[str] | None if many else one | None, option]  # type: ignore
     return Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=kind)
 
 

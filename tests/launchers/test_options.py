@@ -130,6 +130,40 @@ def test_a_container_sees_the_run_under_its_own_path(desk: Desk) -> None:
     assert f" --pwd {desk.folder} --nv salsa.sif python3 -u -m submitit" in srun
 
 
+def test_a_container_sees_what_a_run_starts_from(desk: Desk) -> None:
+    elsewhere = desk.folder / "elsewhere"
+    for name in ("prefix", "deepspeed", "adapters/bg"):
+        (elsewhere / name).mkdir(parents=True)
+    (elsewhere / "deepspeed/mine.json").write_text("{}")
+    settings = [
+        f"training.prefix_folder={elsewhere / 'prefix'}",
+        f"placement.ds_config={elsewhere / 'deepspeed/mine.json'}",
+        f"adapters.0.start_from={elsewhere / 'adapters/bg'}",
+    ]
+    script = dry(desk, "--container", "salsa.sif", "train", *settings)
+    for name in ("prefix", "deepspeed", "adapters/bg"):
+        assert f"{elsewhere / name}:{elsewhere / name}" in script
+
+
+@pytest.mark.parametrize(
+    ("text", "minutes"),
+    [
+        ("90", 90),
+        ("90:00", 90),
+        ("90:01", 91),
+        ("12:00:00", 720),
+        ("1-12", 2160),
+        ("1-0:30", 1470),
+        ("2-00:00:59", 2881),
+    ],
+)
+def test_a_time_limit_is_read_as_sbatch_reads_it(desk: Desk, text: str, minutes: int) -> None:
+    assert checked(Resources, {"time": text}, "here").time == minutes
+    (desk.folder / "cluster.yaml").write_text(f"default: {{time: {text}}}")
+    assert sbatch_lines(dry(desk))["time"] == str(minutes)
+    assert sbatch_lines(dry(desk, "--time", text))["time"] == str(minutes)
+
+
 @pytest.mark.parametrize(
     ("given", "ranks"),
     [
@@ -202,7 +236,7 @@ def test_the_dry_run_tells_the_placement(desk: Desk, tiny_base: Path) -> None:
         ("default: {acount: a}", (), "did you mean 'account'"),
         ("default: {time: soon}", (), "default: time: "),
         ("account: a", (), "write `default:`"),
-        ("default: {time: 12:00:00}", (), "default: time: "),
+        ("{}", ("--time", "1-"), "'1-' is no time: write minutes, or 12:00:00"),
         ("default: {sbatch: {requeue: false}}", (), "`requeue: false` is no option"),
         ("default: {sbatch: {ntasks-per-node: 2}}", (), "use --tasks-per-node instead"),
         ("{}", ("--sbatch", "gpus=8"), "does not say how many a node has"),
