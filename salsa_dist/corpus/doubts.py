@@ -10,6 +10,7 @@ A build drops a sample that is in doubt, counts it by kind and names it in dropp
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 
@@ -17,7 +18,14 @@ import numpy as np
 
 from salsa_dist.corpus.text import same
 from salsa_dist.data.audio import Audio
-from salsa_dist.data.audio_header import HEAD, bytes_claimed, sphere_header
+from salsa_dist.data.audio_header import (
+    HEAD,
+    PAGE,
+    bytes_claimed,
+    has_end_mark,
+    sound_behind,
+    sphere_header,
+)
 from salsa_dist.errors import UserError
 
 CUT_OFF, SILENT, CANCELLING, CLIPPED = "cut-off", "silent", "cancelling", "clipped"
@@ -34,26 +42,29 @@ FEWEST_PER_SECOND, PATIENCE_S = 0.2, 10.0
 
 
 def of_header(source: Path | bytes) -> str | None:
-    """The error of a WAV, AIFF, AU or NIST SPHERE file with fewer bytes than its header says.
+    """The error of a WAV, AIFF, AU or NIST SPHERE file with fewer bytes than its header says, of a WAV
+    file that goes on behind them, or of an Ogg file without its last page.
 
     Raises:
         UserError: a SPHERE file that nothing here can decode.
     """
-    if isinstance(source, bytes):
-        head, size = source[:HEAD], len(source)
-    else:
-        with source.open("rb") as file:
-            head, size = file.read(HEAD), os.fstat(file.fileno()).st_size
+    with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
+        head, size = file.read(HEAD), file.seek(0, os.SEEK_END)
+        claimed = bytes_claimed(head)
+        goes_on = sound_behind(file, head)
+        file.seek(max(0, size - PAGE))
+        tail = file.read(PAGE)
     if head[:8] == b"NIST_1A\n" and "shorten" in sphere_header(head).get("sample_coding", ""):
         name = "SPHERE file" if isinstance(source, bytes) else source
         raise UserError(
             f"unreadable audio: {name} is compressed by shorten: convert it, with "
             "'sph2pipe -f wav IN OUT'"
         )
-    claimed = bytes_claimed(head)
-    if claimed is None or claimed <= size:
-        return None
-    return f"{CUT_OFF}: {size} of the {claimed} bytes that its header claims"
+    if head.startswith(b"OggS") and not has_end_mark(tail):
+        return f"{CUT_OFF}: its last page is no end"
+    if claimed is not None and claimed > size:
+        return f"{CUT_OFF}: {size} of the {claimed} bytes that its header claims"
+    return f"{CUT_OFF}: its header claims {claimed} of its {size} bytes" if goes_on else None
 
 
 def of_audio(audio: Audio, rate: int, text: str, speech: bool = True) -> str | None:

@@ -16,7 +16,7 @@ import io
 import math
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
 
@@ -25,7 +25,8 @@ import numpy.typing as npt
 import soundfile
 import soxr
 
-from salsa_dist.data.audio_header import HEAD, PAGE, bytes_claimed, has_end_mark
+from salsa_dist.data import mp3_length
+from salsa_dist.data.audio_header import HEAD, PAGE, bytes_claimed, has_end_mark, sound_behind
 from salsa_dist.errors import UserError
 
 Audio = npt.NDArray[np.float32]
@@ -123,6 +124,8 @@ def channels(
         whole_numbers = file.subtype.startswith("PCM_")  # never NaN, nor infinite
         if file.format == "FLAC":
             _whole(len(several), last - first, name)
+        elif file.format == "MP3":
+            _nearly_whole(len(several), last - first, rate, name)
     if not len(several):
         raise BadAudio(name, "holds no audio")
     if channel is not None:
@@ -145,6 +148,7 @@ def mono_blocks(file: IO[bytes], name: str) -> Iterator[tuple[Audio, int]]:
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - PAGE))
     ends = not head.startswith(b"OggS") or has_end_mark(file.read(PAGE))
+    goes_on = sound_behind(file, head)
     file.seek(0)
     if container is not None:
         yield from _by_pyav(file, container, name)
@@ -161,6 +165,9 @@ def mono_blocks(file: IO[bytes], name: str) -> Iterator[tuple[Audio, int]]:
             _nearly_whole(got, claimed, rate, name)
         elif not ends:
             raise BadAudio(name, f"is cut off after {got / rate:.2f} s: its last page is no end")
+        elif goes_on:
+            what = f"goes on behind the {got / rate:.2f} s that its header claims"
+            raise BadAudio(name, what)
         elif (claimed_bytes := bytes_claimed(head) or 0) > size:
             missing = got * (claimed_bytes - size) // size
             if missing > OVERSHOOT_S * rate:
@@ -257,13 +264,38 @@ def _opened(source: Source | IO[bytes], name: str) -> Iterator[soundfile.SoundFi
     elif isinstance(source, (str, Path)):
         source = os.fsencode(source)
     try:
-        with soundfile.SoundFile(source) as file:
+        with ExitStack() as closed_after:
+            file = closed_after.enter_context(soundfile.SoundFile(source))
+            if file.format == "MP3":
+                raw = closed_after.enter_context(_open_file(source))
+                at = raw.tell()
+                if whole := mp3_length.stated(raw, file.frames):
+                    file = closed_after.enter_context(soundfile.SoundFile(whole))
+                else:
+                    raw.seek(at)  # where soundfile left it
             yield file
     except (soundfile.SoundFileError, OSError, TypeError, ValueError, MemoryError) as e:
-        raise _unreadable(name, e) from e
+        raise _unreadable(name, e, _head(source)) from e
 
 
-def _unreadable(name: str, error: Exception) -> BadAudio:
+def _open_file(source: bytes | IO[bytes]) -> AbstractContextManager[IO[bytes]]:
+    """The file with the path `source`, opened; or `source`, which is open and stays so."""
+    return open(source, "rb") if isinstance(source, bytes) else nullcontext(source)
+
+
+def _head(source: bytes | IO[bytes]) -> bytes:
+    """The first bytes of an open file, or of that with the path `source`."""
+    try:
+        with _open_file(source) as file:
+            file.seek(0)
+            return file.read(HEAD)
+    except (OSError, ValueError):
+        return b""
+
+
+def _unreadable(name: str, error: Exception, head: bytes = b"") -> BadAudio:
+    if isinstance(error, soundfile.SoundFileError) and (kind := container_of(head)):
+        return BadAudio(name, f"is {kind.called} audio, which is not read here (make it FLAC)")
     said = " ".join(str(error).split())
     # soundfile's text begins with the name, or with the object that has none.
     said = said.partition(": ")[2] if said.startswith("Error opening") else said

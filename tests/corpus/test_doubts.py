@@ -117,11 +117,47 @@ def test_a_whole_part_of_a_recording_that_is_cut_off_is_sound(tmp_path: Path) ->
     assert index.recipe["dropped"]["bg"] == {"cut-off": 1, "unreadable audio": 1}
 
 
+def of_format(form: str, subtype: str | None = None) -> bytes:
+    out = io.BytesIO()
+    soundfile.write(out, speech(), RATE, format=form, subtype=subtype)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("as_is", [False, True])
+def test_half_a_file_of_any_format_is_dropped(tmp_path: Path, as_is: bool) -> None:
+    whole = {
+        form: of_format(form) for form in ("WAV", "RF64", "W64", "AIFF", "AU", "OGG", "FLAC", "MP3")
+    }
+    whole["OPUS"] = of_format("OGG", "OPUS")
+    if as_is:
+        whole = {form: whole[form] for form in ("WAV", "OGG", "OPUS", "FLAC", "MP3")}
+    rows = []
+    for form, raw in whole.items():
+        (tmp_path / form).write_bytes(raw)
+        (tmp_path / f"cut-{form}").write_bytes(raw[: len(raw) * 2 // 5])
+        rows += [{"audio": name, "text": form, "language": "bg"} for name in (form, f"cut-{form}")]
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    ask = Ask(rate=None if as_is else RATE)
+    index = build("jsonl", tmp_path / "m.jsonl", tmp_path / "out", ask, max_dropped=0.5)
+    assert samples(index).keys() == {f"bg/{form}" for form in whole}
+    unreadable = 2  # FLAC and MP3: their decoder says so
+    counted = {doubts.CUT_OFF: len(whole) - unreadable, "unreadable audio": unreadable}
+    assert index.recipe["dropped"] == {"bg": counted}
+
+
+def test_a_wav_with_more_sound_than_its_header_knows_is_in_doubt() -> None:
+    part = wav(speech(0.5))
+    assert doubts.of_header(part + wav(speech(0.5))) == (
+        "cut-off: its header claims 16044 of its 32088 bytes"
+    )
+    assert doubts.of_header(part + b"LIST\x10'\0\0" + bytes(10_000)) is None
+    assert doubts.of_header(part + bytes(10_000)) is None
+
+
 def test_a_header_that_does_not_know_its_length_is_no_lie() -> None:
     whole = bytearray(wav(speech(0.5)))
     whole[40:44] = b"\xff\xff\xff\xff"  # as ffmpeg writes into a pipe
     assert doubts.of_header(bytes(whole)) is None
-    assert doubts.of_header(b"OggS and so on") is None
     assert doubts.of_header(b"RIFF") is None
 
 

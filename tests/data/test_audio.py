@@ -10,6 +10,7 @@ import soundfile
 
 import salsa_dist
 from salsa_dist.data.audio import Audio, BadAudio, channels, gsm, mono, resample, resampler
+from salsa_dist.data.audio_input import read
 from salsa_dist.errors import UserError
 
 
@@ -103,6 +104,54 @@ def test_gsm_frames_have_no_header(tmp_path: Path) -> None:
     for bad in (path, tmp_path / "none.gsm"):
         with pytest.raises(BadAudio, match=bad.name):
             gsm(bad)
+
+
+def mp3(varying: bool, states_its_length: bool, rate: int = 16_000) -> bytes:
+    """Twelve seconds; the first six are nearly silent, and take few bits where the rate varies."""
+    out, loud = io.BytesIO(), np.random.default_rng(0).normal(0, 0.1, 12 * rate)
+    loud[: 6 * rate] *= 1e-4
+    mode = "VARIABLE" if varying else "CONSTANT"
+    soundfile.write(out, loud, rate, format="MP3", bitrate_mode=mode, compression_level=0.2)
+    raw = out.getvalue()
+    if states_its_length:
+        return raw
+    at = raw.index(b"Xing" if varying else b"Info")  # in the first frame, which has no sound
+    return raw[raw.index(raw[:2], at) :]
+
+
+def tagged(raw: bytes, size: int = 300_000) -> bytes:
+    """With a tag in front, as a picture of a cover takes it."""
+    return b"ID3\3\0\0" + bytes(size >> n & 127 for n in (21, 14, 7, 0)) + bytes(size) + raw
+
+
+@pytest.mark.parametrize("rate", [8_000, 16_000, 44_100])
+@pytest.mark.parametrize("tag", [False, True])
+@pytest.mark.parametrize("varying", [False, True])
+def test_all_of_an_mp3_is_read_that_does_not_state_its_length(
+    tmp_path: Path, varying: bool, tag: bool, rate: int
+) -> None:
+    raw = mp3(varying, states_its_length=False, rate=rate)
+    raw = tagged(raw) if tag else raw
+    (tmp_path / "a.mp3").write_bytes(raw)
+    frames = 0.3  # of the codec itself, before and after
+    for source in (raw, tmp_path / "a.mp3"):
+        assert len(channels(source)[0]) / rate == pytest.approx(12, abs=frames)
+        assert len(read(source)) / 16_000 == pytest.approx(12, abs=frames)
+    part, _ = channels(raw, start=9, end=10)
+    assert len(part) == rate
+    assert part.std() == pytest.approx(0.1, rel=0.2)
+
+
+def test_an_mp3_cut_off_is_named_where_it_states_its_length() -> None:
+    whole = mp3(varying=True, states_its_length=True)
+    assert len(channels(whole)[0]) == 12 * 16_000
+    with pytest.raises(BadAudio, match=r"is cut off: it has \d+ of 192000 samples"):
+        channels(whole[: len(whole) // 2])
+
+
+def test_containers_are_named_with_what_to_do() -> None:
+    with pytest.raises(BadAudio, match="is webm or mkv audio, which is not read here \\(make it FLAC"):
+        channels(b"\x1aE\xdf\xa3 and so on")
 
 
 def test_one_module_decodes_and_resamples() -> None:

@@ -92,7 +92,10 @@ def of_format(form: str, subtype: str | None = None) -> bytes:
     return file.getvalue()
 
 
-@pytest.mark.parametrize("form", ["WAV", "WAVEX", "AIFF", "AU", "CAF", "FLAC", "OGG", "OPUS", "MP3"])
+FORMS = ["WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "FLAC", "OGG", "OPUS", "MP3"]
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_a_file_cut_off_is_named(tmp_path: Path, form: str) -> None:
     raw = of_format("OGG", "OPUS") if form == "OPUS" else of_format(form)
     assert len(read(raw)) >= 80_000
@@ -108,6 +111,23 @@ def test_a_wav_of_a_pipe_claims_no_end(size: int) -> None:
     raw = bytearray(of_format("WAV"))
     raw[40:44] = size.to_bytes(4, "little")
     assert len(read(bytes(raw))) == 80_000
+
+
+@pytest.mark.parametrize("claimed", [0, 32_000, 100_000])
+def test_a_wav_that_goes_on_behind_what_its_header_claims_is_named(claimed: int) -> None:
+    raw = bytearray(of_format("WAV"))
+    raw[4:8], raw[40:44] = (36 + claimed).to_bytes(4, "little"), claimed.to_bytes(4, "little")
+    with pytest.raises(
+        UserError, match=rf"goes on behind the {claimed / 32_000:.2f} s that its header"
+    ):
+        read(bytes(raw))
+
+
+@pytest.mark.parametrize(
+    "behind", [b"LIST" + (60_000).to_bytes(4, "little") + bytes(60_000), bytes(60_000)]
+)
+def test_other_facts_and_padding_behind_a_wav_are_no_sound(behind: bytes) -> None:
+    assert len(read(of_format("WAV") + behind)) == 80_000
 
 
 BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
