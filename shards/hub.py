@@ -23,7 +23,7 @@ from salsa_dist.corpus import manifest
 from salsa_dist.corpus.published import Published, known
 from salsa_dist.corpus.streamed import DataSet
 from salsa_dist.corpus.texts import Texts
-from salsa_dist.corpus.utterance import Ask, Corpus, Utterance, key, split_in
+from salsa_dist.corpus.utterance import Ask, Corpus, Utterance, key, refuse_other_splits, split_in
 from salsa_dist.errors import UserError
 
 # The source is a name, which need not be there as a file.
@@ -42,6 +42,9 @@ def read(source: Path, ask: Ask, scratch: Path) -> Corpus:
     ask = replace(ask, columns={**about.columns, **ask.columns}, language=language)
     folder = ask.subset if about.subsets == "folder" else None
     found = DataSet.open(name, replace(ask, subset=None) if folder else ask, data_dir=folder)
+    refuse_other_splits(
+        {("", split): name for split in found.splits}, "name those to take with --split"
+    )
     place = hashlib.sha256(f"{name}\0{found.commit}\0{ask.subset}\0{found.audio}".encode()).hexdigest()
     texts, utterances = Texts(about.rules), []
     for split in found.splits:

@@ -17,7 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from salsa_dist.corpus import manifest
-from salsa_dist.corpus.utterance import Ask, Corpus, Drops, Utterance, key, split_in
+from salsa_dist.corpus.utterance import (
+    Ask,
+    Corpus,
+    Drops,
+    Utterance,
+    key,
+    refuse_other_splits,
+    split_in,
+)
 from salsa_dist.errors import UserError
 
 
@@ -82,6 +90,10 @@ def load(folder: Path) -> tuple[Any, str]:
 def _parts(source: Path) -> list[tuple[Path, str | None]]:
     if (source / "dataset_dict.json").is_file():
         folders = sorted(path.parent for path in source.glob("*/state.json"))
+        refuse_other_splits(
+            {("", folder.name): folder for folder in folders},
+            "build a DatasetDict without it, or rename it",
+        )
         return [(folder, split_in(folder.name)) for folder in folders]
     if (source / "state.json").is_file():
         return [(source, None)]

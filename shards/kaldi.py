@@ -18,7 +18,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from salsa_dist.corpus.manifest import lines
-from salsa_dist.corpus.utterance import Ask, Corpus, Drops, Utterance, key, split_in
+from salsa_dist.corpus.utterance import (
+    Ask,
+    Corpus,
+    Drops,
+    Utterance,
+    key,
+    refuse_other_splits,
+    split_in,
+)
 from salsa_dist.errors import UserError
 
 
@@ -32,6 +40,8 @@ def read(source: Path, ask: Ask, scratch: Path) -> Corpus:
     for folder in folders:
         split = split_in(folder.name)
         found += data_folder(folder, split, ask, drops)
+    parts = {(u.language, u.table.parent.name): u.table.parent for u in found if u.table}
+    refuse_other_splits(parts, "rename the folder, or move it elsewhere")
     said = f"Kaldi data folder {source.name}"
     return Corpus(found, "not stated", said, dropped=drops.counts, first=drops.first)
 

@@ -20,7 +20,15 @@ from pathlib import Path
 from typing import Any
 
 from salsa_dist.corpus import manifest
-from salsa_dist.corpus.utterance import Ask, Corpus, Drops, Utterance, key, split_in
+from salsa_dist.corpus.utterance import (
+    Ask,
+    Corpus,
+    Drops,
+    Utterance,
+    key,
+    refuse_other_splits,
+    split_in,
+)
 from salsa_dist.errors import UserError
 
 SUFFIXES = (".jsonl", ".jsonl.gz")
@@ -40,6 +48,8 @@ def read(source: Path, ask: Ask, scratch: Path) -> Corpus:
                     found += utterances(row, ask, drops)
             except (KeyError, TypeError, ValueError, AttributeError, IndexError) as e:
                 raise UserError(f"{row.place}: not a cut of Lhotse ({type(e).__name__}: {e})") from e
+    files = {(u.language, u.table.name): u.table for u in found if u.table}
+    refuse_other_splits(files, "rename it, or move it elsewhere")
     said = f"Lhotse cuts {source.name}"
     return Corpus(found, "not stated", said, dropped=drops.counts, first=drops.first)
 

@@ -21,7 +21,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
-from salsa_dist.corpus.utterance import Ask, Corpus, Drops, Utterance, key, split_in
+from salsa_dist.corpus.utterance import (
+    Ask,
+    Corpus,
+    Drops,
+    Utterance,
+    key,
+    refuse_other_splits,
+    split_in,
+)
 from salsa_dist.data.shards import MAX_WEIGHT
 from salsa_dist.errors import UserError
 
@@ -154,6 +162,7 @@ def corpus(rows: Iterable[Row], ask: Ask, source: str) -> Corpus:
     unnamed: list[int] = []
     drops = Drops()
     lacking: dict[str, UserError] = {}
+    named: dict[tuple[str, str], str | Path] = {}
     for row in rows:
         language = _text(row, ask, "language") or ask.language or "any"
         needed = ("audio", "text") if _speech(row, ask) else ("audio",)
@@ -164,6 +173,8 @@ def corpus(rows: Iterable[Row], ask: Ask, source: str) -> Corpus:
                 drops.add(language, f"no {missing}", row.place)
             continue
         utterance = to_utterance(row, ask)
+        if ask.wants(utterance.language) and (said := _split_name(row, ask)):
+            named.setdefault((utterance.language, said), row.place)
         if utterance.text.strip() or not utterance.speech:
             if not _text(row, ask, "key"):
                 unnamed.append(len(found))
@@ -174,6 +185,7 @@ def corpus(rows: Iterable[Row], ask: Ask, source: str) -> Corpus:
             drops.add(utterance.language, "no text", row.place)
     if not found and lacking:
         raise next(iter(lacking.values()))
+    refuse_other_splits(named, "rename it, or leave its rows out")
     _named_without_their_place(found, elsewhere)
     _named_apart(found, unnamed)
     return Corpus(found, "not stated", source, dropped=drops.counts, first=drops.first)
@@ -186,6 +198,13 @@ def _given(row: Row, ask: Ask, field: str) -> bool:
 def _speech(row: Row, ask: Ask) -> bool:
     """False where the row says that nobody speaks."""
     return (_text(row, ask, "speech") or "").strip().lower() not in ("false", "no", "0")
+
+
+def _split_name(row: Row, ask: Ask) -> str:
+    """What tells a row's split: its own column, else its file; empty where that column is empty."""
+    columns = (ask.columns["split"],) if "split" in ask.columns else NAMES["split"]
+    own = any(name in row.values for name in columns)
+    return (_text(row, ask, "split") or "") if own else row.file.name
 
 
 def _weight(row: Row, ask: Ask) -> float:

@@ -18,14 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from salsa_dist.data.audio import MAX_SECONDS
+from salsa_dist.errors import UserError
 
 SPLITS = ("train", "dev", "test")
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9_/-]+")
 _SPLIT_WORDS = {
-    "train": ("train", "training", "tr"),
-    "dev": ("dev", "valid", "validation", "val"),
-    "test": ("test", "eval", "evaluation"),
+    "train": ("train", "training", "tr", "trn"),
+    "dev": ("dev", "devel", "development", "valid", "validation", "val"),
+    "test": ("test", "testing", "tst", "eval", "evaluation"),
 }
 
 
@@ -179,3 +180,21 @@ def split_in(name: str) -> str | None:
     words = re.split(r"[^a-z]+", name.lower())
     found = {split for split, known in _SPLIT_WORDS.items() if any(w in known for w in words)}
     return found.pop() if len(found) == 1 else None
+
+
+def refuse_other_splits(named: Mapping[tuple[str, str], str | Path], what_to_do: str) -> None:
+    """Refuse names of splits if, in one language, one says train and another no split.
+
+    What says none is divided into new splits, so held-out clips of another name would be trained on.
+
+    Args:
+        named: from language and name to the place that has it.
+        what_to_do: the end of the error.
+    """
+    trained = {language: name for language, name in named if split_in(name) == "train"}
+    for (language, name), place in named.items():
+        if language in trained and split_in(name) is None:
+            raise UserError(
+                f"{place}: {name!r} is none of train, dev and test, and {trained[language]!r} is: "
+                f"{what_to_do}"
+            )

@@ -324,6 +324,8 @@ def test_keys_stay_two_and_safe() -> None:
         ("train.tsv", "train"),
         ("valid_manifest.json", "dev"),
         ("cuts_test.jsonl.gz", "test"),
+        ("development", "dev"),
+        ("testing", "test"),
         ("contest.csv", None),
         ("train_and_test.csv", None),
         ("validated.tsv", None),

@@ -83,6 +83,20 @@ def test_parquet_by_its_splits(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".out*"))  # nothing of the fetch stays
 
 
+def test_splits_that_are_no_train_dev_or_test_are_not_taken_unasked(tmp_path: Path) -> None:
+    home = common_voice(tmp_path / "set")
+    other = [{"audio": clip(900), "sentence": "unverified", "locale": "bg", "client_id": "x", "age": 1}]
+    parquet(home, {"data/other": other})
+    card = "configs:\n- config_name: default\n  data_files:\n"
+    for name in ("train", "validation", "test", "other"):
+        (part,) = home.rglob(f"{name}-*")
+        card += f"  - split: {name}\n    path: {part.relative_to(home)}\n"
+    (home / "README.md").write_text(f"---\n{card}---\n")
+    with pytest.raises(UserError, match=r"'other' is none of .*: name those to take with --split"):
+        build("hub", home, tmp_path / "out")
+    build("hub", home, tmp_path / "out", Ask(splits=("train", "test")), max_dropped=0.5)
+
+
 def test_one_split_and_columns_by_name(tmp_path: Path) -> None:
     rows = [{"audio": clip(500), "said": "едно", "who": 7}]
     home = parquet(tmp_path / "set", {"data/train": rows, "data/test": rows})

@@ -156,6 +156,60 @@ def test_file_names_tell_splits_and_columns_can_be_named(tmp_path: Path) -> None
     assert (facts["speaker"], facts["licence"]) == ("ana", "CC0-1.0")
 
 
+def test_a_split_with_another_name_beside_train_is_no_part_of_it(tmp_path: Path) -> None:
+    named = {"a": "train", "b": "development", "c": "testing", "d": "held-out", "e": None}
+    rows = [
+        {"audio": f"{key}.wav", "text": f"it is {key}", "lang": "bg", "split": split}
+        for key, split in named.items()
+    ]
+    for key in named:
+        wave(tmp_path / f"{key}.wav")
+    path = rows_to(tmp_path / "m.jsonl", rows)
+    with pytest.raises(
+        UserError, match=r"m\.jsonl, line 4: 'held-out' is none of train, dev and test,"
+    ):
+        build("jsonl", path, tmp_path / "out")
+    del rows[3]
+    index = build("jsonl", rows_to(path, rows), tmp_path / "out")
+    found = {key: split for key, (split, _, _) in samples(index).items()}
+    assert found == {"bg/a": "train", "bg/b": "dev", "bg/c": "test", "bg/e": "train"}
+    # Files of another language, or beside others than train, are still divided.
+    for name, language in (("el", "el"), ("train", "bg")):
+        row = {"audio": "../a.wav", "text": "it is a", "lang": language}
+        rows_to(tmp_path / f"in/{name}.jsonl", [row])
+    build("jsonl", tmp_path / "in", tmp_path / "two")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "ask", "says"),
+    [
+        ("kaldi", Ask(language="bg"), r"in/rt03: 'rt03' is none of .*: rename the folder"),
+        ("lhotse", Ask(), r"in/rt03\.jsonl: 'rt03\.jsonl' is none of"),
+        ("huggingface", Ask(), "in/rt03: 'rt03' is none of"),
+        ("jsonl", Ask(), r"in/rt03\.jsonl, line 1: 'rt03\.jsonl' is none of"),
+    ],
+)
+def test_parts_of_a_corpus_that_name_no_split_are_refused_beside_train(
+    tmp_path: Path, recipe: str, ask: Ask, says: str
+) -> None:
+    source = tmp_path / "in"
+    for name in ("train", "rt03"):
+        if recipe == "kaldi":
+            kaldi(source / name)
+        elif recipe == "lhotse":
+            rows_to(source / f"{name}.jsonl", [cut()])
+        elif recipe == "jsonl":
+            row = {"audio": "a.wav", "text": name, "lang": "bg"}
+            rows_to(source / f"{name}.jsonl", [row])
+        else:
+            datasets = pytest.importorskip("datasets")
+            saved = datasets.load_from_disk(huggingface(tmp_path))
+            datasets.DatasetDict({"train": saved["train"], "rt03": saved["train"]}).save_to_disk(source)
+    with pytest.raises(UserError, match=says):
+        build(recipe, source, tmp_path / "out", ask)
+    assert not (tmp_path / "out").exists()
+
+
 def test_csv_is_quoted(tmp_path: Path) -> None:
     wave(tmp_path / "a b.wav")
     table = tmp_path / "all.csv"
