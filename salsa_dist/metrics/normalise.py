@@ -28,41 +28,11 @@ from typing import Literal
 from salsa_dist.config import Alike, EvaluationConfig, Normaliser
 from salsa_dist.errors import UserError
 from salsa_dist.libraries.transformers import text_normaliser
+from salsa_dist.speech_llms.languages import NO_SPACES
 
 Unit = Literal["word", "character", "mixed"]
 
 _BASIC = "whisper-basic, combining marks kept"
-_NO_SPACES = frozenset(
-    [
-        "zh",
-        "zho",
-        "chi",
-        "cmn",
-        "yue",
-        "wuu",
-        "nan",
-        "hak",
-        "gan",
-        "hsn",
-        "cdo",
-        "ja",
-        "jpn",
-        "th",
-        "tha",
-        "lo",
-        "lao",
-        "my",
-        "mya",
-        "bur",
-        "km",
-        "khm",
-        "bo",
-        "bod",
-        "tib",
-        "dz",
-        "dzo",
-    ]
-)
 _ENGLISH = frozenset(["en", "eng"])
 _DOTTED_I = frozenset(["tr", "tur", "az", "aze"])
 # Han with its extensions, its iteration mark and zero, kana.
@@ -125,7 +95,7 @@ def unit(language: str) -> Unit:
     half is a country.
     """
     parts = [part for part in re.split(r"[-_+/\s]+", language.lower()) if part]
-    spaceless = [part in _NO_SPACES for part in parts]
+    spaceless = [part in NO_SPACES for part in parts]
     if any(spaceless) and (re.search(r"[+/]", language) or {"en", "eng"} & set(parts)):
         return "mixed"
     return "character" if spaceless and spaceless[0] else "word"

@@ -1,4 +1,8 @@
-"""Language codes, as shards and command lines have them: `bg`, `pt-BR`, `zh-en` for mixed speech."""
+"""Language codes, as shards and command lines have them: `bg`, `pt-BR`, `zh-en` for mixed speech.
+
+A country's code may be that of another language: BR is Brazil, br is Breton. So case counts: what is in
+capitals behind small letters is a country, `wo-SN` is no Shona (sn), and `fr-CA` no Catalan (ca).
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,10 @@ from salsa_dist.errors import UserError
 from salsa_dist.libraries.transformers import whisper_languages
 
 # Scripts written without spaces between words.
-_NO_SPACES = {"zh", "yue", "ja", "th", "lo", "my", "km", "bo"}
+_SPACELESS = """
+    zh zho chi cmn yue wuu nan hak gan hsn cdo ja jpn th tha lo lao my mya bur km khm bo bod tib dz dzo
+"""
+NO_SPACES = frozenset(_SPACELESS.split())
 # ISO 639-1 and ISO 639-3; of a group of languages the one that SeamlessM4T means by it.
 _CODES = """
     af:afr am:amh ar:arb as:asm az:azj be:bel bg:bul bn:ben bs:bos ca:cat cs:ces cy:cym da:dan
@@ -21,11 +28,12 @@ _CODES = """
     tg:tgk th:tha tl:tgl tr:tur uk:ukr ur:urd uz:uzn vi:vie yo:yor zh:cmn zu:zul
 """
 THREE_LETTERS = dict(pair.split(":") for pair in _CODES.split())
+_COUNTRY = re.compile(r"[A-Z]{2}|\d{3}")
 _CODE = re.compile(r"[A-Za-z]{2,4}(?:[-_][A-Za-z0-9]{2,4})*")
 
 
 def parts(language: str) -> list[str]:
-    """The codes of a language: one, or those of its mixed or regional parts.
+    """The codes of a language: one, or those of its mixed parts; of a script too, not of a country.
 
     Raises:
         UserError: `language` is no code.
@@ -34,7 +42,12 @@ def parts(language: str) -> list[str]:
         raise UserError(
             f"{language!r} is no language code: write it as bg, pt-BR, or zh-en for mixed speech"
         )
-    return [part.lower() for part in re.split("[-_]", language)]
+    first, *rest = re.split("[-_]", language)
+    country = first.islower()
+    return [
+        first.lower(),
+        *(part.lower() for part in rest if not (country and _COUNTRY.fullmatch(part))),
+    ]
 
 
 def first_known(language: str, known: Container[str]) -> str | None:
@@ -44,7 +57,7 @@ def first_known(language: str, known: Container[str]) -> str | None:
 
 def has_no_spaces(language: str) -> bool:
     """Whether words are written without spaces; mixed speech goes by its first part."""
-    return parts(language)[0] in _NO_SPACES
+    return parts(language)[0] in NO_SPACES
 
 
 def english_name(language: str) -> str | None:

@@ -23,6 +23,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from salsa_dist.data.clip import SAMPLE_RATE
 from salsa_dist.errors import UserError
+from salsa_dist.metrics.normalise import unit
 from salsa_dist.speech_llms import languages
 from salsa_dist.speech_llms.load import FAMILIES as FILES
 from salsa_dist.speech_llms.load import SpeechLLM, family_of, load_speech_llm
@@ -365,9 +366,19 @@ def test_a_layer_without_norm_weights_is_run_for_its_width() -> None:
 
 
 def test_language_codes() -> None:
-    assert languages.parts("pt-BR") == ["pt", "br"]
+    assert languages.parts("pt-BR") == languages.parts("pt_BR") == languages.parts("pt-076") == ["pt"]
+    assert languages.parts("zh-Hant-TW") == ["zh", "hant"]
+    assert languages.parts("PT-BR") == languages.parts("pt-br") == ["pt", "br"]
     assert languages.english_name("zh-en") == "Chinese and English"
     assert languages.english_name("tw") is None
+    # Countries whose codes are those of Breton, Catalan, Shona and Arabic.
+    assert languages.english_name("pt-BR") == "Portuguese"
+    assert languages.english_name("fr-CA") == "French"
+    assert languages.first_known("wo-SN", {"sn"}) is None
+    assert languages.first_known("es-AR", {"ar", "es"}) == "es"
+    for code in ("zh", "cmn", "yue-HK", "jpn", "th-TH", "lo_la"):
+        assert languages.has_no_spaces(code)
+        assert unit(code) == "character"
     for wrong in ("", "b", "Bulgarian", "bg el", "../bg"):
         with pytest.raises(UserError, match="no language code"):
             languages.parts(wrong)
