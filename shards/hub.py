@@ -84,12 +84,12 @@ def _utterance(
     if audio is None:
         texts.drop(language, "no audio", f"{split}, row {number}")
         return None
-    if not utterance.text.strip():
+    if not utterance.text.strip() and utterance.speech:
         why = "no transcript" if about.untranscribed else "no text"
         texts.drop(language, why, f"{split}, row {number}")
         return None
-    text = texts.clean(utterance.text, language)
-    if not text:
+    text = texts.clean(utterance.text, language) or ""
+    if not text and utterance.speech:
         return None
     return Utterance(
         key=key(f"{split}-{number:08d}"),
@@ -99,4 +99,6 @@ def _utterance(
         speaker=utterance.speaker,
         split=split_in(split) or utterance.split,
         extra=utterance.extra,
+        speech=utterance.speech,
+        loss_weight=utterance.loss_weight,
     )

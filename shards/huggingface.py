@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from salsa_dist.corpus import manifest
+from salsa_dist.corpus.streamed import names_of_classes
 from salsa_dist.corpus.utterance import (
     Ask,
     Corpus,
@@ -38,10 +39,11 @@ def read(source: Path, ask: Ask, scratch: Path) -> Corpus:
         dataset, audio = load(folder)
         columns = dataset.remove_columns([audio])
         for i, values in enumerate(columns):
-            there = {name: "" if value is None else value for name, value in values.items()}
+            named = names_of_classes(values, columns.features).items()
+            there = {name: "" if value is None else value for name, value in named}
             row = manifest.Row({**there, "audio": f"{folder.name}-{i:08d}"}, folder, i, "row")
             utterance = manifest.to_utterance(row, ask)
-            if not utterance.text.strip():
+            if not utterance.text.strip() and utterance.speech:
                 drops.add(utterance.language, "no text", f"{folder}, row {i}")
                 continue
             found.append(
@@ -54,6 +56,8 @@ def read(source: Path, ask: Ask, scratch: Path) -> Corpus:
                     split=split or utterance.split,
                     row=i,
                     extra=utterance.extra,
+                    speech=utterance.speech,
+                    loss_weight=utterance.loss_weight,
                 )
             )
     said = f"Hugging Face data set {source.name}"

@@ -98,7 +98,7 @@ def utterances(row: manifest.Row, ask: Ask, drops: Drops) -> list[Utterance]:
                 split=split_in(row.file.name),
                 start=start,
                 end=end,
-                channel=_channel(cut, source),
+                channel=_channel(cut, supervision, source),
                 table=row.file,
                 line=row.number,
                 extra=manifest.words_and_numbers(
@@ -109,10 +109,15 @@ def utterances(row: manifest.Row, ask: Ask, drops: Drops) -> list[Utterance]:
     return found
 
 
-def _channel(cut: Any, source: Any) -> int | None:
-    """Which channel of the file is spoken on; None: the mean of several, or the only one."""
+def _channel(cut: Any, supervision: Any, source: Any) -> int | None:
+    """Which channel of the file is spoken on; None: the mean of several, or the only one.
+
+    In a cut of several channels each supervision says its own, such as the two sides of a call.
+    """
     channels = source["channels"]
-    if len(channels) < 2 or not isinstance(cut.get("channel"), int):
-        return None
-    place: int = channels.index(cut["channel"])
-    return place
+    for of in (supervision.get("channel"), cut.get("channel")):
+        spoken = of[0] if isinstance(of, list) and len(of) == 1 else of
+        if len(channels) > 1 and isinstance(spoken, int):
+            place: int = channels.index(spoken)
+            return place
+    return None

@@ -30,7 +30,7 @@ from salsa_dist.corpus.stats import said
 from salsa_dist.corpus.text import RULES, clean
 from salsa_dist.corpus.upload import building_folder, is_there, remove_built, upload
 from salsa_dist.corpus.utterance import Ask, Corpus, Drops, Utterance
-from salsa_dist.corpus.writer import check_name, is_key
+from salsa_dist.corpus.writer import NAME, is_key
 from salsa_dist.data.audio import MAX_SECONDS, resampler
 from salsa_dist.data.index import FILE, ShardIndex
 from salsa_dist.errors import UserError
@@ -119,7 +119,7 @@ def plan(
     """The shards to make, and how each language was split; texts that are empty go to `drops`."""
     by_language: dict[str, list[Utterance]] = {}
     there: Counter[str] = Counter()
-    seen: set[str] = set()
+    seen: dict[str, str] = {}
     audio: set[tuple[object, ...]] = set()
     for utterance in corpus.utterances:
         language = utterance.language
@@ -127,6 +127,11 @@ def plan(
         if not ask.wants(language):
             continue
         key = f"{language}/{utterance.key}"
+        if not NAME.fullmatch(language):
+            raise UserError(
+                f"{utterance.place or source}: the language {language!r} is no code: write it with "
+                "letters, digits, _ and -"
+            )
         if not is_key(key):
             raise UserError(f"recipe {recipe!r}: {key!r} can't be a key: make it with utterance.key")
         u = utterance
@@ -136,8 +141,11 @@ def plan(
             continue
         audio.add(place)
         if key in seen:
-            raise UserError(f"{source}: two utterances in {language} are called {utterance.key}")
-        seen.add(key)
+            raise UserError(
+                f"{u.place or source}: two utterances in {language} are called {utterance.key}"
+                f"{f' (the first: {seen[key]})' if seen[key] else ''}: keys must differ"
+            )
+        seen[key] = u.place
         if clean(utterance.text) or not utterance.speech:
             by_language.setdefault(language, []).append(replace(utterance, key=key))
         else:
@@ -152,7 +160,6 @@ def plan(
         )
     tasks, how = [], {}
     for language, utterances in sorted(by_language.items()):
-        check_name(language)
         drops.counts.setdefault(language, Counter())
         parts, how[language] = splits.deal(utterances, ask)
         for split, part in sorted(parts.items()):

@@ -30,7 +30,7 @@ from salsa_dist.corpus.utterance import (
     refuse_other_splits,
     split_in,
 )
-from salsa_dist.data.shards import MAX_WEIGHT
+from salsa_dist.data.shards import MAX_WEIGHT, half_character
 from salsa_dist.errors import UserError
 
 NAMES: dict[str, tuple[str, ...]] = {
@@ -49,6 +49,7 @@ NAMES: dict[str, tuple[str, ...]] = {
 }
 MAX_LINE = 16 << 20  # characters; what is longer is no line of a manifest
 MAX_EXTRA, MAX_WORD = 32, 200  # columns of a row, and letters of a name or a text, that go along
+_SIDES = {"left": 0, "l": 0, "a": 0, "right": 1, "r": 1, "b": 1}  # of stereo, and of a telephone call
 _NUMBER = re.compile(r"-?(?:0|[1-9]\d{0,14})(?:\.\d{1,6})?")
 # What a sample's JSON says itself.
 _TAKEN = {"text", "language", "speaker", "seconds", "licence", "source"}
@@ -148,6 +149,8 @@ def json_rows(path: Path) -> Iterator[Row]:
             value = None
         if not isinstance(value, dict):
             raise UserError(f"{path}, line {number}: not a JSON object")
+        if (half := half_character(line, value)) is not None:
+            raise UserError(f"{path}, line {number}: {half} is half a character: fix the text")
         yield Row(value, path, number)
 
 
@@ -164,7 +167,7 @@ def corpus(rows: Iterable[Row], ask: Ask, source: str) -> Corpus:
     lacking: dict[str, UserError] = {}
     named: dict[tuple[str, str], str | Path] = {}
     for row in rows:
-        language = _text(row, ask, "language") or ask.language or "any"
+        language = _word(row, ask, "language") or ask.language or "any"
         needed = ("audio", "text") if _speech(row, ask) else ("audio",)
         missing = next((field for field in needed if not _given(row, ask, field)), None)
         if missing:
@@ -197,14 +200,14 @@ def _given(row: Row, ask: Ask, field: str) -> bool:
 
 def _speech(row: Row, ask: Ask) -> bool:
     """False where the row says that nobody speaks."""
-    return (_text(row, ask, "speech") or "").strip().lower() not in ("false", "no", "0")
+    return _word(row, ask, "speech").lower() not in ("false", "no", "0")
 
 
 def _split_name(row: Row, ask: Ask) -> str:
     """What tells a row's split: its own column, else its file; empty where that column is empty."""
     columns = (ask.columns["split"],) if "split" in ask.columns else NAMES["split"]
     own = any(name in row.values for name in columns)
-    return (_text(row, ask, "split") or "") if own else row.file.name
+    return _word(row, ask, "split") if own else row.file.name
 
 
 def _weight(row: Row, ask: Ask) -> float:
@@ -260,7 +263,7 @@ def to_utterance(row: Row, ask: Ask) -> Utterance:
     speech = _speech(row, ask)
     if text is None and speech:
         raise _lacks(row, "text")
-    language = _text(row, ask, "language") or ask.language
+    language = _word(row, ask, "language") or ask.language
     if not language:
         raise UserError(f"{row.place}: no language: give it with --language, or name its --column")
     if audio.startswith("|") or audio.endswith("|") or "://" in audio:
@@ -270,18 +273,17 @@ def to_utterance(row: Row, ask: Ask) -> Utterance:
     place, folder = Path(audio), row.file.parent.absolute()
     if place.is_absolute() and place.is_relative_to(folder):
         place = place.relative_to(folder)
-    split = _text(row, ask, "split")
-    channel = _text(row, ask, "channel") or ""
+    split = _word(row, ask, "split")
     return Utterance(
         key=key(named) if named else _key_of(place, start),
         audio=row.file.parent / audio,
         text=text or "",
         language=language,
-        speaker=_text(row, ask, "speaker") or None,
+        speaker=_word(row, ask, "speaker") or None,
         split=split_in(split) if split else split_in(row.file.name),
         start=start,
         end=end,
-        channel=int(channel) if channel.isdecimal() else None,
+        channel=_channel(row, ask),
         table=row.file,
         line=row.number,
         extra=words_and_numbers(_others(row, ask)),
@@ -339,6 +341,18 @@ def _number(row: Row, ask: Ask, field: str) -> float | None:
         unit = "" if field == "loss_weight" else " of seconds"
         raise UserError(f"{row.place}: {field} is {value!r}, no number{unit}")
     return number
+
+
+def _channel(row: Row, ask: Ask) -> int | None:
+    """The channel that is spoken on, from 0; None: none is named, or a word that is no side."""
+    said = str(_value(row, ask, "channel")).strip().lower()
+    number = _SIDES.get(said.removesuffix(".0"), said.removesuffix(".0"))  # tables may have 1.0
+    return int(number) if str(number).isdecimal() else None
+
+
+def _word(row: Row, ask: Ask, field: str) -> str:
+    """A name or code, without the spaces around it; empty where the row has none."""
+    return (_text(row, ask, field) or "").strip()
 
 
 def _text(row: Row, ask: Ask, field: str) -> str | None:

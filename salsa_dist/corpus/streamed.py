@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +93,7 @@ class DataSet:
                     if row is None:
                         break
                     sound = _bytes(row.pop(audio))
+                    row = names_of_classes(row, stream.features or {})
                 out.write(_line(row, _keep(sound, folder, done)))
                 done += 1
                 if done % SAVE_EVERY == 0:
@@ -136,6 +137,15 @@ def told(what: str) -> Iterator[None]:
         if raised_by_us(e) and not isinstance(e, OSError | ValueError):  # a bug of ours
             raise
         raise UserError(f"{what}: {_reason(e)}") from e
+
+
+def names_of_classes(row: Mapping[str, Any], features: Mapping[str, Any]) -> dict[str, Any]:
+    """A row with the name of each class in place of its number, which nothing outside knows."""
+    named = dict(row)
+    for column, feature in features.items():
+        if hasattr(feature, "int2str") and isinstance(number := row.get(column), int):
+            named[column] = feature.int2str(number) if number >= 0 else None
+    return named
 
 
 def library() -> Any:

@@ -12,14 +12,18 @@ import unicodedata
 RULES = (
     "Unicode NFC (canonical composition)",
     "control characters and line breaks become spaces; no white space at the ends",
+    "no byte order marks and soft hyphens; a text that shows nothing is none",
 )
+_NO_PART = {"\ufeff", "\u00ad"}  # left by files and by typesetting; nobody reads or says them
 
 
 def clean(text: str) -> str:
     """`text` by `RULES`; empty where nothing is said."""
-    composed = unicodedata.normalize("NFC", text)
+    composed = unicodedata.normalize("NFC", "".join(c for c in text if c not in _NO_PART))
     lined = (" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in composed)
-    return "".join(lined).strip()
+    cleaned = "".join(lined).strip()
+    # Joiners and direction marks belong to words, but are none by themselves.
+    return cleaned if any(unicodedata.category(c) not in ("Cf", "Zs") for c in cleaned) else ""
 
 
 def same(text: str) -> str:

@@ -243,10 +243,24 @@ def open_channels(files: Mapping[str, Bytes], shard: Named, key: str | None) -> 
     return channels(files[found], _called(shard, key))
 
 
+def half_character(line: str, value: Any) -> str | None:
+    """What JSON can escape and no text can hold, such as half of an emoji; None: `value` has none."""
+    if "\\ud" not in line.lower():
+        return None
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as e:
+        return ascii(e.object[e.start])
+    return None
+
+
 def read_facts(files: Mapping[str, Bytes], shard: Named, key: str | None) -> dict[str, Any]:
     """The facts of a sample from its files; its transcript is "text". Raises: BadSample."""
     try:
-        facts = json.loads(bytes(files.get("json", b"{}")))
+        raw = bytes(files.get("json", b"{}"))
+        facts = json.loads(raw)
+        if (half := half_character(raw.decode("latin-1"), facts)) is not None:
+            raise ValueError(f"{half} is half a character")
         if "txt" in files:
             facts["text"] = str(files["txt"], "utf-8").strip()
     except (ValueError, TypeError, RecursionError) as e:

@@ -210,6 +210,82 @@ def test_parts_of_a_corpus_that_name_no_split_are_refused_beside_train(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_tsv_of_pandas_has_no_quotation_marks_of_its_own(tmp_path: Path) -> None:
+    said = {
+        "a": ('"say ""yes"", now"', 'say "yes", now'),
+        "b": ('"Hello," she said. "Bye"', '"Hello," she said. "Bye"'),
+        "c": ('"all of it"', '"all of it"'),
+        "d": ('""', '""'),
+    }
+    for key in said:
+        wave(tmp_path / f"{key}.wav")
+    rows = "".join(f"{key}.wav\t{cell} {key}\n".replace('" a', '"') for key, (cell, _) in said.items())
+    (tmp_path / "m.tsv").write_text("path\ttext\n" + rows)
+    index = build("table", tmp_path / "m.tsv", tmp_path / "out", Ask(language="en"))
+    texts = {facts["text"].removesuffix(f" {key[3:]}") for key, (_, _, facts) in samples(index).items()}
+    assert texts == {text for _, text in said.values()}
+
+
+@pytest.mark.parametrize(
+    ("said", "heard"),
+    [("left", 0), ("B", 1), ("1", 1), (1, 1), (0.0, 0), ("1.0", 1), ("mic", None), ("", None)],
+)
+def test_a_channel_is_a_number_or_a_side(tmp_path: Path, said: object, heard: int | None) -> None:
+    both = call(tmp_path / "a.wav")
+    rows_to(tmp_path / "m.jsonl", [{"audio": "a.wav", "text": "x", "lang": "bg", "channel": said}])
+    ((_, audio, _),) = samples(build("jsonl", tmp_path / "m.jsonl", tmp_path / "out")).values()
+    expected = both.mean(axis=1) if heard is None else both[:, heard]
+    assert abs(audio - expected).max() < 1e-3
+
+
+def call(path: Path) -> Any:
+    """Two sides of one second: (16_000, 2)."""
+    import numpy as np
+    import soundfile
+    from clips import tone
+
+    both = np.stack([tone(1, hz, 16_000) for hz in (300, 900)], 1) / 2
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, both, 16_000)
+    return both
+
+
+def test_the_sides_of_a_call_are_heard_apart_in_lhotses_cuts(tmp_path: Path) -> None:
+    both = call(tmp_path / "in/call.wav")
+    one = cut()
+    source = {"type": "file", "channels": [0, 1], "source": "call.wav"}
+    sides = [
+        {**one["supervisions"][0], "id": f"s-{i}", "start": 0, "channel": channel}
+        for i, channel in enumerate((0, [1], [0, 1]))
+    ]
+    changes = {"type": "MultiCut", "channel": [0, 1], "start": 0, "duration": 1.0}
+    recording = {**one["recording"], "sources": [source], "channel_ids": [0, 1]}
+    rows_to(tmp_path / "in/cuts.jsonl", [cut(**changes, recording=recording, supervisions=sides)])
+    found = samples(build("lhotse", tmp_path / "in", tmp_path / "out"))
+    for i, expected in enumerate((both[:, 0], both[:, 1], both.mean(axis=1))):
+        assert abs(found[f"bg/s-{i}"][1] - expected).max() < 1e-3
+
+
+def test_spaces_around_a_code_or_a_name_are_none_of_it(tmp_path: Path) -> None:
+    wave(tmp_path / "a.wav")
+    row = {"audio": "a.wav", "text": "x", "lang": " bg ", "speaker": "mia ", "split": " test"}
+    index = build("jsonl", rows_to(tmp_path / "m.jsonl", [row]), tmp_path / "out")
+    ((key, (split, _, facts)),) = samples(index).items()
+    assert (key, split, facts["language"], facts["speaker"]) == ("bg/a", "test", "bg", "mia")
+
+
+def test_what_nobody_sees_is_no_text(tmp_path: Path) -> None:
+    said = {"a": "\ufeffпри\u00adмер", "b": "\u200b\u200f ", "c": "می\u200cروم", "d": "…"}
+    for key in said:
+        wave(tmp_path / f"{key}.wav")
+    rows = [{"audio": f"{key}.wav", "text": text, "lang": "bg"} for key, text in said.items()]
+    path = rows_to(tmp_path / "m.jsonl", rows)
+    index = build("jsonl", path, tmp_path / "out", max_dropped=0.3)
+    texts = {key: facts["text"] for key, (_, _, facts) in samples(index).items()}
+    assert texts == {"bg/a": "пример", "bg/c": "می\u200cروم", "bg/d": "…"}
+    assert index.recipe["dropped"] == {"bg": {"no text": 1}}
+
+
 def test_csv_is_quoted(tmp_path: Path) -> None:
     wave(tmp_path / "a b.wav")
     table = tmp_path / "all.csv"
@@ -451,6 +527,38 @@ def test_huggingface_datasets_on_disk(tmp_path: Path) -> None:
     assert found["bg/train-00000001"][2]["extra"] == {"age": 7}
 
 
+def test_huggingface_classes_go_by_their_names_and_marks_are_kept(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    columns = {
+        "text": ["едно", "", "три"],
+        "audio": [
+            {"bytes": wave(tmp_path / f"{i}.wav", hz=300 + i).read_bytes(), "path": None}
+            for i in range(3)
+        ],
+        "language": [0, 0, 1],
+        "gender": [1, -1, 0],
+        "speech": [True, False, True],
+        "loss_weight": [1.0, 1.0, 2.5],
+    }
+    part = datasets.Dataset.from_dict(columns).cast_column("audio", datasets.Audio())
+    part = part.cast_column("language", datasets.ClassLabel(names=["bg", "el"]))
+    part = part.cast_column("gender", datasets.ClassLabel(names=["male", "female"]))
+    part.save_to_disk(tmp_path / "saved")
+    part.to_parquet(tmp_path / "hub/train.parquet")
+    for recipe, source in (("huggingface", "saved"), ("hub", "hub")):
+        index = build(recipe, tmp_path / source, tmp_path / f"out-{recipe}")
+        facts = sorted(
+            (f["text"], f["language"], f.get("extra")) for _, _, f in samples(index).values()
+        )
+        assert facts == [
+            ("", "bg", None),
+            ("едно", "bg", {"gender": "female"}),
+            ("три", "el", {"gender": "male"}),
+        ]
+        marked = {"bg": {"without speech": 1}, "el": {"with a loss_weight": 1}}
+        assert index.recipe["marked"] == marked
+
+
 def jsonl(folder: Path) -> Path:
     names = [wave(folder / f"{hz}.wav", hz=hz).name for hz in range(300, 1300, 100)]
     rows = [{"audio": name, "text": f"дума {name}", "language": "bg"} for name in names]
@@ -517,7 +625,7 @@ def test_without_the_package_datasets(tmp_path: Path, monkeypatch: pytest.Monkey
             '{"audio": "a.wav", "text": "x", "lang": "bg", "start": "soon"}',
             "start is 'soon', no number of seconds",
         ),
-        ("jsonl", "a.jsonl", '{"audio": "a.wav", "text": "x", "lang": "../e"}', "can't be a key"),
+        ("jsonl", "a.jsonl", '{"audio": "a.wav", "text": "x", "lang": "../e"}', "'../e' is no code"),
         ("jsonl", "a.jsonl", '{"audio": "gone.wav", "text": "x", "lang": "bg"}', "file is missing"),
         (
             "jsonl",
@@ -531,7 +639,13 @@ def test_without_the_package_datasets(tmp_path: Path, monkeypatch: pytest.Monkey
             "a.jsonl",
             '{"audio": "a.wav", "text": "x", "lang": "bg", "id": "one"}\n'
             '{"audio": "b.wav", "text": "x", "lang": "bg", "id": "one"}',
-            "two utterances in bg are called one",
+            r"line 2: two utterances in bg are called one \(the first: \S+/a\.jsonl, line 1\)",
+        ),
+        (
+            "jsonl",
+            "a.jsonl",
+            '{"audio": "a.wav", "text": "cut \\ud83d", "lang": "bg"}',
+            r"a\.jsonl, line 1: '\\ud83d' is half a character",
         ),
         ("jsonl", "a.txt", "", r"holds no \*\.jsonl"),
         ("table", "a.csv", "path,text\na.wav\n", "line 2: 1 cells for 2 columns"),
