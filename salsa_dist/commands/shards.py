@@ -173,11 +173,17 @@ def index(
 
     A sample is audio (flac, wav, mp3, ogg, opus) and its text in .txt or .json.
     """
+    from collections import Counter
+
     from salsa_dist.corpus.foreign import index_tars
 
     made, left_out = index_tars(folder, language, split)
     _report(left_out)
-    result(f"{made.folder / 'index.json'}: {sum(s.samples for s in made.shards)} samples")
+    splits: Counter[str] = Counter()
+    for shard in made.shards:
+        splits[f"{shard.split} in {shard.language}"] += shard.samples
+    said = ", ".join(f"{n} {name}" for name, n in splits.items())
+    result(f"{made.folder / 'index.json'}: {splits.total()} samples: {said}")
 
 
 @app.command()

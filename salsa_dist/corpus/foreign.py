@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from salsa_dist.corpus.archive import DamagedTar
-from salsa_dist.corpus.tar_samples import Found, found, tars
+from salsa_dist.corpus.tar_samples import Found, compressed, found, tars
 from salsa_dist.corpus.upload import is_there, made_at, upload
-from salsa_dist.corpus.utterance import key, split_in
+from salsa_dist.corpus.utterance import key, refuse_other_splits, split_in
 from salsa_dist.corpus.writer import Packed, check_name, is_key, write_tar
 from salsa_dist.data.audio import BadAudio
 from salsa_dist.data.file_hash import summed
@@ -33,6 +33,7 @@ from salsa_dist.places import Folder, Remote
 from salsa_dist.whole_file import put
 
 ELSEWHERE = {"source": "tars made elsewhere", "licence": "not stated"}
+_OTHER_SPLIT = "rename it, or give one --split for all tars of a folder"
 LANGUAGE_FIELDS = ("language", "lang", "locale")
 
 
@@ -64,6 +65,8 @@ def index_tars(
     if _has(folder, FILE):
         raise UserError(f"{folder / FILE} is there: remove it to build another")
     paths = _tars(folder)
+    if split is None:
+        refuse_other_splits({("", path): folder / path for path in paths}, _OTHER_SPLIT)
     left_out: list[str] = []
     shards, rates = [], set()
     for path in paths:
@@ -144,6 +147,9 @@ def reshard(
     paths = _tars(folder)
     old = ShardIndex.load(folder) if _has(folder, FILE) else None
     splits = {shard.path: shard.split for shard in old.shards} if old else {}
+    if split is None:
+        unknown = {("", path): folder / path for path in paths if path not in splits}
+        refuse_other_splits(unknown, _OTHER_SPLIT)
     left_out: list[str] = []
     waiting: dict[tuple[str, str], list[Packed]] = {}
     sizes: Counter[tuple[str, str]] = Counter()
@@ -211,11 +217,16 @@ def _name(folder: Folder) -> str:
 
 def _tars(folder: Folder) -> list[str]:
     try:
-        there, paths = folder.is_dir(), tars(folder)
+        there, paths, other = folder.is_dir(), tars(folder), compressed(folder)
     except OSError as e:
         raise UserError(f"{folder} can't be read ({e.strerror})") from e
     if not there:
         raise UserError(f"{folder} is no folder: name a folder of tars")
+    if other:
+        raise UserError(
+            f"{folder / other[0]} is compressed, and samples are read by their place in a tar: unpack "
+            "it to a .tar, or move it elsewhere"
+        )
     if not paths:
         raise UserError(f"{folder} holds no .tar: name a folder of tars")
     return paths

@@ -19,7 +19,7 @@ from multiprocessing import get_context
 
 from salsa_dist.corpus import doubts, splits
 from salsa_dist.corpus.archive import DamagedTar
-from salsa_dist.corpus.tar_samples import Found, found, tars
+from salsa_dist.corpus.tar_samples import Found, compressed, found, tars
 from salsa_dist.corpus.text import same
 from salsa_dist.corpus.utterance import split_in
 from salsa_dist.data.audio import MAX_SECONDS, BadAudio
@@ -76,10 +76,10 @@ def lint(folder: Folder, bounds: Bounds, workers: int = 1) -> tuple[list[Problem
         if not folder.is_dir():
             raise UserError(f"{folder} is no folder: name a folder of shards")
         shards: dict[str, Shard | None] = dict.fromkeys(tars(folder))
-        indexed = (folder / FILE).exists()
+        indexed, packed = (folder / FILE).exists(), compressed(folder)
     except OSError as e:
         raise UserError(f"{folder} can't be read ({e.strerror})") from e
-    problems = []
+    problems = [Problem(path, None, "tar", "is compressed: unpack it to a .tar") for path in packed]
     how: object = {}
     if indexed:
         index = ShardIndex.load(folder)
@@ -92,7 +92,7 @@ def lint(folder: Folder, bounds: Bounds, workers: int = 1) -> tuple[list[Problem
             Problem(path, None, "index", f"is not in {FILE}") for path in shards if path not in known
         ]
         shards = dict(sorted({**shards, **known}.items()))
-    if not shards:
+    if not shards and not packed:
         raise UserError(f"{folder} holds no .tar: name a folder of shards")
     checked = _each(partial(check, folder, bounds), list(shards.items()), workers)
     for one in checked:

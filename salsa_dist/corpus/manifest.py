@@ -165,7 +165,7 @@ def corpus(rows: Iterable[Row], ask: Ask, source: str) -> Corpus:
     unnamed: list[int] = []
     drops = Drops()
     lacking: dict[str, UserError] = {}
-    named: dict[tuple[str, str], str | Path] = {}
+    named: dict[tuple[str, str], str] = {}
     for row in rows:
         language = _word(row, ask, "language") or ask.language or "any"
         needed = ("audio", "text") if _speech(row, ask) else ("audio",)

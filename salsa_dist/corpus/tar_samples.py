@@ -15,6 +15,8 @@ from salsa_dist.corpus.archive import members, unsafe_name
 from salsa_dist.data.shards import DANGEROUS_KINDS, KINDS, MAX_BYTES, key_and_kind
 from salsa_dist.places import Folder, Remote
 
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".tar.zst")
+
 
 @dataclass
 class Found:
@@ -32,6 +34,14 @@ def tars(folder: Folder) -> list[str]:
     if isinstance(folder, Remote):
         return folder.files(".tar")
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.tar"))
+
+
+def compressed(folder: Folder) -> list[str]:
+    """The paths of tars below `folder` that are no tars before they are unpacked. Raises: OSError."""
+    if isinstance(folder, Remote):
+        return [path for path in folder.files() if path.endswith(_COMPRESSED)]
+    paths = (path for path in folder.rglob("*.t*") if path.name.endswith(_COMPRESSED))
+    return sorted(path.relative_to(folder).as_posix() for path in paths)
 
 
 def found(path: Folder) -> Iterator[Found]:

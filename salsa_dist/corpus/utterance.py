@@ -19,6 +19,7 @@ from typing import Any
 
 from salsa_dist.data.audio import MAX_SECONDS
 from salsa_dist.errors import UserError
+from salsa_dist.places import Folder
 
 SPLITS = ("train", "dev", "test")
 
@@ -182,7 +183,7 @@ def split_in(name: str) -> str | None:
     return found.pop() if len(found) == 1 else None
 
 
-def refuse_other_splits(named: Mapping[tuple[str, str], str | Path], what_to_do: str) -> None:
+def refuse_other_splits(named: Mapping[tuple[str, str], str | Folder], what_to_do: str) -> None:
     """Refuse names of splits if, in one language, one says train and another no split.
 
     What says none is divided into new splits, so held-out clips of another name would be trained on.

@@ -22,6 +22,7 @@ import json
 import os
 import re
 import tarfile
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -262,7 +263,7 @@ def read_facts(files: Mapping[str, Bytes], shard: Named, key: str | None) -> dic
         if (half := half_character(raw.decode("latin-1"), facts)) is not None:
             raise ValueError(f"{half} is half a character")
         if "txt" in files:
-            facts["text"] = str(files["txt"], "utf-8").strip()
+            facts["text"] = str(files["txt"], "utf-8-sig").strip()
     except (ValueError, TypeError, RecursionError) as e:
         raise BadSample(shard, key, f"has damaged JSON or text ({e})", "transcript") from e
     text = next((facts[f] for f in TEXT_FIELDS if f in facts), None) if type(facts) is dict else None
@@ -275,5 +276,6 @@ def read_facts(files: Mapping[str, Bytes], shard: Named, key: str | None) -> dic
     if type(weight) not in (int, float) or not 0 <= weight <= MAX_WEIGHT:
         why = f"has the loss_weight {weight!r}: it must be a number from 0 to {MAX_WEIGHT:g}"
         raise BadSample(shard, key, why, "bounds")
-    facts["text"] = text
+    # As a build writes them; others' texts may be decomposed, or have several lines.
+    facts["text"] = unicodedata.normalize("NFC", " ".join(text.splitlines()))
     return facts

@@ -199,6 +199,47 @@ def test_tars_that_can_t_be_indexed(tmp_path: Path) -> None:
     assert not (tmp_path / "index.json").exists()
 
 
+def one_sample(path: Path, text: bytes = b"a word") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as tar:
+        for ending, content in ((".wav", wav(300)), (".txt", text)):
+            info = tarfile.TarInfo(path.name.partition(".")[0] + ending)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+
+
+def test_compressed_tars_are_not_passed_over(tmp_path: Path) -> None:
+    for name in ("train-0.tar", "train-1.tar.gz"):
+        one_sample(tmp_path / "in" / name)
+    says = r"in/train-1\.tar\.gz is compressed, and samples are read by their place"
+    with pytest.raises(UserError, match=says):
+        index_tars(tmp_path / "in", language="bg")
+    with pytest.raises(UserError, match=says):
+        reshard(tmp_path / "in", tmp_path / "out", samples_per_shard=1, language="bg")
+    assert not (tmp_path / "out").exists()
+    problems, _ = lint(tmp_path / "in", Bounds())
+    assert [str(p) for p in problems] == ["train-1.tar.gz: is compressed: unpack it to a .tar"]
+
+
+def test_tars_of_another_split_are_not_trained_on(tmp_path: Path) -> None:
+    for name in ("train-0.tar", "held-out-0.tar"):
+        one_sample(tmp_path / "in" / name)
+    says = r"in/held-out-0\.tar: 'held-out-0\.tar' is none of train, dev and test"
+    with pytest.raises(UserError, match=says):
+        index_tars(tmp_path / "in", language="bg")
+    with pytest.raises(UserError, match=says):
+        reshard(tmp_path / "in", tmp_path / "out", samples_per_shard=1, language="bg")
+    index, _ = index_tars(tmp_path / "in", language="bg", split="test")
+    assert {shard.split for shard in index.shards} == {"test"}
+
+
+def test_texts_of_others_are_read_as_a_build_would_write_them(tmp_path: Path) -> None:
+    one_sample(tmp_path / "train-0.tar", "\ufeffпе\u0438\u0306\r\nдва\n".encode())
+    index, left_out = index_tars(tmp_path, language="bg")
+    assert left_out == []
+    assert [facts["text"] for _, _, facts in samples(index).values()] == ["пей два"]
+
+
 def test_resharding_keeps_every_byte_of_the_samples(tmp_path: Path) -> None:
     old = ours(tmp_path / "old")
     new, _ = reshard(tmp_path / "old", tmp_path / "new", samples_per_shard=5)
