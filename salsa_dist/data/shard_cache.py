@@ -24,6 +24,7 @@ import fcntl
 import hashlib
 import os
 import socket
+import sys
 import threading
 import time
 import zlib
@@ -57,6 +58,11 @@ class ShardCache:
     """Reads shards of a store through a folder on this node."""
 
     def __init__(self, settings: Cache) -> None:
+        if sys.platform != "linux":
+            raise UserError(
+                "shards in a store are read on Linux only, by its locks and its files in memory: copy "
+                "the shards into a folder of this machine"
+            )
         self.settings = settings
         self.folder = (settings.folder or cache_folder()) / "shards"
         self._wanted, self._ahead = FetchThreads(), FetchThreads()

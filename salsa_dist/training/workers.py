@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import select
 import signal
 import threading
+import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import Literal
 
+import psutil
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from salsa_dist.data import last_read
@@ -25,6 +27,7 @@ from salsa_dist.training.batches import StepBatches, StepShare
 
 # In PyTorch's errors about shared memory; the other one is of systems that do not refuse it at first.
 _FULL = ("No space left on device", "Bus error")
+_LOOK_S = 1.0  # between looks of a worker whether its rank is there
 
 
 def own_workers(wanted: int | Literal["auto"], ranks: Ranks) -> int:
@@ -171,15 +174,12 @@ def _end_with(rank: int) -> None:
 
     PyTorch's own watch looks at the parent: the fork server, which lives as long as its workers.
     """
-    try:
-        process = os.pidfd_open(rank)
-    except ProcessLookupError:
-        os._exit(1)
-    except OSError:
-        return  # Linux before 5.3
 
     def watch() -> None:
-        select.select([process], [], [])
+        with suppress(psutil.NoSuchProcess):
+            process = psutil.Process(rank)
+            while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                time.sleep(_LOOK_S)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True, name="salsa-rank").start()

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import re
 import socket
+import sys
 import time
 from functools import cache
 from pathlib import Path
@@ -466,6 +467,14 @@ def test_the_loop_waits_for_little_once_it_runs(served: tuple[Path, Proxy], tmp_
         own.step(t)
     # Without reading ahead each of these pools would wait for two answers.
     assert traffic().since(before).waited_s < 0.05 * 2 * (LANES - 1) / 2
+
+
+def test_other_systems_than_linux_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from salsa_dist.errors import UserError
+
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pytest.raises(UserError, match="shards in a store are read on Linux only"):
+        cache_of(Cache(tmp_path / "mac"))
 
 
 def test_a_cache_that_cannot_be_written_is_refused(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 import math
 import multiprocessing
+import subprocess
+import sys
 from dataclasses import replace
 from multiprocessing import forkserver
 from pathlib import Path
@@ -116,6 +118,25 @@ def test_a_killed_worker_is_one_line(llm: Any, tiny_shards: Path) -> None:
         worker.kill()
     with pytest.raises(UserError, match=r"reads clips ahead was killed \(SIGKILL, process \d+"):
         list(shares)
+
+
+def test_a_worker_ends_with_its_rank() -> None:
+    rank = subprocess.Popen(["sleep", "600"])
+    text = f"import time; from salsa_dist.training import workers; workers._end_with({rank.pid})"
+    worker = subprocess.Popen(
+        [sys.executable, "-c", f"{text}; print(1, flush=True); time.sleep(600)"], stdout=subprocess.PIPE
+    )
+    try:
+        assert worker.stdout is not None
+        worker.stdout.readline()
+        with pytest.raises(subprocess.TimeoutExpired):
+            worker.wait(3)
+        rank.kill()
+        assert worker.wait(30) == 1
+    finally:
+        rank.kill()
+        worker.kill()
+        rank.wait()
 
 
 def test_features_made_clip_by_clip_are_those_of_a_batch(llm: Any) -> None:
