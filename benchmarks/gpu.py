@@ -28,7 +28,6 @@ causal.
 from __future__ import annotations
 
 import argparse
-import gc
 import os
 import statistics
 import time
@@ -43,7 +42,8 @@ from torch.profiler import ProfilerActivity, profile
 
 import salsa_dist  # noqa: F401 -- before transformers
 from salsa_dist.config import PlacementConfig
-from salsa_dist.libraries.deepspeed import start_deepspeed
+from salsa_dist.libraries.deepspeed import forget, start_deepspeed
+from salsa_dist.placement.freed_memory import collect
 from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.placement.ranks import Ranks, join
 from salsa_dist.planner.devices import device_of
@@ -124,8 +124,6 @@ def main() -> None:
             row: dict[str, Any] = dict(zip(("placement", "checkpointing", "compile"), way, strict=True))
             if options.tiny or ranks.device.type == "cuda":
                 row |= {"status": "measured", **measure(options, ranks, *way)}
-                gc.collect()  # hooks and their base hold each other; the next row needs the memory
-                torch.cuda.empty_cache()
             else:
                 row |= {"status": "not measured", "why": "no CUDA GPU at hand"}
             print(row, flush=True)
@@ -143,6 +141,16 @@ def main() -> None:
 def measure(
     options: argparse.Namespace, ranks: Ranks, placement: str, checkpointing: bool, compiled: Compiled
 ) -> dict[str, Any]:
+    """One row's numbers; nothing of it stays on the GPU, the next row needs the memory."""
+    collect()  # also what a caller's last tests left
+    row = _measured(options, ranks, placement, checkpointing, compiled)
+    collect()
+    return row
+
+
+def _measured(
+    options: argparse.Namespace, ranks: Ranks, placement: str, checkpointing: bool, compiled: Compiled
+) -> dict[str, Any]:
     from transformers import Qwen2AudioConfig, Qwen2AudioForConditionalGeneration
 
     on_gpu = ranks.device.type == "cuda"
@@ -155,7 +163,7 @@ def measure(
     flops = options.clips * flops_of_a_clip(model, shape)
     layers = find_layers(model)
     parameters = sum(p.numel() for p in model.parameters())
-    release = cut(model) if placement == "zero-3" else lambda: None
+    release, forgotten = cut(model) if placement == "zero-3" else (lambda: None, lambda: None)
     widths = site_widths(layers)
     bank = Bank([AdapterSpec("a", tuple(widths), "salsa")], widths, ranks.device)
     optimizer = PackedAdam(bank, [Schedule(1e-3, 100, 0.0, "none")], 1.0)
@@ -197,11 +205,13 @@ def measure(
         **largest_costs(step, on_gpu),
     }
     base.close()
+    forgotten()
     return row
 
 
-def cut(model: Any) -> Callable[[], None]:
-    """Give `model` to ZeRO-3 in a group of this one rank; returns what lets go after backward.
+def cut(model: Any) -> tuple[Callable[[], None], Callable[[], None]]:
+    """Give `model` to ZeRO-3 in a group of this one rank; returns what lets go after backward, and
+    what takes hooks and weights away at the end.
 
     A run never does this, one rank sharing with nobody; here it shows what the machinery itself costs.
     """
@@ -215,7 +225,12 @@ def cut(model: Any) -> Callable[[], None]:
     engine, *_ = deepspeed.initialize(model=model, config=settings, dist_init_required=False)
     model.eval()
     release: Callable[[], None] = engine.optimizer.release_backward_leftovers
-    return release
+
+    def forgotten() -> None:
+        forget(engine, model)
+        dist.destroy_process_group(group)
+
+    return release, forgotten
 
 
 def make_batch(shape: dict[str, Any], clips: int) -> AdapterBatch:
