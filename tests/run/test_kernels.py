@@ -35,6 +35,7 @@ def test_kernels_are_those_that_the_config_says(
     try:
         train(load_config(config, [f"training.deterministic={deterministic}".lower()]))
         assert set(seen) == {(deterministic, False)}
-        assert ("CUBLAS_WORKSPACE_CONFIG" in os.environ) == deterministic
+        # Always: PyTorch looks at it once a process, and the next run in it may be deterministic.
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
     finally:
         settle_kernels(False)
