@@ -84,6 +84,7 @@ def decode_greedily(
     with generating_quietly():
         ids: torch.Tensor = (loop or model.generate)(
             **inputs,
+            **as_it_is(),
             do_sample=False,
             num_beams=1,
             max_new_tokens=max_new_tokens,
@@ -92,6 +93,21 @@ def decode_greedily(
             synced_gpus=synced,
         )
     return ids
+
+
+def as_it_is() -> dict[str, bool]:
+    """Arguments with which `generate` runs a model as it is, on a GPU too.
+
+    Else a model whose cache is static, such as Kyutai's, is compiled there: anew for each size of a
+    batch, and with the hooks of the first time, which say whose vectors are added.
+
+    Assumes that `generate` takes `disable_compile`.
+
+    Seen: transformers 5.24.
+    Else: minutes of compiling on a GPU, and perhaps the vectors of another batch.
+    Test: test_generate_compiles_nothing
+    """
+    return {"disable_compile": True}
 
 
 def listed_class(config: Any) -> Any | None:

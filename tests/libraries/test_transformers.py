@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_frames import make_kyutai
 
+from salsa_dist.data.clip import silent_clip
 from salsa_dist.libraries import transformers as library
 from salsa_dist.speech_llms.load import load_speech_llm
 
@@ -144,6 +146,30 @@ def test_generate_says_nothing_of_its_own_arguments(
     assert caplog.text == ""
     base.model.generate(input_features=features, max_new_tokens=3, language="bg")
     assert "max_new_tokens" in caplog.text  # else there is nothing to hold back any more
+
+
+def test_generate_compiles_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kyutai's cache is static: what transformers compiles on a GPU is compiled here."""
+    from transformers import CompileConfig, GenerationMixin
+
+    base = load_speech_llm(make_kyutai(tmp_path / "base"))
+    everywhere = base.model.generation_config.compile_config = CompileConfig()
+    everywhere._compile_all_devices = True
+    compiled = []
+    monkeypatch.setattr(
+        base.model, "get_compiled_call", lambda config: compiled.append(config) or base.model.__call__
+    )
+    prompts = base.family.prompt_batch([silent_clip("en")])
+    base.family.generate(base.model, prompts, 4)
+    assert compiled == []
+    generate = GenerationMixin.generate
+
+    def unasked(model: Any, *, disable_compile: bool, **others: Any) -> Any:
+        return generate(model, **others)
+
+    monkeypatch.setattr(GenerationMixin, "generate", unasked)
+    base.family.generate(base.model, prompts, 4)
+    assert compiled  # else it need not be asked any more
 
 
 def test_planned_weights_are_the_quantised(tiny_base: Path) -> None:
