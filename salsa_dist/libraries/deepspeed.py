@@ -1,7 +1,8 @@
 """DeepSpeed's ZeRO-3 for a frozen base. Only this file imports DeepSpeed.
 
-    keep = part_keeper(deepspeed, group, settings)     partitions a weight over the ranks of a group
-    deepspeed.initialize(model=…, config=settings)     hooks that gather and release weights
+    with on_own_device():                              as long as the model is partitioned
+        keep = part_keeper(deepspeed, group, settings)     partitions a weight over the ranks of a group
+        deepspeed.initialize(model=…, config=settings)     hooks that gather and release weights
 
 DeepSpeed adds attributes `ds_…` to a partitioned weight.
 """
@@ -42,6 +43,29 @@ def start_deepspeed() -> Any:
         getattr(deepspeed.ops, "__compatible_ops__", {})["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(verbose=False)
     return deepspeed
+
+
+@contextmanager
+def on_own_device() -> Iterator[None]:
+    """Inside the block, DeepSpeed takes the GPU on which this process computes.
+
+    A process that sees one GPU alone, as of `srun --gpus-per-task 1`, computes on number 0, whatever
+    its rank on the node.
+
+    Assumes that `zero.Init`, `initialize` and, in passes, what compares the ranks' modules take the GPU
+    whose number is in LOCAL_RANK.
+
+    Seen: DeepSpeed 0.19.8.
+    Else: 'invalid device ordinal' where ranks of a node see one GPU each.
+    Test: test_deepspeed_takes_the_device_that_a_variable_names
+    """
+    own = os.environ["LOCAL_RANK"]  # `start_deepspeed` has set it where no launcher did
+    if torch.cuda.is_available():
+        os.environ["LOCAL_RANK"] = str(torch.cuda.current_device())
+    try:
+        yield
+    finally:
+        os.environ["LOCAL_RANK"] = own
 
 
 def part_keeper(deepspeed: Any, group: Any, settings: dict[str, Any]) -> Callable[[nn.Parameter], None]:

@@ -11,7 +11,7 @@ engine, and autograd reaches the steering vectors through the hooks.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,6 +79,8 @@ class ZeroShards:
             # A part must fit into one of the buffers that it is read into.
             largest = max(-(-p.numel() // size) for p in model.parameters())
             settings["zero_optimization"]["offload_param"].setdefault("buffer_size", largest)
+        self._own_device = ExitStack()
+        self._own_device.enter_context(deepspeed_library.on_own_device())
         keep = deepspeed_library.part_keeper(deepspeed, self.group, settings)
         if sources is None:
             for parameter in model.parameters():
@@ -118,6 +120,7 @@ class ZeroShards:
             failed: the ranks no longer go along, so nothing here may wait for them.
         """
         FrozenLinear.leave()
+        self._own_device.close()
         deepspeed_library.forget(self._engine, self.model)
         del self._engine, self._offload
         if not failed:

@@ -6,10 +6,14 @@ deepspeed_ranks.py OUT     OUT/rank-0.json and OUT/rank-1.json
 from __future__ import annotations
 
 import json
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 from pretend_gpu import OnGpu, Watched, device
@@ -72,6 +76,17 @@ def on_a_gpu(keep: Any, offloaded: bool) -> dict[str, Any]:
     return found
 
 
+@contextmanager
+def seeing_one_gpu() -> Iterator[None]:
+    """`on_own_device` where each rank sees one GPU, its own, as number 0."""
+    with ExitStack() as stack:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.cuda, "is_available", lambda: True)
+            patch.setattr(torch.cuda, "current_device", lambda: 0)
+            stack.enter_context(library.on_own_device())
+        yield
+
+
 def main(out: Path) -> None:
     with join() as ranks:
         deepspeed = library.start_deepspeed()
@@ -92,6 +107,17 @@ def main(out: Path) -> None:
             return broadcast(tensor, *args, **kwargs)
 
         dist.broadcast = watched_broadcast
+        asked: list[str] = []  # the GPUs that DeepSpeed takes
+        accelerator = deepspeed.accelerator.get_accelerator()
+        named = accelerator.device_name
+
+        def watched_name(number: Any = None) -> Any:
+            asked.append(str(number))
+            return named(number)
+
+        accelerator.device_name = watched_name
+        one_gpu = ExitStack()
+        one_gpu.enter_context(seeing_one_gpu())
         keep = library.part_keeper(deepspeed, dist.group.WORLD, settings)
         for parameter in model.parameters():
             keep(parameter)
@@ -105,6 +131,7 @@ def main(out: Path) -> None:
         }
         found["on_a_gpu"] = [on_a_gpu(keep, offloaded) for offloaded in (False, True)]
         engine, *_ = deepspeed.initialize(model=model, config=settings, dist_init_required=False)
+        found["gpus"] = [set_up := asked.copy()]
         hooks = engine.optimizer
         model.eval()
         found["stay_whole"] = [library.stays_whole(large), library.stays_whole(bias)]
@@ -156,6 +183,9 @@ def main(out: Path) -> None:
         with torch.no_grad():  # the trace of what is gathered is complete then, and cached
             for _ in range(3):
                 model(torch.randn(2, 4))
+        found["gpus"].append(asked[len(set_up) :])
+        one_gpu.close()
+        found["local_rank"] = os.environ["LOCAL_RANK"]
         from deepspeed.runtime.zero import parameter_offload
 
         assert model in parameter_offload.FWD_MODULE_STACK, "nothing to forget: no proof"

@@ -62,6 +62,14 @@ def test_only_a_ranks_own_part_is_copied_to_the_device(ranks: list[dict[str, Any
         assert held["gathered_onto"] == offloaded["gathered_onto"] == "pretend"
 
 
+def test_deepspeed_takes_the_device_that_a_variable_names(ranks: list[dict[str, Any]]) -> None:
+    """Each rank sees one GPU, number 0; the launcher's own numbers are there again afterwards."""
+    for number, rank in enumerate(ranks):
+        for asked in rank["gpus"]:  # as it is set up, and in passes
+            assert set(asked) - {"None"} == {"0"}
+        assert rank["local_rank"] == str(number)
+
+
 def test_a_partitioned_weight_knows_its_shape_and_its_part(ranks: list[dict[str, Any]]) -> None:
     for rank in ranks:
         assert rank["shape"] == [8, 4]
