@@ -1,6 +1,7 @@
 """How far a GPU is, and how long it took: it works long after the host asked it to, so events tell.
 
     event = reached(device)      event.query(): the GPU has done all that was asked of it before
+    in_thread(device)            first of all in a further thread that asks events
     watch = Stopwatch(device)
     with watch.running():        any number of times
         …
@@ -21,6 +22,13 @@ import torch
 def reached(device: torch.device) -> torch.cuda.Event | None:
     """An event on the stream that `device` computes on; None on the CPU."""
     return _recorded(device, timed=False) if device.type == "cuda" else None
+
+
+def in_thread(device: torch.device) -> None:
+    """Let this thread's calls be of `device`. A new thread begins with the first GPU of the node, and
+    asking an event may take half a gigabyte there, once for each rank."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
 
 
 class Stopwatch:

@@ -29,7 +29,7 @@ from salsa_dist.data.index import ShardIndex
 from salsa_dist.data.shard_cache import cache_of
 from salsa_dist.placement import freed_memory
 from salsa_dist.placement.choose import Placed, choose
-from salsa_dist.placement.device_events import reached
+from salsa_dist.placement.device_events import in_thread, reached
 from salsa_dist.placement.loading import load_base
 from salsa_dist.placement.node_disk import once_a_node
 from salsa_dist.placement.ranks import Ranks, from_first, join
@@ -87,6 +87,7 @@ class Session:
             Watchdog(
                 *(config.run, ranks.rank, ranks.world_size, config.training.hang_after_s),
                 lambda: reached(ranks.device),
+                lambda: in_thread(ranks.device),
             )
         )
         stack.callback(self.say.close)

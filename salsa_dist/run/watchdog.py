@@ -77,6 +77,7 @@ class Watchdog:
         rank, world_size: who this is.
         hang_after_s: longest stay at one place, seconds.
         asked: makes an event of what was asked of this rank's device so far; None from it: all is done.
+        in_thread: called first in the thread that looks at these events.
     """
 
     def __init__(
@@ -86,12 +87,13 @@ class Watchdog:
         world_size: int,
         hang_after_s: float,
         asked: Callable[[], Event | None] = lambda: None,
+        in_thread: Callable[[], None] = lambda: None,
     ) -> None:
         self._folder = RunFolder(run).ranks
         self._rank, self._world_size = rank, world_size
         self._hang_after_s = hang_after_s
         self._main = threading.get_ident()
-        self._asked = asked
+        self._asked, self._in_thread = asked, in_thread
         # Replaced whole, since the thread reads it: where the main thread is.
         self._place = self._reached = _Place(0, None, "starting", time.monotonic(), False)
         self._ahead: deque[tuple[_Place, Event | None]] = deque()  # where the device is not yet
@@ -154,6 +156,7 @@ class Watchdog:
         return "; ".join(_where(rank, seen[rank]) for rank in behind[:_NAMED])
 
     def _watch(self) -> None:
+        self._in_thread()
         # Seldom enough for thousands of ranks on one file system, often enough to see three beats.
         pause = min(10.0, self._hang_after_s / 5)
         self._write()  # at once: a rank that is never seen can't be said to be anywhere

@@ -11,8 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from salsa_dist.data import last_read
+from salsa_dist.placement.device_events import in_thread
 from salsa_dist.run.watchdog import HUNG, Watchdog, report, waits_for_a_mover
 
 RANK = """
@@ -171,6 +173,24 @@ def test_with_fake_events_a_gpu_that_works_is_no_hang(tmp_path: Path) -> None:
         event.done = True
         dog._write()
         assert dog._stood_s() < 0.25
+
+
+def test_the_thread_that_asks_events_has_the_device_of_its_rank(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new thread begins with the first GPU, where every rank of the node would take memory."""
+    device, done = torch.device("cuda", 3), threading.Event()
+    taken: list[tuple[str, torch.device]] = []
+
+    def take(device: torch.device) -> None:
+        taken.append((threading.current_thread().name, device))
+        done.set()
+
+    monkeypatch.setattr(torch.cuda, "set_device", take)
+    in_thread(torch.device("cpu"))
+    with Watchdog(tmp_path, 0, 2, 60, in_thread=lambda: in_thread(device)):
+        assert done.wait(10)
+    assert taken == [("watchdog", device)]
 
 
 def test_with_fake_events_a_part_of_a_phase_is_done_when_the_gpu_has_done_it(tmp_path: Path) -> None:
