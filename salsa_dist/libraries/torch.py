@@ -1,6 +1,8 @@
-"""torch: aborting process groups, and removing the hooks of a module."""
+"""torch: aborting process groups, removing the hooks of a module, and where kernels are compiled."""
 
 from __future__ import annotations
+
+import os
 
 import torch.distributed as dist
 from torch import nn
@@ -39,3 +41,20 @@ def forget_hooks(module: nn.Module) -> None:
     for part in module.modules():
         part._forward_hooks.clear()
         part._forward_pre_hooks.clear()
+
+
+def compile_in_this_process() -> None:
+    """Have torch.compile start no processes, unless TORCHINDUCTOR_COMPILE_THREADS says how many.
+
+    Assumes that `torch._inductor.config.compile_threads` counts them, and is looked at when the first
+    kernel is compiled. The variable is read as that module is imported, which transformers does.
+
+    Seen: torch 2.13.
+    Else: kernels are compiled in processes that end by the signal ahead of a time limit, and training
+        with them.
+    Test: test_kernels_are_compiled_in_this_process
+    """
+    from torch._inductor import config
+
+    if "TORCHINDUCTOR_COMPILE_THREADS" not in os.environ:
+        config.compile_threads = 1

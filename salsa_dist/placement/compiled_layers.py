@@ -9,7 +9,6 @@ their shapes change with each token.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
 from functools import wraps
 from typing import Any
@@ -18,6 +17,7 @@ import torch
 from torch import nn
 
 from salsa_dist.errors import UserError
+from salsa_dist.libraries.torch import compile_in_this_process
 
 
 def compile_layers(layers: Iterable[nn.Module]) -> Callable[[], None]:
@@ -42,7 +42,7 @@ def prepare_compiler(device: torch.device) -> None:
     Raises:
         UserError: torch.compile makes no kernel here.
     """
-    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+    compile_in_this_process()
     try:
         torch.compile(torch.square)(torch.ones(2, device=device))
     except Exception as error:  # of the compiler's own kinds, and of what it starts

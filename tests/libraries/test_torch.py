@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
+import pytest
 import torch
 import torch.distributed as dist
 
@@ -23,3 +28,21 @@ def test_hooks_are_forgotten() -> None:
     forget_hooks(model)
     model(torch.zeros(1))
     assert ran == []
+
+
+@pytest.mark.parametrize("asked", [None, "3"])
+def test_kernels_are_compiled_in_this_process(asked: str | None) -> None:
+    """transformers imports the compiler's settings long before a kernel is asked for."""
+    code = (
+        "import transformers.modeling_utils, torch\n"
+        "from salsa_dist.placement.compiled_layers import prepare_compiler\n"
+        "prepare_compiler(torch.device('cpu'))\n"
+        "from torch._inductor.async_compile import get_compile_threads\n"
+        "print(get_compile_threads())"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "TORCHINDUCTOR_COMPILE_THREADS"}
+    environment |= {} if asked is None else {"TORCHINDUCTOR_COMPILE_THREADS": asked}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.stdout.strip() == (asked or "1"), done.stderr
