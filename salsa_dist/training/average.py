@@ -48,7 +48,8 @@ class Average:
         for name, average in self._averages.items():
             # Where there is one alone, weights have no dimension for it.
             rows = weights.view(-1, *[1] * (average.dim() - 1)) if len(own) > 1 else weights[0]
-            average.lerp_(self._trained[name].detach(), rows.to(average.device, average.dtype))
+            rows = rows.to(average.device, average.dtype, non_blocking=True)
+            average.lerp_(self._trained[name].detach(), rows)
 
     def _weight(self, row: int, made: int) -> float:
         if self._over < 1:

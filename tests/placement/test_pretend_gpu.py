@@ -27,8 +27,11 @@ from salsa_dist.placement.loading import load_base
 from salsa_dist.placement.ranks import Ranks
 from salsa_dist.run import session as sessions
 from salsa_dist.speech_llms.load import SpeechLLM, load_speech_llm
+from salsa_dist.steering.bank import AdapterSpec, Bank
 from salsa_dist.training import loop, silence_stride
+from salsa_dist.training.average import Average
 from salsa_dist.training.loss import token_losses
+from salsa_dist.training.optimizer import PackedAdam, Schedule
 
 MAKERS = FAMILIES | CTC
 TOKENS = 4
@@ -253,3 +256,13 @@ def test_a_run_waits_for_the_device_as_often_as_it_says(
     assert set(followed) == {device()}
     evaluate(config)
     assert (tmp_path / "run" / "evaluation").is_dir()
+
+
+def test_averaging_does_not_wait() -> None:
+    with Watched() as seen:
+        specs = [AdapterSpec(name, ("llm.0", "llm.1"), "add") for name in "ab"]
+        bank = Bank(specs, {"llm.0": 4, "llm.1": 4}, device())
+        average = Average(PackedAdam(bank, [Schedule(1e-3, 8, 0.0, "none")] * 2, None), 0.9, [[8]] * 2)
+        seen.waits.clear()
+        average.after_step(0, [0, 1])
+        assert not seen.waits
