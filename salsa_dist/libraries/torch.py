@@ -1,8 +1,9 @@
-"""torch: aborting process groups, removing the hooks of a module, and where kernels are compiled."""
+"""torch: process groups and their notes, the hooks of a module, where kernels are compiled."""
 
 from __future__ import annotations
 
 import os
+import warnings
 
 import torch.distributed as dist
 from torch import nn
@@ -27,6 +28,20 @@ def abort_groups() -> None:
     except RuntimeError:  # the backend cannot abort: the group ends with the process
         if dist.is_initialized() and dist.get_backend() != "nccl":
             dist.destroy_process_group()
+
+
+def quiet_barriers() -> None:
+    """Hold back that a barrier takes the current GPU: each rank has set its own before.
+
+    Assumes that the note begins with `barrier(): using the device under current context`.
+
+    Seen: torch 2.13.
+    Else: the first rank prints it at each place of a barrier.
+    Test: test_a_barrier_says_nothing_of_its_device
+    """
+    warnings.filterwarnings(
+        "ignore", r"barrier\(\): using the device under current context", UserWarning
+    )
 
 
 def forget_hooks(module: nn.Module) -> None:

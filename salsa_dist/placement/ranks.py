@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 
 from salsa_dist.errors import UserError
-from salsa_dist.libraries.torch import abort_groups
+from salsa_dist.libraries.torch import abort_groups, quiet_barriers
 from salsa_dist.placement.peers import Peers
 
 # Ranks may start that much apart, and torch lets no collective wait longer: the last resort, where a
@@ -90,6 +90,7 @@ def join(hang_after_s: float = 0.0, wanted: str = "auto") -> Iterator[Ranks]:
     if mine["kind"] == "cuda":
         device = torch.device("cuda", mine["index"])
         torch.cuda.set_device(device)
+        quiet_barriers()
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
     with ExitStack() as stack:
