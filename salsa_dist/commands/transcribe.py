@@ -270,6 +270,7 @@ def _base(
 ) -> Any:
     import torch
 
+    from salsa_dist.run.kernels import settle_kernels
     from salsa_dist.run.memory import IN_TRANSCRIBING, full_memory_in_one_line
     from salsa_dist.speech_llms.load import load_speech_llm
     from salsa_dist.speech_llms.precision import warn_if_slow
@@ -278,6 +279,7 @@ def _base(
         raise UserError(f"--dtype {dtype}: choose float32, bfloat16 or float16")
     if bad := next((text for text in language_as if text.count("=") != 1), None):
         raise UserError(f"--language-as {bad}: write it as tw=yo")
+    settle_kernels(deterministic=False)  # an fp32 base is to round as in `evaluate`
     try:
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=place)

@@ -234,6 +234,15 @@ def test_a_folder_without_audio_is_one_line(run: Run, tiny_base: Path, tmp_path:
     assert "no file matches" in run("transcribe", tiny_base, tmp_path / "*.wav", "--language", "bg")[2]
 
 
+def test_on_a_gpu_it_would_round_as_evaluation_does(
+    run: Run, tiny_base: Path, clips: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """cuDNN rounds what an fp32 convolution multiplies to 10 bits, unless it is told."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    assert run("transcribe", tiny_base, clips / "a.wav", "--language", "bg")[0] == 0
+    assert not torch.backends.cudnn.allow_tf32
+
+
 @pytest.mark.parametrize("form", ["text", "json"])
 def test_names_that_are_not_utf_8(run: Run, tiny_base: Path, clips: Path, form: str) -> None:
     os.rename(clips / "a.wav", os.fsencode(clips) + b"/caf\xe9.wav")
