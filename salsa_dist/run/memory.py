@@ -22,6 +22,20 @@ IN_TRANSCRIBING = (
 )
 
 
+# What NVIDIA's libraries say where torch's allocator has taken all: the thread of the first backward
+# pass opens cuBLAS for itself.
+_FULL = (
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDA error: out of memory",
+)
+
+
+def is_full_memory(error: RuntimeError) -> bool:
+    """Whether `error` says that a device's memory is full."""
+    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in _FULL)
+
+
 @contextmanager
 def full_memory_in_one_line(place: Callable[[], str], advice: str) -> Iterator[None]:
     """Inside the block, memory that runs out is an error of the user's.
@@ -35,5 +49,7 @@ def full_memory_in_one_line(place: Callable[[], str], advice: str) -> Iterator[N
     """
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_full_memory(error):
+            raise
         raise UserError(f"{place()}: out of memory: {advice}") from error

@@ -26,6 +26,7 @@ from salsa_dist.placement.frozen_base import FrozenBase
 from salsa_dist.placement.ranks import from_first
 from salsa_dist.run.events import dev_loss_told
 from salsa_dist.run.folder import RunFolder
+from salsa_dist.run.memory import is_full_memory
 from salsa_dist.run.session import Session
 from salsa_dist.speech_llms.batch import AdapterBatch
 from salsa_dist.speech_llms.load import SpeechLLM
@@ -199,7 +200,9 @@ class Job:
                 weights = label_weights(batch, of_labels)
                 of_labels = of_labels * weights
                 of_labels.sum().backward()
-            except torch.OutOfMemoryError:
+            except RuntimeError as error:
+                if not is_full_memory(error):
+                    raise
                 self.copies.forget()
                 return len(batch.keys)
             self.base.after_backward()

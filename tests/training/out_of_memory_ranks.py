@@ -17,7 +17,7 @@ from salsa_dist.speech_llms.batch import AdapterBatch
 
 
 @contextmanager
-def room_for(clips: int) -> Iterator[list[int]]:
+def room_for(clips: int, error: RuntimeError | None = None) -> Iterator[list[int]]:
     """Passes of more than `clips` clips are out of memory in backward; how many clips each pass had."""
     whole, passes = FrozenBase.logits, []
 
@@ -26,7 +26,7 @@ def room_for(clips: int) -> Iterator[list[int]]:
         passes.append(len(batch.keys))
         if len(batch.keys) > clips:
             made.sum().backward()  # gradients that must not count
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+            raise error or torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
         return made
 
     FrozenBase.logits = logits  # type: ignore[method-assign]

@@ -65,6 +65,26 @@ def test_smaller_passes_learn_the_same(
     assert max(passes[1:]) <= 3
 
 
+def test_cublas_without_memory_halves_a_pass_too(
+    tmp_path: Path, tiny_base: Path, tiny_shards: Path
+) -> None:
+    """Torch's allocator may have taken all when the thread of the first backward pass opens it."""
+    training = {**TRAINING, "steps": 1}
+    config = config_of(tmp_path / "a", tiny_base, tiny_shards, training=training)
+    said = "CUDA error: {} when calling `cublasCreate(handle)`"
+    full = RuntimeError(said.format("CUBLAS_STATUS_ALLOC_FAILED"))
+    with out_of_memory_ranks.room_for(clips=3, error=full):
+        assert train(load_config(config)).finished
+    assert [e["limit"] for e in events(config.parent / "run", "out_of_memory")] == [3]
+    config = config_of(tmp_path / "b", tiny_base, tiny_shards, training=training)
+    other = RuntimeError(said.format("CUBLAS_STATUS_EXECUTION_FAILED"))
+    with (
+        out_of_memory_ranks.room_for(clips=3, error=other),
+        pytest.raises(RuntimeError, match="EXECUTION"),
+    ):
+        train(load_config(config))
+
+
 def test_auto_takes_the_largest_passes_that_the_plan_has_room_for(
     tmp_path: Path, tiny_base: Path, tiny_shards: Path, plain: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
