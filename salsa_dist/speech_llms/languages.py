@@ -28,7 +28,7 @@ _CODES = """
     tg:tgk th:tha tl:tgl tr:tur uk:ukr ur:urd uz:uzn vi:vie yo:yor zh:cmn zu:zul
 """
 THREE_LETTERS = dict(pair.split(":") for pair in _CODES.split())
-_COUNTRY = re.compile(r"[A-Z]{2}|\d{3}")
+_COUNTRY = re.compile(r"(?!EN)[A-Z]{2}|\d{3}")  # EN is none, and often the half of mixed speech
 _CODE = re.compile(r"[A-Za-z]{2,4}(?:[-_][A-Za-z0-9]{2,4})*")
 
 

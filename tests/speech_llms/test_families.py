@@ -367,6 +367,7 @@ def test_a_layer_without_norm_weights_is_run_for_its_width() -> None:
 
 def test_language_codes() -> None:
     assert languages.parts("pt-BR") == languages.parts("pt_BR") == languages.parts("pt-076") == ["pt"]
+    assert languages.parts("zh-EN") == ["zh", "en"]  # no country is EN
     assert languages.parts("zh-Hant-TW") == ["zh", "hant"]
     assert languages.parts("PT-BR") == languages.parts("pt-br") == ["pt", "br"]
     assert languages.english_name("zh-en") == "Chinese and English"
