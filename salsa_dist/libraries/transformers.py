@@ -110,6 +110,26 @@ def as_it_is() -> dict[str, bool]:
     return {"disable_compile": True}
 
 
+def generate_as_it_is(*owners: Any) -> None:
+    """From now on `generate` runs a user's model as it is, on a GPU too.
+
+    Else a model with a static cache is compiled there, and what is compiled keeps the hooks of that
+    moment: a vector would be added after it was taken away, or not at all.
+
+    Args:
+        owners: the model, and a pipeline with settings of its own for `generate`.
+
+    Assumes that `generation_config.disable_compile` says it.
+
+    Seen: transformers 5.24.
+    Else: as above, on a GPU.
+    Test: test_generate_compiles_no_model_that_is_steered
+    """
+    for owner in owners:
+        if (settings := getattr(owner, "generation_config", None)) is not None:
+            settings.disable_compile = True
+
+
 def listed_class(config: Any) -> Any | None:
     """The class of a config in transformers' tables of speech-LLMs; None: it is in no table.
 

@@ -20,6 +20,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from salsa_dist.errors import UserError
+from salsa_dist.libraries.transformers import generate_as_it_is
 from salsa_dist.steering import adapter_bytes, adapter_folder, hub, vector_facts
 from salsa_dist.steering.adapter_folder import AdapterFacts, DataFacts, TrainingFacts
 from salsa_dist.steering.arithmetic import combined, shares
@@ -272,6 +273,9 @@ class SteeringVectors:
     def attach(self, model: Any, scale: float = 1.0, force: bool = False) -> Attachment:
         """Steer `model` with this adapter, for every sample, until `detach()` or the end of a block.
 
+        From then on, `generate` no longer compiles the model by itself, as it does on GPUs where its
+        cache is static: what is compiled would keep this adapter, or lack it.
+
         >>> import soundfile
         >>> from transformers import pipeline
         >>> samples, rate = soundfile.read("clip.wav")
@@ -291,7 +295,9 @@ class SteeringVectors:
             UserError: the adapter was made for another base, or steers sites that the model lacks.
         """
         sites = self.check(model, force)
-        device = next(module_of(model).parameters()).device
+        module = module_of(model)
+        generate_as_it_is(model, module)
+        device = next(module.parameters()).device
         return Attachment(bank_of([self.scaled(scale)], device), sites)
 
     def check(self, model: Any, force: bool = False) -> dict[str, nn.Module]:

@@ -12,7 +12,9 @@ from tiny_frames import make_kyutai
 
 from salsa_dist.data.clip import silent_clip
 from salsa_dist.libraries import transformers as library
-from salsa_dist.speech_llms.load import load_speech_llm
+from salsa_dist.speech_llms.load import SpeechLLM, load_speech_llm
+from salsa_dist.steering.vectors import SteeringVectors
+from salsa_dist.steering.widths import site_widths
 
 
 def _llama() -> Any:
@@ -148,28 +150,54 @@ def test_generate_says_nothing_of_its_own_arguments(
     assert "max_new_tokens" in caplog.text  # else there is nothing to hold back any more
 
 
-def test_generate_compiles_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kyutai's cache is static: what transformers compiles on a GPU is compiled here."""
-    from transformers import CompileConfig, GenerationMixin
+def compiling(base: SpeechLLM, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What transformers compiles on a GPU is compiled here, and noted."""
+    from transformers import CompileConfig
 
-    base = load_speech_llm(make_kyutai(tmp_path / "base"))
     everywhere = base.model.generation_config.compile_config = CompileConfig()
     everywhere._compile_all_devices = True
-    compiled = []
+    compiled: list[Any] = []
     monkeypatch.setattr(
         base.model, "get_compiled_call", lambda config: compiled.append(config) or base.model.__call__
     )
+    return compiled
+
+
+def unasked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`generate` is called as by a user."""
+    from transformers import GenerationMixin
+
+    generate = GenerationMixin.generate
+
+    def without(model: Any, *, disable_compile: bool, **others: Any) -> Any:
+        return generate(model, **others)
+
+    monkeypatch.setattr(GenerationMixin, "generate", without)
+
+
+def test_generate_compiles_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = load_speech_llm(make_kyutai(tmp_path / "base"))  # its cache is static
+    compiled = compiling(base, monkeypatch)
     prompts = base.family.prompt_batch([silent_clip("en")])
     base.family.generate(base.model, prompts, 4)
     assert compiled == []
-    generate = GenerationMixin.generate
-
-    def unasked(model: Any, *, disable_compile: bool, **others: Any) -> Any:
-        return generate(model, **others)
-
-    monkeypatch.setattr(GenerationMixin, "generate", unasked)
+    unasked(monkeypatch)
     base.family.generate(base.model, prompts, 4)
     assert compiled  # else it need not be asked any more
+
+
+def test_generate_compiles_no_model_that_is_steered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = load_speech_llm(make_kyutai(tmp_path / "base"))
+    compiled = compiling(base, monkeypatch)
+    unasked(monkeypatch)
+    prompts = base.family.prompt_batch([silent_clip("en")])
+    site, width = next(iter(site_widths(base.layer_lists).items()))
+    with SteeringVectors({site: torch.ones(width)}, "salsa").attach(base.model):
+        base.family.generate(base.model, prompts, 4)
+    base.family.generate(base.model, prompts, 4)
+    assert compiled == []
 
 
 def test_planned_weights_are_the_quantised(tiny_base: Path) -> None:
