@@ -91,6 +91,13 @@ def test_what_an_engine_does_not_do_is_refused_by_name(base: SpeechLLM, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_spec_does_not_replace_the_vectors(base: SpeechLLM, tmp_path: Path) -> None:
+    out = tmp_path / "bg.json"
+    with pytest.raises(UserError, match=r"name the vectors' file bg\.gguf"):
+        export(adapter(base, "llm.1"), "easysteer", out)
+    assert not out.exists()
+
+
 def test_the_command(base: SpeechLLM, tmp_path: Path) -> None:
     saved = adapter(base, "encoder.0").save(tmp_path / "bg")
     words = ["export", str(saved), "--to", "easysteer", "--out", str(tmp_path / "x.gguf")]

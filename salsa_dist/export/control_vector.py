@@ -39,6 +39,10 @@ def export(vectors: SteeringVectors, engine: str, out: Path) -> list[Path]:
     """
     if what := unlike(vectors, engine):
         raise UserError(f"adapter {vectors.name!r} can't be exported to {engine}: {what}")
+    if engine == "easysteer" and out.suffix == ".json":
+        raise UserError(
+            f"{out} is where the spec of EasySteer goes: name the vectors' file {out.stem}.gguf"
+        )
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(out) as part:
