@@ -108,6 +108,16 @@ def test_what_can_not_be_folded(
         fold(str(tiny_base), adapter(base), out)
 
 
+def test_a_place_that_takes_no_folder_is_refused_before_the_base_is_loaded(
+    base: SpeechLLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    for out in (tmp_path / "file" / "folded", tmp_path / "new" / ("x" * 300)):
+        with pytest.raises(UserError, match=r"can't be written: (Not a directory|File name too long)"):
+            fold("nowhere", adapter(base), out)
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
 def test_a_bias_that_is_no_stored_tensor_is_not_folded_into(
     base: SpeechLLM, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

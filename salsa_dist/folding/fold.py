@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -247,9 +248,16 @@ def _card(
 
 
 def refuse_taken(out: Path) -> None:
-    """A `UserError` where `out` is there already."""
-    if out.exists() or out.is_symlink():
-        raise UserError(f"{out} already exists: name a new folder")
+    """A `UserError` where `out` is there already, or no folder can be made there."""
+    try:
+        if out.exists() or out.is_symlink():
+            raise UserError(f"{out} already exists: name a new folder")
+        # Tried before the base is loaded and biases are fitted, which can take long.
+        there = next(folder for folder in out.absolute().parents if folder.exists())
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=there):
+            pass
+    except OSError as e:
+        raise UserError(f"{out} can't be written: {e.strerror}") from e
 
 
 def noise_clips(base: SpeechLLM, language: str) -> list[Clip]:
