@@ -7,6 +7,7 @@ Folders go the same way, by `put`: see `new_folder.py`.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -24,6 +25,8 @@ def written_whole(path: Path, *, flushed: bool = True, writer: str = "") -> Iter
             again at no cost.
         writer: names one of several that may write the same file at the same time.
     """
+    if not path.name:  # "." or "/": no other name lies beside it
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     part = path.with_name(f"{path.name}{'.' * bool(writer)}{writer}.part")
     try:
         with names(path):

@@ -60,6 +60,12 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path)
     assert os.listdir(tmp_path) == ["a.json"]
 
 
+@pytest.mark.parametrize("path", [".", "/"])
+def test_a_folder_without_a_name_is_an_error_of_the_disk(path: str) -> None:
+    with pytest.raises(IsADirectoryError):
+        replace_file(Path(path), "text")
+
+
 def test_a_folder_appears_when_all_of_it_is_on_the_disk(tmp_path: Path, calls: list[str]) -> None:
     with made_beside(tmp_path / "new") as folder:
         (folder / "below").mkdir()

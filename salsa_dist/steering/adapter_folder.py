@@ -287,6 +287,8 @@ def _read_facts(raw: bytes, file: Path) -> AdapterFacts:
 
 def _check_place(folder: Path) -> None:
     """Refuse to replace a folder that is not an adapter."""
+    if not folder.name:
+        raise UserError(f"adapter {folder} can't be written: name a folder of its own")
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise UserError(f"adapter {folder} can't be written: a file or link of that name is in the way")
     try:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from itertools import combinations
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -23,15 +24,19 @@ if TYPE_CHECKING:
 def combined(
     adapters: Sequence[SteeringVectors], weights: Sequence[float], name: str
 ) -> SteeringVectors:
-    """The weighted sum of adapters for one base, which the first stands for.
+    """The weighted sum of adapters for one base; what one does not know of it, another may.
 
     Raises:
         UserError: they differ in rule, base or width.
     """
     first = adapters[0]
-    for other in adapters[1:]:
-        for what, one, two in _differences(first, other):
-            raise _unlike(first, other, what, one, two)
+    for a, b in combinations(adapters, 2):
+        for what, one, two in _differences(a, b):
+            raise _unlike(a, b, what, one, two)
+    about_base: dict[str, Any] = {
+        what: next((known for a in adapters if (known := getattr(a, what))), "")
+        for what in ("base", "revision", "architecture", "model_type")
+    }
     vectors: dict[str, Tensor] = {}
     for site in sorted({site for a in adapters for site in a.vectors}, key=site_order):
         have = [
@@ -44,6 +49,7 @@ def combined(
         first,
         vectors=vectors,
         name=name,
+        **about_base,
         language=first.language if all(a.language == first.language for a in adapters) else "",
         data=first.data if all(a.data == first.data for a in adapters) else None,
         training=None,
@@ -81,7 +87,9 @@ def _differences(
     known_by = "revision" if first.revision and other.revision else "base"
     for what in ("rule", known_by, "architecture", "model_type"):
         one, two = getattr(first, what), getattr(other, what)
-        if one != two:
+        # A vectors' file alone does not say the architecture: not known is no difference.
+        unknown = what in ("architecture", "model_type") and not (one and two)
+        if one != two and not unknown:
             yield what, one, two
     for site, vector in first.vectors.items():
         if site in other.vectors and vector.shape != other.vectors[site].shape:

@@ -178,6 +178,15 @@ def test_an_older_adapter_is_replaced_and_nothing_else_is(llm: SpeechLLM, tmp_pa
     assert (tmp_path / "link").is_symlink()
 
 
+def test_the_folder_that_one_is_in_is_not_replaced(
+    llm: SpeechLLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="name a folder of its own"):
+        adapter(llm).save(".")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("call", ["mkdir", "fsync", "first rename", "second rename"])
 def test_a_save_that_fails_leaves_the_older_adapter(
     llm: SpeechLLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
@@ -620,6 +629,18 @@ def test_arithmetic(llm: SpeechLLM) -> None:
     for wrong in (lambda: one + 1, lambda: one * one, lambda: one - "a"):  # type: ignore[operator]
         with pytest.raises(TypeError):
             wrong()
+
+
+def test_a_vectors_file_alone_mixes_with_an_adapter_of_its_base(llm: SpeechLLM, tmp_path: Path) -> None:
+    one = adapter(llm)
+    alone = SteeringVectors.load(one.save(tmp_path / "bg") / "adapter.safetensors")
+    assert alone.architecture == ""
+    for mixed in (alone + one, one + alone, SteeringVectors.average([alone, one, one])):
+        assert (mixed.revision, mixed.architecture) == (llm.revision, one.architecture)
+    unsaid = adapter(llm, revision="")
+    assert (unsaid + one).revision == llm.revision, "so another base is still refused"
+    with pytest.raises(UserError, match="architecture"):
+        SteeringVectors.average([alone, one, adapter(llm, architecture="other")])
 
 
 def test_norms_and_cosines(llm: SpeechLLM) -> None:
