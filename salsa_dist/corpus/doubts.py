@@ -20,9 +20,8 @@ from salsa_dist.corpus.text import same
 from salsa_dist.data.audio import Audio
 from salsa_dist.data.audio_header import (
     HEAD,
-    PAGE,
     bytes_claimed,
-    has_end_mark,
+    has_end,
     sound_behind,
     sphere_header,
 )
@@ -51,16 +50,14 @@ def of_header(source: Path | bytes) -> str | None:
     with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
         head, size = file.read(HEAD), file.seek(0, os.SEEK_END)
         claimed = bytes_claimed(head)
-        goes_on = sound_behind(file, head)
-        file.seek(max(0, size - PAGE))
-        tail = file.read(PAGE)
+        ends, goes_on = has_end(file, head), sound_behind(file, head)
     if head[:8] == b"NIST_1A\n" and "shorten" in sphere_header(head).get("sample_coding", ""):
         name = "SPHERE file" if isinstance(source, bytes) else source
         raise UserError(
             f"unreadable audio: {name} is compressed by shorten: convert it, with "
             "'sph2pipe -f wav IN OUT'"
         )
-    if head.startswith(b"OggS") and not has_end_mark(tail):
+    if not ends:
         return f"{CUT_OFF}: its last page is no end"
     if claimed is not None and claimed > size:
         return f"{CUT_OFF}: {size} of the {claimed} bytes that its header claims"

@@ -26,7 +26,7 @@ import soundfile
 import soxr
 
 from salsa_dist.data import mp3_length
-from salsa_dist.data.audio_header import HEAD, PAGE, bytes_claimed, has_end_mark, sound_behind
+from salsa_dist.data.audio_header import HEAD, bytes_claimed, has_end, sound_behind
 from salsa_dist.errors import UserError
 
 Audio = npt.NDArray[np.float32]
@@ -146,9 +146,7 @@ def mono_blocks(file: IO[bytes], name: str) -> Iterator[tuple[Audio, int]]:
     head = file.read(HEAD)
     container = container_of(head)
     size = file.seek(0, os.SEEK_END)
-    file.seek(max(0, size - PAGE))
-    ends = not head.startswith(b"OggS") or has_end_mark(file.read(PAGE))
-    goes_on = sound_behind(file, head)
+    ends, goes_on = has_end(file, head), sound_behind(file, head)
     file.seek(0)
     if container is not None:
         yield from _by_pyav(file, container, name)

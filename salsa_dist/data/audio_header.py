@@ -57,7 +57,15 @@ def sound_behind(file: IO[bytes], head: bytes) -> bool:
     return any(behind) and not a_chunk
 
 
-def has_end_mark(tail: bytes) -> bool:
+def has_end(file: IO[bytes], head: bytes) -> bool:
+    """Whether a file with the first bytes `head` ends as its kind must: Ogg, by a mark. Others may."""
+    if not head.startswith(b"OggS"):
+        return True
+    file.seek(max(0, file.seek(0, os.SEEK_END) - PAGE))
+    return _has_end_mark(file.read(PAGE))
+
+
+def _has_end_mark(tail: bytes) -> bool:
     """Whether the last page in the last `PAGE` bytes of an ogg file is marked as its end (RFC 3533)."""
     at = tail.rfind(b"OggS") + 5
     return 5 <= at < len(tail) and bool(tail[at] & 4)
